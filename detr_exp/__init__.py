@@ -1,0 +1,1 @@
+"""A Hydra-driven experiment runner for real-time detection transformers."""

@@ -1,0 +1,241 @@
+"""What travels between the parts: typed data in, named tuples out.
+
+Legend: B images, T objects of the whole batch, Q queries, C logits per query, L decoder layers,
+K keypoints, M matched pairs. Boxes are cxcywh in 0..1 of the image unless a name says otherwise.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, fields, replace
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+@dataclass
+class Target:
+    """Ground truth of one image, in the geometry the network sees.
+
+    Attributes:
+        labels: `[n]` int64, contiguous class indices.
+        boxes: `[n, 4]` float32, cxcywh in 0..1.
+        masks: `[n, H, W]` bool at the size of the network's input, or None.
+        keypoints: `[n, K, 3]` float32 (x, y in 0..1, visibility 0/1/2; unlabelled points are all zero), or None.
+    """
+
+    labels: Tensor
+    boxes: Tensor
+    masks: Tensor | None = None
+    keypoints: Tensor | None = None
+
+
+@dataclass
+class Targets:
+    """Ground truth of a batch, packed: the objects of all images one after another.
+
+    Attributes:
+        labels: `[T]` int64.
+        boxes: `[T, 4]` float32, cxcywh in 0..1.
+        counts: objects per image, on the host, so that nobody has to ask the device for them.
+        masks: `[T, H, W]` bool, or None.
+        keypoints: `[T, K, 3]` float32, or None.
+    """
+
+    labels: Tensor
+    boxes: Tensor
+    counts: tuple[int, ...]
+    masks: Tensor | None = None
+    keypoints: Tensor | None = None
+
+    @classmethod
+    def pack(cls, targets: list[Target]) -> Targets:
+        """Concatenate per-image targets in order; optional fields must be present in all of them or in none."""
+
+        def joined(name: str) -> Tensor | None:
+            parts = [getattr(target, name) for target in targets]
+            return None if any(part is None for part in parts) else torch.cat(parts)
+
+        return cls(
+            labels=torch.cat([target.labels for target in targets]),
+            boxes=torch.cat([target.boxes for target in targets]),
+            counts=tuple(len(target.labels) for target in targets),
+            masks=joined("masks"),
+            keypoints=joined("keypoints"),
+        )
+
+    def __len__(self) -> int:
+        return sum(self.counts)
+
+    def to(self, device: torch.device, non_blocking: bool = False) -> Targets:
+        return _moved(self, device, non_blocking)
+
+    def pin_memory(self) -> Targets:
+        return _pinned(self)
+
+
+@dataclass
+class Batch:
+    """What a loader yields: pixels as bytes until they are on the device.
+
+    Attributes:
+        images: `[B, H, W, 3]` uint8, RGB.
+        targets: packed ground truth.
+        image_sizes: `[B, 2]` int64 (height, width) in pixels of the original pictures.
+        image_ids: the data set's ids, on the host.
+        padding_mask: `[B, H, W]` bool, True where there is no picture; None when every image fills its canvas.
+    """
+
+    images: Tensor
+    targets: Targets
+    image_sizes: Tensor
+    image_ids: list[int] = field(default_factory=list)
+    padding_mask: Tensor | None = None
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def to(self, device: torch.device, non_blocking: bool = False) -> Batch:
+        return _moved(self, device, non_blocking)
+
+    def pin_memory(self) -> Batch:
+        return _pinned(self)
+
+    def pixels(self) -> Tensor:
+        """Images as the networks take them: `[B, 3, H, W]` float32 in 0..1, channels-last in memory."""
+        return self.images.permute(0, 3, 1, 2).float().div_(255)
+
+
+class MaskLogits(NamedTuple):
+    """Mask logits in factored form: the mask of a query is the inner product of its vector with every pixel's.
+
+    Attributes:
+        features: `[..., B, D, h, w]`; a leading layer axis where predictions of several layers are stacked.
+        queries: `[..., B, Q, D]`.
+        bias: `[1]`.
+    """
+
+    features: Tensor
+    queries: Tensor
+    bias: Tensor
+
+    def dense(self) -> Tensor:
+        """`[..., B, Q, h, w]` logits; for post-processing and export only."""
+        return torch.einsum("...bqd,...bdhw->...bqhw", self.queries, self.features) + self.bias
+
+
+class Prediction(NamedTuple):
+    """What a set of queries says.
+
+    Attributes:
+        logits: `[..., B, Q, C]`.
+        boxes: `[..., B, Q, 4]` cxcywh in 0..1 (RF-DETR's are unbounded).
+        masks: factored mask logits, or None.
+        keypoints: `[..., B, Q, K, 8]` (see `model/rfdetr_keypoint.py` for the channels), or None.
+    """
+
+    logits: Tensor
+    boxes: Tensor
+    masks: MaskLogits | None = None
+    keypoints: Tensor | None = None
+
+    def at(self, layer: int) -> Prediction:
+        """One layer of a stacked prediction."""
+        masks = None
+        if self.masks is not None:
+            masks = MaskLogits(self.masks.features[layer], self.masks.queries[layer], self.masks.bias)
+        keypoints = None if self.keypoints is None else self.keypoints[layer]
+        return Prediction(self.logits[layer], self.boxes[layer], masks, keypoints)
+
+
+class Denoising(NamedTuple):
+    """Predictions of the denoising queries and whom they were made from.
+
+    Attributes:
+        layers: stacked like `Outputs.layers`, with the denoising queries on the query axis.
+        image: `[M]` int64, image of every positive query.
+        query: `[M]` int64, its place on the query axis.
+        target: `[M]` int64, the object (packed index) it is a noisy copy of.
+        groups: how many copies of the ground truth there are; divides the loss.
+    """
+
+    layers: Prediction
+    image: Tensor
+    query: Tensor
+    target: Tensor
+    groups: int
+
+
+class Outputs(NamedTuple):
+    """What a network returns.
+
+    Attributes:
+        layers: predictions of the decoder layers, stacked on a leading axis: logits `[L, B, G * Q, C]`.
+            In evaluation only the last (or `eval_idx`) layer is computed and `L` is 1.
+        encoder: predictions of the selected encoder tokens: logits `[B, G * Q, C]`; None in evaluation.
+        denoising: None in evaluation.
+        groups: query groups G that are matched independently (group-DETR); query axis is group-major.
+    """
+
+    layers: Prediction
+    encoder: Prediction | None = None
+    denoising: Denoising | None = None
+    groups: int = 1
+
+    @property
+    def pred(self) -> Prediction:
+        """The last layer's prediction: logits `[B, Q, C]`, boxes `[B, Q, 4]`."""
+        return self.layers.at(-1)
+
+
+@dataclass
+class Detections:
+    """Detections of one image in its original pixels, best first.
+
+    Attributes:
+        scores: `[n]` in 0..1.
+        labels: `[n]` int64 contiguous class indices.
+        boxes: `[n, 4]` xyxy, pixels of the original picture.
+        masks: `[n, H, W]` bool at the original size, or None.
+        keypoints: `[n, K, 3]` (x, y in pixels, confidence 0..1), or None.
+        keypoint_covariance: `[n, K, 2, 2]` in squared pixels, or None.
+    """
+
+    scores: Tensor
+    labels: Tensor
+    boxes: Tensor
+    masks: Tensor | None = None
+    keypoints: Tensor | None = None
+    keypoint_covariance: Tensor | None = None
+
+    def __len__(self) -> int:
+        return len(self.scores)
+
+    def cpu(self) -> Detections:
+        return _moved(self, torch.device("cpu"), False)
+
+    def above(self, threshold: float) -> Detections:
+        """Only the detections whose score exceeds `threshold`."""
+        keep = self.scores > threshold
+        kept = {f.name: value[keep] for f in fields(self) if (value := getattr(self, f.name)) is not None}
+        return replace(self, **kept)
+
+
+def _moved(value, device: torch.device, non_blocking: bool):
+    """A copy of a dataclass with every tensor (and nested dataclass) on `device`."""
+    movable = (Tensor, Targets)
+    moved = {
+        f.name: item.to(device, non_blocking=non_blocking)
+        for f in fields(value)
+        if isinstance(item := getattr(value, f.name), movable)
+    }
+    return replace(value, **moved)
+
+
+def _pinned(value):
+    """A copy of a dataclass with every tensor in page-locked memory."""
+    movable = (Tensor, Targets)
+    pinned = {
+        f.name: item.pin_memory() for f in fields(value) if isinstance(item := getattr(value, f.name), movable)
+    }
+    return replace(value, **pinned)
