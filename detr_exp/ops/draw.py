@@ -1,0 +1,94 @@
+"""Pictures of objects: boxes, labels, masks and skeletons on a photograph; and sheets of such pictures."""
+
+from __future__ import annotations
+
+import colorsys
+import math
+from collections.abc import Sequence
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+
+def colour(index: int) -> tuple[int, int, int]:
+    """A colour for a class: golden-ratio steps around the hue circle, so that neighbours differ."""
+    red, green, blue = colorsys.hsv_to_rgb((0.02 + index * 0.618034) % 1.0, 0.8, 0.95)
+    return round(red * 255), round(green * 255), round(blue * 255)
+
+
+def draw_objects(
+    image: np.ndarray,
+    *,
+    boxes_xyxy_px: np.ndarray,
+    labels: Sequence[int],
+    names: Sequence[str],
+    scores: Sequence[float] | None = None,
+    masks: np.ndarray | None = None,
+    keypoints_px: np.ndarray | None = None,
+    skeleton: Sequence[tuple[int, int]] = (),
+) -> Image.Image:
+    """One picture with its objects.
+
+    Args:
+        image: `[H, W, 3]` uint8 RGB.
+        boxes_xyxy_px: `[n, 4]` corners in pixels.
+        labels: class index per object.
+        names: class names; an index beyond them is shown as a number.
+        scores: 0..1 per object; None for ground truth.
+        masks: `[n, H, W]` bool.
+        keypoints_px: `[n, K, 3]` x, y in pixels and a confidence or visibility; points at or below 0 are left out.
+        skeleton: pairs of 0-based keypoint indices that are joined by a line.
+    """
+    pixels = image
+    if masks is not None and len(masks):
+        pixels = image.astype(np.float32)
+        for mask, label in zip(masks, labels):
+            pixels[mask] = 0.5 * pixels[mask] + 0.5 * np.array(colour(label), np.float32)
+        pixels = pixels.astype(np.uint8)
+    picture = Image.fromarray(pixels)
+    canvas = ImageDraw.Draw(picture)
+    scale = max(picture.size) / 640
+    width = max(1, round(2 * scale))
+    font = ImageFont.load_default(size=max(9, round(13 * scale)))
+    for i, (box, label) in enumerate(zip(np.asarray(boxes_xyxy_px, float).tolist(), labels)):
+        x0, y0, x1, y1 = box
+        ink = colour(label)
+        canvas.rectangle((min(x0, x1), min(y0, y1), max(x0, x1), max(y0, y1)), outline=ink, width=width)
+        word = names[label] if label < len(names) else str(label)
+        if scores is not None:
+            word += f" {scores[i]:.2f}"
+        left, top, right, bottom = canvas.textbbox((0, 0), word, font=font)
+        y = y0 - (bottom - top) - 4 if y0 > bottom - top + 4 else y0
+        canvas.rectangle((x0, y, x0 + right - left + 4, y + bottom - top + 4), fill=ink)
+        canvas.text(
+            (x0 + 2 - left, y + 2 - top), word, fill=(0, 0, 0) if sum(ink) > 380 else (255, 255, 255), font=font
+        )
+        if keypoints_px is not None:
+            _draw_keypoints(canvas, keypoints_px[i], skeleton, ink, width)
+    return picture
+
+
+def _draw_keypoints(canvas: ImageDraw.ImageDraw, points: np.ndarray, skeleton, ink, width: int) -> None:
+    for a, b in skeleton:
+        if points[a, 2] > 0 and points[b, 2] > 0:
+            canvas.line([tuple(points[a, :2]), tuple(points[b, :2])], fill=ink, width=width)
+    radius = 1.5 * width
+    for x, y, seen in points:
+        if seen > 0:
+            canvas.ellipse((x - radius, y - radius, x + radius, y + radius), fill=(255, 255, 255), outline=ink)
+
+
+def sheet(pictures: Sequence[Image.Image], *, columns: int | None = None, tile: int = 320) -> Image.Image:
+    """Pictures side by side on a dark ground, each scaled to fit a `tile` x `tile` square."""
+    columns = columns or max(1, math.ceil(math.sqrt(len(pictures))))
+    rows = math.ceil(len(pictures) / columns)
+    gap = 4
+    canvas = Image.new("RGB", (columns * (tile + gap) + gap, rows * (tile + gap) + gap), (24, 24, 24))
+    for i, picture in enumerate(pictures):
+        factor = tile / max(picture.size)
+        size = (max(1, round(picture.width * factor)), max(1, round(picture.height * factor)))
+        small = picture.resize(size, Image.Resampling.BILINEAR if factor < 1 else Image.Resampling.NEAREST)
+        x = gap + (i % columns) * (tile + gap) + (tile - size[0]) // 2
+        y = gap + (i // columns) * (tile + gap) + (tile - size[1]) // 2
+        canvas.paste(small, (x, y))
+    return canvas

@@ -1,0 +1,117 @@
+"""Checkpoint files: written atomically and durably, read without executing anything, verified."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import IO, Any
+
+import torch
+
+FORMAT = 1
+NEWEST = "checkpoint.pth"
+BEST = {"raw": "checkpoint_best_regular.pth", "ema": "checkpoint_best_ema.pth"}
+BEST_TOTAL = "checkpoint_best_total.pth"
+
+
+def save(state: dict[str, Any], path: Path) -> None:
+    """Write `state` so that at every instant the file under `path` is either the old one or the new one, whole.
+
+    Raises:
+        ValueError: when the folder cannot be written (read-only, disk full); the previous file is untouched.
+    """
+    _write(path, lambda file: torch.save(state, file))
+
+
+def duplicate(source: Path, path: Path) -> None:
+    """Copy a checkpoint under another name, with the promises of `save`."""
+    with open(source, "rb") as original:
+        _write(path, lambda file: shutil.copyfileobj(original, file))
+
+
+def prune(folder: Path, keep: int) -> None:
+    """Delete all but the newest `keep` of the numbered checkpoints."""
+    numbered = [p for p in folder.glob("checkpoint_*.pth") if p.stem.removeprefix("checkpoint_").isdigit()]
+    numbered.sort(key=lambda p: int(p.stem.removeprefix("checkpoint_")))
+    for old in numbered[: max(0, len(numbered) - keep)]:
+        old.unlink()
+
+
+def _write(path: Path, write: Callable[[IO[bytes]], object]) -> None:
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        with open(temporary, "wb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+    except (OSError, RuntimeError) as error:
+        temporary.unlink(missing_ok=True)
+        kept = f"; the previous {path.name} is untouched" if path.exists() else ""
+        raise ValueError(f"{path} could not be written ({error}){kept}; free space or set hydra.run.dir") from error
+
+
+def load(path: Path) -> dict[str, Any]:
+    """Read a checkpoint on the CPU; `weights_only`, so nothing in it is executed.
+
+    Raises:
+        ValueError: when the file is absent, damaged (its checksums are compared) or not one of ours.
+    """
+    if not path.is_file():
+        raise ValueError(f"{path} is not a file; give the path of a checkpoint (.pth) or the folder of a run")
+    advice = _alternatives(path)
+    try:
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()
+    except zipfile.BadZipFile as error:
+        raise ValueError(f"{path} is truncated or no checkpoint ({error}){advice}") from error
+    if damaged is not None:
+        raise ValueError(f"{path} is damaged: the checksum of {damaged!r} does not match{advice}")
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises many kinds; every one means "not a file of plain tensors"
+        reason = str(error).splitlines()[0][:200]
+        raise ValueError(
+            f"{path} holds more than tensors and plain values and was not opened ({reason}){advice}"
+        ) from error
+    if not isinstance(state, dict) or "format" not in state:
+        raise ValueError(f"{path} was not written by detr_exp; foreign weights go through model.weights={path}")
+    if state["format"] > FORMAT:
+        raise ValueError(f"{path} has format {state['format']}, this version reads up to {FORMAT}; update detr_exp")
+    return state
+
+
+def resolve(checkpoint: str | Path) -> Path:
+    """The file meant by a path to a checkpoint or to a run folder (its best, else its newest).
+
+    Raises:
+        ValueError: when there is none.
+    """
+    path = Path(checkpoint).expanduser()
+    if not path.is_dir():
+        return path
+    for name in (BEST_TOTAL, BEST["ema"], BEST["raw"], NEWEST):
+        if (path / name).is_file():
+            return path / name
+    raise ValueError(f"{path} holds no checkpoint; a run writes {NEWEST} and {BEST_TOTAL} there")
+
+
+def config_hash(config: dict[str, Any]) -> str:
+    """Twelve hex digits that name a resolved config."""
+    canonical = json.dumps(config, sort_keys=True, default=str)
+    return hashlib.sha256(canonical.encode()).hexdigest()[:12]
+
+
+def _alternatives(path: Path) -> str:
+    others = sorted(p.name for p in path.parent.glob("checkpoint*.pth") if p != path)
+    return f"; also in this folder: {', '.join(others)}" if others else ""

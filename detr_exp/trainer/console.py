@@ -1,0 +1,136 @@
+"""What a person sees while a run goes on."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Protocol
+
+BARS = ("rich", "tqdm", "none")
+
+
+class Meter(Protocol):
+    """Counts steps; shows a few words beside the count."""
+
+    def __call__(self, words: str = "", advance: int = 1) -> None: ...
+
+
+class Console:
+    """Progress bars and tables on a terminal, plain lines elsewhere.
+
+    Args:
+        progress_bar: `rich`, `tqdm` or `none`; true means `rich`, false and null mean `none`.
+
+    Raises:
+        ValueError: for another word.
+    """
+
+    def __init__(self, progress_bar: str | bool | None) -> None:
+        word = {True: "rich", False: "none", None: "none"}.get(progress_bar, progress_bar)  # type: ignore[arg-type]
+        if word not in BARS:
+            raise ValueError(f"trainer.progress_bar is {progress_bar!r}; use {', '.join(BARS)}, true or false")
+        self.terminal = sys.stdout.isatty()
+        self.bar = word if self.terminal else "none"
+
+    def line(self, text: str) -> None:
+        print(text, flush=True)
+
+    def facts(self, title: str, rows: Mapping[str, str]) -> None:
+        """A title and aligned `name  value` lines."""
+        width = max(len(name) for name in rows)
+        self.line(f"\n{title}")
+        for name, value in rows.items():
+            self.line(f"  {name:<{width}}  {value}")
+        self.line("")
+
+    def metrics(self, title: str, columns: Mapping[str, float]) -> None:
+        """One evaluation as a table of AP values in 0..1 (a plain line when the output is no terminal)."""
+        shown = {name: "-" if value < 0 else f"{value:.3f}" for name, value in columns.items()}
+        if not self.terminal:
+            self.line(f"{title}  " + "  ".join(f"{name} {value}" for name, value in shown.items()))
+            return
+        from rich.console import Console as Rich
+        from rich.table import Table
+
+        table = Table(title=title, title_justify="left", title_style="bold")
+        for name in shown:
+            table.add_column(name, justify="right")
+        table.add_row(*shown.values())
+        Rich().print(table)
+
+    @contextmanager
+    def progress(self, title: str, total: int) -> Iterator[Meter]:
+        """A live bar with the time left; without a terminal a line at most every 30 seconds."""
+        if self.bar == "rich":
+            with _rich_bar(title, total) as meter:
+                yield meter
+        elif self.bar == "tqdm":
+            with _tqdm_bar(title, total) as meter:
+                yield meter
+        else:
+            yield _LineMeter(title, total, quiet=self.terminal)
+
+
+class _LineMeter:
+    def __init__(self, title: str, total: int, quiet: bool) -> None:
+        self.title, self.total, self.quiet = title, total, quiet
+        self.done, self.started = 0, time.monotonic()
+        self.spoken = self.started
+
+    def __call__(self, words: str = "", advance: int = 1) -> None:
+        self.done += advance
+        now = time.monotonic()
+        if self.quiet or now - self.spoken < 30:
+            return
+        self.spoken = now
+        left = (now - self.started) / max(self.done, 1) * (self.total - self.done)
+        print(f"{self.title}  {self.done}/{self.total}  {words}  {left:.0f} s left", flush=True)
+
+
+@contextmanager
+def _rich_bar(title: str, total: int) -> Iterator[Meter]:
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=28),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[words]}"),
+    )
+    with Progress(*columns, transient=True) as progress:
+        task = progress.add_task(title, total=total, words="")
+
+        def meter(words: str = "", advance: int = 1) -> None:
+            changed = {"words": words} if words else {}
+            progress.update(task, advance=advance, **changed)
+
+        yield meter
+
+
+@contextmanager
+def _tqdm_bar(title: str, total: int) -> Iterator[Meter]:
+    try:
+        from tqdm import tqdm
+    except ModuleNotFoundError:
+        raise ValueError(
+            "trainer.progress_bar is tqdm, which is not installed; pip install tqdm or set trainer.progress_bar=rich"
+        ) from None
+    with tqdm(total=total, desc=title, leave=False) as bar:
+
+        def meter(words: str = "", advance: int = 1) -> None:
+            if words:
+                bar.set_postfix_str(words, refresh=False)
+            bar.update(advance)
+
+        yield meter

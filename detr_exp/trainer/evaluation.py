@@ -1,0 +1,72 @@
+"""One evaluation loop, for training, the `evaluate` command and everything else that reports mAP."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from detr_exp.structures import Batch, Detections, Outputs
+from detr_exp.trainer.precision import Precision
+
+
+@torch.inference_mode()
+def evaluate(
+    network: nn.Module,
+    loader: Iterable[Batch],
+    metric: Any,
+    precision: Precision,
+    *,
+    criterion: nn.Module | None = None,
+    on_batch: Callable[[Batch, list[Detections]], None] | None = None,
+) -> dict[str, float]:
+    """Run `network` over `loader` and compute the COCO metrics.
+
+    Args:
+        network: in any mode; it is evaluated in `eval()` mode and left as it was.
+        loader: batches of the split `metric` holds the truth of.
+        metric: a `detr_exp.metric.coco.CocoMetric`; reset first.
+        precision: where and in what type to compute.
+        criterion: also compute the loss (`loss`, mean over images).
+        on_batch: called with every batch and its detections, on the CPU.
+
+    Returns:
+        the metric's values (`mAP`, `mAP50`, ...), `loss` and its terms if asked for, and `time/images_per_second`.
+    """
+    was_training = network.training
+    network.eval()
+    metric.reset()
+    losses: dict[str, Tensor] = {}
+    images, started = 0, time.perf_counter()
+    try:
+        for batch in loader:
+            moved = batch.to(precision.device, non_blocking=True)
+            with precision.autocast():
+                outputs: Outputs = network(moved.pixels(), padding_mask=moved.padding_mask)
+            outputs = as_float32(outputs)
+            detections = [d.cpu() for d in network.postprocess(outputs, moved.image_sizes)]
+            metric.update(batch.image_ids, detections)
+            if criterion is not None:
+                for name, term in criterion(outputs, moved.targets, num_boxes=len(batch.targets)).items():
+                    losses[name] = losses.get(name, 0) + term * len(batch)
+            images += len(batch)
+            if on_batch is not None:
+                on_batch(batch, detections)
+    finally:
+        network.train(was_training)
+    values = metric.compute()
+    values |= {name if name != "total" else "loss": float(value) / images for name, value in losses.items()}
+    values["time/images_per_second"] = images / (time.perf_counter() - started)
+    return values
+
+
+def as_float32(value: Any) -> Any:
+    """A nest of named tuples with every half-precision tensor as float32: losses and box maths are computed in it."""
+    if isinstance(value, Tensor):
+        return value.float() if value.dtype in (torch.bfloat16, torch.float16) else value
+    if isinstance(value, tuple):
+        return type(value)(*(as_float32(item) for item in value))
+    return value

@@ -1,0 +1,100 @@
+"""Validation predictions beside the ground truth, as pictures a person can look at."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from torch import Tensor
+
+from detr_exp.ops.boxes import cxcywh_to_xyxy
+from detr_exp.ops.draw import draw_objects, sheet
+from detr_exp.structures import Batch, Detections
+
+LONGEST_SIDE = 640
+
+
+class Pictures:
+    """Collects the first `count` images of an evaluation, then writes one sheet: truth left, prediction right.
+
+    Args:
+        data: the data set; gives class names and the keypoint schema.
+        count: images on the sheet; 0 writes none.
+        threshold: detections with a lower score are not drawn.
+    """
+
+    def __init__(self, data: Any, count: int, threshold: float) -> None:
+        self.data, self.count, self.threshold = data, count, threshold
+        self.pairs: list[Image.Image] = []
+
+    def add(self, batch: Batch, detections: list[Detections]) -> None:
+        start = 0
+        for i, count in enumerate(batch.targets.counts):
+            if len(self.pairs) // 2 >= self.count:
+                return
+            end = start + count
+            image = np.asarray(_on_canvas(batch.images[i], batch.image_sizes[i]))
+            self.pairs.append(self._truth(image, batch, start, end))
+            self.pairs.append(self._prediction(image, batch.image_sizes[i], detections[i].above(self.threshold)))
+            start = end
+
+    def save(self, folder: Path, step: int) -> Path | None:
+        """Write `step_<step>.png`; None when there was nothing to draw."""
+        if not self.pairs:
+            return None
+        folder.mkdir(exist_ok=True)
+        path = folder / f"step_{step:07d}.png"
+        sheet(self.pairs, columns=4).save(path)
+        return path
+
+    def _truth(self, image: np.ndarray, batch: Batch, start: int, end: int) -> Image.Image:
+        height, width = image.shape[:2]
+        targets = batch.targets
+        keypoints = None
+        if targets.keypoints is not None:
+            keypoints = targets.keypoints[start:end].numpy() * np.array([width, height, 1], np.float32)
+        masks = None if targets.masks is None else _resized_masks(targets.masks[start:end], width, height)
+        return draw_objects(
+            image,
+            boxes_xyxy_px=cxcywh_to_xyxy(targets.boxes[start:end]).numpy() * np.array([width, height, width, height]),
+            labels=targets.labels[start:end].tolist(),
+            names=self.data.classes,
+            masks=masks,
+            keypoints_px=keypoints,
+            skeleton=self._skeleton(),
+        )
+
+    def _prediction(self, image: np.ndarray, size: Tensor, found: Detections) -> Image.Image:
+        height, width = image.shape[:2]
+        scale = width / float(size[1])
+        keypoints = None
+        if found.keypoints is not None:
+            keypoints = found.keypoints.numpy() * np.array([scale, scale, 1], np.float32)
+        return draw_objects(
+            image,
+            boxes_xyxy_px=found.boxes.numpy() * scale,
+            labels=found.labels.tolist(),
+            names=self.data.classes,
+            scores=found.scores.tolist(),
+            masks=None if found.masks is None else _resized_masks(found.masks, width, height),
+            keypoints_px=keypoints,
+            skeleton=self._skeleton(),
+        )
+
+    def _skeleton(self) -> list[tuple[int, int]]:
+        return [] if self.data.keypoints is None else self.data.keypoints.skeleton
+
+
+def _on_canvas(pixels: Tensor, size: Tensor) -> Image.Image:
+    """The network's square input back in the picture's own proportions."""
+    height, width = size.tolist()
+    scale = min(1.0, LONGEST_SIDE / max(height, width))
+    shape = (max(1, round(width * scale)), max(1, round(height * scale)))
+    return Image.fromarray(pixels.cpu().numpy()).resize(shape, Image.Resampling.BILINEAR)
+
+
+def _resized_masks(masks: Tensor, width: int, height: int) -> np.ndarray:
+    resized = [np.asarray(Image.fromarray(mask).resize((width, height))) for mask in masks.cpu().numpy()]
+    return np.stack(resized) if resized else np.zeros((0, height, width), bool)

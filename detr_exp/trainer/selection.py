@@ -1,0 +1,76 @@
+"""Which epoch was the best, and when to stop: decisions on a sequence of metric values."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+
+
+@dataclass
+class BestMetric:
+    """Keeps the best value of one metric.
+
+    With `smooth_alpha` a the comparison is made on the bias-corrected running mean
+    `s_t = (a s_{t-1} + (1 - a) x_t)`, `s_t / (1 - a^t)`, so that one lucky evaluation does not win.
+
+    Args:
+        skip_epochs: evaluations in epochs before this one never win.
+        smooth_alpha: in [0, 1); 0 compares the raw values.
+    """
+
+    skip_epochs: int = 0
+    smooth_alpha: float = 0.0
+    best: float | None = None
+    best_raw: float | None = None
+    best_epoch: int | None = None
+    mean: float = 0.0
+    count: int = 0
+
+    def update(self, value: float, epoch: int) -> bool:
+        """Take the value of `epoch` (0-based); whether it is the best so far."""
+        self.count += 1
+        self.mean = self.smooth_alpha * self.mean + (1 - self.smooth_alpha) * value
+        smoothed = self.mean / (1 - self.smooth_alpha**self.count)
+        if epoch < self.skip_epochs or (self.best is not None and smoothed <= self.best):
+            return False
+        self.best, self.best_raw, self.best_epoch = smoothed, value, epoch
+        return True
+
+    def state_dict(self) -> dict:
+        return asdict(self)
+
+    def load_state_dict(self, state: dict) -> None:
+        for name in ("best", "best_raw", "best_epoch", "mean", "count"):
+            setattr(self, name, state[name])
+
+
+@dataclass
+class EarlyStopping:
+    """Stop when `patience` evaluations in a row brought no gain of more than `min_delta`.
+
+    Args:
+        patience: evaluations, not epochs.
+        min_delta: smallest gain that counts.
+        skip_epochs: evaluations in epochs before this one are not counted.
+    """
+
+    patience: int
+    min_delta: float
+    skip_epochs: int = 0
+    best: float | None = None
+    waited: int = 0
+
+    def update(self, value: float, epoch: int) -> bool:
+        """Take the value of `epoch` (0-based); whether to stop now."""
+        if epoch < self.skip_epochs:
+            return False
+        if self.best is None or value > self.best + self.min_delta:
+            self.best, self.waited = value, 0
+        else:
+            self.waited += 1
+        return self.waited >= self.patience
+
+    def state_dict(self) -> dict:
+        return {"best": self.best, "waited": self.waited}
+
+    def load_state_dict(self, state: dict) -> None:
+        self.best, self.waited = state["best"], state["waited"]

@@ -1,0 +1,97 @@
+"""What a run is made of, and what changes while it goes on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from detr_exp.trainer.ema import EMA
+from detr_exp.trainer.precision import Precision
+from detr_exp.trainer.selection import BestMetric, EarlyStopping
+
+
+@dataclass
+class Run:
+    """Everything a training needs, made by `build.run`.
+
+    Attributes:
+        data: the data set; `data.loader(...)` gives batches.
+        network: on the CPU, with its starting weights.
+        criterion: outputs, targets, num_boxes -> weighted terms and `total`.
+        make_optimizer: network -> optimiser; called once the network is on its device.
+        make_schedule: (steps per epoch, total steps) -> (step -> factor of every base learning rate).
+        make_metric: split name -> metric that holds this split's truth.
+        tracker: where metrics go.
+        config: resolved config, stored in every checkpoint.
+        output_dir: the run folder.
+        seed: decides every random draw.
+    """
+
+    data: Any
+    network: nn.Module
+    criterion: nn.Module
+    make_optimizer: Callable[[nn.Module], torch.optim.Optimizer]
+    make_schedule: Callable[[int, int], Callable[[int], float]]
+    make_metric: Callable[[str], Any]
+    tracker: Any
+    config: dict[str, Any]
+    output_dir: Path
+    seed: int
+
+
+@dataclass
+class State:
+    """What changes while a run goes on; all of it is in `checkpoint.pth`."""
+
+    network: nn.Module
+    optimizer: torch.optim.Optimizer
+    ema: EMA | None
+    precision: Precision
+    schedule: Callable[[int], float]
+    loader: Any
+    steps_per_epoch: int
+    total_steps: int
+    best: dict[str, BestMetric]
+    early_stopping: EarlyStopping | None
+    epoch: int = 0
+    batch: int = 0
+    step: int = 0
+    log_sums: Tensor | None = None
+    log_count: int = 0
+    term_names: list[str] = field(default_factory=list)
+    parameters: list[nn.Parameter] = field(default_factory=list)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "model": self.network.state_dict(),
+            "ema": self.ema.state_dict() if self.ema else None,
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": self.precision.scaler.state_dict(),
+            "epoch": self.epoch,
+            "batch": self.batch,
+            "step": self.step,
+            "log_sums": self.log_sums,
+            "log_count": self.log_count,
+            "term_names": self.term_names,
+            "best": {name: best.state_dict() for name, best in self.best.items()},
+            "early_stopping": self.early_stopping.state_dict() if self.early_stopping else None,
+        }
+
+    def load_state_dict(self, saved: dict[str, Any]) -> None:
+        self.network.load_state_dict(saved["model"])
+        if self.ema is not None and saved["ema"] is not None:
+            self.ema.load_state_dict(saved["ema"])
+        self.optimizer.load_state_dict(saved["optimizer"])
+        self.precision.scaler.load_state_dict(saved["scaler"])
+        for name in ("epoch", "batch", "step", "log_count", "term_names"):
+            setattr(self, name, saved[name])
+        self.log_sums = None if saved["log_sums"] is None else saved["log_sums"].to(self.precision.device)
+        for name, best in self.best.items():
+            best.load_state_dict(saved["best"][name])
+        if self.early_stopping is not None and saved["early_stopping"] is not None:
+            self.early_stopping.load_state_dict(saved["early_stopping"])

@@ -1,0 +1,426 @@
+"""The training engine: one epoch, one step, one evaluation, each readable from top to bottom.
+
+An optimiser step covers `grad_accum_steps` micro-batches. Its losses are divided by the boxes of all of them, so that
+how a batch is cut up does not change its gradient. Every random number of a step is drawn from a generator seeded with
+(seed, step, micro-batch) and every sample is a function of (seed, epoch, index): there is no random state to save, and
+a run that goes on from a checkpoint repeats the undisturbed run bit for bit.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections import deque
+from collections.abc import Iterator
+from contextlib import nullcontext
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from detr_exp.structures import Batch, Detections
+from detr_exp.trainer import checkpoint as files
+from detr_exp.trainer.console import Console
+from detr_exp.trainer.ema import EMA
+from detr_exp.trainer.evaluation import as_float32, evaluate
+from detr_exp.trainer.hardware import Hardware
+from detr_exp.trainer.pictures import Pictures
+from detr_exp.trainer.precision import Precision
+from detr_exp.trainer.selection import BestMetric, EarlyStopping
+from detr_exp.trainer.signals import Interrupt, Interrupted
+from detr_exp.trainer.state import Run, State
+
+AT_LEAST_ONE = (
+    "epochs",
+    "batch_size",
+    "grad_accum_steps",
+    "ema_update_interval",
+    "eval_interval",
+    "checkpoint_interval",
+    "log_every_steps",
+    "early_stopping_patience",
+    "nonfinite_limit",
+)
+SHOWN = {"mAP", "mAP50", "mAP75", "mAP_small", "mAP_medium", "mAP_large"}
+
+
+class NonFiniteError(RuntimeError):
+    """Loss or gradients were not finite in too many steps."""
+
+
+@dataclass(kw_only=True)
+class Trainer:
+    """Settings of a training; their meaning and cost stand in `conf/trainer/default.yaml`.
+
+    Raises:
+        ValueError: for a value out of its range.
+    """
+
+    hardware: Hardware
+    epochs: int
+    max_steps: int | None
+    batch_size: int
+    eval_batch_size: int | None
+    grad_accum_steps: int
+    clip_max_norm: float | None
+    use_ema: bool
+    ema_decay: float
+    ema_tau: float
+    ema_update_interval: int
+    eval_interval: int
+    evaluate_weights: str
+    monitor: str | None
+    compute_val_loss: bool
+    run_test: bool
+    compute_test_loss: bool
+    checkpoint_interval: int
+    checkpoint_every_steps: int | None
+    keep_checkpoints: int
+    resume: str | None
+    skip_best_epochs: int
+    smooth_alpha: float
+    early_stopping: bool
+    early_stopping_patience: int
+    early_stopping_min_delta: float
+    early_stopping_use_ema: bool
+    nonfinite_limit: int
+    deterministic: bool
+    log_every_steps: int
+    log_per_class_metrics: bool
+    progress_bar: str | bool | None
+    num_pictures: int
+    picture_threshold: float
+
+    def __post_init__(self) -> None:
+        for name in AT_LEAST_ONE:
+            if getattr(self, name) < 1:
+                raise ValueError(f"trainer.{name} is {getattr(self, name)}; it must be >= 1: trainer.{name}=1")
+        for name in ("max_steps", "eval_batch_size", "checkpoint_every_steps"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"trainer.{name} is {value}; it must be >= 1 or null: trainer.{name}=null")
+        if not 0 <= self.smooth_alpha < 1:
+            raise ValueError(
+                f"trainer.smooth_alpha is {self.smooth_alpha}; it must be in [0, 1): trainer.smooth_alpha=0"
+            )
+        if self.evaluate_weights not in ("ema", "raw", "both"):
+            raise ValueError(f"trainer.evaluate_weights is {self.evaluate_weights!r}; use ema, raw or both")
+        self.console = Console(self.progress_bar)
+
+    # ------------------------------------------------------------------------------------------------ the whole run
+
+    def fit(self, run: Run) -> float | None:
+        """Train, evaluate, keep the best; the best value of the monitored metric (None if never evaluated).
+
+        Raises:
+            Interrupted: a signal came; the state is saved.
+            NonFiniteError: too many steps in a row were not finite.
+            ValueError: data, weights or settings do not fit.
+        """
+        state = self.start(run)
+        with Interrupt() as interrupt:
+            while state.epoch < self.epochs and not self.exhausted(state):
+                self.train_one_epoch(run, state, interrupt)
+                ended = state.epoch == self.epochs or self.exhausted(state)
+                stop = False
+                if ended or state.epoch % self.eval_interval == 0:
+                    stop = self.evaluate_epoch(run, state)
+                self.save(run, state)
+                if stop:
+                    self.console.line(
+                        f"early stopping: no gain above {self.early_stopping_min_delta} in "
+                        f"{self.early_stopping_patience} evaluations"
+                    )
+                    break
+        return self.finish(run, state)
+
+    def start(self, run: Run) -> State:
+        """Everything on its device, and the state of an earlier run if `resume` asks for it."""
+        if self.deterministic:
+            torch.use_deterministic_algorithms(True, warn_only=True)
+            torch.backends.cudnn.benchmark = False
+        network = self.hardware.place(run.network)
+        run.criterion.to(self.hardware.torch_device)
+        loader = run.data.loader("train", network=network, batch_size=self.batch_size, seed=run.seed, training=True)
+        steps_per_epoch = math.ceil(len(loader) / self.grad_accum_steps)
+        total_steps = steps_per_epoch * self.epochs
+        if self.max_steps is not None:
+            total_steps = min(total_steps, self.max_steps)
+        state = State(
+            network=network,
+            optimizer=run.make_optimizer(network),
+            ema=EMA(network, decay=self.ema_decay, tau=self.ema_tau, update_interval=self.ema_update_interval)
+            if self.use_ema
+            else None,
+            precision=Precision(self.hardware.torch_device, self.hardware.amp_dtype),
+            schedule=run.make_schedule(steps_per_epoch, total_steps),
+            loader=loader,
+            steps_per_epoch=steps_per_epoch,
+            total_steps=total_steps,
+            best={which: BestMetric(self.skip_best_epochs, self.smooth_alpha) for which in ("raw", "ema")},
+            early_stopping=EarlyStopping(
+                self.early_stopping_patience, self.early_stopping_min_delta, self.skip_best_epochs
+            )
+            if self.early_stopping
+            else None,
+            parameters=[p for p in network.parameters() if p.requires_grad],
+        )
+        return state
+
+    def exhausted(self, state: State) -> bool:
+        return self.max_steps is not None and state.step >= self.max_steps
+
+    # -------------------------------------------------------------------------------------------------- one epoch
+
+    def train_one_epoch(self, run: Run, state: State, interrupt: Interrupt) -> None:
+        """Train to the end of the running epoch, from `state.batch` on."""
+        state.network.train()
+        sampler = state.loader.batch_sampler
+        sampler.set_epoch(state.epoch)
+        sampler.set_start(state.batch)
+        recent: deque[tuple[int, list[int], Tensor]] = deque(maxlen=self.log_every_steps)
+        images, started = 0, time.perf_counter()
+        done = state.batch // self.grad_accum_steps
+        with self.console.progress(f"epoch {state.epoch + 1}/{self.epochs}", state.steps_per_epoch - done) as meter:
+            for window in windows(iter(state.loader), self.grad_accum_steps):
+                terms, skipped = self.train_step(run, state, window)
+                state.step += 1
+                state.batch += len(window)
+                images += sum(len(batch) for batch in window)
+                recent.append((state.step, [i for batch in window for i in batch.image_ids], skipped))
+                state.log_sums = terms if state.log_sums is None else state.log_sums + terms
+                state.log_count += 1
+                words = ""
+                if state.step % self.log_every_steps == 0 or state.step == state.total_steps:
+                    rate = images / (time.perf_counter() - started)
+                    loss = self.log_train(run, state, recent, rate)
+                    words = f"loss {loss:.3f}  {rate:.1f} images/s"
+                meter(words)
+                if self.checkpoint_every_steps and state.step % self.checkpoint_every_steps == 0:
+                    self.save_newest(run, state)
+                if interrupt.number is not None:
+                    self.save_newest(run, state)
+                    raise Interrupted(interrupt.number)
+                if self.exhausted(state):
+                    return
+        state.epoch += 1
+        state.batch = 0
+
+    def train_step(self, run: Run, state: State, window: list[Batch]) -> tuple[Tensor, Tensor]:
+        """One optimiser step over the micro-batches of `window`.
+
+        Returns:
+            the loss terms and the gradient norm `[N + 1]`, and whether the step was not finite `[]`; on the device.
+        """
+        factor = state.schedule(state.step)
+        for group in state.optimizer.param_groups:
+            group["lr"] = group["initial_lr"] * factor
+        num_boxes = sum(len(batch.targets) for batch in window)
+        num_images = sum(len(batch) for batch in window)
+        sums: dict[str, Tensor] = {}
+        for micro, batch in enumerate(window):
+            seed_step(run.seed, state.step, micro)
+            batch = batch.to(state.precision.device, non_blocking=True)
+            with state.precision.autocast():
+                outputs = state.network(batch.pixels(), batch.targets, batch.padding_mask)
+            losses = run.criterion(as_float32(outputs), batch.targets, num_boxes=num_boxes, num_images=num_images)
+            state.precision.backward(losses["total"])
+            for name, value in losses.items():
+                sums[name] = sums[name] + value.detach() if micro else value.detach()
+        norm, skipped = state.precision.step(state.optimizer, state.parameters, self.clip_max_norm, sums["total"])
+        if state.ema is not None:
+            state.ema.update(skipped)
+        state.term_names = [*sums, "grad_norm"]
+        return torch.stack([*sums.values(), norm]), skipped
+
+    def log_train(self, run: Run, state: State, recent: deque[tuple[int, list[int], Tensor]], rate: float) -> float:
+        """Read the device once: mean losses since the last line, learning rates, and steps that were left out."""
+        assert state.log_sums is not None
+        flags = torch.stack([skipped for _, _, skipped in recent])
+        host = torch.cat([state.log_sums / state.log_count, flags]).tolist()
+        means, bad = host[: -len(recent)], host[-len(recent) :]
+        state.log_sums, state.log_count = None, 0
+        values = {f"train/{name}": value for name, value in zip(state.term_names, means)}
+        values["train/loss"] = values.pop("train/total")
+        values["train/epoch"] = state.step / state.steps_per_epoch
+        values |= {f"train/lr_{g['name']}": g["lr"] for g in state.optimizer.param_groups if "name" in g}
+        values["train/lr"] = max(group["lr"] for group in state.optimizer.param_groups)
+        values["time/images_per_second"] = rate
+        if state.precision.device.type == "cuda":
+            values["system/gpu_memory_gib"] = torch.cuda.max_memory_allocated(state.precision.device) / 2**30
+        if any(bad):
+            values["train/nonfinite_steps"] = sum(bad)
+        run.tracker.log(state.step, values)
+        self.refuse_nonfinite(recent, bad)
+        return values["train/loss"]
+
+    def refuse_nonfinite(self, recent: deque[tuple[int, list[int], Tensor]], bad: list[float]) -> None:
+        run_length = 0
+        for (step, image_ids, _), flag in zip(recent, bad):
+            run_length = run_length + 1 if flag else 0
+            if run_length >= min(self.nonfinite_limit, self.log_every_steps):
+                raise NonFiniteError(
+                    f"loss or gradients were not finite in {run_length} steps in a row, the last at step {step} on "
+                    f"images {image_ids[:16]}; the weights are those before them. Lower optim.lr, or try "
+                    "trainer.hardware.amp=null"
+                )
+
+    # ------------------------------------------------------------------------------------------- after an epoch
+
+    def evaluate_epoch(self, run: Run, state: State) -> bool:
+        """Evaluate on the validation split, log, keep the best; whether to stop early."""
+        values: dict[str, float] = {}
+        stop = False
+        epoch = max(0, state.epoch - 1)
+        for which in self.weights_to_evaluate(state):
+            pictures = Pictures(run.data, self.num_pictures, self.picture_threshold)
+            found = self.evaluate_split(run, state, "val", which, self.compute_val_loss, pictures)
+            if self.evaluate_weights == "both":
+                values |= {f"val/{which}_{name}": value for name, value in found.items() if "/" not in name}
+            values |= self.named("val", found)
+            monitored = self.monitored(found)
+            if state.best[which].update(monitored, epoch):
+                files.save(self.slim(run, state, which, found), run.output_dir / files.BEST[which])
+            if state.early_stopping and which == self.stopping_weights(state):
+                stop = state.early_stopping.update(monitored, epoch)
+            self.console.metrics(f"epoch {state.epoch}/{self.epochs}  val, {which} weights", headline(found))
+            picture = pictures.save(run.output_dir / "predictions", state.step)
+            if picture is not None:
+                run.tracker.image(picture, "predictions", state.step)
+        values["val/epoch"] = state.step / state.steps_per_epoch
+        run.tracker.log(state.step, values)
+        return stop
+
+    def evaluate_split(
+        self, run: Run, state: State, split: str, which: str, with_loss: bool, pictures: Pictures | None = None
+    ) -> dict[str, float]:
+        """Metrics of the EMA or the raw weights on one split."""
+        loader = run.data.loader(
+            split, network=state.network, batch_size=self.eval_batch_size or self.batch_size, seed=run.seed
+        )
+        weights = state.ema.swapped(state.network) if which == "ema" and state.ema else nullcontext()
+        with weights, self.console.progress(f"evaluating {split}", len(loader)) as meter:
+
+            def on_batch(batch: Batch, detections: list[Detections]) -> None:
+                meter()
+                if pictures is not None:
+                    pictures.add(batch, detections)
+
+            return evaluate(
+                state.network,
+                loader,
+                run.make_metric(split),
+                Precision(self.hardware.torch_device, self.hardware.eval_amp_dtype),
+                criterion=run.criterion if with_loss else None,
+                on_batch=on_batch,
+            )
+
+    def weights_to_evaluate(self, state: State) -> tuple[str, ...]:
+        """Which weights are evaluated; where there are two, the last one gives the headline `val/mAP`."""
+        if state.ema is None:
+            return ("raw",)
+        return {"ema": ("ema",), "raw": ("raw",), "both": ("raw", "ema")}[self.evaluate_weights]
+
+    def stopping_weights(self, state: State) -> str:
+        evaluated = self.weights_to_evaluate(state)
+        return "ema" if self.early_stopping_use_ema and "ema" in evaluated else evaluated[0]
+
+    def named(self, split: str, found: dict[str, float]) -> dict[str, float]:
+        """An evaluation's values under the names they are logged by."""
+        return {
+            name.replace("time/", f"time/{split}_") if name.startswith("time/") else f"{split}/{name}": value
+            for name, value in found.items()
+            if self.log_per_class_metrics or not name.startswith("AP/")
+        }
+
+    def monitored(self, found: dict[str, float]) -> float:
+        """The value that decides which epoch is best: keypoint, else mask, else box mAP unless `monitor` names one."""
+        name = self.monitor or next(n for n in ("keypoint_mAP", "segm_mAP", "mAP") if n in found)
+        if name.removeprefix("val/") not in found:
+            raise ValueError(
+                f"trainer.monitor is {name!r}, which this run does not measure; use one of {', '.join(sorted(found))}"
+            )
+        return found[name.removeprefix("val/")]
+
+    # ---------------------------------------------------------------------------------------------- what is kept
+
+    def save(self, run: Run, state: State) -> None:
+        """After an epoch: the newest checkpoint, and a numbered one every `checkpoint_interval` epochs."""
+        self.save_newest(run, state)
+        if state.epoch % self.checkpoint_interval == 0 and state.batch == 0:
+            newest = run.output_dir / files.NEWEST
+            files.duplicate(newest, run.output_dir / f"checkpoint_{state.epoch}.pth")
+            files.prune(run.output_dir, keep=self.keep_checkpoints)
+
+    def save_newest(self, run: Run, state: State) -> None:
+        files.save(self.facts(run) | state.state_dict() | {"kind": "training"}, run.output_dir / files.NEWEST)
+
+    def slim(self, run: Run, state: State, which: str, metrics: dict[str, float]) -> dict[str, Any]:
+        """All that inference needs, and nothing else."""
+        weights = state.ema.swapped(state.network) if which == "ema" and state.ema else nullcontext()
+        with weights:
+            model = {name: tensor.clone() for name, tensor in state.network.state_dict().items()}
+        return self.facts(run) | {
+            "kind": "inference",
+            "model": model,
+            "weights": which,
+            "epoch": state.epoch,
+            "step": state.step,
+            "metrics": metrics,
+        }
+
+    def facts(self, run: Run) -> dict[str, Any]:
+        """What every checkpoint says about itself."""
+        return {
+            "format": files.FORMAT,
+            "config": run.config,
+            "config_hash": files.config_hash(run.config),
+            "classes": list(run.data.classes),
+            "category_ids": list(run.data.category_ids),
+            "data_fingerprint": run.data.fingerprint,
+        }
+
+    def finish(self, run: Run, state: State) -> float | None:
+        """`checkpoint_best_total.pth` from the better of the two bests, the test run, and the value of the best."""
+        winner = max(
+            (which for which in state.best if state.best[which].best_raw is not None),
+            key=lambda which: state.best[which].best_raw,
+            default=None,
+        )
+        total = run.output_dir / files.BEST_TOTAL
+        if winner is None:
+            files.save(self.slim(run, state, self.weights_to_evaluate(state)[-1], {}), total)
+            return None
+        files.duplicate(run.output_dir / files.BEST[winner], total)
+        best = state.best[winner]
+        values = {"best/epoch": float(best.best_epoch + 1)}
+        values |= {f"best/{name}": value for name, value in headline(files.load(total)["metrics"]).items()}
+        if self.run_test and run.data.test is not None:
+            state.network.load_state_dict(files.load(total)["model"])
+            found = self.evaluate_split(run, state, "test", "raw", self.compute_test_loss)
+            self.console.metrics(f"test, best {winner} weights (epoch {best.best_epoch + 1})", headline(found))
+            values |= self.named("test", found)
+        run.tracker.log(state.step, values)
+        return best.best_raw
+
+
+def windows(batches: Iterator[Batch], size: int) -> Iterator[list[Batch]]:
+    """Groups of `size` consecutive batches; the last one may be smaller."""
+    while window := list(islice(batches, size)):
+        yield window
+
+
+def seed_step(seed: int, step: int, micro: int) -> None:
+    """Make every random draw of a micro-batch a function of (seed, step, micro-batch)."""
+    (state,) = np.random.SeedSequence((seed, step, micro)).generate_state(1, np.uint64)
+    torch.manual_seed(int(state))
+
+
+def headline(found: dict[str, float]) -> dict[str, float]:
+    """The few values a person wants first, task by task."""
+    return {
+        name: value for name, value in found.items() if name.removeprefix("segm_").removeprefix("keypoint_") in SHOWN
+    }

@@ -1,0 +1,51 @@
+"""Words for hardware, and what they mean on this machine."""
+
+import pytest
+import torch
+
+from detr_exp.trainer.hardware import Hardware, cpu_has_bf16
+
+
+def hardware(**changes) -> Hardware:
+    settings = dict(
+        device="cpu", amp=None, eval_amp=None, channels_last="auto", gradient_checkpointing=False, compile=False
+    )
+    return Hardware(**(settings | changes))
+
+
+@pytest.mark.parametrize("word", [None, False, "off", "none", "false", "null"])
+def test_words_for_no_mixed_precision(word):
+    assert hardware(amp=word).amp_dtype is None
+
+
+def test_bf16_and_channels_last_go_together_on_a_cpu():
+    assert hardware(amp="bf16").memory_format is torch.channels_last
+    assert hardware(amp=None).memory_format is torch.contiguous_format
+    assert hardware(amp="bf16", channels_last=False).memory_format is torch.contiguous_format
+
+
+def test_auto_uses_bf16_only_where_the_processor_multiplies_it():
+    assert hardware(amp="auto").amp_dtype is (torch.bfloat16 if cpu_has_bf16() else None)
+
+
+def test_auto_device_exists():
+    torch.zeros(1, device=hardware(device="auto").torch_device)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"amp": "fp17"}, r"trainer\.hardware\.amp is 'fp17'"),
+        ({"amp": "fp16"}, r"trainer\.hardware\.amp=bf16"),
+        ({"device": "tpu9x"}, r"trainer\.hardware\.device"),
+    ],
+)
+def test_wrong_words_name_the_override(changes, words):
+    with pytest.raises(ValueError, match=words):
+        hardware(**changes)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has CUDA")
+def test_missing_cuda_is_said():
+    with pytest.raises(ValueError, match="no CUDA device"):
+        hardware(device="cuda")
