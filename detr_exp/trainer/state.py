@@ -30,6 +30,7 @@ class Run:
         config: resolved config, stored in every checkpoint.
         output_dir: the run folder.
         seed: decides every random draw.
+        resume_from: the checkpoint to go on from, or None.
     """
 
     data: Any
@@ -42,6 +43,7 @@ class Run:
     config: dict[str, Any]
     output_dir: Path
     seed: int
+    resume_from: Path | None = None
 
 
 @dataclass

@@ -29,6 +29,7 @@ from detr_exp.trainer.evaluation import as_float32, evaluate
 from detr_exp.trainer.hardware import Hardware
 from detr_exp.trainer.pictures import Pictures
 from detr_exp.trainer.precision import Precision
+from detr_exp.trainer.resume import identity, restore
 from detr_exp.trainer.selection import BestMetric, EarlyStopping
 from detr_exp.trainer.signals import Interrupt, Interrupted
 from detr_exp.trainer.state import Run, State
@@ -144,7 +145,7 @@ class Trainer:
             torch.backends.cudnn.benchmark = False
         network = self.hardware.place(run.network)
         run.criterion.to(self.hardware.torch_device)
-        loader = run.data.loader("train", network=network, batch_size=self.batch_size, seed=run.seed, training=True)
+        loader = self.loader(run, "train", self.batch_size)
         steps_per_epoch = math.ceil(len(loader) / self.grad_accum_steps)
         total_steps = steps_per_epoch * self.epochs
         if self.max_steps is not None:
@@ -168,7 +169,22 @@ class Trainer:
             else None,
             parameters=[p for p in network.parameters() if p.requires_grad],
         )
+        if run.resume_from is not None:
+            for sentence in restore(run.resume_from, state, run.config):
+                self.console.line(sentence)
+            self.console.line(f"resumed {run.resume_from} at step {state.step} (epoch {state.epoch + 1})")
+            run.tracker.rewind(state.step)
         return state
+
+    def loader(self, run: Run, split: str, batch_size: int) -> Any:
+        return run.data.loader(
+            split,
+            image_size=run.network.image_size,
+            stride=run.network.stride,
+            batch_size=batch_size,
+            seed=run.seed,
+            train=split == "train",
+        )
 
     def exhausted(self, state: State) -> bool:
         return self.max_steps is not None and state.step >= self.max_steps
@@ -298,9 +314,7 @@ class Trainer:
         self, run: Run, state: State, split: str, which: str, with_loss: bool, pictures: Pictures | None = None
     ) -> dict[str, float]:
         """Metrics of the EMA or the raw weights on one split."""
-        loader = run.data.loader(
-            split, network=state.network, batch_size=self.eval_batch_size or self.batch_size, seed=run.seed
-        )
+        loader = self.loader(run, split, self.eval_batch_size or self.batch_size)
         weights = state.ema.swapped(state.network) if which == "ema" and state.ema else nullcontext()
         with weights, self.console.progress(f"evaluating {split}", len(loader)) as meter:
 
@@ -377,7 +391,7 @@ class Trainer:
         return {
             "format": files.FORMAT,
             "config": run.config,
-            "config_hash": files.config_hash(run.config),
+            "config_identity": identity(run.config),
             "classes": list(run.data.classes),
             "category_ids": list(run.data.category_ids),
             "data_fingerprint": run.data.fingerprint,
