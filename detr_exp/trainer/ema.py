@@ -1,0 +1,129 @@
+"""Exponential moving average of a network's weights."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+class EMA:
+    """Average of the trainable parameters and the floating-point buffers of a network.
+
+    After update u the average is `d(u) * average + (1 - d(u)) * weights` with `d(u) = decay * (1 - exp(-u / tau))`
+    and u counted from 1 (the ModelEMA of RT-DETR and YOLOv5): early averages forget the initialisation quickly.
+
+    Args:
+        network: its present weights are the first average; later updates read it again.
+        decay: limit of d(u), in [0, 1); averages over about `1 / (1 - decay)` updates.
+        tau: updates until d(u) has reached 63 % of `decay`; 0 uses `decay` from the start.
+        update_interval: every so many calls of `update` one changes the average.
+        copy_first: the first update copies the weights and the second one uses d(2), as in RF-DETR.
+
+    Raises:
+        ValueError: for a decay outside [0, 1).
+    """
+
+    def __init__(
+        self, network: nn.Module, *, decay: float, tau: float, update_interval: int = 1, copy_first: bool = False
+    ) -> None:
+        if not 0 <= decay < 1:
+            raise ValueError(f"trainer.ema_decay is {decay}; it must be in [0, 1): trainer.ema_decay=0.999")
+        self.decay, self.tau = decay, tau
+        self.update_interval, self.copy_first = update_interval, copy_first
+        self.calls = 0
+        self.updates = 0
+        live = averaged_tensors(network)
+        self.names = list(live)
+        self.live = list(live.values())
+        self.average = [tensor.detach().clone() for tensor in self.live]
+        self.num_parameters = sum(isinstance(tensor, nn.Parameter) for tensor in self.live)
+
+    def decay_at(self, update: int) -> float:
+        """d(u) of the u-th update, u from 1."""
+        if update == 1 and self.copy_first:
+            return 0.0
+        if self.tau <= 0:
+            return self.decay
+        return self.decay * (1 - math.exp(-update / self.tau))
+
+    @torch.no_grad()
+    def update(self, skipped: Tensor | None = None) -> None:
+        """Take in the present weights of the network.
+
+        Args:
+            skipped: `[]`; where it is not zero the average stays as it is, because the step was not applied. It is
+                not waited for on devices where reading it would be a synchronisation; the update is counted anyway.
+        """
+        self.calls += 1
+        if self.calls % self.update_interval:
+            return
+        self.updates += 1
+        weight = 1 - self.decay_at(self.updates)
+        if skipped is not None and skipped.device.type != "cpu":
+            self._update_where(skipped == 0, weight)
+        elif skipped is None or not skipped:
+            torch._foreach_lerp_(self.average, self.live, weight)
+
+    def _update_where(self, applied: Tensor, weight: float) -> None:
+        """The same without asking the device whether the step was `applied` `[]`.
+
+        Parameters of a skipped step are finite, so a weight of zero leaves their average unchanged. Buffers are not
+        protected by the optimiser: batch statistics may hold NaN, and NaN times zero is NaN; they are selected.
+        """
+        n = self.num_parameters
+        difference = torch._foreach_sub(self.live[:n], self.average[:n])
+        torch._foreach_mul_(difference, applied * weight)
+        torch._foreach_add_(self.average[:n], difference)
+        for average, buffer in zip(self.average[n:], self.live[n:]):
+            average.lerp_(torch.where(applied, buffer, average), weight)
+
+    @contextmanager
+    def swapped(self, network: nn.Module) -> Iterator[None]:
+        """`network` has the averaged weights inside the `with` block and its own again after it.
+
+        Storage changes hands, nothing is copied: compiled and wrapped forms of the network see the averages too.
+
+        Args:
+            network: the network that is averaged, or another one of the same make.
+        """
+        live = list(averaged_tensors(network).values())
+        self._exchange(live)
+        try:
+            yield
+        finally:
+            self._exchange(live)
+
+    def _exchange(self, live: list[Tensor]) -> None:
+        for i, tensor in enumerate(live):
+            tensor.data, self.average[i] = self.average[i], tensor.data
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"average": dict(zip(self.names, self.average)), "updates": self.updates, "calls": self.calls}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore averages and counters; the settings stay those of the constructor.
+
+        Raises:
+            ValueError: when the saved names are not those of this network.
+        """
+        if unlike := set(self.names) ^ set(state["average"]):
+            raise ValueError(
+                f"saved average and network differ in {len(unlike)} tensors ({', '.join(sorted(unlike)[:5])}); "
+                "resume with the configuration of the run, or start anew: trainer.resume=null"
+            )
+        for average, name in zip(self.average, self.names):
+            average.copy_(state["average"][name])
+        self.updates, self.calls = state["updates"], state["calls"]
+
+
+def averaged_tensors(network: nn.Module) -> dict[str, Tensor]:
+    """Trainable parameters, then the floating-point buffers that are saved with the network, each once, by name."""
+    saved = network.state_dict().keys()
+    parameters: dict[str, Tensor] = {name: p for name, p in network.named_parameters() if p.requires_grad}
+    buffers = {name: b for name, b in network.named_buffers() if name in saved and b.is_floating_point()}
+    return parameters | buffers
