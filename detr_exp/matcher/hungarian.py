@@ -1,0 +1,171 @@
+"""One-to-one matching of objects and queries, solved exactly on the host.
+
+The costs of all layers (and the encoder) are one tensor, which goes to the host in one copy: the only moment of a
+training step that waits for the device.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from scipy.optimize import linear_sum_assignment
+from torch import Tensor
+
+from detr_exp.matcher.cost import box_cost, object_logits, sigmoid_class_cost, softmax_class_cost
+from detr_exp.structures import Prediction, Targets
+
+# Stands for a cost that is not a number. Large enough to be avoided wherever there is a choice, small enough to leave
+# the solver's float64 exact to 1e-7 on the other costs.
+NON_FINITE_COST = 1e9
+
+# Elements of one working tensor on the CPU: a handful of them has to fit the cache.
+CPU_CHUNK = 1 << 17
+
+
+class Assignment(NamedTuple):
+    """Who is matched with whom; row `s` belongs to layer `s`, and every layer has the same number of pairs.
+
+    Attributes:
+        image: `[S, M]` int64.
+        query: `[S, M]` int64, place on the query axis (groups included); ascending within an image.
+        target: `[S, M]` int64, packed index of the object.
+    """
+
+    image: Tensor
+    query: Tensor
+    target: Tensor
+
+
+class HungarianMatcher:
+    """Cheapest assignment of objects to queries, per layer, image and query group (Carion et al. 2020, eq. 1).
+
+    Args:
+        activation: "sigmoid" or "softmax": how the class loss reads the logits.
+        cost_class: weight of the class cost.
+        cost_bbox: weight of the L1 distance between the boxes.
+        cost_giou: weight of the negative generalised IoU.
+        alpha: balance of positives in the focal class cost; sigmoid only.
+        gamma: focusing exponent of the focal class cost; sigmoid only.
+
+    Attributes:
+        num_non_finite: costs that were not finite, since the start. Counted on the host copy, so reading it is free.
+    """
+
+    def __init__(
+        self,
+        *,
+        activation: str,
+        cost_class: float,
+        cost_bbox: float,
+        cost_giou: float,
+        alpha: float,
+        gamma: float,
+    ) -> None:
+        if activation not in ("sigmoid", "softmax"):
+            raise ValueError(f"activation is {activation!r}; the matcher knows 'sigmoid' and 'softmax'")
+        costs = {"cost_class": cost_class, "cost_bbox": cost_bbox, "cost_giou": cost_giou}
+        if min(costs.values()) < 0 or max(costs.values()) == 0:
+            raise ValueError(
+                f"matcher costs are {costs}; none may be negative and one must be positive: matcher.cost_class=2"
+            )
+        self.activation = activation
+        self.cost_class = cost_class
+        self.cost_bbox = cost_bbox
+        self.cost_giou = cost_giou
+        self.alpha = alpha
+        self.gamma = gamma
+        self.num_non_finite = 0
+
+    @torch.no_grad()
+    def __call__(self, predictions: Sequence[Prediction], targets: Targets, groups: int = 1) -> Assignment:
+        """Match every layer of every prediction.
+
+        Args:
+            predictions: stacked predictions (logits `[S_i, B, G * Q, C_i]`, float32) over the same queries; one with
+                fewer classes than the first is class-agnostic, and every object is its class 0.
+            targets: ground truth, on the predictions' device.
+            groups: query groups G matched independently; group-major on the query axis.
+        """
+        boxes = torch.cat([prediction.boxes for prediction in predictions])
+        if not len(targets):
+            empty = torch.zeros(len(boxes), 0, dtype=torch.int64, device=boxes.device)
+            return Assignment(empty, empty, empty)
+        image = to_device(np.repeat(np.arange(len(targets.counts)), targets.counts), boxes.device)
+        costs = to_host(self._costs(predictions, boxes, targets, image))
+        finite = np.isfinite(costs)
+        if not finite.all():
+            self.num_non_finite += costs.size - int(finite.sum())
+            costs = np.where(finite, costs, NON_FINITE_COST)
+        return Assignment(*to_device(solve(costs, targets.counts, groups), boxes.device))
+
+    def _costs(self, predictions: Sequence[Prediction], boxes: Tensor, targets: Targets, image: Tensor) -> Tensor:
+        """`[S, T, Q]`, in chunks of objects where the working set would leave the cache."""
+        logits = [prediction.logits for prediction in predictions]
+        if self.activation == "softmax":
+            logits = [item.log_softmax(-1) for item in logits]
+        target_boxes = targets.boxes.to(boxes.dtype)
+        agnostic = torch.zeros_like(targets.labels)
+        labels = [targets.labels if item.shape[-1] == logits[0].shape[-1] else agnostic for item in logits]
+
+        def cost(chunk: slice) -> Tensor:
+            evidence = torch.cat([object_logits(a, image[chunk], b[chunk]) for a, b in zip(logits, labels)])
+            if self.activation == "softmax":
+                class_cost = softmax_class_cost(evidence)
+            else:
+                class_cost = sigmoid_class_cost(evidence, self.alpha, self.gamma)
+            pair_cost = box_cost(
+                boxes, target_boxes[chunk], image[chunk], cost_bbox=self.cost_bbox, cost_giou=self.cost_giou
+            )
+            return pair_cost.add_(class_cost, alpha=self.cost_class)
+
+        step = len(targets)
+        if boxes.device.type == "cpu":
+            step = max(1, CPU_CHUNK // (boxes.shape[0] * boxes.shape[2]))
+        return torch.cat([cost(slice(start, start + step)) for start in range(0, len(targets), step)], dim=1)
+
+
+def solve(costs: np.ndarray, counts: Sequence[int], groups: int = 1) -> np.ndarray:
+    """Solve every layer, image and group.
+
+    Args:
+        costs: `[S, T, G * Q]`, finite.
+        counts: objects per image; they sum to T.
+        groups: G.
+
+    Returns:
+        `[3, S, M]` int64: image, query, target. An image with more objects than Q has only Q of them matched, in
+        every group.
+    """
+    num_layers, _, num_queries = costs.shape
+    size = num_queries // groups
+    pairs = np.empty((3, num_layers, groups * sum(min(count, size) for count in counts)), dtype=np.int64)
+    costs = costs.astype(np.float64)
+    for layer in range(num_layers):
+        first, place = 0, 0
+        for image, count in enumerate(counts):
+            for start in range(0, num_queries, size):
+                target, query = linear_sum_assignment(costs[layer, first : first + count, start : start + size])
+                order = query.argsort()
+                end = place + len(order)
+                pairs[0, layer, place:end] = image
+                pairs[1, layer, place:end] = query[order] + start
+                pairs[2, layer, place:end] = target[order] + first
+                place = end
+            first += count
+    return pairs
+
+
+def to_host(costs: Tensor) -> np.ndarray:
+    """The one copy from device to host."""
+    return costs.cpu().numpy()
+
+
+def to_device(array: np.ndarray, device: torch.device) -> Tensor:
+    """Upload indices without waiting: from page-locked memory where the device is not the host."""
+    tensor = torch.from_numpy(array)
+    if device.type == "cuda":
+        return tensor.pin_memory().to(device, non_blocking=True)
+    return tensor.to(device)

@@ -1,0 +1,61 @@
+"""Box formats and overlaps, element by element.
+
+All functions take `[..., 4]` tensors whose leading axes broadcast. Boxes with no (or negative) extent are allowed
+everywhere: they have no area, overlap nothing and give finite values and gradients.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+# Smallest area a quotient is divided by: far below one pixel of the unit image, far above float32's underflow.
+EPS = 1e-7
+
+
+def cxcywh_to_xyxy(boxes: Tensor) -> Tensor:
+    """Centre and size to corners; a negative size counts as zero."""
+    center, half = boxes[..., :2], boxes[..., 2:].clamp(min=0) * 0.5
+    return torch.cat((center - half, center + half), dim=-1)
+
+
+def xyxy_to_cxcywh(boxes: Tensor) -> Tensor:
+    """Corners to centre and size; the sizes of inverted boxes come out negative."""
+    low, high = boxes[..., :2], boxes[..., 2:]
+    return torch.cat(((low + high) * 0.5, high - low), dim=-1)
+
+
+def box_area(boxes: Tensor) -> Tensor:
+    """Areas `[...]` of xyxy boxes; zero where a side is negative."""
+    return (boxes[..., 2:] - boxes[..., :2]).clamp(min=0).prod(-1)
+
+
+def box_iou(a: Tensor, b: Tensor) -> Tensor:
+    """Intersection over union of xyxy boxes, pair by pair, in 0..1."""
+    return iou_and_giou(a, b)[0]
+
+
+def generalized_box_iou(a: Tensor, b: Tensor) -> Tensor:
+    """Generalised IoU of xyxy boxes, pair by pair, in -1..1."""
+    return iou_and_giou(a, b)[1]
+
+
+def iou_and_giou(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+    """Both overlaps of xyxy boxes in one pass (Rezatofighi et al. 2019, "Generalized Intersection over Union").
+
+    Along an axis the hull of two intervals is as long as both together less their signed overlap, so that one minimum
+    and one maximum serve intersection and hull alike.
+    """
+    size_a = (a[..., 2:] - a[..., :2]).clamp(min=0)
+    size_b = (b[..., 2:] - b[..., :2]).clamp(min=0)
+    overlap = torch.minimum(a[..., 2:], b[..., 2:]) - torch.maximum(a[..., :2], b[..., :2])
+    intersection = _product(overlap.clamp(min=0))
+    union = _product(size_a) + _product(size_b) - intersection
+    hull = _product(size_a + size_b - overlap)
+    iou = intersection / union.clamp(min=EPS)
+    return iou, iou - (hull - union) / hull.clamp(min=EPS)
+
+
+def _product(sides: Tensor) -> Tensor:
+    # `prod` keeps a slow path for zeros in its gradient.
+    return sides[..., 0] * sides[..., 1]
