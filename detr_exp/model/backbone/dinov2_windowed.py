@@ -1,0 +1,292 @@
+"""DINOv2 vision transformer whose blocks mostly attend within windows, the backbone of RF-DETR.
+
+Oquab et al. 2023, "DINOv2", for the transformer; Robinson et al. 2025, "RF-DETR", for windows inside it.
+
+Legend: B images, P patch size, W windows a side, n = W * W windows an image, C width, (h, w) patches a side,
+t = 1 + h * w / n tokens a window.
+
+The image is cut into W x W windows that each carry their own copy of the class token. Two numberings meet here, and
+the published networks depend on both: a feature map "k" is the state after k blocks, while block i (from zero) attends
+across windows if i is one of those same numbers. With `out_blocks=[3, 6, 9, 12]` the blocks 3, 6 and 9 are global, and
+every map is taken just before the global block of its number; a block 12 does not exist. Blocks after the last map
+would change nothing and are not built.
+"""
+
+from __future__ import annotations
+
+import logging
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+
+logger = logging.getLogger(__name__)
+
+DEPTH = 12  # blocks of a DINOv2 of size small or base; stochastic depth grows over all of them
+TIMM_NAMES = {384: "vit_small_patch14_dinov2.lvd142m", 768: "vit_base_patch14_dinov2.lvd142m"}
+
+
+class WindowedDinov2(nn.Module):
+    """Maps of one resolution from several depths of a windowed DINOv2.
+
+    Args:
+        image_size: (height, width) the position embedding is made for; others are interpolated to.
+        width: channels; 384 is DINOv2-small, 768 DINOv2-base.
+        num_heads: attention heads.
+        patch_size: pixels a patch side.
+        num_windows: windows a side; 1 makes every block global.
+        out_blocks: depths whose states are returned, ascending (see above).
+        position_grid: patches a side of the position embedding; null: those of `image_size`.
+        drop_path: largest probability of leaving out a residual branch, reached by the last of 12 blocks.
+        freeze: keep the weights as they are.
+        pretrained: start from DINOv2 weights (downloaded by timm), resampled to this patch size and grid.
+
+    Raises:
+        ValueError: if a side of `image_size` is not a multiple of patch_size x num_windows, or another value does not
+            fit.
+    """
+
+    def __init__(
+        self,
+        *,
+        image_size: list[int],
+        width: int,
+        num_heads: int,
+        patch_size: int,
+        num_windows: int,
+        out_blocks: list[int],
+        position_grid: int | None = None,
+        drop_path: float = 0.0,
+        freeze: bool = False,
+        pretrained: bool = False,
+    ) -> None:
+        super().__init__()
+        self.stride = patch_size * num_windows
+        self.patch_size = patch_size
+        self.num_windows = num_windows
+        self._check_size(*image_size)
+        _check_depths(out_blocks)
+        if not 0 <= drop_path < 1:
+            raise ValueError(f"model.backbone.drop_path is {drop_path}; it is a probability in [0, 1), 0 turns it off")
+        self.out_blocks = list(out_blocks)
+        self.out_channels = [width] * len(out_blocks)
+        self.out_strides = [patch_size] * len(out_blocks)
+        self.gradient_checkpointing = False
+        grid = (position_grid,) * 2 if position_grid else (image_size[0] // patch_size, image_size[1] // patch_size)
+        self.embedding = Embedding(width=width, patch_size=patch_size, grid=grid)
+        self.blocks = nn.ModuleList(
+            Block(width=width, num_heads=num_heads, drop_path=drop_path * index / (DEPTH - 1))
+            for index in range(out_blocks[-1])
+        )
+        self.norm = nn.LayerNorm(width, eps=1e-6)
+        self.apply(_initialise)
+        self.register_load_state_dict_pre_hook(_resample_stored_position)
+        if pretrained:
+            self._load_dinov2(width)
+        else:
+            logger.info("backbone: %s starts from random weights", type(self).__name__)
+        self.requires_grad_(not freeze)
+
+    def set_gradient_checkpointing(self, enabled: bool) -> None:
+        """Recompute the blocks in the backward pass instead of keeping their activations."""
+        self.gradient_checkpointing = enabled
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        """Normalised images `[B, 3, H, W]` -> one map `[B, C, H / P, W / P]` for each of `out_blocks`."""
+        self._check_size(*images.shape[-2:])
+        patches, class_token = self.embedding(images)
+        tokens = _split_windows(patches, self.num_windows)
+        tokens = torch.cat([class_token.expand(len(tokens), -1, -1), tokens], dim=1)
+        maps = []
+        for index, block in enumerate(self.blocks):
+            joined = self.num_windows**2 if index in self.out_blocks else 1
+            if self.gradient_checkpointing and self.training:
+                tokens = checkpoint(block, tokens, joined, use_reentrant=False)
+            else:
+                tokens = block(tokens, joined)
+            if index + 1 in self.out_blocks:
+                found = _merge_windows(self.norm(tokens)[:, 1:], self.num_windows, patches.shape[1:3])
+                maps.append(found.permute(0, 3, 1, 2))
+        return maps
+
+    def _check_size(self, height: int, width: int) -> None:
+        if height % self.stride == 0 and width % self.stride == 0:
+            return
+        lower, upper = ([max(1, side // self.stride + up) * self.stride for side in (height, width)] for up in (0, 1))
+        raise ValueError(
+            f"model.image_size is [{height}, {width}], but this backbone needs sides that are multiples of "
+            f"{self.stride} (patch_size {self.patch_size} x num_windows {self.num_windows}); the nearest are "
+            f"model.image_size=[{lower[0]},{lower[1]}] and model.image_size=[{upper[0]},{upper[1]}]"
+        )
+
+    def _load_dinov2(self, width: int) -> None:
+        import timm
+
+        if width not in TIMM_NAMES:
+            raise ValueError(
+                f"model.backbone.width is {width}, but DINOv2 weights exist for {sorted(TIMM_NAMES)}; "
+                "use model.backbone.pretrained=false"
+            )
+        rows, columns = self.embedding.grid
+        size = (rows * self.patch_size, columns * self.patch_size)
+        try:
+            source = timm.create_model(
+                TIMM_NAMES[width], pretrained=True, num_classes=0, patch_size=self.patch_size, img_size=size
+            )
+        except (OSError, RuntimeError) as error:
+            raise ValueError(
+                f"model.backbone.pretrained is true, but {TIMM_NAMES[width]} cannot be had: {error}. "
+                "Use model.backbone.pretrained=false, or model.weights=<file>"
+            ) from error
+        self.load_state_dict(from_timm(source.state_dict(), self))
+        logger.info(
+            "backbone: %s starts from DINOv2 weights (timm %s, resampled to patch %d and grid %dx%d)",
+            *(type(self).__name__, TIMM_NAMES[width], self.patch_size, rows, columns),
+        )
+
+
+class Embedding(nn.Module):
+    """Patches to tokens, with their positions.
+
+    Args:
+        width: channels.
+        patch_size: pixels a patch side.
+        grid: (rows, columns) of the position embedding.
+    """
+
+    def __init__(self, *, width: int, patch_size: int, grid: tuple[int, int]) -> None:
+        super().__init__()
+        self.patches = nn.Conv2d(3, width, patch_size, stride=patch_size)
+        self.class_token = nn.Parameter(torch.empty(1, 1, width))
+        self.class_position = nn.Parameter(torch.empty(1, 1, width))
+        self.position = nn.Parameter(torch.empty(1, width, *grid))
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        return self.position.shape[-2], self.position.shape[-1]
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Images `[B, 3, H, W]` -> patch tokens `[B, h, w, C]` and the class token `[1, 1, C]`."""
+        patches = self.patches(images)
+        position = resample_position(self.position, patches.shape[-2:])
+        return (patches + position).permute(0, 2, 3, 1), self.class_token + self.class_position
+
+
+class Block(nn.Module):
+    """A pre-norm transformer block with layer scale and stochastic depth.
+
+    Args:
+        width: channels.
+        num_heads: attention heads.
+        drop_path: probability of leaving out a residual branch.
+    """
+
+    def __init__(self, *, width: int, num_heads: int, drop_path: float) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.drop_path = drop_path
+        self.norm1 = nn.LayerNorm(width, eps=1e-6)
+        self.qkv = nn.Linear(width, 3 * width)
+        self.out = nn.Linear(width, width)
+        self.scale1 = nn.Parameter(torch.ones(width))
+        self.norm2 = nn.LayerNorm(width, eps=1e-6)
+        self.fc1 = nn.Linear(width, 4 * width)
+        self.fc2 = nn.Linear(4 * width, width)
+        self.scale2 = nn.Parameter(torch.ones(width))
+
+    def forward(self, tokens: Tensor, joined: int) -> Tensor:
+        """`[B * n, t, C]` -> the same; attention spans `joined` consecutive windows."""
+        tokens = tokens + self._dropped(self.scale1 * self._attention(self.norm1(tokens), joined))
+        return tokens + self._dropped(self.scale2 * self.fc2(F.gelu(self.fc1(self.norm2(tokens)))))
+
+    def _attention(self, tokens: Tensor, joined: int) -> Tensor:
+        windows, length, width = tokens.shape
+        qkv = self.qkv(tokens).view(windows // joined, joined * length, 3, self.num_heads, width // self.num_heads)
+        mixed = F.scaled_dot_product_attention(*qkv.permute(2, 0, 3, 1, 4).unbind(0))
+        return self.out(mixed.transpose(1, 2).reshape(windows, length, width))
+
+    def _dropped(self, branch: Tensor) -> Tensor:
+        """Stochastic depth (Huang et al. 2016), drawn for every window."""
+        if not self.training or self.drop_path == 0:
+            return branch
+        keep = 1 - self.drop_path
+        kept = torch.rand(len(branch), 1, 1, dtype=branch.dtype, device=branch.device) < keep
+        return branch * kept / keep
+
+
+def resample_position(position: Tensor, grid: tuple[int, int] | torch.Size) -> Tensor:
+    """Position embedding `[1, C, rows, columns]` on another grid."""
+    if position.shape[-2:] == tuple(grid):
+        return position
+    resampled = F.interpolate(
+        position.float(),
+        size=tuple(grid),
+        mode="bicubic",
+        align_corners=False,
+        antialias=position.device.type != "mps",  # which has no antialiased kernel
+    )
+    return resampled.to(position.dtype)
+
+
+def from_timm(state: dict[str, Tensor], backbone: WindowedDinov2) -> dict[str, Tensor]:
+    """The state dict of a timm DINOv2 of the same patch size and grid, in our names."""
+    rows, columns = backbone.embedding.grid
+    position = state["pos_embed"]
+    renamed = {
+        "embedding.patches.weight": state["patch_embed.proj.weight"],
+        "embedding.patches.bias": state["patch_embed.proj.bias"],
+        "embedding.class_token": state["cls_token"],
+        "embedding.class_position": position[:, :1],
+        "embedding.position": position[:, 1:].transpose(1, 2).unflatten(-1, (rows, columns)),
+        "norm.weight": state["norm.weight"],
+        "norm.bias": state["norm.bias"],
+    }
+    names = {
+        **{f"{name}.{kind}": f"{name}.{kind}" for name in ("norm1", "norm2") for kind in ("weight", "bias")},
+        **{f"qkv.{kind}": f"attn.qkv.{kind}" for kind in ("weight", "bias")},
+        **{f"out.{kind}": f"attn.proj.{kind}" for kind in ("weight", "bias")},
+        **{f"{name}.{kind}": f"mlp.{name}.{kind}" for name in ("fc1", "fc2") for kind in ("weight", "bias")},
+        **{f"scale{i}": f"ls{i}.gamma" for i in (1, 2)},
+    }
+    for index in range(len(backbone.blocks)):
+        renamed |= {f"blocks.{index}.{ours}": state[f"blocks.{index}.{theirs}"] for ours, theirs in names.items()}
+    return renamed
+
+
+def _check_depths(out_blocks: list[int]) -> None:
+    if not out_blocks or list(out_blocks) != sorted(set(out_blocks)) or out_blocks[0] < 1 or out_blocks[-1] > DEPTH:
+        raise ValueError(
+            f"model.backbone.out_blocks is {list(out_blocks)}; it needs ascending depths in 1..{DEPTH}, "
+            "such as model.backbone.out_blocks=[3,6,9,12]"
+        )
+
+
+def _split_windows(patches: Tensor, num_windows: int) -> Tensor:
+    """`[B, h, w, C]` -> `[B * n, h * w / n, C]`, windows and the patches within them row by row."""
+    cells = patches.unflatten(2, (num_windows, -1)).unflatten(1, (num_windows, -1))
+    return cells.transpose(2, 3).flatten(3, 4).flatten(0, 2)
+
+
+def _merge_windows(tokens: Tensor, num_windows: int, grid: torch.Size) -> Tensor:
+    """`[B * n, h * w / n, C]` -> `[B, h, w, C]`, the reverse of `_split_windows`."""
+    rows, columns = grid[0] // num_windows, grid[1] // num_windows
+    cells = tokens.view(-1, num_windows, num_windows, rows, columns, tokens.shape[-1])
+    return cells.transpose(2, 3).flatten(3, 4).flatten(1, 2)
+
+
+def _initialise(module: nn.Module) -> None:
+    if isinstance(module, nn.Linear | nn.Conv2d):
+        nn.init.trunc_normal_(module.weight, std=0.02)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
+    elif isinstance(module, Embedding):
+        for parameter in (module.class_token, module.class_position, module.position):
+            nn.init.trunc_normal_(parameter, std=0.02)
+
+
+def _resample_stored_position(backbone: WindowedDinov2, state: dict[str, Tensor], prefix: str, *_: object) -> None:
+    """Let weights of another image size load: their position embedding is resampled once."""
+    name = f"{prefix}embedding.position"
+    if name in state:
+        state[name] = resample_position(state[name], backbone.embedding.grid)

@@ -1,0 +1,130 @@
+"""The neck of RF-DETR: the maps of a plain vision transformer to one or more levels of a pyramid.
+
+Li et al. 2022, "Exploring Plain Vision Transformer Backbones for Object Detection", for making levels of one
+resolution; Chen et al. 2024, "LW-DETR", for the C2f projector.
+
+Legend: B images, C channels of a backbone map, D channels out.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from ..layer.channel_norm import ChannelNorm
+
+# level -> how much finer its map is than the backbone's
+SCALES = {"P3": 2.0, "P4": 1.0, "P5": 0.5}
+
+
+class Projector(nn.Module):
+    """Concatenates the backbone's maps at every level's resolution and mixes them.
+
+    Args:
+        in_channels: channels of the backbone's maps.
+        in_strides: their strides, all the same.
+        hidden_dim: channels of every level.
+        levels: any of P3 (twice as fine), P4 (as the backbone) and P5 (half as fine), finest first.
+        num_bottlenecks: pairs of 3x3 convolutions a level.
+
+    Raises:
+        ValueError: for unknown or unordered levels, or a backbone whose maps differ in resolution.
+    """
+
+    def __init__(
+        self,
+        *,
+        in_channels: list[int],
+        in_strides: list[int],
+        hidden_dim: int,
+        levels: list[str],
+        num_bottlenecks: int = 3,
+    ) -> None:
+        super().__init__()
+        if not levels or list(levels) != [name for name in SCALES if name in levels]:
+            raise ValueError(
+                f"model.neck.levels is {list(levels)}; it needs one or more of {list(SCALES)} in this order, "
+                "such as model.neck.levels=[P4]"
+            )
+        if len(set(in_strides)) != 1:
+            raise ValueError(
+                f"the backbone's maps have strides {list(in_strides)}, but this neck needs maps of one resolution, as "
+                "plain vision transformers give; use model/backbone=dinov2_windowed_small or dinov2_windowed_base"
+            )
+        self.levels = nn.ModuleList(
+            Level(in_channels=in_channels, out_channels=hidden_dim, scale=SCALES[name], num_bottlenecks=num_bottlenecks)
+            for name in levels
+        )
+        self.out_channels = [hidden_dim] * len(levels)
+        self.out_strides = [int(in_strides[0] / SCALES[name]) for name in levels]
+
+    def forward(self, maps: list[Tensor]) -> list[Tensor]:
+        """Maps `[B, C, h, w]` -> one `[B, D, h * scale, w * scale]` a level."""
+        return [level(maps) for level in self.levels]
+
+
+class Level(nn.Module):
+    """One level of the pyramid.
+
+    Args:
+        in_channels: channels of the maps it is made from.
+        out_channels: D.
+        scale: 2, 1 or 0.5 times their resolution.
+        num_bottlenecks: pairs of 3x3 convolutions.
+    """
+
+    def __init__(self, *, in_channels: list[int], out_channels: int, scale: float, num_bottlenecks: int) -> None:
+        super().__init__()
+        self.resample = nn.ModuleList(_resampling(channels, scale) for channels in in_channels)
+        joined = sum(channels // 2 if scale > 1 else channels for channels in in_channels)
+        self.mix = C2f(in_channels=joined, out_channels=out_channels, num_bottlenecks=num_bottlenecks)
+        self.norm = ChannelNorm(out_channels, eps=1e-6)
+
+    def forward(self, maps: list[Tensor]) -> Tensor:
+        joined = torch.cat([resample(one) for resample, one in zip(self.resample, maps)], dim=1)
+        return self.norm(self.mix(joined))
+
+
+class C2f(nn.Module):
+    """Cross-stage partial block that keeps the output of every bottleneck (as in YOLOv8), without shortcuts.
+
+    Args:
+        in_channels: channels in.
+        out_channels: channels out; half as many inside.
+        num_bottlenecks: pairs of 3x3 convolutions.
+    """
+
+    def __init__(self, *, in_channels: int, out_channels: int, num_bottlenecks: int) -> None:
+        super().__init__()
+        inner = out_channels // 2
+        self.enter = _conv(in_channels, 2 * inner, 1)
+        self.bottlenecks = nn.ModuleList(
+            nn.Sequential(_conv(inner, inner, 3), _conv(inner, inner, 3)) for _ in range(num_bottlenecks)
+        )
+        self.leave = _conv((2 + num_bottlenecks) * inner, out_channels, 1)
+
+    def forward(self, features: Tensor) -> Tensor:
+        parts = list(self.enter(features).chunk(2, dim=1))
+        for bottleneck in self.bottlenecks:
+            parts.append(bottleneck(parts[-1]))
+        return self.leave(torch.cat(parts, dim=1))
+
+
+def _conv(in_channels: int, out_channels: int, kernel: int) -> nn.Sequential:
+    return nn.Sequential(
+        nn.Conv2d(in_channels, out_channels, kernel, padding=kernel // 2, bias=False),
+        ChannelNorm(out_channels, eps=1e-6),
+        nn.SiLU(),
+    )
+
+
+def _resampling(channels: int, scale: float) -> nn.Module:
+    if scale > 1:
+        return nn.ConvTranspose2d(channels, channels // 2, 2, stride=2)
+    if scale < 1:
+        return nn.Sequential(
+            nn.Conv2d(channels, channels, 3, stride=2, padding=1, bias=False),
+            ChannelNorm(channels, eps=1e-6),
+            nn.ReLU(),
+        )
+    return nn.Identity()
