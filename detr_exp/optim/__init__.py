@@ -1,0 +1,1 @@
+"""Learning rates: which parameter has which, and how they change from step to step."""

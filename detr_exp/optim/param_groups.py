@@ -1,0 +1,163 @@
+"""Which parameter is trained with which learning rate and weight decay."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any
+
+from torch import nn
+
+BACKBONE = "backbone."
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rule:
+    """One entry of `optim.param_groups`.
+
+    Attributes:
+        match: regular expression, searched in the parameter's name.
+        lr: base learning rate; None: `optim.lr_backbone` for the backbone, else `optim.lr`.
+        lr_factor: multiplies the rate.
+        weight_decay: None: `optim.weight_decay`.
+        no_weight_decay: parameters whose name this finds are not decayed.
+        layer_decay: multiplies the rate once per layer between a parameter and the end of its stack (ELECTRA,
+            https://arxiv.org/abs/2003.10555, section 3): `layer_decay ** (num_layers + 1 - id)`, where id is 0 for
+            `stem`, i + 1 for block i and `num_layers + 1` for what comes after the blocks.
+        num_layers: depth of that stack, needed with `layer_decay`.
+        block: finds the index of a block as its first group.
+        stem: finds the parameters before the first block.
+    """
+
+    match: str
+    lr: float | None = None
+    lr_factor: float = 1.0
+    weight_decay: float | None = None
+    no_weight_decay: str | None = None
+    layer_decay: float | None = None
+    num_layers: int | None = None
+    block: str = r"(?:blocks?|layers?)\.(\d+)\."
+    stem: str = r"embed"
+
+    def hyperparameters(self, name: str, lr: float, weight_decay: float) -> tuple[float, float]:
+        """Learning rate and weight decay of the parameter `name`, from those that hold without this rule."""
+        lr = (lr if self.lr is None else self.lr) * self.lr_factor
+        if self.layer_decay is not None and self.num_layers is not None:
+            lr *= self.layer_decay ** (self.num_layers + 1 - self.depth(name))
+        if self.weight_decay is not None:
+            weight_decay = self.weight_decay
+        if self.no_weight_decay is not None and re.search(self.no_weight_decay, name):
+            weight_decay = 0.0
+        return lr, weight_decay
+
+    def depth(self, name: str) -> int:
+        """The layer id of a parameter, 0 for the stem."""
+        assert self.num_layers is not None
+        if found := re.search(self.block, name):
+            return int(found.group(1)) + 1
+        return 0 if re.search(self.stem, name) else self.num_layers + 1
+
+
+def parameter_groups(
+    network: nn.Module,
+    rules: Mapping[str, Mapping[str, Any] | None],
+    *,
+    lr: float,
+    lr_backbone: float | None = None,
+    weight_decay: float = 0.0,
+) -> list[dict[str, Any]]:
+    """Trainable parameters sorted into optimiser groups.
+
+    The first rule that matches decides; what none matches goes into a last group, `rest`. Parameters of one rule with
+    the same rate and decay share a group; a rule that gives several has them numbered.
+
+    Args:
+        network: its backbone is what is named `backbone.*`.
+        rules: name -> fields of a `Rule`; None drops a rule that an option or experiment brought along.
+        lr: base learning rate.
+        lr_backbone: base learning rate of the backbone; None: `lr`.
+        weight_decay: for parameters whose rule does not set it.
+
+    Returns:
+        groups for a `torch.optim.Optimizer`: `name`, `params`, `lr`, `initial_lr`, `weight_decay`.
+
+    Raises:
+        ValueError: for an unknown field, an invalid pattern, a rule without parameters, or a `lr_backbone` that no
+            parameter is trained with.
+    """
+    parsed = {name: _parse(name, entry) for name, entry in rules.items() if entry is not None}
+    sorted_: dict[str, dict[tuple[float, float], list[nn.Parameter]]] = {name: {} for name in parsed}
+    first_match: dict[str, str] = {}
+    base_used = False
+    for name, parameter in network.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        in_backbone = lr_backbone is not None and name.startswith(BACKBONE)
+        base = lr_backbone if in_backbone and lr_backbone is not None else lr
+        owner = next((key for key, rule in parsed.items() if re.search(rule.match, name)), None)
+        for key, rule in parsed.items():
+            if key not in first_match and re.search(rule.match, name):
+                first_match[key] = owner or key
+        if owner is None:
+            owner, values = ("rest_backbone" if in_backbone else "rest"), (base, weight_decay)
+        else:
+            values = parsed[owner].hyperparameters(name, base, weight_decay)
+        base_used |= in_backbone and (owner not in parsed or parsed[owner].lr is None)
+        sorted_.setdefault(owner, {}).setdefault(values, []).append(parameter)
+    _refuse_unused(parsed, sorted_, first_match)
+    if lr_backbone is not None and not base_used:
+        raise ValueError(
+            f"optim.lr_backbone is {lr_backbone}, but no trainable parameter named {BACKBONE}* uses it; it needs one "
+            "whose rule sets no lr of its own: optim.lr_backbone=null"
+        )
+    order = [*parsed, "rest_backbone", "rest"]
+    return [
+        {
+            "name": name if len(sorted_[name]) == 1 else f"{name}_{i}",
+            "params": parameters,
+            "lr": values[0],
+            "initial_lr": values[0],
+            "weight_decay": values[1],
+        }
+        for name in order
+        if name in sorted_
+        for i, (values, parameters) in enumerate(sorted_[name].items())
+    ]
+
+
+def _parse(name: str, entry: Mapping[str, Any]) -> Rule:
+    where = f"optim.param_groups.{name}"
+    known = {field.name for field in fields(Rule)}
+    if unknown := set(entry) - known:
+        raise ValueError(f"{where} has {', '.join(sorted(unknown))}; a rule knows {', '.join(sorted(known))}")
+    if "match" not in entry:
+        raise ValueError(f"{where} has no match; it needs a regular expression: {where}.match='norm'")
+    rule = Rule(**entry)
+    if (rule.layer_decay is None) != (rule.num_layers is None):
+        raise ValueError(
+            f"{where} sets one of layer_decay ({rule.layer_decay}) and num_layers ({rule.num_layers}); "
+            f"it needs both or neither: {where}.layer_decay=null {where}.num_layers=null"
+        )
+    for key in ("match", "no_weight_decay", "block", "stem"):
+        pattern = getattr(rule, key)
+        try:
+            re.compile(pattern or "")
+        except re.error as error:
+            raise ValueError(f"{where}.{key} is {pattern!r}, no regular expression ({error}): {where}=null") from error
+    return rule
+
+
+def _refuse_unused(parsed: dict[str, Rule], sorted_: dict[str, Any], first_match: dict[str, str]) -> None:
+    """A rule that decides nothing is a mistake: the wrong network, a typing error, or a rule above that takes all."""
+    for name, rule in parsed.items():
+        if sorted_[name]:
+            continue
+        if name in first_match:
+            why = f"optim.param_groups.{first_match[name]} stands above it and takes all that it matches"
+        else:
+            why = "no trainable parameter has such a name"
+        raise ValueError(
+            f"optim.param_groups.{name} matches {rule.match!r}: {why}; it must decide for at least one parameter: "
+            f"optim.param_groups.{name}=null drops it"
+        )
