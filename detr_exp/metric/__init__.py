@@ -1,0 +1,1 @@
+"""How good the detections are: COCO average precision and the operating points that follow from it."""

@@ -1,0 +1,138 @@
+"""The COCO protocol on arrays in memory, by pycocotools or a faster package with the same interface.
+
+Legend: T IoU thresholds 0.50, 0.55 ... 0.95, R 101 recall levels, K categories, A area ranges, M limits on the
+number of detections.
+"""
+
+from __future__ import annotations
+
+import importlib
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import lru_cache
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+
+PACKAGES = {"pycocotools": ("pycocotools",), "fast": ("ultrafast_pycocotools", "pycocotools")}
+
+
+@dataclass
+class Curves:
+    """What one evaluation found; -1 where a category has no object (of that size).
+
+    Attributes:
+        precision: `[T, R, K, A, M]`.
+        recall: `[T, K, A, M]`.
+        matches: per category the detections at IoU 0.5 that are not ignored: `scores [n]`, `hits [n]` bool.
+        objects: `[K]` objects per category that are not ignored.
+    """
+
+    precision: np.ndarray
+    recall: np.ndarray
+    matches: list[tuple[np.ndarray, np.ndarray]]
+    objects: np.ndarray
+
+
+@lru_cache
+def load(backend: str) -> tuple[ModuleType, ModuleType]:
+    """The `coco` and `cocoeval` modules of a backend; says once when it is not installed and another one is used.
+
+    Raises:
+        ValueError: for an unknown backend.
+    """
+    if backend not in PACKAGES:
+        raise ValueError(f"metric.backend is {backend!r}; use {' or '.join(PACKAGES)}: metric=pycocotools")
+    for package in PACKAGES[backend]:
+        try:
+            modules = importlib.import_module(f"{package}.coco"), importlib.import_module(f"{package}.cocoeval")
+        except ImportError:
+            continue
+        if package != PACKAGES[backend][0]:
+            logging.getLogger(__name__).warning(
+                "%s is not installed; evaluating with %s, which gives the same numbers more slowly "
+                "(pip install 'detr_exp[fast]')",
+                PACKAGES[backend][0].replace("_", "-"),
+                package,
+            )
+        return modules
+    raise ValueError("pycocotools is not installed, and evaluation needs it: pip install pycocotools")
+
+
+def index(backend: str, dataset: dict[str, Any]) -> Any:
+    """A `COCO` object of a data set in memory."""
+    coco, _ = load(backend)
+    with _quiet(coco):
+        indexed = coco.COCO()
+        indexed.dataset = dataset
+        indexed.createIndex()
+    return indexed
+
+
+def evaluate(
+    backend: str,
+    truth: Any,
+    detections: Any,
+    iou_type: str,
+    category_ids: Sequence[int],
+    max_detections: Sequence[int],
+    sigmas: Sequence[float] | None = None,
+) -> Curves:
+    """Match detections to the truth and accumulate precision and recall.
+
+    Args:
+        backend: `pycocotools` or `fast`.
+        truth: from `index`.
+        detections: from `index`, with a `score` per annotation.
+        iou_type: `bbox`, `segm` or `keypoints`.
+        category_ids: the K categories, ascending.
+        max_detections: the M limits per image and category, ascending.
+        sigmas: with `keypoints`, the standard deviation of every point relative to the object's scale.
+    """
+    coco, cocoeval = load(backend)
+    evaluator = cocoeval.COCOeval(truth, detections, iou_type)
+    evaluator.store_eval_imgs = True
+    evaluator.print_function = _silence
+    parameters = evaluator.params
+    parameters.catIds = list(category_ids)
+    parameters.maxDets = list(max_detections)
+    if sigmas is not None:
+        parameters.kpt_oks_sigmas = np.asarray(sigmas, dtype=float)
+    with _quiet(coco), _quiet(cocoeval):
+        evaluator.evaluate()
+        evaluator.accumulate()
+    num_images, num_areas = len(parameters.imgIds), len(parameters.areaRng)
+    matches, objects = [], []
+    for k in range(len(category_ids)):
+        start = k * num_areas * num_images  # the first area range is "all"
+        found = [image for image in evaluator.evalImgs[start : start + num_images] if image is not None]
+        matches.append(_matches(found))
+        objects.append(sum(int(np.count_nonzero(np.asarray(image["gtIgnore"]) == 0)) for image in found))
+    return Curves(evaluator.eval["precision"], evaluator.eval["recall"], matches, np.array(objects, dtype=int))
+
+
+def _matches(images: list[dict[str, Any]]) -> tuple[np.ndarray, np.ndarray]:
+    """Scores and hits at the first IoU threshold of the detections that count."""
+    if not images:
+        return np.zeros(0), np.zeros(0, dtype=bool)
+    scores = np.concatenate([np.asarray(image["dtScores"], dtype=float) for image in images])
+    hits = np.concatenate([np.asarray(image["dtMatches"])[0] > 0 for image in images])
+    counted = ~np.concatenate([np.asarray(image["dtIgnore"])[0].astype(bool) for image in images])
+    return scores[counted], hits[counted]
+
+
+@contextmanager
+def _quiet(module: ModuleType) -> Iterator[None]:
+    """Keep one module from printing; redirecting stdout would also swallow what other threads print."""
+    module.print = _silence  # type: ignore[attr-defined]
+    try:
+        yield
+    finally:
+        del module.print  # type: ignore[attr-defined]
+
+
+def _silence(*_: Any, **__: Any) -> None:
+    pass

@@ -1,0 +1,312 @@
+"""COCO metrics of a split, for boxes, masks and keypoints, from detections as they come."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from detr_exp.metric import backend as protocol
+from detr_exp.metric.operating_point import OperatingPoint, best_common_threshold, best_threshold
+from detr_exp.structures import Detections
+
+PREFIX = {"bbox": "", "segm": "segm_", "keypoints": "keypoint_"}
+OFFICIAL = 100  # detections per image and category in the official protocol
+OFFICIAL_KEYPOINTS = 20
+
+
+@dataclass
+class ImageDetections:
+    """The detections of one image, compact and on the host, so that ranks can exchange them.
+
+    Attributes:
+        scores: `[n]`.
+        labels: `[n]`.
+        boxes: `[n, 4]` float64, x, y, width, height in pixels.
+        masks: run-length codes, or None.
+        keypoints: `[n, K, 3]`, or None.
+    """
+
+    scores: np.ndarray
+    labels: np.ndarray
+    boxes: np.ndarray
+    masks: list[dict[str, Any]] | None
+    keypoints: np.ndarray | None
+
+
+class CocoMetric:
+    """Average precision and recall of one split by the COCO protocol (https://cocodataset.org/#detection-eval).
+
+    Args:
+        truth: images, annotations and categories as in a COCO file, with the original category ids.
+        category_ids: the category of every label.
+        classes: the name of every label.
+        iou_types: what is compared: `bbox`, `segm`, `keypoints`.
+        keypoint_sigmas: with `keypoints`, per label the standard deviations of its points relative to the object's
+            scale; empty for a class without points.
+        backend: `pycocotools`, or `fast` for a package that computes the same numbers faster where it is installed.
+        eval_max_dets: besides the official limit of 100 detections per image and category, `*_max_dets` metrics
+            are computed with this one (a detector of 300 queries is not cut by 500).
+
+    Attributes:
+        images: what `update` was given since `reset`, by image id. Ranks merge theirs before `compute`.
+
+    Raises:
+        ValueError: when truth and settings do not fit.
+    """
+
+    def __init__(
+        self,
+        *,
+        truth: Mapping[str, Any],
+        category_ids: Sequence[int],
+        classes: Sequence[str],
+        iou_types: Sequence[str] = ("bbox",),
+        keypoint_sigmas: Sequence[Sequence[float]] | None = None,
+        backend: str = "pycocotools",
+        eval_max_dets: int = 500,
+    ) -> None:
+        if eval_max_dets < 1:
+            raise ValueError(f"metric.eval_max_dets is {eval_max_dets}; it must be >= 1: metric.eval_max_dets=500")
+        if "keypoints" in iou_types and keypoint_sigmas is None:
+            raise ValueError("keypoints are to be evaluated but the data set defines none; use data with keypoints")
+        self.category_ids, self.classes = list(category_ids), list(classes)
+        self.iou_types, self.sigmas = tuple(iou_types), keypoint_sigmas
+        self.backend, self.eval_max_dets = backend, eval_max_dets
+        self.image_info = {image["id"]: image for image in truth["images"]}
+        self.categories = [{"id": c, "name": name} for c, name in zip(self.category_ids, self.classes)]
+        self.truth = self._index(_completed(truth["annotations"], set(self.category_ids), self.iou_types))
+        self.images: dict[int, ImageDetections] = {}
+        self.curves: dict[str, protocol.Curves] = {}
+
+    def reset(self) -> None:
+        self.images.clear()
+        self.curves.clear()
+
+    def update(self, image_ids: Sequence[int], detections: Sequence[Detections]) -> None:
+        """Take the detections of some images; those of an image seen before are replaced.
+
+        Raises:
+            ValueError: for an image that the truth does not hold.
+        """
+        for image_id, found in zip(image_ids, detections, strict=True):
+            if image_id not in self.image_info:
+                raise ValueError(f"image {image_id} is not in this split's truth; evaluate the split it was made from")
+            self.images[image_id] = ImageDetections(
+                scores=_host(found.scores).astype(float),
+                labels=_host(found.labels),
+                boxes=_xywh(_host(found.boxes).astype(float)),
+                masks=encode(found.masks) if found.masks is not None and "segm" in self.iou_types else None,
+                keypoints=_host(found.keypoints).astype(float) if found.keypoints is not None else None,
+            )
+
+    def compute(self) -> dict[str, float]:
+        """All metrics of the detections so far.
+
+        Returns:
+            `mAP`, `mAP50`, `mAP75`, `mAP_small/medium/large`, `mAR` and its variants, `F1`, `precision`, `recall` at
+            the common `F1_threshold`, `AP/<class>`; with `segm_` or `keypoint_` before them for masks and keypoints.
+            As in the official tool, -1 stands where the truth has no object of the kind.
+        """
+        values: dict[str, float] = {}
+        for iou_type in self.iou_types:
+            curves = self.curves[iou_type] = self._curves(iou_type)
+            summary = _keypoint_summary(curves) if iou_type == "keypoints" else self._summary(curves)
+            point = best_common_threshold(curves.matches, curves.objects.tolist())
+            summary |= {"F1": point.f1, "precision": point.precision, "recall": point.recall}
+            summary["F1_threshold"] = point.threshold
+            summary |= {f"AP/{name}": row["AP"] for name, row in zip(self.metric_names(), self.table(iou_type))}
+            values |= {PREFIX[iou_type] + name: value for name, value in summary.items()}
+        return values
+
+    def table(self, iou_type: str = "bbox") -> list[dict[str, Any]]:
+        """One row per label: class, objects, AP, AP50, AR, and F1, precision, recall at the best `threshold`.
+
+        Valid after `compute`.
+        """
+        curves = self.curves[iou_type]
+        limit = 0 if iou_type == "keypoints" else self.limits.index(OFFICIAL)
+        rows = []
+        for label, category in enumerate(self.category_ids):
+            k = sorted(self.category_ids).index(category)
+            point: OperatingPoint = best_threshold(*curves.matches[k], int(curves.objects[k]))
+            rows.append(
+                {
+                    "class": self.classes[label],
+                    "objects": int(curves.objects[k]),
+                    "AP": _mean(curves.precision[:, :, k, 0, limit]),
+                    "AP50": _mean(curves.precision[0, :, k, 0, limit]),
+                    "AR": _mean(curves.recall[:, k, 0, limit]),
+                    **point._asdict(),
+                }
+            )
+        return rows
+
+    def metric_names(self) -> list[str]:
+        """Class names as every metrics store takes them: no `/ @ % ( )`, no two alike."""
+        names: list[str] = []
+        for label, name in enumerate(self.classes):
+            plain = re.sub(r"[^\w.\- ]", "_", name).strip(". ")[:100] or f"class_{label}"
+            names.append(plain if plain not in names else f"{plain}_{label}")
+        return names
+
+    @property
+    def limits(self) -> list[int]:
+        return sorted({1, 10, OFFICIAL, self.eval_max_dets})
+
+    def _curves(self, iou_type: str) -> protocol.Curves:
+        detections = self._index(self._results(iou_type))
+        if iou_type != "keypoints":
+            ids = sorted(self.category_ids)
+            return protocol.evaluate(self.backend, self.truth, detections, iou_type, ids, self.limits)
+        assert self.sigmas is not None
+        # an evaluation compares objects with one set of points, so there is one for every set
+        by_sigmas: dict[tuple[float, ...], list[int]] = {}
+        for category, sigmas in sorted(zip(self.category_ids, self.sigmas)):
+            by_sigmas.setdefault(tuple(sigmas), []).append(category)
+        parts: dict[int, tuple[protocol.Curves, int]] = {}
+        for sigmas, ids in by_sigmas.items():
+            if sigmas:
+                limits = [OFFICIAL_KEYPOINTS]
+                part = protocol.evaluate(self.backend, self.truth, detections, iou_type, ids, limits, sigmas)
+                parts |= {category: (part, k) for k, category in enumerate(ids)}
+        return _joined(parts, sorted(self.category_ids))
+
+    def _index(self, annotations: list[dict[str, Any]]) -> Any:
+        images = list(self.image_info.values())
+        dataset = {"info": {}, "images": images, "categories": self.categories, "annotations": annotations}
+        return protocol.index(self.backend, dataset)
+
+    def _results(self, iou_type: str) -> list[dict[str, Any]]:
+        """Detections as annotations; their `area` is that of what is compared."""
+        results: list[dict[str, Any]] = []
+        for image_id in self.image_info:
+            found = self.images.get(image_id)
+            if found is None:
+                continue
+            categories = [self.category_ids[label] for label in found.labels.tolist()]
+            rows = zip(categories, found.scores.tolist(), found.boxes.tolist())
+            for i, (category, score, box) in enumerate(rows):
+                result = {"id": len(results) + 1, "image_id": image_id, "category_id": category, "score": score}
+                result |= {"bbox": box, "area": box[2] * box[3], "iscrowd": 0}
+                if iou_type == "segm":
+                    if found.masks is None:
+                        raise ValueError("masks are to be evaluated but the network gives none; use a mask model")
+                    result |= {"segmentation": found.masks[i], "area": _rle_area(found.masks[i])}
+                elif iou_type == "keypoints":
+                    if found.keypoints is None:
+                        raise ValueError("keypoints are to be evaluated but the network gives none")
+                    result |= self._pose(found.keypoints[i], int(found.labels[i]))
+                results.append(result)
+        return results
+
+    def _pose(self, points: np.ndarray, label: int) -> dict[str, Any]:
+        assert self.sigmas is not None
+        points = points[: len(self.sigmas[label])]
+        extent = np.ptp(points[:, :2], axis=0) if len(points) else np.zeros(2)
+        return {"keypoints": points.reshape(-1).tolist(), "area": float(extent.prod())}
+
+    def _summary(self, curves: protocol.Curves) -> dict[str, float]:
+        """The twelve official numbers and those without the official limit."""
+        precision, recall = curves.precision, curves.recall
+        at = {limit: m for m, limit in enumerate(self.limits)}
+        official, widest = at[OFFICIAL], at[self.eval_max_dets]
+        values = {
+            "mAP": _mean(precision[:, :, :, 0, official]),
+            "mAP50": _mean(precision[0, :, :, 0, official]),
+            "mAP75": _mean(precision[5, :, :, 0, official]),
+            "mAR": _mean(recall[:, :, 0, official]),
+            "mAR_1": _mean(recall[:, :, 0, at[1]]),
+            "mAR_10": _mean(recall[:, :, 0, at[10]]),
+            "mAP_max_dets": _mean(precision[:, :, :, 0, widest]),
+            "mAP50_max_dets": _mean(precision[0, :, :, 0, widest]),
+            "mAR_max_dets": _mean(recall[:, :, 0, widest]),
+        }
+        for a, size in enumerate(("small", "medium", "large"), start=1):
+            values[f"mAP_{size}"] = _mean(precision[:, :, :, a, official])
+            values[f"mAR_{size}"] = _mean(recall[:, :, a, official])
+        return values
+
+
+def encode(masks: Tensor) -> list[dict[str, Any]]:
+    """Run-length codes of masks `[n, H, W]` bool."""
+    from pycocotools import mask as codec
+
+    # the codec runs down the columns: transpose where the masks are, then read the same memory as [H, W, n]
+    columns = np.ascontiguousarray(_host(masks.transpose(1, 2).contiguous())).view(np.uint8)
+    return codec.encode(columns.transpose(2, 1, 0))
+
+
+def _keypoint_summary(curves: protocol.Curves) -> dict[str, float]:
+    precision, recall = curves.precision[..., 0], curves.recall[..., 0]
+    return {
+        "mAP": _mean(precision[:, :, :, 0]),
+        "mAP50": _mean(precision[0, :, :, 0]),
+        "mAP75": _mean(precision[5, :, :, 0]),
+        "mAP_medium": _mean(precision[:, :, :, 1]),
+        "mAP_large": _mean(precision[:, :, :, 2]),
+        "mAR": _mean(recall[:, :, 0]),
+    }
+
+
+def _joined(parts: dict[int, tuple[protocol.Curves, int]], category_ids: list[int]) -> protocol.Curves:
+    """Curves of several evaluations as one, in the order of `category_ids`; classes without points hold -1."""
+    precision = np.full((10, 101, len(category_ids), 3, 1), -1.0)
+    recall = np.full((10, len(category_ids), 3, 1), -1.0)
+    matches = [(np.zeros(0), np.zeros(0, dtype=bool)) for _ in category_ids]
+    objects = np.zeros(len(category_ids), dtype=int)
+    for place, category in enumerate(category_ids):
+        if category in parts:
+            part, k = parts[category]
+            precision[:, :, place], recall[:, place] = part.precision[:, :, k], part.recall[:, k]
+            matches[place], objects[place] = part.matches[k], part.objects[k]
+    return protocol.Curves(precision, recall, matches, objects)
+
+
+def _completed(
+    annotations: Sequence[Mapping[str, Any]], category_ids: set[int], iou_types: tuple[str, ...]
+) -> list[dict[str, Any]]:
+    """Copies of the truth with every field the protocol reads.
+
+    Ids are given anew from 1: the protocol takes an object with id 0 for one that was not found.
+    """
+    completed: list[dict[str, Any]] = []
+    for annotation in annotations:
+        if annotation["category_id"] not in category_ids:
+            continue
+        width, height = annotation["bbox"][2:]
+        copy = {"iscrowd": 0, "area": width * height, **annotation, "id": len(completed) + 1}
+        if "segm" in iou_types and not copy.get("segmentation"):
+            raise ValueError(
+                f"annotation {annotation.get('id')} of image {annotation['image_id']} has no mask, but masks are to be "
+                "evaluated; add its segmentation, or use a model without masks"
+            )
+        if "keypoints" in iou_types:
+            points = copy.setdefault("keypoints", [])
+            copy.setdefault("num_keypoints", sum(visible > 0 for visible in points[2::3]))
+        completed.append(copy)
+    return completed
+
+
+def _mean(values: np.ndarray) -> float:
+    """Mean over what exists; -1 if nothing does."""
+    present = values[values > -1]
+    return float(present.mean()) if present.size else -1.0
+
+
+def _xywh(boxes_xyxy: np.ndarray) -> np.ndarray:
+    return np.concatenate([boxes_xyxy[:, :2], boxes_xyxy[:, 2:] - boxes_xyxy[:, :2]], axis=1)
+
+
+def _host(tensor: Tensor) -> np.ndarray:
+    return tensor.detach().cpu().numpy()
+
+
+def _rle_area(code: dict[str, Any]) -> float:
+    from pycocotools import mask as codec
+
+    return float(codec.area(code))
