@@ -1,0 +1,58 @@
+# Two commands are enough: `make demo` and `make test`. Both set up what they need first; doing it again is quick.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+WORKERS ?= 2
+
+# real photographs for the tests that need some; without them those tests are skipped, and say so
+ifneq ($(wildcard ../shared/data),)
+export DETR_EXP_TEST_DATA ?= $(abspath ../shared/data)
+endif
+
+.PHONY: help setup demo test test-all fix check bench ui
+
+help: ## this list
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 18
+
+setup: $(VENV)/.run ## make the virtual environment and install the package into it
+
+demo: $(VENV)/.run ## train a small RT-DETRv2 on drawn shapes (minutes), log it to MLflow
+	$(BIN)/python -m detr_exp.train experiment=demo
+
+test: $(VENV)/.test ## the tests, without the slow ones
+	$(BIN)/python -m pytest -n $(WORKERS)
+
+test-all: $(VENV)/.test ## all tests; takes long
+	$(BIN)/python -m pytest -n $(WORKERS) -m ""
+
+fix: $(VENV)/.test ## mend formatting and what the linter can mend
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+check: $(VENV)/.test ## linter, formatter, types, and the rules of the house
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest tests/test_house.py tests/conf
+
+bench: $(VENV)/.test ## our speed beside others'; exit status 1 when a gate is missed
+	@failed=0; for script in scripts/bench_*.py; do $(BIN)/python $$script || failed=1; done; exit $$failed
+
+ui: $(VENV)/.run ## the MLflow page, on this machine only
+	$(BIN)/mlflow ui --backend-store-uri sqlite:///outputs/mlflow.db --host 127.0.0.1 --port 5000
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
+		{ echo "$(PYTHON) is older than 3.10; name a newer one: make PYTHON=python3.12 ..."; exit 2; }
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.run: pyproject.toml constraints.txt | $(BIN)/python
+	@echo "installing into $(VENV); minutes the first time"
+	$(PIP_INSTALL) -e .
+	@touch $@
+
+$(VENV)/.test: $(VENV)/.run
+	@echo "installing what the tests need"
+	$(PIP_INSTALL) -e ".[test]"
+	@touch $@

@@ -1,0 +1,106 @@
+"""What the commands share: Hydra runs them, a mistake ends in one message, and the exit status says what happened.
+
+0 done, 1 failed while running, 2 a mistake in configuration or data, 130 / 143 / 75 ended by SIGINT / SIGTERM / SIGUSR1
+with the state saved.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import sys
+import traceback
+from collections.abc import Callable
+
+import hydra
+from hydra._internal.utils import get_args_parser
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import InstantiationException
+from hydra.types import RunMode
+from omegaconf import DictConfig
+
+from detr_exp.compose import CONF_DIR, composition, config_loader, refuse_unready
+from detr_exp.mistakes import ConfigError
+
+Task = Callable[[DictConfig], float | None]
+OURS = ("detr_exp", "hydra_plugins")
+
+
+def main(task: Task, config_name: str) -> None:
+    """Run `task` with the config of the command line, or a sweep of them.
+
+    Raises:
+        SystemExit: always, unless everything went well.
+    """
+    with_traceback = "HYDRA_FULL_ERROR" in os.environ
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra hands over exceptions instead of printing and exiting by itself
+    try:
+        refuse_before_start(config_name)
+        app = hydra.main(version_base="1.3", config_path=str(CONF_DIR), config_name=config_name)
+        app(_ending_with_status(task))()
+    except (Exception, KeyboardInterrupt) as error:
+        if with_traceback:
+            traceback.print_exception(error)
+        sys.exit(report(error))
+
+
+def refuse_before_start(config_name: str) -> None:
+    """Compose what a single run will compose, so that a mistake leaves no run folder behind."""
+    args = get_args_parser().parse_args(_words(sys.argv[1:]))
+    other_work = args.help or args.hydra_help or args.cfg or args.info or args.shell_completion
+    sweep = args.multirun or any(word.startswith("sweep=") for word in args.overrides)
+    if not other_work and not sweep:
+        refuse_unready(composition(config_loader(args.config_dir), config_name, args.overrides).cfg)
+
+
+def _words(arguments: list[str]) -> list[str]:
+    """The arguments, unless a setting is spelled like an option (`--epochs 5`)."""
+    known = [option for action in get_args_parser()._actions for option in action.option_strings]
+    for argument in arguments:
+        name = argument.partition("=")[0]
+        if name.startswith("--") and not any(option.startswith(name) for option in known):
+            raise ConfigError(f"{argument} is no option; settings are written key=value, e.g. {name[2:]}=...")
+    return arguments
+
+
+def _ending_with_status(task: Task) -> Task:
+    """In a single run every failure ends the process; in a sweep it is shown, and left to the sweeper."""
+
+    @functools.wraps(task)
+    def run(cfg: DictConfig) -> float | None:
+        try:
+            return task(cfg)
+        except (Exception, KeyboardInterrupt) as error:
+            status = report(error)
+            if HydraConfig.get().mode is RunMode.MULTIRUN and status in (1, 2):
+                raise
+            sys.exit(status)
+
+    return run
+
+
+def report(error: BaseException) -> int:
+    """Print what went wrong, a traceback only where the fault is ours, and return the exit status."""
+    if isinstance(error, KeyboardInterrupt):
+        print("interrupted", file=sys.stderr)
+        return 130
+    while isinstance(error, InstantiationException) and error.__cause__ is not None:
+        error = error.__cause__
+    status = getattr(error, "exit_status", None)
+    if status is not None:
+        print(error, file=sys.stderr)
+        return status
+    if isinstance(error, ValueError) and _raised_by_us(error):
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    if isinstance(error, RuntimeError) and type(error).__module__.startswith(OURS):
+        print(f"error: {error}", file=sys.stderr)
+    else:
+        traceback.print_exception(error)
+    return 1
+
+
+def _raised_by_us(error: BaseException) -> bool:
+    """Whether a `raise` of this package spoke, and not a library that was used wrongly."""
+    frames = list(traceback.walk_tb(error.__traceback__))
+    return bool(frames) and frames[-1][0].f_globals.get("__name__", "").startswith((*OURS, "__main__"))

@@ -1,0 +1,211 @@
+"""From the words of a command line to a checked config.
+
+Only Hydra is imported here: a mistake is answered long before torch is loaded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+from hydra import version
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra._internal.config_repository import CachingConfigRepository, IConfigRepository
+from hydra._internal.defaults_list import DefaultsList, create_defaults_list
+from hydra._internal.utils import create_config_search_path
+from hydra.core.config_search_path import SearchPathQuery
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
+
+from detr_exp.mistakes import (
+    ConfigError,
+    flat,
+    groups_of,
+    look_up,
+    read_words,
+    refuse_wrong_choices,
+    refuse_wrong_setting,
+)
+
+HERE = Path(__file__).resolve().parent
+CONF_DIR = next(folder for folder in (HERE / "conf", HERE.parent / "conf") if folder.is_dir())  # installed; a checkout
+OPEN_KEYS = ("optim.param_groups",)  # mappings to which recipes and users add entries of their own
+
+
+@dataclass(frozen=True)
+class Source:
+    """One YAML file and the part it plays in a config.
+
+    Attributes:
+        file: its path, as messages show it.
+        package: the key its content stands under; empty for the root.
+        values: its content from the root on, unresolved.
+        recipe: an experiment or a sweep: sets keys of several groups and owns none.
+    """
+
+    file: str
+    package: str
+    values: dict[str, Any]
+    recipe: bool
+
+
+@dataclass(frozen=True)
+class Composition:
+    """A config, unresolved, and where it came from.
+
+    Attributes:
+        cfg: the config.
+        choices: the chosen option of every group.
+        sources: the files in the order in which they were merged; the command line's settings come after them.
+    """
+
+    cfg: DictConfig
+    choices: dict[str, str | None]
+    sources: list[Source]
+
+
+def compose(
+    overrides: Sequence[str] = (), *, config_dir: str | Path | None = None, config_name: str = "config"
+) -> DictConfig:
+    """The config for a list of `group=option` and `key=value` words.
+
+    Args:
+        overrides: as on the command line, e.g. `["model=rtdetrv2", "loss.focal_gamma=1.5"]`.
+        config_dir: a folder with groups and options of your own, laid out like `conf/`.
+        config_name: `config` to train; the other commands have their own.
+
+    Raises:
+        ConfigError: a word that cannot be read, an unknown group, option or key, a value of the wrong kind.
+    """
+    return composition(config_loader(config_dir), config_name, overrides).cfg
+
+
+def config_loader(config_dir: str | Path | None = None) -> ConfigLoaderImpl:
+    """Hydra's loader for our configs and those of `config_dir`."""
+    version.setbase("1.3")
+    search_path = create_config_search_path(str(CONF_DIR))
+    if config_dir is not None:
+        folder = Path(config_dir).expanduser().resolve()
+        if not folder.is_dir():
+            raise ConfigError(f"--config-dir {config_dir} is not a folder; give one laid out like conf/")
+        search_path.prepend("command-line", f"file://{folder}", SearchPathQuery(provider="schema"))
+    return ConfigLoaderImpl(search_path)
+
+
+def composition(loader: ConfigLoaderImpl, config_name: str, overrides: Sequence[str]) -> Composition:
+    """What `compose` does, with the provenance kept."""
+    words = read_words(overrides)
+    try:
+        repository = CachingConfigRepository(loader.repository)
+        loader._process_config_searchpath(config_name, words, repository)
+        groups = groups_of(repository)
+        refuse_wrong_choices(words, groups)
+        defaults = create_defaults_list(repository, config_name, words, prepend_hydra=True, skip_missing=False)
+        sources = list(_sources(loader, repository, defaults))
+        cfg = DictConfig({})
+        for source in sources:
+            cfg.merge_with(source.values)
+        OmegaConf.set_struct(cfg, True)
+        settings = [word for word in defaults.config_overrides if not word.is_hydra_override()]
+        choices = dict(defaults.overrides.known_choices)
+        values = _plain(cfg)
+        for word in settings:
+            refuse_wrong_setting(word, values, choices, groups, repository)
+        loader._apply_overrides_to_config(settings, cfg)
+    except (HydraException, OmegaConfBaseException, YAMLError) as error:
+        raise ConfigError(_first_words(error)) from error
+    composed = Composition(cfg, choices, sources)
+    _refuse_unknown_keys(composed)
+    return composed
+
+
+def refuse_unready(cfg: DictConfig) -> None:
+    """Refuse a config with values left open or references that lead nowhere."""
+    missing = sorted(OmegaConf.missing_keys(cfg))
+    if missing:
+        raise ConfigError(f"{', '.join(missing)} must be given: {' '.join(f'{key}=...' for key in missing)}")
+    try:
+        OmegaConf.to_container(cfg, resolve=True)
+    except OmegaConfBaseException as error:
+        raise ConfigError(_first_words(error)) from error
+
+
+def _sources(loader: ConfigLoaderImpl, repository: IConfigRepository, defaults: DefaultsList) -> Iterator[Source]:
+    for default in defaults.defaults:
+        if default.package == "hydra" or (default.package or "").startswith("hydra."):
+            continue
+        loaded = loader._load_single_config(default, repository)
+        values = _plain(loaded.config)
+        values.pop("hydra", None)
+        folder = Path(loaded.path.removeprefix("file://"))
+        shown = folder.name if folder == CONF_DIR else str(folder)
+        yield Source(
+            file=f"{shown}/{default.config_path}.yaml",
+            package=default.package or "",
+            values=values,
+            recipe=not default.package and not default.primary,
+        )
+
+
+def _refuse_unknown_keys(composed: Composition) -> None:
+    """Refuse keys that no chosen option knows: a recipe's values must not survive the choice they were meant for.
+
+    A key belongs to the option that stands nearest above it, and must be in that option's file. An empty mapping or a
+    plain value there leaves open what may stand in its place.
+    """
+    owners: dict[str, list[Source]] = {}
+    for source in composed.sources:
+        if not source.recipe:
+            owners.setdefault(source.package, []).append(source)
+    for key, value in flat(_plain(composed.cfg)):
+        if isinstance(value, dict) and value:
+            continue
+        parts = key.split(".")
+        package = next(p for n in range(len(parts), -1, -1) if (p := ".".join(parts[:n])) in owners)
+        if key.startswith(OPEN_KEYS) or any(_knows(source, key) for source in owners[package]):
+            continue
+        setters = [source.file for source in composed.sources if _sets(source, key)]
+        group = package.replace(".", "/")
+        holder = f"{group}={composed.choices.get(group)}" if package else "the root of the configuration"
+        own = {name: None for source in owners[package] for name in look_up(source.values, package)}
+        if not setters:
+            raise ConfigError(f"{holder} has no key {key}; it has: {', '.join(own)}; leave {key} out")
+        raise ConfigError(
+            f"{setters[-1]} sets {key}, which {holder} does not have (it has: {', '.join(own)}); "
+            f"choose another {group}, or take the key out with ~{key}"
+        )
+
+
+def _knows(source: Source, key: str) -> bool:
+    """Whether a file has a key, or leaves it open."""
+    values: Any = source.values
+    for part in key.split("."):
+        if not isinstance(values, dict) or not values:
+            return True
+        if part not in values:
+            return False
+        values = values[part]
+    return True
+
+
+def _sets(source: Source, key: str) -> bool:
+    try:
+        look_up(source.values, key)
+    except KeyError:
+        return False
+    return True
+
+
+def _plain(config: Any) -> dict[str, Any]:
+    return cast(dict[str, Any], OmegaConf.to_container(config, resolve=False))
+
+
+def _first_words(error: Exception) -> str:
+    """Hydra's message about a file it could not compose, without its list of search paths and addresses."""
+    noise = ("provider=", "See http", "Config search path:")
+    lines = [line for e in (error, error.__cause__) if e is not None for line in str(e).splitlines()]
+    return "\n".join(line for line in lines if line.strip() and not line.lstrip().startswith(noise))

@@ -1,0 +1,240 @@
+"""What may be wrong with the words of a command line, and the message that says what would be right.
+
+Every function here raises `ConfigError` or returns; composing itself is in `compose.py`.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+import re
+import shlex
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+from hydra._internal.config_repository import IConfigRepository
+from hydra.core.object_type import ObjectType
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.errors import HydraException
+from omegaconf import OmegaConf
+
+Groups = Mapping[str, Sequence[str]]
+QUOTES = "\"'"
+
+
+class ConfigError(ValueError):
+    """What was asked for cannot be composed; the message says what would be right."""
+
+
+def groups_of(repository: IConfigRepository, parent: str = "") -> dict[str, list[str]]:
+    """Every group, sub-groups with a slash, and its options."""
+    found: dict[str, list[str]] = {}
+    for name in repository.get_group_options(parent, ObjectType.GROUP):
+        group = f"{parent}/{name}" if parent else name
+        if group != "hydra":
+            found[group] = list(repository.get_group_options(group, ObjectType.CONFIG))
+            found |= groups_of(repository, group)
+    return found
+
+
+def read_words(overrides: Sequence[str]) -> list[Override]:
+    """Parse `key=value` words."""
+    parser = OverridesParser.create()
+    words = []
+    for position, text in enumerate(overrides):
+        try:
+            words.append(parser.parse_override(text))
+        except HydraException as error:
+            raise ConfigError(_unreadable(text, overrides[:position])) from error
+    return words
+
+
+def _unreadable(text: str, before: Sequence[str]) -> str:
+    key, equals, value = text.partition("=")
+    if not equals:
+        advice = f"settings are written key=value, e.g. {text}=..."
+        if before and "=" in before[-1]:
+            key, _, value = f"{before[-1]} {text}".partition("=")
+            advice += f"; if it belongs to the word before it, quote both: {_quoted(key, value)}"
+        return f"{text!r} has no '='; {advice}"
+    if "/" in key and "." in key:
+        return (
+            f"{text!r} mixes two spellings: a slash chooses an option ({key.replace('.', '/')}=<option>), "
+            f"dots set a value ({key.replace('/', '.')}=<value>)"
+        )
+    if not re.fullmatch(r"[+~]*[\w./@:$-]+", key):
+        return f"{text!r} cannot be read: {key!r} is no key; write key=value without spaces around '='"
+    if value.strip(QUOTES).startswith("~"):
+        home = f"$HOME{value.strip(QUOTES)[1:]}"
+        return f"{text!r} cannot be read: '~' means the home folder at the start of a word only; write {key}={home}"
+    return (
+        f"{text!r} cannot be read: spaces and ( ) [ ] {{ }} , : = have a meaning of their own; "
+        f"quote the value, and the word for the shell: {_quoted(key, value)}"
+    )
+
+
+def _quoted(key: str, value: str) -> str:
+    """A word whose value is taken as text, in the spelling a shell needs."""
+    inner = value.strip(QUOTES).replace("\\", "\\\\").replace('"', '\\"')
+    return shlex.quote(f'{key}="{inner}"')
+
+
+def refuse_wrong_choices(words: Iterable[Override], groups: Groups) -> None:
+    """Refuse sweeps outside of a sweep, unknown groups and options that do not exist."""
+    for word in words:
+        key, value = word.key_or_group, word.value()
+        if word.is_hydra_override():
+            continue
+        if word.is_sweep_override():
+            raise ConfigError(
+                f"{word.input_line} gives several values; add --multirun to run each of them, write a list as "
+                f"{key}=[...], or quote a text that holds a comma: {_quoted(key, word.get_value_string())}"
+            )
+        if "/" in key and key not in groups:
+            raise ConfigError(f"there is no group {key}; {_meant(key, groups)}groups: {', '.join(groups)}")
+        if key not in groups:
+            continue
+        if word.is_delete():
+            raise ConfigError(f"{word.input_line}: every run needs a {key}; choose one: {_options(key, groups)}")
+        if word.is_add() or word.is_force_add():
+            raise ConfigError(f"{word.input_line}: options are chosen without '+': {key}={value}")
+        if value is not None and value not in groups[key]:
+            elsewhere = [f"{group}={value}" for group in groups if value in groups[group] and group.startswith(key)]
+            meant = f"did you mean {elsewhere[0]}? " if elsewhere else _meant(str(value), groups[key], f"{key}={{}}")
+            raise ConfigError(f"{key}={word.get_value_string()} does not exist; {meant}{_options(key, groups)}")
+
+
+def refuse_wrong_setting(
+    word: Override,
+    values: dict[str, Any],
+    choices: Mapping[str, str | None],
+    groups: Groups,
+    repository: IConfigRepository,
+) -> None:
+    """Refuse a key that does not exist and a value of another kind than the one it replaces.
+
+    Args:
+        word: sets, adds or deletes one key.
+        values: the config without the command line's settings, as plain dictionaries.
+        choices: the chosen option of every group.
+    """
+    key = word.key_or_group
+    try:
+        present = look_up(values, key)
+    except KeyError:
+        if not word.is_add() and not word.is_force_add():
+            raise ConfigError(unknown_key(key, values, choices, groups, repository)) from None
+        return
+    if word.is_add():
+        plain = str(word.input_line).lstrip("+")
+        raise ConfigError(f"{word.input_line}: {key} is there already; write it without '+': {plain}")
+    if not word.is_delete():
+        problem = _wrong_value(key, word.value(), present, groups)
+        if problem:
+            raise ConfigError(f"{word.input_line}: {problem}")
+
+
+def _wrong_value(key: str, value: Any, present: Any, groups: Groups) -> str | None:
+    """Why `value` cannot take the place of `present`, or None."""
+    group = key.replace(".", "/")
+    if group in groups and isinstance(value, str):
+        return f"options are chosen with a slash: {group}={value} ({_options(group, groups)})"
+    if isinstance(value, float) and not math.isfinite(value):
+        return f"this is read as a number; for a text of that name write {_quoted(key, str(value))}"
+    if value is None or value == "auto":
+        return None
+    if isinstance(present, dict) and not isinstance(value, dict):
+        return f"{key} holds several keys; set one of them: " + ", ".join(f"{key}.{name}" for name in present)
+    if isinstance(present, list) and not isinstance(value, list):
+        return f"{key} takes a list: " + shlex.quote(f"{key}=[{','.join([str(value)] * max(1, len(present)))}]")
+    if isinstance(present, bool) and not isinstance(value, bool):
+        return f"{key} takes true or false: {key}={str(present).lower()}"
+    if _is_number(present) and not _is_number(value):
+        return f"{key} takes a number: {key}={present}"
+    if present is None and isinstance(value, str) and value.lower() == "none":
+        return f"'no value' is written null: {key}=null"
+    return None
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def unknown_key(
+    key: str, values: dict[str, Any], choices: Mapping[str, str | None], groups: Groups, repository: IConfigRepository
+) -> str:
+    """Which other options have the key, or which key was meant."""
+    group = _owner(key, choices)
+    known = [name for name, _ in flat(values)]
+    if not group:
+        return f"there is no key {key}; {_meant_anywhere(key, known, groups)}--cfg job shows all keys"
+    option, inside = choices[group], key[len(group) + 1 :]
+    own = look_up(values, group.replace("/", "."))
+    has = f"{group}={option} has: {', '.join(own)}"
+    others = [f"{group}={o}" for o in groups[group] if o != option and _has(repository, group, o, inside)]
+    if others:
+        return f"{group}={option} has no key {inside}; {', '.join(others)} {'have' if others[1:] else 'has'} it. {has}"
+    return f"there is no key {key}; {_meant(key, known) or _meant_anywhere(key, known, groups)}{has}"
+
+
+def _meant_anywhere(key: str, known: Sequence[str], groups: Groups) -> str:
+    """Keys and groups whose last part is, or ends with, that of `key`; else the nearest spelling."""
+    last = key.rpartition(".")[2]
+    chosen = [f"{group}=..." for group in groups if group.rpartition("/")[2] == last]
+    same = [name for name in known if name.rpartition(".")[2] == last]
+    longer = [name for name in known if name.endswith(f"_{last}")]
+    for found in (chosen, same, longer):
+        if found:
+            return f"did you mean {' or '.join(found[:3])}? "
+    return _meant(key, [*known, *groups])
+
+
+def _owner(key: str, choices: Mapping[str, str | None]) -> str:
+    """The deepest group with a chosen option that `key` lies in; empty for the root."""
+    parts = key.split(".")
+    candidates = ["/".join(parts[:count]) for count in range(len(parts) - 1, 0, -1)]
+    return next((group for group in candidates if choices.get(group) is not None), "")
+
+
+def _has(repository: IConfigRepository, group: str, option: str, inside: str) -> bool:
+    """Whether an option's file, or one it builds on in the same group, has a key."""
+    loaded = repository.load_config(f"{group}/{option}")
+    if loaded is None:
+        return False
+    try:
+        look_up(OmegaConf.to_container(loaded.config, resolve=False), inside)
+    except KeyError:
+        bases = [d.get_name() for d in loaded.defaults_list or [] if d.get_group_path() == group and not d.is_self()]
+        return any(_has(repository, group, base, inside) for base in bases if base)
+    return True
+
+
+def look_up(values: Any, key: str) -> Any:
+    """The value under a dotted key of nested dictionaries.
+
+    Raises:
+        KeyError: when it is not there.
+    """
+    for part in key.split(".") if key else ():
+        if not isinstance(values, dict) or part not in values:
+            raise KeyError(key)
+        values = values[part]
+    return values
+
+
+def flat(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Every dotted key and its value; mappings as well as what is in them."""
+    for name, value in values.items():
+        yield f"{prefix}{name}", value
+        if isinstance(value, dict):
+            yield from flat(value, f"{prefix}{name}.")
+
+
+def _meant(word: str, known: Iterable[str], template: str = "{}") -> str:
+    nearest = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
+    return f"did you mean {template.format(nearest[0])}? " if nearest else ""
+
+
+def _options(group: str, groups: Groups) -> str:
+    return f"options of {group}: {', '.join(groups[group])}"
