@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 from detr_exp.ops.boxes import cxcywh_to_xyxy, iou_and_giou
@@ -35,7 +36,7 @@ def pair_losses(boxes: Tensor, target_boxes: Tensor, boxes_weight_format: str | 
         boxes_weight_format: None, or "iou" / "giou": the overlap that weighs the GIoU loss (well-placed boxes count
             more) and is the quality; GIoU counts as zero where it is negative.
     """
-    iou, giou = iou_and_giou(cxcywh_to_xyxy(boxes), cxcywh_to_xyxy(target_boxes))
+    iou, giou = iou_and_giou(*cxcywh_to_xyxy(torch.stack((boxes, target_boxes))))
     bbox = (boxes - target_boxes).abs().sum(-1)
     quality = giou.detach().clamp(min=0) if boxes_weight_format == "giou" else iou.detach()
     giou_loss = 1 - giou

@@ -10,11 +10,28 @@ trailing axis of four defeats vectorisation. Runs without gradient, in place whe
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import NamedTuple
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from detr_exp.ops.boxes import EPS
+from detr_exp.ops.keypoints import existing_keypoints, keypoint_errors, slot_keypoints
+from detr_exp.ops.points import PIXELS_PER_POINT, sample_bilinear, sample_nearest
+from detr_exp.structures import MaskLogits, Targets
+
+
+class TaskWeights(NamedTuple):
+    """Weights of what only mask and keypoint networks predict: one number for the loss and the matching cost."""
+
+    mask_ce: float = 0.0
+    mask_dice: float = 0.0
+    keypoint_l1: float = 0.0
+    keypoint_findable: float = 0.0
+    keypoint_visible: float = 0.0
+    keypoint_nll: float = 0.0
 
 
 def object_logits(logits: Tensor, image: Tensor, labels: Tensor) -> Tensor:
@@ -38,9 +55,9 @@ def sigmoid_class_cost(logits: Tensor, alpha: float, gamma: float) -> Tensor:
         logits: `[S, T, Q]` of each object's class.
     """
     probability = logits.sigmoid()
-    surprise = F.softplus(-logits)  # -log p; and -log(1 - p) is this plus the logit
-    cost = (1 - probability).pow_(gamma).mul_(surprise).mul_(alpha)
-    return cost.sub_(probability.pow_(gamma).mul_(surprise.add_(logits)).mul_(1 - alpha))
+    negative = F.softplus(logits)  # -log(1 - p); and -log p is this less the logit
+    cost = (1 - probability).pow_(gamma).mul_(negative - logits).mul_(alpha)
+    return cost.sub_(probability.pow_(gamma).mul_(negative), alpha=1 - alpha)
 
 
 def softmax_class_cost(log_probabilities: Tensor) -> Tensor:
@@ -59,28 +76,83 @@ def box_cost(boxes: Tensor, target_boxes: Tensor, image: Tensor, *, cost_bbox: f
     Returns:
         `[S, T, Q]`.
     """
-    x, y, width, height = boxes.permute(3, 0, 1, 2).index_select(2, image)
-    target_x, target_y, target_width, target_height = target_boxes.t().unsqueeze(-1)
+    planes = boxes.permute(3, 0, 1, 2).index_select(2, image)
+    target = target_boxes.t()[:, None, :, None]
 
-    cost = (x - target_x).abs_()
-    cost += (y - target_y).abs_()
-    cost += (width - target_width).abs_()
-    cost += (height - target_height).abs_()
-    cost *= cost_bbox
+    distance = (planes - target).abs_()
+    cost = distance[0].add_(distance[1]).add_(distance[2]).add_(distance[3]).mul_(cost_bbox)
 
-    width, height = width.clamp_(min=0), height.clamp_(min=0)
-    overlap_x, overlap_y = _overlap(x, width, target_x, target_width), _overlap(y, height, target_y, target_height)
+    center, size = planes[:2], planes[2:].clamp_(min=0)
+    target_center, target_size = target[:2], target[2:]
+    half, target_half = size * 0.5, target_size * 0.5
+    low = torch.maximum(center - half, target_center - target_half)
+    overlap = torch.minimum(half.add_(center), target_center + target_half).sub_(low)
     # The hull of two intervals is as long as both together less their signed overlap.
-    hull = (width + target_width).sub_(overlap_x).mul_((height + target_height).sub_(overlap_y))
-    intersection = overlap_x.clamp_(min=0).mul_(overlap_y.clamp_(min=0))
-    union = width.mul_(height).add_(target_width * target_height).sub_(intersection)
+    hull = _area((size + target_size).sub_(overlap))
+    intersection = _area(overlap.clamp_(min=0))
+    union = _area(size).add_(target_size[0] * target_size[1]).sub_(intersection)
     gap = (hull - union).div_(hull.clamp_(min=EPS))
     giou = intersection.div_(union.clamp_(min=EPS)).sub_(gap)
     return cost.sub_(giou, alpha=cost_giou)
 
 
-def _overlap(center: Tensor, size: Tensor, target_center: Tensor, target_size: Tensor) -> Tensor:
-    """Signed overlap of two intervals, negative where they lie apart."""
-    half, target_half = size * 0.5, target_size * 0.5
-    low = torch.maximum(center - half, target_center - target_half)
-    return torch.minimum(half.add_(center), target_center + target_half).sub_(low)
+def _area(sides: Tensor) -> Tensor:
+    return sides[0].mul_(sides[1])
+
+
+def mask_cost(masks: MaskLogits, target_masks: Tensor, counts: Sequence[int], weights: TaskWeights) -> Tensor:
+    """Cross-entropy and Dice distance at random points, the same for all pairs (Cheng et al. 2022, Mask2Former).
+
+    Args:
+        masks: of one layer, features `[B, D, h, w]`.
+        target_masks: `[T, H, W]` bool.
+        counts: objects per image.
+
+    Returns:
+        `[T, Q]`.
+    """
+    num_images, _, height, width = masks.features.shape
+    points = torch.rand(1, height * width // PIXELS_PER_POINT, 2, device=target_masks.device)
+    values = masks.queries @ sample_bilinear(masks.features, points.expand(num_images, -1, -1)) + masks.bias
+    everyone = torch.arange(len(target_masks), device=target_masks.device)
+    labels = sample_nearest(target_masks, everyone, points).to(values.dtype)
+    costs = [_point_cost(image, objects, weights) for image, objects in zip(values, labels.split(list(counts)))]
+    return torch.cat(costs)
+
+
+def _point_cost(values: Tensor, labels: Tensor, weights: TaskWeights) -> Tensor:
+    """`[n, Q]` from logits `[Q, P]` and labels `[n, P]` of an image, with products instead of pairs."""
+    scores = values.sigmoid()
+    ce = (F.softplus(values).sum(1) - labels @ values.T) / values.shape[1]
+    dice = 1 - (2 * (labels @ scores.T) + 1) / (scores.sum(1) + labels.sum(1, keepdim=True) + 1)
+    return weights.mask_ce * ce + weights.mask_dice * dice
+
+
+def keypoint_cost(
+    keypoints: Tensor, targets: Targets, chunk: slice, image: Tensor, counts: Sequence[int], weights: TaskWeights
+) -> Tensor:
+    """The keypoint losses of every pair.
+
+    Args:
+        keypoints: `[S, B, Q, slots * K, 8]`.
+        targets: ground truth with keypoints.
+        chunk: the objects meant, C of them.
+        image: `[C]` int64, their images.
+        counts: keypoints of each class slot.
+
+    Returns:
+        `[S, C, Q]`.
+    """
+    assert targets.keypoints is not None
+    labels = targets.labels[chunk]
+    slots = slot_keypoints(keypoints, len(counts)).transpose(2, 3)  # [S, B, slots, Q, K, 8]
+    target = targets.keypoints[chunk].to(keypoints.dtype)[:, None]
+    area = targets.boxes[chunk, 2:].prod(-1).to(keypoints.dtype)[:, None]
+    exists = existing_keypoints(counts, keypoints.device)[labels][:, None]
+    errors = keypoint_errors(slots[:, image, labels], target, area, exists)
+    return (
+        weights.keypoint_l1 * errors.l1
+        + weights.keypoint_findable * errors.findable
+        + weights.keypoint_visible * errors.visible
+        + weights.keypoint_nll * errors.nll
+    )

@@ -14,15 +14,24 @@ import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
-from detr_exp.matcher.cost import box_cost, object_logits, sigmoid_class_cost, softmax_class_cost
-from detr_exp.structures import Prediction, Targets
+from detr_exp.matcher.cost import (
+    TaskWeights,
+    box_cost,
+    keypoint_cost,
+    mask_cost,
+    object_logits,
+    sigmoid_class_cost,
+    softmax_class_cost,
+)
+from detr_exp.structures import MaskLogits, Prediction, Targets
 
 # Stands for a cost that is not a number. Large enough to be avoided wherever there is a choice, small enough to leave
 # the solver's float64 exact to 1e-7 on the other costs.
 NON_FINITE_COST = 1e9
 
-# Elements of one working tensor on the CPU: a handful of them has to fit the cache.
+# Elements of one working tensor: on the CPU a handful of them has to fit the cache, elsewhere the memory.
 CPU_CHUNK = 1 << 17
+DEVICE_CHUNK = 1 << 26
 
 
 class Assignment(NamedTuple):
@@ -32,11 +41,13 @@ class Assignment(NamedTuple):
         image: `[S, M]` int64.
         query: `[S, M]` int64, place on the query axis (groups included); ascending within an image.
         target: `[S, M]` int64, packed index of the object.
+        counts: pairs per image, on the host; they sum to M.
     """
 
     image: Tensor
     query: Tensor
     target: Tensor
+    counts: tuple[int, ...]
 
 
 class HungarianMatcher:
@@ -80,7 +91,14 @@ class HungarianMatcher:
         self.num_non_finite = 0
 
     @torch.no_grad()
-    def __call__(self, predictions: Sequence[Prediction], targets: Targets, groups: int = 1) -> Assignment:
+    def __call__(
+        self,
+        predictions: Sequence[Prediction],
+        targets: Targets,
+        groups: int = 1,
+        task_weights: TaskWeights | None = None,
+        keypoint_counts: Sequence[int] = (),
+    ) -> Assignment:
         """Match every layer of every prediction.
 
         Args:
@@ -88,21 +106,26 @@ class HungarianMatcher:
                 fewer classes than the first is class-agnostic, and every object is its class 0.
             targets: ground truth, on the predictions' device.
             groups: query groups G matched independently; group-major on the query axis.
+            task_weights: what masks and keypoints cost, where they are predicted; None: nothing.
+            keypoint_counts: keypoints of each class slot.
         """
         boxes = torch.cat([prediction.boxes for prediction in predictions])
+        size = boxes.shape[2] // groups
+        pairs_per_image = tuple(groups * min(count, size) for count in targets.counts)
         if not len(targets):
             empty = torch.zeros(len(boxes), 0, dtype=torch.int64, device=boxes.device)
-            return Assignment(empty, empty, empty)
+            return Assignment(empty, empty, empty, pairs_per_image)
         image = to_device(np.repeat(np.arange(len(targets.counts)), targets.counts), boxes.device)
-        costs = to_host(self._costs(predictions, boxes, targets, image))
-        finite = np.isfinite(costs)
-        if not finite.all():
-            self.num_non_finite += costs.size - int(finite.sum())
-            costs = np.where(finite, costs, NON_FINITE_COST)
-        return Assignment(*to_device(solve(costs, targets.counts, groups), boxes.device))
+        costs = self._costs(predictions, boxes, targets, image)
+        if task_weights is not None:
+            _add_mask_costs(costs, predictions, targets, task_weights)
+            _add_keypoint_costs(costs, predictions, targets, image, keypoint_counts, task_weights)
+        pairs = solve(self._finite(to_host(costs)), targets.counts, groups)
+        matched_image, query, target = to_device(pairs, boxes.device)
+        return Assignment(matched_image, query, target, pairs_per_image)
 
     def _costs(self, predictions: Sequence[Prediction], boxes: Tensor, targets: Targets, image: Tensor) -> Tensor:
-        """`[S, T, Q]`, in chunks of objects where the working set would leave the cache."""
+        """Class and box costs `[S, T, Q]`."""
         logits = [prediction.logits for prediction in predictions]
         if self.activation == "softmax":
             logits = [item.log_softmax(-1) for item in logits]
@@ -121,10 +144,59 @@ class HungarianMatcher:
             )
             return pair_cost.add_(class_cost, alpha=self.cost_class)
 
-        step = len(targets)
-        if boxes.device.type == "cpu":
-            step = max(1, CPU_CHUNK // (boxes.shape[0] * boxes.shape[2]))
-        return torch.cat([cost(slice(start, start + step)) for start in range(0, len(targets), step)], dim=1)
+        chunks = _chunks(len(targets), boxes.shape[0] * boxes.shape[2], boxes.device)
+        return torch.cat([cost(chunk) for chunk in chunks], dim=1)
+
+    def _finite(self, costs: np.ndarray) -> np.ndarray:
+        finite = np.isfinite(costs)
+        if finite.all():
+            return costs
+        self.num_non_finite += costs.size - int(finite.sum())
+        return np.where(finite, costs, NON_FINITE_COST)
+
+
+def _add_mask_costs(costs: Tensor, predictions: Sequence[Prediction], targets: Targets, weights: TaskWeights) -> None:
+    for layer, masks in mask_layers(predictions):
+        assert targets.masks is not None
+        costs[layer] += mask_cost(masks, targets.masks, targets.counts, weights)
+
+
+def mask_layers(predictions: Sequence[Prediction]) -> list[tuple[int, MaskLogits]]:
+    """Masks of every layer that has them, with its place among all layers.
+
+    Points are drawn layer by layer, the last decoder layer first: RF-DETR's order, so that a seed gives its draws.
+    """
+    layers = [prediction.at(i).masks for prediction in predictions for i in range(len(prediction.boxes))]
+    last = len(predictions[0].boxes) - 1
+    order = (last, *range(last), *range(last + 1, len(layers)))
+    return [(layer, masks) for layer in order if (masks := layers[layer]) is not None]
+
+
+def _add_keypoint_costs(
+    costs: Tensor,
+    predictions: Sequence[Prediction],
+    targets: Targets,
+    image: Tensor,
+    keypoint_counts: Sequence[int],
+    weights: TaskWeights,
+) -> None:
+    first = 0
+    for prediction in predictions:
+        end = first + len(prediction.boxes)
+        keypoints = prediction.keypoints
+        if keypoints is not None:
+            num_values = keypoints.shape[0] * keypoints.shape[2:].numel()
+            for chunk in _chunks(len(targets), num_values, costs.device):
+                costs[first:end, chunk] += keypoint_cost(
+                    keypoints, targets, chunk, image[chunk], keypoint_counts, weights
+                )
+        first = end
+
+
+def _chunks(num_objects: int, elements: int, device: torch.device) -> list[slice]:
+    """Runs of objects whose working tensors stay small enough, at so many elements an object."""
+    step = max(1, (CPU_CHUNK if device.type == "cpu" else DEVICE_CHUNK) // elements)
+    return [slice(start, start + step) for start in range(0, num_objects, step)]
 
 
 def solve(costs: np.ndarray, counts: Sequence[int], groups: int = 1) -> np.ndarray:
