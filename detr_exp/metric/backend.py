@@ -72,6 +72,33 @@ def index(backend: str, dataset: dict[str, Any]) -> Any:
     return indexed
 
 
+def index_boxes(backend: str, truth: Any, rows: np.ndarray) -> Any:
+    """A `COCO` object of box detections.
+
+    Args:
+        backend: `pycocotools` or `fast`.
+        truth: from `index`.
+        rows: `[N, 7]` float64: image id, x, y, width, height in pixels, score, category id.
+    """
+    coco, _ = load(backend)
+    if coco.__name__.startswith("ultrafast") and len(rows):  # reads the array itself, without a dictionary per box
+        with _quiet(coco):
+            return truth.loadRes(rows)
+    annotations = [
+        {
+            "id": i,
+            "image_id": int(image),
+            "category_id": int(category),
+            "bbox": [x, y, width, height],
+            "area": width * height,
+            "score": score,
+            "iscrowd": 0,
+        }
+        for i, (image, x, y, width, height, score, category) in enumerate(rows.tolist(), start=1)
+    ]
+    return index(backend, {**truth.dataset, "annotations": annotations})
+
+
 def evaluate(
     backend: str,
     truth: Any,
@@ -93,25 +120,39 @@ def evaluate(
         sigmas: with `keypoints`, the standard deviation of every point relative to the object's scale.
     """
     coco, cocoeval = load(backend)
-    evaluator = cocoeval.COCOeval(truth, detections, iou_type)
-    evaluator.store_eval_imgs = True
-    evaluator.print_function = _silence
-    parameters = evaluator.params
-    parameters.catIds = list(category_ids)
-    parameters.maxDets = list(max_detections)
-    if sigmas is not None:
-        parameters.kpt_oks_sigmas = np.asarray(sigmas, dtype=float)
-    with _quiet(coco), _quiet(cocoeval):
-        evaluator.evaluate()
-        evaluator.accumulate()
-    num_images, num_areas = len(parameters.imgIds), len(parameters.areaRng)
-    matches, objects = [], []
-    for k in range(len(category_ids)):
-        start = k * num_areas * num_images  # the first area range is "all"
-        found = [image for image in evaluator.evalImgs[start : start + num_images] if image is not None]
-        matches.append(_matches(found))
-        objects.append(sum(int(np.count_nonzero(np.asarray(image["gtIgnore"]) == 0)) for image in found))
-    return Curves(evaluator.eval["precision"], evaluator.eval["recall"], matches, np.array(objects, dtype=int))
+
+    def run(reduced: bool) -> Any:
+        evaluator = cocoeval.COCOeval(truth, detections, iou_type)
+        evaluator.print_function = _silence
+        parameters = evaluator.params
+        parameters.catIds = list(category_ids)
+        parameters.maxDets = list(max_detections)
+        if sigmas is not None:
+            parameters.kpt_oks_sigmas = np.asarray(sigmas, dtype=float)
+        if reduced:
+            evaluator.store_eval_imgs = True
+            parameters.maxDets = parameters.maxDets[-1:]
+            parameters.areaRng, parameters.areaRngLbl = parameters.areaRng[:1], parameters.areaRngLbl[:1]
+            parameters.iouThrs = parameters.iouThrs[:1]
+        with _quiet(coco), _quiet(cocoeval):
+            evaluator.evaluate()
+            evaluator.accumulate()
+        return evaluator
+
+    evaluator = run(reduced=False)
+    # the fast package keeps no matches unless told to; a second run that keeps only those needed costs less than
+    # one that keeps all of them
+    images = evaluator if evaluator.evalImgs else run(reduced=True)
+    num_images, num_areas = len(images.params.imgIds), len(images.params.areaRng)
+    starts = [k * num_areas * num_images for k in range(len(category_ids))]  # the first area range is "all"
+    found = [[i for i in images.evalImgs[start : start + num_images] if i is not None] for start in starts]
+    objects = [sum(np.count_nonzero(np.asarray(image["gtIgnore"]) == 0) for image in group) for group in found]
+    return Curves(
+        evaluator.eval["precision"],
+        evaluator.eval["recall"],
+        [_matches(g) for g in found],
+        np.array(objects, dtype=int),
+    )
 
 
 def _matches(images: list[dict[str, Any]]) -> tuple[np.ndarray, np.ndarray]:

@@ -159,9 +159,12 @@ class CocoMetric:
         return sorted({1, 10, OFFICIAL, self.eval_max_dets})
 
     def _curves(self, iou_type: str) -> protocol.Curves:
+        ids = sorted(self.category_ids)
+        if iou_type == "bbox":
+            detections = protocol.index_boxes(self.backend, self.truth, self._rows())
+            return protocol.evaluate(self.backend, self.truth, detections, iou_type, ids, self.limits)
         detections = self._index(self._results(iou_type))
-        if iou_type != "keypoints":
-            ids = sorted(self.category_ids)
+        if iou_type == "segm":
             return protocol.evaluate(self.backend, self.truth, detections, iou_type, ids, self.limits)
         assert self.sigmas is not None
         # an evaluation compares objects with one set of points, so there is one for every set
@@ -169,38 +172,42 @@ class CocoMetric:
         for category, sigmas in sorted(zip(self.category_ids, self.sigmas)):
             by_sigmas.setdefault(tuple(sigmas), []).append(category)
         parts: dict[int, tuple[protocol.Curves, int]] = {}
-        for sigmas, ids in by_sigmas.items():
+        for sigmas, group in by_sigmas.items():
             if sigmas:
                 limits = [OFFICIAL_KEYPOINTS]
-                part = protocol.evaluate(self.backend, self.truth, detections, iou_type, ids, limits, sigmas)
-                parts |= {category: (part, k) for k, category in enumerate(ids)}
-        return _joined(parts, sorted(self.category_ids))
+                part = protocol.evaluate(self.backend, self.truth, detections, iou_type, group, limits, sigmas)
+                parts |= {category: (part, k) for k, category in enumerate(group)}
+        return _joined(parts, ids)
 
     def _index(self, annotations: list[dict[str, Any]]) -> Any:
         images = list(self.image_info.values())
         dataset = {"info": {}, "images": images, "categories": self.categories, "annotations": annotations}
         return protocol.index(self.backend, dataset)
 
+    def _rows(self) -> np.ndarray:
+        """Box detections as `[N, 7]`: image id, x, y, width, height, score, category id."""
+        of_label = np.array(self.category_ids)
+        parts = [
+            np.column_stack([np.full(len(f.scores), image_id), f.boxes, f.scores, of_label[f.labels]])
+            for image_id, f in self.images.items()
+        ]
+        return np.concatenate(parts) if parts else np.zeros((0, 7))
+
     def _results(self, iou_type: str) -> list[dict[str, Any]]:
-        """Detections as annotations; their `area` is that of what is compared."""
+        """Masks or poses as annotations; their `area` is that of the mask, or of the rectangle around the points."""
         results: list[dict[str, Any]] = []
-        for image_id in self.image_info:
-            found = self.images.get(image_id)
-            if found is None:
-                continue
-            categories = [self.category_ids[label] for label in found.labels.tolist()]
-            rows = zip(categories, found.scores.tolist(), found.boxes.tolist())
-            for i, (category, score, box) in enumerate(rows):
-                result = {"id": len(results) + 1, "image_id": image_id, "category_id": category, "score": score}
-                result |= {"bbox": box, "area": box[2] * box[3], "iscrowd": 0}
-                if iou_type == "segm":
-                    if found.masks is None:
-                        raise ValueError("masks are to be evaluated but the network gives none; use a mask model")
+        for image_id, found in self.images.items():
+            if (found.masks if iou_type == "segm" else found.keypoints) is None:
+                raise ValueError(
+                    f"{iou_type} is to be evaluated, but the network gives none; use a model or a metric for the task"
+                )
+            for i, (score, label, box) in enumerate(zip(found.scores.tolist(), found.labels, found.boxes.tolist())):
+                result = {"id": len(results) + 1, "image_id": image_id, "score": score, "bbox": box, "iscrowd": 0}
+                result["category_id"] = self.category_ids[label]
+                if found.masks is not None and iou_type == "segm":
                     result |= {"segmentation": found.masks[i], "area": _rle_area(found.masks[i])}
-                elif iou_type == "keypoints":
-                    if found.keypoints is None:
-                        raise ValueError("keypoints are to be evaluated but the network gives none")
-                    result |= self._pose(found.keypoints[i], int(found.labels[i]))
+                elif found.keypoints is not None:
+                    result |= self._pose(found.keypoints[i], label)
                 results.append(result)
         return results
 
