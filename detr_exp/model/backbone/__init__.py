@@ -1,0 +1,1 @@
+"""Image to list of maps; each backbone has out_channels and out_strides."""

@@ -1,0 +1,47 @@
+"""ImageNet weights of a backbone: from a file, or downloaded when asked for."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import nn
+from torch.hub import get_dir, load_state_dict_from_url
+
+
+def load_pretrained(backbone: nn.Module, source: bool | str, url: str) -> None:
+    """Load weights into `backbone`; classifier weights and statistics that frozen norms do not keep are left out.
+
+    Args:
+        source: path of a file, or True to download `url` (once; torch's hub folder keeps it).
+    """
+    if source is True:
+        try:
+            state = load_state_dict_from_url(url, map_location="cpu", weights_only=True)
+        except OSError as error:
+            place = Path(get_dir()) / "checkpoints" / url.rsplit("/", 1)[-1]
+            raise ValueError(
+                f"model.backbone.pretrained is true but {url} could not be downloaded ({error}); put the file at "
+                f"{place}, name it by model.backbone.pretrained=<file>, or start without by "
+                "model.backbone.pretrained=false"
+            ) from None
+    else:
+        if not Path(source).is_file():
+            raise ValueError(
+                f"model.backbone.pretrained names {source}, which is not a file; give a file, true to download, or false"
+            )
+        state = torch.load(source, map_location="cpu", weights_only=True)
+    wanted = backbone.state_dict()
+    missing = [key for key in wanted if key not in state and not key.endswith("num_batches_tracked")]
+    unfit = [key for key in wanted if key in state and state[key].shape != wanted[key].shape]
+    if missing or unfit:
+        raise ValueError(
+            f"{url if source is True else source} does not fit the backbone: it lacks {_some(missing)} and has another "
+            f"shape for {_some(unfit)}; choose the file made for this depth, or model.backbone.pretrained=false"
+        )
+    backbone.load_state_dict({key: state[key] for key in wanted if key in state}, strict=False)
+
+
+def _some(keys: list[str]) -> str:
+    shown = ", ".join(keys[:5]) or "nothing"
+    return shown + (f" and {len(keys) - 5} more" if len(keys) > 5 else "")

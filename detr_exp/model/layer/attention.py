@@ -1,0 +1,44 @@
+"""Self-attention whose queries and keys, but not values, carry a position."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+class SelfAttention(nn.Module):
+    """Multi-head self-attention with the parameters of `nn.MultiheadAttention`: one packed input projection."""
+
+    def __init__(self, dim: int, num_heads: int, dropout: float = 0.0) -> None:
+        super().__init__()
+        if dim % num_heads:
+            raise ValueError(f"{dim} channels cannot be split into {num_heads} heads; change model.num_heads")
+        self.num_heads = num_heads
+        self.dropout = dropout
+        self.in_proj_weight = nn.Parameter(torch.empty(3 * dim, dim))
+        self.in_proj_bias = nn.Parameter(torch.zeros(3 * dim))
+        self.out_proj = nn.Linear(dim, dim)
+        nn.init.xavier_uniform_(self.in_proj_weight)
+        nn.init.zeros_(self.out_proj.bias)
+
+    def forward(self, tokens: Tensor, position: Tensor | None = None, allowed: Tensor | None = None) -> Tensor:
+        """Tokens `[B, N, D]` -> `[B, N, D]`.
+
+        Args:
+            position: added to what makes queries and keys, broadcastable to `tokens`.
+            allowed: bool, broadcastable to `[B, heads, N, N]`; True where a query (row) may look at a key (column).
+        """
+        dim = tokens.shape[-1]
+        if position is None:
+            query, key, value = F.linear(tokens, self.in_proj_weight, self.in_proj_bias).chunk(3, dim=-1)
+        else:
+            placed = F.linear(tokens + position, self.in_proj_weight[: 2 * dim], self.in_proj_bias[: 2 * dim])
+            query, key = placed.chunk(2, dim=-1)
+            value = F.linear(tokens, self.in_proj_weight[2 * dim :], self.in_proj_bias[2 * dim :])
+        mixed = F.scaled_dot_product_attention(
+            *(part.unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for part in (query, key, value)),
+            attn_mask=allowed,
+            dropout_p=self.dropout if self.training else 0.0,
+        )
+        return self.out_proj(mixed.transpose(1, 2).flatten(2))

@@ -1,0 +1,35 @@
+"""Gradient checkpointing that leaves batch statistics as they would be without it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils.checkpoint import checkpoint
+
+
+def checkpointed(module: nn.Module, *inputs: Tensor | None) -> Tensor:
+    """`module(*inputs)` whose activations are computed again in the backward pass instead of being kept."""
+    if not torch.is_grad_enabled():
+        return module(*inputs)
+    if torch.compiler.is_compiling():
+        return checkpoint(module, *inputs, use_reentrant=False)
+    return checkpoint(
+        module, *inputs, use_reentrant=False, context_fn=lambda: (nullcontext(), _statistics_untouched(module))
+    )
+
+
+@contextmanager
+def _statistics_untouched(module: nn.Module) -> Iterator[None]:
+    """The second forward pass over the same batch must not count into the running statistics again."""
+    norms = [part for part in module.modules() if isinstance(part, _BatchNorm) and part.track_running_stats]
+    for norm in norms:
+        norm.track_running_stats = False
+    try:
+        yield
+    finally:
+        for norm in norms:
+            norm.track_running_stats = True

@@ -1,0 +1,82 @@
+"""Convolution with normalisation, the same frozen, and both folded into one convolution."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+from detr_exp.model.layer.activation import activation
+
+
+class FrozenBatchNorm2d(nn.Module):
+    """Batch norm whose statistics and affine parameters are constants.
+
+    All four are buffers, so that no optimiser, weight decay or gradient ever sees them.
+    """
+
+    def __init__(self, num_features: int, eps: float = 1e-5) -> None:
+        super().__init__()
+        self.eps = eps
+        self.weight: Tensor
+        self.bias: Tensor
+        self.running_mean: Tensor
+        self.running_var: Tensor
+        self.register_buffer("weight", torch.ones(num_features))
+        self.register_buffer("bias", torch.zeros(num_features))
+        self.register_buffer("running_mean", torch.zeros(num_features))
+        self.register_buffer("running_var", torch.ones(num_features))
+
+    def forward(self, maps: Tensor) -> Tensor:
+        return F.batch_norm(
+            maps, self.running_mean, self.running_var, self.weight, self.bias, training=False, eps=self.eps
+        )
+
+
+def freeze_batch_norms(module: nn.Module) -> None:
+    """Replace every batch norm below `module` by a frozen one with the same values."""
+    for name, child in module.named_children():
+        if isinstance(child, nn.BatchNorm2d):
+            frozen = FrozenBatchNorm2d(child.num_features, child.eps).to(child.weight.device)
+            frozen.load_state_dict({key: child.state_dict()[key] for key in frozen.state_dict()})
+            setattr(module, name, frozen)
+        else:
+            freeze_batch_norms(child)
+
+
+class ConvNorm(nn.Module):
+    """Convolution without bias, batch norm, activation; padded so that stride 1 keeps the size."""
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int,
+        stride: int = 1,
+        *,
+        groups: int = 1,
+        act: str | None = None,
+    ) -> None:
+        super().__init__()
+        padding = (kernel_size - 1) // 2
+        self.conv = nn.Conv2d(in_channels, out_channels, kernel_size, stride, padding, groups=groups, bias=False)
+        self.norm = nn.BatchNorm2d(out_channels)
+        self.act = activation(act)
+
+    def forward(self, maps: Tensor) -> Tensor:
+        return self.act(self.norm(self.conv(maps)))
+
+    def fold(self) -> None:
+        """Fold the norm into the convolution; for inference only."""
+        self.conv = folded(self.conv, self.norm)
+        self.norm = nn.Identity()
+
+
+def folded(conv: nn.Conv2d, norm: nn.Module) -> nn.Conv2d:
+    """A convolution with bias that does what `conv` and then `norm` (trained or frozen) do in evaluation."""
+    plain = norm
+    if isinstance(norm, FrozenBatchNorm2d):
+        plain = nn.BatchNorm2d(len(norm.weight), norm.eps).to(norm.weight)
+        plain.load_state_dict(norm.state_dict(), strict=False)
+    return fuse_conv_bn_eval(conv.eval(), plain.eval())

@@ -1,0 +1,68 @@
+"""Decoder layer with deformable cross-attention."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from detr_exp.model.layer.activation import activation
+from detr_exp.model.layer.attention import SelfAttention
+from detr_exp.model.layer.deformable_attention import DeformableAttention
+from detr_exp.ops.deformable import Shapes
+
+
+class DecoderLayer(nn.Module):
+    """Self-attention among queries, deformable attention to the memory, feed-forward network; norms after the sums."""
+
+    def __init__(
+        self,
+        *,
+        hidden_dim: int,
+        num_heads: int,
+        dim_feedforward: int,
+        points_per_level: list[int],
+        method: str,
+        offset_scale: float,
+        dropout: float,
+        attention_dropout: float,
+        activation_dropout: float,
+        act: str,
+    ) -> None:
+        super().__init__()
+        self.self_attn = SelfAttention(hidden_dim, num_heads, attention_dropout)
+        self.cross_attn = DeformableAttention(hidden_dim, num_heads, points_per_level, method, offset_scale)
+        self.linear1 = nn.Linear(hidden_dim, dim_feedforward)
+        self.linear2 = nn.Linear(dim_feedforward, hidden_dim)
+        self.norm1 = nn.LayerNorm(hidden_dim)
+        self.norm2 = nn.LayerNorm(hidden_dim)
+        self.norm3 = nn.LayerNorm(hidden_dim)
+        self.act = activation(act)
+        self.dropout = nn.Dropout(dropout)
+        self.activation_dropout = nn.Dropout(activation_dropout)
+        nn.init.xavier_uniform_(self.linear1.weight)
+        nn.init.xavier_uniform_(self.linear2.weight)
+
+    def forward(
+        self,
+        queries: Tensor,
+        position: Tensor,
+        reference: Tensor,
+        memory: Tensor,
+        spatial_shapes: Shapes,
+        allowed: Tensor | None = None,
+        padding: Tensor | None = None,
+    ) -> Tensor:
+        """Queries `[B, Q, D]` at `position` `[B, Q, D]` with boxes `reference` `[B, Q, 4]` -> `[B, Q, D]`.
+
+        Args:
+            memory, spatial_shapes, padding: as in `DeformableAttention`.
+            allowed: as in `SelfAttention`.
+        """
+        queries = self.norm1(queries + self.dropout(self.self_attn(queries, position, allowed)))
+        read = self.cross_attn(queries + position, reference, memory, spatial_shapes, padding)
+        queries = self.norm2(queries + self.dropout(read))
+        change = self.linear2(self.activation_dropout(self.act(self.linear1(queries))))
+        if change.dtype == torch.float16:
+            # What leaves the range of half precision would turn into NaN in the norm, and stay.
+            change = change.clamp(-65504.0, 65504.0)
+        return self.norm3(queries + self.dropout(change))

@@ -1,0 +1,89 @@
+"""Multi-scale deformable attention (RT-DETRv2, arXiv 2407.17140, section 3): its own point count on every level."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from detr_exp.ops.deformable import METHODS, Shapes, deformable_sample
+
+
+class DeformableAttention(nn.Module):
+    """Each query reads a few points around its reference box from the maps of all levels.
+
+    Args:
+        points_per_level: points each head reads on each level.
+        method: "bilinear", or "discrete", which reads single cells. No gradient reaches the offsets then; they are
+            frozen, and a network is fine-tuned so from a bilinear one.
+        offset_scale: how far, in box sizes, an offset as large as its level's number of points reaches.
+    """
+
+    def __init__(
+        self,
+        hidden_dim: int,
+        num_heads: int,
+        points_per_level: list[int],
+        method: str = "bilinear",
+        offset_scale: float = 0.5,
+    ) -> None:
+        super().__init__()
+        if hidden_dim % num_heads:
+            raise ValueError(
+                f"model.hidden_dim {hidden_dim} cannot be split into {num_heads} heads; change model.num_heads"
+            )
+        if method not in METHODS:
+            raise ValueError(f"unknown sampling method {method!r}; use one of {', '.join(METHODS)}")
+        self.num_heads = num_heads
+        self.points_per_level = list(points_per_level)
+        self.method = method
+        points = sum(points_per_level)
+        self.sampling_offsets = nn.Linear(hidden_dim, num_heads * points * 2)
+        self.attention_weights = nn.Linear(hidden_dim, num_heads * points)
+        self.value_proj = nn.Linear(hidden_dim, hidden_dim)
+        self.output_proj = nn.Linear(hidden_dim, hidden_dim)
+        self.reach: Tensor
+        reach = [offset_scale / count for count in points_per_level for _ in range(count)]
+        self.register_buffer("reach", torch.tensor(reach)[:, None], persistent=False)
+        self._initialise()
+        if method == "discrete":
+            self.sampling_offsets.requires_grad_(False)
+
+    def _initialise(self) -> None:
+        """Heads look into evenly spread directions, the points of a level ever farther out."""
+        angles = torch.arange(self.num_heads) * (2 * math.pi / self.num_heads)
+        directions = torch.stack([angles.cos(), angles.sin()], dim=-1)
+        directions = directions / directions.abs().amax(-1, keepdim=True)
+        steps = torch.cat([torch.arange(1, count + 1) for count in self.points_per_level])
+        nn.init.zeros_(self.sampling_offsets.weight)
+        with torch.no_grad():
+            self.sampling_offsets.bias.copy_((directions[:, None] * steps[:, None]).flatten())
+        nn.init.zeros_(self.attention_weights.weight)
+        nn.init.zeros_(self.attention_weights.bias)
+        for projection in (self.value_proj, self.output_proj):
+            nn.init.xavier_uniform_(projection.weight)
+            nn.init.zeros_(projection.bias)
+
+    def forward(
+        self, query: Tensor, reference: Tensor, memory: Tensor, spatial_shapes: Shapes, padding: Tensor | None = None
+    ) -> Tensor:
+        """Queries `[B, Q, D]` -> what they read `[B, Q, D]`.
+
+        Args:
+            reference: `[B, Q, 4]` boxes cxcywh in 0..1; their dtype is that of the locations.
+            memory: `[B, S, D]`, the maps of all levels as rows.
+            spatial_shapes: (height, width) of each level.
+            padding: `[B, S]` bool, True for cells without picture, which read zero.
+        """
+        value = self.value_proj(memory)
+        if padding is not None:
+            value = value.masked_fill(padding[..., None], 0.0)
+        value = value.unflatten(-1, (self.num_heads, -1))
+        offsets = self.sampling_offsets(query).unflatten(-1, (self.num_heads, -1, 2))
+        weights = self.attention_weights(query).unflatten(-1, (self.num_heads, -1))
+        weights = weights.softmax(-1, dtype=reference.dtype)
+        center, size = reference[:, :, None, None].split(2, dim=-1)
+        locations = center + offsets * (self.reach.to(reference.dtype) * size)
+        sampled = deformable_sample(value, spatial_shapes, locations, weights, self.points_per_level, self.method)
+        return self.output_proj(sampled)

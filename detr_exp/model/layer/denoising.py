@@ -1,0 +1,142 @@
+"""Contrastive denoising queries (DINO, arXiv 2203.03605, section 3.3): noisy copies of the truth, near and far.
+
+Legend: B images, T objects of the batch, G objects of the fullest image, K groups, N = 2 G K queries, Q matching queries.
+
+A group holds, for every object, a positive copy (noise below half a box) and a negative one (noise beyond), ordered as
+G positives, then G negatives. Nothing here has parameters or asks the device for anything: counts are on the host.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from detr_exp.model.layer.query_selection import inverse_sigmoid
+from detr_exp.ops.boxes import cxcywh_to_xyxy, xyxy_to_cxcywh
+from detr_exp.structures import Targets
+
+
+class NoisyQueries(NamedTuple):
+    """Denoising queries, which stand before the matching queries.
+
+    Attributes:
+        labels: `[B, N]` int64; the number of classes marks a slot without object.
+        boxes: `[B, N, 4]` logits of cxcywh, float32.
+        allowed: `[N + Q, N + Q]` bool, True where a query (row) may look at another (column).
+        image, query, target: `[M]` int64 each; whose copy each positive query is, as in `Denoising`.
+        groups: K.
+        count: queries that are supervised; what follows up to N only rounds the shape.
+    """
+
+    labels: Tensor
+    boxes: Tensor
+    allowed: Tensor
+    image: Tensor
+    query: Tensor
+    target: Tensor
+    groups: int
+    count: int
+
+
+def group_count(num_denoising: int, max_objects: int) -> int:
+    """Groups K that make about `2 * num_denoising` queries when the fullest image has `max_objects` objects."""
+    return max(1, num_denoising // max(1, max_objects))
+
+
+def noisy_queries(
+    targets: Targets,
+    *,
+    num_classes: int,
+    num_queries: int,
+    num_denoising: int,
+    label_noise_ratio: float,
+    box_noise_scale: float,
+    groups: int | None = None,
+    fixed_size: bool = False,
+) -> NoisyQueries:
+    """Draw the denoising queries of a batch from the default random generator.
+
+    Args:
+        num_denoising: positive queries per image, about; images with more objects use a random subset of that size.
+        label_noise_ratio: twice the share of labels replaced by a random class.
+        box_noise_scale: how many half box sizes the corners of positives move at most; those of negatives move up to
+            twice as far.
+        groups: K where it is decided elsewhere (the same on all ranks); None derives it from this batch.
+        fixed_size: round N up to `2 * num_denoising`, so that compiled code sees one shape.
+    """
+    slots, owners = _slots(targets.counts, num_denoising)
+    width = slots.shape[1]
+    groups = groups or group_count(num_denoising, width)
+    count = 2 * groups * width
+    device = targets.labels.device
+
+    # One transfer holds everything that only depends on the counts.
+    positives = torch.stack([_repeated(column, groups, 2 * width * step) for column, step in zip(owners, (0, 1, 0))])
+    layout = torch.cat([slots.flatten(), positives.flatten()]).to(device, non_blocking=True)
+    slots, (image, query, target) = layout[: slots.numel()].view_as(slots), layout[slots.numel() :].view(3, -1)
+
+    labels = torch.cat([targets.labels, targets.labels.new_full((1,), num_classes)])[slots].tile(1, 2 * groups)
+    boxes = torch.cat([targets.boxes, targets.boxes.new_zeros(1, 4)])[slots].float().tile(1, 2 * groups, 1)
+    negative = (torch.arange(count, device=device) // width % 2).view(-1, 1)
+    labels = _noisy_labels(labels, num_classes, label_noise_ratio)
+    logits = inverse_sigmoid(_noisy_boxes(boxes, negative, box_noise_scale))
+
+    size = max(count, 2 * num_denoising) if fixed_size else count
+    if size > count:
+        labels = torch.cat([labels, labels.new_full((len(labels), size - count), num_classes)], dim=1)
+        logits = torch.cat([logits, logits.new_zeros(len(logits), size - count, 4)], dim=1)
+    allowed = _allowed(size, 2 * width, num_queries, device)
+    return NoisyQueries(labels, logits, allowed, image, query, target, groups, count)
+
+
+def _slots(counts: tuple[int, ...], cap: int) -> tuple[Tensor, Tensor]:
+    """Packed object index of each slot `[B, G]`, T where there is none, and (image, slot, object) of each `[3, M]`.
+
+    A batch without objects still gets one empty slot per image, so that the class embedding takes part in every step.
+    """
+    width = min(max(1, *counts), cap)
+    slots = torch.full((len(counts), width), sum(counts))
+    owners, first = [], 0
+    for image, count in enumerate(counts):
+        chosen = torch.arange(count) if count <= width else torch.randperm(count)[:width].sort().values
+        slots[image, : len(chosen)] = first + chosen
+        owners.append(torch.stack([torch.full_like(chosen, image), torch.arange(len(chosen)), first + chosen]))
+        first += count
+    return slots, torch.cat(owners, dim=1)
+
+
+def _repeated(column: Tensor, groups: int, step: int) -> Tensor:
+    """A column once per group, `step` higher each time."""
+    return (column + torch.arange(groups)[:, None] * step).flatten()
+
+
+def _noisy_labels(labels: Tensor, num_classes: int, ratio: float) -> Tensor:
+    """Some labels replaced by a random class; empty slots stay empty."""
+    if ratio <= 0:
+        return labels
+    replaced = torch.rand(labels.shape, device=labels.device) < ratio * 0.5
+    random = torch.randint(num_classes, labels.shape, device=labels.device)
+    return torch.where(replaced & (labels != num_classes), random, labels)
+
+
+def _noisy_boxes(boxes: Tensor, negative: Tensor, scale: float) -> Tensor:
+    """Every corner coordinate moved by less (positives) or more (`negative` is 1) than `scale` half box sizes.
+
+    Boxes cxcywh in 0..1; what leaves the image is cut off. Negative boxes can turn inside out; their size is then
+    below zero.
+    """
+    if scale <= 0:
+        return boxes
+    sign = torch.randint(2, boxes.shape, device=boxes.device) * 2 - 1
+    part = torch.rand(boxes.shape, device=boxes.device) + negative
+    half = boxes[..., 2:].tile(2) * 0.5
+    return xyxy_to_cxcywh((cxcywh_to_xyxy(boxes) + sign * part * half * scale).clamp(0, 1))
+
+
+def _allowed(size: int, group_size: int, num_queries: int, device: torch.device) -> Tensor:
+    """Everyone sees the matching queries; denoising queries are seen by their own group only."""
+    group = torch.arange(size, device=device) // group_size
+    group = torch.cat([group, group.new_full((num_queries,), -1)])
+    return (group == group[:, None]) | (group == -1)

@@ -1,0 +1,1 @@
+"""Maps of a backbone to maps of a decoder."""

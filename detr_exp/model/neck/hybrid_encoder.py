@@ -1,0 +1,181 @@
+"""Hybrid encoder of RT-DETR (arXiv 2304.08069, section 4.2): attention on the coarsest map, convolutions between maps.
+
+Legend: E channels of the encoder; maps are ordered from fine to coarse, each half the size of the one before.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from detr_exp.model.layer.activation import activation
+from detr_exp.model.layer.checkpoint import checkpointed
+from detr_exp.model.layer.conv import ConvNorm, folded
+from detr_exp.model.layer.encoder_layer import EncoderLayer
+from detr_exp.model.layer.position import sine_position_embedding
+
+
+class RepVggBlock(nn.Module):
+    """A 3x3 and a 1x1 convolution side by side, which fold into one 3x3 convolution (RepVGG, arXiv 2101.03697)."""
+
+    def __init__(self, channels: int, act: str) -> None:
+        super().__init__()
+        self.conv1 = ConvNorm(channels, channels, 3)
+        self.conv2 = ConvNorm(channels, channels, 1)
+        self.act = activation(act)
+
+    def forward(self, maps: Tensor) -> Tensor:
+        return self.act(self.conv1(maps) + self.conv2(maps) if hasattr(self, "conv2") else self.conv1(maps))
+
+    @torch.no_grad()
+    def fold(self) -> None:
+        """Become one convolution; for inference only."""
+        wide, narrow = folded(self.conv1.conv, self.conv1.norm), folded(self.conv2.conv, self.conv2.norm)
+        wide.weight += F.pad(narrow.weight, [1, 1, 1, 1])
+        wide.bias += narrow.bias
+        self.conv1 = wide
+        del self.conv2
+
+
+class CSPRepLayer(nn.Module):
+    """Two 1x1 branches, one of them through RepVGG blocks, added up."""
+
+    def __init__(self, in_channels: int, out_channels: int, *, num_blocks: int, expansion: float, act: str) -> None:
+        super().__init__()
+        hidden = int(out_channels * expansion)
+        self.conv1 = ConvNorm(in_channels, hidden, 1, act=act)
+        self.conv2 = ConvNorm(in_channels, hidden, 1, act=act)
+        self.bottlenecks = nn.Sequential(*(RepVggBlock(hidden, act) for _ in range(num_blocks)))
+        self.conv3 = ConvNorm(hidden, out_channels, 1, act=act) if hidden != out_channels else nn.Identity()
+
+    def forward(self, maps: Tensor) -> Tensor:
+        return self.conv3(self.bottlenecks(self.conv1(maps)) + self.conv2(maps))
+
+
+class TransformerEncoder(nn.Module):
+    """Encoder layers over the cells of one map."""
+
+    def __init__(self, layers: list[EncoderLayer], temperature: float) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(layers)
+        self.temperature = temperature
+
+    def forward(self, maps: Tensor, padding: Tensor | None) -> Tensor:
+        """Map `[B, E, h, w]` -> the same shape; `padding` `[B, h, w]` is True for cells without picture."""
+        _, dim, height, width = maps.shape
+        tokens = maps.flatten(2).transpose(1, 2)
+        position = sine_position_embedding(
+            height, width, dim, self.temperature, dtype=tokens.dtype, device=tokens.device
+        )
+        allowed = None
+        if padding is not None:
+            seen = ~padding.flatten(1)
+            # A picture too small to own a single cell may look at all of them; a row of nothing would be NaN.
+            allowed = (seen | ~seen.any(1, keepdim=True))[:, None, None]
+        for layer in self.layers:
+            tokens = layer(tokens, position, allowed)
+        return tokens.transpose(1, 2).unflatten(2, (height, width))
+
+
+class HybridEncoder(nn.Module):
+    """Attention within the coarsest map, then a path down to the finest map and one back up.
+
+    Args:
+        channels, strides: of the backbone's maps.
+        in_channels, feat_strides: null, or what the backbone must have.
+        hidden_dim: E, of every map that leaves the encoder; a multiple of 4 and of `num_heads`.
+        use_encoder_idx: maps that get attention, counted from the finest.
+        num_encoder_layers: attention layers on each of them; 0 leaves attention out.
+        dim_feedforward, dropout, enc_act: of the attention layers.
+        pe_temperature: of the sine position embedding.
+        expansion: hidden channels of the fusion blocks, as a share of E.
+        depth_mult: RepVGG blocks in a fusion block, in units of three.
+        act: activation of the convolutions.
+    """
+
+    def __init__(
+        self,
+        *,
+        channels: list[int],
+        strides: list[int],
+        in_channels: list[int] | None,
+        feat_strides: list[int] | None,
+        hidden_dim: int,
+        use_encoder_idx: list[int],
+        num_encoder_layers: int,
+        num_heads: int,
+        dim_feedforward: int,
+        dropout: float,
+        enc_act: str,
+        pe_temperature: float,
+        expansion: float,
+        depth_mult: float,
+        act: str,
+    ) -> None:
+        super().__init__()
+        _require_equal("in_channels", in_channels, channels)
+        _require_equal("feat_strides", feat_strides, strides)
+        if any(coarse != 2 * fine for fine, coarse in zip(strides, strides[1:])):
+            raise ValueError(
+                f"the backbone's strides are {strides} but each must be twice the one before; "
+                "change model.backbone.out_strides"
+            )
+        self.use_encoder_idx = list(use_encoder_idx)
+        self.out_channels = [hidden_dim] * len(channels)
+        self.out_strides = list(strides)
+        self.input_proj = nn.ModuleList(ConvNorm(channel, hidden_dim, 1) for channel in channels)
+
+        def attention() -> TransformerEncoder:
+            layers = [
+                EncoderLayer(hidden_dim, num_heads, dim_feedforward, dropout=dropout, act=enc_act)
+                for _ in range(num_encoder_layers)
+            ]
+            return TransformerEncoder(layers, pe_temperature)
+
+        def fusion() -> CSPRepLayer:
+            num_blocks = round(3 * depth_mult)
+            return CSPRepLayer(2 * hidden_dim, hidden_dim, num_blocks=num_blocks, expansion=expansion, act=act)
+
+        steps = range(len(channels) - 1)
+        self.gradient_checkpointing = False
+        self.encoder = nn.ModuleList(attention() for _ in use_encoder_idx if num_encoder_layers)
+        self.lateral_convs = nn.ModuleList(ConvNorm(hidden_dim, hidden_dim, 1, act=act) for _ in steps)
+        self.fpn_blocks = nn.ModuleList(fusion() for _ in steps)
+        self.downsample_convs = nn.ModuleList(ConvNorm(hidden_dim, hidden_dim, 3, 2, act=act) for _ in steps)
+        self.pan_blocks = nn.ModuleList(fusion() for _ in steps)
+
+    def forward(self, maps: list[Tensor], padding: list[Tensor] | None = None) -> list[Tensor]:
+        """Backbone maps `[B, C_i, h_i, w_i]` -> fused maps `[B, E, h_i, w_i]`.
+
+        Args:
+            padding: `[B, h_i, w_i]` bool for each map, True for cells without picture.
+        """
+        maps = [project(level) for project, level in zip(self.input_proj, maps)]
+        for index, encoder in zip(self.use_encoder_idx, self.encoder):
+            maps[index] = self._run(encoder, maps[index], None if padding is None else padding[index])
+
+        # Down: the coarse map, after its lateral convolution, also is what the way up meets again.
+        *finer, top = maps
+        met_again = []
+        for lateral, fuse, fine in zip(self.lateral_convs, self.fpn_blocks, reversed(finer)):
+            top = lateral(top)
+            met_again.append(top)
+            enlarged = F.interpolate(top, scale_factor=2.0, mode="nearest")
+            top = self._run(fuse, torch.cat([enlarged, fine], dim=1))
+
+        outputs = [top]
+        for shrink, fuse, coarse in zip(self.downsample_convs, self.pan_blocks, reversed(met_again)):
+            outputs.append(self._run(fuse, torch.cat([shrink(outputs[-1]), coarse], dim=1)))
+        return outputs
+
+    def _run(self, module: nn.Module, *inputs: Tensor | None) -> Tensor:
+        return checkpointed(module, *inputs) if self.gradient_checkpointing and self.training else module(*inputs)
+
+
+def _require_equal(name: str, given: list[int] | None, derived: list[int]) -> None:
+    if given is not None and list(given) != list(derived):
+        raise ValueError(
+            f"model.neck.{name} is {list(given)} but the backbone has {list(derived)}; drop model.neck.{name} "
+            "to take it from the backbone, or choose another model/backbone"
+        )
