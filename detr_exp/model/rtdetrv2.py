@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections import OrderedDict
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +21,7 @@ from detr_exp.model.layer.decoder_layer import DecoderLayer
 from detr_exp.model.layer.denoising import NoisyQueries, noisy_queries
 from detr_exp.model.layer.mlp import MLP
 from detr_exp.model.layer.query_selection import SELECTIONS, anchor_logits, inverse_sigmoid, top_cells
+from detr_exp.model.neck.hybrid_encoder import HybridEncoder, RepVggBlock
 from detr_exp.model.postprocess import detections
 from detr_exp.structures import Denoising, Detections, Outputs, Prediction, Targets
 
@@ -48,8 +49,7 @@ class RTDETRv2(nn.Module):
         num_layers: L.
         eval_idx: the layer whose predictions count in evaluation; layers beyond it only train.
         num_queries: Q; cells chosen from the encoder.
-        num_levels: maps the decoder reads; more than the encoder has are made by striding on.
-        num_points: points of each level.
+        num_points: points of each level the decoder reads; levels beyond the encoder's maps are made by striding on.
         cross_attn_method: "bilinear" or "discrete".
         query_select_method: "default", "one2many" or "agnostic".
         learn_query_content: learn what queries start with instead of taking it from the chosen cells.
@@ -65,8 +65,8 @@ class RTDETRv2(nn.Module):
         *,
         num_classes: int,
         activation: str,
-        backbone: nn.Module,
-        neck: Callable[..., nn.Module],
+        backbone: Any,
+        neck: Callable[..., HybridEncoder],
         image_size: list[int],
         pixel_mean: list[float] | None,
         pixel_std: list[float] | None,
@@ -76,7 +76,6 @@ class RTDETRv2(nn.Module):
         num_layers: int,
         eval_idx: int,
         num_queries: int,
-        num_levels: int,
         num_points: list[int],
         cross_attn_method: str,
         offset_scale: float,
@@ -104,31 +103,37 @@ class RTDETRv2(nn.Module):
         self.fixed_denoising_size = False
         self.backbone = backbone
         self.encoder = neck(channels=backbone.out_channels, strides=backbone.out_strides)
+        layers = [
+            DecoderLayer(
+                hidden_dim=hidden_dim,
+                num_heads=num_heads,
+                dim_feedforward=dim_feedforward,
+                points_per_level=num_points,
+                method=cross_attn_method,
+                offset_scale=offset_scale,
+                dropout=dropout,
+                attention_dropout=attention_dropout,
+                activation_dropout=activation_dropout,
+                act=ffn_activation,
+            )
+            for _ in range(num_layers)
+        ]
         self.decoder = Decoder(
             num_classes=num_classes,
             activation=activation,
             in_channels=self.encoder.out_channels,
             hidden_dim=hidden_dim,
-            num_heads=num_heads,
-            dim_feedforward=dim_feedforward,
-            num_layers=num_layers,
+            layers=layers,
             eval_idx=eval_idx,
             num_queries=num_queries,
-            num_levels=num_levels,
-            num_points=num_points,
-            cross_attn_method=cross_attn_method,
-            offset_scale=offset_scale,
+            num_levels=len(num_points),
             query_select_method=query_select_method,
             learn_query_content=learn_query_content,
             look_forward_twice=look_forward_twice,
             aux_loss=aux_loss,
             denoising=num_denoising > 0,
-            dropout=dropout,
-            attention_dropout=attention_dropout,
-            activation_dropout=activation_dropout,
-            ffn_activation=ffn_activation,
         )
-        self.stride = max(self.encoder.out_strides) * 2 ** max(0, num_levels - len(self.encoder.out_channels))
+        self.stride = max(self.encoder.out_strides)
         self.pixel_mean: Tensor
         self.pixel_std: Tensor
         mean, std = pixel_mean or backbone.pixel_mean, pixel_std or backbone.pixel_std
@@ -156,7 +161,7 @@ class RTDETRv2(nn.Module):
         encoder = Prediction(raw.encoder_logits, raw.encoder_boxes)
         if noisy is None:
             return Outputs(layers, encoder)
-        copies = Prediction(raw.logits[:, :, : noisy.count], raw.boxes[:, :, : noisy.count])
+        copies = Prediction(raw.logits[:, :, : noisy.supervised], raw.boxes[:, :, : noisy.supervised])
         return Outputs(layers, encoder, Denoising(copies, noisy.image, noisy.query, noisy.target, noisy.groups))
 
     def noisy_queries(self, targets: Targets) -> NoisyQueries | None:
@@ -204,7 +209,7 @@ class RTDETRv2(nn.Module):
         """Fold every norm into its convolution and drop what only trains. In place, and not to be trained again."""
         self.eval()
         for module in list(self.modules()):
-            if hasattr(module, "fold"):
+            if isinstance(module, (ConvNorm, RepVggBlock)):
                 module.fold()
         self.decoder.drop_training_parts()
         return self
@@ -225,24 +230,15 @@ class Decoder(nn.Module):
         activation: str,
         in_channels: list[int],
         hidden_dim: int,
-        num_heads: int,
-        dim_feedforward: int,
-        num_layers: int,
+        layers: list[DecoderLayer],
         eval_idx: int,
         num_queries: int,
         num_levels: int,
-        num_points: list[int],
-        cross_attn_method: str,
-        offset_scale: float,
         query_select_method: str,
         learn_query_content: bool,
         look_forward_twice: bool,
         aux_loss: bool,
         denoising: bool,
-        dropout: float,
-        attention_dropout: float,
-        activation_dropout: float,
-        ffn_activation: str,
     ) -> None:
         super().__init__()
         self.activation = activation
@@ -250,27 +246,21 @@ class Decoder(nn.Module):
         self.query_select_method = query_select_method
         self.look_forward_twice = look_forward_twice
         self.aux_loss = aux_loss
-        self.eval_idx = _checked_layer(eval_idx, num_layers, aux_loss)
-        _check_levels(num_levels, num_points, in_channels, query_select_method)
+        self.eval_idx = _checked_layer(eval_idx, len(layers), aux_loss)
+        if query_select_method not in SELECTIONS:
+            raise ValueError(
+                f"model.query_select_method is {query_select_method!r}; use one of {', '.join(SELECTIONS)}"
+            )
+        if num_levels < len(in_channels):
+            raise ValueError(
+                f"model.num_points has {num_levels} counts but the encoder makes {len(in_channels)} maps; give each "
+                "map its count, or leave strides out of model.backbone.out_strides"
+            )
 
-        self.input_proj = nn.ModuleList(ConvNorm(channels, hidden_dim, 1) for channels in in_channels[:num_levels])
+        self.input_proj = nn.ModuleList(ConvNorm(channels, hidden_dim, 1) for channels in in_channels)
         for channels in [in_channels[-1], *[hidden_dim] * num_levels][: num_levels - len(in_channels)]:
             self.input_proj.append(ConvNorm(channels, hidden_dim, 3, 2))
-        self.layers = nn.ModuleList(
-            DecoderLayer(
-                hidden_dim=hidden_dim,
-                num_heads=num_heads,
-                dim_feedforward=dim_feedforward,
-                points_per_level=num_points,
-                method=cross_attn_method,
-                offset_scale=offset_scale,
-                dropout=dropout,
-                attention_dropout=attention_dropout,
-                activation_dropout=activation_dropout,
-                act=ffn_activation,
-            )
-            for _ in range(num_layers)
-        )
+        self.layers = nn.ModuleList(layers)
         if denoising:
             self.denoising_class_embed = nn.Embedding(num_classes + 1, hidden_dim, padding_idx=num_classes)
         if learn_query_content:
@@ -283,8 +273,8 @@ class Decoder(nn.Module):
         encoder_classes = 1 if query_select_method == "agnostic" else num_classes
         self.enc_score_head = nn.Linear(hidden_dim, encoder_classes + background)
         self.enc_bbox_head = MLP(hidden_dim, hidden_dim, 4, 3)
-        self.dec_score_head = nn.ModuleList(nn.Linear(hidden_dim, num_classes + background) for _ in range(num_layers))
-        self.dec_bbox_head = nn.ModuleList(MLP(hidden_dim, hidden_dim, 4, 3) for _ in range(num_layers))
+        self.dec_score_head = nn.ModuleList(nn.Linear(hidden_dim, num_classes + background) for _ in layers)
+        self.dec_bbox_head = nn.ModuleList(MLP(hidden_dim, hidden_dim, 4, 3) for _ in layers)
         self._initialise()
         if not aux_loss:
             self._freeze_unsupervised_heads()
@@ -412,18 +402,3 @@ def _checked_layer(eval_idx: int, num_layers: int, aux_loss: bool) -> int:
             f"layer {eval_idx}; set model.eval_idx=-1 or model.aux_loss=true"
         )
     return eval_idx
-
-
-def _check_levels(num_levels: int, num_points: list[int], in_channels: list[int], query_select_method: str) -> None:
-    if len(num_points) != num_levels:
-        raise ValueError(
-            f"model.num_points is {list(num_points)} but needs one count for each of {num_levels} levels; change it or "
-            "model.num_levels"
-        )
-    if num_levels < len(in_channels):
-        raise ValueError(
-            f"model.num_levels is {num_levels} but the encoder makes {len(in_channels)} maps; raise it, or leave "
-            "strides out of model.backbone.out_strides"
-        )
-    if query_select_method not in SELECTIONS:
-        raise ValueError(f"model.query_select_method is {query_select_method!r}; use one of {', '.join(SELECTIONS)}")

@@ -15,7 +15,7 @@ def load_pretrained(backbone: nn.Module, source: bool | str, url: str) -> None:
     Args:
         source: path of a file, or True to download `url` (once; torch's hub folder keeps it).
     """
-    if source is True:
+    if isinstance(source, bool):
         try:
             state = load_state_dict_from_url(url, map_location="cpu", weights_only=True)
         except OSError as error:
@@ -28,7 +28,7 @@ def load_pretrained(backbone: nn.Module, source: bool | str, url: str) -> None:
     else:
         if not Path(source).is_file():
             raise ValueError(
-                f"model.backbone.pretrained names {source}, which is not a file; give a file, true to download, or false"
+                f"model.backbone.pretrained names {source}, which is not a file; give a file, true (download) or false"
             )
         state = torch.load(source, map_location="cpu", weights_only=True)
     wanted = backbone.state_dict()
@@ -36,8 +36,8 @@ def load_pretrained(backbone: nn.Module, source: bool | str, url: str) -> None:
     unfit = [key for key in wanted if key in state and state[key].shape != wanted[key].shape]
     if missing or unfit:
         raise ValueError(
-            f"{url if source is True else source} does not fit the backbone: it lacks {_some(missing)} and has another "
-            f"shape for {_some(unfit)}; choose the file made for this depth, or model.backbone.pretrained=false"
+            f"{url if isinstance(source, bool) else source} does not fit the backbone: it lacks {_some(missing)} and has "
+            f"another shape for {_some(unfit)}; choose the file made for this depth, or model.backbone.pretrained=false"
         )
     backbone.load_state_dict({key: state[key] for key in wanted if key in state}, strict=False)
 

@@ -36,9 +36,7 @@ class SelfAttention(nn.Module):
             placed = F.linear(tokens + position, self.in_proj_weight[: 2 * dim], self.in_proj_bias[: 2 * dim])
             query, key = placed.chunk(2, dim=-1)
             value = F.linear(tokens, self.in_proj_weight[2 * dim :], self.in_proj_bias[2 * dim :])
-        mixed = F.scaled_dot_product_attention(
-            *(part.unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for part in (query, key, value)),
-            attn_mask=allowed,
-            dropout_p=self.dropout if self.training else 0.0,
-        )
+        query, key, value = (part.unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for part in (query, key, value))
+        dropout = self.dropout if self.training else 0.0
+        mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=allowed, dropout_p=dropout)
         return self.out_proj(mixed.transpose(1, 2).flatten(2))

@@ -61,7 +61,7 @@ class ConvNorm(nn.Module):
         super().__init__()
         padding = (kernel_size - 1) // 2
         self.conv = nn.Conv2d(in_channels, out_channels, kernel_size, stride, padding, groups=groups, bias=False)
-        self.norm = nn.BatchNorm2d(out_channels)
+        self.norm: nn.Module = nn.BatchNorm2d(out_channels)
         self.act = activation(act)
 
     def forward(self, maps: Tensor) -> Tensor:
@@ -75,8 +75,6 @@ class ConvNorm(nn.Module):
 
 def folded(conv: nn.Conv2d, norm: nn.Module) -> nn.Conv2d:
     """A convolution with bias that does what `conv` and then `norm` (trained or frozen) do in evaluation."""
-    plain = norm
-    if isinstance(norm, FrozenBatchNorm2d):
-        plain = nn.BatchNorm2d(len(norm.weight), norm.eps).to(norm.weight)
-        plain.load_state_dict(norm.state_dict(), strict=False)
+    plain = nn.BatchNorm2d(conv.out_channels, norm.eps).to(norm.weight)  # type: ignore[arg-type]
+    plain.load_state_dict(norm.state_dict(), strict=False)
     return fuse_conv_bn_eval(conv.eval(), plain.eval())

@@ -1,6 +1,7 @@
 """Contrastive denoising queries (DINO, arXiv 2203.03605, section 3.3): noisy copies of the truth, near and far.
 
-Legend: B images, T objects of the batch, G objects of the fullest image, K groups, N = 2 G K queries, Q matching queries.
+Legend: B images, T objects of the batch, G objects of the fullest image, K groups, N = 2 G K denoising queries,
+Q matching queries.
 
 A group holds, for every object, a positive copy (noise below half a box) and a negative one (noise beyond), ordered as
 G positives, then G negatives. Nothing here has parameters or asks the device for anything: counts are on the host.
@@ -27,7 +28,7 @@ class NoisyQueries(NamedTuple):
         allowed: `[N + Q, N + Q]` bool, True where a query (row) may look at another (column).
         image, query, target: `[M]` int64 each; whose copy each positive query is, as in `Denoising`.
         groups: K.
-        count: queries that are supervised; what follows up to N only rounds the shape.
+        supervised: queries that count; what follows up to N only rounds the shape.
     """
 
     labels: Tensor
@@ -37,7 +38,7 @@ class NoisyQueries(NamedTuple):
     query: Tensor
     target: Tensor
     groups: int
-    count: int
+    supervised: int
 
 
 def group_count(num_denoising: int, max_objects: int) -> int:

@@ -5,6 +5,8 @@ Legend: E channels of the encoder; maps are ordered from fine to coarse, each ha
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -23,19 +25,20 @@ class RepVggBlock(nn.Module):
         super().__init__()
         self.conv1 = ConvNorm(channels, channels, 3)
         self.conv2 = ConvNorm(channels, channels, 1)
+        self.fused: nn.Conv2d | None = None
         self.act = activation(act)
 
     def forward(self, maps: Tensor) -> Tensor:
-        return self.act(self.conv1(maps) + self.conv2(maps) if hasattr(self, "conv2") else self.conv1(maps))
+        return self.act(self.conv1(maps) + self.conv2(maps) if self.fused is None else self.fused(maps))
 
     @torch.no_grad()
     def fold(self) -> None:
         """Become one convolution; for inference only."""
         wide, narrow = folded(self.conv1.conv, self.conv1.norm), folded(self.conv2.conv, self.conv2.norm)
         wide.weight += F.pad(narrow.weight, [1, 1, 1, 1])
-        wide.bias += narrow.bias
-        self.conv1 = wide
-        del self.conv2
+        wide.bias += narrow.bias  # type: ignore[operator]
+        self.fused = wide
+        del self.conv1, self.conv2
 
 
 class CSPRepLayer(nn.Module):
@@ -116,7 +119,7 @@ class HybridEncoder(nn.Module):
         super().__init__()
         _require_equal("in_channels", in_channels, channels)
         _require_equal("feat_strides", feat_strides, strides)
-        if any(coarse != 2 * fine for fine, coarse in zip(strides, strides[1:])):
+        if any(coarse != 2 * fine for fine, coarse in pairwise(strides)):
             raise ValueError(
                 f"the backbone's strides are {strides} but each must be twice the one before; "
                 "change model.backbone.out_strides"
