@@ -80,8 +80,8 @@ def focal(
         label_smoothing: share of a matched query's target spread over the other classes.
     """
     target = _class_target(labels, num_classes, logits, label_smoothing)
-    # 1 - p_t from both sigmoids, so that it stays positive for confident logits and any gamma has a gradient.
-    error = torch.lerp(logits.sigmoid(), (-logits).sigmoid(), target)
+    # 1 - p_t from both sigmoids keeps its digits for confident logits; positive, or a gamma below 1 has no gradient.
+    error = torch.lerp(logits.sigmoid(), (-logits).sigmoid(), target).clamp(min=torch.finfo(logits.dtype).tiny)
     balance = (1 - alpha) + (2 * alpha - 1) * target
     return balance * error.pow(gamma) * F.binary_cross_entropy_with_logits(logits, target, reduction="none")
 

@@ -1,0 +1,64 @@
+"""Mask losses of matched pairs, read at points (Cheng et al. 2022, Mask2Former, section 3.3.3).
+
+Legend: S layers, M pairs of a layer, D mask dimensions, h x w the mask head's size, P points of a mask.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from detr_exp.matcher.hungarian import Assignment, mask_layers
+from detr_exp.ops.points import PIXELS_PER_POINT, sample_bilinear, sample_nearest, uncertain_points
+from detr_exp.structures import MaskLogits, Prediction
+
+
+class MaskLosses(NamedTuple):
+    """Of each layer, summed over its pairs: `[S]`.
+
+    Attributes:
+        ce: binary cross-entropy, mean over the points of a mask.
+        dice: one less the Dice overlap of the points.
+    """
+
+    ce: Tensor
+    dice: Tensor
+
+
+def mask_losses(predictions: Sequence[Prediction], pairs: Assignment, target_masks: Tensor) -> MaskLosses:
+    """Losses of all layers that have masks, each at points of its own.
+
+    Args:
+        predictions: stacked, over the same queries.
+        pairs: of all their layers.
+        target_masks: `[T, H, W]` bool.
+    """
+    losses = {layer: _layer_losses(masks, pairs, layer, target_masks) for layer, masks in mask_layers(predictions)}
+    return MaskLosses(*(torch.stack(parts) for parts in zip(*(losses[layer] for layer in sorted(losses)))))
+
+
+def _layer_losses(masks: MaskLogits, pairs: Assignment, layer: int, target_masks: Tensor) -> tuple[Tensor, Tensor]:
+    """Zero, with the graph attached, where nothing is matched."""
+    logits = matched_logits(masks, pairs, layer)
+    if not len(logits):
+        return logits.sum(), logits.sum()
+    height, width = logits.shape[-2:]
+    points = uncertain_points(logits, max(height, height * width // PIXELS_PER_POINT))
+    values = sample_bilinear(logits[:, None], points).squeeze(1)
+    labels = sample_nearest(target_masks, pairs.target[layer], points).to(values.dtype)
+
+    ce = F.binary_cross_entropy_with_logits(values, labels, reduction="none").mean(1)
+    scores = values.sigmoid()
+    overlap = (2 * (scores * labels).sum(1) + 1) / (scores.sum(1) + labels.sum(1) + 1)
+    return ce.sum(), (1 - overlap).sum()
+
+
+def matched_logits(masks: MaskLogits, pairs: Assignment, layer: int) -> Tensor:
+    """Dense masks `[M, h, w]` of the matched queries only, image by image."""
+    queries = masks.queries[pairs.image[layer], pairs.query[layer]].split(pairs.counts)
+    logits = [query @ feature for query, feature in zip(queries, masks.features.flatten(2))]
+    return (torch.cat(logits) + masks.bias).unflatten(1, masks.features.shape[-2:])
