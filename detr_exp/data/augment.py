@@ -1,0 +1,236 @@
+"""Augmentation that is planned before a pixel is touched.
+
+Zoom-out, crop, flips and resize are drawn on the boxes alone and end in one plan: this rectangle of the picture goes to
+that rectangle of the output, mirrored or not, in these colours. Pixels, masks and keypoints then follow the plan, each
+in one step (`render.py`). The distributions are those of torchvision's transforms v2 in the order RT-DETR applies them
+(photometric distortion, zoom-out, IoU crop, flip, resize), and RF-DETR's resize-crop.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from detr_exp.data.colour import Colour
+
+# Random IoU crop (Liu et al. 2016, SSD): relative sides, aspect ratio, least overlap with some box, tries per overlap.
+CROP_SCALE = (0.3, 1.0)
+CROP_ASPECT = (0.5, 2.0)
+CROP_OVERLAPS = (0.0, 0.1, 0.3, 0.5, 0.7, 0.9, 1.0)
+CROP_TRIES = 40
+# RF-DETR's (and DETR's) resize-crop: short side after a first resize, then a square of this side is cut out.
+RESIZE_SIDES = (400, 500, 600)
+SQUARE = (384, 600)
+LEAST_SIDE = 1.0  # pixels; smaller boxes are dropped
+
+
+@dataclass
+class Plan:
+    """Where a picture goes. Rectangles are (x0, y0, x1, y1) in whole pixels.
+
+    Attributes:
+        size: (height, width) of the picture.
+        out: (height, width) of the output.
+        source: rectangle of the picture that is seen.
+        target: rectangle of the output it fills; the rest is black.
+        mirrored: left and right are exchanged.
+        upended: top and bottom are exchanged.
+        keep: `[m]` int64, the objects that are still there.
+        boxes_xyxy: `[m, 4]` float64, their boxes in the output.
+        colour: distortion of the pixels, or None.
+    """
+
+    size: tuple[int, int]
+    out: tuple[int, int]
+    source: tuple[int, int, int, int]
+    target: tuple[int, int, int, int]
+    mirrored: bool
+    upended: bool
+    keep: np.ndarray
+    boxes_xyxy: np.ndarray
+    colour: Colour | None = None
+
+    def moved(self, points: np.ndarray) -> np.ndarray:
+        """`[..., 2]` x, y of the picture to the output; not clipped."""
+        low, high = np.array(self.source[:2], float), np.array(self.source[2:], float)
+        start, end = np.array(self.target[:2], float), np.array(self.target[2:], float)
+        share = (points - low) / (high - low)
+        share = np.where([self.mirrored, self.upended], 1 - share, share)
+        return start + share * (end - start)
+
+
+class Augment:
+    """Which random changes a training picture goes through.
+
+    Every entry is a probability; 0 leaves that change out.
+
+    Args:
+        photometric: brightness, contrast, saturation, hue and channel order, each with probability 1/2.
+        zoom_out: the picture on a black canvas 1 to `zoom_out_max` times as large.
+        zoom_out_max: largest side of that canvas, in sides of the picture.
+        iou_crop: a crop that overlaps some box by a drawn least IoU; objects whose centre is outside are dropped.
+        resize_crop: RF-DETR's option B, a random square of the resized picture.
+        flip: mirror left and right.
+        vertical_flip: mirror top and bottom; for pictures without an up, such as microscopy or aerial views.
+
+    Raises:
+        ValueError: a probability outside 0..1, or a zoom below 1.
+    """
+
+    def __init__(
+        self,
+        *,
+        photometric: float = 0.0,
+        zoom_out: float = 0.0,
+        zoom_out_max: float = 4.0,
+        iou_crop: float = 0.0,
+        resize_crop: float = 0.0,
+        flip: float = 0.0,
+        vertical_flip: float = 0.0,
+    ) -> None:
+        chances = {
+            "photometric": photometric,
+            "zoom_out": zoom_out,
+            "iou_crop": iou_crop,
+            "resize_crop": resize_crop,
+            "flip": flip,
+            "vertical_flip": vertical_flip,
+        }
+        for name, value in chances.items():
+            if not 0 <= value <= 1:
+                raise ValueError(f"data.augment.{name} is {value}; it is a probability: data.augment.{name}=0.5")
+        if zoom_out_max < 1:
+            raise ValueError(
+                f"data.augment.zoom_out_max is {zoom_out_max}; the canvas cannot be smaller than the picture"
+            )
+        self.photometric, self.zoom_out, self.zoom_out_max = photometric, zoom_out, zoom_out_max
+        self.iou_crop, self.resize_crop = iou_crop, resize_crop
+        self.flip, self.vertical_flip = flip, vertical_flip
+
+    def plan(
+        self,
+        rng: np.random.Generator,
+        size: tuple[int, int],
+        boxes_xyxy: np.ndarray,
+        out: tuple[int, int],
+        *,
+        strong: bool = True,
+        flippable: bool = True,
+    ) -> Plan:
+        """Draw one plan.
+
+        Args:
+            rng: decides everything.
+            size: (height, width) of the picture.
+            boxes_xyxy: `[n, 4]` in its pixels.
+            out: (height, width) of the output.
+            strong: False leaves only the flips and the resize-crop, as in the last epochs of a run.
+            flippable: False leaves out the flips (keypoints whose mirror image is not known).
+        """
+        colour = Colour.draw(rng) if strong and rng.random() < self.photometric else None
+        height, width = size
+        view = (0, 0, width, height)  # the part of the plane that becomes the output, in pixels of the picture
+        centred = np.ones(len(boxes_xyxy), bool)
+        if strong and rng.random() < self.zoom_out:
+            view = _zoomed_out(rng, size, self.zoom_out_max)
+        if strong and rng.random() < self.iou_crop:
+            view, centred = _iou_crop(rng, view, boxes_xyxy)
+        if rng.random() < self.resize_crop:
+            view = _resize_crop(rng, size)
+        flips = rng.random(2) < (self.flip, self.vertical_flip)
+        mirrored, upended = (flips & flippable).tolist()
+        return planned(size, boxes_xyxy, out, view, centred, mirrored, upended, colour)
+
+
+def plain(size: tuple[int, int], boxes_xyxy: np.ndarray, out: tuple[int, int]) -> Plan:
+    """The plan of evaluation: the whole picture, resized."""
+    everything = np.ones(len(boxes_xyxy), bool)
+    return planned(size, boxes_xyxy, out, (0, 0, size[1], size[0]), everything, False, False, None)
+
+
+def planned(
+    size: tuple[int, int],
+    boxes_xyxy: np.ndarray,
+    out: tuple[int, int],
+    view: tuple[int, int, int, int],
+    wanted: np.ndarray,
+    mirrored: bool,
+    upended: bool,
+    colour: Colour | None,
+) -> Plan:
+    """The plan that fills the output with `view`, a rectangle that may reach beyond the picture.
+
+    Objects stay when `wanted` and when at least a pixel of them is seen, before and after the resize.
+    """
+    (height, width), (out_height, out_width) = size, out
+    x0, y0, x1, y1 = view
+    source = (max(x0, 0), max(y0, 0), min(x1, width), min(y1, height))
+    to_out = np.array([out_width / (x1 - x0), out_height / (y1 - y0)] * 2)
+    left, top, right, bottom = np.rint((np.array(source) - (x0, y0, x0, y0)) * to_out).astype(int).tolist()
+    left, top = min(left, out_width - 1), min(top, out_height - 1)
+    right, bottom = max(right, left + 1), max(bottom, top + 1)
+    if mirrored:
+        left, right = out_width - right, out_width - left
+    if upended:
+        top, bottom = out_height - bottom, out_height - top
+    target = (left, top, right, bottom)
+    plan = Plan(size, out, source, target, mirrored, upended, np.zeros(0, np.int64), np.zeros((0, 4)), colour)
+    if len(boxes_xyxy):
+        seen = np.clip(boxes_xyxy, (source[0], source[1]) * 2, (source[2], source[3]) * 2)
+        corners = plan.moved(seen.reshape(-1, 2, 2))
+        moved = np.concatenate([corners.min(1), corners.max(1)], 1)
+        large = np.minimum(seen[:, 2:] - seen[:, :2], moved[:, 2:] - moved[:, :2]).min(1) >= LEAST_SIDE
+        plan.keep = np.flatnonzero(wanted & large)
+        plan.boxes_xyxy = moved[plan.keep]
+    return plan
+
+
+def _zoomed_out(rng: np.random.Generator, size: tuple[int, int], most: float) -> tuple[int, int, int, int]:
+    factor = 1 + (most - 1) * rng.random()
+    height, width = size
+    canvas_height, canvas_width = int(height * factor), int(width * factor)
+    at = rng.random(2)
+    left, top = int((canvas_width - width) * at[0]), int((canvas_height - height) * at[1])
+    return -left, -top, canvas_width - left, canvas_height - top
+
+
+def _iou_crop(
+    rng: np.random.Generator, view: tuple[int, int, int, int], boxes_xyxy: np.ndarray
+) -> tuple[tuple[int, int, int, int], np.ndarray]:
+    """A part of `view`, and whether each box has its centre in it. All tries of an overlap are judged at once."""
+    everything = np.ones(len(boxes_xyxy), bool)
+    x0, y0, x1, y1 = view
+    width, height = x1 - x0, y1 - y0
+    centres = (boxes_xyxy[:, :2] + boxes_xyxy[:, 2:]) / 2
+    areas = (boxes_xyxy[:, 2:] - boxes_xyxy[:, :2]).prod(1)
+    while True:
+        least = CROP_OVERLAPS[rng.integers(len(CROP_OVERLAPS))]
+        if least >= 1 or not len(boxes_xyxy):
+            return view, everything
+        low, high = CROP_SCALE
+        draws = rng.random((CROP_TRIES, 4))
+        sides = ((low + (high - low) * draws[:, :2]) * (width, height)).astype(np.int64)
+        starts = ((np.array([width, height]) - sides) * draws[:, 2:]).astype(np.int64) + (x0, y0)
+        ends = starts + sides
+        aspect = sides[:, 0] / np.maximum(sides[:, 1], 1)
+        sound = (sides > 0).all(1) & (aspect >= CROP_ASPECT[0]) & (aspect <= CROP_ASPECT[1])
+        within = ((starts[:, None] < centres) & (centres < ends[:, None])).all(-1)
+        overlap = np.minimum(ends[:, None], boxes_xyxy[:, 2:]) - np.maximum(starts[:, None], boxes_xyxy[:, :2])
+        shared = overlap.clip(0).prod(-1)
+        iou = shared / (areas + sides.prod(1)[:, None] - shared)
+        sound &= within.any(1) & (np.where(within, iou, -1).max(1) >= least)
+        if sound.any():
+            i = int(sound.argmax())
+            left, top, right, bottom = [*starts[i].tolist(), *ends[i].tolist()]
+            return (left, top, right, bottom), within[i]
+
+
+def _resize_crop(rng: np.random.Generator, size: tuple[int, int]) -> tuple[int, int, int, int]:
+    height, width = size
+    short = RESIZE_SIDES[rng.integers(len(RESIZE_SIDES))]
+    scale = short / min(height, width)
+    side = rng.integers(min(SQUARE[0], short), min(SQUARE[1], short) + 1) / scale
+    at = rng.random(2) * (width - side, height - side)
+    x, y, side = round(at[0]), round(at[1]), max(1, round(side))
+    return min(x, width - 1), min(y, height - 1), min(x + side, width), min(y + side, height)

@@ -1,0 +1,38 @@
+"""Samples to a batch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.utils.data import default_collate
+
+from detr_exp.structures import Batch, Target, Targets
+
+
+@dataclass
+class Sample:
+    """One picture as the network takes it.
+
+    Attributes:
+        image: `[H, W, 3]` uint8.
+        target: its objects.
+        size: (height, width) of the original picture in pixels.
+        image_id: the data set's id.
+    """
+
+    image: Tensor
+    target: Target
+    size: tuple[int, int]
+    image_id: int
+
+
+def collate(samples: list[Sample]) -> Batch:
+    """Stack pictures of one size; in a loader worker straight into shared memory (that is what `default_collate` adds)."""
+    return Batch(
+        images=default_collate([sample.image for sample in samples]),
+        targets=Targets.pack([sample.target for sample in samples]),
+        image_sizes=torch.tensor([sample.size for sample in samples]),
+        image_ids=[sample.image_id for sample in samples],
+    )

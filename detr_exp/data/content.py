@@ -1,0 +1,99 @@
+"""What every data layout reads into: categories, splits and the objects of one picture."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+from PIL import Image
+
+SPLITS = ("train", "val", "test")
+
+
+@dataclass
+class Category:
+    """One class as the annotations name it.
+
+    Attributes:
+        id: the annotations' own id, kept in everything that is written out.
+        name: unique within a data set.
+        keypoints: names of its keypoints, in order; empty where it has none.
+        skeleton: 0-based pairs of keypoints joined by a line.
+        flip_pairs: 0-based pairs of keypoints that change places in a mirror; None: told from the names.
+        sigmas: OKS scale per keypoint; None: COCO's for its 17 points, else 0.05.
+    """
+
+    id: int
+    name: str
+    keypoints: list[str] = field(default_factory=list)
+    skeleton: list[tuple[int, int]] = field(default_factory=list)
+    flip_pairs: list[tuple[int, int]] | None = None
+    sigmas: list[float] | None = None
+
+
+@dataclass
+class Objects:
+    """The objects of one picture that are trained on, in its pixels.
+
+    Attributes:
+        categories: `[n]` int64 original category ids.
+        boxes_xyxy: `[n, 4]` float64 inside the picture, at least one of them.
+        segments: per object a list of polygons `[x0, y0, x1, y1, ...]`, an RLE dict, an `[H, W]` bool array, or None
+            where nothing is known but the box; None where the split has no masks at all.
+        keypoints: `[n, K, 3]` float32 x, y, visibility 0/1/2; None where the split has none.
+    """
+
+    categories: np.ndarray
+    boxes_xyxy: np.ndarray
+    segments: list[Any] | None = None
+    keypoints: np.ndarray | None = None
+
+    def __len__(self) -> int:
+        return len(self.categories)
+
+
+class Split(Protocol):
+    """One part of a data set. Implementations are picklable: loader workers hold one each."""
+
+    image_ids: Sequence[int]
+    has_masks: bool
+    has_keypoints: bool
+    fingerprint: str
+
+    def __len__(self) -> int: ...
+
+    def name(self, index: int) -> str:
+        """What messages call the picture: its path."""
+
+    def size(self, index: int) -> tuple[int, int]:
+        """(height, width) in pixels, without decoding."""
+
+    def objects(self, index: int) -> Objects: ...
+
+    def picture(self, index: int, smallest: tuple[int, int] | None = None) -> Image.Image:
+        """8-bit RGB; may come back smaller than `size`, but not below `smallest` (height, width)."""
+
+    def load(self, index: int) -> tuple[np.ndarray, Objects]:
+        """`[H, W, 3]` uint8 RGB at full size, and the objects."""
+
+    def truth(self) -> dict[str, Any]:
+        """COCO-style dict (`images`, `annotations`, `categories`) with original ids, crowd regions included."""
+
+
+@dataclass
+class Content:
+    """A data set as its layout describes it.
+
+    Attributes:
+        layout: its name, for messages.
+        origin: what defines the classes, for messages: the training annotation file.
+        categories: in the order of their ids, from the training split.
+        read: split name -> what reads it; a split that does not exist is missing. Called at most once each.
+    """
+
+    layout: str
+    origin: str
+    categories: list[Category]
+    read: Mapping[str, Callable[[], Split]]

@@ -1,0 +1,207 @@
+"""A data set as the rest of the project sees it: classes, splits, keypoint schema, loaders."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
+from typing import Any, Protocol
+
+from torch.utils.data import DataLoader
+
+from detr_exp.data.augment import Augment
+from detr_exp.data.classes import ClassMap
+from detr_exp.data.content import SPLITS, Content, Split
+from detr_exp.data.keypoints import KeypointSchema, schema
+from detr_exp.data.loader import Loading, Samples
+from detr_exp.data.sampler import EvalSampler, TrainSampler, multi_scale_sizes
+
+log = logging.getLogger(__name__)
+
+
+class Source(Protocol):
+    """Reads one layout: `data.root` and the places of the splits to their content."""
+
+    def __call__(self, root: str | None, places: Mapping[str, Any], /) -> Content: ...
+
+
+class Network(Protocol):
+    """What a loader has to know of a network.
+
+    A network that learns masks or keypoints says so with attributes `predicts_masks` and `predicts_keypoints`;
+    without them, batches carry boxes only.
+    """
+
+    image_size: tuple[int, int]
+    stride: int
+
+
+class DataSet:
+    """One data set, whatever its layout.
+
+    Args:
+        source: reads or draws it; see `coco.coco`, `yolo.yolo`, `shapes.shapes`, `auto.auto`.
+        root: its folder.
+        train: where the training split is; what this is depends on the layout.
+        val: likewise.
+        test: likewise.
+        category_ids: `contiguous` or `raw`; see `classes.ClassMap`.
+        num_classes: None: from the data.
+        augment: of training pictures.
+        multi_scale: sizes of training batches; see `sampler.multi_scale_sizes`.
+        stop_epoch: strong augmentation and multi-scale end at this epoch; None: never.
+        keypoint_flip_pairs: 0-based pairs of keypoints that change places in a mirror; None: from their names.
+        keypoint_sigmas: OKS scale per keypoint; None: COCO's for its 17 points, else 0.05.
+        num_workers: see `loader.Loading`, as the next three.
+        pin_memory: ...
+        persistent_workers: ...
+        prefetch_factor: ...
+
+    Attributes:
+        classes: a name per label.
+        category_ids: the original id per label.
+        num_classes: labels the network has to tell apart.
+        keypoints: the keypoint schema, or None.
+
+    Raises:
+        ValueError: the data or the settings cannot be used.
+    """
+
+    def __init__(
+        self,
+        *,
+        source: Source,
+        root: str | None = None,
+        train: Any = None,
+        val: Any = None,
+        test: Any = None,
+        category_ids: str = "contiguous",
+        num_classes: int | None = None,
+        augment: Augment,
+        multi_scale: str | Sequence[int] | None = None,
+        stop_epoch: int | None = None,
+        keypoint_flip_pairs: Sequence[Sequence[int]] | None = None,
+        keypoint_sigmas: Sequence[float] | None = None,
+        num_workers: int | None = None,
+        pin_memory: bool | None = None,
+        persistent_workers: bool | None = None,
+        prefetch_factor: int | None = None,
+    ) -> None:
+        self.loading = Loading(num_workers, pin_memory, persistent_workers, prefetch_factor)
+        self.content = source(root, {"train": train, "val": val, "test": test})
+        self.class_map = ClassMap(self.content.categories, category_ids, num_classes, self.content.origin)
+        self.classes, self.category_ids = self.class_map.classes, self.class_map.category_ids
+        self.num_classes = self.class_map.num_classes
+        self.keypoints: KeypointSchema | None = schema(
+            self.class_map.by_label, flip_pairs=keypoint_flip_pairs, sigmas=keypoint_sigmas
+        )
+        self.augment, self.multi_scale, self.stop_epoch = augment, multi_scale, stop_epoch
+        missing = [name for name in SPLITS if name not in self.content.read]
+        log.info("%s: %d classes: %s", self.content.origin, len(self.content.categories), self.class_map)
+        if missing:
+            log.info("%s: no %s split", self.content.origin, " and no ".join(missing))
+
+    @cached_property
+    def train(self) -> Split:
+        return self._read("train")
+
+    @cached_property
+    def val(self) -> Split | None:
+        return self._read("val") if "val" in self.content.read else None
+
+    @cached_property
+    def test(self) -> Split | None:
+        return self._read("test") if "test" in self.content.read else None
+
+    @property
+    def has_masks(self) -> bool:
+        return self.train.has_masks
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """A hash of all annotations, their pictures' paths and their sizes."""
+        parts = [f"{name} {split.fingerprint}" for name in SPLITS if (split := getattr(self, name)) is not None]
+        return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
+
+    def split(self, name: str) -> Split:
+        """The split `train`, `val` or `test`.
+
+        Raises:
+            ValueError: there is none of this name.
+        """
+        if name not in self.content.read:
+            raise ValueError(
+                f"{self.content.origin}: the data set has no {name} split, only {', '.join(self.content.read)}; add one "
+                f"beside it, or name its files where the layout has keys data.{name}"
+            )
+        return getattr(self, name)
+
+    def loader(
+        self,
+        split: str,
+        *,
+        network: Network,
+        batch_size: int,
+        seed: int,
+        training: bool = False,
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> DataLoader:
+        """Batches of one split, as `structures.Batch`.
+
+        Args:
+            split: `train`, `val` or `test`.
+            network: gives the image size and its stride, and says whether it learns masks and keypoints.
+            batch_size: per rank.
+            seed: decides order, sizes and augmentation of training batches.
+            training: shuffled, augmented, without remainder; `loader.batch_sampler` has `set_epoch` and `set_start`.
+                Otherwise every picture once, in order, resized.
+            rank: of this process.
+            world_size: processes that share the split.
+
+        Raises:
+            ValueError: the split does not exist, or the network needs what the data do not have.
+        """
+        part = self.split(split)
+        with_masks = getattr(network, "predicts_masks", False)
+        with_keypoints = getattr(network, "predicts_keypoints", False)
+        if with_masks and not part.has_masks:
+            raise ValueError(
+                f"{self.content.origin} has no masks, but the network learns them; use model=rfdetr for boxes"
+            )
+        if with_keypoints and self.keypoints is None:
+            raise ValueError(
+                f"{self.content.origin} has no keypoints, but the network learns them; use model=rfdetr for boxes"
+            )
+        height, width = network.image_size
+        sizes = multi_scale_sizes(self.multi_scale if training else None, (height, width), network.stride)
+        samples = Samples(
+            split=part,
+            class_map=self.class_map,
+            seed=seed,
+            augment=self.augment if training else None,
+            stop_epoch=self.stop_epoch,
+            with_masks=with_masks,
+            flip_order=self.keypoints.flip_order() if with_keypoints and self.keypoints else None,
+            flippable=not with_keypoints or self.keypoints is None or self.keypoints.flippable,
+        )
+        if training and not samples.flippable and (self.augment.flip or self.augment.vertical_flip):
+            log.warning(
+                "%s: no keypoint is named left or right, so pictures are not mirrored; say which change places with "
+                "data.keypoint_flip_pairs=[[1,2],...], or [] if none does",
+                self.content.origin,
+            )
+        ranks = {"rank": rank, "world_size": world_size}
+        sampler: TrainSampler | EvalSampler
+        if training:
+            sampler = TrainSampler(
+                len(part), batch_size, seed, (height, width), sizes=sizes, stop_epoch=self.stop_epoch, **ranks
+            )
+        else:
+            sampler = EvalSampler(len(part), batch_size, (height, width), **ranks)
+        return self.loading.loader(samples, sampler)
+
+    def _read(self, name: str) -> Split:
+        read: Callable[[], Split] = self.content.read[name]
+        return read()

@@ -1,0 +1,129 @@
+"""Which keypoints a class has, how they are joined, and which change places in a mirror."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from detr_exp.data.content import Category
+
+# Ronchi & Perona 2017, as used by the COCO keypoint evaluation: nose, eyes, ears, shoulders, elbows, wrists, hips,
+# knees, ankles.
+COCO_SIGMAS = [0.026, 0.025, 0.025, 0.035, 0.035, 0.079, 0.079, 0.072, 0.072]
+COCO_SIGMAS += [0.062, 0.062, 0.107, 0.107, 0.087, 0.087, 0.089, 0.089]
+DEFAULT_SIGMA = 0.05
+_MIRROR = {"left": "right", "right": "left", "l": "r", "r": "l"}
+
+
+@dataclass
+class KeypointSchema:
+    """Keypoints of every class of a data set; K is the largest number any class has.
+
+    Attributes:
+        names: per label the names of its keypoints; empty where a class has none.
+        flip_pairs: per label the 0-based pairs that change places in a mirror.
+        skeletons: per label the 0-based pairs joined by a line.
+        sigmas: `[K]` OKS scales.
+        flippable: whether pictures may be mirrored: every class with keypoints says which pairs change places.
+    """
+
+    names: list[list[str]]
+    flip_pairs: list[list[tuple[int, int]]]
+    skeletons: list[list[tuple[int, int]]]
+    sigmas: list[float]
+    flippable: bool
+
+    @property
+    def counts(self) -> list[int]:
+        """Keypoints per label."""
+        return [len(names) for names in self.names]
+
+    @property
+    def skeleton(self) -> list[tuple[int, int]]:
+        """The lines of all classes together."""
+        return sorted({line for lines in self.skeletons for line in lines})
+
+    def flip_order(self) -> np.ndarray:
+        """`[C, K]` int64: where in the picture's list a mirrored object of each class finds its keypoints."""
+        order = np.tile(np.arange(len(self.sigmas)), (len(self.names), 1))
+        for label, pairs in enumerate(self.flip_pairs):
+            for a, b in pairs:
+                order[label, [a, b]] = b, a
+        return order
+
+
+def schema(
+    by_label: Sequence[Category | None],
+    *,
+    flip_pairs: Sequence[Sequence[int]] | None = None,
+    sigmas: Sequence[float] | None = None,
+) -> KeypointSchema | None:
+    """The schema of a data set's categories; None when no category has keypoints.
+
+    Args:
+        by_label: the category of each label; None where a label is unused.
+        flip_pairs: overrules what the categories or the names of their keypoints say, for every class.
+        sigmas: overrules the OKS scales.
+
+    Raises:
+        ValueError: overrides that do not fit the number of keypoints.
+    """
+    most = max((len(category.keypoints) for category in by_label if category), default=0)
+    if most == 0:
+        return None
+    if sigmas is not None and (len(sigmas) != most or not all(0 < s < np.inf for s in sigmas)):
+        raise ValueError(
+            f"data.keypoint_sigmas has {len(sigmas)} values {list(sigmas)}, but the data have {most} keypoints; give one "
+            "positive number for each, or null"
+        )
+    given = None if flip_pairs is None else [_pair(pair, most) for pair in flip_pairs]
+    pairs: list[list[tuple[int, int]]] = []
+    flippable = True
+    for category in by_label:
+        found: list[tuple[int, int]] | None = []
+        if category is not None and category.keypoints:
+            found = category.flip_pairs if given is None else given
+            found = pairs_by_name(category.keypoints) if found is None else found
+            flippable = flippable and found is not None
+        pairs.append([(a, b) for a, b in found or [] if max(a, b) < len(category.keypoints)] if category else [])
+    return KeypointSchema(
+        names=[list(category.keypoints) if category else [] for category in by_label],
+        flip_pairs=pairs,
+        skeletons=[list(category.skeleton) if category else [] for category in by_label],
+        sigmas=list(sigmas) if sigmas is not None else _sigmas(by_label, most),
+        flippable=flippable,
+    )
+
+
+def pairs_by_name(names: Sequence[str]) -> list[tuple[int, int]] | None:
+    """Pairs whose names differ only in one word left / right (or l / r); None when there is no such pair."""
+    words = [tuple(re.findall(r"[a-z]+|[0-9]+", re.sub(r"(?<=[a-z])(?=[A-Z])", " ", n).lower())) for n in names]
+    place = {word: i for i, word in enumerate(words)}
+    pairs = []
+    for i, word in enumerate(words):
+        sides = [k for k, part in enumerate(word) if part in _MIRROR]
+        if len(sides) == 1:
+            other = place.get(tuple(_MIRROR[part] if k == sides[0] else part for k, part in enumerate(word)))
+            if other is not None and i < other:
+                pairs.append((i, other))
+    return pairs or None
+
+
+def _pair(pair: Sequence[int], most: int) -> tuple[int, int]:
+    if len(pair) != 2 or not all(0 <= k < most for k in pair) or pair[0] == pair[1]:
+        raise ValueError(
+            f"data.keypoint_flip_pairs has {list(pair)}; a pair is two different numbers of 0 .. {most - 1}, for example "
+            "data.keypoint_flip_pairs=[[1,2],[3,4]]"
+        )
+    return pair[0], pair[1]
+
+
+def _sigmas(by_label: Sequence[Category | None], most: int) -> list[float]:
+    longest = next(category for category in by_label if category and len(category.keypoints) == most)
+    if longest.sigmas is not None:
+        return list(longest.sigmas)
+    is_person = most == len(COCO_SIGMAS) and longest.keypoints[0].lower() == "nose"
+    return list(COCO_SIGMAS) if is_person else [DEFAULT_SIGMA] * most

@@ -1,0 +1,91 @@
+"""Pictures from files: one rule for orientation, colour modes and size."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps
+
+SUFFIXES = {".bmp", ".dng", ".jpeg", ".jpg", ".mpo", ".png", ".tif", ".tiff", ".webp"}
+MAX_PIXELS = 2**27  # 134 megapixels, 400 MB decoded; checked on the header, before anything is decoded
+_ORIENTATION = 0x0112
+_TRANSPOSED = (5, 6, 7, 8)
+
+
+def read_size(path: Path) -> tuple[int, int]:
+    """(height, width) of the upright picture, from the header."""
+    with _opened(path) as image:
+        width, height = image.size
+        return (width, height) if _orientation(image) in _TRANSPOSED else (height, width)
+
+
+def read_picture(
+    path: Path, size: tuple[int, int] | None = None, smallest: tuple[int, int] | None = None
+) -> Image.Image:
+    """Decode a picture to 8-bit RGB.
+
+    Pictures are turned upright as their EXIF tag says, and boxes refer to the upright picture. Only where the
+    annotated size fits the stored picture and not the upright one is the tag ignored: then the annotator did too.
+    16-bit and float pictures are scaled by their range; an alpha channel is dropped.
+
+    Args:
+        path: the file.
+        size: (height, width) the annotations were made for; None: whatever it is.
+        smallest: a JPEG may be decoded at 1/2, 1/4 or 1/8 as long as it is not smaller than this (height, width).
+
+    Raises:
+        ValueError: unreadable, too large, or of another size than annotated.
+    """
+    with _opened(path) as image:
+        stored = (image.height, image.width)
+        orientation = _orientation(image)
+        upright = stored[::-1] if orientation in _TRANSPOSED else stored
+        turn = orientation > 1 and (size is None or size == upright)
+        if size is not None and size not in (upright, stored):
+            raise ValueError(
+                f"{path} is {upright[1]}x{upright[0]} pixels but annotated as {size[1]}x{size[0]}; mend the "
+                "annotation file or put the original picture back"
+            )
+        if smallest is not None and image.format == "JPEG":
+            height, width = smallest[::-1] if turn and orientation in _TRANSPOSED else smallest
+            image.draft(None, (width, height))
+        try:
+            if turn:
+                image = ImageOps.exif_transpose(image)
+            return _rgb(image)
+        except (OSError, SyntaxError, ValueError) as error:
+            raise ValueError(f"{path} cannot be decoded ({error}); replace it or drop it from the data set") from error
+
+
+def _opened(path: Path) -> Image.Image:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            image = Image.open(path)
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise ValueError(f"{path} is not a readable picture ({error}); replace it or drop it from the data") from error
+    if math.prod(image.size) > MAX_PIXELS:
+        image.close()
+        raise ValueError(
+            f"{path} has {image.width}x{image.height} pixels, more than {MAX_PIXELS // 10**6} megapixels; cut it into "
+            "tiles or scale it down"
+        )
+    return image
+
+
+def _orientation(image: Image.Image) -> int:
+    value = image.getexif().get(_ORIENTATION, 1)
+    return value if value in range(1, 9) else 1
+
+
+def _rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I") or image.mode == "F":
+        values = np.asarray(image).astype(np.float64)
+        values = np.nan_to_num(values, nan=0.0, posinf=0.0, neginf=0.0)
+        top = 65535.0 if image.mode.startswith("I") and values.min() >= 0 and values.max() <= 65535 else None
+        low, high = (0.0, top) if top else (values.min(), max(values.max(), values.min() + 1e-12))
+        return Image.fromarray(((values - low) * (255 / (high - low))).round().astype(np.uint8)).convert("RGB")
+    return image.convert("RGB")

@@ -1,0 +1,153 @@
+"""Pixels, masks and keypoints along a plan: one crop, one resize, one paste."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch.nn import functional as F
+
+from detr_exp.data.augment import Plan
+from detr_exp.data.content import Objects
+from detr_exp.structures import Target
+
+
+def needed(plan: Plan) -> tuple[int, int]:
+    """(height, width) the whole picture must have so that its visible part need not be enlarged more than planned."""
+    x0, y0, x1, y1 = plan.source
+    left, top, right, bottom = plan.target
+    scale = max(min(1.0, (bottom - top) / (y1 - y0)), min(1.0, (right - left) / (x1 - x0)))
+    return math.ceil(plan.size[0] * scale), math.ceil(plan.size[1] * scale)
+
+
+def render(plan: Plan, picture: Image.Image) -> np.ndarray:
+    """`[H, W, 3]` uint8: the picture as planned. It may come in a smaller size than the plan was made for."""
+    rows, columns = picture.height / plan.size[0], picture.width / plan.size[1]
+    x0, x1 = (round(x * columns) for x in plan.source[::2])
+    y0, y1 = (round(y * rows) for y in plan.source[1::2])
+    left, top, right, bottom = plan.target
+    seen = picture
+    if (x0, y0, x1, y1) != (0, 0, *picture.size):
+        seen = picture.crop((x0, y0, max(x1, x0 + 1), max(y1, y0 + 1)))
+    colour_first = seen.width * seen.height <= (right - left) * (bottom - top)
+    if plan.colour is not None and colour_first:
+        seen = plan.colour.on(seen, picture)
+    part = _resized(np.asarray(seen), bottom - top, right - left)
+    if plan.colour is not None and not colour_first:
+        part = np.asarray(plan.colour.on(Image.fromarray(part), picture))
+    if plan.mirrored or plan.upended:
+        part = part[:: -1 if plan.upended else 1, :: -1 if plan.mirrored else 1]
+    if (right - left, bottom - top) == plan.out[::-1]:
+        return np.ascontiguousarray(part)
+    canvas = np.zeros((*plan.out, 3), np.uint8)
+    canvas[top:bottom, left:right] = part
+    return canvas
+
+
+def resized_plainly(picture: Image.Image, out: tuple[int, int]) -> np.ndarray:
+    """`[H, W, 3]` uint8: evaluation's resize, bit for bit Pillow's antialiased bilinear, as published numbers use it."""
+    return np.asarray(picture.resize((out[1], out[0]), Image.Resampling.BILINEAR))
+
+
+def target_of(
+    plan: Plan, objects: Objects, labels: np.ndarray, *, with_masks: bool, flip_order: np.ndarray | None
+) -> Target:
+    """What the network is to find.
+
+    Args:
+        plan: where everything goes.
+        objects: of the picture.
+        labels: `[n]` their class indices.
+        with_masks: rasterise them at the size of the output.
+        flip_order: `[C, K]` places of a mirrored object's keypoints; None: no keypoints wanted.
+    """
+    height, width = plan.out
+    x0, y0, x1, y1 = plan.boxes_xyxy.T
+    boxes = np.stack([(x0 + x1) / 2 / width, (y0 + y1) / 2 / height, (x1 - x0) / width, (y1 - y0) / height], 1)
+    kept = plan.keep.tolist()
+    masks = None
+    if with_masks:
+        segments = objects.segments or [None] * len(objects)
+        stack = [_mask(plan, segments[i], box) for i, box in zip(kept, plan.boxes_xyxy)]
+        masks = torch.from_numpy(np.stack(stack) if stack else np.zeros((0, height, width), bool))
+    keypoints = None
+    if flip_order is not None:
+        empty = np.zeros((len(objects), flip_order.shape[1], 3), np.float32)
+        points = empty if objects.keypoints is None else objects.keypoints
+        keypoints = torch.from_numpy(_keypoints(plan, points[plan.keep], flip_order[labels[plan.keep]]))
+    return Target(
+        labels=torch.from_numpy(labels[plan.keep]),
+        boxes=torch.from_numpy(boxes.astype(np.float32)),
+        masks=masks,
+        keypoints=keypoints,
+    )
+
+
+def _resized(pixels: np.ndarray, height: int, width: int) -> np.ndarray:
+    """Antialiased bilinear on bytes; several times faster than Pillow and within one level of it."""
+    if pixels.shape[:2] == (height, width):
+        return pixels
+    planes = torch.from_numpy(np.require(pixels, requirements="W")).permute(2, 0, 1)[None]
+    planes = F.interpolate(planes, (height, width), mode="bilinear", antialias=True)
+    return planes[0].permute(1, 2, 0).numpy()
+
+
+def _keypoints(plan: Plan, points: np.ndarray, order: np.ndarray) -> np.ndarray:
+    """`[m, K, 3]` in 0..1 of the output; points that left the view are unlabelled, and mirrored ones change places."""
+    x, y = points[..., 0], points[..., 1]
+    x0, y0, x1, y1 = plan.source
+    there = (points[..., 2] > 0) & (x >= x0) & (x <= x1) & (y >= y0) & (y <= y1)
+    moved = np.zeros(points.shape, np.float32)
+    moved[..., :2] = plan.moved(points[..., :2]) / plan.out[::-1]
+    moved[..., 2] = points[..., 2]
+    moved[~there] = 0
+    if plan.mirrored != plan.upended:  # both together are a half turn, which leaves left and right alone
+        moved = np.take_along_axis(moved, order[..., None], 1)
+    return moved
+
+
+def _mask(plan: Plan, segment: Any, box_xyxy: np.ndarray) -> np.ndarray:
+    """`[H, W]` bool of one object in the output; where only its box is known, that is its mask."""
+    height, width = plan.out
+    if segment is None:
+        mask = np.zeros((height, width), bool)
+        x0, y0, x1, y1 = np.rint(box_xyxy).astype(int).tolist()
+        mask[y0 : max(y1, y0 + 1), x0 : max(x1, x0 + 1)] = True
+        return mask
+    if isinstance(segment, list):
+        return _polygons(plan, segment)
+    left, top, right, bottom = plan.target
+    x0, y0, x1, y1 = plan.source
+    whole = segment if isinstance(segment, np.ndarray) else _decoded(segment)
+    columns = x0 + ((np.arange(right - left) + 0.5) * ((x1 - x0) / (right - left))).astype(int)
+    rows = y0 + ((np.arange(bottom - top) + 0.5) * ((y1 - y0) / (bottom - top))).astype(int)
+    rows, columns = rows[:: -1 if plan.upended else 1], columns[:: -1 if plan.mirrored else 1]
+    mask = np.zeros((height, width), bool)
+    mask[top:bottom, left:right] = whole[rows[:, None], columns]
+    return mask
+
+
+def _polygons(plan: Plan, polygons: list[list[float]]) -> np.ndarray:
+    from pycocotools import mask as rle
+
+    height, width = plan.out
+    moved = []
+    for polygon in polygons:
+        # kept near the picture: a stray vertex far away would cost memory in proportion to its distance
+        points = np.clip(np.array(polygon, np.float64).reshape(-1, 2), 0, plan.size[::-1])
+        moved.append(plan.moved(points).reshape(-1).tolist())
+    mask = rle.decode(rle.merge(rle.frPyObjects(moved, height, width))).astype(bool)
+    left, top, right, bottom = plan.target
+    mask[:top], mask[bottom:], mask[:, :left], mask[:, right:] = False, False, False, False
+    return mask
+
+
+def _decoded(segment: dict[str, Any]) -> np.ndarray:
+    from pycocotools import mask as rle
+
+    if isinstance(segment["counts"], list):
+        segment = rle.frPyObjects(segment, *segment["size"])
+    return rle.decode(segment).astype(bool)

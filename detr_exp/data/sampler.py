@@ -1,0 +1,164 @@
+"""Which pictures make up which batch, at which size: pure functions of (seed, epoch)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+_ORDER, _SIZE = 1, 2  # separate streams of random numbers
+
+
+class Key(NamedTuple):
+    """What a loader worker needs to make a sample.
+
+    Attributes:
+        epoch: counted from 0.
+        index: picture, plus the number of pictures for every time it was used before in the same epoch.
+        height: of the output.
+        width: of the output.
+    """
+
+    epoch: int
+    index: int
+    height: int
+    width: int
+
+
+class TrainSampler:
+    """Shuffled batches without a remainder; a set smaller than a batch is repeated until it fills one.
+
+    All ranks draw the same order and take turns, so the images of a step do not depend on how many ranks share them.
+
+    Args:
+        count: pictures.
+        batch_size: per rank.
+        seed: decides the order and the sizes.
+        size: (height, width) of the network.
+        sizes: (height, width) to choose from for each batch; empty: always `size`.
+        stop_epoch: from this epoch on every batch has `size`; None: never.
+        rank: of this process.
+        world_size: processes that share the epoch.
+    """
+
+    def __init__(
+        self,
+        count: int,
+        batch_size: int,
+        seed: int,
+        size: tuple[int, int],
+        *,
+        sizes: Sequence[tuple[int, int]] = (),
+        stop_epoch: int | None = None,
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> None:
+        self.count, self.batch_size, self.seed = count, batch_size, seed
+        self.size, self.sizes = size, list(sizes) or [size]
+        self.stop_epoch, self.rank, self.world_size = stop_epoch, rank, world_size
+        self.epoch = 0
+        self.start = 0
+
+    def __len__(self) -> int:
+        return max(1, self.count // (self.batch_size * self.world_size))
+
+    def set_epoch(self, epoch: int) -> None:
+        """Epoch of the next pass, from its first batch."""
+        self.epoch, self.start = epoch, 0
+
+    def set_start(self, batch: int) -> None:
+        """Leave out the first `batch` batches of the next pass: those an interrupted run has seen."""
+        self.start = batch
+
+    def __iter__(self) -> Iterator[list[Key]]:
+        needed = len(self) * self.batch_size * self.world_size
+        rounds = [
+            np.random.default_rng((self.seed, _ORDER, self.epoch, turn)).permutation(self.count) + turn * self.count
+            for turn in range(math.ceil(needed / self.count))
+        ]
+        order = np.concatenate(rounds)[:needed].reshape(len(self), self.world_size, self.batch_size)[:, self.rank]
+        sizes = [self.size] if self.stop_epoch is not None and self.epoch >= self.stop_epoch else self.sizes
+        which = np.random.default_rng((self.seed, _SIZE, self.epoch)).integers(len(sizes), size=len(self))
+        for batch in range(self.start, len(self)):
+            height, width = sizes[which[batch]]
+            yield [Key(self.epoch, index, height, width) for index in order[batch].tolist()]
+
+
+class EvalSampler:
+    """Every picture once, in order; ranks take turns and no picture comes twice.
+
+    Args:
+        count: pictures.
+        batch_size: per rank; the last batch may be smaller.
+        size: (height, width) of the output.
+        rank: of this process.
+        world_size: processes that share the split.
+    """
+
+    def __init__(
+        self, count: int, batch_size: int, size: tuple[int, int], *, rank: int = 0, world_size: int = 1
+    ) -> None:
+        self.indices = range(rank, count, world_size)
+        self.batch_size, self.size = batch_size, size
+
+    def __len__(self) -> int:
+        return math.ceil(len(self.indices) / self.batch_size)
+
+    def __iter__(self) -> Iterator[list[Key]]:
+        for first in range(0, len(self.indices), self.batch_size):
+            yield [Key(0, index, *self.size) for index in self.indices[first : first + self.batch_size]]
+
+
+def multi_scale_sizes(rule: str | Sequence[int] | None, size: tuple[int, int], stride: int) -> list[tuple[int, int]]:
+    """Sizes that batches are drawn from.
+
+    Args:
+        rule: `rtdetr`: 0.75 to 1.25 times, in steps of the stride, the size itself three times (as D-FINE
+            writes RT-DETR's list); `rfdetr`: up to five steps of the stride down and up; a list of longer sides; null:
+            only `size`.
+        size: (height, width) of the network.
+        stride: what every side must be a multiple of.
+
+    Raises:
+        ValueError: an unknown rule, or a side that is not a multiple of the stride.
+    """
+    if any(side % stride for side in size):
+        raise ValueError(
+            f"model.image_size is {list(size)}, but this network needs multiples of {stride}: "
+            f"model.image_size=[{_near(size[0], stride)},{_near(size[1], stride)}]"
+        )
+    longest = max(size)
+    if rule is None:
+        sides = []
+    elif rule == "rtdetr":
+        low, high = int(0.75 * longest / stride) * stride, int(1.25 * longest / stride) * stride
+        steps = (longest - low) // stride
+        sides = [low + stride * i for i in range(steps)] + [high - stride * i for i in range(steps)] + [longest] * 2
+    elif rule == "rfdetr":
+        sides = [s for s in range(longest - 5 * stride, longest + 6 * stride, stride) if s >= 2 * stride]
+        sides.remove(longest)
+    elif isinstance(rule, str):
+        raise ValueError(
+            f"data.multi_scale is {rule!r}; use null, rtdetr, rfdetr or a list of sides: data.multi_scale=[480,512,544]"
+        )
+    else:
+        sides = [int(side) for side in rule]
+        wrong = [side for side in sides if side < stride or side % stride]
+        if wrong:
+            raise ValueError(
+                f"data.multi_scale has {wrong}, but this network needs multiples of {stride}; for example "
+                f"data.multi_scale=[{_near(wrong[0], stride)}]"
+            )
+        return [_scaled(size, side, stride) for side in sides] or [size]
+    return [*(_scaled(size, side, stride) for side in sides), size]
+
+
+def _scaled(size: tuple[int, int], longest: int, stride: int) -> tuple[int, int]:
+    height, width = (_near(side * longest / max(size), stride) for side in size)
+    return height, width
+
+
+def _near(side: float, stride: int) -> int:
+    return max(stride, round(side / stride) * stride)

@@ -1,0 +1,204 @@
+"""A split that was read from annotation files, held as flat arrays.
+
+Arrays instead of an object per annotation: COCO's 860 000 fit in a tenth of the memory, and loader processes share
+them (touching a Python object writes its reference count and copies its page).
+"""
+
+from __future__ import annotations
+
+import marshal
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from detr_exp.data.content import Category, Objects
+from detr_exp.data.picture import read_picture
+from detr_exp.data.problems import Problems
+
+
+@dataclass
+class Pictures:
+    """The pictures of a split: path, id, and (height, width) each."""
+
+    paths: list[Path] = field(default_factory=list)
+    ids: list[int] = field(default_factory=list)
+    sizes: list[tuple[int, int]] = field(default_factory=list)
+
+
+@dataclass
+class Rows:
+    """Annotations as they are found, one entry a list each.
+
+    Attributes:
+        where: how messages name it.
+        picture: index into the pictures.
+        category: original category id.
+        box_xyxy: corners in pixels, unchecked.
+        crowd: a region with an unknown number of objects; never trained on.
+        area: as annotated, in square pixels; None: that of the box.
+        segments: polygons or RLE; None where there is only a box.
+        keypoints: flat x, y, visibility; None where there are none.
+    """
+
+    where: list[str] = field(default_factory=list)
+    picture: list[int] = field(default_factory=list)
+    category: list[int] = field(default_factory=list)
+    box_xyxy: list[tuple[float, float, float, float]] = field(default_factory=list)
+    crowd: list[bool] = field(default_factory=list)
+    area: list[float | None] = field(default_factory=list)
+    segments: list[Any] = field(default_factory=list)
+    keypoints: list[Sequence[float] | None] = field(default_factory=list)
+
+
+class TableSplit:
+    """Pictures on disk with their annotations; see `content.Split`.
+
+    Boxes that are not finite, have no area, or lie outside their picture are dropped with a warning, from training and
+    from the truth. Boxes are clipped to the picture for training; the truth keeps them as annotated.
+
+    Args:
+        pictures: in the order of the split.
+        rows: their annotations, in any order.
+        categories: of the training split.
+        fingerprint: a hash of the annotations.
+        problems: receives the warnings.
+    """
+
+    def __init__(
+        self, pictures: Pictures, rows: Rows, categories: list[Category], fingerprint: str, problems: Problems
+    ) -> None:
+        self.paths = [str(path) for path in pictures.paths]
+        self.image_ids = pictures.ids
+        self.sizes = np.array(pictures.sizes, np.int64).reshape(-1, 2)
+        self.categories = categories
+        self.fingerprint = fingerprint
+        keep = _sound(pictures, rows, self.sizes, problems)
+        keep = keep[np.argsort(np.array(rows.picture, np.int64)[keep], kind="stable")]
+        owner = np.array(rows.picture, np.int64)[keep]
+        self.starts = np.searchsorted(owner, np.arange(len(self.paths) + 1))
+        self.boxes_xyxy = np.array(rows.box_xyxy, np.float64).reshape(-1, 4)[keep]
+        self.category = np.array(rows.category, np.int64)[keep]
+        self.crowd = np.array(rows.crowd, bool)[keep]
+        sides = self.boxes_xyxy[:, 2:] - self.boxes_xyxy[:, :2]
+        given = np.array([np.nan if area is None else area for area in rows.area], np.float64)[keep]
+        self.area = np.where(np.isfinite(given), given, sides.prod(1))
+        self.has_masks = any(rows.segments[i] is not None and not rows.crowd[i] for i in keep.tolist())
+        self._blob, self._at = _packed([rows.segments[i] for i in keep.tolist()]) if self.has_masks else (b"", None)
+        self.keypoints = _keypoints(rows, keep, max((len(c.keypoints) for c in categories), default=0))
+        self.has_keypoints = self.keypoints is not None
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def name(self, index: int) -> str:
+        return self.paths[index]
+
+    def size(self, index: int) -> tuple[int, int]:
+        height, width = self.sizes[index].tolist()
+        return height, width
+
+    def objects(self, index: int) -> Objects:
+        height, width = self.size(index)
+        start, end = self.starts[index], self.starts[index + 1]
+        rows = start + np.flatnonzero(~self.crowd[start:end])
+        return Objects(
+            categories=self.category[rows],
+            boxes_xyxy=np.clip(self.boxes_xyxy[rows], 0, (width, height, width, height)),
+            segments=[self._segment(i) for i in rows.tolist()] if self.has_masks else None,
+            keypoints=None if self.keypoints is None else self.keypoints[rows],
+        )
+
+    def picture(self, index: int, smallest: tuple[int, int] | None = None) -> Image.Image:
+        return read_picture(Path(self.paths[index]), self.size(index), smallest)
+
+    def load(self, index: int) -> tuple[np.ndarray, Objects]:
+        return np.asarray(self.picture(index)), self.objects(index)
+
+    def truth(self) -> dict[str, Any]:
+        counts = {category.id: len(category.keypoints) for category in self.categories}
+        annotations = []
+        for index, image_id in enumerate(self.image_ids):
+            for i in range(self.starts[index], self.starts[index + 1]):
+                x0, y0, x1, y1 = self.boxes_xyxy[i].tolist()
+                annotation = {
+                    "id": i + 1,
+                    "image_id": image_id,
+                    "category_id": int(self.category[i]),
+                    "bbox": [x0, y0, x1 - x0, y1 - y0],
+                    "area": float(self.area[i]),
+                    "iscrowd": int(self.crowd[i]),
+                }
+                if self.has_masks:
+                    annotation["segmentation"] = self._segment(i) or [_rectangle(x0, y0, x1, y1)]
+                if self.keypoints is not None:
+                    points = self.keypoints[i, : counts[annotation["category_id"]]]
+                    annotation["keypoints"] = points.reshape(-1).tolist()
+                    annotation["num_keypoints"] = int((points[:, 2] > 0).sum())
+                annotations.append(annotation)
+        images = [
+            {"id": image_id, "file_name": path, "height": height, "width": width}
+            for image_id, path, (height, width) in zip(self.image_ids, self.paths, self.sizes.tolist())
+        ]
+        categories = [category_entry(category) for category in self.categories]
+        return {"info": {}, "images": images, "annotations": annotations, "categories": categories}
+
+    def _segment(self, i: int) -> Any:
+        assert self._at is not None
+        return marshal.loads(self._blob[self._at[i] : self._at[i + 1]])
+
+
+def category_entry(category: Category) -> dict[str, Any]:
+    """A category as COCO files spell it (its skeleton counts from 1)."""
+    entry: dict[str, Any] = {"id": category.id, "name": category.name}
+    if category.keypoints:
+        entry["keypoints"] = category.keypoints
+        entry["skeleton"] = [[a + 1, b + 1] for a, b in category.skeleton]
+    return entry
+
+
+def _sound(pictures: Pictures, rows: Rows, sizes: np.ndarray, problems: Problems) -> np.ndarray:
+    """`[n]` indices of the rows whose box can be used."""
+    boxes = np.array(rows.box_xyxy, np.float64).reshape(-1, 4)
+    heights, widths = sizes[np.array(rows.picture, np.int64)].reshape(-1, 2).T
+    finite = np.isfinite(boxes).all(1)
+    inside = np.clip(np.where(finite[:, None], boxes, 0), 0, np.stack([widths, heights, widths, heights], 1))
+    area = (inside[:, 2:] - inside[:, :2]).clip(0).prod(1)
+    whole = (boxes[:, 2:] - boxes[:, :2]).clip(0).prod(1)
+    for i in np.flatnonzero(~(finite & (area > 0))).tolist():
+        x0, y0, x1, y1 = rows.box_xyxy[i]
+        if not finite[i]:
+            kind = "boxes that are not finite were dropped"
+        elif whole[i] > 0:
+            kind = "boxes outside their picture were dropped"
+        else:
+            kind = "boxes without area were dropped"
+        size = f"{x1 - x0:g}x{y1 - y0:g} at ({x0:g}, {y0:g})"
+        problems.warn(kind, f"{rows.where[i]}: {size} in {pictures.paths[rows.picture[i]].name!r}")
+    return np.flatnonzero(finite & (area > 0))
+
+
+def _packed(items: list[Any]) -> tuple[bytes, np.ndarray]:
+    parts = [marshal.dumps(item) for item in items]
+    return b"".join(parts), np.cumsum([0, *map(len, parts)])
+
+
+def _keypoints(rows: Rows, keep: np.ndarray, most: int) -> np.ndarray | None:
+    """`[n, most, 3]` float32; unlabelled points are zero."""
+    if most == 0:
+        return None
+    table = np.zeros((len(keep), most, 3), np.float32)
+    for row, i in enumerate(keep.tolist()):
+        given = rows.keypoints[i]
+        if given is not None:
+            points = np.array(given, np.float32).reshape(-1, 3)[:most]
+            table[row, : len(points)] = points
+    table[table[..., 2] <= 0] = 0
+    return table
+
+
+def _rectangle(x0: float, y0: float, x1: float, y1: float) -> list[float]:
+    return [x0, y0, x1, y0, x1, y1, x0, y1]
