@@ -24,6 +24,8 @@ from torch.utils.checkpoint import checkpoint
 logger = logging.getLogger(__name__)
 
 DEPTH = 12  # blocks of a DINOv2 of size small or base; stochastic depth grows over all of them
+PIXEL_MEAN = [0.485, 0.456, 0.406]
+PIXEL_STD = [0.229, 0.224, 0.225]
 TIMM_NAMES = {384: "vit_small_patch14_dinov2.lvd142m", 768: "vit_base_patch14_dinov2.lvd142m"}
 
 
@@ -40,7 +42,8 @@ class WindowedDinov2(nn.Module):
         position_grid: patches a side of the position embedding; null: those of `image_size`.
         drop_path: largest probability of leaving out a residual branch, reached by the last of 12 blocks.
         freeze: keep the weights as they are.
-        pretrained: start from DINOv2 weights (downloaded by timm), resampled to this patch size and grid.
+        pretrained: start from DINOv2 weights, resampled to this patch size and grid: true downloads them (timm), a path
+            names a file with them.
 
     Raises:
         ValueError: if a side of `image_size` is not a multiple of patch_size x num_windows, or another value does not
@@ -59,10 +62,11 @@ class WindowedDinov2(nn.Module):
         position_grid: int | None = None,
         drop_path: float = 0.0,
         freeze: bool = False,
-        pretrained: bool = False,
+        pretrained: bool | str = False,
     ) -> None:
         super().__init__()
         self.stride = patch_size * num_windows
+        self.pixel_mean, self.pixel_std = PIXEL_MEAN, PIXEL_STD
         self.patch_size = patch_size
         self.num_windows = num_windows
         self._check_size(*image_size)
@@ -83,12 +87,12 @@ class WindowedDinov2(nn.Module):
         self.apply(_initialise)
         self.register_load_state_dict_pre_hook(_resample_stored_position)
         if pretrained:
-            self._load_dinov2(width)
+            self._load_dinov2(width, pretrained)
         else:
             logger.info("backbone: %s starts from random weights", type(self).__name__)
         self.requires_grad_(not freeze)
 
-    def set_gradient_checkpointing(self, enabled: bool) -> None:
+    def set_gradient_checkpointing(self, enabled: bool = True) -> None:
         """Recompute the blocks in the backward pass instead of keeping their activations."""
         self.gradient_checkpointing = enabled
 
@@ -120,7 +124,7 @@ class WindowedDinov2(nn.Module):
             f"model.image_size=[{lower[0]},{lower[1]}] and model.image_size=[{upper[0]},{upper[1]}]"
         )
 
-    def _load_dinov2(self, width: int) -> None:
+    def _load_dinov2(self, width: int, pretrained: bool | str) -> None:
         import timm
 
         if width not in TIMM_NAMES:
@@ -128,21 +132,28 @@ class WindowedDinov2(nn.Module):
                 f"model.backbone.width is {width}, but DINOv2 weights exist for {sorted(TIMM_NAMES)}; "
                 "use model.backbone.pretrained=false"
             )
+        name = TIMM_NAMES[width]
         rows, columns = self.embedding.grid
-        size = (rows * self.patch_size, columns * self.patch_size)
         try:
             source = timm.create_model(
-                TIMM_NAMES[width], pretrained=True, num_classes=0, patch_size=self.patch_size, img_size=size
+                name,
+                pretrained=True,
+                pretrained_cfg_overlay=None if pretrained is True else {"file": pretrained},
+                num_classes=0,
+                patch_size=self.patch_size,
+                img_size=(rows * self.patch_size, columns * self.patch_size),
             )
         except (OSError, RuntimeError) as error:
             raise ValueError(
-                f"model.backbone.pretrained is true, but {TIMM_NAMES[width]} cannot be had: {error}. "
-                "Use model.backbone.pretrained=false, or model.weights=<file>"
+                f"model.backbone.pretrained is {pretrained}, but weights for {name} could not be had from there: "
+                f"{error}; name a file by model.backbone.pretrained=<file>, or start without by "
+                "model.backbone.pretrained=false"
             ) from error
         self.load_state_dict(from_timm(source.state_dict(), self))
+        place = "timm" if pretrained is True else pretrained
         logger.info(
-            "backbone: %s starts from DINOv2 weights (timm %s, resampled to patch %d and grid %dx%d)",
-            *(type(self).__name__, TIMM_NAMES[width], self.patch_size, rows, columns),
+            "backbone: %s starts from DINOv2 weights (%s from %s, resampled to patches of %d pixels and a grid of %dx%d)",
+            *(type(self).__name__, name, place, self.patch_size, rows, columns),
         )
 
 

@@ -21,8 +21,8 @@ class Projector(nn.Module):
     """Concatenates the backbone's maps at every level's resolution and mixes them.
 
     Args:
-        in_channels: channels of the backbone's maps.
-        in_strides: their strides, all the same.
+        channels: of the backbone's maps.
+        strides: their strides, all the same.
         hidden_dim: channels of every level.
         levels: any of P3 (twice as fine), P4 (as the backbone) and P5 (half as fine), finest first.
         num_bottlenecks: pairs of 3x3 convolutions a level.
@@ -34,8 +34,8 @@ class Projector(nn.Module):
     def __init__(
         self,
         *,
-        in_channels: list[int],
-        in_strides: list[int],
+        channels: list[int],
+        strides: list[int],
         hidden_dim: int,
         levels: list[str],
         num_bottlenecks: int = 3,
@@ -46,17 +46,17 @@ class Projector(nn.Module):
                 f"model.neck.levels is {list(levels)}; it needs one or more of {list(SCALES)} in this order, "
                 "such as model.neck.levels=[P4]"
             )
-        if len(set(in_strides)) != 1:
+        if len(set(strides)) != 1:
             raise ValueError(
-                f"the backbone's maps have strides {list(in_strides)}, but this neck needs maps of one resolution, as "
+                f"the backbone's maps have strides {list(strides)}, but this neck needs maps of one resolution, as "
                 "plain vision transformers give; use model/backbone=dinov2_windowed_small or dinov2_windowed_base"
             )
         self.levels = nn.ModuleList(
-            Level(in_channels=in_channels, out_channels=hidden_dim, scale=SCALES[name], num_bottlenecks=num_bottlenecks)
+            Level(in_channels=channels, out_channels=hidden_dim, scale=SCALES[name], num_bottlenecks=num_bottlenecks)
             for name in levels
         )
         self.out_channels = [hidden_dim] * len(levels)
-        self.out_strides = [int(in_strides[0] / SCALES[name]) for name in levels]
+        self.out_strides = [int(strides[0] / SCALES[name]) for name in levels]
 
     def forward(self, maps: list[Tensor]) -> list[Tensor]:
         """Maps `[B, C, h, w]` -> one `[B, D, h * scale, w * scale]` a level."""

@@ -6,7 +6,7 @@ from detr_exp.model.neck.projector import Projector
 
 
 def projector(levels=("P4",), **changes):
-    settings = dict(in_channels=[16] * 3, in_strides=[16] * 3, hidden_dim=8, levels=list(levels), num_bottlenecks=3)
+    settings = dict(channels=[16] * 3, strides=[16] * 3, hidden_dim=8, levels=list(levels), num_bottlenecks=3)
     return Projector(**settings | changes)
 
 
@@ -62,4 +62,4 @@ def test_errors_name_the_override():
     with pytest.raises(ValueError, match=r"model.neck.levels=\[P4\]"):
         projector(("P5", "P4"))
     with pytest.raises(ValueError, match="model/backbone=dinov2_windowed_small"):
-        projector(in_strides=[8, 16, 32])
+        projector(strides=[8, 16, 32])

@@ -1,0 +1,65 @@
+"""Decoder layer for groups of queries that do not see each other."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from detr_exp.model.layer.attention import SelfAttention
+from detr_exp.model.layer.deformable_attention import DeformableAttention
+from detr_exp.ops.deformable import Shapes
+
+
+class GroupDecoderLayer(nn.Module):
+    """Self-attention within each group, deformable attention to the memory, feed-forward network; norms after the sums.
+
+    Args:
+        hidden_dim: D.
+        num_heads: heads of the self-attention.
+        num_cross_heads: heads of the deformable attention.
+        points_per_level: points each head reads on each level.
+        dim_feedforward: width of the feed-forward network.
+    """
+
+    def __init__(
+        self,
+        *,
+        hidden_dim: int,
+        num_heads: int,
+        num_cross_heads: int,
+        points_per_level: list[int],
+        dim_feedforward: int,
+    ) -> None:
+        super().__init__()
+        self.self_attn = SelfAttention(hidden_dim, num_heads)
+        self.cross_attn = DeformableAttention(hidden_dim, num_cross_heads, points_per_level)
+        self.linear1 = nn.Linear(hidden_dim, dim_feedforward)
+        self.linear2 = nn.Linear(dim_feedforward, hidden_dim)
+        self.norm1 = nn.LayerNorm(hidden_dim)
+        self.norm2 = nn.LayerNorm(hidden_dim)
+        self.norm3 = nn.LayerNorm(hidden_dim)
+        for linear in (self.self_attn.out_proj, self.linear1, self.linear2):
+            nn.init.xavier_uniform_(linear.weight)
+
+    def forward(
+        self,
+        queries: Tensor,
+        position: Tensor,
+        reference: Tensor,
+        memory: Tensor,
+        spatial_shapes: Shapes,
+        groups: int,
+        padding: Tensor | None = None,
+    ) -> Tensor:
+        """Queries `[B, groups * Q, D]`, group by group, with boxes `reference` `[B, groups * Q, 4]` -> the same shape.
+
+        Args:
+            position: `[B, groups * Q, D]`, added to what asks and is looked for, not to what is read.
+            memory, spatial_shapes, padding: as in `DeformableAttention`.
+        """
+        shape = queries.shape
+        apart = (shape[0] * groups, -1, shape[-1])
+        mixed = self.self_attn(queries.reshape(apart), position.reshape(apart))
+        queries = self.norm1(queries + mixed.view(shape))
+        queries = self.norm2(queries + self.cross_attn(queries + position, reference, memory, spatial_shapes, padding))
+        return self.norm3(queries + self.linear2(F.relu(self.linear1(queries))))

@@ -1,0 +1,132 @@
+"""The `rfdetr` package as an oracle: its networks with random weights, and ours with the same."""
+
+import logging
+import warnings
+from functools import partial
+
+import torch
+
+from detr_exp.loss.classification import ia_bce
+from detr_exp.loss.criterion import SetCriterion
+from detr_exp.matcher.hungarian import HungarianMatcher
+from detr_exp.model.backbone.dinov2_windowed import WindowedDinov2
+from detr_exp.model.neck.projector import Projector
+from detr_exp.model.pretrained_rfdetr import from_rfdetr
+from detr_exp.model.rfdetr import RFDETR
+
+
+def peer(kind="Nano", train_kind="", **changes):
+    """A network of the package, its config and its training config; nothing is downloaded."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        logging.disable(logging.WARNING)
+        from rfdetr import config
+        from rfdetr.models.lwdetr import build_model_from_config
+
+        torch.manual_seed(0)
+        # a file name it does not know keeps it from downloading a backbone
+        settings = dict(device="cpu", pretrain_weights="/nonexistent/x.pth") | changes
+        model_config = getattr(config, f"RFDETR{kind}Config")(**settings)
+        train_config = getattr(config, f"{train_kind}TrainConfig")(dataset_dir=".", output_dir=".")
+        network = build_model_from_config(model_config, train_config)
+        logging.disable(logging.NOTSET)
+    _fill_zeros(network)
+    return network, model_config, train_config
+
+
+@torch.no_grad()
+def _fill_zeros(network):
+    """What starts at zero (or as the identity) would hide mistakes."""
+    generator = torch.Generator().manual_seed(1)
+    for name, parameter in network.named_parameters():
+        noise = torch.randn(parameter.shape, generator=generator)
+        if name.endswith("lambda1"):
+            parameter.copy_(0.5 + 0.1 * noise)
+        elif name.endswith("instance_kp_layer_scale"):
+            parameter.fill_(0.3)
+        elif parameter.abs().sum() == 0 or "norm" in name:
+            parameter.add_(0.05 * noise)
+
+
+def backbone(config, **changes):
+    settings = dict(
+        image_size=[config.resolution] * 2,
+        width=384,
+        num_heads=6,
+        patch_size=config.patch_size,
+        num_windows=config.num_windows,
+        out_blocks=config.out_feature_indexes,
+        position_grid=config.positional_encoding_size,
+    )
+    return WindowedDinov2(**settings | changes)
+
+
+def settings_of(config):
+    """Arguments of our networks that make them as the package's."""
+    return dict(
+        num_classes=config.num_classes + 1,  # it has one logit more than it has labels
+        activation="sigmoid",
+        backbone=backbone(config),
+        neck=partial(Projector, levels=config.projector_scale, num_bottlenecks=3),
+        image_size=[config.resolution] * 2,
+        pixel_mean=None,
+        pixel_std=None,
+        hidden_dim=config.hidden_dim,
+        num_layers=config.dec_layers,
+        num_heads=config.sa_nheads,
+        num_cross_heads=config.ca_nheads,
+        num_points=config.dec_n_points,
+        dim_feedforward=2048,
+        num_queries=config.num_queries,
+        num_groups=config.group_detr,
+    )
+
+
+def twin(network, config):
+    """Our network with the weights of the package's."""
+    ours = RFDETR(**settings_of(config))
+    ours.load_state_dict(from_rfdetr(network.state_dict(), ours))
+    return ours
+
+
+def peer_input(ours, images, padding_mask=None):
+    """Images as the package takes them: normalised, with a mask."""
+    from rfdetr.utilities.tensors import NestedTensor
+
+    if padding_mask is None:
+        padding_mask = torch.zeros(len(images), *images.shape[-2:], dtype=torch.bool)
+    return NestedTensor((images - ours.pixel_mean) / ours.pixel_std, padding_mask)
+
+
+def padded_batch(height, width):
+    """Two images, the second smaller than its canvas, and the padding mask."""
+    images = torch.rand(2, 3, height, width, generator=torch.Generator().manual_seed(7))
+    mask = torch.zeros(2, height, width, dtype=torch.bool)
+    mask[1, int(0.75 * height) :] = True
+    mask[1, :, int(0.65 * width) :] = True
+    return images, mask
+
+
+def criterion_for(num_classes, **changes):
+    """Our criterion with the package's weights."""
+    settings = dict(
+        num_classes=num_classes,
+        class_loss=partial(ia_bce, alpha=0.25),
+        activation="sigmoid",
+        matcher=HungarianMatcher(
+            cost_class=2.0, cost_bbox=5.0, cost_giou=2.0, alpha=0.25, gamma=2.0, activation="sigmoid"
+        ),
+        weight_class=1.0,
+        weight_bbox=5.0,
+        weight_giou=2.0,
+        weight_mask_ce=5.0,
+        weight_mask_dice=5.0,
+        weight_keypoint_l1=1.0,
+        weight_keypoint_findable=1.0,
+        weight_keypoint_visible=1.0,
+        weight_keypoint_nll=1.0,
+        share_matched_indices=False,
+        boxes_weight_format=None,
+        aux_loss=True,
+    )
+    return SetCriterion(**settings | changes)
