@@ -211,7 +211,7 @@ def _iou_crop(
         low, high = CROP_SCALE
         draws = rng.random((CROP_TRIES, 4))
         sides = ((low + (high - low) * draws[:, :2]) * (width, height)).astype(np.int64)
-        starts = ((np.array([width, height]) - sides) * draws[:, 2:]).astype(np.int64) + (x0, y0)
+        starts = np.array([x0, y0]) + ((np.array([width, height]) - sides) * draws[:, 2:]).astype(np.int64)
         ends = starts + sides
         aspect = sides[:, 0] / np.maximum(sides[:, 1], 1)
         sound = (sides > 0).all(1) & (aspect >= CROP_ASPECT[0]) & (aspect <= CROP_ASPECT[1])
@@ -222,7 +222,7 @@ def _iou_crop(
         sound &= within.any(1) & (np.where(within, iou, -1).max(1) >= least)
         if sound.any():
             i = int(sound.argmax())
-            left, top, right, bottom = [*starts[i].tolist(), *ends[i].tolist()]
+            (left, top), (right, bottom) = starts[i].tolist(), ends[i].tolist()
             return (left, top, right, bottom), within[i]
 
 
@@ -230,7 +230,7 @@ def _resize_crop(rng: np.random.Generator, size: tuple[int, int]) -> tuple[int, 
     height, width = size
     short = RESIZE_SIDES[rng.integers(len(RESIZE_SIDES))]
     scale = short / min(height, width)
-    side = rng.integers(min(SQUARE[0], short), min(SQUARE[1], short) + 1) / scale
-    at = rng.random(2) * (width - side, height - side)
-    x, y, side = round(at[0]), round(at[1]), max(1, round(side))
-    return min(x, width - 1), min(y, height - 1), min(x + side, width), min(y + side, height)
+    side = max(1, round(int(rng.integers(min(SQUARE[0], short), min(SQUARE[1], short) + 1)) / scale))
+    at = rng.random(2)
+    x, y = round((width - side) * at[0]), round((height - side) * at[1])
+    return max(x, 0), max(y, 0), min(x + side, width), min(y + side, height)

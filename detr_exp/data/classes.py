@@ -45,7 +45,8 @@ class ClassMap:
         if num_classes is not None and (num_classes < needed or (mode == "contiguous" and num_classes != needed)):
             what = f"has category ids up to {largest}" if mode == "raw" else f"defines {needed} categories"
             raise ValueError(
-                f"data.num_classes is {num_classes} but {origin} {what}; drop data.num_classes to take them from the file"
+                f"data.num_classes is {num_classes} but {origin} {what}; drop data.num_classes "
+                "to take them from the file"
             )
         self.num_classes = max(1, needed if num_classes is None else num_classes)
         self.origin = origin

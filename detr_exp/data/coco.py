@@ -1,4 +1,4 @@
-"""COCO annotation files: `instances_*.json` with image folders, Roboflow's one file per split, or any file by override."""
+"""COCO annotation files: `instances_*.json` with image folders, Roboflow's one file per split, or files by name."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ import hashlib
 import json
 import logging
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
-from detr_exp.data.content import SPLITS, Category, Content
+from detr_exp.data.content import SPLITS, Category, Content, Split
 from detr_exp.data.files import Folder
 from detr_exp.data.picture import read_size
 from detr_exp.data.problems import Problems
@@ -47,10 +47,10 @@ def coco(
             f"data.root is {str(root)!r}, but there is no train/{ROBOFLOW} and no annotations/instances_train*.json "
             f"(found: {folder.names()}); name the file: data.train.annotations=... data.train.images=..."
         )
-    path, images = found["train"]
+    path = found["train"][0]
     document = _document(path)
     categories = _categories(document, path)
-    read = {
+    read: dict[str, Callable[[], Split]] = {
         name: partial(_split, folder, name, *place, categories, document if name == "train" else None)
         for name, place in found.items()
         if place is not None
@@ -291,10 +291,9 @@ def _segments(given: Any, where: str, problems: Problems) -> Any:
     """Polygons of at least three points, an RLE dict, or None."""
     if isinstance(given, dict):
         size, counts = given.get("size"), given.get("counts")
-        sound = isinstance(size, list) and len(size) == 2 and all(_is_int(v) and v > 0 for v in size)
-        if sound and isinstance(counts, list):
-            sound = all(_is_int(v) and v >= 0 for v in counts) and sum(counts) == size[0] * size[1]
-        if sound and isinstance(counts, (str, list)):
+        sized = isinstance(size, list) and len(size) == 2 and all(_is_int(v) and v > 0 for v in size)
+        runs = isinstance(counts, list) and all(_is_int(v) and v >= 0 for v in counts)
+        if sized and (isinstance(counts, str) or (runs and sum(counts or ()) == math.prod(size or ()))):
             return {"size": size, "counts": counts}
     elif isinstance(given, list):
         flat = [polygon for polygon in given if isinstance(polygon, list)]
@@ -324,9 +323,9 @@ def _at(table: Mapping[int, int], key: Any) -> int | None:
     return table.get(key) if _is_int(key) else None
 
 
-def _is_int(value: Any) -> bool:
+def _is_int(value: Any) -> TypeGuard[int]:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
-def _is_number(value: Any, finite: bool = True) -> bool:
+def _is_number(value: Any, finite: bool = True) -> TypeGuard[float]:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and (not finite or math.isfinite(value))

@@ -29,7 +29,7 @@ class Sample:
 
 
 def collate(samples: list[Sample]) -> Batch:
-    """Stack pictures of one size; in a loader worker straight into shared memory (that is what `default_collate` adds)."""
+    """Stack pictures of one size; `default_collate` does it in shared memory inside a loader worker."""
     return Batch(
         images=default_collate([sample.image for sample in samples]),
         targets=Targets.pack([sample.target for sample in samples]),

@@ -57,10 +57,12 @@ class Objects:
 class Split(Protocol):
     """One part of a data set. Implementations are picklable: loader workers hold one each."""
 
-    image_ids: Sequence[int]
     has_masks: bool
     has_keypoints: bool
     fingerprint: str
+
+    @property
+    def image_ids(self) -> Sequence[int]: ...
 
     def __len__(self) -> int: ...
 

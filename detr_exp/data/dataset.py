@@ -132,8 +132,8 @@ class DataSet:
         """
         if name not in self.content.read:
             raise ValueError(
-                f"{self.content.origin}: the data set has no {name} split, only {', '.join(self.content.read)}; add one "
-                f"beside it, or name its files where the layout has keys data.{name}"
+                f"{self.content.origin}: the data set has no {name} split, only {', '.join(self.content.read)}; add "
+                f"one beside it, or name its files where the layout has keys data.{name}"
             )
         return getattr(self, name)
 

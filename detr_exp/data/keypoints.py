@@ -76,8 +76,8 @@ def schema(
         return None
     if sigmas is not None and (len(sigmas) != most or not all(0 < s < np.inf for s in sigmas)):
         raise ValueError(
-            f"data.keypoint_sigmas has {len(sigmas)} values {list(sigmas)}, but the data have {most} keypoints; give one "
-            "positive number for each, or null"
+            f"data.keypoint_sigmas has {len(sigmas)} values {list(sigmas)}, but the data have {most} keypoints; give "
+            "one positive number for each, or null"
         )
     given = None if flip_pairs is None else [_pair(pair, most) for pair in flip_pairs]
     pairs: list[list[tuple[int, int]]] = []
@@ -115,8 +115,8 @@ def pairs_by_name(names: Sequence[str]) -> list[tuple[int, int]] | None:
 def _pair(pair: Sequence[int], most: int) -> tuple[int, int]:
     if len(pair) != 2 or not all(0 <= k < most for k in pair) or pair[0] == pair[1]:
         raise ValueError(
-            f"data.keypoint_flip_pairs has {list(pair)}; a pair is two different numbers of 0 .. {most - 1}, for example "
-            "data.keypoint_flip_pairs=[[1,2],[3,4]]"
+            f"data.keypoint_flip_pairs has {list(pair)}; a pair is two different numbers of 0 .. {most - 1}, for "
+            "example data.keypoint_flip_pairs=[[1,2],[3,4]]"
         )
     return pair[0], pair[1]
 

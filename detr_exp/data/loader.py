@@ -25,7 +25,7 @@ class Loading:
     """How pictures get to the device.
 
     Attributes:
-        num_workers: processes that load; None: one per core, at most 8 and at most one per batch; 0: the training process.
+        num_workers: processes that load; None: one per core, at most 8 and one per batch; 0: the training process.
         pin_memory: page-locked batches, which copy to a GPU while it computes; None: where there is one.
         persistent_workers: keep the training workers from epoch to epoch; None: yes.
         prefetch_factor: batches that a worker prepares ahead; None: 2.
@@ -92,14 +92,14 @@ class Samples(Dataset):
         return len(self.split)
 
     def __getitem__(self, key: Key) -> Sample:
-        index, out = key.index % len(self.split), (key.height, key.width)
+        index, out = key.picture % len(self.split), (key.height, key.width)
         size, objects = self.split.size(index), self.split.objects(index)
         if self.augment is None:
             plan = plain(size, objects.boxes_xyxy, out)
             pixels = resized_plainly(self.split.picture(index), out)
         else:
             plan = self.augment.plan(
-                np.random.default_rng((self.seed, _AUGMENT, key.epoch, key.index)),
+                np.random.default_rng((self.seed, _AUGMENT, key.epoch, key.picture)),
                 size,
                 objects.boxes_xyxy,
                 out,

@@ -48,7 +48,7 @@ def render(plan: Plan, picture: Image.Image) -> np.ndarray:
 
 
 def resized_plainly(picture: Image.Image, out: tuple[int, int]) -> np.ndarray:
-    """`[H, W, 3]` uint8: evaluation's resize, bit for bit Pillow's antialiased bilinear, as published numbers use it."""
+    """`[H, W, 3]` uint8: evaluation's resize, Pillow's antialiased bilinear to the bit, as in published numbers."""
     return np.asarray(picture.resize((out[1], out[0]), Image.Resampling.BILINEAR))
 
 

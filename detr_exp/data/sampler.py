@@ -16,13 +16,13 @@ class Key(NamedTuple):
 
     Attributes:
         epoch: counted from 0.
-        index: picture, plus the number of pictures for every time it was used before in the same epoch.
+        picture: its index, plus the number of pictures for every time it was used before in the same epoch.
         height: of the output.
         width: of the output.
     """
 
     epoch: int
-    index: int
+    picture: int
     height: int
     width: int
 
@@ -83,7 +83,7 @@ class TrainSampler:
         which = np.random.default_rng((self.seed, _SIZE, self.epoch)).integers(len(sizes), size=len(self))
         for batch in range(self.start, len(self)):
             height, width = sizes[which[batch]]
-            yield [Key(self.epoch, index, height, width) for index in order[batch].tolist()]
+            yield [Key(self.epoch, picture, height, width) for picture in order[batch].tolist()]
 
 
 class EvalSampler:

@@ -56,6 +56,13 @@ def _heart() -> np.ndarray:
     return np.stack([x / 16, (y - 2.6) / 14.5], 1)
 
 
+_FIGURE = _mirrored(
+    [
+        *((0, -1), (0.22, -0.92), (0.28, -0.72), (0.18, -0.52)),
+        *((0.9, -0.45), (0.9, -0.2), (0.28, -0.15)),
+        *((0.3, 0.2), (0.62, 1), (0.3, 1), (0, 0.35)),
+    ]
+)
 SHAPES = (
     _Shape(
         "arrow",
@@ -89,10 +96,7 @@ SHAPES = (
     ),
     _Shape(
         "figure",
-        _mirrored(
-            [(0, -1), (0.22, -0.92), (0.28, -0.72), (0.18, -0.52), (0.9, -0.45), (0.9, -0.2), (0.28, -0.15), (0.3, 0.2)]
-            + [(0.62, 1), (0.3, 1), (0, 0.35)]
-        ),
+        _FIGURE,
         np.array([(0, -1), (-0.9, -0.33), (0.9, -0.33), (0, 0.35), (-0.46, 1), (0.46, 1)]),
         ["head", "left_hand", "right_hand", "hip", "left_foot", "right_foot"],
     ),
@@ -179,7 +183,8 @@ class ShapesSplit:
         annotations: list[dict[str, Any]] = []
         for index, image_id in enumerate(self.image_ids):
             objects = self.objects(index)
-            assert objects.segments is not None and objects.keypoints is not None
+            assert objects.segments is not None
+            assert objects.keypoints is not None
             for i, category in enumerate(objects.categories.tolist()):
                 x0, y0, x1, y1 = objects.boxes_xyxy[i].tolist()
                 points = objects.keypoints[i, : len(SHAPES[category - 1].names)]
@@ -220,7 +225,8 @@ def draw(rng: np.random.Generator, side: int) -> tuple[np.ndarray, Objects]:
     """
     image = _ground(rng, side)
     taken = np.zeros((side, side), bool)
-    labels, boxes, masks, keypoints, layers = [], [], [], [], []
+    labels: list[int] = []
+    boxes, masks, keypoints, layers = [], [], [], []
     wanted = 0 if rng.random() < EMPTY else int(rng.integers(1, MAX_OBJECTS + 1))
     for _ in range(3 * wanted):
         if len(labels) == wanted:
@@ -304,7 +310,8 @@ def _ground(rng: np.random.Generator, side: int) -> np.ndarray:
         if rng.random() < 0.6:
             pen.line(ends, fill=ink, width=int(rng.integers(1, max(2, side // 50))))
         else:
-            x, y, rx, ry = ends[0], ends[1], *(rng.uniform(0.02, 0.12, 2) * side).tolist()
+            x, y = ends[:2]
+            rx, ry = (rng.uniform(0.02, 0.12, 2) * side).tolist()
             pen.ellipse((x - rx, y - ry, x + rx, y + ry), fill=ink)
     return np.array(canvas)
 

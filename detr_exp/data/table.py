@@ -87,7 +87,8 @@ class TableSplit:
         given = np.array([np.nan if area is None else area for area in rows.area], np.float64)[keep]
         self.area = np.where(np.isfinite(given), given, sides.prod(1))
         self.has_masks = any(rows.segments[i] is not None and not rows.crowd[i] for i in keep.tolist())
-        self._blob, self._at = _packed([rows.segments[i] for i in keep.tolist()]) if self.has_masks else (b"", None)
+        segments = [_near(rows.segments[i], pictures.sizes[rows.picture[i]]) for i in keep.tolist()]
+        self._blob, self._at = _packed(segments if self.has_masks else [])
         self.keypoints = _keypoints(rows, keep, max((len(c.keypoints) for c in categories), default=0))
         self.has_keypoints = self.keypoints is not None
 
@@ -124,7 +125,7 @@ class TableSplit:
         for index, image_id in enumerate(self.image_ids):
             for i in range(self.starts[index], self.starts[index + 1]):
                 x0, y0, x1, y1 = self.boxes_xyxy[i].tolist()
-                annotation = {
+                annotation: dict[str, Any] = {
                     "id": i + 1,
                     "image_id": image_id,
                     "category_id": int(self.category[i]),
@@ -135,7 +136,7 @@ class TableSplit:
                 if self.has_masks:
                     annotation["segmentation"] = self._segment(i) or [_rectangle(x0, y0, x1, y1)]
                 if self.keypoints is not None:
-                    points = self.keypoints[i, : counts[annotation["category_id"]]]
+                    points = self.keypoints[i][: counts[int(self.category[i])]]
                     annotation["keypoints"] = points.reshape(-1).tolist()
                     annotation["num_keypoints"] = int((points[:, 2] > 0).sum())
                 annotations.append(annotation)
@@ -147,7 +148,6 @@ class TableSplit:
         return {"info": {}, "images": images, "annotations": annotations, "categories": categories}
 
     def _segment(self, i: int) -> Any:
-        assert self._at is not None
         return marshal.loads(self._blob[self._at[i] : self._at[i + 1]])
 
 
@@ -164,7 +164,7 @@ def _sound(pictures: Pictures, rows: Rows, sizes: np.ndarray, problems: Problems
     """`[n]` indices of the rows whose box can be used."""
     boxes = np.array(rows.box_xyxy, np.float64).reshape(-1, 4)
     heights, widths = sizes[np.array(rows.picture, np.int64)].reshape(-1, 2).T
-    finite = np.isfinite(boxes).all(1)
+    finite: np.ndarray = np.isfinite(boxes).all(1)
     inside = np.clip(np.where(finite[:, None], boxes, 0), 0, np.stack([widths, heights, widths, heights], 1))
     area = (inside[:, 2:] - inside[:, :2]).clip(0).prod(1)
     whole = (boxes[:, 2:] - boxes[:, :2]).clip(0).prod(1)
@@ -179,6 +179,15 @@ def _sound(pictures: Pictures, rows: Rows, sizes: np.ndarray, problems: Problems
         size = f"{x1 - x0:g}x{y1 - y0:g} at ({x0:g}, {y0:g})"
         problems.warn(kind, f"{rows.where[i]}: {size} in {pictures.paths[rows.picture[i]].name!r}")
     return np.flatnonzero(finite & (area > 0))
+
+
+def _near(segment: Any, size: tuple[int, int]) -> Any:
+    """Polygons with stray vertices brought back to one picture's width from it: rasterising costs memory in proportion
+    to the distance between vertices."""
+    reach = 2 * max(size)
+    if isinstance(segment, list) and any(not -reach <= v <= reach for polygon in segment for v in polygon):
+        return [[min(max(v, -reach), reach) for v in polygon] for polygon in segment]
+    return segment
 
 
 def _packed(items: list[Any]) -> tuple[bytes, np.ndarray]:
