@@ -1,0 +1,74 @@
+"""What a run says about itself, and what a view of it can do."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+RECORD = "run.json"
+
+
+@dataclass
+class RunRecord:
+    """Description of a run, kept as `run.json` in its folder from the start.
+
+    Attributes:
+        id: drawn once; a run that is resumed keeps it, and views find their copy of the run by it.
+        project: what the run belongs to.
+        name: for people.
+        views: settings of the views, enough to open them again later.
+        tags: chosen options, code, data, versions; words to filter by.
+        params: values to compare runs by.
+        parent: id of the sweep's own run in the MLflow store, or None.
+        status: `running`, then `ok`, `pruned`, `oom`, `nan`, `failed` or `killed`.
+        message: why it ended as it did, or None.
+    """
+
+    id: str
+    project: str
+    name: str
+    views: dict[str, Any] = field(default_factory=dict)
+    tags: dict[str, str] = field(default_factory=dict)
+    params: dict[str, str] = field(default_factory=dict)
+    parent: str | None = None
+    status: str = "running"
+    message: str | None = None
+
+    def save(self, folder: Path) -> None:
+        temporary = folder / f".{RECORD}.part"
+        temporary.write_text(json.dumps(asdict(self), indent=1, ensure_ascii=False) + "\n")
+        os.replace(temporary, folder / RECORD)
+
+    @classmethod
+    def load(cls, folder: Path) -> RunRecord:
+        """Raises: ValueError when `folder` is no run folder."""
+        path = folder / RECORD
+        try:
+            return cls(**json.loads(path.read_text()))
+        except (OSError, ValueError, TypeError) as error:
+            raise ValueError(f"{path} cannot be read ({error}); give the folder of a run: run=outputs/...") from error
+
+
+class View(Protocol):
+    """A copy of the run somewhere else. Only the tracker's thread calls it; it may be slow and it may raise.
+
+    After an exception the same call comes again later, so every call must be able to repeat what it has done in part.
+    """
+
+    def open(self, folder: Path, record: RunRecord) -> None:
+        """Start the copy of the run, or go on with the one that has this record's id."""
+
+    def metrics(self, lines: list[dict[str, Any]]) -> None:
+        """Take lines of `metrics.jsonl`."""
+
+    def artifact(self, path: Path) -> None:
+        """Take a file."""
+
+    def image(self, path: Path, name: str, step: int) -> None:
+        """Take a picture of the series `name`."""
+
+    def close(self, record: RunRecord) -> None:
+        """End the copy of the run with the record's status."""

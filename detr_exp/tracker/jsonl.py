@@ -1,0 +1,77 @@
+"""Files of JSON lines: what a run has measured, in a form that a crash cannot spoil."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+CHUNK = 1 << 18
+
+
+class JsonLines:
+    """Appends JSON objects to a file, each with its `step`, each on disk (of the operating system) at once.
+
+    A line costs about 20 microseconds. A line that a crash has cut off is removed when the file is opened again.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        if path.exists():
+            _keep(path, lambda line: line.endswith(b"\n"))
+        self.file = open(path, "ab")  # noqa: SIM115  (open for the life of the run)
+
+    def append(self, step: int, values: Mapping[str, Any]) -> None:
+        """Write one line; numbers that JSON does not know (NaN, infinities) become null."""
+        line = {"step": step, **{key: _plain(value) for key, value in values.items()}}
+        self.file.write(json.dumps(line, ensure_ascii=False, allow_nan=False).encode() + b"\n")
+        self.file.flush()
+
+    def rewind(self, step: int) -> None:
+        """Forget every line after `step`."""
+        self.file.close()
+        _keep(self.path, lambda line: json.loads(line)["step"] <= step)
+        self.file = open(self.path, "ab")  # noqa: SIM115
+
+    def close(self) -> None:
+        self.file.close()
+
+
+class Reader:
+    """Reads a growing file of JSON lines piece by piece."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.position = 0
+
+    def peek(self) -> tuple[list[dict[str, Any]], int]:
+        """The next complete lines, and the position to set once they are dealt with."""
+        if not self.path.exists():
+            return [], self.position
+        with open(self.path, "rb") as file:
+            file.seek(self.position)
+            data = file.read(CHUNK)
+            if b"\n" not in data:
+                data += file.readline()
+        data = data[: data.rfind(b"\n") + 1]
+        return [json.loads(line) for line in data.splitlines()], self.position + len(data)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, (str, int)) or value is None:
+        return value
+    value = float(value)
+    return value if math.isfinite(value) else None
+
+
+def _keep(path: Path, wanted: Any) -> None:
+    """Rewrite a file with only the wanted lines, in one step."""
+    lines = path.read_bytes().splitlines(keepends=True)
+    kept = [line for line in lines if wanted(line)]
+    if len(kept) < len(lines):
+        temporary = path.with_name(f".{path.name}.part")
+        temporary.write_bytes(b"".join(kept))
+        os.replace(temporary, path)

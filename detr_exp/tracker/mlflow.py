@@ -1,0 +1,158 @@
+"""MLflow as a view of the run folder.
+
+Everything goes through `MlflowClient`, in batches, with timestamps of the journal: a batch sent twice is stored once.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import os
+import re
+import time
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from filelock import FileLock
+
+from detr_exp.tracker.base import RunRecord
+
+if TYPE_CHECKING:
+    from mlflow.tracking import MlflowClient
+
+RUN_TAG = "detr_exp.run"
+PARENT_TAG = "mlflow.parentRunId"
+NOT_METRICS = ("step", "time/unix")
+BATCH = 1000  # metrics a store accepts in one call
+LONGEST_TAG = 5000
+ENDINGS = {"ok": "FINISHED", "pruned": "FINISHED", "killed": "KILLED"}
+SETTINGS = {
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",  # by default a dead server is tried for four minutes
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "5",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "GIT_PYTHON_REFRESH": "quiet",
+}
+
+
+class MlflowView:
+    """Copies a run into an MLflow store.
+
+    Args:
+        tracking_uri: `sqlite:///<file>` (created where absent; artifacts go into `mlartifacts` beside it), or a server.
+    """
+
+    def __init__(self, tracking_uri: str) -> None:
+        self.tracking_uri = tracking_uri
+        self.held: dict[str, int] = {}
+        self.images: set[str] = set()
+
+    def open(self, folder: Path, record: RunRecord) -> None:
+        self.client, experiment = open_store(self.tracking_uri, record.project)
+        known = self.client.search_runs([experiment], f"tags.`{RUN_TAG}` = '{record.id}'", max_results=1)
+        if known:
+            run = known[0]
+            self.client.update_run(run.info.run_id, status="RUNNING")
+            self._learn_what_is_there(run.info.run_id, run.data.metrics)
+        else:
+            parent = {PARENT_TAG: record.parent} if record.parent else {}
+            run = self.client.create_run(experiment, tags={RUN_TAG: record.id, **parent}, run_name=record.name)
+        self.run_id = run.info.run_id
+        self._describe(record, run.data.params)
+        found = {"run_id": self.run_id, "experiment_id": experiment}
+        (folder / "mlflow.json").write_text(json.dumps(found) + "\n")
+
+    def metrics(self, lines: list[dict[str, Any]]) -> None:
+        from mlflow.entities import Metric
+
+        found = [
+            Metric(name, math.nan if value is None else value, int(1000 * line["time/unix"]), line["step"])
+            for line in lines
+            for name, value in line.items()
+            if name not in NOT_METRICS and line["step"] > self.held.get(name, -1)
+        ]
+        for start in range(0, len(found), BATCH):
+            self.client.log_batch(self.run_id, metrics=found[start : start + BATCH])
+
+    def artifact(self, path: Path) -> None:
+        self.client.log_artifact(self.run_id, str(path))
+
+    def image(self, path: Path, name: str, step: int) -> None:
+        from PIL import Image
+
+        if f"{name}+step+{step}+" in self.images:
+            return
+        with Image.open(path) as picture:
+            self.client.log_image(self.run_id, picture, key=name, step=step)
+
+    def close(self, record: RunRecord) -> None:
+        self.client.set_tag(self.run_id, "status", record.status)
+        if record.message:
+            self.client.set_tag(self.run_id, "message", record.message[:LONGEST_TAG])
+        self.client.set_terminated(self.run_id, ENDINGS.get(record.status, "FAILED"))
+
+    def _describe(self, record: RunRecord, known_params: dict[str, str]) -> None:
+        """Parameters and tags; a parameter that a resumed run changes keeps its first value, as the store demands."""
+        from mlflow.entities import Param, RunTag
+
+        params = [Param(key, value) for key, value in record.params.items() if key not in known_params]
+        tags = {**record.tags, "status": record.status}
+        self.client.log_batch(
+            self.run_id, params=params, tags=[RunTag(key, value[:LONGEST_TAG]) for key, value in tags.items()]
+        )
+
+    def _learn_what_is_there(self, run_id: str, names: dict[str, float]) -> None:
+        """A store cannot forget, so what it holds for a metric up to some step is not sent again."""
+        self.held = {name: max(m.step for m in self.client.get_metric_history(run_id, name)) for name in names}
+        paths = [Path(found.path).name for found in self.client.list_artifacts(run_id, "images")]
+        self.images = {match.group() for path in paths if (match := re.match(r".+?\+step\+\d+\+", path))}
+
+
+def open_store(tracking_uri: str, experiment: str) -> tuple[MlflowClient, str]:
+    """A client of the store, created where absent, and the id of the experiment.
+
+    Processes that find no sqlite store create it one after another: its migrations do not survive a race.
+    """
+    for name, value in SETTINGS.items():
+        os.environ.setdefault(name, value)
+    from mlflow.tracking import MlflowClient
+
+    for noisy in ("mlflow", "alembic"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
+    tracking_uri, file = _absolute(tracking_uri)
+    lock: AbstractContextManager[Any] = nullcontext()
+    if file is not None:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(f"{file}.lock", timeout=120)
+    with lock:
+        client = MlflowClient(tracking_uri=tracking_uri)
+        found = client.get_experiment_by_name(experiment)
+        if found is not None:
+            return client, found.experiment_id
+        location = (file.parent / "mlartifacts").as_uri() if file is not None else None
+        return client, client.create_experiment(experiment, artifact_location=location)
+
+
+def start_parent(tracking_uri: str, project: str, name: str, tags: dict[str, str]) -> str:
+    """A run that the runs of a sweep are shown under; its id belongs into their `DETR_EXP_PARENT_RUN`."""
+    client, experiment = open_store(tracking_uri, project)
+    return client.create_run(experiment, tags=tags, run_name=name).info.run_id
+
+
+def finish_parent(tracking_uri: str, project: str, run_id: str, status: str, metrics: dict[str, float]) -> None:
+    """End a sweep's own run with the numbers of its best job."""
+    client, _ = open_store(tracking_uri, project)
+    for name, value in metrics.items():
+        client.log_metric(run_id, name, value, timestamp=int(1000 * time.time()))
+    client.set_tag(run_id, "status", status)
+    client.set_terminated(run_id, ENDINGS.get(status, "FAILED"))
+
+
+def _absolute(tracking_uri: str) -> tuple[str, Path | None]:
+    """A sqlite URI that does not depend on the working directory, and its file; other URIs as they are."""
+    prefix = "sqlite:///"
+    if not tracking_uri.startswith(prefix):
+        return tracking_uri, None
+    file = Path(tracking_uri.removeprefix(prefix)).expanduser().resolve()
+    return f"{prefix}{file}", file

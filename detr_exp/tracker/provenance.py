@@ -1,0 +1,91 @@
+"""What one needs to know to compare a run with others, or to repeat it."""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+from collections.abc import Iterable, Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+PACKAGES = ("detr_exp", "torch", "torchvision", "timm", "numpy", "pycocotools", "hydra-core")
+CURATED = (
+    "seed",
+    "model.image_size",
+    "model.num_queries",
+    "model.hidden_dim",
+    "model.weights",
+    "loss.weight_class",
+    "loss.weight_bbox",
+    "loss.weight_giou",
+    "matcher.cost_class",
+    "matcher.cost_bbox",
+    "matcher.cost_giou",
+    "optim.lr",
+    "optim.lr_backbone",
+    "optim.weight_decay",
+    "optim.warmup",
+    "optim.warmup_unit",
+    "data.root",
+    "trainer.epochs",
+    "trainer.max_steps",
+    "trainer.batch_size",
+    "trainer.grad_accum_steps",
+    "trainer.clip_max_norm",
+    "trainer.use_ema",
+    "trainer.ema_decay",
+    "trainer.evaluate_weights",
+    "trainer.hardware.amp",
+)
+
+
+def parameters(config: Mapping[str, Any], overrides: Iterable[str] = ()) -> dict[str, str]:
+    """The values worth a column: a fixed choice of keys, and those that the command line set.
+
+    Args:
+        config: the resolved config.
+        overrides: words of the command line, e.g. `loss.focal_gamma=2.0`; chosen options and sections are left out.
+    """
+    said = [override.partition("=")[0].lstrip("+~") for override in overrides if not override.startswith("~")]
+    found = {key: _at(config, key) for key in dict.fromkeys([*CURATED, *said])}
+    return {key: str(value) for key, value in found.items() if value is not None and not isinstance(value, Mapping)}
+
+
+def _at(config: Mapping[str, Any], key: str) -> Any:
+    value: Any = config
+    for part in key.split("."):
+        if not isinstance(value, Mapping) or part not in value:
+            return None
+        value = value[part]
+    return value
+
+
+def environment() -> dict[str, str]:
+    """Tags for code, packages and machine."""
+    tags = {"python": platform.python_version(), "platform": platform.platform(), "cpus": str(os.cpu_count())}
+    for package in PACKAGES:
+        try:
+            tags[f"version/{package}"] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return tags | git()
+
+
+def git() -> dict[str, str]:
+    """Commit of the checkout this package runs from, and whether it was changed; nothing for an installed package."""
+    checkout = Path(__file__).resolve().parents[2]
+    if not (checkout / ".git").exists():
+        return {}
+    try:
+        commit = _git(checkout, "rev-parse", "HEAD")
+        changed = _git(checkout, "status", "--porcelain", "--untracked-files=no")
+    except (OSError, subprocess.SubprocessError):
+        return {}
+    return {"git.commit": commit, "git.dirty": str(bool(changed)).lower()}
+
+
+def _git(checkout: Path, *words: str) -> str:
+    command = ["git", "-C", str(checkout), *words]
+    return subprocess.run(command, check=True, capture_output=True, text=True, timeout=10).stdout.strip()

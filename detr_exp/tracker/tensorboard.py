@@ -1,0 +1,45 @@
+"""TensorBoard event files as a view of the run folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from detr_exp.tracker.base import RunRecord
+
+NOT_METRICS = ("step", "time/unix")
+
+
+class TensorBoardView:
+    """Writes event files into `<run folder>/tensorboard`.
+
+    They are made anew from the journal when a run is resumed, so that no step is in them twice.
+    """
+
+    def open(self, folder: Path, record: RunRecord) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        for old in (folder / "tensorboard").glob("events.out.tfevents.*"):
+            old.unlink()
+        self.writer = SummaryWriter(str(folder / "tensorboard"))
+        self.writer.add_text("params", "\n".join(f"- {key}: {value}" for key, value in record.params.items()))
+
+    def metrics(self, lines: list[dict[str, Any]]) -> None:
+        for line in lines:
+            for name, value in line.items():
+                if name not in NOT_METRICS and value is not None:
+                    self.writer.add_scalar(name, value, line["step"], walltime=line["time/unix"])
+        self.writer.flush()
+
+    def artifact(self, path: Path) -> None:
+        """TensorBoard keeps no files; it is in the same folder anyway."""
+
+    def image(self, path: Path, name: str, step: int) -> None:
+        import numpy as np
+        from PIL import Image
+
+        with Image.open(path) as picture:
+            self.writer.add_image(name, np.asarray(picture.convert("RGB")), step, dataformats="HWC")
+
+    def close(self, record: RunRecord) -> None:
+        self.writer.close()

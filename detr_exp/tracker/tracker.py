@@ -1,0 +1,152 @@
+"""What the trainer talks to: files at once, views later."""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+import uuid
+from collections.abc import Iterable, Mapping
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from detr_exp.tracker.base import RECORD, RunRecord, View
+from detr_exp.tracker.follower import ARTIFACTS, METRICS, Follower, Tail
+from detr_exp.tracker.jsonl import JsonLines
+from detr_exp.tracker.provenance import environment, parameters
+from detr_exp.tracker.secrets import masked
+
+PARENT_VARIABLE = "DETR_EXP_PARENT_RUN"
+CLOCK = "time/unix"
+PATIENCE = 45.0
+PATIENCE_WHEN_KILLED = 10.0
+
+logger = logging.getLogger("detr_exp.tracker")
+
+
+class Tracker:
+    """Writes metrics and the list of artifacts into the run folder, and has views of them kept elsewhere.
+
+    Args:
+        tracking_uri: MLflow store (`sqlite:///outputs/mlflow.db`, `http://...`); None: no MLflow.
+        project: MLflow experiment and Weights & Biases project.
+        run: name of the run; None: the last two parts of the folder's path.
+        tensorboard: also keep TensorBoard files in the run folder.
+        wandb: also send to Weights & Biases (`WANDB_MODE=offline` works).
+    """
+
+    def __init__(
+        self, *, tracking_uri: str | None, project: str, run: str | None, tensorboard: bool, wandb: bool
+    ) -> None:
+        self.tracking_uri, self.project, self.run = tracking_uri, project, run
+        self.tensorboard, self.wandb = tensorboard, wandb
+
+    def start(
+        self,
+        *,
+        run_dir: Path,
+        config: Mapping[str, Any],
+        choices: Mapping[str, str] | None = None,
+        overrides: Iterable[str] = (),
+        tags: Mapping[str, str] | None = None,
+        resumed: bool = False,
+    ) -> None:
+        """Begin, or go on with, the run of a folder; views are opened with the first `log`, not now.
+
+        Args:
+            run_dir: the run folder.
+            config: the resolved config.
+            choices: chosen option of every group.
+            overrides: words of the command line; the values they set become parameters.
+            tags: further tags, e.g. the data's fingerprint.
+            resumed: keep the metrics and the identity of the run that is in the folder; call `rewind` next.
+        """
+        self.run_dir = run_dir
+        if resumed and (run_dir / RECORD).exists():
+            record = RunRecord.load(run_dir)
+        else:
+            _set_aside(run_dir)
+            name = self.run or "/".join(run_dir.resolve().parts[-2:])
+            record = RunRecord(id=uuid.uuid4().hex, project=self.project, name=name)
+            record.parent = os.environ.get(PARENT_VARIABLE)
+        record.views = {"tracking_uri": self.tracking_uri, "tensorboard": self.tensorboard, "wandb": self.wandb}
+        record.views = masked(record.views)
+        record.tags |= environment() | {k: str(v) for k, v in masked({**(choices or {}), **(tags or {})}).items()}
+        record.params = parameters(masked(dict(config)), overrides)
+        record.status, record.message = "running", None
+        record.save(run_dir)
+        self.record = record
+        self.metrics = JsonLines(run_dir / METRICS)
+        self.artifacts = JsonLines(run_dir / ARTIFACTS)
+        views = make_views(self.tracking_uri, self.tensorboard, self.wandb)
+        self.follower = Follower([Tail(view, run_dir, record) for view in views]) if views else None
+
+    def log(self, step: int, values: Mapping[str, float]) -> None:
+        """One line of `metrics.jsonl`."""
+        self.metrics.append(step, {CLOCK: round(time.time(), 3), **values})
+        if self.follower is not None:
+            self.follower.start()
+
+    def artifact(self, path: Path, step: int = 0) -> None:
+        """Have the views keep a file of the run folder."""
+        self.artifacts.append(step, {"path": os.path.relpath(path, self.run_dir)})
+
+    def image(self, path: Path, name: str, step: int) -> None:
+        """Have the views keep a picture of the run folder as part of the series `name`."""
+        self.artifacts.append(step, {"path": os.path.relpath(path, self.run_dir), "image": name})
+
+    def rewind(self, step: int) -> None:
+        """Forget what was logged after `step`; a resumed run will log it again."""
+        self.metrics.rewind(step)
+        self.artifacts.rewind(step)
+
+    def finish(self, status: str = "ok", message: str | None = None) -> None:
+        """End the run: `ok`, `pruned`, `oom`, `nan`, `failed` or `killed`; waits for the views, but not for long."""
+        self.record.status = status
+        self.record.message = None if message is None else masked(message)
+        self.record.save(self.run_dir)
+        self.metrics.close()
+        self.artifacts.close()
+        if self.follower is None:
+            return
+        for tail in self.follower.close(PATIENCE_WHEN_KILLED if status == "killed" else PATIENCE):
+            logger.warning(
+                "%s did not take everything; send it later: python -m detr_exp.tracker.sync run=%s",
+                type(tail.view).__name__,
+                self.run_dir,
+            )
+
+
+def make_views(tracking_uri: str | None, tensorboard: bool, wandb: bool) -> list[View]:
+    """The views asked for, without those whose package is missing, which is said."""
+    views: list[View] = []
+    if tracking_uri is not None and _installed("mlflow", "tracker=none"):
+        from detr_exp.tracker.mlflow import MlflowView
+
+        views.append(MlflowView(tracking_uri))
+    if tensorboard and _installed("tensorboard", "tracker.tensorboard=false"):
+        from detr_exp.tracker.tensorboard import TensorBoardView
+
+        views.append(TensorBoardView())
+    if wandb and _installed("wandb", "tracker.wandb=false"):
+        from detr_exp.tracker.wandb import WandbView
+
+        views.append(WandbView())
+    return views
+
+
+def _installed(package: str, without: str) -> bool:
+    if find_spec(package) is not None:
+        return True
+    logger.warning("%s is not installed and is left out: pip install %s, or %s", package, package, without)
+    return False
+
+
+def _set_aside(run_dir: Path) -> None:
+    """Keep what an earlier run of the same folder has measured under another name."""
+    for name in (METRICS, ARTIFACTS):
+        path = run_dir / name
+        if path.exists():
+            number = next(n for n in range(1, 10_000) if not (run_dir / f"{path.stem}.{n}.jsonl").exists())
+            path.rename(run_dir / f"{path.stem}.{number}.jsonl")

@@ -1,0 +1,47 @@
+"""Weights & Biases as a view of the run folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from detr_exp.tracker.base import RunRecord
+
+NOT_METRICS = ("step", "time/unix")
+
+
+class WandbView:
+    """Sends a run to Weights & Biases, or into `<run folder>/wandb` with `WANDB_MODE=offline`."""
+
+    def open(self, folder: Path, record: RunRecord) -> None:
+        import wandb
+
+        self.run = wandb.init(
+            project=record.project,
+            name=record.name,
+            id=record.id,
+            dir=str(folder),
+            config=record.params,
+            tags=[f"{key}={value}"[:64] for key, value in record.tags.items() if key in ("model", "loss", "data")],
+            resume="allow",
+        )
+        self.held = self.run.step  # it refuses steps before its own
+
+    def metrics(self, lines: list[dict[str, Any]]) -> None:
+        for line in lines:
+            if line["step"] >= self.held:
+                values = {k: v for k, v in line.items() if k not in NOT_METRICS and v is not None}
+                self.run.log(values, step=line["step"])
+
+    def artifact(self, path: Path) -> None:
+        self.run.save(str(path), base_path=str(path.parent), policy="now")
+
+    def image(self, path: Path, name: str, step: int) -> None:
+        import wandb
+
+        # pictures come after the metrics of later steps, which would refuse their step: they carry it in the caption
+        self.run.log({name: wandb.Image(str(path), caption=f"step {step}")})
+
+    def close(self, record: RunRecord) -> None:
+        self.run.summary["status"] = record.status
+        self.run.finish(exit_code=0 if record.status in ("ok", "pruned") else 1)

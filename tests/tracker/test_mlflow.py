@@ -1,0 +1,168 @@
+"""MLflow as a view: a real sqlite store, and servers that are not there."""
+
+import json
+import multiprocessing
+import os
+import threading
+from http.server import BaseHTTPRequestHandler, HTTPServer
+
+import pytest
+
+pytest.importorskip("mlflow")
+
+from PIL import Image
+
+from detr_exp.tracker import tracker as module
+from detr_exp.tracker.mlflow import finish_parent, open_store, start_parent
+from detr_exp.tracker.sync import main as sync
+from detr_exp.tracker.tracker import PARENT_VARIABLE, Tracker
+
+METRICS = {"val/mAP": 0.5, "val/AP/größe x": float("nan"), "time/images_per_second": 12.5}
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory) -> str:
+    uri = f"sqlite:///{tmp_path_factory.mktemp('store')}/sub/mlflow.db"
+    open_store(uri, "ours")
+    return uri
+
+
+def start(run_dir, uri, **settings) -> Tracker:
+    run_dir.mkdir(exist_ok=True)
+    tracker = Tracker(tracking_uri=uri, project="ours", run="name", tensorboard=False, wandb=False)
+    tracker.start(run_dir=run_dir, config={"seed": 3}, choices={"optim/scheduler": "cosine"}, **settings)
+    return tracker
+
+
+def stored(uri, run_dir):
+    """Client, and the run the folder speaks of."""
+    client, _ = open_store(uri, "ours")
+    return client, client.get_run(json.loads((run_dir / "mlflow.json").read_text())["run_id"])
+
+
+def history(client, run, name) -> list[tuple[int, float]]:
+    return [(m.step, m.value) for m in client.get_metric_history(run.info.run_id, name)]
+
+
+def test_a_finished_run_is_whole(tmp_path, store):
+    tracker = start(tmp_path, store, tags={"data.fingerprint": "f"})
+    for step in range(1, 4):
+        tracker.log(step, METRICS | {"train/loss": 1 / step} | {f"m{i}": float(i) for i in range(500)})
+    Image.new("RGB", (8, 8)).save(tmp_path / "p.png")
+    tracker.image(tmp_path / "p.png", "predictions", 3)
+    (tmp_path / "config.yaml").write_text("seed: 3")
+    tracker.artifact(tmp_path / "config.yaml")
+    tracker.finish()
+    client, run = stored(store, tmp_path)
+    assert (run.info.status, run.info.run_name) == ("FINISHED", "name")
+    assert run.data.params == {"seed": "3"}
+    assert run.data.tags.items() >= {"optim/scheduler": "cosine", "data.fingerprint": "f", "status": "ok"}.items()
+    assert history(client, run, "train/loss") == [(1, 1.0), (2, 0.5), (3, 1 / 3)]
+    assert history(client, run, "m499") == [(1, 499.0), (2, 499.0), (3, 499.0)]
+    assert run.data.metrics["val/AP/größe x"] != run.data.metrics["val/AP/größe x"]
+    assert "time/unix" not in run.data.metrics
+    assert any(a.path.endswith("config.yaml") for a in client.list_artifacts(run.info.run_id))
+    assert any("predictions+step+3" in a.path for a in client.list_artifacts(run.info.run_id, "images"))
+    assert (tmp_path / "config.yaml").exists()
+    assert run.info.artifact_uri.startswith((tmp_path.parent / "").as_uri().rsplit("/", 2)[0])
+
+
+def test_a_killed_run_is_reopened_and_nothing_is_in_it_twice(tmp_path, store):
+    first = start(tmp_path, store)
+    Image.new("RGB", (8, 8)).save(tmp_path / "p.png")
+    for step in (1, 2, 3):
+        first.log(step, {"a": float(step), "late": 1.0} if step > 1 else {"a": 1.0})
+        first.image(tmp_path / "p.png", "predictions", step)
+    first.finish("killed")
+    client, run = stored(store, tmp_path)
+    assert run.info.status == "KILLED"
+    second = start(tmp_path, store, resumed=True)
+    second.rewind(1)
+    for step in (2, 3, 4):
+        second.log(step, {"a": float(step), "late": 1.0})
+        second.image(tmp_path / "p.png", "predictions", step)
+    second.finish()
+    client, again = stored(store, tmp_path)
+    assert again.info.run_id == run.info.run_id
+    assert again.info.status == "FINISHED"
+    assert history(client, again, "a") == [(1, 1.0), (2, 2.0), (3, 3.0), (4, 4.0)]
+    assert [step for step, _ in history(client, again, "late")] == [2, 3, 4]
+    pictures = [a for a in client.list_artifacts(run.info.run_id, "images") if a.path.endswith(".png")]
+    assert len(pictures) == 4
+
+
+def test_a_sweep_has_a_run_of_its_own(tmp_path, store, monkeypatch):
+    parent = start_parent(store, "ours", "sweep", {"sweep": "focal_gamma"})
+    monkeypatch.setenv(PARENT_VARIABLE, parent)
+    tracker = start(tmp_path, store)
+    tracker.finish("oom", "out of memory")
+    finish_parent(store, "ours", parent, "ok", {"best/mAP": 0.5})
+    client, run = stored(store, tmp_path)
+    assert run.data.tags["mlflow.parentRunId"] == parent
+    assert run.data.tags["message"] == "out of memory"
+    assert run.info.status == "FAILED"
+    assert client.get_run(parent).data.metrics == {"best/mAP": 0.5}
+
+
+def test_a_refusing_server_costs_nothing_and_the_run_can_be_sent_later(tmp_path, store, monkeypatch, caplog):
+    monkeypatch.setattr(module, "PATIENCE", 2.0)
+    tracker = start(tmp_path, "http://127.0.0.1:9")
+    tracker.log(1, METRICS)
+    tracker.finish()
+    assert "MlflowView did not take everything" in caplog.text
+    assert sync([f"run={tmp_path}", f"tracking_uri={store}"]) == 0
+    assert sync([f"run={tmp_path}", f"tracking_uri={store}"]) == 0
+    client, run = stored(store, tmp_path)
+    assert history(client, run, "val/mAP") == [(1, 0.5)]
+    assert run.info.status == "FINISHED"
+    assert sync([f"run={tmp_path / 'sub'}"]) == sync(["nonsense"]) == 2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("behaviour", ["500", "hang"])
+def test_a_sick_server_does_not_stop_the_end(tmp_path, monkeypatch, behaviour):
+    release = threading.Event()
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            if behaviour == "hang":
+                release.wait(30)
+            self.send_response(500)
+            self.end_headers()
+
+        do_POST = do_GET
+
+        def log_message(self, *_) -> None:
+            pass
+
+    server = HTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    monkeypatch.setattr(module, "PATIENCE", 5.0)
+    tracker = start(tmp_path, f"http://127.0.0.1:{server.server_port}")
+    tracker.log(1, METRICS)
+    tracker.finish()
+    release.set()
+    server.shutdown()
+    assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 1
+
+
+def _one_of_many(folder: str, number: int) -> None:
+    from pathlib import Path
+
+    tracker = start(Path(folder) / str(number), f"sqlite:///{folder}/fresh.db")
+    tracker.log(1, {"a": float(number)})
+    tracker.finish()
+
+
+@pytest.mark.slow
+def test_many_processes_share_a_store_that_does_not_exist_yet(tmp_path):
+    context = multiprocessing.get_context("spawn")
+    processes = [context.Process(target=_one_of_many, args=(str(tmp_path), i)) for i in range(6)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(120)
+    client, experiment = open_store(f"sqlite:///{tmp_path}/fresh.db", "ours")
+    runs = client.search_runs([experiment])
+    assert sorted(run.data.metrics["a"] for run in runs) == list(range(6))
+    assert os.path.isdir(tmp_path / "mlartifacts") or len(runs) == 6

@@ -1,0 +1,231 @@
+"""The tracker as the trainer uses it, with views that fail, hang and come back."""
+
+import json
+import logging
+import threading
+import time
+
+import pytest
+
+from detr_exp.tracker import tracker as module
+from detr_exp.tracker.base import RunRecord
+from detr_exp.tracker.follower import Follower, Tail
+from detr_exp.tracker.jsonl import JsonLines
+from detr_exp.tracker.tracker import Tracker
+
+
+class Memory:
+    """A view that remembers, and fails as often as it is told to."""
+
+    def __init__(self, failures: int = 0) -> None:
+        self.failures = failures
+        self.calls: list[str] = []
+        self.steps: list[int] = []
+        self.files: list[str] = []
+        self.status = None
+
+    def _maybe_fail(self, name: str) -> None:
+        self.calls.append(name)
+        if self.failures > 0:
+            self.failures -= 1
+            raise ConnectionError("no route to http://me:hunter2@host")
+
+    def open(self, folder, record) -> None:
+        self._maybe_fail("open")
+
+    def metrics(self, lines) -> None:
+        self._maybe_fail("metrics")
+        self.steps += [line["step"] for line in lines]
+
+    def artifact(self, path) -> None:
+        self.files.append(path.name)
+
+    def image(self, path, name, step) -> None:
+        self.files.append(f"{name} {step} {path.name}")
+
+    def close(self, record) -> None:
+        self._maybe_fail("close")
+        self.status = record.status
+
+
+def make_tracker(**settings) -> Tracker:
+    return Tracker(
+        **{"tracking_uri": None, "project": "p", "run": None, "tensorboard": False, "wandb": False, **settings}
+    )
+
+
+def start(tmp_path, monkeypatch, view=None, **settings) -> Tracker:
+    monkeypatch.setattr(module, "make_views", lambda *_: [] if view is None else [view])
+    tracker = make_tracker()
+    tracker.start(run_dir=tmp_path, config={"seed": 0}, choices={"model": "rtdetrv2"}, **settings)
+    return tracker
+
+
+def journal(tmp_path) -> list[dict]:
+    return [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_without_views_the_folder_holds_everything(tmp_path, monkeypatch):
+    tracker = start(tmp_path, monkeypatch, tags={"data.fingerprint": "abc"})
+    tracker.log(1, {"train/loss": 2.5})
+    tracker.log(2, {"val/mAP": 0.5})
+    tracker.finish()
+    assert [{k: v for k, v in line.items() if k != "time/unix"} for line in journal(tmp_path)] == [
+        {"step": 1, "train/loss": 2.5},
+        {"step": 2, "val/mAP": 0.5},
+    ]
+    record = RunRecord.load(tmp_path)
+    assert (record.status, record.params) == ("ok", {"seed": "0"})
+    assert record.tags["model"] == "rtdetrv2"
+    assert record.tags["data.fingerprint"] == "abc"
+
+
+def test_a_view_gets_everything_in_order_and_the_status(tmp_path, monkeypatch):
+    view = Memory()
+    tracker = start(tmp_path, monkeypatch, view)
+    assert view.calls == []  # opened by the thread, after the first step
+    (tmp_path / "p.png").write_bytes(b"x")
+    for step in range(5):
+        tracker.log(step, {"a": 1.0})
+    tracker.image(tmp_path / "p.png", "predictions", 4)
+    tracker.artifact(tmp_path / "p.png")
+    tracker.artifact(tmp_path / "gone.png")
+    tracker.finish("failed", "boom")
+    assert view.steps == [0, 1, 2, 3, 4]
+    assert view.files == ["predictions 4 p.png", "p.png"]
+    assert view.status == "failed"
+
+
+def test_a_run_that_fails_before_its_first_step_is_told_as_well(tmp_path, monkeypatch):
+    view = Memory()
+    start(tmp_path, monkeypatch, view).finish("failed", "data are missing")
+    assert view.status == "failed"
+
+
+def test_three_failures_are_said_once_and_nothing_is_lost(tmp_path, caplog):
+    record = RunRecord(id="r", project="p", name="n")
+    view = Memory(failures=5)
+    tail = Tail(view, tmp_path, record, pause=0.001)
+    lines = JsonLines(tmp_path / "metrics.jsonl")
+    for step in range(20):
+        lines.append(step, {})
+        tail.advance()
+        time.sleep(0.02)
+    tail.not_before = 0.0
+    tail.advance(closing=True)
+    assert view.steps == list(range(20))
+    assert tail.closed
+    (note,) = caplog.records
+    assert "cannot be reached" in note.message
+    assert "hunter2" not in note.message
+
+
+def test_a_failure_makes_it_wait_longer_each_time(tmp_path):
+    tail = Tail(Memory(failures=100), tmp_path, RunRecord(id="r", project="p", name="n"), pause=10.0)
+    for expected in (10, 20, 40):
+        tail.not_before = 0.0
+        tail.advance()
+        assert tail.not_before - time.monotonic() == pytest.approx(expected, abs=1)
+        tail.advance()  # not yet
+    assert len(tail.view.calls) == 3
+
+
+def test_a_view_that_hangs_stops_neither_steps_nor_the_end(tmp_path, monkeypatch, caplog):
+    release = threading.Event()
+
+    class Hanging(Memory):
+        def open(self, folder, record) -> None:
+            release.wait(10)
+
+    monkeypatch.setattr(module, "PATIENCE", 0.3)
+    tracker = start(tmp_path, monkeypatch, Hanging())
+    begin = time.perf_counter()
+    for step in range(100):
+        tracker.log(step, {f"m{i}": 0.5 for i in range(20)})
+    assert time.perf_counter() - begin < 1.0
+    tracker.finish()
+    assert time.perf_counter() - begin < 2.0
+    release.set()
+    assert len(journal(tmp_path)) == 100
+    assert "python -m detr_exp.tracker.sync run=" in caplog.text
+
+
+def test_what_failed_is_sent_at_the_end(tmp_path):
+    lines = JsonLines(tmp_path / "metrics.jsonl")
+    view = Memory(failures=1)
+    follower = Follower([Tail(view, tmp_path, RunRecord(id="r", project="p", name="n", status="ok"))], interval=0.01)
+    lines.append(1, {})
+    follower.start()
+    while view.failures == 1:
+        time.sleep(0.01)
+    lines.append(2, {})  # the view waits five seconds now, but the end does not
+    assert follower.close(patience=10) == []
+    assert view.steps == [1, 2]
+
+
+def test_resuming_keeps_identity_and_metrics_up_to_the_step(tmp_path, monkeypatch):
+    first = start(tmp_path, monkeypatch)
+    for step in (1, 2, 3):
+        first.log(step, {"a": step})
+    second = start(tmp_path, monkeypatch, resumed=True)  # the first was killed
+    second.rewind(2)
+    second.log(3, {"a": 30})
+    second.finish()
+    assert [(line["step"], line["a"]) for line in journal(tmp_path)] == [(1, 1), (2, 2), (3, 30)]
+    assert second.record.id == first.record.id
+
+
+def test_a_new_run_in_an_old_folder_sets_the_old_metrics_aside(tmp_path, monkeypatch):
+    ids = set()
+    for step in (1, 2, 3):
+        tracker = start(tmp_path, monkeypatch)
+        tracker.log(step, {})
+        tracker.finish()
+        ids.add(tracker.record.id)
+    assert len(ids) == 3
+    assert [line["step"] for line in journal(tmp_path)] == [3]
+    assert sorted(p.name for p in tmp_path.glob("metrics*")) == ["metrics.1.jsonl", "metrics.2.jsonl", "metrics.jsonl"]
+
+
+def test_no_secret_reaches_the_folder(tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "make_views", lambda *_: [])
+    tracker = make_tracker(tracking_uri="http://me:hunter2@host")
+    config = {"data": {"api_key": "hunter2"}, "optim": {"lr": 1}}
+    tags = {"wandb_token": "hunter2"}
+    tracker.start(run_dir=tmp_path, config=config, overrides=["data.api_key=hunter2"], tags=tags)
+    tracker.finish("failed", "cannot reach http://me:hunter2@host")
+    assert all("hunter2" not in path.read_text() for path in tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("settings", "package"),
+    [
+        ({"tracking_uri": "sqlite:///x.db"}, "mlflow"),
+        ({"tensorboard": True}, "tensorboard"),
+        ({"wandb": True}, "wandb"),
+    ],
+)
+def test_a_missing_package_is_said_and_left_out(tmp_path, monkeypatch, caplog, settings, package):
+    monkeypatch.setattr(module, "find_spec", lambda _: None)
+    with caplog.at_level(logging.WARNING):
+        tracker = make_tracker(**settings)
+        tracker.start(run_dir=tmp_path, config={})
+    tracker.log(1, {"a": 1.0})
+    tracker.finish()
+    assert caplog.text.count(f"{package} is not installed") == 1
+    assert len(journal(tmp_path)) == 1
+
+
+def test_tracker_none_imports_no_store(tmp_path):
+    import subprocess
+    import sys
+
+    code = (
+        "import sys, pathlib; sys.modules['mlflow'] = None\n"
+        "from detr_exp.tracker.tracker import Tracker\n"
+        "t = Tracker(tracking_uri=None, project='p', run=None, tensorboard=False, wandb=False)\n"
+        f"t.start(run_dir=pathlib.Path({str(tmp_path)!r}), config={{}}); t.log(1, {{'a': 1.0}}); t.finish()\n"
+        "assert 'torch' not in sys.modules and 'filelock' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+    assert len(journal(tmp_path)) == 1
