@@ -9,6 +9,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from reprlib import repr as short
 from typing import Any, TypeGuard
 
 from detr_exp.data.content import SPLITS, Category, Content, Split
@@ -111,7 +112,7 @@ def _categories(document: Mapping[str, Any], path: Path) -> list[Category]:
     for entry in document["categories"]:
         number = entry.get("id") if isinstance(entry, dict) else None
         if not _is_int(number) or not isinstance(entry.get("name"), str):
-            problems.error(f"category {entry!r}: needs an integer id and a name")
+            problems.error(f"category {short(entry)}: needs an integer id and a name")
         elif number in found or entry["name"] in names:
             problems.error(f"category {number} {entry['name']!r}: its id or name occurs twice")
         else:
@@ -191,7 +192,7 @@ def _pictures(
     for entry in document["images"]:
         number = entry.get("id") if isinstance(entry, dict) else None
         if not _is_int(number) or not isinstance(entry.get("file_name"), str):
-            problems.error(f"image {entry!r}: needs an integer id and a file_name")
+            problems.error(f"image {short(entry)}: needs an integer id and a file_name")
             continue
         if number in index_of:
             problems.error(f"image {number}: its id occurs twice")
@@ -204,7 +205,7 @@ def _pictures(
         if height is None or width is None:
             height, width = read_size(file)
         if not (_is_number(height) and _is_number(width) and height >= 1 and width >= 1):
-            problems.error(f"image {number} {entry['file_name']!r}: its size is {width!r} x {height!r}")
+            problems.error(f"image {number} {entry['file_name']!r}: its size is {short(width)} x {short(height)}")
             continue
         index_of[number] = len(pictures.ids)
         pictures.ids.append(number)
@@ -273,7 +274,7 @@ def _rows(
             continue
         box = entry.get("bbox")
         if not (isinstance(box, list) and len(box) == 4 and all(_is_number(v, finite=False) for v in box)):
-            problems.error(f"{where}: its bbox is {box!r}; four numbers x, y, width, height are needed")
+            problems.error(f"{where}: its bbox is {short(box)}; four numbers x, y, width, height are needed")
             continue
         x, y, width, height = box
         rows.where.append(where)

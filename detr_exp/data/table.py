@@ -164,7 +164,7 @@ def _sound(pictures: Pictures, rows: Rows, sizes: np.ndarray, problems: Problems
     """`[n]` indices of the rows whose box can be used."""
     boxes = np.array(rows.box_xyxy, np.float64).reshape(-1, 4)
     heights, widths = sizes[np.array(rows.picture, np.int64)].reshape(-1, 2).T
-    finite: np.ndarray = np.isfinite(boxes).all(1)
+    finite = np.asarray(np.isfinite(boxes).all(1))
     inside = np.clip(np.where(finite[:, None], boxes, 0), 0, np.stack([widths, heights, widths, heights], 1))
     area = (inside[:, 2:] - inside[:, :2]).clip(0).prod(1)
     whole = (boxes[:, 2:] - boxes[:, :2]).clip(0).prod(1)

@@ -1,0 +1,33 @@
+"""Which layout a folder has."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from detr_exp.data import coco, yolo
+from detr_exp.data.content import SPLITS, Content
+from detr_exp.data.files import Folder
+
+
+def auto(root: str | None, places: Mapping[str, Any], *, extra_roots: Sequence[str] = ()) -> Content:
+    """Read `root` as the layout it has, as a source for `DataSet`.
+
+    Args:
+        root: folder of the data set.
+        places: not used: splits are where the layout has them.
+        extra_roots: other folders that pictures may lie in.
+
+    Raises:
+        ValueError: no layout is recognised; says what was looked for and what is there.
+    """
+    folder = Folder(root, extra_roots)
+    if coco.find_layout(folder.root):
+        return coco.coco(root, {name: {} for name in SPLITS}, extra_roots=extra_roots)
+    if yolo.find_file(folder.root):
+        return yolo.yolo(root, {}, extra_roots=extra_roots)
+    raise ValueError(
+        f"data.root is {str(root)!r}, whose layout is not known. Looked for: train/{coco.ROBOFLOW} and "
+        f"annotations/instances_train*.json (COCO), {' or '.join(yolo.FILES)} (YOLO). Found: {folder.names()}. Choose "
+        "the folder above or below, or name the files: data=coco data.train.annotations=... data.train.images=..."
+    )
