@@ -45,12 +45,17 @@ def main(task: Task, config_name: str) -> None:
 
 
 def refuse_before_start(config_name: str) -> None:
-    """Compose what a single run will compose, so that a mistake leaves no run folder behind."""
+    """Compose what Hydra is going to compose, so that a mistake is told in our words and leaves no run folder behind.
+
+    The jobs of a sweep are composed by its sweeper.
+    """
     args = get_args_parser().parse_args(_words(sys.argv[1:]))
-    other_work = args.help or args.hydra_help or args.cfg or args.info or args.shell_completion
-    sweep = args.multirun or any(word.startswith("sweep=") for word in args.overrides)
-    if not other_work and not sweep:
-        refuse_unready(composition(config_loader(args.config_dir), config_name, args.overrides).cfg)
+    about_hydra = args.hydra_help or args.info or args.shell_completion
+    if about_hydra or args.multirun or any(word.startswith("sweep=") for word in args.overrides):
+        return
+    cfg = composition(config_loader(args.config_dir), config_name, args.overrides).cfg
+    if not args.help and not args.cfg:
+        refuse_unready(cfg)
 
 
 def _words(arguments: list[str]) -> list[str]:

@@ -13,6 +13,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from hydra._internal.config_repository import IConfigRepository
+from hydra.core.default_element import ConfigDefault
 from hydra.core.object_type import ObjectType
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
@@ -166,7 +167,7 @@ def unknown_key(
 ) -> str:
     """Which other options have the key, or which key was meant."""
     group = _owner(key, choices)
-    known = [name for name, _ in flat(values)]
+    known = [name for name, value in flat(values) if "${" not in str(value)]  # references are set where they point
     if not group:
         return f"there is no key {key}; {_meant_anywhere(key, known, groups)}--cfg job shows all keys"
     option, inside = choices[group], key[len(group) + 1 :]
@@ -184,7 +185,7 @@ def _meant_anywhere(key: str, known: Sequence[str], groups: Groups) -> str:
     chosen = [f"{group}=..." for group in groups if group.rpartition("/")[2] == last]
     same = [name for name in known if name.rpartition(".")[2] == last]
     longer = [name for name in known if name.endswith(f"_{last}")]
-    for found in (chosen, same, longer):
+    for found in (chosen, [*same, *longer]):
         if found:
             return f"did you mean {' or '.join(found[:3])}? "
     return _meant(key, [*known, *groups])
@@ -205,8 +206,8 @@ def _has(repository: IConfigRepository, group: str, option: str, inside: str) ->
     try:
         look_up(OmegaConf.to_container(loaded.config, resolve=False), inside)
     except KeyError:
-        bases = [d.get_name() for d in loaded.defaults_list or [] if d.get_group_path() == group and not d.is_self()]
-        return any(_has(repository, group, base, inside) for base in bases if base)
+        bases = [default for default in loaded.defaults_list or [] if isinstance(default, ConfigDefault)]
+        return any(_has(repository, group, str(base.path), inside) for base in bases if not base.is_self())
     return True
 
 

@@ -2,24 +2,105 @@
 
 from __future__ import annotations
 
+import random
+import secrets
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from filelock import FileLock, Timeout
 from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf, open_dict
 
 from detr_exp import cli
 
 
 def train(cfg: DictConfig) -> float | None:
-    """One training in Hydra's output folder.
+    """One training in Hydra's output folder; the best value of `trainer.monitor`, for a sweeper."""
+    job = HydraConfig.get()
+    return train_in(Path(job.runtime.output_dir), cfg, choices=dict(job.runtime.choices), overrides=job.overrides.task)
+
+
+def train_in(
+    folder: Path, cfg: DictConfig, *, choices: Mapping[str, str] | None = None, overrides: Sequence[str] = ()
+) -> float | None:
+    """One training in a folder.
+
+    Args:
+        folder: for `config.yaml`, `metrics.jsonl`, checkpoints and pictures; made if absent.
+        cfg: the config; frozen from here on.
+        choices: the chosen option of every group, for the tracker.
+        overrides: the words of the command line, for the tracker.
 
     Returns:
-        the best value of `trainer.monitor`, for a sweeper; None if nothing was evaluated.
+        the best value of `trainer.monitor`; None if nothing was evaluated.
+
+    Raises:
+        ValueError: something does not fit, or the folder belongs to a run that is still going on.
     """
     from detr_exp import build  # loads torch, which --help and mistakes do not wait for
 
-    job = HydraConfig.get().runtime
-    return build.train(cfg, Path(job.output_dir), dict(job.choices))
+    folder.mkdir(parents=True, exist_ok=True)
+    if cfg.seed is None:
+        with open_dict(cfg):
+            cfg.seed = secrets.randbelow(2**31)
+    OmegaConf.set_readonly(cfg, True)
+    with _only_writer(folder):
+        _seed_everything(cfg.seed)
+        trainer = build.trainer(cfg)
+        run = build.run(cfg, folder)
+        (folder / "config.yaml").write_text(OmegaConf.to_yaml(OmegaConf.create(run.config)))
+        run.tracker.start(
+            run_dir=folder,
+            config=run.config,
+            choices=choices,
+            overrides=overrides,
+            tags={"data.fingerprint": run.data.fingerprint, "seed": str(run.seed)},
+            resumed=run.resume_from is not None,
+        )
+        try:
+            best = trainer.fit(run)
+        except BaseException as error:
+            run.tracker.finish(_status(error), str(error))
+            raise
+        run.tracker.finish()
+    return best
+
+
+def _only_writer(folder: Path) -> FileLock:
+    """Holds the folder; a second run in it would mix its files with those of the first.
+
+    Raises:
+        ValueError: another process holds it.
+    """
+    lock = FileLock(folder / ".lock", timeout=0)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise ValueError(
+            f"{folder} belongs to a run that is still going on; use another folder: hydra.run.dir=..."
+        ) from None
+    return lock
+
+
+def _seed_everything(seed: int) -> None:
+    """The draws outside of a training step: starting weights, and whatever a user's own module draws."""
+    import numpy as np
+    import torch
+
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
+
+
+def _status(error: BaseException) -> str:
+    """How the tracker calls this ending."""
+    import torch
+
+    from detr_exp.trainer.signals import Interrupted
+    from detr_exp.trainer.trainer import NonFiniteError
+
+    kinds = {(Interrupted, KeyboardInterrupt): "killed", (NonFiniteError,): "nan", (torch.OutOfMemoryError,): "oom"}
+    return next((status for classes, status in kinds.items() if isinstance(error, classes)), "failed")
 
 
 def main() -> None:

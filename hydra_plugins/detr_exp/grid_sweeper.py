@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, NamedTuple, cast
 
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.plugins import Plugins
 from hydra.core.utils import JobReturn, JobStatus
@@ -18,13 +22,14 @@ from omegaconf import DictConfig
 from detr_exp.compose import composition, refuse_unready
 from detr_exp.mistakes import ConfigError
 
+PARENT_VARIABLE = "DETR_EXP_PARENT_RUN"  # the tracker of every job looks for it
+
 
 class SweepFailed(RuntimeError):
     """Some runs of a sweep failed; all of them were tried."""
 
 
-@dataclass(frozen=True)
-class Job:
+class Job(NamedTuple):  # no dataclass: Hydra runs this file before it is a module
     """One run of a sweep.
 
     Attributes:
@@ -48,8 +53,8 @@ class GridSweeper(Sweeper):
         self.params = params
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
-        self.context = hydra_context
-        self.config = config
+        self.loader = cast(ConfigLoaderImpl, hydra_context.config_loader)
+        self.config: DictConfig = config
         self.launcher: Launcher = Plugins.instance().instantiate_launcher(
             hydra_context=hydra_context, task_function=task_function, config=config
         )
@@ -62,10 +67,11 @@ class GridSweeper(Sweeper):
             SweepFailed: after the last job, if any of them failed.
         """
         jobs = self.combinations(arguments)
-        loader, name = self.context.config_loader, self.config.hydra.job.config_name
         for job in jobs:
-            refuse_unready(composition(loader, name, job.overrides).cfg)
-        results = list(self.launcher.launch([job.overrides for job in jobs], initial_job_idx=0))
+            refuse_unready(composition(self.loader, self.config.hydra.job.config_name, job.overrides).cfg)
+        results: list[JobReturn] = []
+        with parent_run(self.config, results):
+            results += self.launcher.launch([job.overrides for job in jobs], initial_job_idx=0)
         print(table(jobs, results), flush=True)
         failed = sum(result.status is not JobStatus.COMPLETED for result in results)
         if failed:
@@ -74,19 +80,16 @@ class GridSweeper(Sweeper):
 
     def combinations(self, arguments: Sequence[str]) -> list[Job]:
         """The cartesian product of all values, in the order of the words."""
-        loader = self.context.config_loader
         words = [*(f"{key}={value}" for key, value in self.params.items()), *arguments]
         axes: dict[str, list[str]] = {}
-        for word in OverridesParser.create(config_loader=loader).parse_overrides(words):
+        for word in OverridesParser.create(config_loader=self.loader).parse_overrides(words):
             key = word.get_key_element()
             if not word.is_sweep_override():
                 axes[key] = [str(word.input_line)]
             elif word.is_discrete_sweep():
                 axes[key] = [f"{key}={value}" for value in word.sweep_string_iterator()]
             else:
-                raise ConfigError(
-                    f"{word.input_line} is not a list of values; a grid needs them: {key}=a,b or range(..)"
-                )
+                raise ConfigError(f"{word.input_line} is no list of values; a grid needs one: {key}=a,b or range(1,9)")
         swept = [key for key, values in axes.items() if len(values) > 1]
         return [
             Job(list(values), [value for key, value in zip(axes, values) if key in swept])
@@ -94,19 +97,59 @@ class GridSweeper(Sweeper):
         ]
 
 
+@contextlib.contextmanager
+def parent_run(config: DictConfig, results: Sequence[JobReturn]) -> Iterator[None]:
+    """While it is entered, the jobs' runs are kept in MLflow under one of the sweep's own.
+
+    It is made before the first job, and with it the store, which processes could not make at the same time. A store
+    that cannot be reached is no reason not to sweep.
+
+    Args:
+        config: of the sweep; where its tracker has no MLflow store, nothing happens.
+        results: of the jobs; read at the end.
+    """
+    uri, project = config.tracker.tracking_uri, config.tracker.project
+    if uri is None or find_spec("mlflow") is None:
+        yield
+        return
+    from detr_exp.tracker.mlflow import finish_parent, start_parent
+
+    folder = Path(config.hydra.sweep.dir).resolve()
+    tags = {"sweep": str(folder), "words": " ".join(config.hydra.overrides.task)}
+    try:
+        run_id = start_parent(uri, project, "/".join(folder.parts[-2:]), tags)
+    except Exception as error:
+        print(f"warning: no run for this sweep in {uri} ({str(error)[:200]}); its runs will stand alone", flush=True)
+        yield
+        return
+    os.environ[PARENT_VARIABLE] = run_id
+    try:
+        yield
+    finally:
+        os.environ.pop(PARENT_VARIABLE, None)
+        good = bool(results) and all(result.status is JobStatus.COMPLETED for result in results)
+        best = max((score(result) for result in results), default=float("-inf"))
+        values = {"best/monitor": best} if best > float("-inf") else {}
+        with contextlib.suppress(Exception):
+            finish_parent(uri, project, run_id, "ok" if good else "failed", values)
+
+
+def score(result: JobReturn) -> float:
+    """What a job returned; minus infinity if it failed or evaluated nothing."""
+    value = result._return_value if result.status is JobStatus.COMPLETED else None  # the property raises job's errors
+    return float("-inf") if value is None else float(value)
+
+
 def table(jobs: Sequence[Job], results: Sequence[JobReturn]) -> str:
     """One line a job: number, what it was given, and its result or why there is none; best first."""
     rows = []
-    for number, (job, result) in enumerate(zip(jobs, results)):
-        value = result._return_value  # the property raises what the job raised
-        if result.status is not JobStatus.COMPLETED:
-            reason = f"{type(value).__name__}: {value}".splitlines()[0]
-            rows.append((float("-inf"), number, job, f"failed  {reason[:100]}"))
+    for number in sorted(range(len(jobs)), key=lambda number: -score(results[number])):
+        result, words = results[number], " ".join(jobs[number].swept) or "(nothing is swept)"
+        if result.status is JobStatus.COMPLETED:
+            rows.append((number, words, "-" if result._return_value is None else f"{score(result):.4f}"))
         else:
-            score = float("-inf") if value is None else float(value)
-            rows.append((score, number, job, "-" if value is None else f"{score:.4f}"))
-    rows.sort(key=lambda row: (-row[0], row[1]))
-    words = [" ".join(job.swept) or "(no value is swept)" for _, _, job, _ in rows]
-    width = max(map(len, words))
-    lines = [f"  #{number:<4} {text:<{width}}  {shown}" for (_, number, _, shown), text in zip(rows, words)]
+            error = result._return_value
+            rows.append((number, words, f"failed  {type(error).__name__}: {error}".splitlines()[0][:120]))
+    width = max(len(words) for _, words, _ in rows)
+    lines = [f"  #{number:<4} {words:<{width}}  {shown}" for number, words, shown in rows]
     return "\n".join(["", f"{len(rows)} runs, best first", *lines, ""])

@@ -1,0 +1,224 @@
+"""From a config to objects: the only place where a `_target_` is called.
+
+Groups know nothing of each other. What one needs from another is told here: the classes belong to the data, image size
+and stride to the model, the activation to the class loss, the learning rates to the optimiser.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+from hydra.utils import get_object, instantiate
+from omegaconf import DictConfig, OmegaConf
+
+from detr_exp.compose import compose as compose
+from detr_exp.compose import refuse_unready
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+    from detr_exp.trainer.state import Run
+    from detr_exp.trainer.trainer import Trainer
+
+OPTIMIZERS = ("AdamW", "Adam", "SGD", "NAdam", "RAdam")
+
+
+def data(cfg: DictConfig) -> Any:
+    """The data set: `classes`, `category_ids`, `num_classes`, splits and `loader`."""
+    return _made(cfg, "data")
+
+
+def network(cfg: DictConfig, data: Any = None) -> nn.Module:
+    """The network, with the weights of `model.weights` if there are any.
+
+    Args:
+        cfg: see `compose`.
+        data: gives the classes; if absent, `data.num_classes` does, and if that is null the data set of the config.
+
+    Raises:
+        ValueError: image size, stride, weights or classes do not fit each other.
+    """
+    if data is None and cfg.data.num_classes is None:
+        data = _made(cfg, "data")
+    made = _made(
+        cfg, "model", without=("weights",), num_classes=_num_classes(cfg, data), activation=cfg.loss.activation
+    )
+    _refuse_size(made)
+    if cfg.model.weights is not None:
+        from detr_exp.model.pretrained import load_weights
+
+        load_weights(made, cfg.model.weights, None if data is None else data.classes)
+    return made
+
+
+def criterion(cfg: DictConfig, data: Any = None) -> nn.Module:
+    """The losses: `criterion(outputs, targets, num_boxes)` gives weighted terms and their `total`.
+
+    Args:
+        cfg: see `compose`.
+        data: gives classes and keypoints; see `network`.
+    """
+    from detr_exp.loss.criterion import SetCriterion
+
+    if data is None and cfg.data.num_classes is None:
+        data = _made(cfg, "data")
+    terms = _made(cfg, "loss")
+    accepted = inspect.signature(SetCriterion).parameters
+    schema = None if data is None else data.keypoints
+    return SetCriterion(
+        num_classes=_num_classes(cfg, data),
+        matcher=_made(cfg, "matcher", activation=cfg.loss.activation),
+        keypoint_counts=() if schema is None else schema.counts,
+        **{name: term for name, term in terms.items() if name in accepted},
+    )
+
+
+def trainer(cfg: DictConfig) -> Trainer:
+    """The engine, with its settings."""
+    return _made(cfg, "trainer")
+
+
+def run(cfg: DictConfig, output_dir: Path) -> Run:
+    """Everything a training needs.
+
+    Raises:
+        ValueError: something does not fit; nothing was trained.
+    """
+    from detr_exp.tracker.secrets import masked
+    from detr_exp.trainer.resume import find
+    from detr_exp.trainer.state import Run
+
+    refuse_unready(cfg)
+    config = cast(dict[str, Any], masked(OmegaConf.to_container(cfg, resolve=True)))
+    data_set = data(cfg)
+    made = network(cfg, data_set)
+    return Run(
+        data=data_set,
+        network=made,
+        criterion=criterion(cfg, data_set),
+        make_optimizer=optimizer(cfg),
+        make_schedule=schedule(cfg),
+        make_metric=metric(cfg, data_set, made),
+        tracker=_made(cfg, "tracker"),
+        config=config,
+        output_dir=output_dir,
+        seed=cfg.seed,
+        resume_from=find(cfg.trainer.resume, output_dir, config),
+    )
+
+
+def optimizer(cfg: DictConfig) -> Callable[[nn.Module], torch.optim.Optimizer]:
+    """Network -> optimiser over its parameter groups."""
+    from detr_exp.optim.param_groups import parameter_groups
+
+    optim = _made(cfg, "optim")
+
+    def make(network: nn.Module) -> torch.optim.Optimizer:
+        groups = parameter_groups(
+            network,
+            optim["param_groups"],
+            lr=optim["lr"],
+            lr_backbone=optim["lr_backbone"],
+            weight_decay=optim["weight_decay"],
+        )
+        return optim["optimizer"](groups)
+
+    return make
+
+
+def schedule(cfg: DictConfig) -> Callable[[int, int], Callable[[int], float]]:
+    """(steps per epoch, total steps) -> (step -> factor of every learning rate)."""
+    from detr_exp.optim.scheduler import build_schedule
+
+    optim = _made(cfg, "optim")
+    settings = {name: optim[name] for name in ("warmup", "warmup_unit", "warmup_shape")}
+
+    def make(steps_per_epoch: int, total_steps: int) -> Callable[[int], float]:
+        return build_schedule(optim["scheduler"], steps_per_epoch=steps_per_epoch, total_steps=total_steps, **settings)
+
+    return make
+
+
+def metric(cfg: DictConfig, data: Any, network: nn.Module) -> Callable[[str], Any]:
+    """Split -> metric that holds its truth and compares what the network predicts."""
+    make = _made(cfg, "metric")
+    predicts = {"segm": "predicts_masks", "keypoints": "predicts_keypoints"}
+    iou_types = ["bbox", *(name for name, attribute in predicts.items() if getattr(network, attribute, False))]
+    schema = data.keypoints
+    sigmas = None if schema is None else [schema.sigmas[:count] for count in schema.counts]
+
+    @functools.cache
+    def of_split(split: str) -> Any:
+        return make(
+            truth=data.split(split).truth(),
+            category_ids=data.category_ids,
+            classes=data.classes,
+            iou_types=iou_types,
+            keypoint_sigmas=sigmas,
+        )
+
+    return of_split
+
+
+def _num_classes(cfg: DictConfig, data: Any) -> int:
+    return cfg.data.num_classes if data is None else data.num_classes
+
+
+def _refuse_size(network: Any) -> None:
+    """Refuse image sides that the network cannot divide, before anything is trained on them."""
+    size, stride = list(network.image_size), network.stride
+    if any(side % stride for side in size):
+        nearest = [[max(1, side // stride + up) * stride for side in size] for up in (0, 1)]
+        words = " or ".join(f"model.image_size=[{height},{width}]" for height, width in nearest)
+        raise ValueError(f"model.image_size is {size}, but its sides must be multiples of {stride}; use {words}")
+
+
+def _made(cfg: DictConfig, group: str, without: tuple[str, ...] = (), **told: Any) -> Any:
+    """What a group's node describes: an object, or for a plain container a dictionary of them.
+
+    Args:
+        cfg: the whole config.
+        group: its key.
+        without: keys that are not the constructor's.
+        told: arguments that other groups decide.
+
+    Raises:
+        ValueError: a `_target_` that is not allowed, or that does not take the keys given to it.
+    """
+    node = OmegaConf.to_container(cfg[group], resolve=True, throw_on_missing=True)
+    settings = {name: value for name, value in cast(dict[str, Any], node).items() if name not in without}
+    for key, target in _targets(settings, group):
+        _refuse_target(key, target, list(cfg.get("allow_targets", [])))
+    return instantiate(settings, _convert_="all", **told)
+
+
+def _targets(node: Any, key: str) -> Iterator[tuple[str, str]]:
+    """Every `_target_` of a nested config, with the key of its node."""
+    if isinstance(node, dict):
+        if "_target_" in node:
+            yield key, str(node["_target_"])
+        for name, value in node.items():
+            yield from _targets(value, f"{key}.{name}")
+    elif isinstance(node, list):
+        for index, value in enumerate(node):
+            yield from _targets(value, f"{key}[{index}]")
+
+
+def _refuse_target(key: str, target: str, allowed: list[str]) -> None:
+    """Configs travel in checkpoints and mails; they may only call what belongs to their group."""
+    package = target.partition(".")[0]
+    if package in allowed or target in [f"torch.optim.{optimizer}" for optimizer in OPTIMIZERS]:
+        return
+    home = f"detr_exp.{key.split('.')[0].split('[')[0]}"
+    # a name of ours may lead elsewhere (`detr_exp.build.os.system`): what counts is where the object was defined
+    if target.startswith(f"{home}.") and str(getattr(get_object(target), "__module__", "")).startswith(f"{home}."):
+        return
+    raise ValueError(
+        f"{key}._target_ is {target}; configs may name what stands in {home}, and torch's optimisers. "
+        f"If it is yours and you trust it: allow_targets=[{package}]"
+    )

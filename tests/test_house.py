@@ -1,0 +1,174 @@
+"""The rules of the house, as far as a program can check them."""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).resolve().parent.parent
+CONF, PACKAGE, TESTS = ROOT / "conf", ROOT / "detr_exp", ROOT / "tests"
+WITHOUT_PACKAGE = {"experiment", "sweep", "hydra"}
+WITHOUT_CONF = {"ops"}
+
+# A module imports from lower layers and from its own folder. The longest prefix decides.
+LAYERS = {
+    "structures": 0,
+    "mistakes": 0,
+    "compose": 1,
+    "ops": 1,
+    "model.layer": 2,
+    "matcher": 2,
+    "optim": 2,
+    "data": 2,
+    "metric": 2,
+    "tracker": 2,
+    "model.backbone": 3,
+    "model.neck": 3,
+    "model.head": 3,
+    "loss": 3,
+    "model": 4,
+    "trainer": 5,
+    "build": 6,
+    "cli": 7,
+    "": 8,  # entry points
+}
+
+
+def modules() -> list[Path]:
+    return sorted(PACKAGE.rglob("*.py"))
+
+
+def dotted(path: Path) -> str:
+    """`detr_exp/model/layer/mlp.py` -> `model.layer.mlp`."""
+    return ".".join(path.relative_to(PACKAGE).with_suffix("").parts).removesuffix(".__init__").replace("__init__", "")
+
+
+def folder_of(module: str) -> str:
+    return max((name for name in LAYERS if f"{module}.".startswith(f"{name}." if name else "")), key=len)
+
+
+def imports(path: Path) -> Iterator[str]:
+    """Dotted names inside the package that a file imports, wherever in the file."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (
+                alias.name.removeprefix("detr_exp.") for alias in node.names if alias.name.startswith("detr_exp.")
+            )
+        elif isinstance(node, ast.ImportFrom):
+            above = path.relative_to(ROOT).parts[: -node.level] if node.level else ()
+            module = ".".join([*above, *([node.module] if node.module else [])])
+            if module == "detr_exp":
+                yield from (alias.name for alias in node.names)
+            elif module.startswith("detr_exp."):
+                yield module.removeprefix("detr_exp.")
+
+
+@pytest.mark.parametrize("path", modules(), ids=dotted)
+def test_a_module_imports_only_from_lower_layers_or_its_own_folder(path: Path) -> None:
+    own = folder_of(dotted(path))
+    for name in imports(path):
+        other = folder_of(name)
+        assert other == own or LAYERS[other] < LAYERS[own], f"{dotted(path)} (in {own or 'root'}) imports {name}"
+
+
+def test_the_layers_name_every_folder() -> None:
+    folders = {dotted(path) for path in modules() if path.name == "__init__.py"} - {""}
+    assert folders <= set(LAYERS), f"give a layer to {folders - set(LAYERS)}"
+
+
+def test_no_file_is_named_for_a_drawer() -> None:
+    drawers = {"utils", "util", "misc", "common", "helpers", "helper"}
+    files = [*modules(), *CONF.rglob("*"), *TESTS.rglob("*.py")]
+    assert not [path for path in files if path.stem in drawers]
+
+
+def test_no_class_is_named_for_a_drawer() -> None:
+    names = [
+        f"{dotted(path)}.{node.name}"
+        for path in modules()
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.ClassDef)
+    ]
+    assert not [name for name in names if re.search(r"(Manager|Helper|Wrapper|Base)$", name)]
+
+
+@pytest.mark.parametrize("path", modules(), ids=dotted)
+def test_classes_of_ours_are_not_inherited_from(path: Path) -> None:
+    """Only errors and protocols are: implementation is shared by calling it."""
+    tree = ast.parse(path.read_text())
+    ours = {node.name: node for node in ast.walk(tree) if isinstance(node, ast.ClassDef)}
+    imported = {
+        alias.asname or alias.name
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("detr_exp")
+        for alias in node.names
+    }
+    for node in ours.values():
+        for parent in (parent.id for parent in node.bases if isinstance(parent, ast.Name)):
+            if parent in ours or parent in imported:
+                assert parent.endswith(("Error", "Protocol")), f"{node.name} inherits from {parent}"
+
+
+@pytest.mark.parametrize("path", modules(), ids=dotted)
+def test_constructors_name_their_arguments(path: Path) -> None:
+    """A misspelt key must be an error, so no constructor swallows what it does not know."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.FunctionDef) and node.name == "__init__":
+            assert node.args.kwarg is None, f"{dotted(path)}:{node.lineno} takes **{node.args.kwarg}"
+
+
+def calls(path: Path) -> Iterator[tuple[str, int]]:
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Call):
+            yield ast.unparse(node.func), node.lineno
+
+
+@pytest.mark.parametrize("path", modules(), ids=dotted)
+def test_only_build_instantiates_and_only_commands_exit(path: Path) -> None:
+    module = dotted(path)
+    for name, line in calls(path):
+        assert not name.endswith("instantiate") or module == "build", f"{module}:{line} instantiates"
+        assert name not in ("sys.exit", "exit", "SystemExit") or LAYERS[folder_of(module)] >= LAYERS["cli"]
+
+
+def test_the_three_trees_mirror_each_other() -> None:
+    def folders(root: Path) -> set[str]:
+        return {path.name for path in root.iterdir() if path.is_dir() and not path.name.startswith(("_", "."))}
+
+    groups = folders(CONF) - WITHOUT_PACKAGE
+    packages = folders(PACKAGE) - WITHOUT_CONF
+    assert groups == packages
+    assert packages | WITHOUT_CONF <= folders(TESTS)
+
+
+def test_every_option_lists_the_sub_groups() -> None:
+    """A sub-group that an option does not list cannot be chosen on the command line."""
+    for group in (path for path in CONF.iterdir() if path.is_dir() and path.name not in WITHOUT_PACKAGE):
+        needed = {path.name for path in group.iterdir() if path.is_dir()}
+        for option in group.glob("*.yaml"):
+            assert needed <= listed(option), (
+                f"{option.relative_to(ROOT)} must list {needed - listed(option)}, null if none"
+            )
+
+
+def listed(option: Path) -> set[str]:
+    """The sub-groups in the defaults list of an option and of those it builds on."""
+    found: set[str] = set()
+    for entry in (yaml.safe_load(option.read_text()) or {}).get("defaults", []):
+        if isinstance(entry, dict):
+            found |= {key.split("@")[0] for key in entry}
+        elif entry != "_self_":
+            found |= listed(option.with_name(f"{entry}.yaml"))
+    return found
+
+
+@pytest.mark.parametrize("name", ["experiment", "sweep"])
+def test_recipes_begin_with_their_package(name: str) -> None:
+    """With anything above that line Hydra puts the file's keys where nobody reads them."""
+    for path in (CONF / name).glob("*.yaml"):
+        assert path.read_text().startswith("# @package _global_\n"), f"{path.relative_to(ROOT)}: the first line"
