@@ -2,8 +2,8 @@
 
 import json
 import multiprocessing
-import os
 import threading
+import time
 from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import pytest
@@ -63,8 +63,7 @@ def test_a_finished_run_is_whole(tmp_path, store):
     assert "time/unix" not in run.data.metrics
     assert any(a.path.endswith("config.yaml") for a in client.list_artifacts(run.info.run_id))
     assert any("predictions+step+3" in a.path for a in client.list_artifacts(run.info.run_id, "images"))
-    assert (tmp_path / "config.yaml").exists()
-    assert run.info.artifact_uri.startswith((tmp_path.parent / "").as_uri().rsplit("/", 2)[0])
+    assert "/sub/mlartifacts/" in run.info.artifact_uri
 
 
 def test_a_killed_run_is_reopened_and_nothing_is_in_it_twice(tmp_path, store):
@@ -120,7 +119,7 @@ def test_a_refusing_server_costs_nothing_and_the_run_can_be_sent_later(tmp_path,
 
 @pytest.mark.slow
 @pytest.mark.parametrize("behaviour", ["500", "hang"])
-def test_a_sick_server_does_not_stop_the_end(tmp_path, monkeypatch, behaviour):
+def test_a_sick_server_does_not_stop_the_end(tmp_path, monkeypatch, caplog, behaviour):
     release = threading.Event()
 
     class Handler(BaseHTTPRequestHandler):
@@ -140,10 +139,13 @@ def test_a_sick_server_does_not_stop_the_end(tmp_path, monkeypatch, behaviour):
     monkeypatch.setattr(module, "PATIENCE", 5.0)
     tracker = start(tmp_path, f"http://127.0.0.1:{server.server_port}")
     tracker.log(1, METRICS)
+    begin = time.perf_counter()
     tracker.finish()
+    waited = time.perf_counter() - begin
     release.set()
     server.shutdown()
-    assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 1
+    assert waited < 6
+    assert "did not take everything" in caplog.text
 
 
 def _one_of_many(folder: str, number: int) -> None:
@@ -165,4 +167,3 @@ def test_many_processes_share_a_store_that_does_not_exist_yet(tmp_path):
     client, experiment = open_store(f"sqlite:///{tmp_path}/fresh.db", "ours")
     runs = client.search_runs([experiment])
     assert sorted(run.data.metrics["a"] for run in runs) == list(range(6))
-    assert os.path.isdir(tmp_path / "mlartifacts") or len(runs) == 6

@@ -1,0 +1,71 @@
+"""Weights & Biases by a stand-in for its package: which calls a run makes."""
+
+import sys
+from types import SimpleNamespace
+
+import pytest
+
+from detr_exp.tracker import tracker as module
+from detr_exp.tracker.tracker import Tracker
+
+
+class FakeRun:
+    def __init__(self) -> None:
+        self.step = 0
+        self.logged: list[tuple[dict, int | None]] = []
+        self.summary: dict = {}
+        self.exit_code = None
+
+    def log(self, values, step=None) -> None:
+        self.logged.append((values, step))
+
+    def save(self, path, base_path, policy) -> None:
+        self.saved = path
+
+    def finish(self, exit_code) -> None:
+        self.exit_code = exit_code
+
+
+@pytest.fixture
+def wandb(monkeypatch):
+    fake = SimpleNamespace(run=FakeRun(), Image=lambda path, caption: (path, caption))
+
+    def init(**settings):
+        fake.settings = settings
+        return fake.run
+
+    fake.init = init
+    monkeypatch.setitem(sys.modules, "wandb", fake)
+    monkeypatch.setattr(module, "find_spec", lambda name: name)
+    return fake
+
+
+def test_a_run_is_sent(tmp_path, wandb):
+    tracker = Tracker(tracking_uri=None, project="blood", run="first", tensorboard=False, wandb=True)
+    tracker.start(run_dir=tmp_path, config={"seed": 0}, choices={"model": "rfdetr"})
+    tracker.log(1, {"train/loss": 2.0})
+    tracker.log(2, {"train/loss": float("nan"), "val/mAP": 0.5})
+    tracker.image(tmp_path, "predictions", 2)
+    tracker.finish("failed")
+    assert wandb.settings["project"] == "blood"
+    assert wandb.settings["name"] == "first"
+    assert wandb.settings["id"] == tracker.record.id
+    assert wandb.settings["config"] == {"seed": "0"}
+    assert wandb.settings["tags"] == ["model=rfdetr"]
+    assert wandb.run.logged == [
+        ({"train/loss": 2.0}, 1),
+        ({"val/mAP": 0.5}, 2),
+        ({"predictions": (str(tmp_path), "step 2")}, None),
+    ]
+    assert wandb.run.summary == {"status": "failed"}
+    assert wandb.run.exit_code == 1
+
+
+def test_a_resumed_run_sends_no_step_again(tmp_path, wandb):
+    wandb.run.step = 3
+    tracker = Tracker(tracking_uri=None, project="blood", run=None, tensorboard=False, wandb=True)
+    tracker.start(run_dir=tmp_path, config={})
+    for step in (1, 2, 3, 4):
+        tracker.log(step, {"a": 1.0})
+    tracker.finish()
+    assert [step for _, step in wandb.run.logged] == [3, 4]
