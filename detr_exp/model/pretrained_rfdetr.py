@@ -62,6 +62,18 @@ NAMES = [
     (r"^refpoint_embed\.weight$", "query_delta"),
     (r"^query_feat\.weight$", "query_content"),
 ]
+# Task, channels and patch size of the backbone, decoder layers -> position grid -> option of `model`.
+PUBLISHED = {
+    ("rfdetr", 384, 16, 2): {24: "rfdetr"},
+    ("rfdetr", 384, 16, 3): {32: "rfdetr_small"},
+    ("rfdetr", 384, 16, 4): {36: "rfdetr_medium", 44: "rfdetr_large"},
+    ("rfdetr", 384, 14, 3): {37: "rfdetr_base"},
+    ("rfdetr_seg", 384, 12, 4): {26: "rfdetr_seg", 32: "rfdetr_seg_small"},
+    ("rfdetr_seg", 384, 12, 5): {36: "rfdetr_seg_medium", 42: "rfdetr_seg_large"},
+    ("rfdetr_seg", 384, 12, 6): {52: "rfdetr_seg_xlarge", 64: "rfdetr_seg_2xlarge"},
+    ("rfdetr_keypoint", 384, 12, 4): {48: "rfdetr_keypoint"},
+}
+
 GROUPED = ("selection.", "query_")
 CLASS_HEADS = ("class_head.", "selection.classify.")
 
@@ -73,8 +85,9 @@ def is_rfdetr(state: State) -> bool:
 
 def rfdetr_state(file: dict[str, Any]) -> State | None:
     """The weights in the content of a file, those that its own evaluation would use; None if it has none."""
-    callbacks = file.get("callbacks") or {}
-    averaged = next((v["average_model_state_dict"] for k, v in callbacks.items() if "EMA" in k), None)
+    callbacks = file.get("callbacks")
+    states = callbacks.values() if isinstance(callbacks, dict) else ()
+    averaged = next((s["average_model_state_dict"] for s in states if "average_model_state_dict" in s), None)
     for state in (averaged, file.get("ema_model"), file.get("model"), file.get("state_dict"), file):
         if isinstance(state, dict) and is_rfdetr(plain := dict(_without_prefixes(state))):
             return plain
@@ -95,6 +108,10 @@ def from_rfdetr(state: State, network: nn.Module) -> State:
     Raises:
         ValueError: if the file is for another architecture.
     """
+    if any(".base_model." in name for name in state):
+        raise ValueError(
+            "model.weights is a file with LoRA adapters, which are not supported; merge them into the weights first"
+        )
     own = network.state_dict()
     found = _split_position(_joined(_renamed(state)))
     _refuse_other_task(found, own)
@@ -181,17 +198,27 @@ def _with_own_class_head(state: State, network: Any, own: State) -> State:
 
 
 def _refuse_other_task(state: State, own: State) -> None:
-    options = {(False, False): "rfdetr", (True, False): "rfdetr_seg", (False, True): "rfdetr_keypoint"}
-
-    def task(names: State) -> tuple[bool, bool]:
-        return tuple(any(n.startswith(part) for n in names) for part in ("mask_head.", "keypoint_head."))  # type: ignore[return-value]
-
-    theirs, ours = task(state), task(own)
+    theirs, ours = _task(state), _task(own)
     if theirs != ours:
-        raise ValueError(
-            f"model.weights is a file for {options[theirs]}, but the network is {options[ours]}; "
-            f"use model={options[theirs]}, or a file of the same kind"
-        )
+        raise ValueError(f"model.weights is a file for model={theirs}, but the network is {ours}; {_advice(state)}")
+
+
+def _task(state: State) -> str:
+    for part, task in (("mask_head.", "rfdetr_seg"), ("keypoint_head.", "rfdetr_keypoint")):
+        if any(name.startswith(part) for name in state):
+            return task
+    return "rfdetr"
+
+
+def _advice(state: State) -> str:
+    """Which published network a file is for."""
+    width, _, patch_size, _ = state["backbone.embedding.patches.weight"].shape
+    num_layers = len({name.split(".")[1] for name in state if name.startswith("layers.")})
+    grid = state["backbone.embedding.position"].shape[-1]
+    alike = PUBLISHED.get((_task(state), width, patch_size, num_layers), {})
+    if not alike:
+        return "it is none of the published networks; set model.* as the file was made with"
+    return f"use model={alike.get(grid, next(iter(alike.values())))}, which the file is for, or another file"
 
 
 def _refuse_misfits(taken: State, own: State) -> None:
@@ -201,20 +228,18 @@ def _refuse_misfits(taken: State, own: State) -> None:
         width, _, size, _ = taken[patches].shape
         raise ValueError(
             f"model.weights is for patches of {size} pixels and a backbone of {width} channels, but this network has "
-            f"{own[patches].shape[-1]} and {own[patches].shape[0]}; choose the model the file is for, e.g. "
-            f"model.backbone.patch_size={size} model.backbone.width={width}"
+            f"{own[patches].shape[-1]} and {own[patches].shape[0]}; {_advice(taken)}"
         )
     missing = sorted(set(own) - set(taken))
     if missing:
         raise ValueError(
             f"model.weights has nothing for {len(missing)} tensors of this network ({', '.join(missing[:4])}, ...); "
-            "choose the model the file is for, e.g. model.num_layers=2"
+            f"{_advice(taken)}"
         )
     resampled = "backbone.embedding.position"
     wrong = [n for n, t in own.items() if taken[n].shape != t.shape and n != resampled]
     if wrong:
         shapes = ", ".join(f"{n}: {list(taken[n].shape)} instead of {list(own[n].shape)}" for n in wrong[:4])
         raise ValueError(
-            f"model.weights has {len(wrong)} tensors of other shapes ({shapes}); choose the model the file is for, "
-            "e.g. with model.hidden_dim or model.num_points"
+            f"model.weights has {len(wrong)} tensors of other shapes than this network ({shapes}); {_advice(taken)}"
         )

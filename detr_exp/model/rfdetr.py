@@ -165,6 +165,11 @@ class RFDETR(nn.Module):
         found = detections(outputs.pred, image_sizes, max_detections or self.num_queries, self.activation)
         return [inside_picture(one, size) for one, size in zip(found, image_sizes)]
 
+    def class_tensors(self) -> dict[str, int]:
+        """Tensors of the state dict that depend on the classes, and their axis of classes."""
+        axes = {"class_head": 0, "selection.classify": 1}
+        return {f"{head}.{kind}": axis for head, axis in axes.items() for kind in ("weight", "bias")}
+
     @torch.no_grad()
     def deploy(self) -> RFDETR:
         """Drop the query groups that only train. In place, and not to be trained again."""
