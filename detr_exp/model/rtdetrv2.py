@@ -190,6 +190,14 @@ class RTDETRv2(nn.Module):
             masks = [_padding_at(padding_mask, level.shape[-2:]) for level in maps]
         return self.decoder(self.encoder(maps, masks), noisy, padding_mask)
 
+    def class_tensors(self) -> dict[str, int]:
+        """Names of the tensors that depend on the classes, with the axis along which the classes are."""
+        scores = [name for name, _ in self.named_parameters() if ".dec_score_head." in name]
+        if self.decoder.query_select_method != "agnostic":
+            scores += [name for name, _ in self.named_parameters() if ".enc_score_head." in name]
+        embedding = ["decoder.denoising_class_embed.weight"] if self.num_denoising else []
+        return dict.fromkeys(scores + embedding, 0)
+
     def compile(self, *args, **kwargs) -> None:
         """Compile `body` in place; denoising queries are then rounded up to one number, so that shapes repeat."""
         self.fixed_denoising_size = True

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -9,11 +10,12 @@ from torch import nn
 from torch.hub import get_dir, load_state_dict_from_url
 
 
-def load_pretrained(backbone: nn.Module, source: bool | str, url: str) -> None:
+def load_pretrained(backbone: nn.Module, source: bool | str, url: str, rename: Callable[[str], str] = str) -> None:
     """Load weights into `backbone`; classifier weights and statistics that frozen norms do not keep are left out.
 
     Args:
         source: path of a file, or True to download `url` (once; torch's hub folder keeps it).
+        rename: a name in the file -> ours.
     """
     if isinstance(source, bool):
         try:
@@ -31,13 +33,14 @@ def load_pretrained(backbone: nn.Module, source: bool | str, url: str) -> None:
                 f"model.backbone.pretrained names {source}, which is not a file; give a file, true (download) or false"
             )
         state = torch.load(source, map_location="cpu", weights_only=True)
+    state = {rename(name): tensor for name, tensor in state.items()}
     wanted = backbone.state_dict()
     missing = [key for key in wanted if key not in state and not key.endswith("num_batches_tracked")]
     unfit = [key for key in wanted if key in state and state[key].shape != wanted[key].shape]
     if missing or unfit:
         raise ValueError(
-            f"{url if isinstance(source, bool) else source} does not fit the backbone: it lacks {_some(missing)} and has "
-            f"another shape for {_some(unfit)}; choose the file made for this depth, or model.backbone.pretrained=false"
+            f"{source if isinstance(source, str) else url} does not fit the backbone: it lacks {_some(missing)} and "
+            f"has another shape for {_some(unfit)}; choose the file made for it, or model.backbone.pretrained=false"
         )
     backbone.load_state_dict({key: state[key] for key in wanted if key in state}, strict=False)
 

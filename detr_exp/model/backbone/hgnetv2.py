@@ -1,0 +1,176 @@
+"""HGNetV2 in the sizes L, X and H of RT-DETR (PP-HGNetV2, PaddleClas): many small convolutions, seldom a shortcut."""
+
+from __future__ import annotations
+
+import re
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from detr_exp.model.backbone.weights import load_pretrained
+from detr_exp.model.layer.checkpoint import checkpointed
+from detr_exp.model.layer.conv import ConvNorm, freeze_batch_norms
+
+# Stem channels (middle, out); of each stage: channels inside and out, blocks, whether light, kernel size.
+SIZES = {
+    "L": ((32, 48), [(48, 128, 1, False, 3), (96, 512, 1, False, 3), (192, 1024, 3, True, 5), (384, 2048, 1, True, 5)]),
+    "X": (
+        (32, 64),
+        [(64, 128, 1, False, 3), (128, 512, 2, False, 3), (256, 1024, 5, True, 5), (512, 2048, 2, True, 5)],
+    ),
+    "H": (
+        (48, 96),
+        [(96, 192, 2, False, 3), (192, 512, 3, False, 3), (384, 1024, 6, True, 5), (768, 2048, 3, True, 5)],
+    ),
+}
+STRIDES = (4, 8, 16, 32)
+LAYERS = 6  # convolutions in a block
+
+PRETRAINED = "https://github.com/lyuwenyu/storage/releases/download/v0.1/PPHGNetV2_{}_ssld_pretrained_from_paddle.pth"
+
+
+def to_our_names(name: str) -> str:
+    """A parameter's official name -> ours."""
+    return re.sub(r"(stem2[ab]\.conv)\.1\.", r"\1.", re.sub(r"\.bn\.", ".norm.", name))
+
+
+def to_official_names(name: str) -> str:
+    """A parameter's name in ours -> the official one."""
+    return re.sub(r"(stem2[ab]\.conv)\.", r"\1.1.", re.sub(r"\.norm\.", ".bn.", name))
+
+
+class Stem(nn.Module):
+    """Two ways to half the size, side by side, then half again."""
+
+    def __init__(self, middle: int, out_channels: int) -> None:
+        super().__init__()
+        self.stem1 = ConvNorm(3, middle, 3, 2, act="relu")
+        self.stem2a = ConvNorm(middle, middle // 2, 2, act="relu")
+        self.stem2b = ConvNorm(middle // 2, middle, 2, act="relu")
+        self.stem3 = ConvNorm(2 * middle, middle, 3, 2, act="relu")
+        self.stem4 = ConvNorm(middle, out_channels, 1, act="relu")
+
+    def forward(self, images: Tensor) -> Tensor:
+        # Kernels of two cells keep the size when the map gets one more row and column.
+        maps = F.pad(self.stem1(images), (0, 1, 0, 1))
+        pooled = F.max_pool2d(maps, kernel_size=2, stride=1)
+        convolved = self.stem2b(F.pad(self.stem2a(maps), (0, 1, 0, 1)))
+        return self.stem4(self.stem3(torch.cat([pooled, convolved], dim=1)))
+
+
+class LightConv(nn.Module):
+    """1x1 convolution, then a depthwise one."""
+
+    def __init__(self, in_channels: int, out_channels: int, kernel_size: int) -> None:
+        super().__init__()
+        self.conv1 = ConvNorm(in_channels, out_channels, 1)
+        self.conv2 = ConvNorm(out_channels, out_channels, kernel_size, groups=out_channels, act="relu")
+
+    def forward(self, maps: Tensor) -> Tensor:
+        return self.conv2(self.conv1(maps))
+
+
+class Block(nn.Module):
+    """A chain of convolutions whose results are all kept and squeezed together."""
+
+    def __init__(self, in_channels: int, middle: int, out_channels: int, light: bool, kernel_size: int, residual: bool):
+        super().__init__()
+        self.residual = residual
+        inputs = [in_channels, *[middle] * (LAYERS - 1)]
+        self.layers = nn.ModuleList(
+            LightConv(channels, middle, kernel_size) if light else ConvNorm(channels, middle, kernel_size, act="relu")
+            for channels in inputs
+        )
+        total = in_channels + LAYERS * middle
+        self.aggregation_squeeze_conv = ConvNorm(total, out_channels // 2, 1, act="relu")
+        self.aggregation_excitation_conv = ConvNorm(out_channels // 2, out_channels, 1, act="relu")
+
+    def forward(self, maps: Tensor) -> Tensor:
+        kept = [maps]
+        for layer in self.layers:
+            kept.append(layer(kept[-1]))
+        mixed = self.aggregation_excitation_conv(self.aggregation_squeeze_conv(torch.cat(kept, dim=1)))
+        return mixed + maps if self.residual else mixed
+
+
+class Stage(nn.Module):
+    """Blocks of one resolution; all but the first stage half the size."""
+
+    def __init__(
+        self,
+        in_channels: int,
+        middle: int,
+        out_channels: int,
+        blocks: int,
+        light: bool,
+        kernel_size: int,
+        *,
+        shrink: bool,
+    ) -> None:
+        super().__init__()
+        self.downsample = ConvNorm(in_channels, in_channels, 3, 2, groups=in_channels) if shrink else nn.Identity()
+        self.blocks = nn.ModuleList(
+            Block(out_channels if index else in_channels, middle, out_channels, light, kernel_size, index > 0)
+            for index in range(blocks)
+        )
+
+    def forward(self, maps: Tensor) -> Tensor:
+        maps = self.downsample(maps)
+        for block in self.blocks:
+            maps = block(maps)
+        return maps
+
+
+class HGNetv2(nn.Module):
+    """HGNetV2.
+
+    Args:
+        size: "L", "X" or "H".
+        out_strides, freeze_at, freeze_norm, pretrained: as in `PResNet`.
+    """
+
+    def __init__(
+        self, *, size: str, out_strides: list[int], freeze_at: int, freeze_norm: bool, pretrained: bool | str
+    ) -> None:
+        super().__init__()
+        if size not in SIZES:
+            raise ValueError(f"model.backbone.size is {size!r}; use one of {', '.join(SIZES)}")
+        if not out_strides or not set(out_strides) <= set(STRIDES):
+            raise ValueError(f"model.backbone.out_strides is {out_strides}; choose some of {list(STRIDES)}")
+        (middle, channels), stages = SIZES[size]
+        self.out_strides = sorted(out_strides)
+        self.stem = Stem(middle, channels)
+        self.stages = nn.ModuleList()
+        for index, stage in enumerate(stages[: STRIDES.index(self.out_strides[-1]) + 1]):
+            self.stages.append(Stage(channels, *stage, shrink=index > 0))
+            channels = stage[1]
+        self.out_channels = [stages[STRIDES.index(stride)][1] for stride in self.out_strides]
+        self.pixel_mean, self.pixel_std = [0.0, 0.0, 0.0], [1.0, 1.0, 1.0]
+        self.gradient_checkpointing = False
+        self._initialise()
+        for part in [self.stem, *self.stages[:freeze_at]] if freeze_at >= 0 else []:
+            part.requires_grad_(False)
+        if freeze_norm:
+            freeze_batch_norms(self)
+        if pretrained:
+            load_pretrained(self, pretrained, PRETRAINED.format(size), to_our_names)
+
+    def _initialise(self) -> None:
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight)
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        """Images `[B, 3, H, W]` -> a map `[B, C, H / stride, W / stride]` for each of `out_strides`."""
+        maps = self.stem(images)
+        outputs = []
+        for stride, stage in zip(STRIDES, self.stages):
+            maps = checkpointed(stage, maps) if self.gradient_checkpointing and self.training else stage(maps)
+            if stride in self.out_strides:
+                outputs.append(maps)
+        return outputs
+
+    def set_gradient_checkpointing(self, enabled: bool) -> None:
+        """Recompute the activations of each stage instead of keeping them."""
+        self.gradient_checkpointing = enabled

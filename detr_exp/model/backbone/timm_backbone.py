@@ -1,0 +1,88 @@
+"""Any backbone of timm that gives maps of the wanted strides."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import timm
+import torch
+from timm.utils.model import freeze_batch_norm_2d
+from torch import Tensor, nn
+
+
+class TimmBackbone(nn.Module):
+    """A timm network cut to its feature maps, which are chosen by stride: their places differ from family to family.
+
+    Args:
+        name: as in `timm.list_models()`.
+        out_strides: of the maps returned.
+        freeze_norm: replace batch norms by constants.
+        pretrained: true lets timm download its weights, a path reads them from a file, false starts from random ones.
+        options: further arguments of `timm.create_model`, such as `{img_size: 640}` or `{drop_path_rate: 0.1}`.
+    """
+
+    def __init__(
+        self,
+        *,
+        name: str,
+        out_strides: list[int],
+        freeze_norm: bool,
+        pretrained: bool | str,
+        options: dict[str, Any],
+    ) -> None:
+        super().__init__()
+        with torch.device("meta"):
+            strides = _create(name, options).feature_info.reduction()
+        if not out_strides or not set(out_strides) <= set(strides):
+            raise ValueError(
+                f"model.backbone.out_strides is {out_strides} but {name} has maps of strides {sorted(set(strides))}; "
+                "choose some of these, or a network with a pyramid, e.g. model.backbone.name=resnet50"
+            )
+        self.out_strides = sorted(out_strides)
+        indices = [strides.index(stride) for stride in self.out_strides]
+        self.body = _create(name, options, pretrained, out_indices=indices)
+        self.out_channels = self.body.feature_info.channels()
+        self.channels_last = str(getattr(self.body, "output_fmt", "NCHW")).endswith("NHWC")
+        config = self.body.pretrained_cfg
+        self.pixel_mean, self.pixel_std = list(config["mean"]), list(config["std"])
+        if freeze_norm:
+            # timm's own: its norms can contain the activation, which a plain exchange would lose.
+            freeze_batch_norm_2d(self.body)
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        """Images `[B, 3, H, W]` -> a map `[B, C, H / stride, W / stride]` for each of `out_strides`."""
+        maps = self.body(images)
+        return [level.permute(0, 3, 1, 2) for level in maps] if self.channels_last else list(maps)
+
+    def set_gradient_checkpointing(self, enabled: bool) -> None:
+        """Recompute activations instead of keeping them, as far as timm does so for this network."""
+        self.body.set_grad_checkpointing(enabled)
+
+
+def _create(
+    name: str, options: dict[str, Any], pretrained: bool | str = False, out_indices: list[int] | None = None
+) -> Any:
+    if not timm.is_model(name):
+        near = timm.list_models(f"*{name.split('_')[0]}*")[:5]
+        raise ValueError(
+            f"timm {timm.__version__} has no network {name!r}; set model.backbone.name to one of timm.list_models()"
+            + (f", e.g. {', '.join(near)}" if near else "")
+        )
+    arguments: dict[str, Any] = {"pretrained": bool(pretrained), "features_only": True, **options}
+    if isinstance(pretrained, str):
+        arguments["pretrained_cfg_overlay"] = {"file": pretrained}
+    if out_indices is not None:
+        arguments["out_indices"] = out_indices
+    try:
+        return timm.create_model(name, **arguments)
+    except TypeError as error:
+        raise ValueError(f"timm cannot make {name} with {options} ({error}); change model.backbone.options") from error
+    except Exception as error:  # every way a download can fail is another exception
+        if not pretrained:
+            raise ValueError(
+                f"timm cannot make maps with {name} ({error}); choose another model.backbone.name"
+            ) from error
+        raise ValueError(
+            f"weights of {name} could not be loaded ({error}); download them and set model.backbone.pretrained=<file>, "
+            "or start without: model.backbone.pretrained=false"
+        ) from error

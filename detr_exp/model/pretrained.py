@@ -1,0 +1,199 @@
+"""Weights from a file into a network: whose names they have, what fits, and what has to start anew.
+
+Files are read without executing anything in them.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from detr_exp.model import pretrained_rfdetr, pretrained_rtdetr
+
+logger = logging.getLogger(__name__)
+
+State = dict[str, Tensor]
+
+# In a folder, the first of these that exists is meant.
+_IN_FOLDER = ("checkpoint_best_total.pth", "model.safetensors", "pytorch_model.bin")
+
+
+class Weights(NamedTuple):
+    """What a file holds.
+
+    Attributes:
+        state: tensors, in our names unless they are RF-DETR's, which take the network to translate.
+        origin: whose file it is, in words.
+        classes: class names in the order of the logits, or None where the file does not say.
+    """
+
+    state: State
+    origin: str
+    classes: list[str] | None
+
+
+def load_weights(network: nn.Module, path: str | Path, classes: list[str] | None = None) -> None:
+    """Load a file of ours, of the official RT-DETR, RT-DETRv2 or RF-DETR code or of Hugging Face into `network`.
+
+    Class by class, what the network knows about a name the file knows too is carried over. Without names on both sides
+    the classes are taken to be the same if there are equally many. All other class-dependent tensors keep their initial
+    values; the log says which.
+
+    Args:
+        classes: names of the network's classes, in the order of its logits.
+
+    Raises:
+        ValueError: when the file cannot be read, or anything that does not depend on the classes does not fit.
+    """
+    weights = read_weights(path)
+    if pretrained_rfdetr.is_rfdetr(weights.state):
+        network.load_state_dict(pretrained_rfdetr.from_rfdetr(weights.state, network))
+        return
+    state = _fitted(weights, network, classes, path)
+    network.load_state_dict(state, strict=False)
+    logger.info("weights: %d tensors from %s (%s)", len(state), path, weights.origin)
+
+
+def read_weights(path: str | Path) -> Weights:
+    """The weights in a file (or folder), averaged ones where there are two kinds.
+
+    Raises:
+        ValueError: when there is no such file, or nothing in it is known.
+    """
+    path = _file(Path(path).expanduser())
+    content = _content(path)
+    if pretrained_rfdetr.rfdetr_state(content) is not None:
+        return Weights(pretrained_rfdetr.rfdetr_state(content) or {}, "RF-DETR", None)
+    if "format" in content and "model" in content:
+        average = (content.get("ema") or {}).get("average", {})
+        return Weights(content["model"] | average, "detr_exp", content.get("classes"))
+    state = (content.get("ema") or {}).get("module") or content.get("model") or content
+    state = {name.removeprefix("module."): tensor for name, tensor in state.items() if isinstance(tensor, Tensor)}
+    if pretrained_rtdetr.is_official(state):
+        return Weights(pretrained_rtdetr.from_official(state), "official RT-DETR", None)
+    if pretrained_rtdetr.is_huggingface(state):
+        return Weights(pretrained_rtdetr.from_huggingface(state), "Hugging Face RT-DETR", _names_beside(path))
+    raise ValueError(
+        f"model.weights={path} holds none of the known kinds of weights (ours, official RT-DETR or RF-DETR, Hugging "
+        f"Face RT-DETR); it begins with {', '.join(list(map(str, content))[:3]) or 'nothing'}"
+    )
+
+
+def _file(path: Path) -> Path:
+    if path.is_dir():
+        found = [path / name for name in _IN_FOLDER if (path / name).is_file()]
+        if not found:
+            raise ValueError(f"model.weights={path} is a folder without {' or '.join(_IN_FOLDER)}; name the file")
+        return found[0]
+    if not path.is_file():
+        raise ValueError(f"model.weights={path} is not a file; give the path of a checkpoint, or model.weights=null")
+    return path
+
+
+def _content(path: Path) -> dict[str, Any]:
+    if path.suffix == ".safetensors":
+        from safetensors.torch import load_file
+
+        return dict(load_file(path))
+    try:
+        with torch.serialization.safe_globals([*pretrained_rfdetr.SAFE_GLOBALS]):
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises many kinds; every one means "not a file of plain tensors"
+        reason = str(error).splitlines()[0][:200]
+        raise ValueError(
+            f"model.weights={path} is damaged or holds more than tensors and plain values, and was not opened "
+            f"({reason}); give a file of weights only, e.g. a .safetensors"
+        ) from error
+    if not isinstance(content, dict):
+        raise ValueError(f"model.weights={path} holds a {type(content).__name__}, not named tensors; give a checkpoint")
+    return content
+
+
+def _names_beside(path: Path) -> list[str] | None:
+    """Class names from the `config.json` that Hugging Face keeps beside the weights."""
+    config = path.with_name("config.json")
+    if not config.is_file():
+        return None
+    names = json.loads(config.read_text(encoding="utf-8")).get("id2label") or {}
+    return [names[key] for key in sorted(names, key=int)] or None
+
+
+def _fitted(weights: Weights, network: Any, classes: list[str] | None, path: str | Path) -> State:
+    """The tensors for the network: all that do not depend on the classes, and of the others what can be carried over.
+
+    Raises:
+        ValueError: listing the keys that are missing, superfluous or of another shape.
+    """
+    own = network.state_dict()
+    # Counters that frozen norms lack on one side, and denoising where it is switched off, are no misfit.
+    state = {
+        name: tensor
+        for name, tensor in weights.state.items()
+        if name in own or not name.endswith((".num_batches_tracked", ".denoising_class_embed.weight"))
+    }
+    by_class = network.class_tensors()
+    _refuse_misfits(state, own, by_class, path)
+    shared = _shared_classes(weights.classes, classes)
+    anew = []
+    for name, axis in by_class.items():
+        if name in state and shared is not None:
+            state[name] = _with_rows(own[name], state[name], axis, shared, len(classes or []))
+        elif name not in state or state[name].shape != own[name].shape:
+            state.pop(name, None)
+            anew.append(name)
+    if shared is not None and (new := sorted(set(classes or []) - {(classes or [])[mine] for mine, _ in shared})):
+        logger.info("classes that %s does not know start anew: %s", path, ", ".join(new))
+    if anew:
+        logger.info("tensors that depend on the classes and start anew: %s", ", ".join(anew))
+    return state
+
+
+def _refuse_misfits(state: State, own: State, by_class: dict[str, int], path: str | Path) -> None:
+    def fits(name: str) -> bool:
+        ours, theirs = list(own[name].shape), list(state[name].shape)
+        if name in by_class and len(ours) == len(theirs):
+            ours[by_class[name]] = theirs[by_class[name]]
+        return ours == theirs
+
+    missing = [n for n in own if n not in state and n not in by_class and not n.endswith(".num_batches_tracked")]
+    misfits = {
+        "not in the file": missing,
+        "not in the network": [name for name in state if name not in own],
+        "of another shape": [name for name in state if name in own and not fits(name)],
+    }
+    if any(misfits.values()):
+        listed = "; ".join(f"{len(names)} {what}: {_some(names)}" for what, names in misfits.items() if names)
+        raise ValueError(
+            f"model.weights={path} does not fit the network ({listed}); choose the model, model/backbone and sizes the "
+            "file was made with, or model.weights=null"
+        )
+
+
+def _some(names: list[str], limit: int = 8) -> str:
+    return ", ".join(sorted(names)[:limit]) + (", ..." if len(names) > limit else "")
+
+
+def _shared_classes(theirs: list[str] | None, ours: list[str] | None) -> list[tuple[int, int]] | None:
+    """(our index, their index) of every class both know, or None where one side has no names."""
+    if theirs is None or ours is None:
+        return None
+    known = {name.casefold(): index for index, name in enumerate(theirs)}
+    return [(index, known[name.casefold()]) for index, name in enumerate(ours) if name.casefold() in known]
+
+
+def _with_rows(own: Tensor, theirs: Tensor, axis: int, shared: list[tuple[int, int]], num_classes: int) -> Tensor:
+    """`own` with the rows of shared classes, and the row after the last class (background, padding), of `theirs`."""
+    mine, yours = (list(indices) for indices in zip(*shared)) if shared else ([], [])
+    filled = own.clone()
+    if own.shape[axis] > num_classes:
+        mine, yours = [*mine, own.shape[axis] - 1], [*yours, theirs.shape[axis] - 1]
+    return filled.index_copy(
+        axis,
+        torch.tensor(mine, dtype=torch.long),
+        theirs.index_select(axis, torch.tensor(yours, dtype=torch.long)).to(own.dtype),
+    )

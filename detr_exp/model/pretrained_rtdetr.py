@@ -1,0 +1,227 @@
+"""RT-DETR and RT-DETRv2 weights in the names of their authors and of Hugging Face, and back.
+
+All functions are renamings of state dicts: tensors are passed on, split or joined, never changed. "Official" is the
+PyTorch code of RT-DETRv2 and, with a few older spellings, of RT-DETR; both differ from our names in little. The Hugging
+Face names are those of transformers 5 (`RTDetrV2ForObjectDetection`), and of files which version 4 has written.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from detr_exp.model.backbone import hgnetv2
+from detr_exp.model.layer.query_selection import anchor_logits
+
+State = dict[str, Tensor]
+
+# Constants that the official code keeps in its files; they follow from the configuration.
+_DERIVED = re.compile(r"(^decoder\.(anchors|valid_mask)|\.(n|num)_points_scale|^encoder\.pos_embed\d+)$")
+
+_HGNET = ("backbone.stem.", "backbone.stages.")
+
+# Ours and theirs; {} is a number, and what follows a name stays as it is.
+_OFFICIAL = [("decoder.layers.{}", "decoder.decoder.layers.{}")]
+_OFFICIAL_V1 = [
+    ("encoder.input_proj.{}.conv", "encoder.input_proj.{}.0"),
+    ("encoder.input_proj.{}.norm", "encoder.input_proj.{}.1"),
+    ("decoder.enc_output.proj", "decoder.enc_output.0"),
+    ("decoder.enc_output.norm", "decoder.enc_output.1"),
+]
+_STEM = "model.backbone.model.embedder.embedder"
+_STAGES = "model.backbone.model.encoder.stages"
+_HUGGING_FACE = [
+    *(
+        (f"backbone.conv1.conv1_{n + 1}.{ours}", f"{_STEM}.{n}.{theirs}")
+        for n in range(3)
+        for ours, theirs in (("conv", "convolution"), ("norm", "normalization"))
+    ),
+    *(
+        (
+            f"backbone.res_layers.{{}}.blocks.{{}}.branch2{letter}.{ours}",
+            f"{_STAGES}.{{}}.layers.{{}}.layer.{n}.{theirs}",
+        )
+        for n, letter in enumerate("abc")
+        for ours, theirs in (("conv", "convolution"), ("norm", "normalization"))
+    ),
+    ("backbone.res_layers.{}.blocks.0.short.conv.conv", _STAGES + ".{}.layers.0.shortcut.1.convolution"),
+    ("backbone.res_layers.{}.blocks.0.short.conv.norm", _STAGES + ".{}.layers.0.shortcut.1.normalization"),
+    ("backbone.res_layers.{}.blocks.0.short.conv", _STAGES + ".{}.layers.0.shortcut.convolution"),
+    ("backbone.res_layers.{}.blocks.0.short.norm", _STAGES + ".{}.layers.0.shortcut.normalization"),
+    ("encoder.input_proj.{}.conv", "model.encoder_input_proj.{}.0"),
+    ("encoder.input_proj.{}.norm", "model.encoder_input_proj.{}.1"),
+    *(
+        (f"encoder.encoder.{{}}.layers.{{}}.{ours}", f"model.encoder.aifi.{{}}.layers.{{}}.{theirs}")
+        for ours, theirs in (
+            ("self_attn.out_proj", "self_attn.o_proj"),
+            ("self_attn", "self_attn"),
+            ("linear1", "mlp.fc1"),
+            ("linear2", "mlp.fc2"),
+            ("norm1", "self_attn_layer_norm"),
+            ("norm2", "final_layer_norm"),
+        )
+    ),
+    *(
+        (f"encoder.{part}", f"model.encoder.{part}")
+        for part in ("lateral_convs", "fpn_blocks", "downsample_convs", "pan_blocks")
+    ),
+    ("decoder.input_proj.{}.conv", "model.decoder_input_proj.{}.0"),
+    ("decoder.input_proj.{}.norm", "model.decoder_input_proj.{}.1"),
+    *(
+        (f"decoder.layers.{{}}.{ours}", f"model.decoder.layers.{{}}.{theirs}")
+        for ours, theirs in (
+            ("self_attn.out_proj", "self_attn.o_proj"),
+            ("self_attn", "self_attn"),
+            ("cross_attn", "encoder_attn"),
+            ("linear1", "mlp.fc1"),
+            ("linear2", "mlp.fc2"),
+            ("norm1", "self_attn_layer_norm"),
+            ("norm2", "encoder_attn_layer_norm"),
+            ("norm3", "final_layer_norm"),
+        )
+    ),
+    ("decoder.enc_output.proj", "model.enc_output.0"),
+    ("decoder.enc_output.norm", "model.enc_output.1"),
+    ("decoder.denoising_class_embed", "model.denoising_class_embed"),
+    ("decoder.enc_score_head", "model.enc_score_head"),
+    ("decoder.enc_bbox_head", "model.enc_bbox_head"),
+    ("decoder.tgt_embed", "model.weight_embedding"),
+    ("decoder.query_pos_head", "model.decoder.query_pos_head"),
+    ("decoder.dec_score_head", "model.decoder.class_embed"),
+    ("decoder.dec_bbox_head", "model.decoder.bbox_embed"),
+]
+# What version 4 of transformers wrote; (new, old).
+_HUGGING_FACE_V4 = [
+    ("model.encoder.aifi.{}.layers.{}.mlp.fc1", "model.encoder.encoder.{}.layers.{}.fc1"),
+    ("model.encoder.aifi.{}.layers.{}.mlp.fc2", "model.encoder.encoder.{}.layers.{}.fc2"),
+    ("model.encoder.aifi.{}.layers.{}.self_attn.o_proj", "model.encoder.encoder.{}.layers.{}.self_attn.out_proj"),
+    ("model.encoder.aifi.{}", "model.encoder.encoder.{}"),
+    ("model.decoder.layers.{}.mlp.fc1", "model.decoder.layers.{}.fc1"),
+    ("model.decoder.layers.{}.mlp.fc2", "model.decoder.layers.{}.fc2"),
+    ("model.decoder.layers.{}.self_attn.o_proj", "model.decoder.layers.{}.self_attn.out_proj"),
+]
+
+
+def is_official(state: State) -> bool:
+    """Whether these are weights in the names of the official code, of either version."""
+    return any(name.startswith("decoder.decoder.layers.") for name in state)
+
+
+def from_official(state: State) -> State:
+    """Official names -> ours."""
+    kept = {name: tensor for name, tensor in state.items() if not _DERIVED.search(name)}
+    kept = {hgnetv2.to_our_names(n) if n.startswith(_HGNET) else n: tensor for n, tensor in kept.items()}
+    return _renamed(_renamed(kept, _swapped(_OFFICIAL_V1)), _swapped(_OFFICIAL))
+
+
+def to_official(
+    state: State, *, num_points: list[int], spatial_shapes: list[tuple[int, int]], version: int = 2
+) -> State:
+    """Our names -> official ones, with the constants that such files hold.
+
+    Args:
+        num_points: of each level.
+        spatial_shapes: of each level, at the size the network is evaluated with.
+        version: 1 for RT-DETR, whose files hold no constants.
+    """
+    renamed = _renamed(state, _OFFICIAL)
+    renamed = {hgnetv2.to_official_names(n) if n.startswith(_HGNET) else n: tensor for n, tensor in renamed.items()}
+    if version == 1:
+        return _renamed(renamed, _OFFICIAL_V1)
+    anchors, valid = anchor_logits(spatial_shapes, torch.float32, torch.device("cpu"))
+    constants = {
+        "decoder.anchors": torch.where(valid, anchors, torch.inf)[None],
+        "decoder.valid_mask": valid[None],
+    }
+    scales = _points_scales(state, num_points, "decoder.decoder.layers.{}.cross_attn.num_points_scale")
+    return renamed | constants | scales
+
+
+def is_huggingface(state: State) -> bool:
+    """Whether these are weights in the names of transformers."""
+    return any(name.startswith("model.decoder.layers.") for name in state)
+
+
+def from_huggingface(state: State) -> State:
+    """Names of transformers, in either spelling -> ours."""
+    current = _renamed(state, _swapped(_HUGGING_FACE_V4))
+    plain = {}
+    for name, tensor in current.items():
+        if _DERIVED.search(name):
+            continue
+        # Heads appear under a second name at the top; it is the only one where a file keeps no duplicates.
+        name = re.sub(r"^(class_embed|bbox_embed)\.", r"model.decoder.\1.", name)
+        plain[name] = tensor
+    return _joined(_renamed(plain, _swapped(_HUGGING_FACE)))
+
+
+def to_huggingface(state: State, *, num_points: list[int]) -> State:
+    """Our names -> those of transformers 5, as `save_pretrained` would name them."""
+    renamed = _renamed(_split(state), _HUGGING_FACE)
+    return renamed | _points_scales(state, num_points, "model.decoder.layers.{}.encoder_attn.n_points_scale")
+
+
+def without_layers_beyond(state: State, last: int) -> State:
+    """Without the decoder layers and heads after layer `last`, for code that cannot stop early."""
+
+    def beyond(name: str) -> bool:
+        match = re.match(r"decoder\.(?:layers|dec_score_head|dec_bbox_head)\.(\d+)\.", name)
+        return match is not None and int(match[1]) > last
+
+    return {name: tensor for name, tensor in state.items() if not beyond(name)}
+
+
+def _points_scales(state: State, num_points: list[int], name: str) -> State:
+    scale = torch.tensor([1 / count for count in num_points for _ in range(count)])
+    layers = {int(match[1]) for key in state if (match := re.match(r"decoder\.layers\.(\d+)\.", key))}
+    return {name.format(layer): scale.clone() for layer in sorted(layers)}
+
+
+def _swapped(pairs: Iterable[tuple[str, str]]) -> list[tuple[str, str]]:
+    return [(theirs, ours) for ours, theirs in pairs]
+
+
+def _renamed(state: dict[str, Any], pairs: Iterable[tuple[str, str]]) -> dict[str, Any]:
+    """Replace the beginning of each name by the first pair whose left side it is; other names stay."""
+    rules = [(re.compile(re.escape(old).replace(r"\{\}", r"(\d+)") + r"(?=\.|$)"), new) for old, new in pairs]
+
+    def rename(name: str) -> str:
+        for pattern, new in rules:
+            if match := pattern.match(name):
+                return new.format(*match.groups()) + name[match.end() :]
+        return name
+
+    return {rename(name): tensor for name, tensor in state.items()}
+
+
+_PACKED = re.compile(r"(.*\.self_attn)\.in_proj_(weight|bias)$")
+_UNPACKED = re.compile(r"(.*\.self_attn)\.([qkv])_proj\.(weight|bias)$")
+
+
+def _split(state: State) -> State:
+    """Packed input projections -> query, key and value projections."""
+    split = {}
+    for name, tensor in state.items():
+        if match := _PACKED.match(name):
+            for letter, part in zip("qkv", tensor.chunk(3)):
+                split[f"{match[1]}.{letter}_proj.{match[2]}"] = part.clone()
+        else:
+            split[name] = tensor
+    return split
+
+
+def _joined(state: State) -> State:
+    """Query, key and value projections -> packed input projections."""
+    joined = {}
+    for name, tensor in state.items():
+        match = _UNPACKED.match(name)
+        if match is None:
+            joined[name] = tensor
+        elif match[2] == "q":
+            parts = [state[f"{match[1]}.{letter}_proj.{match[3]}"] for letter in "qkv"]
+            joined[f"{match[1]}.in_proj_{match[3]}"] = torch.cat(parts)
+    return joined
