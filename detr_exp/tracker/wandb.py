@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import os
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +13,16 @@ NOT_METRICS = ("step", "time/unix")
 
 
 class WandbView:
-    """Sends a run to Weights & Biases, or into `<run folder>/wandb` with `WANDB_MODE=offline`."""
+    """Sends a run to Weights & Biases, or writes it into `<run folder>/wandb` with `WANDB_MODE=offline` or no key."""
 
     def open(self, folder: Path, record: RunRecord) -> None:
         import wandb
 
+        offline = "WANDB_MODE" not in os.environ and not wandb.login(prompt=False)
+        if offline:  # it would ask for a key on the terminal
+            logging.getLogger("detr_exp.tracker").warning(
+                "Weights & Biases has no key (wandb login); the run is kept in %s, for `wandb sync`", folder / "wandb"
+            )
         self.run = wandb.init(
             project=record.project,
             name=record.name,
@@ -24,6 +31,8 @@ class WandbView:
             config=record.params,
             tags=[f"{key}={value}"[:64] for key, value in record.tags.items() if key in ("model", "loss", "data")],
             resume="allow",
+            mode="offline" if offline else None,
+            settings=wandb.Settings(console="off", silent=True),
         )
         self.held = self.run.step  # it refuses steps before its own
 

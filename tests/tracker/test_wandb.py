@@ -28,7 +28,9 @@ class FakeRun:
 
 @pytest.fixture
 def wandb(monkeypatch):
-    fake = SimpleNamespace(run=FakeRun(), Image=lambda path, caption: (path, caption))
+    fake = SimpleNamespace(run=FakeRun(), Image=lambda path, caption: (path, caption), Settings=dict)
+    fake.login = lambda prompt: True
+    monkeypatch.delenv("WANDB_MODE", raising=False)
 
     def init(**settings):
         fake.settings = settings
@@ -52,6 +54,7 @@ def test_a_run_is_sent(tmp_path, wandb):
     assert wandb.settings["id"] == tracker.record.id
     assert wandb.settings["config"] == {"seed": "0"}
     assert wandb.settings["tags"] == ["model=rfdetr"]
+    assert wandb.settings["mode"] is None
     assert wandb.run.logged == [
         ({"train/loss": 2.0}, 1),
         ({"val/mAP": 0.5}, 2),
@@ -69,3 +72,12 @@ def test_a_resumed_run_sends_no_step_again(tmp_path, wandb):
         tracker.log(step, {"a": 1.0})
     tracker.finish()
     assert [step for _, step in wandb.run.logged] == [3, 4]
+
+
+def test_without_a_key_nobody_is_asked_for_one(tmp_path, wandb, caplog):
+    wandb.login = lambda prompt: False
+    tracker = Tracker(tracking_uri=None, project="blood", run=None, tensorboard=False, wandb=True)
+    tracker.start(run_dir=tmp_path, config={})
+    tracker.finish()
+    assert wandb.settings["mode"] == "offline"
+    assert "wandb login" in caplog.text
