@@ -103,7 +103,7 @@ class Follower:
         self.thread = threading.Thread(target=self._run, name="tracker", daemon=True)
 
     def start(self) -> None:
-        if not self.thread.is_alive():
+        if self.thread.ident is None:
             self.thread.start()
 
     def close(self, patience: float) -> list[Tail]:

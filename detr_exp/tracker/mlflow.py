@@ -81,10 +81,12 @@ class MlflowView:
     def image(self, path: Path, name: str, step: int) -> None:
         from PIL import Image
 
-        if f"{name}+step+{step}+" in self.images:
+        stored_as = f"{name}+step+{step}+"
+        if stored_as in self.images:
             return
         with Image.open(path) as picture:
             self.client.log_image(self.run_id, picture, key=name, step=step)
+        self.images.add(stored_as)
 
     def close(self, record: RunRecord) -> None:
         self.client.set_tag(self.run_id, "status", record.status)

@@ -2,6 +2,7 @@
 
 import json
 import multiprocessing
+import sqlite3
 import threading
 import time
 from http.server import BaseHTTPRequestHandler, HTTPServer
@@ -115,6 +116,25 @@ def test_a_refusing_server_costs_nothing_and_the_run_can_be_sent_later(tmp_path,
     assert history(client, run, "val/mAP") == [(1, 0.5)]
     assert run.info.status == "FINISHED"
     assert sync([f"run={tmp_path / 'sub'}"]) == sync(["nonsense"]) == 2
+
+
+def test_a_locked_store_delays_nothing_and_loses_nothing(tmp_path, store):
+    tracker = start(tmp_path, store)
+    tracker.follower.interval = 0.05
+    tracker.log(0, {"a": 0.0})
+    while not (tmp_path / "mlflow.json").exists():
+        time.sleep(0.01)
+    lock = sqlite3.connect(store.removeprefix("sqlite:///"), isolation_level=None)
+    lock.execute("BEGIN EXCLUSIVE")
+    begin = time.perf_counter()
+    for step in range(1, 200):
+        tracker.log(step, {"a": float(step)})
+    assert time.perf_counter() - begin < 1.0
+    time.sleep(0.5)  # the thread meets the lock
+    lock.execute("ROLLBACK")
+    tracker.finish()
+    client, run = stored(store, tmp_path)
+    assert history(client, run, "a") == [(step, float(step)) for step in range(200)]
 
 
 @pytest.mark.slow
