@@ -25,11 +25,12 @@ def checkpointed(module: nn.Module, *inputs: Tensor | None) -> Tensor:
 @contextmanager
 def _statistics_untouched(module: nn.Module) -> Iterator[None]:
     """The second forward pass over the same batch must not count into the running statistics again."""
-    norms = [part for part in module.modules() if isinstance(part, _BatchNorm) and part.track_running_stats]
+    norms = [part for part in module.modules() if isinstance(part, _BatchNorm)]
+    kept = [(norm.momentum, norm.num_batches_tracked) for norm in norms]
     for norm in norms:
-        norm.track_running_stats = False
+        norm.momentum, norm.num_batches_tracked = 0.0, None
     try:
         yield
     finally:
-        for norm in norms:
-            norm.track_running_stats = True
+        for norm, (momentum, count) in zip(norms, kept):
+            norm.momentum, norm.num_batches_tracked = momentum, count

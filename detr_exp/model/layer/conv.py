@@ -38,7 +38,7 @@ def freeze_batch_norms(module: nn.Module) -> None:
     """Replace every batch norm below `module` by a frozen one with the same values."""
     for name, child in module.named_children():
         if isinstance(child, nn.BatchNorm2d):
-            frozen = FrozenBatchNorm2d(child.num_features, child.eps).to(child.weight.device)
+            frozen = FrozenBatchNorm2d(child.num_features, child.eps).to(child.weight)
             frozen.load_state_dict({key: child.state_dict()[key] for key in frozen.state_dict()})
             setattr(module, name, frozen)
         else:

@@ -1,0 +1,99 @@
+"""ResNet-vd against timm's ResNet-d, and its options."""
+
+import pytest
+import timm
+import torch
+from torch import nn
+
+from detr_exp.model.backbone.presnet import PResNet
+
+TINY = {"depth": 18, "out_strides": [8, 16, 32], "widths": [8, 8, 16, 16], "blocks": [1, 1, 1, 1]}
+OPEN = {"freeze_at": -1, "freeze_norm": False, "pretrained": False}
+
+
+def timm_name(name: str) -> str:
+    """A parameter of ours in timm's ResNet-d."""
+    stem = {"1": ("0", "1"), "2": ("3", "4")}
+    parts = name.split(".")
+    if parts[0] == "conv1":
+        number, kind = parts[1][-1], parts[2] == "norm"
+        place = ("bn1" if kind else "conv1.6") if number == "3" else f"conv1.{stem[number][kind]}"
+        return f"{place}.{parts[-1]}"
+    where = f"layer{int(parts[1]) + 1}.{parts[3]}"
+    kind = parts[-2] == "norm"
+    if parts[4] == "short":
+        return f"{where}.downsample.{1 + kind}.{parts[-1]}"
+    return f"{where}.{'bn' if kind else 'conv'}{'abc'.index(parts[4][-1]) + 1}.{parts[-1]}"
+
+
+def test_depth_50_is_timms_resnet50d():
+    ours = PResNet(depth=50, out_strides=[4, 8, 16, 32], widths=[64, 128, 256, 512], blocks=None, **OPEN)
+    theirs = timm.create_model("resnet50d", features_only=True, out_indices=[1, 2, 3, 4])
+    ours.load_state_dict({name: theirs.state_dict()[timm_name(name)] for name in ours.state_dict()})
+    assert set(map(timm_name, ours.state_dict())) == set(theirs.state_dict())
+    images = torch.rand(1, 3, 64, 96)
+    for a, b in zip(ours.eval()(images), theirs.eval()(images)):
+        torch.testing.assert_close(a, b, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("strides", [[8, 16, 32], [16], [4, 8]])
+def test_maps_are_chosen_by_stride_and_later_stages_are_not_built(strides):
+    backbone = PResNet(**TINY | {"out_strides": strides}, **OPEN)
+    maps = backbone(torch.rand(1, 3, 64, 128))
+    assert backbone.out_strides == strides
+    assert [level.shape[1] for level in maps] == backbone.out_channels
+    assert [(64 // level.shape[2], 128 // level.shape[3]) for level in maps] == [(stride, stride) for stride in strides]
+    sum(level.sum() for level in maps).backward()
+    assert all(parameter.grad is not None for parameter in backbone.parameters())
+
+
+def test_odd_sizes_round_up():
+    assert [m.shape[-1] for m in PResNet(**TINY, **OPEN)(torch.rand(2, 3, 64, 255))] == [32, 16, 8]
+
+
+@pytest.mark.parametrize(
+    ("freeze_at", "frozen"), [(-1, []), (0, ["conv1"]), (2, ["conv1", "res_layers.0", "res_layers.1"])]
+)
+def test_what_is_frozen(freeze_at, frozen):
+    backbone = PResNet(**TINY, **OPEN | {"freeze_at": freeze_at})
+    for name, parameter in backbone.named_parameters():
+        assert parameter.requires_grad != name.startswith(tuple(frozen)), name
+
+
+def test_frozen_norms_are_no_parameters():
+    backbone = PResNet(**TINY, **OPEN | {"freeze_norm": True})
+    assert not [name for name, _ in backbone.named_parameters() if "norm" in name]
+    assert not [module for module in backbone.modules() if isinstance(module, nn.BatchNorm2d)]
+
+
+def test_pretrained_weights_from_a_file(tmp_path, randomise):
+    torch.manual_seed(0)
+    source = randomise(PResNet(**TINY, **OPEN))
+    torch.save(source.state_dict() | {"fc.weight": torch.zeros(3)}, tmp_path / "weights.pth")
+    loaded = PResNet(**TINY, **OPEN | {"pretrained": str(tmp_path / "weights.pth"), "freeze_norm": True})
+    images = torch.rand(1, 3, 64, 64)
+    for a, b in zip(loaded(images), source.eval()(images)):
+        torch.testing.assert_close(a, b)
+
+
+def test_pretrained_weights_that_do_not_fit_or_exist(tmp_path, monkeypatch):
+    with pytest.raises(ValueError, match=r"pretrained names /no/where.*or false"):
+        PResNet(**TINY, **OPEN | {"pretrained": "/no/where"})
+    torch.save({"conv1.conv1_1.conv.weight": torch.zeros(1)}, tmp_path / "weights.pth")
+    with pytest.raises(ValueError, match=r"lacks .* and 50 more|lacks .*more and has another shape for conv1\.conv1_1"):
+        PResNet(**TINY, **OPEN | {"pretrained": str(tmp_path / "weights.pth")})
+
+    def no_network(url, **_):
+        raise OSError("no network")
+
+    monkeypatch.setattr("detr_exp.model.backbone.weights.load_state_dict_from_url", no_network)
+    with pytest.raises(ValueError, match=r"could not be downloaded \(no network\); put the file at .*ResNet18_vd"):
+        PResNet(**TINY, **OPEN | {"pretrained": True})
+
+
+@pytest.mark.parametrize(
+    ("change", "message"), [({"depth": 19}, "depth is 19; .*18, 34"), ({"out_strides": [8, 64]}, r"\[8, 64\].*\[4, 8")]
+)
+def test_mistakes(change, message):
+    with pytest.raises(ValueError, match=message):
+        PResNet(**TINY | change, **OPEN)

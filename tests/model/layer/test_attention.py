@@ -1,0 +1,28 @@
+"""Self-attention against torch's own."""
+
+import pytest
+import torch
+from torch import nn
+
+from detr_exp.model.layer.attention import SelfAttention
+
+
+def test_equals_torchs_multi_head_attention():
+    torch.manual_seed(0)
+    ours, theirs = SelfAttention(8, 2).double(), nn.MultiheadAttention(8, 2, batch_first=True).double()
+    theirs.load_state_dict(ours.state_dict())
+    nn.init.normal_(ours.in_proj_bias)
+    theirs.in_proj_bias.data.copy_(ours.in_proj_bias)
+    tokens, position = torch.randn(2, 5, 8).double(), torch.randn(5, 8).double()
+    allowed = torch.rand(5, 5) < 0.6
+    allowed |= torch.eye(5, dtype=torch.bool)
+    placed = tokens + position
+    expected, _ = theirs(placed, placed, tokens, attn_mask=~allowed)
+    torch.testing.assert_close(ours(tokens, position, allowed), expected, rtol=0, atol=1e-12)
+    expected, _ = theirs(tokens, tokens, tokens)
+    torch.testing.assert_close(ours(tokens), expected, rtol=0, atol=1e-12)
+
+
+def test_heads_must_divide_the_channels():
+    with pytest.raises(ValueError, match=r"8 channels.*3 heads.*model\.num_heads"):
+        SelfAttention(8, 3)

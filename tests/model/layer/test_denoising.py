@@ -1,0 +1,120 @@
+"""Denoising queries: against transformers' with the same seed, and what must hold for any draw."""
+
+import pytest
+import torch
+
+from detr_exp.model.layer.denoising import group_count, noisy_queries
+from detr_exp.structures import Target, Targets
+
+SETTINGS = {
+    "num_classes": 7,
+    "num_queries": 5,
+    "num_denoising": 10,
+    "label_noise_ratio": 0.5,
+    "box_noise_scale": 1.0,
+}
+
+
+def some_targets(*counts, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    boxes = [torch.rand(n, 4, generator=generator) * 0.4 + 0.3 for n in counts]
+    return Targets.pack([Target(torch.randint(7, (len(b),), generator=generator), b) for b in boxes])
+
+
+@pytest.mark.parametrize("counts", [(2, 0, 3), (1,), (10, 4)])
+def test_equal_those_of_transformers_with_the_same_seed(counts):
+    from transformers.models.rt_detr_v2.modeling_rt_detr_v2 import get_contrastive_denoising_training_group
+
+    targets = some_targets(*counts)
+    theirs = [
+        {"class_labels": labels, "boxes": boxes}
+        for labels, boxes in zip(targets.labels.split(counts), targets.boxes.split(counts))
+    ]
+    torch.manual_seed(3)
+    labels, boxes, mask, meta = get_contrastive_denoising_training_group(theirs, 7, 5, lambda labels: labels, 10)
+    torch.manual_seed(3)
+    ours = noisy_queries(targets, **SETTINGS)
+    assert ours.labels.tolist() == labels.tolist()
+    torch.testing.assert_close(ours.boxes, boxes, rtol=1e-5, atol=1e-5)
+    assert ours.groups == meta["dn_num_group"]
+    assert ours.supervised == meta["dn_num_split"][0]
+    assert torch.equal(ours.allowed, mask == 0)
+    for image, expected in enumerate(meta["dn_positive_idx"]):
+        assert ours.query[ours.image == image].tolist() == expected.tolist()
+
+
+def test_positives_are_near_copies_and_negatives_far_ones():
+    torch.manual_seed(0)
+    targets = some_targets(3)
+    noisy = noisy_queries(targets, **SETTINGS | {"num_denoising": 300})
+    center, size = noisy.boxes.sigmoid()[0].split(2, dim=-1)
+    corners = torch.cat([center - size / 2, center + size / 2], dim=-1).view(-1, 2, 3, 4)
+    exact_center, half = targets.boxes[:, :2], targets.boxes[:, 2:] / 2
+    moved = (corners - torch.cat([exact_center - half, exact_center + half], dim=-1)).abs() / half.tile(2)
+    # Elsewhere the border cut the move, or the box turned inside out and lost its size.
+    inside = (corners > 1e-3) & (corners < 1 - 1e-3) & (size.tile(2).view_as(corners) > 1e-3)
+    assert (moved[:, 0][inside[:, 0]] <= 1.001).all()
+    assert (moved[:, 1][inside[:, 1]] >= 0.999).all()
+    assert (moved[:, 1][inside[:, 1]] <= 2.001).all()
+    assert 0.45 < moved[:, 0][inside[:, 0]].mean() < 0.55
+
+
+def test_a_quarter_of_the_labels_is_drawn_anew():
+    torch.manual_seed(0)
+    targets = some_targets(5, 5)
+    noisy = noisy_queries(targets, **SETTINGS | {"num_denoising": 5000})
+    kept = (noisy.labels.view(2, -1, 5) == targets.labels.view(2, 1, 5)).float().mean()
+    assert kept == pytest.approx(1 - 0.25 * 6 / 7, abs=0.01)
+
+
+def test_every_positive_stands_for_its_object():
+    targets = some_targets(2, 0, 3)
+    noisy = noisy_queries(targets, **SETTINGS | {"label_noise_ratio": 0.0, "box_noise_scale": 0.0})
+    assert noisy.labels[noisy.image, noisy.query].tolist() == targets.labels[noisy.target].tolist()
+    torch.testing.assert_close(noisy.boxes[noisy.image, noisy.query].sigmoid(), targets.boxes[noisy.target])
+    assert len(noisy.target) == noisy.groups * len(targets)
+    assert (noisy.labels[1] == 7).all()
+
+
+@pytest.mark.parametrize(("num", "objects", "groups"), [(100, 0, 100), (100, 7, 14), (100, 100, 1), (100, 150, 1)])
+def test_number_of_groups(num, objects, groups):
+    assert group_count(num, objects) == groups
+
+
+def test_more_objects_than_queries_are_represented_by_a_random_part():
+    targets = some_targets(25, 3)
+    noisy = noisy_queries(targets, **SETTINGS)
+    assert noisy.groups == 1
+    assert noisy.labels.shape == (2, 20)
+    first = noisy.target[noisy.image == 0].tolist()
+    assert len(set(first)) == 10
+    assert set(first) < set(range(25))
+    assert first != list(range(10))
+    assert noisy.target[noisy.image == 1].tolist() == [25, 26, 27]
+
+
+def test_a_batch_without_objects_still_has_queries():
+    noisy = noisy_queries(Targets(torch.zeros(0, dtype=torch.long), torch.zeros(0, 4), (0, 0)), **SETTINGS)
+    assert noisy.labels.shape[1] > 0
+    assert (noisy.labels == 7).all()
+    assert noisy.boxes.isfinite().all()
+    assert len(noisy.target) == 0
+
+
+def test_the_number_of_groups_can_be_given():
+    assert noisy_queries(some_targets(2), **SETTINGS, groups=3).labels.shape == (1, 12)
+
+
+def test_a_fixed_size_adds_queries_that_nobody_else_sees():
+    targets = some_targets(3)
+    torch.manual_seed(0)
+    plain = noisy_queries(targets, **SETTINGS)
+    torch.manual_seed(0)
+    fixed = noisy_queries(targets, **SETTINGS, fixed_size=True)
+    assert plain.labels.shape[1] == plain.supervised == fixed.supervised == 18
+    assert fixed.labels.shape[1] == 20
+    assert torch.equal(fixed.labels[:, :18], plain.labels)
+    keep = torch.tensor([*range(18), *range(20, 25)])
+    assert torch.equal(fixed.allowed[keep][:, keep], plain.allowed)
+    assert not fixed.allowed[keep][:, 18:20].any()
+    assert fixed.allowed.any(1).all()
