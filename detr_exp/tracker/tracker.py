@@ -19,6 +19,7 @@ from detr_exp.tracker.secrets import masked
 
 PARENT_VARIABLE = "DETR_EXP_PARENT_RUN"
 CLOCK = "time/unix"
+CONFIG = "config.yaml"
 PATIENCE = 45.0
 PATIENCE_WHEN_KILLED = 10.0
 
@@ -47,7 +48,7 @@ class Tracker:
         *,
         run_dir: Path,
         config: Mapping[str, Any],
-        choices: Mapping[str, str] | None = None,
+        choices: Mapping[str, str | None] | None = None,
         overrides: Iterable[str] = (),
         tags: Mapping[str, str] | None = None,
         resumed: bool = False,
@@ -55,7 +56,7 @@ class Tracker:
         """Begin, or go on with, the run of a folder; views are opened with the first `log`, not now.
 
         Args:
-            run_dir: the run folder.
+            run_dir: the run folder; a `config.yaml` in it becomes an artifact.
             config: the resolved config.
             choices: chosen option of every group.
             overrides: words of the command line; the values they set become parameters.
@@ -72,13 +73,16 @@ class Tracker:
             record.parent = os.environ.get(PARENT_VARIABLE)
         record.views = {"tracking_uri": self.tracking_uri, "tensorboard": self.tensorboard, "wandb": self.wandb}
         record.views = masked(record.views)
-        record.tags |= environment() | {k: str(v) for k, v in masked({**(choices or {}), **(tags or {})}).items()}
+        chosen = {k: v for k, v in (choices or {}).items() if v is not None and not k.startswith("hydra/")}
+        record.tags |= environment() | {k: str(v) for k, v in masked({**chosen, **(tags or {})}).items()}
         record.params = parameters(masked(dict(config)), overrides)
         record.status, record.message = "running", None
         record.save(run_dir)
         self.record = record
         self.metrics = JsonLines(run_dir / METRICS)
         self.artifacts = JsonLines(run_dir / ARTIFACTS)
+        if (run_dir / CONFIG).exists():
+            self.artifact(run_dir / CONFIG)
         views = make_views(self.tracking_uri, self.tensorboard, self.wandb)
         self.follower = Follower([Tail(view, run_dir, record) for view in views]) if views else None
 

@@ -46,13 +46,12 @@ def history(client, run, name) -> list[tuple[int, float]]:
 
 
 def test_a_finished_run_is_whole(tmp_path, store):
+    (tmp_path / "config.yaml").write_text("seed: 3")
     tracker = start(tmp_path, store, tags={"data.fingerprint": "f"})
     for step in range(1, 4):
         tracker.log(step, METRICS | {"train/loss": 1 / step} | {f"m{i}": float(i) for i in range(500)})
     Image.new("RGB", (8, 8)).save(tmp_path / "p.png")
     tracker.image(tmp_path / "p.png", "predictions", 3)
-    (tmp_path / "config.yaml").write_text("seed: 3")
-    tracker.artifact(tmp_path / "config.yaml")
     tracker.finish()
     client, run = stored(store, tmp_path)
     assert (run.info.status, run.info.run_name) == ("FINISHED", "name")

@@ -14,6 +14,9 @@ from detr_exp.tracker.jsonl import JsonLines
 from detr_exp.tracker.tracker import Tracker
 
 
+CHOICES = {"model": "rtdetrv2", "experiment": None, "hydra/help": "plain"}
+
+
 class Memory:
     """A view that remembers, and fails as often as it is told to."""
 
@@ -57,7 +60,7 @@ def make_tracker(**settings) -> Tracker:
 def start(tmp_path, monkeypatch, view=None, **settings) -> Tracker:
     monkeypatch.setattr(module, "make_views", lambda *_: [] if view is None else [view])
     tracker = make_tracker()
-    tracker.start(run_dir=tmp_path, config={"seed": 0}, choices={"model": "rtdetrv2"}, **settings)
+    tracker.start(run_dir=tmp_path, config={"seed": 0}, choices=CHOICES, **settings)
     return tracker
 
 
@@ -77,6 +80,7 @@ def test_without_views_the_folder_holds_everything(tmp_path, monkeypatch):
     record = RunRecord.load(tmp_path)
     assert (record.status, record.params) == ("ok", {"seed": "0"})
     assert record.tags["model"] == "rtdetrv2"
+    assert not set(record.tags) & {"experiment", "hydra/help"}
     assert record.tags["data.fingerprint"] == "abc"
 
 
