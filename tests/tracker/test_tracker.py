@@ -13,7 +13,6 @@ from detr_exp.tracker.follower import Follower, Tail
 from detr_exp.tracker.jsonl import JsonLines
 from detr_exp.tracker.tracker import Tracker
 
-
 CHOICES = {"model": "rtdetrv2", "experiment": None, "hydra/help": "plain"}
 
 
