@@ -178,12 +178,7 @@ class Trainer:
 
     def loader(self, run: Run, split: str, batch_size: int) -> Any:
         return run.data.loader(
-            split,
-            image_size=run.network.image_size,
-            stride=run.network.stride,
-            batch_size=batch_size,
-            seed=run.seed,
-            train=split == "train",
+            split, network=run.network, batch_size=batch_size, seed=run.seed, training=split == "train"
         )
 
     def exhausted(self, state: State) -> bool:
@@ -347,7 +342,7 @@ class Trainer:
         return {
             name.replace("time/", f"time/{split}_") if name.startswith("time/") else f"{split}/{name}": value
             for name, value in found.items()
-            if self.log_per_class_metrics or not name.startswith("AP/")
+            if self.log_per_class_metrics or "AP/" not in name
         }
 
     def monitored(self, found: dict[str, float]) -> float:
