@@ -15,7 +15,8 @@ class ClassMap:
     """Which label a category has.
 
     `contiguous`: labels are 0 .. n - 1 in the order of the category ids. `raw`: the label is the category id itself, as
-    the published RF-DETR weights have it: `num_classes` is the largest id, and ids that nobody uses get an empty class.
+    the published RF-DETR weights have it: `num_classes` is the largest id + 1, and ids without a category get a class
+    that no object has.
 
     Args:
         categories: of the training split.
@@ -41,20 +42,20 @@ class ClassMap:
         largest = ordered[-1].id
         if mode == "raw" and ordered[0].id < 0:
             raise ValueError(f"{origin} has category id {ordered[0].id}; use data.category_ids=contiguous")
-        needed = largest if mode == "raw" else len(ordered)
+        needed = largest + 1 if mode == "raw" else len(ordered)
         if num_classes is not None and (num_classes < needed or (mode == "contiguous" and num_classes != needed)):
             what = f"has category ids up to {largest}" if mode == "raw" else f"defines {needed} categories"
             raise ValueError(
                 f"data.num_classes is {num_classes} but {origin} {what}; drop data.num_classes "
                 "to take them from the file"
             )
-        self.num_classes = max(1, needed if num_classes is None else num_classes)
+        self.num_classes = needed if num_classes is None else num_classes
         self.origin = origin
         if mode == "contiguous":
             self.category_ids = [category.id for category in ordered]
             self.by_label: list[Category | None] = list(ordered)
         else:
-            self.category_ids = list(range(max(largest + 1, self.num_classes)))
+            self.category_ids = list(range(self.num_classes))
             known = {category.id: category for category in ordered}
             self.by_label = [known.get(i) for i in self.category_ids]
         self.classes = [category.name if category else f"unused_{i}" for i, category in enumerate(self.by_label)]

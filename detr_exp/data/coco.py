@@ -22,6 +22,7 @@ log = logging.getLogger(__name__)
 
 ROBOFLOW = "_annotations.coco.json"
 _FOLDERS = {"train": ("train",), "val": ("valid", "val"), "test": ("test",)}
+_REFUSED = -1  # a picture that has been complained about; its annotations need no complaint of their own
 _NO_PARENT = {"", "none", "null"}
 
 
@@ -51,8 +52,9 @@ def coco(
     path = found["train"][0]
     document = _document(path)
     categories = _categories(document, path)
+    held = {"train": document}  # until it is read as a split, so that a large file is parsed only once
     read: dict[str, Callable[[], Split]] = {
-        name: partial(_split, folder, name, *place, categories, document if name == "train" else None)
+        name: partial(_split, folder, name, *place, categories, held)
         for name, place in found.items()
         if place is not None
     }
@@ -171,9 +173,9 @@ def _split(
     path: Path,
     images: Path | None,
     categories: list[Category],
-    document: dict[str, Any] | None,
+    held: dict[str, dict[str, Any]],
 ) -> TableSplit:
-    document = document or _document(path)
+    document = held.pop(name, None) or _document(path)
     problems = Problems(str(path))
     pictures, index_of = _pictures(folder, name, path, images, document, problems)
     rows = _rows(document, index_of, categories, _renamed(document, categories, problems), problems)
@@ -198,12 +200,17 @@ def _pictures(
             problems.error(f"image {number}: its id occurs twice")
             continue
         file = images / entry["file_name"]
+        index_of[number] = _REFUSED
         if complaint := folder.complaint(file):
             problems.error(f"image {number}: {complaint}")
             continue
         height, width = entry.get("height"), entry.get("width")
         if height is None or width is None:
-            height, width = read_size(file)
+            try:
+                height, width = read_size(file)
+            except ValueError as error:
+                problems.error(f"image {number}: {error}")
+                continue
         if not (_is_number(height) and _is_number(width) and height >= 1 and width >= 1):
             problems.error(f"image {number} {entry['file_name']!r}: its size is {short(width)} x {short(height)}")
             continue
@@ -263,6 +270,8 @@ def _rows(
             continue
         where = f"annotation {entry.get('id', f'number {place + 1}')}"
         picture, category = _at(index_of, entry.get("image_id")), _at(renamed, entry.get("category_id"))
+        if picture == _REFUSED:
+            continue
         if picture is None:
             problems.error(f"{where}: there is no image {entry.get('image_id')!r}")
             continue
@@ -325,8 +334,8 @@ def _at(table: Mapping[int, int], key: Any) -> int | None:
 
 
 def _is_int(value: Any) -> TypeGuard[int]:
-    return isinstance(value, int) and not isinstance(value, bool)
+    return isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**53
 
 
 def _is_number(value: Any, finite: bool = True) -> TypeGuard[float]:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and (not finite or math.isfinite(value))
+    return _is_int(value) or (isinstance(value, float) and (not finite or math.isfinite(value)))

@@ -32,16 +32,19 @@ def render(plan: Plan, picture: Image.Image) -> np.ndarray:
     seen = picture
     if (x0, y0, x1, y1) != (0, 0, *picture.size):
         seen = picture.crop((x0, y0, max(x1, x0 + 1), max(y1, y0 + 1)))
+    # mirrored before the resize, which is symmetric: Pillow does it on whole pixels, NumPy byte by byte
+    if plan.mirrored:
+        seen = seen.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    if plan.upended:
+        seen = seen.transpose(Image.Transpose.FLIP_TOP_BOTTOM)
     colour_first = seen.width * seen.height <= (right - left) * (bottom - top)
     if plan.colour is not None and colour_first:
         seen = plan.colour.on(seen, picture)
     part = _resized(np.asarray(seen), bottom - top, right - left)
     if plan.colour is not None and not colour_first:
         part = np.asarray(plan.colour.on(Image.fromarray(part), picture))
-    if plan.mirrored or plan.upended:
-        part = part[:: -1 if plan.upended else 1, :: -1 if plan.mirrored else 1]
-    if (right - left, bottom - top) == plan.out[::-1]:
-        return np.ascontiguousarray(part)
+    if (bottom - top, right - left) == plan.out:
+        return part
     canvas = np.zeros((*plan.out, 3), np.uint8)
     canvas[top:bottom, left:right] = part
     return canvas

@@ -85,7 +85,7 @@ class TableSplit:
         self.crowd = np.array(rows.crowd, bool)[keep]
         sides = self.boxes_xyxy[:, 2:] - self.boxes_xyxy[:, :2]
         given = np.array([np.nan if area is None else area for area in rows.area], np.float64)[keep]
-        self.area = np.where(np.isfinite(given), given, sides.prod(1))
+        self.area = np.where(np.isfinite(given) & (given > 0), given, sides.prod(1))
         self.has_masks = any(rows.segments[i] is not None and not rows.crowd[i] for i in keep.tolist())
         segments = [_near(rows.segments[i], pictures.sizes[rows.picture[i]]) for i in keep.tolist()]
         self._blob, self._at = _packed(segments if self.has_masks else [])
