@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
+from hydra.errors import InstantiationException
 from hydra.utils import get_object, instantiate
 from omegaconf import DictConfig, OmegaConf
 
@@ -194,7 +195,12 @@ def _made(cfg: DictConfig, group: str, without: tuple[str, ...] = (), **told: An
     settings = {name: value for name, value in cast(dict[str, Any], node).items() if name not in without}
     for key, target in _targets(settings, group):
         _refuse_target(key, target, list(cfg.get("allow_targets", [])))
-    return instantiate(settings, _convert_="all", **told)
+    try:
+        return instantiate(settings, _convert_="all", **told)
+    except InstantiationException as error:
+        if isinstance(error.__cause__, ValueError):
+            raise error.__cause__ from None  # the constructor's own words
+        raise
 
 
 def _targets(node: Any, key: str) -> Iterator[tuple[str, str]]:

@@ -15,7 +15,6 @@ from collections.abc import Callable
 import hydra
 from hydra._internal.utils import get_args_parser
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import InstantiationException
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
@@ -89,8 +88,6 @@ def report(error: BaseException) -> int:
     if isinstance(error, KeyboardInterrupt):
         print("interrupted", file=sys.stderr)
         return 130
-    while isinstance(error, InstantiationException) and error.__cause__ is not None:
-        error = error.__cause__
     status = getattr(error, "exit_status", None)
     if status is not None:
         print(error, file=sys.stderr)

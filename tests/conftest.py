@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import os
+import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -12,6 +15,54 @@ import torch
 torch.set_num_threads(1)
 
 NEEDS_DATA = "set DETR_EXP_TEST_DATA to the folder with bccd_coco, bccd_yolo and coco_person"
+
+
+# a run of a second: every word a user could say
+TINY_RUN = [
+    "model=rtdetrv2_tiny",
+    "model.image_size=[64,64]",
+    "model.num_queries=20",
+    "data=shapes",
+    "data.source.size=64",
+    "data.train=8",
+    "data.val=4",
+    "data.test=0",
+    "data.num_workers=0",
+    "tracker=none",
+    "trainer/hardware=cpu",
+    "trainer.hardware.amp=null",
+    "trainer.batch_size=4",
+    "trainer.epochs=1",
+    "trainer.max_steps=2",
+    "trainer.num_pictures=1",
+]
+
+
+@pytest.fixture
+def tiny_run() -> list[str]:
+    """Words for a training that takes a second."""
+    return list(TINY_RUN)
+
+
+@pytest.fixture
+def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
+    """Runs a command's `main` in this process as a shell would, in an empty folder; returns the exit status."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("HYDRA_FULL_ERROR", raising=False)
+
+    def run(main: Callable[[], None], *words: str) -> int:
+        monkeypatch.setattr(sys, "argv", ["detr_exp", *words])
+        handlers = logging.getLogger().handlers[:]
+        try:
+            main()
+        except SystemExit as end:
+            return end.code if isinstance(end.code, int) else int(end.code is not None)
+        finally:
+            monkeypatch.delenv("HYDRA_FULL_ERROR", raising=False)
+            logging.getLogger().handlers[:] = handlers
+        return 0
+
+    return run
 
 
 @pytest.fixture(scope="session")

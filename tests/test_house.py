@@ -123,7 +123,10 @@ def test_constructors_name_their_arguments(path: Path) -> None:
 
 
 def calls(path: Path) -> Iterator[tuple[str, int]]:
-    for node in ast.walk(ast.parse(path.read_text())):
+    """Names that are called, with their lines; what follows `if __name__ == "__main__"` is a command of its own."""
+    tree = ast.parse(path.read_text())
+    tree.body = [node for node in tree.body if not (isinstance(node, ast.If) and "__main__" in ast.unparse(node.test))]
+    for node in ast.walk(tree):
         if isinstance(node, ast.Call):
             yield ast.unparse(node.func), node.lineno
 

@@ -1,0 +1,81 @@
+"""Every option of every group, and every recipe: it composes, resolves, and what it describes takes every key."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hydra.utils import get_object
+from omegaconf import DictConfig, OmegaConf
+
+from detr_exp.compose import CONF_DIR, compose
+
+SPECIAL = {"_target_", "_partial_", "_convert_", "_recursive_", "_args_"}
+RECIPES = ("experiment", "sweep")
+TOLD_BY_BUILD = {"model": {"num_classes", "activation"}, "matcher": {"activation"}}
+TAKEN_OUT_BY_BUILD = {"model": {"weights"}}
+
+
+def options() -> list[str]:
+    """`group=option` words; sub-groups have a slash."""
+    files = [path.relative_to(CONF_DIR) for path in sorted(CONF_DIR.rglob("*.yaml"))]
+    return [f"{file.parent}={file.stem}" for file in files if len(file.parts) > 1 and file.parts[0] != "hydra"]
+
+
+@functools.cache
+def resolved(word: str) -> dict[str, Any]:
+    cfg: DictConfig = compose([word])
+    for key in OmegaConf.missing_keys(cfg):
+        OmegaConf.update(cfg, key, "given_by_the_user")
+    values = OmegaConf.to_container(cfg, resolve=True)
+    assert isinstance(values, dict)
+    return values  # type: ignore[return-value]
+
+
+def nodes(values: Any, key: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
+    """Every node with a `_target_`."""
+    if isinstance(values, dict):
+        if "_target_" in values:
+            yield key, values
+        for name, value in values.items():
+            yield from nodes(value, f"{key}.{name}" if key else str(name))
+
+
+@pytest.mark.parametrize("word", options())
+def test_an_option_fits_what_it_describes(word: str) -> None:
+    group, _, _ = word.partition("=")
+    values = resolved(word)
+    top = group.split("/")[0]
+    for key, node in nodes(values if top in RECIPES else values[top], "" if top in RECIPES else top):
+        target = get_object(node["_target_"])
+        signature = inspect.signature(target)
+        kinds = {parameter.kind for parameter in signature.parameters.values()}
+        if node["_target_"].startswith("detr_exp."):
+            assert inspect.Parameter.VAR_KEYWORD not in kinds, f"{node['_target_']} takes anything"
+        given = {name: None for name in node if name not in SPECIAL | TAKEN_OUT_BY_BUILD.get(key, set())}
+        told = dict.fromkeys(TOLD_BY_BUILD.get(key, ()))
+        bind = signature.bind_partial if node.get("_partial_") else signature.bind
+        try:
+            bind(**given, **told)
+        except TypeError as error:
+            pytest.fail(f"{word}: {key} ({node['_target_']}): {error}")
+
+
+@pytest.mark.parametrize("word", [word for word in options() if word.split("/")[0].split("=")[0] not in RECIPES])
+def test_an_option_names_only_its_own_group(word: str) -> None:
+    group = word.partition("=")[0].split("/")[0]
+    for key, node in nodes(resolved(word)[group], group):
+        target = node["_target_"]
+        assert target.startswith((f"detr_exp.{group}.", "torch.optim.")), f"{word}: {key} names {target}"
+
+
+@pytest.mark.parametrize("path", sorted((CONF_DIR / "experiment").glob("*.yaml")), ids=lambda path: path.stem)
+def test_a_recipe_says_what_it_gives_and_costs(path: Path) -> None:
+    lines = path.read_text().splitlines()
+    header = "\n".join(line for line in lines[1:] if line.startswith("#"))
+    assert "ublished" in header, "the published number and its source, or that there is none"
+    assert f"experiment={path.stem}" in header, "the exact command"

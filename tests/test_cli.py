@@ -1,0 +1,54 @@
+"""Exit statuses and what a user sees when something goes wrong."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from detr_exp import cli
+from detr_exp.mistakes import ConfigError
+from detr_exp.trainer.hardware import Hardware
+from detr_exp.trainer.signals import Interrupted
+from detr_exp.trainer.trainer import NonFiniteError
+
+
+def a_mistake() -> None:
+    Hardware(
+        device="abacus", amp="bf16", eval_amp=None, channels_last=False, gradient_checkpointing=False, compile=False
+    )
+
+
+def a_bug() -> None:
+    int("ten")
+
+
+def raised(error: BaseException) -> Callable[[], None]:
+    def call() -> None:
+        raise error
+
+    return call
+
+
+@pytest.mark.parametrize(
+    ("action", "status", "traceback"),
+    [
+        (a_mistake, 2, False),
+        (a_bug, 1, True),
+        (raised(ConfigError("x")), 1, True),  # raised by a test, which is none of ours
+        (raised(NonFiniteError("images [3]")), 1, False),
+        (raised(KeyError("x")), 1, True),
+        (raised(Interrupted(15)), 143, False),
+        (raised(Interrupted(2)), 130, False),
+        (raised(KeyboardInterrupt()), 130, False),
+    ],
+)
+def test_the_status_says_whose_fault_it_was(
+    action: Callable[[], None], status: int, traceback: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(BaseException) as caught:  # noqa: PT011
+        action()
+    assert cli.report(caught.value) == status
+    told = capsys.readouterr().err
+    assert ("Traceback" in told) == traceback
+    assert told.strip()
