@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from detr_exp.model.backbone import hgnetv2
+from detr_exp.model.backbone.presnet import BLOCKS, STRIDES
 from detr_exp.model.layer.query_selection import anchor_logits
 
 State = dict[str, Tensor]
@@ -225,3 +226,82 @@ def _joined(state: State) -> State:
             parts = [state[f"{match[1]}.{letter}_proj.{match[3]}"] for letter in "qkv"]
             joined[f"{match[1]}.in_proj_{match[3]}"] = torch.cat(parts)
     return joined
+
+
+def huggingface_config(model: dict[str, Any], classes: list[str]) -> dict[str, Any]:
+    """The `config.json` with which transformers builds the same network.
+
+    Args:
+        model: the resolved `model` node of a configuration.
+        classes: class names in the order of the logits.
+
+    Raises:
+        ValueError: for what transformers has no words for.
+    """
+    backbone, neck, points = model["backbone"], model["neck"], model["num_points"]
+    _refuse_unknown_to_huggingface(model)
+    expansion = 1 if backbone["depth"] < 50 else 4
+    widths = [width * expansion for width in backbone["widths"]]
+    stages = [STRIDES.index(stride) for stride in backbone["out_strides"]]
+    layers = model["eval_idx"] % model["num_layers"] + 1
+    return {
+        "architectures": ["RTDetrV2ForObjectDetection"],
+        "model_type": "rt_detr_v2",
+        "backbone_config": {
+            "model_type": "rt_detr_resnet",
+            "embedding_size": backbone["widths"][0],
+            "hidden_sizes": widths,
+            "depths": list(backbone["blocks"] or BLOCKS[backbone["depth"]]),
+            "layer_type": "basic" if expansion == 1 else "bottleneck",
+            "out_features": [f"stage{stage + 1}" for stage in stages],
+        },
+        "freeze_backbone_batch_norms": backbone["freeze_norm"],
+        "encoder_in_channels": [widths[stage] for stage in stages],
+        "feat_strides": list(backbone["out_strides"]),
+        "encoder_hidden_dim": neck["hidden_dim"],
+        "encoder_ffn_dim": neck["dim_feedforward"],
+        "encoder_attention_heads": neck["num_heads"],
+        "encoder_layers": neck["num_encoder_layers"],
+        "encode_proj_layers": list(neck["use_encoder_idx"]),
+        "encoder_activation_function": neck["enc_act"],
+        "activation_function": neck["act"],
+        "positional_encoding_temperature": neck["pe_temperature"],
+        "hidden_expansion": neck["expansion"],
+        "d_model": model["hidden_dim"],
+        "num_queries": model["num_queries"],
+        "decoder_in_channels": [neck["hidden_dim"]] * len(stages),
+        "decoder_ffn_dim": model["dim_feedforward"],
+        "num_feature_levels": len(points),
+        "decoder_n_levels": len(points),
+        "decoder_n_points": points[0],
+        "decoder_layers": layers,
+        "decoder_attention_heads": model["num_heads"],
+        "decoder_activation_function": model["ffn_activation"],
+        "decoder_method": "discrete" if model["cross_attn_method"] == "discrete" else "default",
+        "decoder_offset_scale": model["offset_scale"],
+        "dropout": model["dropout"],
+        "attention_dropout": model["attention_dropout"],
+        "activation_dropout": model["activation_dropout"],
+        "num_denoising": model["num_denoising"],
+        "label_noise_ratio": model["label_noise_ratio"],
+        "box_noise_scale": model["box_noise_scale"],
+        "learn_initial_query": model["learn_query_content"],
+        "auxiliary_loss": model["aux_loss"],
+        "id2label": {str(index): name for index, name in enumerate(classes)},
+        "label2id": {name: index for index, name in enumerate(classes)},
+    }
+
+
+def _refuse_unknown_to_huggingface(model: dict[str, Any]) -> None:
+    known = {
+        "model.backbone": str(model["backbone"].get("_target_")).endswith(".PResNet"),
+        "model.num_points": len(set(model["num_points"])) == 1,
+        "model.neck.depth_mult": model["neck"]["depth_mult"] == 1,
+        "model.query_select_method": model["query_select_method"] == "default",
+        "model.pixel_mean": not any(model["pixel_mean"] or []),
+    }
+    if unknown := [key for key, value in known.items() if not value]:
+        raise ValueError(
+            f"transformers has no words for this {' and '.join(unknown)}; it knows ResNet-vd, plain RGB, one number of "
+            "points, three blocks in a fusion and queries by best class. Use format=official"
+        )

@@ -6,20 +6,11 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from rtdetr_peer import SMALL
 from torch import nn
 
 from detr_exp.build import compose, network
 from detr_exp.structures import Target, Targets
-
-# A network of all parts that takes milliseconds.
-SMALL = [
-    "model=rtdetrv2_tiny",
-    "model.backbone.widths=[8,8,16,16]",
-    "model.image_size=[96,128]",
-    *(f"model.{key}=32" for key in ("hidden_dim", "neck.hidden_dim", "dim_feedforward", "neck.dim_feedforward")),
-    "model.num_queries=20",
-    "model.num_denoising=10",
-]
 
 
 @pytest.fixture(scope="session")
