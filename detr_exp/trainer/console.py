@@ -112,8 +112,9 @@ def _rich_bar(title: str, total: int) -> Iterator[Meter]:
         task = progress.add_task(title, total=total, words="")
 
         def meter(words: str = "", advance: int = 1) -> None:
-            changed = {"words": words} if words else {}
-            progress.update(task, advance=advance, **changed)
+            progress.update(task, advance=advance)
+            if words:
+                progress.update(task, words=words)
 
         yield meter
 

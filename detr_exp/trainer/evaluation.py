@@ -15,7 +15,7 @@ from detr_exp.trainer.precision import Precision
 
 @torch.inference_mode()
 def evaluate(
-    network: nn.Module,
+    network: Any,
     loader: Iterable[Batch],
     metric: Any,
     precision: Precision,

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
-from torch import nn
 
 AMP_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 OFF = (None, False, "null", "off", "none", "false")
@@ -90,9 +90,9 @@ class Hardware:
             wanted = self.torch_device.type == "cuda" or self.amp_dtype is not None
         return torch.channels_last if wanted else torch.contiguous_format
 
-    def place(self, network: nn.Module) -> nn.Module:
+    def place(self, network: Any) -> Any:
         """The network on the device, in the memory layout, with checkpointing and compilation as asked for."""
-        network.to(device=self.torch_device, memory_format=self.memory_format)
+        network.to(self.torch_device).to(memory_format=self.memory_format)
         if self.gradient_checkpointing:
             network.set_gradient_checkpointing(True)
         if self.compile:

@@ -34,7 +34,7 @@ class Run:
     """
 
     data: Any
-    network: nn.Module
+    network: Any
     criterion: nn.Module
     make_optimizer: Callable[[nn.Module], torch.optim.Optimizer]
     make_schedule: Callable[[int, int], Callable[[int], float]]
@@ -50,7 +50,7 @@ class Run:
 class State:
     """What changes while a run goes on; all of it is in `checkpoint.pth`."""
 
-    network: nn.Module
+    network: Any
     optimizer: torch.optim.Optimizer
     ema: EMA | None
     precision: Precision

@@ -174,7 +174,31 @@ class Trainer:
                 self.console.line(sentence)
             self.console.line(f"resumed {run.resume_from} at step {state.step} (epoch {state.epoch + 1})")
             run.tracker.rewind(state.step)
+        self.announce(run, state)
         return state
+
+    def announce(self, run: Run, state: State) -> None:
+        """Say what is trained on what."""
+        parameters = sum(p.numel() for p in state.network.parameters())
+        trained = sum(p.numel() for p in state.parameters)
+        height, width = state.network.image_size
+        splits = [(name, getattr(run.data, name)) for name in ("train", "val", "test")]
+        sizes = ", ".join(f"{len(split)} {name}" for name, split in splits if split is not None)
+        names = ", ".join(run.data.classes[:8]) + (", ..." if len(run.data.classes) > 8 else "")
+        start = f"weights of {run.config['model']['weights']}" if run.config["model"]["weights"] else "random weights"
+        self.console.facts(
+            f"training {type(state.network).__name__}",
+            {
+                "network": f"{parameters:,} parameters ({trained:,} trained), {height} x {width} px, {start}",
+                "data": f"{run.data.content.origin}: {sizes} images",
+                "classes": f"{run.data.num_classes}: {names}",
+                "device": self.hardware.describe(),
+                "batch": f"{self.batch_size * self.grad_accum_steps} images a step "
+                f"({self.batch_size} x {self.grad_accum_steps} accumulated)",
+                "length": f"{self.epochs} epochs, {state.total_steps} steps, seed {run.seed}",
+                "folder": str(run.output_dir),
+            },
+        )
 
     def loader(self, run: Run, split: str, batch_size: int) -> Any:
         return run.data.loader(
@@ -394,26 +418,33 @@ class Trainer:
 
     def finish(self, run: Run, state: State) -> float | None:
         """`checkpoint_best_total.pth` from the better of the two bests, the test run, and the value of the best."""
-        winner = max(
-            (which for which in state.best if state.best[which].best_raw is not None),
-            key=lambda which: state.best[which].best_raw,
-            default=None,
-        )
+        evaluated = {which: best for which, best in state.best.items() if best.best_raw is not None}
+        winner = max(evaluated, key=lambda which: evaluated[which].best_raw or 0.0, default=None)
         total = run.output_dir / files.BEST_TOTAL
         if winner is None:
             files.save(self.slim(run, state, self.weights_to_evaluate(state)[-1], {}), total)
+            self.say_where(run, f"no evaluation counted; the last weights are in {total}")
             return None
         files.duplicate(run.output_dir / files.BEST[winner], total)
-        best = state.best[winner]
-        values = {"best/epoch": float(best.best_epoch + 1)}
+        best = evaluated[winner]
+        epoch = (best.best_epoch or 0) + 1
+        values = {"best/epoch": float(epoch)}
         values |= {f"best/{name}": value for name, value in headline(files.load(total)["metrics"]).items()}
         if self.run_test and run.data.test is not None:
             state.network.load_state_dict(files.load(total)["model"])
             found = self.evaluate_split(run, state, "test", "raw", self.compute_test_loss)
-            self.console.metrics(f"test, best {winner} weights (epoch {best.best_epoch + 1})", headline(found))
+            self.console.metrics(f"test, best {winner} weights (epoch {epoch})", headline(found))
             values |= self.named("test", found)
         run.tracker.log(state.step, values)
+        self.say_where(run, f"best {best.best_raw:.4f} at epoch {epoch} ({winner} weights)")
         return best.best_raw
+
+    def say_where(self, run: Run, result: str) -> None:
+        """What came out, and where it lies."""
+        places = {"run": run.output_dir, "checkpoint": run.output_dir / files.BEST_TOTAL}
+        if self.num_pictures:
+            places["pictures"] = run.output_dir / "predictions"
+        self.console.facts(result, {name: str(place) for name, place in places.items()})
 
 
 def windows(batches: Iterator[Batch], size: int) -> Iterator[list[Batch]]:
