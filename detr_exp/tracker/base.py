@@ -4,11 +4,18 @@ from __future__ import annotations
 
 import json
 import os
+import threading
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
 RECORD = "run.json"
+
+# A loader worker that is forked while another thread is in the middle of an import inherits that module's lock, held
+# for ever. Views import their packages under this lock, and forks wait for it.
+IMPORTING = threading.Lock()
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(before=IMPORTING.acquire, after_in_parent=IMPORTING.release, after_in_child=IMPORTING.release)
 
 
 @dataclass

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock
 
-from detr_exp.tracker.base import RunRecord
+from detr_exp.tracker.base import IMPORTING, RunRecord
 
 if TYPE_CHECKING:
     from mlflow.tracking import MlflowClient
@@ -118,7 +118,9 @@ def open_store(tracking_uri: str, experiment: str) -> tuple[MlflowClient, str]:
     """
     for name, value in SETTINGS.items():
         os.environ.setdefault(name, value)
-    from mlflow.tracking import MlflowClient
+    with IMPORTING:
+        import mlflow.store.tracking.sqlalchemy_store  # noqa: F401  (else imported by the first call)
+        from mlflow.tracking import MlflowClient
 
     for noisy in ("mlflow", "alembic"):
         logging.getLogger(noisy).setLevel(logging.WARNING)

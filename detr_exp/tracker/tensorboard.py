@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from detr_exp.tracker.base import RunRecord
+from detr_exp.tracker.base import IMPORTING, RunRecord
 
 NOT_METRICS = ("step", "time/unix")
 
@@ -17,7 +17,8 @@ class TensorBoardView:
     """
 
     def open(self, folder: Path, record: RunRecord) -> None:
-        from torch.utils.tensorboard import SummaryWriter
+        with IMPORTING:
+            from torch.utils.tensorboard import SummaryWriter
 
         for old in (folder / "tensorboard").glob("events.out.tfevents.*"):
             old.unlink()

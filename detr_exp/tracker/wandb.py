@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from detr_exp.tracker.base import RunRecord
+from detr_exp.tracker.base import IMPORTING, RunRecord
 
 NOT_METRICS = ("step", "time/unix")
 
@@ -16,7 +16,8 @@ class WandbView:
     """Sends a run to Weights & Biases, or writes it into `<run folder>/wandb` with `WANDB_MODE=offline` or no key."""
 
     def open(self, folder: Path, record: RunRecord) -> None:
-        import wandb
+        with IMPORTING:
+            import wandb
 
         offline = "WANDB_MODE" not in os.environ and not wandb.login(prompt=False)
         if offline:  # it would ask for a key on the terminal

@@ -2,13 +2,14 @@
 
 import json
 import logging
+import os
 import threading
 import time
 
 import pytest
 
 from detr_exp.tracker import tracker as module
-from detr_exp.tracker.base import RunRecord
+from detr_exp.tracker.base import IMPORTING, RunRecord
 from detr_exp.tracker.follower import Follower, Tail
 from detr_exp.tracker.jsonl import JsonLines
 from detr_exp.tracker.tracker import Tracker
@@ -217,6 +218,20 @@ def test_a_missing_package_is_said_and_left_out(tmp_path, monkeypatch, caplog, s
     tracker.finish()
     assert caplog.text.count(f"{package} is not installed") == 1
     assert len(journal(tmp_path)) == 1
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
+def test_a_fork_waits_for_a_view_that_is_importing():
+    """A worker forked in the middle of an import would find the module locked for ever."""
+    begin = time.perf_counter()
+    IMPORTING.acquire()
+    threading.Timer(0.2, IMPORTING.release).start()
+    child = os.fork()
+    if child == 0:
+        os._exit(int(IMPORTING.locked()))
+    assert time.perf_counter() - begin > 0.15
+    assert os.waitpid(child, 0)[1] == 0
+    assert not IMPORTING.locked()
 
 
 def test_tracker_none_imports_no_store(tmp_path):
