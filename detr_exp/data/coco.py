@@ -289,7 +289,7 @@ def _rows(
         rows.where.append(where)
         rows.picture.append(picture)
         rows.category.append(category)
-        rows.box_xyxy.append((x, y, x + width, y + height))
+        rows.box_xywh.append((x, y, width, height))
         rows.crowd.append(bool(entry.get("iscrowd", 0)))
         rows.area.append(entry["area"] if _is_number(entry.get("area")) else None)
         rows.segments.append(_segments(entry.get("segmentation"), where, problems))

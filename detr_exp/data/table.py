@@ -37,7 +37,7 @@ class Rows:
         where: how messages name it.
         picture: index into the pictures.
         category: original category id.
-        box_xyxy: corners in pixels, unchecked.
+        box_xywh: corner and sides in pixels, unchecked.
         crowd: a region with an unknown number of objects; never trained on.
         area: as annotated, in square pixels; None: that of the box.
         segments: polygons or RLE; None where there is only a box.
@@ -47,7 +47,7 @@ class Rows:
     where: list[str] = field(default_factory=list)
     picture: list[int] = field(default_factory=list)
     category: list[int] = field(default_factory=list)
-    box_xyxy: list[tuple[float, float, float, float]] = field(default_factory=list)
+    box_xywh: list[tuple[float, float, float, float]] = field(default_factory=list)
     crowd: list[bool] = field(default_factory=list)
     area: list[float | None] = field(default_factory=list)
     segments: list[Any] = field(default_factory=list)
@@ -80,12 +80,11 @@ class TableSplit:
         keep = keep[np.argsort(np.array(rows.picture, np.int64)[keep], kind="stable")]
         owner = np.array(rows.picture, np.int64)[keep]
         self.starts = np.searchsorted(owner, np.arange(len(self.paths) + 1))
-        self.boxes_xyxy = np.array(rows.box_xyxy, np.float64).reshape(-1, 4)[keep]
+        self.boxes_xywh = np.array(rows.box_xywh, np.float64).reshape(-1, 4)[keep]
         self.category = np.array(rows.category, np.int64)[keep]
         self.crowd = np.array(rows.crowd, bool)[keep]
-        sides = self.boxes_xyxy[:, 2:] - self.boxes_xyxy[:, :2]
         given = np.array([np.nan if area is None else area for area in rows.area], np.float64)[keep]
-        self.area = np.where(np.isfinite(given) & (given > 0), given, sides.prod(1))
+        self.area = np.where(np.isfinite(given) & (given > 0), given, self.boxes_xywh[:, 2:].prod(1))
         self.has_masks = any(rows.segments[i] is not None and not rows.crowd[i] for i in keep.tolist())
         segments = [_near(rows.segments[i], pictures.sizes[rows.picture[i]]) for i in keep.tolist()]
         self._blob, self._at = _packed(segments if self.has_masks else [])
@@ -108,7 +107,7 @@ class TableSplit:
         rows = start + np.flatnonzero(~self.crowd[start:end])
         return Objects(
             categories=self.category[rows],
-            boxes_xyxy=np.clip(self.boxes_xyxy[rows], 0, (width, height, width, height)),
+            boxes_xyxy=np.clip(_corners(self.boxes_xywh[rows]), 0, (width, height, width, height)),
             segments=[self._segment(i) for i in rows.tolist()] if self.has_masks else None,
             keypoints=None if self.keypoints is None else self.keypoints[rows],
         )
@@ -124,17 +123,17 @@ class TableSplit:
         annotations = []
         for index, image_id in enumerate(self.image_ids):
             for i in range(self.starts[index], self.starts[index + 1]):
-                x0, y0, x1, y1 = self.boxes_xyxy[i].tolist()
+                x, y, w, h = self.boxes_xywh[i].tolist()
                 annotation: dict[str, Any] = {
                     "id": i + 1,
                     "image_id": image_id,
                     "category_id": int(self.category[i]),
-                    "bbox": [x0, y0, x1 - x0, y1 - y0],
+                    "bbox": [x, y, w, h],
                     "area": float(self.area[i]),
                     "iscrowd": int(self.crowd[i]),
                 }
                 if self.has_masks:
-                    annotation["segmentation"] = self._segment(i) or [_rectangle(x0, y0, x1, y1)]
+                    annotation["segmentation"] = self._segment(i) or [[x, y, x + w, y, x + w, y + h, x, y + h]]
                 if self.keypoints is not None:
                     points = self.keypoints[i][: counts[int(self.category[i])]]
                     annotation["keypoints"] = points.reshape(-1).tolist()
@@ -162,21 +161,22 @@ def category_entry(category: Category) -> dict[str, Any]:
 
 def _sound(pictures: Pictures, rows: Rows, sizes: np.ndarray, problems: Problems) -> np.ndarray:
     """`[n]` indices of the rows whose box can be used."""
-    boxes = np.array(rows.box_xyxy, np.float64).reshape(-1, 4)
+    given = np.array(rows.box_xywh, np.float64).reshape(-1, 4)
+    boxes = _corners(given)
     heights, widths = sizes[np.array(rows.picture, np.int64)].reshape(-1, 2).T
     finite = np.asarray(np.isfinite(boxes).all(1))
     inside = np.clip(np.where(finite[:, None], boxes, 0), 0, np.stack([widths, heights, widths, heights], 1))
     area = (inside[:, 2:] - inside[:, :2]).clip(0).prod(1)
-    whole = (boxes[:, 2:] - boxes[:, :2]).clip(0).prod(1)
+    whole = given[:, 2:].clip(0).prod(1)
     for i in np.flatnonzero(~(finite & (area > 0))).tolist():
-        x0, y0, x1, y1 = rows.box_xyxy[i]
+        x, y, w, h = rows.box_xywh[i]
         if not finite[i]:
             kind = "boxes that are not finite were dropped"
         elif whole[i] > 0:
             kind = "boxes outside their picture were dropped"
         else:
             kind = "boxes without area were dropped"
-        size = f"{x1 - x0:g}x{y1 - y0:g} at ({x0:g}, {y0:g})"
+        size = f"{w:g}x{h:g} at ({x:g}, {y:g})"
         problems.warn(kind, f"{rows.where[i]}: {size} in {pictures.paths[rows.picture[i]].name!r}")
     return np.flatnonzero(finite & (area > 0))
 
@@ -209,5 +209,5 @@ def _keypoints(rows: Rows, keep: np.ndarray, most: int) -> np.ndarray | None:
     return table
 
 
-def _rectangle(x0: float, y0: float, x1: float, y1: float) -> list[float]:
-    return [x0, y0, x1, y0, x1, y1, x0, y1]
+def _corners(boxes_xywh: np.ndarray) -> np.ndarray:
+    return np.concatenate([boxes_xywh[:, :2], boxes_xywh[:, :2] + boxes_xywh[:, 2:]], 1)

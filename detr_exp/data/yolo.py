@@ -255,7 +255,7 @@ class _Rows:
             found.where.append(where)
             found.picture.append(picture)
             found.category.append(category)
-            found.box_xyxy.append(box)
+            found.box_xywh.append(box)
             found.crowd.append(False)
             found.area.append(None)
             found.segments.append(polygon)
@@ -285,15 +285,15 @@ class _Rows:
             raise ValueError(f"{len(values)} columns; 5 make a box, an odd number from 7 on makes a polygon")
         _check_range(rest)
         polygon = [v * (height if i % 2 else width) for i, v in enumerate(rest)]
-        box = (min(polygon[::2]), min(polygon[1::2]), max(polygon[::2]), max(polygon[1::2]))
-        return category, box, [polygon], None
+        x, y = min(polygon[::2]), min(polygon[1::2])
+        return category, (x, y, max(polygon[::2]) - x, max(polygon[1::2]) - y), [polygon], None
 
 
 def _box(values: list[float], size: tuple[int, int]) -> tuple[float, float, float, float]:
     _check_range(values)
     height, width = size
     x, y, w, h = values
-    return (x - w / 2) * width, (y - h / 2) * height, (x + w / 2) * width, (y + h / 2) * height
+    return (x - w / 2) * width, (y - h / 2) * height, w * width, h * height
 
 
 def _points(values: list[float], channels: int, size: tuple[int, int]) -> list[float]:
