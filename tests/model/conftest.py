@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import lru_cache
 
 import pytest
 import torch
@@ -16,10 +17,12 @@ from detr_exp.structures import Target, Targets
 @pytest.fixture(scope="session")
 def make() -> Callable[..., nn.Module]:
     """Words of the command line -> network, seeded."""
+    composed = lru_cache(lambda *words: compose(words))
 
     def build(*words: str, num_classes: int = 7) -> nn.Module:
+        cfg = composed(f"data.num_classes={num_classes}", *words)
         torch.manual_seed(0)
-        return network(compose([f"data.num_classes={num_classes}", *words]))
+        return network(cfg)
 
     return build
 

@@ -1,0 +1,36 @@
+"""From logits and boxes to detections, by hand (transformers' is compared in test_rtdetrv2_parity.py)."""
+
+import torch
+
+from detr_exp.model.postprocess import best_detections, detections
+from detr_exp.structures import Prediction
+
+LOGITS = torch.tensor([[[0.0, 2.0, -1.0], [3.0, 1.0, -2.0]]])
+
+
+def test_sigmoid_ranks_pairs_of_query_and_class():
+    scores, labels, queries = best_detections(LOGITS, 3, "sigmoid")
+    assert labels.tolist() == [[0, 1, 1]]
+    assert queries.tolist() == [[1, 0, 1]]
+    torch.testing.assert_close(scores, torch.tensor([[3.0, 2.0, 1.0]]).sigmoid())
+
+
+def test_softmax_ranks_queries_by_their_best_class_and_drops_the_background():
+    logits = torch.tensor([[[0.0, 2.0, 9.0], [3.0, 1.0, -2.0]]])
+    scores, labels, queries = best_detections(logits, 5, "softmax")
+    assert labels.tolist() == [[0, 1]]
+    assert queries.tolist() == [[1, 0]]
+    torch.testing.assert_close(scores[0, 0], logits[0, 1].softmax(-1)[0])
+
+
+def test_no_more_detections_than_there_are_pairs():
+    assert best_detections(LOGITS, 100, "sigmoid")[0].shape == (1, 6)
+
+
+def test_boxes_come_out_in_pixels_of_each_picture():
+    boxes = torch.tensor([[[0.5, 0.5, 0.5, 1.0], [0.25, 0.5, 0.5, 0.5]]])
+    pred = Prediction(LOGITS.expand(2, -1, -1), boxes.expand(2, -1, -1))
+    first, second = detections(pred, torch.tensor([[100, 200], [10, 10]]), 2, "sigmoid")
+    assert first.boxes.tolist() == [[0.0, 25.0, 100.0, 75.0], [50.0, 0.0, 150.0, 100.0]]
+    assert second.boxes.tolist() == [[0.0, 2.5, 5.0, 7.5], [2.5, 0.0, 7.5, 10.0]]
+    assert first.labels.tolist() == [0, 1]
