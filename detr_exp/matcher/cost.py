@@ -65,18 +65,18 @@ def softmax_class_cost(log_probabilities: Tensor) -> Tensor:
     return log_probabilities.exp().neg_()
 
 
-def box_cost(boxes: Tensor, target_boxes: Tensor, image: Tensor, *, cost_bbox: float, cost_giou: float) -> Tensor:
+def box_cost(planes: Tensor, target_boxes: Tensor, image: Tensor, *, cost_bbox: float, cost_giou: float) -> Tensor:
     """L1 distance of the box coordinates and negative generalised IoU, weighted.
 
     Args:
-        boxes: `[S, B, Q, 4]` cxcywh.
+        planes: `[4, S, B, Q]` cxcywh of the queries, coordinates apart.
         target_boxes: `[T, 4]` cxcywh.
         image: `[T]` int64, image of each object.
 
     Returns:
         `[S, T, Q]`.
     """
-    planes = boxes.permute(3, 0, 1, 2).index_select(2, image)
+    planes = planes.index_select(2, image)
     target = target_boxes.t()[:, None, :, None]
 
     distance = (planes - target).abs_()

@@ -30,7 +30,7 @@ from detr_exp.structures import MaskLogits, Prediction, Targets
 NON_FINITE_COST = 1e9
 
 # Elements of one working tensor: on the CPU a handful of them has to fit the cache, elsewhere the memory.
-CPU_CHUNK = 1 << 17
+CPU_CHUNK = 1 << 16
 DEVICE_CHUNK = 1 << 26
 
 
@@ -129,7 +129,7 @@ class HungarianMatcher:
         logits = [prediction.logits for prediction in predictions]
         if self.activation == "softmax":
             logits = [item.log_softmax(-1) for item in logits]
-        target_boxes = targets.boxes.to(boxes.dtype)
+        planes, target_boxes = boxes.permute(3, 0, 1, 2).contiguous(), targets.boxes.to(boxes.dtype)
         agnostic = torch.zeros_like(targets.labels)
         labels = [targets.labels if item.shape[-1] == logits[0].shape[-1] else agnostic for item in logits]
 
@@ -140,7 +140,7 @@ class HungarianMatcher:
             else:
                 class_cost = sigmoid_class_cost(evidence, self.alpha, self.gamma)
             pair_cost = box_cost(
-                boxes, target_boxes[chunk], image[chunk], cost_bbox=self.cost_bbox, cost_giou=self.cost_giou
+                planes, target_boxes[chunk], image[chunk], cost_bbox=self.cost_bbox, cost_giou=self.cost_giou
             )
             return pair_cost.add_(class_cost, alpha=self.cost_class)
 
@@ -213,21 +213,19 @@ def solve(costs: np.ndarray, counts: Sequence[int], groups: int = 1) -> np.ndarr
     """
     num_layers, _, num_queries = costs.shape
     size = num_queries // groups
-    pairs = np.empty((3, num_layers, groups * sum(min(count, size) for count in counts)), dtype=np.int64)
-    costs = costs.astype(np.float64)
-    for layer in range(num_layers):
-        first, place = 0, 0
-        for image, count in enumerate(counts):
+    firsts = np.cumsum(counts) - counts
+    queries, objects = [], []
+    for layer in costs.astype(np.float64):
+        for first, count in zip(firsts, counts):
             for start in range(0, num_queries, size):
-                target, query = linear_sum_assignment(costs[layer, first : first + count, start : start + size])
-                order = query.argsort()
-                end = place + len(order)
-                pairs[0, layer, place:end] = image
-                pairs[1, layer, place:end] = query[order] + start
-                pairs[2, layer, place:end] = target[order] + first
-                place = end
-            first += count
-    return pairs
+                rows, columns = linear_sum_assignment(layer[first : first + count, start : start + size])
+                objects.append(rows + first)
+                queries.append(columns + start)
+    target, query = (np.concatenate(parts).reshape(num_layers, -1) for parts in (objects, queries))
+    image = np.repeat(np.arange(len(counts)), [groups * min(count, size) for count in counts])
+    order = np.argsort(image * num_queries + query, axis=1)
+    pairs = (np.broadcast_to(image, query.shape), query, target)
+    return np.stack([np.take_along_axis(index, order, axis=1) for index in pairs])
 
 
 def to_host(costs: Tensor) -> np.ndarray:

@@ -54,7 +54,7 @@ def test_softmax_class_cost(scene):
 
 def test_box_cost(scene):
     _, boxes, _, target_boxes = scene
-    cost = box_cost(boxes, target_boxes, IMAGE, cost_bbox=5.0, cost_giou=2.0)
+    cost = box_cost(boxes.permute(3, 0, 1, 2), target_boxes, IMAGE, cost_bbox=5.0, cost_giou=2.0)
     for layer in range(2):
         for place, image in enumerate(IMAGE):
             l1 = torch.cdist(boxes[layer, image], target_boxes[place : place + 1], p=1)[:, 0]
@@ -66,7 +66,7 @@ def test_box_cost(scene):
 def test_box_cost_leaves_its_inputs_alone(scene):
     _, boxes, _, target_boxes = scene
     before = boxes.clone(), target_boxes.clone()
-    box_cost(boxes, target_boxes, IMAGE, cost_bbox=5.0, cost_giou=2.0)
+    box_cost(boxes.permute(3, 0, 1, 2), target_boxes, IMAGE, cost_bbox=5.0, cost_giou=2.0)
     assert torch.equal(boxes, before[0])
     assert torch.equal(target_boxes, before[1])
 
