@@ -29,6 +29,8 @@ State = dict[str, Tensor]
 SAFE_GLOBALS = [argparse.Namespace, types.SimpleNamespace]
 
 VIT = r"^backbone\.0\.encoder\.encoder\."
+NECK = r"^((?:keypoint_)?neck\.)"
+LAYER = r"^transformer\.decoder\.layers\.(\d+)\."
 
 # Theirs -> ours. `@i` marks the i-th of several tensors that are one tensor here.
 NAMES = [
@@ -43,25 +45,55 @@ NAMES = [
     (VIT + r"encoder\.layer\.(\d+)\.(?:mlp\.)?(fc\d|norm\d)\.", r"backbone.blocks.\1.\2."),
     (VIT + r"layernorm\.", "backbone.norm."),
     (r"^backbone\.0\.projector\.", "neck."),
-    (r"^neck\.stages\.(\d+)\.0\.cv1\.", r"neck.levels.\1.mix.enter."),
-    (r"^neck\.stages\.(\d+)\.0\.cv2\.", r"neck.levels.\1.mix.leave."),
-    (r"^neck\.stages\.(\d+)\.0\.m\.(\d+)\.cv1\.", r"neck.levels.\1.mix.bottlenecks.\2.0."),
-    (r"^neck\.stages\.(\d+)\.0\.m\.(\d+)\.cv2\.", r"neck.levels.\1.mix.bottlenecks.\2.1."),
-    (r"^neck\.stages\.(\d+)\.1\.", r"neck.levels.\1.norm."),
-    (r"^neck\.stages_sampling\.(\d+)\.(\d+)\.0\.", r"neck.levels.\1.resample.\2."),
-    (r"^(neck\..*)\.conv\.weight$", r"\1.0.weight"),
-    (r"^(neck\..*)\.bn\.(\w+)$", r"\1.1.\2"),
-    (r"^transformer\.enc_output\.(\d+)\.(\w+)$", r"selection.project.\2@\1"),
-    (r"^transformer\.enc_output_norm\.(\d+)\.(\w+)$", r"selection.norm.\2@\1"),
-    (r"^transformer\.enc_out_class_embed\.(\d+)\.(\w+)$", r"selection.classify.\2@\1"),
-    (r"^transformer\.enc_out_bbox_embed\.(\d+)\.layers\.(\d+)\.(\w+)$", r"selection.box.\2.\3@\1"),
-    (r"^transformer\.decoder\.ref_point_head\.", "position_mlp."),
+    (r"^backbone\.0\.cross_attn_projector\.", "keypoint_neck."),
+    (NECK + r"stages\.(\d+)\.0\.cv1\.", r"\1levels.\2.mix.enter."),
+    (NECK + r"stages\.(\d+)\.0\.cv2\.", r"\1levels.\2.mix.leave."),
+    (NECK + r"stages\.(\d+)\.0\.m\.(\d+)\.cv1\.", r"\1levels.\2.mix.bottlenecks.\3.0."),
+    (NECK + r"stages\.(\d+)\.0\.m\.(\d+)\.cv2\.", r"\1levels.\2.mix.bottlenecks.\3.1."),
+    (NECK + r"stages\.(\d+)\.1\.", r"\1levels.\2.norm."),
+    (NECK + r"stages_sampling\.(\d+)\.(\d+)\.0\.", r"\1levels.\2.resample.\3."),
+    (NECK + r"(.*)\.conv\.weight$", r"\1\2.0.weight"),
+    (NECK + r"(.*)\.bn\.(\w+)$", r"\1\2.1.\3"),
+    (r"^transformer\.enc_output\.(\d+)\.(\w+)$", r"queries.project.\2@\1"),
+    (r"^transformer\.enc_output_norm\.(\d+)\.(\w+)$", r"queries.norm.\2@\1"),
+    (r"^transformer\.enc_out_class_embed\.(\d+)\.(\w+)$", r"queries.class_head.\2@\1"),
+    (r"^transformer\.enc_out_bbox_embed\.(\d+)\.layers\.(\d+)\.(\w+)$", r"queries.box_head.layers.\2.\3@\1"),
+    (r"^transformer\.decoder\.ref_point_head\.", "queries.position_mlp."),
     (r"^transformer\.decoder\.", ""),
-    (r"^class_embed\.", "class_head."),
-    (r"^bbox_embed\.", "box_head."),
-    (r"^refpoint_embed\.weight$", "query_delta"),
-    (r"^query_feat\.weight$", "query_content"),
+    (r"^segmentation_head\.blocks\.(\d+)\.dwconv\.", r"mask_head.blocks.\1.conv."),
+    (r"^segmentation_head\.blocks\.(\d+)\.pwconv1\.", r"mask_head.blocks.\1.linear."),
+    (r"^segmentation_head\.spatial_features_proj\.", "mask_head.feature_proj."),
+    (r"^segmentation_head\.query_features_block\.norm_in\.", "mask_head.query_mlp.0."),
+    (r"^segmentation_head\.query_features_block\.layers\.0\.", "mask_head.query_mlp.1."),
+    (r"^segmentation_head\.query_features_block\.layers\.2\.", "mask_head.query_mlp.3."),
+    (r"^segmentation_head\.query_features_proj\.", "mask_head.query_proj."),
+    (r"^segmentation_head\.", "mask_head."),
+    (r"^class_embed\.", "head.classes."),
+    (r"^bbox_embed\.", "head.box."),
+    (r"^refpoint_embed\.weight$", "queries.delta"),
+    (r"^query_feat\.weight$", "queries.content"),
 ]
+# Applied first where there are keypoints, whose layers hold those of the queries.
+KEYPOINT_NAMES = [
+    (LAYER + r"kp_inst_self_attn\.", r"layers.\1.self_attn."),
+    (LAYER + r"instance_kp_layer_scale$", r"layers.\1.scale"),
+    (LAYER + r"kp_inst_norm\.", r"layers.\1.query_norm."),
+    (LAYER + r"kp_norm\.", r"layers.\1.norm1."),
+    (LAYER + r"kp_cross_attn\.", r"layers.\1.cross_attn."),
+    (LAYER + r"kp_cross_attn_norm\.", r"layers.\1.norm2."),
+    (LAYER + r"kp_linear1\.", r"layers.\1.linear1."),
+    (LAYER + r"kp_linear3\.", r"layers.\1.linear2."),
+    (LAYER + r"kp_norm5\.", r"layers.\1.norm3."),
+    (LAYER, r"layers.\1.query_layer."),
+    (r"^transformer\.decoder\.keypoint_pos_embed$", "keypoint_position"),
+    (r"^transformer\.keypoint_query_initializer\.", "keypoint_queries."),
+    (r"^transformer\.keypoint_query_initializer_enc\.", "encoder_keypoint_queries."),
+    (r"^((?:encoder_)?keypoint_queries)\.queries$", r"\1.tokens"),
+    (r"^((?:encoder_)?keypoint_queries)\.adaLN_modulation\.", r"\1.modulation."),
+    (r"^transformer\.enc_out_keypoint_embed\.(\d+)\.layers\.(\d+)\.(\w+)$", r"encoder_keypoint_head.layers.\2.\3@\1"),
+    (r"^keypoint_embed\.", "keypoint_head."),
+]
+
 # Task, channels and patch size of the backbone, decoder layers -> position grid -> option of `model`.
 PUBLISHED = {
     ("rfdetr", 384, 16, 2): {24: "rfdetr"},
@@ -74,8 +106,14 @@ PUBLISHED = {
     ("rfdetr_keypoint", 384, 12, 4): {48: "rfdetr_keypoint"},
 }
 
-GROUPED = ("selection.", "query_")
-CLASS_HEADS = ("class_head.", "selection.classify.")
+# Tensors whose first axis is that of the groups.
+GROUPED = (
+    *(f"queries.{part}" for part in ("project.", "norm.", "class_head.", "box_head.", "content", "delta")),
+    "encoder_keypoint_head.",
+)
+# Tensors whose first axis is that of the keypoints.
+BY_KEYPOINT = ("keypoint_queries.tokens", "encoder_keypoint_queries.tokens", "keypoint_position")
+KEYPOINT_MASK = "_kp_active_mask"  # [classes, keypoints]
 
 
 def is_rfdetr(state: State) -> bool:
@@ -116,7 +154,9 @@ def from_rfdetr(state: State, network: nn.Module) -> State:
     found = _split_position(_joined(_renamed(state)))
     _refuse_other_task(found, own)
     found = _by_group(found)
-    taken = _with_own_class_head(found, network, own)
+    if "keypoint_neck.levels.0.norm.weight" in own:
+        found = {f"keypoint_{name}": tensor for name, tensor in found.items() if name.startswith("neck.")} | found
+    taken = _with_own_keypoints(_with_own_class_head(found, network, own), own)
     for name, tensor in taken.items():
         if name in own and name.startswith(GROUPED):
             taken[name] = _leading(tensor, own[name])
@@ -128,9 +168,10 @@ def from_rfdetr(state: State, network: nn.Module) -> State:
 
 
 def _renamed(state: State) -> State:
+    names = KEYPOINT_NAMES + NAMES if any(name.startswith("keypoint_embed.") for name in state) else NAMES
     renamed = {}
     for name, tensor in state.items():
-        for theirs, ours in NAMES:
+        for theirs, ours in names:
             name = re.sub(theirs, ours, name)
         renamed[name] = tensor
     return renamed
@@ -162,8 +203,9 @@ def _split_position(state: State) -> State:
 
 def _by_group(state: State) -> State:
     """Queries `[G * Q, ...]` -> `[G, Q, ...]`."""
-    groups = len(state["selection.project.weight"])
-    return {n: t.unflatten(0, (groups, -1)) if n.startswith("query_") else t for n, t in state.items()}
+    groups = len(state["queries.project.weight"])
+    names = ("queries.content", "queries.delta")
+    return state | {name: state[name].unflatten(0, (groups, -1)) for name in names}
 
 
 def _leading(tensor: Tensor, own: Tensor) -> Tensor:
@@ -179,22 +221,47 @@ def _leading(tensor: Tensor, own: Tensor) -> Tensor:
 
 
 def _with_own_class_head(state: State, network: Any, own: State) -> State:
-    """Replace a class head of another width by the network's own.
+    """Cut the class head to the network's labels, or leave the network's own where the file is for other labels."""
+    rows, wanted = len(state["head.classes.bias"]), len(own["head.classes.bias"])
+    first = _first_class_row(state, network, rows, wanted)
+    heads = network.class_tensors()
+    if first is None:
+        logger.info(
+            "class head: starts anew; the file has %d sigmoid logits, this network %d (%s)",
+            *(rows, wanted, network.activation),
+        )
+        return state | {name: own[name] for name in heads}
+    if rows != wanted:
+        logger.info("class head: %d of its %d logits taken; the others are no labels", wanted, rows)
+    return state | {name: state[name].narrow(axis, first, wanted) for name, axis in heads.items()}
 
-    A file trained on K labels has K + 1 logits, of which the last was never meant by a label; it is cut off.
+
+def _first_class_row(state: State, network: Any, rows: int, wanted: int) -> int | None:
+    """The row of the file's class head that is label 0, or None if its rows are not the network's labels.
+
+    A file trained on K labels has K + 1 logits, the last of which no label means. In a keypoint file the first classes
+    are those with keypoints, whatever number of logits follows; the oldest have a class without any before them.
     """
-    rows, wanted = len(state["class_head.bias"]), len(own["class_head.bias"])
-    if rows == wanted and network.activation == "sigmoid":
-        return state
-    heads = [name for name in own if name.startswith(CLASS_HEADS)]
-    if rows == wanted + 1 and network.activation == "sigmoid":
-        logger.info("class head: taken without the last of its %d logits, which no label meant", rows)
-        return state | {n: state[n][:, :-1] if n.startswith("selection.") else state[n][:-1] for n in heads}
-    logger.info(
-        "class head: starts anew; the file has %d sigmoid logits, this network %d (%s)",
-        *(rows, wanted, network.activation),
-    )
-    return state | {name: own[name] for name in heads}
+    if network.activation != "sigmoid":
+        return None
+    if rows in (wanted, wanted + 1):
+        return 0
+    ours = getattr(network, "keypoint_counts", None)
+    if ours is None or rows < wanted:
+        return None
+    theirs = tuple(state[KEYPOINT_MASK].sum(1).tolist())
+    return {ours: 0, (0, *ours): 1}.get(theirs)
+
+
+def _with_own_keypoints(state: State, own: State) -> State:
+    """Leave the network's own tokens where the file has another number of keypoints."""
+    names = [name for name in BY_KEYPOINT if name in own and name in state]
+    changed = {name: own[name] for name in names if own[name].shape != state[name].shape}
+    if changed:
+        logger.info(
+            "keypoints: start anew; the file has %d, this network %d", *(len(x[names[0]]) for x in (state, own))
+        )
+    return state | changed
 
 
 def _refuse_other_task(state: State, own: State) -> None:

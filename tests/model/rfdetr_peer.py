@@ -10,9 +10,11 @@ from detr_exp.loss.classification import ia_bce
 from detr_exp.loss.criterion import SetCriterion
 from detr_exp.matcher.hungarian import HungarianMatcher
 from detr_exp.model.backbone.dinov2_windowed import WindowedDinov2
+from detr_exp.model.head.mask import MaskHead
 from detr_exp.model.neck.projector import Projector
 from detr_exp.model.pretrained_rfdetr import from_rfdetr
 from detr_exp.model.rfdetr import RFDETR
+from detr_exp.model.rfdetr_keypoint import RFDETRKeypoint
 
 
 def peer(kind="Nano", train_kind="", **changes):
@@ -84,7 +86,12 @@ def settings_of(config):
 
 def twin(network, config):
     """Our network with the weights of the package's."""
-    ours = RFDETR(**settings_of(config))
+    if config.use_grouppose_keypoints:
+        counts = [*config.num_keypoints_per_class, *[0] * (config.num_classes + 1)][: config.num_classes + 1]
+        ours = RFDETRKeypoint(**settings_of(config), keypoint_counts=counts, score_alpha=0.2)
+    else:
+        mask_head = partial(MaskHead, downsample=4) if config.segmentation_head else None
+        ours = RFDETR(**settings_of(config), mask_head=mask_head)
     ours.load_state_dict(from_rfdetr(network.state_dict(), ours))
     return ours
 

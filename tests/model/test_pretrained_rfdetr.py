@@ -56,8 +56,10 @@ def test_every_tensor_finds_its_place(tmp_path, theirs, make, caplog):
     block = "backbone.0.encoder.encoder.encoder.layer.3.attention.attention."
     qkv = torch.cat([state[f"{block}{part}.weight"] for part in ("query", "key", "value")])
     assert torch.equal(network.backbone.blocks[3].qkv.weight, qkv)
-    assert torch.equal(network.selection.box[1].bias[2], state["transformer.enc_out_bbox_embed.2.layers.1.bias"])
-    assert torch.equal(network.query_content[1, 3], state["query_feat.weight"][23])
+    assert torch.equal(
+        network.queries.box_head.layers[1].bias[2], state["transformer.enc_out_bbox_embed.2.layers.1.bias"]
+    )
+    assert torch.equal(network.queries.content[1, 3], state["query_feat.weight"][23])
 
 
 def test_every_kind_of_file(theirs):
@@ -90,9 +92,9 @@ def test_groups_and_queries_are_cut_group_by_group(tmp_path, theirs, make):
     network = make(num_groups=2, num_queries=7)
     load_weights(network, stored(tmp_path, theirs))
     state = theirs[0].state_dict()
-    assert torch.equal(network.query_content, state["query_feat.weight"].view(3, 20, -1)[:2, :7])
-    assert torch.equal(network.query_delta, state["refpoint_embed.weight"].view(3, 20, 4)[:2, :7])
-    assert torch.equal(network.selection.project.weight[1], state["transformer.enc_output.1.weight"])
+    assert torch.equal(network.queries.content, state["query_feat.weight"].view(3, 20, -1)[:2, :7])
+    assert torch.equal(network.queries.delta, state["refpoint_embed.weight"].view(3, 20, 4)[:2, :7])
+    assert torch.equal(network.queries.project.weight[1], state["transformer.enc_output.1.weight"])
 
 
 def test_more_groups_and_queries_keep_what_they_started_with(tmp_path, theirs, make):
@@ -100,18 +102,20 @@ def test_more_groups_and_queries_keep_what_they_started_with(tmp_path, theirs, m
     before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
     load_weights(network, stored(tmp_path, theirs))
     state = theirs[0].state_dict()
-    assert torch.equal(network.query_content[:3, :20], state["query_feat.weight"].view(3, 20, -1))
-    assert torch.equal(network.query_content[:, 20:], before["query_content"][:, 20:])
-    assert torch.equal(network.query_content[3], before["query_content"][3])
-    assert torch.equal(network.selection.box[0].weight[3], before["selection.box.0.weight"][3])
-    assert torch.equal(network.selection.box[0].weight[2], state["transformer.enc_out_bbox_embed.2.layers.0.weight"])
+    assert torch.equal(network.queries.content[:3, :20], state["query_feat.weight"].view(3, 20, -1))
+    assert torch.equal(network.queries.content[:, 20:], before["queries.content"][:, 20:])
+    assert torch.equal(network.queries.content[3], before["queries.content"][3])
+    assert torch.equal(network.queries.box_head.layers[0].weight[3], before["queries.box_head.layers.0.weight"][3])
+    assert torch.equal(
+        network.queries.box_head.layers[0].weight[2], state["transformer.enc_out_bbox_embed.2.layers.0.weight"]
+    )
 
 
 @pytest.mark.parametrize(
     ("changes", "rows", "word"),
     [
         (dict(num_classes=6), 6, ""),
-        (dict(num_classes=5), 5, "taken without the last of its 6 logits"),
+        (dict(num_classes=5), 5, "5 of its 6 logits taken"),
         (dict(num_classes=3), 0, "starts anew; the file has 6 sigmoid logits, this network 3"),
         (dict(num_classes=90), 0, "starts anew; the file has 6 sigmoid logits, this network 90"),
         (dict(num_classes=5, activation="softmax"), 0, "starts anew"),
@@ -127,8 +131,8 @@ def test_class_head(tmp_path, theirs, make, caplog, changes, rows, word):
     assert all(word in message for message in said)
     state = theirs[0].state_dict()
     if rows:
-        assert torch.equal(network.class_head.weight, state["class_embed.weight"][:rows])
-        assert torch.equal(network.selection.classify.bias[1], state["transformer.enc_out_class_embed.1.bias"][:rows])
+        assert torch.equal(network.head.classes.weight, state["class_embed.weight"][:rows])
+        assert torch.equal(network.queries.class_head.bias[1], state["transformer.enc_out_class_embed.1.bias"][:rows])
     else:
         assert all(torch.equal(network.state_dict()[name], tensor) for name, tensor in before.items())
     assert torch.equal(network.norm.weight, state["transformer.decoder.norm.weight"])

@@ -95,8 +95,8 @@ def test_evaluation_is_the_first_group_and_the_last_layer():
 def test_groups_do_not_see_each_other():
     network = tiny().train()
     before = network(images())
-    network.query_content[1] += 1
-    network.selection.project.weight[1] += 1
+    network.queries.content[1] += 1
+    network.queries.project.weight[1] += 1
     after = network(images())
     for part in ("logits", "boxes"):
         change = (getattr(after.layers, part) - getattr(before.layers, part)).abs().amax(dim=(0, 1, 3)).view(3, 10)

@@ -1,4 +1,9 @@
-"""RF-DETR equals the `rfdetr` package, number by number."""
+"""The three RF-DETR networks equal those of the `rfdetr` package, number by number.
+
+Weights are random, images of another size than the networks are made for, and in half of the cases padded.
+"""
+
+from typing import NamedTuple
 
 import pytest
 import torch
@@ -6,116 +11,171 @@ from rfdetr_peer import criterion_for, padded_batch, peer, peer_input, twin
 
 from detr_exp.structures import Targets
 
-SIZE = (224, 256)  # not what the networks are made for
 CLOSE = dict(atol=1e-5, rtol=0)
+CLOSE_MASKS = dict(atol=1e-4, rtol=0)  # sums of 256 products
+SMALL = dict(group_detr=3, num_queries=20, num_select=20)
+COUNTS = [5, 0, 3]
+LABELS = [0, 2, 1, 0, 2, 2]
+BOXES_PER_IMAGE = (4, 2)
 
 
-@pytest.fixture(scope="module")
-def networks():
-    theirs, config, train_config = peer(
-        num_classes=5, group_detr=3, num_queries=20, num_select=20, resolution=192, projector_scale=["P4"]
-    )
-    return twin(theirs, config), theirs, (config, train_config)
+class Family(NamedTuple):
+    """A pair of networks, ours and theirs."""
+
+    ours: torch.nn.Module
+    theirs: torch.nn.Module
+    configs: tuple
+    size: tuple[int, int]
+    parts: tuple[str, ...]  # of a prediction
+    losses: dict[str, str]  # their names -> ours
 
 
-def targets():
+BOX_LOSSES = {"loss_ce": "loss_class", "loss_bbox": "loss_bbox", "loss_giou": "loss_giou"}
+MASK_LOSSES = {f"loss_mask_{kind}": f"loss_mask_{kind}" for kind in ("ce", "dice")}
+KEYPOINT_LOSSES = {f"loss_keypoints_{kind}": f"loss_keypoint_{kind}" for kind in ("l1", "findable", "visible", "nll")}
+
+
+@pytest.fixture(scope="module", params=["detection", "masks", "keypoints"])
+def family(request):
+    kind, train_kind, size, changes, parts, losses = {
+        "detection": ("Nano", "", (224, 256), dict(resolution=192), ("logits", "boxes"), {}),
+        "masks": ("SegNano", "Segmentation", (168, 132), dict(resolution=144), ("logits", "boxes"), MASK_LOSSES),
+        "keypoints": (
+            *("KeypointPreview", "Keypoint", (168, 192)),
+            dict(resolution=144, num_keypoints_per_class=COUNTS),
+            ("logits", "boxes", "keypoints"),
+            KEYPOINT_LOSSES,
+        ),
+    }[request.param]
+    theirs, *configs = peer(kind, train_kind, num_classes=2, **SMALL, **changes)
+    ours = twin(theirs, configs[0])
+    assert ours.image_size == (changes["resolution"],) * 2
+    return Family(ours, theirs, tuple(configs), size, parts, BOX_LOSSES | losses)
+
+
+def targets(family):
     generator = torch.Generator().manual_seed(3)
-    counts = (4, 2)
-    boxes = torch.rand(6, 4, generator=generator) * 0.4 + 0.2
-    return Targets(labels=torch.tensor([0, 1, 2, 3, 4, 1]), boxes=boxes, counts=counts)
+    count = len(LABELS)
+    keypoints = torch.rand(count, max(COUNTS), 3, generator=generator)
+    keypoints[..., 2] = torch.randint(0, 3, (count, max(COUNTS)), generator=generator)
+    keypoints[keypoints[..., 2] == 0] = 0
+    with_masks, with_keypoints = "loss_mask_ce" in family.losses, "keypoints" in family.parts
+    return Targets(
+        labels=torch.tensor(LABELS),
+        boxes=torch.rand(count, 4, generator=generator) * 0.4 + 0.2,
+        counts=BOXES_PER_IMAGE,
+        masks=torch.rand(count, *family.size, generator=generator) > 0.5 if with_masks else None,
+        keypoints=keypoints if with_keypoints else None,
+    )
 
 
 def as_theirs(packed):
-    parts = zip(packed.labels.split(packed.counts), packed.boxes.split(packed.counts))
-    return [dict(labels=labels, boxes=boxes) for labels, boxes in parts]
+    names = [name for name in ("labels", "boxes", "masks", "keypoints") if getattr(packed, name) is not None]
+    split = [getattr(packed, name).split(packed.counts) for name in names]
+    return [dict(zip(names, parts)) for parts in zip(*split)]
 
 
 @pytest.mark.parametrize("padded", [False, True])
 @torch.no_grad()
-def test_evaluation(networks, padded):
-    ours, theirs, _ = networks
-    images, mask = padded_batch(*SIZE)
+def test_evaluation(family, padded):
+    images, mask = padded_batch(*family.size)
     mask = mask if padded else None
-    outputs = ours.eval()(images, padding_mask=mask)
-    expected = theirs.eval()(peer_input(ours, images, mask))
-    assert outputs.layers.logits.shape == (1, 2, 20, 6)
+    outputs = family.ours.eval()(images, padding_mask=mask)
+    expected = family.theirs.eval()(peer_input(family.ours, images, mask))
+    assert outputs.layers.logits.shape == (1, 2, 20, 3)
     assert outputs.encoder is None
-    torch.testing.assert_close(outputs.pred.logits, expected["pred_logits"], **CLOSE)
-    torch.testing.assert_close(outputs.pred.boxes, expected["pred_boxes"], **CLOSE)
+    for part in family.parts:
+        torch.testing.assert_close(getattr(outputs.pred, part), expected[f"pred_{part}"], **CLOSE)
+    if "pred_masks" in expected:
+        torch.testing.assert_close(outputs.pred.masks.dense(), expected["pred_masks"], **CLOSE_MASKS)
 
 
 @pytest.mark.parametrize("padded", [False, True])
 @torch.no_grad()
-def test_training_with_groups(networks, padded):
-    ours, theirs, _ = networks
-    images, mask = padded_batch(*SIZE)
+def test_training_with_groups(family, padded):
+    images, mask = padded_batch(*family.size)
     mask = mask if padded else None
-    outputs = ours.train()(images, padding_mask=mask)
-    expected = theirs.train()(peer_input(ours, images, mask))
+    outputs = family.ours.train()(images, padding_mask=mask)
+    expected = family.theirs.train()(peer_input(family.ours, images, mask))
     assert outputs.groups == 3
     layers = [*expected["aux_outputs"], expected]
-    for kind in ("logits", "boxes"):
-        stacked = torch.stack([layer[f"pred_{kind}"] for layer in layers])
-        torch.testing.assert_close(getattr(outputs.layers, kind), stacked, **CLOSE)
-        torch.testing.assert_close(getattr(outputs.encoder, kind), expected["enc_outputs"][f"pred_{kind}"], **CLOSE)
+    for part in family.parts:
+        stacked = torch.stack([layer[f"pred_{part}"] for layer in layers])
+        torch.testing.assert_close(getattr(outputs.layers, part), stacked, **CLOSE)
+        torch.testing.assert_close(getattr(outputs.encoder, part), expected["enc_outputs"][f"pred_{part}"], **CLOSE)
+    if "pred_masks" in expected:
+        masks = outputs.layers.masks
+        pairs = [(masks.features[i], masks.queries[i], layers[i]) for i in range(len(layers))]
+        pairs.append((outputs.encoder.masks.features, outputs.encoder.masks.queries, expected["enc_outputs"]))
+        for features, queries, right in pairs:
+            torch.testing.assert_close(features, right["pred_masks"]["spatial_features"], **CLOSE)
+            torch.testing.assert_close(queries, right["pred_masks"]["query_features"], **CLOSE)
+            torch.testing.assert_close(masks.bias, right["pred_masks"]["bias"])
 
 
 @pytest.mark.parametrize("training", [False, True])
-def test_losses_and_gradients(networks, training):
+def test_losses_and_gradients(family, training):
     """The criterion on both networks' outputs: every weighted term, and what reaches the weights."""
     from rfdetr.models.lwdetr import build_criterion_from_config
 
-    ours, theirs, configs = networks
-    images, _ = padded_batch(*SIZE)
-    criterion = build_criterion_from_config(*configs)[0].train(training)
+    ours, theirs = family.ours, family.theirs
+    images, _ = padded_batch(*family.size)
+    criterion = build_criterion_from_config(*family.configs)[0].train(training)
     theirs.train(training).zero_grad()
-    losses = criterion(theirs(peer_input(ours, images)), as_theirs(targets()))
+    torch.manual_seed(12)  # points on masks are drawn
+    losses = criterion(theirs(peer_input(ours, images)), as_theirs(targets(family)))
     expected = {name: losses[name] * weight for name, weight in criterion.weight_dict.items() if name in losses}
 
-    loss = criterion_for(num_classes=6)
+    weights = dict(weight_class=2.0, keypoint_counts=COUNTS) if "keypoints" in family.parts else {}
     ours.train(training).zero_grad()
-    found = loss(ours(images), targets(), num_boxes=6)
+    outputs = ours(images)
+    torch.manual_seed(12)
+    found = criterion_for(num_classes=3, **weights)(outputs, targets(family), num_boxes=6)
     last = len(ours.layers) - 1
     suffixes = {"": ""} | ({f"_{i}": f"_aux_{i}" for i in range(last)} | {"_enc": "_enc"} if training else {})
-    names = {"loss_ce": "loss_class", "loss_bbox": "loss_bbox", "loss_giou": "loss_giou"}
-    assert len(found) == 1 + len(names) * len(suffixes)
-    for theirs_name, our_name in names.items():
+    assert len(found) == 1 + len(family.losses) * len(suffixes)
+    assert len(found) == 1 + len(expected) or not training
+    if not training and "loss_mask_ce" in found:
+        return  # their evaluation draws points for more layers
+    for theirs_name, our_name in family.losses.items():
         for theirs_suffix, our_suffix in suffixes.items():
-            ratio = found[our_name + our_suffix] / expected[theirs_name + theirs_suffix]
-            assert ratio.item() == pytest.approx(1, abs=1e-4)
+            right = expected[theirs_name + theirs_suffix].item()
+            assert found[our_name + our_suffix].item() == pytest.approx(right, rel=1e-4), our_name + our_suffix
     if not training:
         return
     sum(expected.values()).backward()
     found["total"].backward()
+    vit = theirs.backbone[0].encoder.encoder
+    decoder = theirs.transformer.decoder.layers[0]
+    prefix = "layers.0.query_layer" if "keypoints" in family.parts else "layers.0"
     pairs = {
-        "class_head.weight": theirs.class_embed.weight,
-        "box_head.layers.0.weight": theirs.bbox_embed.layers[0].weight,
-        "layers.0.cross_attn.sampling_offsets.weight": theirs.transformer.decoder.layers[
-            0
-        ].cross_attn.sampling_offsets.weight,
-        "backbone.blocks.0.out.weight": theirs.backbone[0]
-        .encoder.encoder.encoder.layer[0]
-        .attention.output.dense.weight,
+        "head.classes.weight": theirs.class_embed.weight.grad,
+        "head.box.layers.0.weight": theirs.bbox_embed.layers[0].weight.grad,
+        f"{prefix}.cross_attn.sampling_offsets.weight": decoder.cross_attn.sampling_offsets.weight.grad,
+        "backbone.blocks.0.out.weight": vit.encoder.layer[0].attention.output.dense.weight.grad,
+        "queries.project.weight": torch.stack([one.weight.grad for one in theirs.transformer.enc_output]),
     }
-    for name, parameter in pairs.items():
-        gradient = ours.get_parameter(name).grad
-        torch.testing.assert_close(gradient, parameter.grad, rtol=1e-3, atol=1e-4 * parameter.grad.abs().max().item())
-    chosen = torch.stack([linear.weight.grad for linear in theirs.transformer.enc_output])
-    torch.testing.assert_close(ours.selection.project.weight.grad, chosen, rtol=1e-3, atol=1e-4 * chosen.abs().max())
+    for name, right in pairs.items():
+        scale = right.abs().max().item()
+        torch.testing.assert_close(ours.get_parameter(name).grad, right, rtol=1e-3, atol=1e-3 * scale, msg=name)
     assert [name for name, p in ours.named_parameters() if p.grad is None] == []
 
 
 @torch.no_grad()
-def test_postprocessing(networks):
+def test_postprocessing(family):
     from rfdetr.models.lwdetr import build_criterion_from_config
 
-    ours, theirs, configs = networks
-    images, _ = padded_batch(*SIZE)
+    ours, theirs = family.ours, family.theirs
+    images, _ = padded_batch(*family.size)
     sizes = torch.tensor([[480, 640], [100, 30]])
-    postprocess = build_criterion_from_config(*configs)[1]
-    expected = postprocess(theirs.eval()(peer_input(ours, images)), sizes)
+    expected = build_criterion_from_config(*family.configs)[1](theirs.eval()(peer_input(ours, images)), sizes)
     for found, right in zip(ours.postprocess(ours.eval()(images), sizes), expected):
+        order = right["scores"].argsort(descending=True)  # theirs are not sorted by the scores they end with
         assert len(found) == 20
-        torch.testing.assert_close(found.scores, right["scores"], **CLOSE)
-        assert found.labels.tolist() == right["labels"].tolist()
-        torch.testing.assert_close(found.boxes, right["boxes"], atol=1e-3, rtol=0)
+        torch.testing.assert_close(found.scores, right["scores"][order], **CLOSE)
+        assert found.labels.tolist() == right["labels"][order].tolist()
+        torch.testing.assert_close(found.boxes, right["boxes"][order], atol=1e-3, rtol=0)
+        if "masks" in right:
+            assert (found.masks != right["masks"][:, 0]).float().mean() < 1e-4
+        if "keypoints" in right:
+            torch.testing.assert_close(found.keypoints, right["keypoints"][order], atol=1e-3, rtol=0)

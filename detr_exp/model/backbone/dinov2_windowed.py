@@ -152,7 +152,7 @@ class WindowedDinov2(nn.Module):
         self.load_state_dict(from_timm(source.state_dict(), self))
         place = "timm" if pretrained is True else pretrained
         logger.info(
-            "backbone: %s starts from DINOv2 weights (%s from %s, resampled to patches of %d pixels and a grid of %dx%d)",
+            "backbone: %s starts from DINOv2 weights (%s from %s, for patches of %d pixels on a grid of %dx%d)",
             *(type(self).__name__, name, place, self.patch_size, rows, columns),
         )
 

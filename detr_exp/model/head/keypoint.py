@@ -1,0 +1,127 @@
+"""Keypoints of objects: the queries they start from, what is predicted of them, and what that means in pixels.
+
+Eight numbers are predicted for each keypoint:
+
+| channel | meaning |
+|---|---|
+| 0, 1 | x, y: the head's output is an offset from the box's centre, in sizes of the box; 0..1 of the image in the end |
+| 2 | findable: logit of "the point is labelled" |
+| 3 | visible: logit of "the point is not hidden" |
+| 4, 5, 6 | log l11, l21, log l22: the factor U = [[l11, l21], [0, l22]] of the precision, for an object of area 1 |
+| 7 | class evidence: summed over a class's keypoints and added to its logit |
+
+Legend: B images, Q queries, D width, N keypoints of all classes, counts: those of each class, K their maximum,
+C classes. Predictions are laid out `[..., C * K, 8]`, class by class; what a class does not have is zero.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from detr_exp.ops.keypoints import LOG_SCALE_LIMIT, existing_keypoints, keypoint_covariance, slot_keypoints
+from detr_exp.structures import Detections
+
+CHANNELS = 8
+
+
+class KeypointQueries(nn.Module):
+    """What the keypoints of a query start with: learned tokens, modulated by the query.
+
+    Scale, shift and gate as in adaptive layer norm (Peebles & Xie 2023, "DiT").
+
+    Args:
+        hidden_dim: D.
+        num_keypoints: N.
+    """
+
+    def __init__(self, *, hidden_dim: int, num_keypoints: int) -> None:
+        super().__init__()
+        self.tokens = nn.Parameter(torch.empty(num_keypoints, hidden_dim))
+        inner, last = nn.Linear(hidden_dim, hidden_dim), nn.Linear(hidden_dim, 3 * hidden_dim)
+        self.modulation = nn.Sequential(inner, nn.GELU(), last)
+        self.out_proj = nn.Linear(hidden_dim, hidden_dim)
+        for weight in (self.tokens, inner.weight, last.weight, self.out_proj.weight):
+            nn.init.xavier_uniform_(weight)
+        nn.init.zeros_(last.bias)
+
+    def forward(self, queries: Tensor) -> Tensor:
+        """`[..., D]` -> `[..., N, D]`."""
+        scale, shift, gate = self.modulation(queries[..., None, :]).chunk(3, dim=-1)
+        normal = F.layer_norm(self.tokens, self.tokens.shape[-1:])
+        return self.out_proj(normal * (1 + scale) + shift) * gate + self.tokens
+
+
+def placed_keypoints(output: Tensor, reference: Tensor, counts: tuple[int, ...]) -> Tensor:
+    """A head's output `[..., N, 8]` for boxes `reference` `[..., 4]` cxcywh -> predictions `[..., C * K, 8]`."""
+    center, size = reference[..., None, :].split(2, dim=-1)
+    offset, rest = output.float().split((2, CHANNELS - 2), dim=-1)
+    points = torch.cat([center + offset * size, rest], dim=-1)
+    if len(set(counts)) == 1:
+        return points
+    most = max(counts)
+    by_class = points.split(list(counts), dim=-2)
+    return torch.cat([F.pad(part, (0, 0, 0, most - part.shape[-2])) for part in by_class], dim=-2)
+
+
+def class_evidence(keypoints: Tensor, counts: tuple[int, ...], num_logits: int) -> Tensor:
+    """What the keypoints `[..., C * K, 8]` add to the class logits `[..., num_logits]`; nothing to the background."""
+    evidence = slot_keypoints(keypoints, len(counts))[..., 7].sum(-1)
+    return F.pad(evidence, (0, num_logits - len(counts)))
+
+
+def attention_among(counts: tuple[int, ...]) -> Tensor | None:
+    """`[1 + N, 1 + N]` bool: keypoints see those of their class and the query, which sees all; None: all see all."""
+    owner = torch.repeat_interleave(torch.arange(len(counts)), torch.tensor(counts))
+    if len(owner.unique()) == 1:
+        return None
+    return F.pad(owner[:, None] == owner, (1, 0, 1, 0), value=True)
+
+
+def with_keypoints(
+    found: Detections, keypoints: Tensor, boxes: Tensor, counts: tuple[int, ...], size: Tensor, alpha: float
+) -> Detections:
+    """Detections of an image with their keypoints, sorted by a score that counts how sure these are.
+
+    The score s becomes s / (s + trace ** alpha), where trace is the mean of the keypoints' variances (x plus y, for an
+    object of area 1), or 1 for a class without keypoints.
+
+    Args:
+        found: `n` detections with boxes.
+        keypoints: `[n, C * K, 8]` predicted by their queries.
+        boxes: `[n, 4]` cxcywh in 0..1 predicted by their queries, which the covariances are scaled by.
+        counts: keypoints of each class.
+        size: `[2]` (height, width) of the picture.
+        alpha: 0 leaves the scores alone.
+
+    Returns:
+        `found`, with `keypoint_covariance` NaN for keypoints that a class does not have.
+    """
+    exists = existing_keypoints(counts, keypoints.device)[found.labels]
+    own = slot_keypoints(keypoints, len(counts))[torch.arange(len(found), device=keypoints.device), found.labels]
+    pixels = size.to(own).flip(0)
+    points = torch.cat([own[..., :2] * pixels, own[..., 2:3].sigmoid()], dim=-1)
+    area = boxes[:, 2:].clamp(min=0).prod(-1)
+    covariance = keypoint_covariance(own, area[:, None].expand(exists.shape)) * pixels[:, None] * pixels
+    scores = found.scores
+    if alpha > 0:
+        log_trace = torch.where(exists.any(-1), _log_mean_trace(own, exists), 0.0)
+        scores = (scores.log() - alpha * log_trace).sigmoid().clamp(max=1 - torch.finfo(scores.dtype).eps)
+    order = scores.argsort(descending=True, stable=True)
+    return Detections(
+        scores=scores[order],
+        labels=found.labels[order],
+        boxes=found.boxes[order],
+        keypoints=torch.where(exists[..., None], points, 0.0)[order],
+        keypoint_covariance=torch.where(exists[..., None, None], covariance, torch.nan)[order],
+    )
+
+
+def _log_mean_trace(own: Tensor, exists: Tensor) -> Tensor:
+    """Logarithm of the keypoints' mean variance, each weighed by how findable it is: `[n, K, 8]` -> `[n]`."""
+    log_l11, log_l22 = (own[..., i].clamp(-LOG_SCALE_LIMIT, LOG_SCALE_LIMIT) for i in (4, 6))
+    log_shear = own[..., 5].abs().clamp(min=1e-12).log()
+    variances = torch.stack([-2 * log_l11, -2 * log_l22, 2 * (log_shear - log_l11 - log_l22)])
+    weight = own[..., 2].sigmoid().clamp(min=1e-12).log().masked_fill(~exists, -torch.inf)
+    return (variances.logsumexp(0) + weight).logsumexp(-1) - weight.logsumexp(-1)

@@ -1,0 +1,92 @@
+"""Masks as inner products of queries and pixels, the head of RF-DETR's segmentation networks.
+
+Robinson et al. 2025, "RF-DETR", after MaskDINO (Li et al. 2023) and ConvNeXt's blocks (Liu et al. 2022).
+
+Legend: B images, Q queries, L decoder layers, D width, (h, w) size of the masks.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from detr_exp.structures import MaskLogits
+
+MASKS_AT_ONCE = 32  # masks of a picture that are enlarged together; bounds the memory of large pictures
+
+
+class MaskHead(nn.Module):
+    """Mask logits of every decoder layer; the pixels pass one more block for each.
+
+    Args:
+        hidden_dim: D.
+        num_layers: L.
+        downsample: pixels of the image on a side of a pixel of the masks.
+    """
+
+    def __init__(self, *, hidden_dim: int, num_layers: int, downsample: int) -> None:
+        super().__init__()
+        self.downsample = downsample
+        self.blocks = nn.ModuleList(Block(hidden_dim) for _ in range(num_layers))
+        self.feature_proj = nn.Conv2d(hidden_dim, hidden_dim, 1)
+        self.query_mlp = nn.Sequential(
+            nn.LayerNorm(hidden_dim),
+            nn.Linear(hidden_dim, 4 * hidden_dim),
+            nn.GELU(),
+            nn.Linear(4 * hidden_dim, hidden_dim),
+        )
+        self.query_proj = nn.Linear(hidden_dim, hidden_dim)
+        self.bias = nn.Parameter(torch.zeros(1))
+
+    def start(self, features: Tensor, image_size: torch.Size) -> Tensor:
+        """The map `[B, D, .., ..]` that the decoder reads, at the size of the masks."""
+        size = [side // self.downsample for side in image_size]
+        return F.interpolate(features, size=size, mode="bilinear", align_corners=False)
+
+    def forward(self, pixels: Tensor, queries: Tensor) -> MaskLogits:
+        """Pixels of `start` and queries `[l, B, Q, D]` of the last l layers -> masks stacked over these layers."""
+        first = len(self.blocks) - len(queries)
+        features = []
+        for index, block in enumerate(self.blocks):
+            pixels = block(pixels)
+            if index >= first:
+                features.append(self.feature_proj(pixels))
+        return MaskLogits(torch.stack(features), self._asking(queries), self.bias)
+
+    def of_encoder(self, pixels: Tensor, tokens: Tensor) -> MaskLogits:
+        """Pixels of `start` and selected encoder tokens `[B, Q, D]` -> their masks; no block takes part."""
+        return MaskLogits(self.feature_proj(pixels), self._asking(tokens), self.bias)
+
+    def _asking(self, queries: Tensor) -> Tensor:
+        return self.query_proj(queries + self.query_mlp(queries))
+
+
+class Block(nn.Module):
+    """Depthwise convolution, norm and linear layer beside a shortcut."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(dim, dim, 3, padding=1, groups=dim)
+        self.norm = nn.LayerNorm(dim, eps=1e-6)
+        self.linear = nn.Linear(dim, dim)
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """`[B, D, h, w]` -> the same."""
+        change = F.gelu(self.linear(self.norm(self.conv(pixels).permute(0, 2, 3, 1))))
+        return pixels + change.permute(0, 3, 1, 2)
+
+
+def masks_in_pixels(masks: MaskLogits, image: int, queries: Tensor, size: tuple[int, int]) -> Tensor:
+    """Masks `[n, H, W]` bool of an image's `queries` `[n]`, at the (height, width) `size` of the original picture.
+
+    Args:
+        masks: of one layer: features `[B, D, h, w]`, queries `[B, Q, D]`.
+    """
+    features = masks.features[image].float()
+    found = []
+    for chunk in masks.queries[image].float()[queries].split(MASKS_AT_ONCE):
+        logits = torch.einsum("nd,dhw->nhw", chunk, features) + masks.bias.float()
+        large = F.interpolate(logits[None], size=size, mode="bilinear", align_corners=False)[0]
+        found.append(large > 0)
+    return torch.cat(found)

@@ -1,0 +1,100 @@
+"""Decoder layer in which every query carries the keypoints of its object along.
+
+Yang et al. 2023, "Explicit Box Detection Unifies End-to-End Multi-Person Pose Estimation", and Liu et al. 2023,
+"Group Pose", for the idea; RF-DETR for the form.
+
+Legend: B images, Q queries of all groups, K keypoints of all classes, D width.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from detr_exp.model.layer.attention import SelfAttention
+from detr_exp.model.layer.deformable_attention import DeformableAttention
+from detr_exp.model.layer.group_decoder_layer import GroupDecoderLayer
+from detr_exp.ops.deformable import Shapes
+
+
+class KeypointDecoderLayer(nn.Module):
+    """A `GroupDecoderLayer` for the queries, then four steps for their keypoints.
+
+    Keypoints attend to each other and to their query, read the image around the query's box, and pass a feed-forward
+    network. What they tell their query is scaled by `scale`, almost zero at the start.
+
+    Args:
+        hidden_dim: D.
+        num_heads: heads of the self-attentions.
+        num_cross_heads: heads of the deformable attentions.
+        points_per_level: points each of these heads reads on each level.
+        dim_feedforward: width of the queries' feed-forward network; the keypoints' is 4 D.
+    """
+
+    def __init__(
+        self,
+        *,
+        hidden_dim: int,
+        num_heads: int,
+        num_cross_heads: int,
+        points_per_level: list[int],
+        dim_feedforward: int,
+    ) -> None:
+        super().__init__()
+        self.query_layer = GroupDecoderLayer(
+            hidden_dim=hidden_dim,
+            num_heads=num_heads,
+            num_cross_heads=num_cross_heads,
+            points_per_level=points_per_level,
+            dim_feedforward=dim_feedforward,
+        )
+        self.self_attn = SelfAttention(hidden_dim, num_heads)
+        self.scale = nn.Parameter(torch.full((1,), 1e-6))
+        self.query_norm = nn.LayerNorm(hidden_dim)
+        self.norm1 = nn.LayerNorm(hidden_dim)
+        self.cross_attn = DeformableAttention(hidden_dim, num_cross_heads, points_per_level)
+        self.norm2 = nn.LayerNorm(hidden_dim)
+        self.linear1 = nn.Linear(hidden_dim, 4 * hidden_dim)
+        self.linear2 = nn.Linear(4 * hidden_dim, hidden_dim)
+        self.norm3 = nn.LayerNorm(hidden_dim)
+        for linear in (self.self_attn.out_proj, self.linear1, self.linear2):
+            nn.init.xavier_uniform_(linear.weight)
+
+    def forward(
+        self,
+        queries: Tensor,
+        keypoints: Tensor,
+        position: Tensor,
+        keypoint_position: Tensor,
+        allowed: Tensor | None,
+        reference: Tensor,
+        memory: Tensor,
+        keypoint_memory: Tensor,
+        spatial_shapes: Shapes,
+        groups: int,
+        padding: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """Queries `[B, Q, D]` and keypoints `[B, Q, K, D]` -> the same.
+
+        Args:
+            position, reference, memory, spatial_shapes, groups, padding: as in `GroupDecoderLayer`.
+            keypoint_position: `[K, D]`.
+            allowed: `[1 + K, 1 + K]` bool, which of query and keypoints see each other; None: all.
+            keypoint_memory: what keypoints read, laid out as `memory`.
+        """
+        queries = self.query_layer(queries, position, reference, memory, spatial_shapes, groups, padding)
+        num_keypoints = keypoints.shape[2]
+
+        bundle = torch.cat([queries[:, :, None], keypoints], dim=2)
+        places = F.pad(keypoint_position, (0, 0, 1, 0))  # the query has none
+        told = self.self_attn(bundle.flatten(0, 1), places, allowed).view(bundle.shape)
+        queries = self.query_norm(queries + told[:, :, 0] * self.scale)
+        keypoints = self.norm1(keypoints + told[:, :, 1:])
+
+        asking = (keypoints + position[:, :, None]).flatten(1, 2)
+        around = reference.repeat_interleave(num_keypoints, dim=1)
+        read = self.cross_attn(asking, around, keypoint_memory, spatial_shapes, padding)
+        keypoints = self.norm2(keypoints + read.view(keypoints.shape))
+
+        return queries, self.norm3(keypoints + self.linear2(F.relu(self.linear1(keypoints))))

@@ -1,0 +1,75 @@
+"""The maps of an image as rows for the decoder to read.
+
+Legend: B images, S cells of all levels, D width.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from detr_exp.ops.deformable import Shapes
+
+
+class Memory(NamedTuple):
+    """Cells of all levels one after another, each level row by row.
+
+    Attributes:
+        cells: `[B, S, D]`.
+        shapes: (height, width) of each level.
+        padding: of each level `[B, height, width]` bool, True where there is no picture; None: pictures fill all.
+    """
+
+    cells: Tensor
+    shapes: Shapes
+    padding: list[Tensor] | None
+
+    @classmethod
+    def of(cls, maps: list[Tensor], padding_mask: Tensor | None) -> Memory:
+        """Maps `[B, D, height, width]` and the padding `[B, H, W]` bool of the images they were made from."""
+        shapes = [(level.shape[-2], level.shape[-1]) for level in maps]
+        padding = None
+        if padding_mask is not None:
+            pixels = padding_mask[:, None].float()
+            padding = [F.interpolate(pixels, size=shape)[:, 0].bool() for shape in shapes]
+        return cls(torch.cat([level.flatten(2).transpose(1, 2) for level in maps], dim=1), shapes, padding)
+
+    def padded_cells(self) -> Tensor | None:
+        """`[B, S]` bool, True for cells without picture."""
+        return None if self.padding is None else torch.cat([level.flatten(1) for level in self.padding], dim=1)
+
+    def on_canvas(self, boxes: Tensor) -> Tensor:
+        """Boxes `[B, Q, 4]` relative to the picture -> relative to the padded canvas it lies on."""
+        if self.padding is None:
+            return boxes
+        finest = self.padding[0]
+        canvas = torch.tensor([finest.shape[2], finest.shape[1]], device=boxes.device)
+        return boxes * (picture_extent(finest) / canvas).repeat(1, 2)[:, None]
+
+    def proposals(self) -> tuple[Tensor, Tensor]:
+        """A square box on every cell, 0.05 of the picture on the first level and twice as large on each further one.
+
+        Returns:
+            boxes `[B or 1, S, 4]` cxcywh, and `[B or 1, S]` whether they are valid: all of it within 0.01..0.99, and
+            not on padding.
+        """
+        device, boxes = self.cells.device, []
+        for level, (height, width) in enumerate(self.shapes):
+            extent = torch.tensor([[width, height]], device=device)
+            if self.padding is not None:
+                extent = picture_extent(self.padding[level])
+            x = torch.arange(width, device=device).expand(height, width)
+            y = torch.arange(height, device=device)[:, None].expand(height, width)
+            center = (torch.stack([x, y], dim=-1) + 0.5) / extent[:, None, None].float()
+            boxes.append(torch.cat([center, torch.full_like(center, 0.05 * 2**level)], dim=-1).flatten(1, 2))
+        proposals, padded = torch.cat(boxes, dim=1), self.padded_cells()
+        valid = ((proposals > 0.01) & (proposals < 0.99)).all(-1)
+        return proposals, valid if padded is None else valid & ~padded
+
+
+def picture_extent(padding: Tensor) -> Tensor:
+    """`[B, h, w]` bool, True on padding -> `[B, 2]` (columns, rows) of cells that show the picture."""
+    return torch.stack([(~padding[:, 0]).sum(-1), (~padding[:, :, 0]).sum(-1)], dim=-1)

@@ -1,0 +1,209 @@
+"""RF-DETR with keypoints: as `rfdetr.py`, with a second stream through the decoder.
+
+Legend: as there, and N keypoints of all classes, K the most that one class has. What is predicted of each is told in
+`head/keypoint.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from detr_exp.model.head.detection import DetectionHead
+from detr_exp.model.head.keypoint import (
+    CHANNELS,
+    KeypointQueries,
+    attention_among,
+    class_evidence,
+    placed_keypoints,
+    with_keypoints,
+)
+from detr_exp.model.layer.group_queries import GroupMLP, GroupQueries, Selection, Start
+from detr_exp.model.layer.keypoint_decoder_layer import KeypointDecoderLayer
+from detr_exp.model.layer.memory import Memory
+from detr_exp.model.layer.mlp import MLP
+from detr_exp.model.rfdetr import class_tensors, detections_inside
+from detr_exp.structures import Detections, Outputs, Prediction, Targets
+
+
+class RFDETRKeypoint(nn.Module):
+    """The network.
+
+    Args:
+        keypoint_counts: keypoints of each class of the data set, 0 where it has none.
+        score_alpha: how much uncertain keypoints lower the score of a detection; 0: not at all.
+        num_classes, activation, backbone, neck, image_size, pixel_mean, pixel_std, hidden_dim, num_layers, num_heads,
+            num_cross_heads, num_points, dim_feedforward, num_queries, num_groups: as in `RFDETR`.
+    """
+
+    backbone: Any
+    neck: Any
+    keypoint_neck: Any
+    pixel_mean: Tensor
+    pixel_std: Tensor
+    allowed: Tensor | None
+
+    def __init__(
+        self,
+        *,
+        num_classes: int,
+        activation: str,
+        keypoint_counts: list[int],
+        score_alpha: float,
+        backbone: nn.Module,
+        neck: Callable[..., nn.Module],
+        image_size: list[int],
+        pixel_mean: list[float] | None,
+        pixel_std: list[float] | None,
+        hidden_dim: int,
+        num_layers: int,
+        num_heads: int,
+        num_cross_heads: int,
+        num_points: int,
+        dim_feedforward: int,
+        num_queries: int,
+        num_groups: int,
+    ) -> None:
+        super().__init__()
+        _check_counts(keypoint_counts, num_classes)
+        self.num_classes = num_classes
+        self.activation = activation
+        self.keypoint_counts = tuple(keypoint_counts)
+        self.score_alpha = score_alpha
+        self.image_size = (image_size[0], image_size[1])
+        self.num_queries = num_queries
+        self.num_groups = num_groups
+        self.predicts_keypoints = True
+        for name, values in (("pixel_mean", pixel_mean), ("pixel_std", pixel_std)):
+            values = values or getattr(backbone, name)
+            self.register_buffer(name, torch.tensor(values, dtype=torch.float32).view(3, 1, 1), persistent=False)
+        self.backbone = backbone
+        made_for = dict(channels=backbone.out_channels, strides=backbone.out_strides, hidden_dim=hidden_dim)
+        self.neck, self.keypoint_neck = neck(**made_for), neck(**made_for)
+        self.stride = getattr(backbone, "stride", max(self.neck.out_strides))
+        num_logits = num_classes + (activation == "softmax")
+        self.queries = GroupQueries(
+            hidden_dim=hidden_dim, num_logits=num_logits, num_queries=num_queries, num_groups=num_groups
+        )
+        num_keypoints = sum(keypoint_counts)
+        self.keypoint_queries = KeypointQueries(hidden_dim=hidden_dim, num_keypoints=num_keypoints)
+        self.encoder_keypoint_queries = KeypointQueries(hidden_dim=hidden_dim, num_keypoints=num_keypoints)
+        self.keypoint_position = nn.Parameter(nn.init.xavier_uniform_(torch.empty(num_keypoints, hidden_dim)))
+        self.register_buffer("allowed", attention_among(self.keypoint_counts), persistent=False)
+        self.layers = nn.ModuleList(
+            KeypointDecoderLayer(
+                hidden_dim=hidden_dim,
+                num_heads=num_heads,
+                num_cross_heads=num_cross_heads,
+                points_per_level=[num_points] * len(self.neck.out_strides),
+                dim_feedforward=dim_feedforward,
+            )
+            for _ in range(num_layers)
+        )
+        self.norm = nn.LayerNorm(hidden_dim)
+        self.head = DetectionHead(hidden_dim=hidden_dim, num_logits=num_logits, activation=activation)
+        self.keypoint_head = MLP(hidden_dim, hidden_dim, CHANNELS, 3)
+        self.encoder_keypoint_head = GroupMLP(num_groups, hidden_dim, CHANNELS)
+        for parameter in self.keypoint_head.layers[-1].parameters():  # the centre of the box, unit variance
+            nn.init.zeros_(parameter)
+        self.queries.class_head.copy_(self.head.classes)
+        self.queries.box_head.copy_(self.head.box)
+        self.encoder_keypoint_head.copy_(self.keypoint_head)
+
+    def set_gradient_checkpointing(self, enabled: bool = True) -> None:
+        """Recompute the backbone's activations in the backward pass."""
+        self.backbone.set_gradient_checkpointing(enabled)
+
+    def forward(self, images: Tensor, targets: Targets | None = None, padding_mask: Tensor | None = None) -> Outputs:
+        """Predict objects and their keypoints `[..., C * K, 8]`, class by class.
+
+        Args:
+            images: `[B, 3, H, W]` RGB in 0..1.
+            targets: not used; there are no denoising queries.
+            padding_mask: `[B, H, W]` bool, True where there is no picture.
+        """
+        groups = self.num_groups if self.training else 1
+        maps = self.backbone((images - self.pixel_mean) / self.pixel_std)
+        memory = Memory.of(self.neck(maps), padding_mask)
+        keypoint_memory = Memory.of(self.keypoint_neck(maps), padding_mask)
+        selected, start = self.queries(memory, groups)
+        hidden, keypoints = self._decode(start, memory, keypoint_memory, groups)
+        logits, boxes = self.head(hidden, start.reference)
+        layers = self._predicted(logits, boxes, self.keypoint_head(keypoints), start.reference)
+        return Outputs(layers, self._of_encoder(selected, groups) if self.training else None, groups=groups)
+
+    def _decode(self, start: Start, memory: Memory, keypoint_memory: Memory, groups: int) -> tuple[Tensor, Tensor]:
+        """Queries `[L, B, G * Q, D]` and keypoints `[L, B, G * Q, N, D]` after each layer, or only after the last."""
+        queries, keypoints, padded = start.content, self.keypoint_queries(start.content), memory.padded_cells()
+        hidden, keypoint_hidden = [], []
+        for layer in self.layers:
+            queries, keypoints = layer(
+                queries,
+                keypoints,
+                start.position,
+                self.keypoint_position,
+                self.allowed,
+                start.seen,
+                memory.cells,
+                keypoint_memory.cells,
+                memory.shapes,
+                groups,
+                padded,
+            )
+            hidden.append(queries)
+            keypoint_hidden.append(keypoints)
+        first = 0 if self.training else -1
+        return self.norm(torch.stack(hidden[first:])), torch.stack(keypoint_hidden[first:])
+
+    def _of_encoder(self, selected: Selection, groups: int) -> Prediction:
+        """What the selected cells say, with keypoints by each group's own head."""
+        tokens = self.encoder_keypoint_queries(selected.tokens)  # [B, G * Q, N, D]
+        by_group = tokens.unflatten(1, (groups, -1)).transpose(0, 1).flatten(2, 3)
+        output = self.encoder_keypoint_head(by_group).transpose(0, 1).reshape(*tokens.shape[:3], CHANNELS)
+        return self._predicted(selected.logits, selected.boxes, output, selected.boxes)
+
+    def _predicted(self, logits: Tensor, boxes: Tensor, output: Tensor, reference: Tensor) -> Prediction:
+        keypoints = placed_keypoints(output, reference, self.keypoint_counts)
+        evidence = class_evidence(keypoints, self.keypoint_counts, logits.shape[-1])
+        return Prediction(logits + evidence, boxes, keypoints=keypoints)
+
+    @torch.no_grad()
+    def postprocess(self, outputs: Outputs, image_sizes: Tensor, max_detections: int | None = None) -> list[Detections]:
+        """Detections of each image in pixels, with keypoints and their covariances.
+
+        Args:
+            image_sizes: `[B, 2]` (height, width) of the original pictures.
+            max_detections: kept of each image; None: as many as there are queries.
+        """
+        pred = outputs.pred
+        assert pred.keypoints is not None
+        found, queries = detections_inside(pred, image_sizes, max_detections or self.num_queries, self.activation)
+        return [
+            with_keypoints(
+                one, keypoints[chosen].float(), boxes[chosen].float(), self.keypoint_counts, size, self.score_alpha
+            )
+            for one, keypoints, boxes, chosen, size in zip(found, pred.keypoints, pred.boxes, queries, image_sizes)
+        ]
+
+    def class_tensors(self) -> dict[str, int]:
+        """Tensors of the state dict that depend on the classes, and their axis of classes."""
+        return class_tensors()
+
+    def deploy(self) -> RFDETRKeypoint:
+        """Drop the query groups and heads that only train. In place, and not to be trained again."""
+        self.eval()
+        self.queries.keep_groups(1)
+        self.num_groups = 1
+        del self.encoder_keypoint_queries, self.encoder_keypoint_head
+        return self
+
+
+def _check_counts(keypoint_counts: list[int], num_classes: int) -> None:
+    if len(keypoint_counts) != num_classes or not any(keypoint_counts):
+        raise ValueError(
+            f"model.keypoint_counts is {list(keypoint_counts)} for {num_classes} classes; it needs the number of "
+            "keypoints of each class, at least one of them positive; model.keypoint_counts=null takes those of the data"
+        )
