@@ -134,7 +134,12 @@ class RTDETRv2(nn.Module):
             denoising=num_denoising > 0,
         )
         self.stride = max(self.encoder.out_strides)
-        _require_cells(num_queries, image_size, self.encoder.out_strides, len(num_points))
+        cells = sum(height * width for height, width in self.spatial_shapes())
+        if num_queries > cells:
+            raise ValueError(
+                f"model.num_queries is {num_queries} but pictures of {image_size[0]} x {image_size[1]} pixels have "
+                f"only {cells} cells; lower it or raise model.image_size"
+            )
         self.pixel_mean: Tensor
         self.pixel_std: Tensor
         mean, std = pixel_mean or backbone.pixel_mean, pixel_std or backbone.pixel_std
@@ -190,6 +195,12 @@ class RTDETRv2(nn.Module):
         if padding_mask is not None:
             masks = [_padding_at(padding_mask, level.shape[-2:]) for level in maps]
         return self.decoder(self.encoder(maps, masks), noisy, padding_mask)
+
+    def spatial_shapes(self) -> list[tuple[int, int]]:
+        """(height, width) of each level the decoder reads, for pictures of `image_size`."""
+        strides = list(self.encoder.out_strides)
+        strides += [self.stride * 2**step for step in range(1, len(self.decoder.input_proj) - len(strides) + 1)]
+        return [(math.ceil(self.image_size[0] / s), math.ceil(self.image_size[1] / s)) for s in strides]
 
     def class_tensors(self) -> dict[str, int]:
         """Names of the tensors that depend on the classes, with the axis along which the classes are."""
@@ -411,14 +422,3 @@ def _checked_layer(eval_idx: int, num_layers: int, aux_loss: bool) -> int:
             f"layer {eval_idx}; set model.eval_idx=-1 or model.aux_loss=true"
         )
     return eval_idx
-
-
-def _require_cells(num_queries: int, image_size: list[int], strides: list[int], num_levels: int) -> None:
-    """Queries are cells of the memory: there must be enough of them."""
-    all_strides = [*strides, *(strides[-1] * 2**step for step in range(1, num_levels - len(strides) + 1))]
-    cells = sum(math.ceil(image_size[0] / stride) * math.ceil(image_size[1] / stride) for stride in all_strides)
-    if num_queries > cells:
-        raise ValueError(
-            f"model.num_queries is {num_queries} but pictures of {image_size[0]} x {image_size[1]} pixels have only "
-            f"{cells} cells; lower it or raise model.image_size"
-        )

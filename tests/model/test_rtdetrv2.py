@@ -277,7 +277,7 @@ def test_a_compiled_network_gives_the_same(small, targets):
         (["model.cross_attn_method=cubic"], r"'cubic'.*bilinear, discrete"),
         (["model.num_heads=5"], r"32.*5 heads.*model\.num_heads"),
         (["model.neck.in_channels=[1,2,3]"], r"in_channels is \[1, 2, 3\] but the backbone has \[12, 16, 24\]"),
-        (["model.num_queries=2000"], r"num_queries is 2000 but .*252"),
+        (["model.num_queries=2000"], r"num_queries is 2000 but .*only 252"),
     ],
 )
 def test_mistakes_say_what_was_found_and_what_mends_it(words, message, small):

@@ -1,0 +1,104 @@
+"""Weights for other code: `python -m detr_exp.export_weights checkpoint=... format=official|huggingface`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig, OmegaConf
+
+from detr_exp import cli
+
+if TYPE_CHECKING:
+    from detr_exp.detector import Detector
+
+FORMATS = ("huggingface", "official")
+
+
+def export_weights(cfg: DictConfig) -> None:
+    """Export into Hydra's output folder."""
+    path = export_weights_in(Path(HydraConfig.get().runtime.output_dir), cfg)
+    print(f"written to {path}")
+
+
+def export_weights_in(folder: Path, cfg: DictConfig) -> Path:
+    """Write the weights into a folder.
+
+    Args:
+        folder: made if absent.
+        cfg: see `conf/export_weights.yaml`.
+
+    Returns:
+        the folder for transformers, or the official code's file in it.
+
+    Raises:
+        ValueError: the checkpoint cannot be read, or the format has no words for its network.
+    """
+    from detr_exp.detector import load
+    from detr_exp.model.rtdetrv2 import RTDETRv2
+
+    if cfg.format not in FORMATS:
+        raise ValueError(f"format is {cfg.format!r}; use one of {', '.join(FORMATS)}")
+    detector = load(cfg.checkpoint, allow_targets=cfg.allow_targets)
+    if not isinstance(detector.network, RTDETRv2):
+        raise ValueError(
+            f"{detector.path} holds a {type(detector.network).__name__}, and only RT-DETR can be exported "
+            "this way; give a checkpoint of model=rtdetrv2"
+        )
+    detector.network.cpu()
+    write = {"huggingface": write_huggingface, "official": write_official}[cfg.format]
+    return write(folder, detector)
+
+
+def write_huggingface(folder: Path, detector: Detector) -> Path:
+    """`model.safetensors`, `config.json` and `preprocessor_config.json`, as `save_pretrained` lays them out."""
+    from safetensors.torch import save_file
+
+    from detr_exp.model.pretrained_rtdetr import huggingface_config, to_huggingface, without_layers_beyond
+
+    model = cast(dict[str, Any], OmegaConf.to_container(detector.cfg.model, resolve=True))
+    config = huggingface_config(model, detector.classes)
+    state = without_layers_beyond(detector.network.state_dict(), detector.network.decoder.eval_idx)
+    state = to_huggingface(state, num_points=model["num_points"])
+    height, width = detector.network.image_size
+    pictures = {
+        "image_processor_type": "RTDetrImageProcessor",
+        "do_resize": True,
+        "size": {"height": height, "width": width},
+        "do_rescale": True,
+        "rescale_factor": 1 / 255,
+        "do_normalize": False,
+        "do_pad": False,
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file(
+        {name: tensor.contiguous() for name, tensor in state.items()}, folder / "model.safetensors", {"format": "pt"}
+    )
+    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    (folder / "preprocessor_config.json").write_text(json.dumps(pictures, indent=2) + "\n", encoding="utf-8")
+    return folder
+
+
+def write_official(folder: Path, detector: Detector) -> Path:
+    """`rtdetrv2.pth` with the key `model`, as the official code's tuning and export read it."""
+    import torch
+
+    from detr_exp.model.pretrained_rtdetr import to_official
+
+    network = detector.network
+    state = to_official(
+        network.state_dict(), num_points=list(detector.cfg.model.num_points), spatial_shapes=network.spatial_shapes()
+    )
+    folder.mkdir(parents=True, exist_ok=True)
+    torch.save({"model": state}, folder / "rtdetrv2.pth")
+    return folder / "rtdetrv2.pth"
+
+
+def main() -> None:
+    cli.main(export_weights, "export_weights")
+
+
+if __name__ == "__main__":
+    main()
