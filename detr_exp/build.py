@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
+    from detr_exp.trainer.hardware import Hardware
     from detr_exp.trainer.state import Run
     from detr_exp.trainer.trainer import Trainer
 
@@ -84,6 +85,11 @@ def trainer(cfg: DictConfig) -> Trainer:
     return _made(cfg, "trainer")
 
 
+def hardware(cfg: DictConfig) -> Hardware:
+    """Where to compute, for commands that have no trainer."""
+    return _made(cfg, "trainer")["hardware"]
+
+
 def run(cfg: DictConfig, output_dir: Path) -> Run:
     """Everything a training needs.
 
@@ -98,6 +104,10 @@ def run(cfg: DictConfig, output_dir: Path) -> Run:
     config = cast(dict[str, Any], masked(OmegaConf.to_container(cfg, resolve=True)))
     data_set = data(cfg)
     made = network(cfg, data_set)
+    # what the data decided is part of the config from here on: a checkpoint is opened without them
+    config["data"]["num_classes"] = data_set.num_classes
+    if "keypoint_counts" in config["model"]:
+        config["model"]["keypoint_counts"] = list(cast(Any, made).keypoint_counts)
     return Run(
         data=data_set,
         network=made,
@@ -145,25 +155,51 @@ def schedule(cfg: DictConfig) -> Callable[[int, int], Callable[[int], float]]:
     return make
 
 
-def metric(cfg: DictConfig, data: Any, network: nn.Module) -> Callable[[str], Any]:
-    """Split -> metric that holds its truth and compares what the network predicts."""
+def metric(
+    cfg: DictConfig, data: Any, network: nn.Module, category_ids: Sequence[int] | None = None
+) -> Callable[[str], Any]:
+    """Split -> metric that holds its truth and compares what the network predicts.
+
+    Args:
+        cfg: see `compose`.
+        data: the truth.
+        network: says whether it predicts masks and keypoints.
+        category_ids: the data set's id of every label, where the network was trained on another one; None: its own.
+    """
     make = _made(cfg, "metric")
     predicts = {"segm": "predicts_masks", "keypoints": "predicts_keypoints"}
     iou_types = ["bbox", *(name for name, attribute in predicts.items() if getattr(network, attribute, False))]
+    ids = data.category_ids if category_ids is None else category_ids
+    names = dict(zip(data.category_ids, data.classes))
     schema = data.keypoints
-    sigmas = None if schema is None else [schema.sigmas[:count] for count in schema.counts]
+    of_id = {} if schema is None else dict(zip(data.category_ids, schema.counts))
+    sigmas = None if schema is None else [schema.sigmas[: of_id.get(number, 0)] for number in ids]
 
     @functools.cache
     def of_split(split: str) -> Any:
         return make(
             truth=data.split(split).truth(),
-            category_ids=data.category_ids,
-            classes=data.classes,
+            category_ids=ids,
+            classes=[names.get(number, f"label {label}") for label, number in enumerate(ids)],
             iou_types=iou_types,
             keypoint_sigmas=sigmas,
         )
 
     return of_split
+
+
+def _keypoint_counts(cfg: DictConfig, data: Any) -> list[int]:
+    """Keypoints of each label.
+
+    Raises:
+        ValueError: the data have none.
+    """
+    data = _made(cfg, "data") if data is None else data
+    if data.keypoints is None:
+        raise ValueError(
+            f"{cfg.model._target_} learns keypoints, but the data have none; use data with keypoints, or model=rfdetr"
+        )
+    return data.keypoints.counts
 
 
 def _num_classes(cfg: DictConfig, data: Any) -> int:

@@ -154,19 +154,20 @@ def _sources(loader: ConfigLoaderImpl, repository: IConfigRepository, defaults: 
 def _refuse_unknown_keys(composed: Composition) -> None:
     """Refuse keys that no chosen option knows: a recipe's values must not survive the choice they were meant for.
 
-    A key belongs to the option that stands nearest above it, and must be in that option's file. An empty mapping or a
-    plain value there leaves open what may stand in its place.
+    A key belongs to the option that stands nearest above it, and must be in that option's file, or in the root. An
+    empty mapping or a plain value there leaves open what may stand in its place.
     """
     owners: dict[str, list[Source]] = {}
     for source in composed.sources:
         if not source.recipe:
             owners.setdefault(source.package, []).append(source)
+    root = [source for source in composed.sources if not source.recipe and not source.package]
     for key, value in flat(_plain(composed.cfg)):
         if isinstance(value, dict) and value:
             continue
         parts = key.split(".")
         package = next(p for n in range(len(parts), -1, -1) if (p := ".".join(parts[:n])) in owners)
-        if key.startswith(OPEN_KEYS) or any(_knows(source, key) for source in owners[package]):
+        if key.startswith(OPEN_KEYS) or any(_knows(source, key) for source in [*owners[package], *root]):
             continue
         setters = [source.file for source in composed.sources if _sets(source, key)]
         group = package.replace(".", "/")

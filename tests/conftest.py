@@ -44,6 +44,17 @@ def tiny_run() -> list[str]:
     return list(TINY_RUN)
 
 
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a finished tiny run."""
+    from detr_exp.compose import compose
+    from detr_exp.train import train_in
+
+    folder = tmp_path_factory.mktemp("trained")
+    train_in(folder, compose(TINY_RUN))
+    return folder
+
+
 @pytest.fixture
 def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
     """Runs a command's `main` in this process as a shell would, in an empty folder; returns the exit status."""

@@ -34,6 +34,7 @@ LAYERS = {
     "model": 4,
     "trainer": 5,
     "build": 6,
+    "detector": 7,
     "cli": 7,
     "": 8,  # entry points
 }

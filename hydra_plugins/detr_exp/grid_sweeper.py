@@ -17,7 +17,7 @@ from hydra.core.utils import JobReturn, JobStatus
 from hydra.plugins.launcher import Launcher
 from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from detr_exp.compose import composition, refuse_unready
 from detr_exp.mistakes import ConfigError
@@ -108,7 +108,7 @@ def parent_run(config: DictConfig, results: Sequence[JobReturn]) -> Iterator[Non
         config: of the sweep; where its tracker has no MLflow store, nothing happens.
         results: of the jobs; read at the end.
     """
-    uri, project = config.tracker.tracking_uri, config.tracker.project
+    uri, project = (OmegaConf.select(config, f"tracker.{key}") for key in ("tracking_uri", "project"))
     if uri is None or find_spec("mlflow") is None:
         yield
         return

@@ -1,0 +1,88 @@
+"""The evaluate command: the numbers of the training, on any split and data."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from detr_exp import evaluate
+from detr_exp.compose import compose
+
+Command = Callable[..., int]
+
+
+def results() -> dict[str, float]:
+    (path,) = Path("outputs/evaluate").glob("*/*/metrics.json")
+    return json.loads(path.read_text())
+
+
+def test_the_numbers_of_the_training_to_the_last_digit(command: Command, trained: Path) -> None:
+    assert command(evaluate.main, f"checkpoint={trained}") == 0
+    lines = [json.loads(line) for line in (trained / "metrics.jsonl").read_text().splitlines()]
+    logged = {name.removeprefix("val/"): v for line in lines for name, v in line.items() if name.startswith("val/")}
+    found = results()
+    compared = [name for name in logged if name in found]
+    assert {"mAP", "mAP50", "mAR", "F1"} <= set(compared)
+    assert {name: found[name] for name in compared} == {name: logged[name] for name in compared}
+
+
+def test_a_table_for_every_class(command: Command, trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert command(evaluate.main, f"checkpoint={trained}") == 0
+    assert "threshold" in capsys.readouterr().out
+    (path,) = Path("outputs/evaluate").glob("*/*/classes.json")
+    rows = json.loads(path.read_text())["bbox"]
+    assert [row["class"] for row in rows] == ["arrow", "kite", "house", "heart", "crescent", "figure"]
+    assert all(0 <= row["threshold"] <= 1 for row in rows)
+
+
+def test_another_data_set_and_split(trained: Path, tmp_path: Path) -> None:
+    words = [f"checkpoint={trained}", "data=shapes", "data.split=test", "data.num_workers=0", "data.source.size=64"]
+
+    def objects(*more: str) -> int:
+        evaluate.evaluate_in(tmp_path, compose([*words, *more], config_name="evaluate"))
+        return sum(row["objects"] for row in json.loads((tmp_path / "classes.json").read_text())["bbox"])
+
+    some = objects("data.test=3", "batch_size=2", "trainer/hardware=cpu", "metric=fast")
+    assert 0 < some <= 24
+    assert objects("data.test=12") > some
+
+
+def test_a_split_that_is_not_there(command: Command, trained: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    assert command(evaluate.main, f"checkpoint={trained}", "data.split=test") == 2
+    assert "no test split" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        ([], "checkpoint must be given: checkpoint=..."),
+        (["checkpoint=absent.pth"], "absent.pth is not a file"),
+        (["checkpoint=x", "data.spilt=test"], "did you mean data.split?"),
+        (["checkpoint=x", "data=cocoa"], "did you mean data=coco?"),
+    ],
+)
+def test_mistakes(command: Command, capfd: pytest.CaptureFixture[str], words: list[str], told: str) -> None:
+    assert command(evaluate.main, *words) == 2
+    assert told in capfd.readouterr().err
+
+
+def detector(*classes: str) -> SimpleNamespace:
+    return SimpleNamespace(classes=list(classes), path=Path("x.pth"))
+
+
+def data(**ids: int) -> SimpleNamespace:
+    return SimpleNamespace(classes=list(ids), category_ids=list(ids.values()))
+
+
+def test_classes_are_matched_by_name(capsys: pytest.CaptureFixture[str]) -> None:
+    assert evaluate.category_ids_by_name(detector("cat", "dog"), data(cat=3, dog=7)) == [3, 7]
+    assert capsys.readouterr().out == ""
+    assert evaluate.category_ids_by_name(detector("cat", "dog"), data(Dog=1, Cat=2)) == [2, 1]
+    assert evaluate.category_ids_by_name(detector("cat", "dog", "cow"), data(cow=4, elk=9)) == [10, 11, 4]
+    assert "left out: elk" in capsys.readouterr().out
+    with pytest.raises(ValueError, match="no name in common"):
+        evaluate.category_ids_by_name(detector("cat"), data(elk=1))
