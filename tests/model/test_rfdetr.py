@@ -61,6 +61,13 @@ def total(outputs):
         ("rfdetr_medium", 33_687_458 - 384, 576, 32),
         ("rfdetr_large", 33_933_218 - 384, 704, 32),
         ("rfdetr_base", 32_174_530 - 384 - 1_775_232, 560, 56),
+        ("rfdetr_seg", 33_577_475 - 384, 312, 12),
+        ("rfdetr_seg_small", 33_711_107 - 384, 384, 24),
+        ("rfdetr_seg_medium", 35_694_259 - 384, 432, 24),
+        ("rfdetr_seg_large", 35_873_971 - 384, 504, 24),
+        ("rfdetr_seg_xlarge", 38_113_635 - 384, 624, 24),
+        ("rfdetr_seg_2xlarge", 38_648_163 - 384, 768, 24),
+        ("rfdetr_keypoint", 41_044_470 - 384, 576, 24),
     ],
 )
 def test_published_networks_have_their_parameters(option, count, size, stride):
@@ -73,6 +80,8 @@ def test_published_networks_have_their_parameters(option, count, size, stride):
 def built(option):
     settings = OmegaConf.to_container(compose([f"model={option}"]), resolve=True)["model"]
     settings.pop("weights")
+    if "keypoint_counts" in settings:
+        settings["keypoint_counts"] = [17] + [0] * (LABELS - 1)
     with torch.device("meta"):
         return instantiate(settings, num_classes=LABELS, activation="sigmoid", _convert_="all")
 
@@ -191,8 +200,10 @@ def test_deployed_networks_answer_the_same_with_fewer_weights():
     assert sum(p.numel() for p in network.parameters()) < size
 
 
-def test_published_size_in_evaluation():
-    assert sum(p.numel() for p in built("rfdetr").deploy().parameters()) == pytest.approx(26.86e6, abs=1e4)
+@pytest.mark.parametrize(("option", "millions"), [("rfdetr", 26.86), ("rfdetr_keypoint", 36.46)])
+def test_published_size_in_evaluation(option, millions):
+    count = sum(parameter.numel() for parameter in built(option).deploy().parameters())
+    assert count / 1e6 == pytest.approx(millions, abs=0.01)
 
 
 def test_bf16_autocast_runs_and_keeps_boxes_exact():

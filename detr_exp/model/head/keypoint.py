@@ -73,9 +73,9 @@ def class_evidence(keypoints: Tensor, counts: tuple[int, ...], num_logits: int) 
 
 def attention_among(counts: tuple[int, ...]) -> Tensor | None:
     """`[1 + N, 1 + N]` bool: keypoints see those of their class and the query, which sees all; None: all see all."""
-    owner = torch.repeat_interleave(torch.arange(len(counts)), torch.tensor(counts))
-    if len(owner.unique()) == 1:
+    if sum(count > 0 for count in counts) == 1:
         return None
+    owner = torch.tensor([label for label, count in enumerate(counts) for _ in range(count)])
     return F.pad(owner[:, None] == owner, (1, 0, 1, 0), value=True)
 
 

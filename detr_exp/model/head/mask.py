@@ -87,6 +87,6 @@ def masks_in_pixels(masks: MaskLogits, image: int, queries: Tensor, size: tuple[
     found = []
     for chunk in masks.queries[image].float()[queries].split(MASKS_AT_ONCE):
         logits = torch.einsum("nd,dhw->nhw", chunk, features) + masks.bias.float()
-        large = F.interpolate(logits[None], size=size, mode="bilinear", align_corners=False)[0]
-        found.append(large > 0)
+        large = F.interpolate(logits[:, None], size=size, mode="bilinear", align_corners=False)
+        found.append(large[:, 0] > 0)
     return torch.cat(found)
