@@ -1,0 +1,184 @@
+"""Plans: the same distribution as torchvision's transforms, and geometry that can be computed by hand."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torchvision import tv_tensors
+from torchvision.transforms import v2
+
+from detr_exp.data.augment import Augment, plain, planned
+
+SIZE, OUT = (48, 64), (96, 96)
+BOXES = np.array([[4, 4, 16, 20], [30, 10, 60, 44], [20, 30, 26, 40], [0, 0, 64, 6]], float)
+RTDETR = {"zoom_out": 0.5, "iou_crop": 0.8, "flip": 0.5}
+
+
+def statistics(boxes: np.ndarray) -> list[float]:
+    """Objects, their mean place and size (fractions of the output), and how many touch its border."""
+    if not len(boxes):
+        return [0.0, 0.5, 0.5, 0.0, 0.0, 0.0]
+    share = boxes / OUT[0]
+    sides = share[:, 2:] - share[:, :2]
+    centre = (share[:, 2:] + share[:, :2]) / 2
+    touching = ((share < 1e-6) | (share > 1 - 1e-6)).any(1).mean()
+    return [len(boxes), centre[:, 0].mean(), centre[:, 1].mean(), sides[:, 0].mean(), sides[:, 1].mean(), touching]
+
+
+def test_the_distribution_is_torchvisions():
+    count = 800
+    torch.manual_seed(0)
+    transform = v2.Compose(
+        [
+            v2.RandomZoomOut(fill=0),
+            v2.RandomApply([v2.RandomIoUCrop()], p=0.8),
+            v2.SanitizeBoundingBoxes(min_size=1),
+            v2.RandomHorizontalFlip(),
+            v2.Resize(OUT),
+            v2.ClampBoundingBoxes(),  # float32 puts some a hair outside, and then they would be dropped
+            v2.SanitizeBoundingBoxes(min_size=1),
+        ]
+    )
+    theirs = []
+    canvas = tv_tensors.Image(torch.zeros(3, *SIZE, dtype=torch.uint8))
+    for _ in range(count):
+        boxes = tv_tensors.BoundingBoxes(torch.from_numpy(BOXES).float(), format="XYXY", canvas_size=SIZE)
+        sample = {"boxes": boxes, "labels": torch.arange(len(BOXES)), "image": canvas}
+        theirs.append(statistics(transform(sample)["boxes"].numpy()))
+    augment = Augment(**RTDETR)
+    rngs = (np.random.default_rng((1, i)) for i in range(10 * count))
+    ours = [statistics(augment.plan(rng, SIZE, BOXES, OUT).boxes_xyxy) for rng in rngs]
+    theirs, ours = np.array(theirs), np.array(ours)
+    error = np.sqrt(theirs.var(0) / len(theirs) + ours.var(0) / len(ours))
+    assert (np.abs(theirs.mean(0) - ours.mean(0)) < 4 * error + 1e-9).all()
+    for column in range(theirs.shape[1]):
+        # Kolmogorov-Smirnov: the largest distance of the two distribution functions, critical value for 0.1 %
+        a, b = np.sort(theirs[:, column]), np.sort(ours[:, column])
+        points = np.concatenate([a, b])
+        distance = np.searchsorted(a, points, "right") / len(a) - np.searchsorted(b, points, "right") / len(b)
+        assert np.abs(distance).max() < 1.95 * np.sqrt(1 / len(a) + 1 / len(b))
+
+
+def test_evaluation_only_resizes():
+    plan = plain(SIZE, BOXES, OUT)
+    assert (plan.source, plan.target) == ((0, 0, 64, 48), (0, 0, 96, 96))
+    np.testing.assert_allclose(plan.boxes_xyxy, BOXES * [1.5, 2, 1.5, 2])
+    assert plan.keep.tolist() == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize(
+    ("mirrored", "upended", "expected"),
+    [
+        (False, False, [20, 40, 60, 80]),
+        (True, False, [40, 40, 80, 80]),
+        (False, True, [20, 20, 60, 60]),
+        (True, True, [40, 20, 80, 60]),
+    ],
+)
+def test_a_view_reaching_beyond_the_picture(mirrored, upended, expected):
+    """A picture of 10 x 10 at (2, 4) of a canvas of 20 x 20 that becomes 100 x 100."""
+    boxes = np.array([[2.0, 4.0, 10.0, 12.0]])
+    wanted = np.ones(1, bool)
+    plan = planned((10, 10), boxes, (100, 100), (-2, -4, 18, 16), wanted, mirrored, upended, None)
+    assert plan.source == (0, 0, 10, 10)
+    full = [10, 20, 60, 70]
+    if mirrored:
+        full = [100 - full[2], full[1], 100 - full[0], full[3]]
+    if upended:
+        full = [full[0], 100 - full[3], full[2], 100 - full[1]]
+    assert list(plan.target) == full
+    expected = np.array(expected, float)
+    clipped = boxes[0].clip(0, 10)
+    by_hand = (clipped + np.array([2, 4, 2, 4])) * 5
+    if mirrored:
+        by_hand[[0, 2]] = 100 - by_hand[[2, 0]]
+    if upended:
+        by_hand[[1, 3]] = 100 - by_hand[[3, 1]]
+    np.testing.assert_allclose(plan.boxes_xyxy[0], by_hand)
+    np.testing.assert_allclose(plan.moved(clipped.reshape(2, 2)).min(0), by_hand[:2])
+
+
+def test_objects_below_a_pixel_are_dropped():
+    boxes = np.array([[0, 0, 0.9, 10], [0, 0, 1.1, 10], [20, 20, 40, 40], [70, 0, 90, 10]], float)
+    assert plain((64, 64), boxes, (64, 64)).keep.tolist() == [0 + 1, 2]
+    assert plain((64, 64), boxes, (6, 6)).keep.tolist() == [2]
+
+
+def test_kept_objects_have_their_centre_in_the_view():
+    augment = Augment(iou_crop=1.0)
+    cropped = 0
+    for seed in range(200):
+        plan = augment.plan(np.random.default_rng(seed), SIZE, BOXES, OUT)
+        x0, y0, x1, y1 = plan.source
+        cropped += plan.source != (0, 0, SIZE[1], SIZE[0])
+        assert plan.target == (0, 0, 96, 96)
+        centres = (BOXES[plan.keep, :2] + BOXES[plan.keep, 2:]) / 2
+        assert ((centres > (x0, y0)) & (centres < (x1, y1))).all()
+        assert len(plan.keep) > 0
+        assert 0.5 <= (x1 - x0) / (y1 - y0) <= 2
+    assert 150 < cropped < 190  # one overlap in seven leaves the picture whole
+
+
+def test_zoom_out_fills_at_most_the_canvas():
+    augment = Augment(zoom_out=1.0)
+    shares = []
+    for seed in range(200):
+        plan = augment.plan(np.random.default_rng(seed), SIZE, BOXES, OUT)
+        left, top, right, bottom = plan.target
+        assert 0 <= left < right <= 96
+        assert 0 <= top < bottom <= 96
+        shares.append((right - left) / 96)
+        assert len(plan.keep) == len(BOXES) or shares[-1] < 0.5
+    assert min(shares) < 0.28
+    assert max(shares) > 0.9
+
+
+def test_resize_crop_takes_a_square():
+    augment = Augment(resize_crop=1.0)
+    sides = set()
+    for seed in range(100):
+        x0, y0, x1, y1 = augment.plan(np.random.default_rng(seed), (480, 640), BOXES * 10, OUT).source
+        assert x1 - x0 == y1 - y0
+        assert 0 <= x0 < x1 <= 640
+        assert 0 <= y0 < y1 <= 480
+        sides.add(x1 - x0)
+    assert min(sides) >= 384 / 600 * 480 - 1
+    assert max(sides) == 480
+    assert Augment(resize_crop=1.0).plan(np.random.default_rng(0), (3, 2), BOXES[:0], OUT).source[2] <= 2
+
+
+def test_the_same_draw_gives_the_same_plan():
+    augment = Augment(photometric=1.0, **RTDETR)
+    first, second = (augment.plan(np.random.default_rng(5), SIZE, BOXES, OUT) for _ in range(2))
+    assert str(first) == str(second)
+
+
+def test_the_last_epochs_only_flip():
+    augment = Augment(photometric=1.0, zoom_out=1.0, iou_crop=1.0, flip=1.0)
+    plan = augment.plan(np.random.default_rng(0), SIZE, BOXES, OUT, strong=False)
+    assert plan.colour is None
+    assert (plan.source, plan.target, plan.mirrored) == ((0, 0, 64, 48), (0, 0, 96, 96), True)
+
+
+def test_unknown_mirror_images_forbid_flips():
+    plan = Augment(flip=1.0, vertical_flip=1.0).plan(np.random.default_rng(0), SIZE, BOXES, OUT, flippable=False)
+    assert not plan.mirrored
+    assert not plan.upended
+
+
+@pytest.mark.parametrize("empty", [SIZE, (1, 1), (1, 400), (300, 2)])
+def test_pictures_without_objects_and_of_any_shape(empty):
+    augment = Augment(photometric=0.5, resize_crop=0.3, vertical_flip=0.5, **RTDETR)
+    for seed in range(50):
+        plan = augment.plan(np.random.default_rng(seed), empty, np.zeros((0, 4)), OUT)
+        assert plan.boxes_xyxy.shape == (0, 4)
+        x0, y0, x1, y1 = plan.source
+        assert x1 > x0
+        assert y1 > y0
+
+
+@pytest.mark.parametrize("settings", [{"flip": 1.5}, {"zoom_out": -0.1}, {"zoom_out_max": 0.5}])
+def test_settings_out_of_range_are_refused(settings):
+    with pytest.raises(ValueError, match=rf"data\.augment\.{next(iter(settings))}"):
+        Augment(**settings)

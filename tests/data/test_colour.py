@@ -1,0 +1,89 @@
+"""Photometric distortion against torchvision's, part by part and all together."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torchvision.transforms.v2 import RandomPhotometricDistort
+
+from detr_exp.data.colour import Colour
+
+
+def photograph(seed: int = 0) -> Image.Image:
+    """Smooth colours with some noise, all hues in it."""
+    rng = np.random.default_rng(seed)
+    smooth = Image.fromarray(rng.integers(0, 256, (6, 8, 3), np.uint8)).resize((96, 72), Image.Resampling.BICUBIC)
+    return Image.fromarray(np.clip(np.asarray(smooth, int) + rng.integers(-8, 9, (72, 96, 3)), 0, 255).astype(np.uint8))
+
+
+def oracle(colour: Colour, image: Image.Image) -> np.ndarray:
+    parameters = {
+        "brightness_factor": colour.brightness,
+        "contrast_factor": colour.contrast,
+        "saturation_factor": colour.saturation,
+        "hue_factor": colour.hue,
+        "contrast_before": colour.contrast_first,
+        "channel_permutation": None if colour.channels is None else torch.tensor(colour.channels),
+    }
+    return np.asarray(RandomPhotometricDistort().transform(image, parameters)).astype(int)
+
+
+@pytest.mark.parametrize(
+    ("colour", "mean", "most"),
+    [
+        (Colour(), 0, 0),
+        (Colour(brightness=1.12), 0.6, 1),
+        (Colour(contrast=0.5), 1.1, 2),
+        (Colour(contrast=1.5, contrast_first=True), 1.1, 2),
+        (Colour(saturation=0.5), 1.0, 2),
+        (Colour(saturation=1.5), 1.0, 3),
+        (Colour(hue=0.05), 1.6, 16),
+        (Colour(hue=-0.05), 1.6, 16),
+        (Colour(channels=(2, 0, 1)), 0, 0),
+        (Colour(0.9, True, 1.4, 0.6, None, (1, 0, 2)), 1.5, 4),
+        (Colour(0.9, False, 1.4, 1.4, 0.03, (1, 2, 0)), 3.0, 30),
+    ],
+)
+def test_it_equals_torchvisions(colour, mean, most):
+    image = photograph()
+    difference = np.abs(np.asarray(colour.on(image, image)).astype(int) - oracle(colour, image))
+    assert difference.mean() <= mean
+    assert difference.max() <= most
+
+
+def test_both_ways_of_applying_it_agree():
+    """The table and matrix on pixels, and the formula that the lookup cube is made of."""
+    image = photograph(1)
+    for seed in range(20):
+        colour = Colour.draw(np.random.default_rng(seed))
+        colour.hue = None
+        pixels = np.asarray(colour.on(image, image)).astype(float)
+        formula = colour.changed(np.asarray(image, float), colour._mean_grey(image))
+        assert np.abs(pixels - formula).max() <= 3.5
+
+
+def test_contrast_is_measured_on_the_whole_picture():
+    image = photograph()
+    part = image.crop((0, 0, 20, 20))
+    colour = Colour(contrast=1.5)
+    expected = np.asarray(colour.on(image, image).crop((0, 0, 20, 20)))
+    np.testing.assert_array_equal(np.asarray(colour.on(part, image)), expected)
+
+
+def test_draws_have_torchvisions_frequencies_and_ranges():
+    drawn = [Colour.draw(np.random.default_rng(seed)) for seed in range(2000)]
+    for name, low, high in (
+        ("brightness", 0.875, 1.125),
+        ("contrast", 0.5, 1.5),
+        ("saturation", 0.5, 1.5),
+        ("hue", -0.05, 0.05),
+    ):
+        values = [value for colour in drawn if (value := getattr(colour, name)) is not None]
+        assert 900 < len(values) < 1100
+        assert low <= min(values) < low + 0.01 * (high - low) * 5
+        assert high - 0.05 * (high - low) < max(values) <= high
+    assert 900 < sum(colour.channels is not None for colour in drawn) < 1100
+    assert 900 < sum(colour.contrast_first for colour in drawn) < 1100
+    assert len({colour.channels for colour in drawn}) == 7

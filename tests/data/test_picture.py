@@ -1,0 +1,139 @@
+"""One rule for orientation, modes and sizes of pictures."""
+
+from __future__ import annotations
+
+import os
+import struct
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from detr_exp.data.picture import MAX_PIXELS, read_picture, read_size
+
+ORIENTATION = 0x0112
+
+
+def rotated(path: Path, orientation: int) -> np.ndarray:
+    """A lossless picture of 6 x 4 with an orientation tag; returns the stored pixels."""
+    pixels = np.random.default_rng(0).integers(0, 256, (4, 6, 3), np.uint8)
+    exif = Image.Exif()
+    exif[ORIENTATION] = orientation
+    Image.fromarray(pixels).save(path, exif=exif)
+    return pixels
+
+
+@pytest.mark.parametrize(
+    ("orientation", "upright"),
+    [
+        (1, lambda p: p),
+        (2, lambda p: p[:, ::-1]),
+        (3, lambda p: p[::-1, ::-1]),
+        (4, lambda p: p[::-1]),
+        (5, lambda p: p.swapaxes(0, 1)),
+        (6, lambda p: np.rot90(p, -1)),
+        (7, lambda p: np.rot90(p, 2).swapaxes(0, 1)),
+        (8, lambda p: np.rot90(p)),
+    ],
+)
+def test_pictures_are_turned_upright(tmp_path, orientation, upright):
+    pixels = upright(rotated(tmp_path / "x.png", orientation))
+    assert read_size(tmp_path / "x.png") == pixels.shape[:2]
+    np.testing.assert_array_equal(np.asarray(read_picture(tmp_path / "x.png")), pixels)
+    np.testing.assert_array_equal(np.asarray(read_picture(tmp_path / "x.png", pixels.shape[:2])), pixels)
+
+
+def test_annotations_of_the_stored_picture_keep_it_as_stored(tmp_path):
+    pixels = rotated(tmp_path / "x.png", 6)
+    np.testing.assert_array_equal(np.asarray(read_picture(tmp_path / "x.png", (4, 6))), pixels)
+
+
+def test_a_picture_of_another_size_is_refused(tmp_path):
+    rotated(tmp_path / "x.png", 1)
+    with pytest.raises(ValueError, match="is 6x4 pixels but annotated as 3x2"):
+        read_picture(tmp_path / "x.png", (2, 3))
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "PA", "RGBA", "CMYK", "YCbCr", "HSV", "LAB"])
+def test_every_mode_becomes_rgb(tmp_path, mode):
+    suffix = "tif" if mode in ("CMYK", "YCbCr", "LAB", "PA", "HSV") else "png"
+    image = Image.new("RGB", (5, 3), (200, 200, 200))
+    image = image if mode in ("LAB", "HSV", "PA") else image.convert(mode)
+    image.save(tmp_path / f"x.{suffix}")
+    found = np.asarray(read_picture(tmp_path / f"x.{suffix}"))
+    assert found.shape == (3, 5, 3)
+    assert found.dtype == np.uint8
+    if mode != "1":
+        assert abs(found.astype(int) - 200).max() <= 4
+
+
+def test_sixteen_bits_are_scaled_by_their_range(tmp_path):
+    ramp = np.array([[0, 257 * 100, 65535]], np.uint16)
+    Image.fromarray(ramp).save(tmp_path / "x.png")
+    assert np.asarray(read_picture(tmp_path / "x.png"))[0, :, 0].tolist() == [0, 100, 255]
+
+
+def test_floats_are_scaled_by_their_values(tmp_path):
+    Image.fromarray(np.array([[-1.0, 0.0, 1.0, np.nan]], np.float32)).save(tmp_path / "x.tif")
+    assert np.asarray(read_picture(tmp_path / "x.tif"))[0, :, 0].tolist() == [0, 128, 255, 128]
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 3000), (3000, 2)])
+def test_extreme_sizes(tmp_path, size):
+    Image.new("RGB", size).save(tmp_path / "x.png")
+    assert read_picture(tmp_path / "x.png").size == size
+
+
+def test_large_photographs_are_decoded_small_enough_but_not_smaller(tmp_path):
+    Image.effect_noise((1600, 1200), 50).convert("RGB").save(tmp_path / "x.jpg")
+    assert read_picture(tmp_path / "x.jpg", (1200, 1600), (290, 390)).size == (400, 300)
+    assert read_picture(tmp_path / "x.jpg", (1200, 1600), (310, 390)).size == (800, 600)
+    assert read_picture(tmp_path / "x.jpg", (1200, 1600), (1200, 10)).size == (1600, 1200)
+
+
+def test_a_turned_photograph_is_decoded_small_enough_too(tmp_path):
+    exif = Image.Exif()
+    exif[ORIENTATION] = 6
+    Image.effect_noise((1600, 800), 50).convert("RGB").save(tmp_path / "x.jpg", exif=exif)
+    assert read_picture(tmp_path / "x.jpg", (1600, 800), (390, 190)).size == (200, 400)
+
+
+def png_header(width: int, height: int) -> bytes:
+    data = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    chunk = b"IHDR" + data
+    return b"\x89PNG\r\n\x1a\n" + struct.pack(">I", len(data)) + chunk + struct.pack(">I", zlib.crc32(chunk))
+
+
+@pytest.mark.parametrize("side", [int(MAX_PIXELS**0.5) + 1, 60_000])
+def test_huge_pictures_are_refused_by_their_header(tmp_path, side):
+    (tmp_path / "x.png").write_bytes(png_header(side, side))
+    limit = Image.MAX_IMAGE_PIXELS
+    with pytest.raises(ValueError, match=r"x\.png"):
+        read_picture(tmp_path / "x.png")
+    assert limit == Image.MAX_IMAGE_PIXELS
+
+
+@pytest.mark.parametrize("content", [b"", b"text", b"\xff\xd8\xff\xe0broken", png_header(4, 4)])
+def test_what_is_no_picture_is_refused_with_its_path(tmp_path, content):
+    (tmp_path / "x.jpg").write_bytes(content)
+    with pytest.raises(ValueError, match=r"x\.jpg"):
+        read_picture(tmp_path / "x.jpg")
+
+
+def test_a_truncated_photograph_is_refused(tmp_path):
+    Image.effect_noise((64, 64), 50).convert("RGB").save(tmp_path / "x.jpg")
+    data = (tmp_path / "x.jpg").read_bytes()
+    (tmp_path / "x.jpg").write_bytes(data[: len(data) // 2])
+    with pytest.raises(ValueError, match="cannot be decoded"):
+        read_picture(tmp_path / "x.jpg")
+
+
+def test_no_file_stays_open(tmp_path):
+    rotated(tmp_path / "x.png", 1)
+    before = len(os.listdir("/proc/self/fd")) if os.path.isdir("/proc/self/fd") else 0
+    kept = [read_picture(tmp_path / "x.png") for _ in range(5)]
+    after = len(os.listdir("/proc/self/fd")) if os.path.isdir("/proc/self/fd") else 0
+    assert len(kept) == 5
+    assert after == before
