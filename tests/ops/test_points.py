@@ -5,6 +5,7 @@ from detr_exp.ops.points import OVERSAMPLING, UNCERTAIN_SHARE, sample_bilinear, 
 
 
 def test_bilinear_sampling_reads_a_plane_exactly():
+    torch.manual_seed(0)
     rows, columns = torch.meshgrid(torch.arange(6.0), torch.arange(10.0), indexing="ij")
     plane = (2 * (columns + 0.5) / 10 + 3 * (rows + 0.5) / 6)[None, None]
     points = torch.rand(1, 50, 2) * 0.8 + 0.1
@@ -27,6 +28,7 @@ def test_nearest_sampling_equals_grid_sample_on_the_chosen_masks():
 
 
 def test_shared_points_are_read_in_every_mask():
+    torch.manual_seed(0)
     masks, points = torch.rand(3, 4, 4) > 0.5, torch.rand(1, 20, 2)
     shared = sample_nearest(masks, torch.arange(3), points)
     assert torch.equal(shared, sample_nearest(masks, torch.arange(3), points.expand(3, -1, -1)))
