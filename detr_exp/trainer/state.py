@@ -48,7 +48,17 @@ class Run:
 
 @dataclass
 class State:
-    """What changes while a run goes on; all of it is in `checkpoint.pth`."""
+    """What changes while a run goes on; `state_dict` is what `checkpoint.pth` holds of it.
+
+    Attributes:
+        epoch: epochs finished.
+        batch: micro-batches taken of the running epoch.
+        step: optimiser steps taken.
+        log_sums: sums of the loss terms `term_names` since the last line of the log, on the device.
+        unread: (step, image ids, whether it was left out) of the steps whose flag nobody has read yet.
+        bad_in_a_row: steps in a row that were left out, as far as read.
+        good_buffers: batch statistics after the last stretch without such a step.
+    """
 
     network: Any
     optimizer: torch.optim.Optimizer
@@ -67,6 +77,9 @@ class State:
     log_count: int = 0
     term_names: list[str] = field(default_factory=list)
     parameters: list[nn.Parameter] = field(default_factory=list)
+    unread: list[tuple[int, list[int], Tensor]] = field(default_factory=list)
+    bad_in_a_row: int = 0
+    good_buffers: list[Tensor] = field(default_factory=list)
 
     def state_dict(self) -> dict[str, Any]:
         return {
@@ -80,6 +93,7 @@ class State:
             "log_sums": self.log_sums,
             "log_count": self.log_count,
             "term_names": self.term_names,
+            "bad_in_a_row": self.bad_in_a_row,
             "best": {name: best.state_dict() for name, best in self.best.items()},
             "early_stopping": self.early_stopping.state_dict() if self.early_stopping else None,
         }
@@ -90,7 +104,7 @@ class State:
             self.ema.load_state_dict(saved["ema"])
         self.optimizer.load_state_dict(saved["optimizer"])
         self.precision.scaler.load_state_dict(saved["scaler"])
-        for name in ("epoch", "batch", "step", "log_count", "term_names"):
+        for name in ("epoch", "batch", "step", "log_count", "term_names", "bad_in_a_row"):
             setattr(self, name, saved[name])
         self.log_sums = None if saved["log_sums"] is None else saved["log_sums"].to(self.precision.device)
         for name, best in self.best.items():

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import math
 import time
-from collections import deque
 from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -216,7 +215,6 @@ class Trainer:
         sampler = state.loader.batch_sampler
         sampler.set_epoch(state.epoch)
         sampler.set_start(state.batch)
-        recent: deque[tuple[int, list[int], Tensor]] = deque(maxlen=self.log_every_steps)
         images, started = 0, time.perf_counter()
         done = state.batch // self.grad_accum_steps
         with self.console.progress(f"epoch {state.epoch + 1}/{self.epochs}", state.steps_per_epoch - done) as meter:
@@ -225,13 +223,13 @@ class Trainer:
                 state.step += 1
                 state.batch += len(window)
                 images += sum(len(batch) for batch in window)
-                recent.append((state.step, [i for batch in window for i in batch.image_ids], skipped))
+                state.unread.append((state.step, [i for batch in window for i in batch.image_ids], skipped))
                 state.log_sums = terms if state.log_sums is None else state.log_sums + terms
                 state.log_count += 1
                 words = ""
                 if state.step % self.log_every_steps == 0 or state.step == state.total_steps:
                     rate = images / (time.perf_counter() - started)
-                    loss = self.log_train(run, state, recent, rate)
+                    loss = self.log_train(run, state, rate)
                     words = f"loss {loss:.3f}  {rate:.1f} images/s"
                 meter(words)
                 if self.checkpoint_every_steps and state.step % self.checkpoint_every_steps == 0:
@@ -240,9 +238,11 @@ class Trainer:
                     self.save_newest(run, state)
                     raise Interrupted(interrupt.number)
                 if self.exhausted(state):
-                    return
-        state.epoch += 1
-        state.batch = 0
+                    break
+            else:
+                state.epoch += 1
+                state.batch = 0
+        self.settle(state)
 
     def train_step(self, run: Run, state: State, window: list[Batch]) -> tuple[Tensor, Tensor]:
         """One optimiser step over the micro-batches of `window`.
@@ -271,37 +271,52 @@ class Trainer:
         state.term_names = [*sums, "grad_norm"]
         return torch.stack([*sums.values(), norm]), skipped
 
-    def log_train(self, run: Run, state: State, recent: deque[tuple[int, list[int], Tensor]], rate: float) -> float:
+    def log_train(self, run: Run, state: State, rate: float) -> float:
         """Read the device once: mean losses since the last line, learning rates, and steps that were left out."""
         assert state.log_sums is not None
-        flags = torch.stack([skipped for _, _, skipped in recent])
-        host = torch.cat([state.log_sums / state.log_count, flags]).tolist()
-        means, bad = host[: -len(recent)], host[-len(recent) :]
+        means = (state.log_sums / state.log_count).tolist()
         state.log_sums, state.log_count = None, 0
         values = {f"train/{name}": value for name, value in zip(state.term_names, means)}
         values["train/loss"] = values.pop("train/total")
         values["train/epoch"] = state.step / state.steps_per_epoch
-        values |= {f"train/lr_{g['name']}": g["lr"] for g in state.optimizer.param_groups if "name" in g}
-        values["train/lr"] = max(group["lr"] for group in state.optimizer.param_groups)
+        rates = [group["lr"] for group in state.optimizer.param_groups]
+        values |= {"train/lr": max(rates), "train/lr_min": min(rates)}
         values["time/images_per_second"] = rate
         if state.precision.device.type == "cuda":
             values["system/gpu_memory_gib"] = torch.cuda.max_memory_allocated(state.precision.device) / 2**30
-        if any(bad):
-            values["train/nonfinite_steps"] = sum(bad)
+        values["train/nonfinite_steps"] = self.settle(state)
         run.tracker.log(state.step, values)
-        self.refuse_nonfinite(recent, bad)
         return values["train/loss"]
 
-    def refuse_nonfinite(self, recent: deque[tuple[int, list[int], Tensor]], bad: list[float]) -> None:
-        run_length = 0
-        for (step, image_ids, _), flag in zip(recent, bad):
-            run_length = run_length + 1 if flag else 0
-            if run_length >= min(self.nonfinite_limit, self.log_every_steps):
+    def settle(self, state: State) -> int:
+        """Read which steps since the last call were left out, and undo what they did to batch statistics.
+
+        Returns:
+            how many there were.
+
+        Raises:
+            NonFiniteError: `nonfinite_limit` in a row.
+        """
+        if not state.unread:
+            return 0
+        flags = torch.stack([skipped for _, _, skipped in state.unread]).tolist()
+        buffers = [b for b in state.network.buffers() if b.is_floating_point()]
+        if any(flags):
+            # a forward pass with NaN leaves it in the running statistics; go back to those of the last clean stretch
+            for buffer, good in zip(buffers, state.good_buffers):
+                buffer.copy_(good)
+        else:
+            state.good_buffers = [buffer.clone() for buffer in buffers]
+        for (step, image_ids, _), flag in zip(state.unread, flags):
+            state.bad_in_a_row = state.bad_in_a_row + 1 if flag else 0
+            if state.bad_in_a_row >= self.nonfinite_limit:
                 raise NonFiniteError(
-                    f"loss or gradients were not finite in {run_length} steps in a row, the last at step {step} on "
-                    f"images {image_ids[:16]}; the weights are those before them. Lower optim.lr, or try "
+                    f"loss or gradients were not finite in {state.bad_in_a_row} steps in a row, the last at step "
+                    f"{step} on images {image_ids[:16]}; the weights are those before them. Lower optim.lr, or try "
                     "trainer.hardware.amp=null"
                 )
+        state.unread.clear()
+        return int(sum(flags))
 
     # ------------------------------------------------------------------------------------------- after an epoch
 
@@ -389,6 +404,7 @@ class Trainer:
             files.prune(run.output_dir, keep=self.keep_checkpoints)
 
     def save_newest(self, run: Run, state: State) -> None:
+        self.settle(state)
         files.save(self.facts(run) | state.state_dict() | {"kind": "training"}, run.output_dir / files.NEWEST)
 
     def slim(self, run: Run, state: State, which: str, metrics: dict[str, float]) -> dict[str, Any]:

@@ -1,0 +1,31 @@
+"""A run small enough to be trained whole within seconds."""
+
+import pytest
+
+from detr_exp import build
+from detr_exp.train import train_in
+
+SMALL = (
+    "data=shapes data.source.size=64 data.train=8 data.val=4 data.test=4 data.num_workers=0 tracker=none "
+    "model.image_size=[64,64] model.num_queries=20 model.num_denoising=10 model.num_layers=2 model.hidden_dim=32 "
+    "model.num_heads=4 model.dim_feedforward=32 model.neck.hidden_dim=32 model.neck.dim_feedforward=32 "
+    "model.backbone.widths=[8,16,24,32] trainer.epochs=2 trainer.batch_size=2 trainer.log_every_steps=1 "
+    "trainer.num_pictures=2 trainer.hardware.amp=null trainer/hardware=cpu optim.lr=1e-3 trainer.progress_bar=none"
+).split()
+
+
+@pytest.fixture
+def small():
+    """Words of the command line -> config of the small run."""
+    return lambda *words: build.compose([*SMALL, *words])
+
+
+@pytest.fixture
+def fit(small, tmp_path):
+    """Words -> the run folder of a finished training."""
+
+    def run(*words: str, folder: str = "run"):
+        train_in(tmp_path / folder, small(*words))
+        return tmp_path / folder
+
+    return run

@@ -1,0 +1,252 @@
+"""The engine, observed from outside: weights, files and logged numbers of real runs."""
+
+import json
+import math
+import os
+import signal
+
+import pytest
+import torch
+
+from detr_exp import build
+from detr_exp.train import train_in
+from detr_exp.trainer import checkpoint as files
+from detr_exp.trainer.signals import Interrupted
+from detr_exp.trainer.trainer import NonFiniteError, Trainer
+
+
+def lines(folder):
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def numbers(folder):
+    """Everything logged but timings and machine figures."""
+    return [{k: v for k, v in line.items() if not k.startswith(("time/", "system/"))} for line in lines(folder)]
+
+
+def differences(one, two, where=""):
+    """Places in which two nests of plain values and tensors are not bit-equal."""
+    if isinstance(one, dict) and isinstance(two, dict):
+        return [d for k in one.keys() | two.keys() for d in differences(one.get(k), two.get(k), f"{where}.{k}")]
+    if isinstance(one, list | tuple) and len(one) == len(two):
+        return [d for i, (a, b) in enumerate(zip(one, two)) for d in differences(a, b, f"{where}[{i}]")]
+    same = torch.equal(one, two) if isinstance(one, torch.Tensor) and isinstance(two, torch.Tensor) else one == two
+    return [] if same else [where]
+
+
+def state_differences(first, second):
+    one, two = files.load(first / files.NEWEST), files.load(second / files.NEWEST)
+    parts = ("model", "optimizer", "ema", "epoch", "batch", "step", "best", "log_sums")
+    return [d for part in parts for d in differences(one[part], two[part], part)]
+
+
+def test_files_of_a_run(fit):
+    folder = fit("trainer.checkpoint_interval=1", "trainer.run_test=true", "trainer.evaluate_weights=both")
+    names = {path.name for path in folder.iterdir()}
+    assert {"config.yaml", "metrics.jsonl", files.NEWEST, files.BEST_TOTAL, *files.BEST.values()} <= names
+    assert {"checkpoint_1.pth", "checkpoint_2.pth"} <= names
+    assert len(list((folder / "predictions").glob("*.png"))) == 2
+    logged = lines(folder)
+    assert [line["step"] for line in logged if "train/loss" in line] == list(range(1, 9))
+    assert all(math.isfinite(line["train/loss"]) for line in logged if "train/loss" in line)
+    evaluations = [line for line in logged if "val/mAP" in line]
+    assert [line["step"] for line in evaluations] == [4, 8]
+    assert evaluations[-1]["val/mAP"] == evaluations[-1]["val/ema_mAP"]
+    assert "test/mAP" in logged[-1]
+    total = files.load(folder / files.BEST_TOTAL)
+    assert total["classes"] == ["arrow", "kite", "house", "heart", "crescent", "figure"]
+    assert total["category_ids"] == [1, 2, 3, 4, 5, 6]
+    assert "optimizer" not in total
+
+
+def test_the_same_seed_gives_the_same_bits_whatever_the_workers(fit):
+    one = fit("trainer.deterministic=true", folder="one")
+    two = fit("trainer.deterministic=true", "data.num_workers=2", folder="two")
+    assert state_differences(one, two) == []
+    assert numbers(one) == numbers(two)
+
+
+def test_another_seed_gives_other_weights(fit):
+    one, two = fit("trainer.max_steps=1", folder="one"), fit("trainer.max_steps=1", "seed=1", folder="two")
+    assert state_differences(one, two)
+
+
+@pytest.mark.parametrize("ends_at", [3, 4, 6])
+def test_a_resumed_run_repeats_the_undisturbed_one(small, fit, tmp_path, monkeypatch, ends_at):
+    """Ends in the middle of the first epoch, on its last step, and in the second."""
+    words = ("trainer.deterministic=true", "data.multi_scale=[64,96]", "trainer.log_every_steps=2")
+    undisturbed = fit(*words, folder="undisturbed")
+    step = Trainer.train_step
+
+    def step_then_signal(self, run, state, window):
+        if state.step + 1 == ends_at:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return step(self, run, state, window)
+
+    monkeypatch.setattr(Trainer, "train_step", step_then_signal)
+    folder = tmp_path / "resumed"
+    with pytest.raises(Interrupted) as interrupted:
+        train_in(folder, small(*words))
+    assert interrupted.value.exit_status == 143
+    assert files.load(folder / files.NEWEST)["step"] == ends_at
+    monkeypatch.undo()
+    train_in(folder, small(*words, "trainer.resume=auto"))
+    assert state_differences(undisturbed, folder) == []
+    assert numbers(undisturbed) == numbers(folder)
+
+
+def test_resume_without_the_position_in_the_epoch_is_noticed(small, fit, tmp_path, monkeypatch):
+    """The negative control of the test above."""
+    undisturbed = fit("trainer.deterministic=true", folder="undisturbed")
+    folder = fit("trainer.deterministic=true", "trainer.checkpoint_every_steps=3", folder="resumed")
+    # as after SIGKILL: the newest checkpoint is that of step 6, in the middle of the second epoch
+    (folder / files.BEST_TOTAL).unlink()
+    saved = {}
+    monkeypatch.setattr(Trainer, "finish", lambda *a: None)
+    real = Trainer.save_newest
+    monkeypatch.setattr(
+        Trainer, "save_newest", lambda self, run, state: (real(self, run, state), saved.update({state.step: 1}))[0]
+    )
+    state = files.load(folder / files.NEWEST)
+    state |= {"epoch": 1, "batch": 0, "step": 6}
+    files.save(state, folder / files.NEWEST)
+    train_in(folder, small("trainer.deterministic=true", "trainer.checkpoint_every_steps=3", "trainer.resume=auto"))
+    assert max(saved) > 8
+    assert state_differences(undisturbed, folder)
+
+
+def test_accumulation_gives_the_gradient_of_the_whole_batch(small):
+    """4 x 1 and 2 x 2: the same pictures, the same boxes to divide by."""
+
+    def gradients(batch_size: int, accumulated: int) -> torch.Tensor:
+        cfg = small(
+            f"trainer.batch_size={batch_size}",
+            f"trainer.grad_accum_steps={accumulated}",
+            "model.num_denoising=0",
+            "data/augment=none",
+        )
+        torch.manual_seed(0)
+        data = build.data(cfg)
+        network = build.network(cfg, data).train()
+        for module in network.modules():
+            if isinstance(module, torch.nn.modules.batchnorm._BatchNorm):
+                module.eval()
+        criterion = build.criterion(cfg, data)
+        loader = data.loader("train", network=network, batch_size=batch_size, seed=0, training=True)
+        loader.batch_sampler.set_epoch(0)
+        window = [batch for batch, _ in zip(loader, range(accumulated))]
+        boxes, images = sum(len(b.targets) for b in window), sum(len(b) for b in window)
+        for batch in window:
+            losses = criterion(network(batch.pixels(), batch.targets), batch.targets, boxes, images)
+            losses["total"].backward()
+        return torch.cat([p.grad.flatten() for p in network.parameters() if p.grad is not None])
+
+    whole, parts = gradients(4, 1), gradients(2, 2)
+    assert whole.norm() > 1
+    torch.testing.assert_close(parts, whole, rtol=1e-4, atol=1e-5)
+
+
+def test_gradient_checkpointing_changes_no_bit(fit):
+    plain = fit("trainer.max_steps=2", folder="plain")
+    checkpointed = fit("trainer.max_steps=2", "trainer.hardware.gradient_checkpointing=true", folder="checkpointed")
+    one, two = (files.load(f / files.NEWEST)["model"] for f in (plain, checkpointed))
+    torch.testing.assert_close(one, two, rtol=1e-6, atol=1e-7)
+
+
+def test_bf16_trains(fit):
+    folder = fit("trainer.hardware.amp=bf16", "trainer.max_steps=2")
+    assert all(math.isfinite(line["train/loss"]) for line in lines(folder) if "train/loss" in line)
+
+
+def test_non_finite_steps_are_left_out_then_end_the_run(small, tmp_path, monkeypatch):
+    """The weights stay those before the first bad step, and the message names images."""
+    words = ("trainer.nonfinite_limit=2", "trainer.log_every_steps=2")
+    build_criterion = build.criterion
+
+    def poisoned(*args):
+        criterion = build_criterion(*args)
+        forward = criterion.forward
+
+        def nan_from_the_second_step(*a, **k):
+            losses = forward(*a, **k)
+            calls.append(1)
+            return losses if len(calls) < 3 else losses | {"total": losses["total"] * float("nan")}
+
+        criterion.forward = nan_from_the_second_step
+        return criterion
+
+    calls: list[int] = []
+    monkeypatch.setattr(build, "criterion", poisoned)
+    with pytest.raises(NonFiniteError, match=r"2 steps in a row.*images \["):
+        train_in(tmp_path / "run", small(*words, "trainer.checkpoint_every_steps=2"))
+    state = files.load(tmp_path / "run" / files.NEWEST)
+    assert state["step"] == 2
+    assert all(torch.isfinite(t).all() for t in state["model"].values())
+
+
+def test_max_steps_ends_with_an_evaluation(fit):
+    logged = lines(fit("trainer.max_steps=3"))
+    assert [line["step"] for line in logged if "val/mAP" in line] == [3]
+
+
+def test_a_set_smaller_than_a_batch_takes_steps(fit):
+    logged = lines(fit("data.train=3", "trainer.batch_size=4", "trainer.max_steps=2"))
+    assert sum("train/loss" in line for line in logged) == 2
+
+
+def test_early_stopping_ends_the_run(fit):
+    folder = fit(
+        "trainer.epochs=6",
+        "trainer.early_stopping=true",
+        "trainer.early_stopping_patience=1",
+        "trainer.early_stopping_min_delta=2",
+    )
+    assert files.load(folder / files.NEWEST)["epoch"] == 2
+
+
+def test_a_changed_network_cannot_be_resumed(small, fit):
+    folder = fit("trainer.max_steps=1")
+    with pytest.raises(ValueError, match=r"model\.num_layers was 2 and is 3.*model\.weights="):
+        train_in(folder, small("trainer.max_steps=1", "model.num_layers=3", f"trainer.resume={folder}"))
+
+
+def test_more_epochs_can_be_resumed(small, fit):
+    folder = fit()
+    train_in(folder, small("trainer.epochs=3", f"trainer.resume={folder}"))
+    assert files.load(folder / files.NEWEST)["epoch"] == 3
+    assert [line["step"] for line in lines(folder) if "val/mAP" in line] == [4, 8, 12]
+
+
+def test_it_overfits_a_few_pictures(fit):
+    """What training is for: known pictures are found again."""
+    folder = fit(
+        "data.train=4",
+        "data.val=4",
+        "data.source.seed=3",
+        "data/augment=none",
+        "trainer.epochs=80",
+        "trainer.eval_interval=80",
+        "trainer.batch_size=4",
+        "trainer.compute_val_loss=true",
+        "optim.lr=2e-3",
+        "trainer.ema_decay=0.9",
+        "trainer.log_every_steps=10",
+    )
+    losses = [line["train/loss"] for line in lines(folder) if "train/loss" in line]
+    assert losses[-1] < 0.45 * losses[0]
+
+
+@pytest.mark.parametrize(
+    ("word", "message"),
+    [
+        ("trainer.batch_size=0", r"trainer\.batch_size is 0; it must be >= 1"),
+        ("trainer.smooth_alpha=1.0", r"trainer\.smooth_alpha is 1\.0; it must be in \[0, 1\)"),
+        ("trainer.eval_interval=0", r"trainer\.eval_interval"),
+        ("trainer.evaluate_weights=all", "use ema, raw or both"),
+        ("trainer.progress_bar=fancy", "rich, tqdm, none"),
+        ("trainer.monitor=val/mAP_huge", "use one of"),
+    ],
+)
+def test_wrong_settings_name_the_override(small, tmp_path, word, message):
+    with pytest.raises(ValueError, match=message):
+        train_in(tmp_path, small("trainer.max_steps=1", word))
