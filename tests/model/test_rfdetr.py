@@ -200,8 +200,9 @@ def test_deployed_networks_answer_the_same_with_fewer_weights():
     assert sum(p.numel() for p in network.parameters()) < size
 
 
-@pytest.mark.parametrize(("option", "millions"), [("rfdetr", 26.86), ("rfdetr_keypoint", 36.46)])
+@pytest.mark.parametrize(("option", "millions"), [("rfdetr", 26.86), ("rfdetr_keypoint", 35.99)])
 def test_published_size_in_evaluation(option, millions):
+    """The keypoint network drops another 0.47 M that only make the encoder's keypoints, for the loss."""
     count = sum(parameter.numel() for parameter in built(option).deploy().parameters())
     assert count / 1e6 == pytest.approx(millions, abs=0.01)
 
