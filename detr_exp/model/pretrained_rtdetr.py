@@ -286,7 +286,6 @@ def huggingface_config(model: dict[str, Any], classes: list[str]) -> dict[str, A
         "label_noise_ratio": model["label_noise_ratio"],
         "box_noise_scale": model["box_noise_scale"],
         "learn_initial_query": model["learn_query_content"],
-        "auxiliary_loss": model["aux_loss"],
         "id2label": {str(index): name for index, name in enumerate(classes)},
         "label2id": {name: index for index, name in enumerate(classes)},
     }

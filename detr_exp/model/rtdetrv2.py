@@ -54,8 +54,6 @@ class RTDETRv2(nn.Module):
         query_select_method: "default", "one2many" or "agnostic".
         learn_query_content: learn what queries start with instead of taking it from the chosen cells.
         look_forward_twice: train each box also through the layer before (DINO, section 3.5).
-        aux_loss: supervise every decoder layer; false supervises the last one only, and freezes what would get no
-            gradient then.
         num_denoising: denoising positives per image; 0 trains without.
         label_noise_ratio, box_noise_scale: see `noisy_queries`.
     """
@@ -82,7 +80,6 @@ class RTDETRv2(nn.Module):
         query_select_method: str,
         learn_query_content: bool,
         look_forward_twice: bool,
-        aux_loss: bool,
         num_denoising: int,
         label_noise_ratio: float,
         box_noise_scale: float,
@@ -130,7 +127,6 @@ class RTDETRv2(nn.Module):
             query_select_method=query_select_method,
             learn_query_content=learn_query_content,
             look_forward_twice=look_forward_twice,
-            aux_loss=aux_loss,
             denoising=num_denoising > 0,
         )
         self.stride = max(self.encoder.out_strides)
@@ -257,7 +253,6 @@ class Decoder(nn.Module):
         query_select_method: str,
         learn_query_content: bool,
         look_forward_twice: bool,
-        aux_loss: bool,
         denoising: bool,
     ) -> None:
         super().__init__()
@@ -265,8 +260,7 @@ class Decoder(nn.Module):
         self.num_queries = num_queries
         self.query_select_method = query_select_method
         self.look_forward_twice = look_forward_twice
-        self.aux_loss = aux_loss
-        self.eval_idx = _checked_layer(eval_idx, len(layers), aux_loss)
+        self.eval_idx = _checked_layer(eval_idx, len(layers))
         if query_select_method not in SELECTIONS:
             raise ValueError(
                 f"model.query_select_method is {query_select_method!r}; use one of {', '.join(SELECTIONS)}"
@@ -296,8 +290,6 @@ class Decoder(nn.Module):
         self.dec_score_head = nn.ModuleList(nn.Linear(hidden_dim, num_classes + background) for _ in layers)
         self.dec_bbox_head = nn.ModuleList(MLP(hidden_dim, hidden_dim, 4, 3) for _ in layers)
         self._initialise()
-        if not aux_loss:
-            self._freeze_unsupervised_heads()
 
     def _initialise(self) -> None:
         # Every class starts at a probability of 1 %, so that the many negatives do not swamp the first steps.
@@ -312,13 +304,6 @@ class Decoder(nn.Module):
             linears.append(self.tgt_embed)
         for linear in linears:
             nn.init.xavier_uniform_(linear.weight)
-
-    def _freeze_unsupervised_heads(self) -> None:
-        for head in self.dec_score_head[:-1]:
-            head.requires_grad_(False)
-        # The last box still reaches the head before it when boxes look forward twice.
-        for head in self.dec_bbox_head[: -2 if self.look_forward_twice else -1]:
-            head.requires_grad_(False)
 
     def forward(self, maps: list[Tensor], noisy: NoisyQueries | None, padding_mask: Tensor | None) -> RawOutputs:
         """Encoder maps `[B, E, h, w]` -> predictions; arguments as in `RTDETRv2.body`."""
@@ -388,7 +373,7 @@ class Decoder(nn.Module):
             content = layer(content, position, reference, memory, shapes, allowed, padding)
             change = self.dec_bbox_head[index](content)
             refined = (change + inverse_sigmoid(reference)).sigmoid()
-            if index == last or (self.training and self.aux_loss):
+            if self.training or index == last:
                 # The same numbers, but this box also trains the layer before, whose box is not detached.
                 twice = index > 0 and self.look_forward_twice and self.training
                 boxes.append((change + inverse_sigmoid(previous)).sigmoid() if twice else refined)
@@ -411,14 +396,8 @@ def _padding_at(padding_mask: Tensor, shape: tuple[int, int]) -> Tensor:
     return padding_mask[:, height // 2 :: height, width // 2 :: width]
 
 
-def _checked_layer(eval_idx: int, num_layers: int, aux_loss: bool) -> int:
+def _checked_layer(eval_idx: int, num_layers: int) -> int:
     """`eval_idx` counted from the front."""
     if not -num_layers <= eval_idx < num_layers:
         raise ValueError(f"model.eval_idx is {eval_idx} but there are {num_layers} layers; use -1 for the last one")
-    eval_idx %= num_layers
-    if not aux_loss and eval_idx != num_layers - 1:
-        raise ValueError(
-            f"model.aux_loss is false, which trains only the last of {num_layers} layers, but model.eval_idx evaluates "
-            f"layer {eval_idx}; set model.eval_idx=-1 or model.aux_loss=true"
-        )
-    return eval_idx
+    return eval_idx % num_layers

@@ -69,8 +69,6 @@ VARIANTS = {
     "one2many": ["model.query_select_method=one2many"],
     "agnostic": ["model.query_select_method=agnostic"],
     "learnt queries": ["model.learn_query_content=true"],
-    "last layer only": ["model.aux_loss=false"],
-    "last layer only, looking forward once": ["model.aux_loss=false", "model.look_forward_twice=false"],
     "early evaluation": ["model.eval_idx=0"],
     "four levels": ["model.num_points=[4,2,1,3]"],
     "no denoising": ["model.num_denoising=0"],
@@ -95,10 +93,9 @@ def test_every_trainable_parameter_gets_a_gradient(name, objects, small, targets
 def test_shapes(name, small, targets):
     network = small(*VARIANTS[name])
     columns = 7 + (name == "softmax")
-    layers = 1 if "last layer" in name else 3
     outputs = network.train()(images(network), targets)
-    assert outputs.layers.logits.shape == (layers, 3, 20, columns)
-    assert outputs.layers.boxes.shape == (layers, 3, 20, 4)
+    assert outputs.layers.logits.shape == (3, 3, 20, columns)
+    assert outputs.layers.boxes.shape == (3, 3, 20, 4)
     assert outputs.encoder.logits.shape == (3, 20, 1 if name == "agnostic" else columns)
     assert (outputs.denoising is None) == (name == "no denoising")
     with torch.no_grad():
@@ -271,7 +268,6 @@ def test_a_compiled_network_gives_the_same(small, targets):
     ("words", "message"),
     [
         (["model.eval_idx=3"], r"eval_idx is 3 but there are 3 layers"),
-        (["model.eval_idx=1", "model.aux_loss=false"], r"aux_loss is false.*eval_idx=-1 or model\.aux_loss=true"),
         (["model.num_points=[4,4]"], r"num_points has 2 counts but the encoder makes 3 maps"),
         (["model.query_select_method=best"], r"'best'.*default, one2many, agnostic"),
         (["model.cross_attn_method=cubic"], r"'cubic'.*bilinear, discrete"),
