@@ -244,7 +244,7 @@ def draw(rng: np.random.Generator, side: int) -> tuple[np.ndarray, Objects]:
         labels.append(label + 1)
         boxes.append([x + columns[0], y + rows[0], x + columns[-1] + 1, y + rows[-1] + 1])
         masks.append(mask)
-        keypoints.append(_seen(points, taken))
+        keypoints.append(_seen(points, mask))
         layers.append((window, alpha, _paint(rng, image[window], alpha)))
         taken[window] |= whole
     for window, alpha, paint in reversed(layers):
@@ -281,12 +281,12 @@ def _placed(rng: np.random.Generator, shape: _Shape, side: int) -> tuple[int, in
     return int(x), int(y), alpha, (points - low) * scale + corner
 
 
-def _seen(points: np.ndarray, taken: np.ndarray) -> np.ndarray:
-    """`[MOST_KEYPOINTS, 3]` with visibility 1 where a shape in front covers the point."""
+def _seen(points: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    """`[MOST_KEYPOINTS, 3]` with visibility 2 where the shape is seen within two pixels of the point, else 1."""
     found = np.zeros((MOST_KEYPOINTS, 3), np.float32)
-    cells = np.clip(points.astype(int), 0, len(taken) - 1)
     found[: len(points), :2] = points
-    found[: len(points), 2] = np.where(taken[cells[:, 1], cells[:, 0]], 1, 2)
+    for k, (x, y) in enumerate(points.astype(int).tolist()):
+        found[k, 2] = 1 + mask[max(0, y - 2) : y + 3, max(0, x - 2) : x + 3].any()
     return found
 
 

@@ -27,7 +27,7 @@ def statistics(boxes: np.ndarray) -> list[float]:
 
 
 def test_the_distribution_is_torchvisions():
-    count = 800
+    count = 500
     torch.manual_seed(0)
     transform = v2.Compose(
         [
@@ -49,7 +49,7 @@ def test_the_distribution_is_torchvisions():
     augment = Augment(**RTDETR)
     rngs = (np.random.default_rng((1, i)) for i in range(10 * count))
     ours = [statistics(augment.plan(rng, SIZE, BOXES, OUT).boxes_xyxy) for rng in rngs]
-    theirs, ours = np.array(theirs), np.array(ours)
+    theirs, ours = np.array(theirs).round(3), np.array(ours).round(3)
     error = np.sqrt(theirs.var(0) / len(theirs) + ours.var(0) / len(ours))
     assert (np.abs(theirs.mean(0) - ours.mean(0)) < 4 * error + 1e-9).all()
     for column in range(theirs.shape[1]):

@@ -1,0 +1,133 @@
+"""Batches as pure functions of (seed, epoch), on any number of ranks."""
+
+from __future__ import annotations
+
+from collections import Counter
+from itertools import chain
+
+import pytest
+
+from detr_exp.data.sampler import EvalSampler, TrainSampler, multi_scale_sizes
+
+SIZES = [(64, 64), (96, 96), (128, 128)]
+
+
+def pictures(sampler: TrainSampler | EvalSampler) -> list[list[int]]:
+    return [[key.picture for key in batch] for batch in sampler]
+
+
+def test_an_epoch_is_a_permutation_without_remainder():
+    sampler = TrainSampler(23, 4, 0, (64, 64))
+    assert len(sampler) == 5
+    for epoch in range(3):
+        sampler.set_epoch(epoch)
+        batches = pictures(sampler)
+        assert [len(batch) for batch in batches] == [4] * 5
+        assert max(Counter(chain(*batches)).values()) == 1
+        assert all(key.epoch == epoch for batch in sampler for key in batch)
+
+
+def test_epochs_and_seeds_differ_and_repeat():
+    def epoch(seed: int, number: int) -> list:
+        sampler = TrainSampler(50, 5, seed, (64, 64), sizes=SIZES)
+        sampler.set_epoch(number)
+        return list(sampler)
+
+    assert epoch(0, 3) == epoch(0, 3)
+    assert epoch(0, 3) != epoch(0, 4) != epoch(1, 4)
+
+
+def test_a_resumed_epoch_goes_on_where_it_stopped():
+    sampler = TrainSampler(40, 4, 7, (64, 64), sizes=SIZES)
+    sampler.set_epoch(2)
+    whole = list(sampler)
+    sampler.set_start(6)
+    assert list(sampler) == whole[6:]
+    assert len(sampler) == len(whole)
+    sampler.set_epoch(2)
+    assert list(sampler) == whole
+
+
+@pytest.mark.parametrize("count", [1, 3, 7])
+def test_a_set_smaller_than_a_batch_is_repeated(count):
+    sampler = TrainSampler(count, 8, 0, (64, 64))
+    (batch,) = pictures(sampler)
+    assert len(batch) == len(set(batch)) == 8  # a repeated picture has another number, hence another augmentation
+    used = Counter(picture % count for picture in batch)
+    assert max(used.values()) - min(used.get(i, 0) for i in range(count)) <= 1
+
+
+def test_ranks_share_the_same_batches():
+    """Eight pictures a step are the same eight, whether one rank takes them or four."""
+
+    def steps(world_size: int) -> list[set[int]]:
+        ranks = [
+            pictures(TrainSampler(50, 8 // world_size, 3, (64, 64), rank=rank, world_size=world_size))
+            for rank in range(world_size)
+        ]
+        return [set(chain(*parts)) for parts in zip(*ranks, strict=True)]
+
+    assert steps(1) == steps(2) == steps(4)
+
+
+def test_sizes_are_drawn_per_batch_and_are_the_same_on_every_rank():
+    samplers = [TrainSampler(400, 2, 0, (64, 64), sizes=SIZES, rank=rank, world_size=2) for rank in range(2)]
+    drawn = [[{(key.height, key.width) for key in batch} for batch in sampler] for sampler in samplers]
+    assert drawn[0] == drawn[1]
+    assert all(len(sizes) == 1 for sizes in drawn[0])
+    assert set.union(*drawn[0]) == set(SIZES)
+
+
+def test_sizes_are_fixed_in_the_last_epochs():
+    sampler = TrainSampler(40, 2, 0, (80, 80), sizes=SIZES, stop_epoch=5)
+    sampler.set_epoch(4)
+    assert {key.height for batch in sampler for key in batch} <= {64, 96, 128}
+    sampler.set_epoch(5)
+    assert {key.height for batch in sampler for key in batch} == {80}
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3])
+def test_evaluation_sees_every_picture_once(world_size):
+    samplers = [EvalSampler(10, 4, (64, 64), rank=rank, world_size=world_size) for rank in range(world_size)]
+    seen = sorted(chain(*(chain(*pictures(sampler)) for sampler in samplers)))
+    assert seen == list(range(10))
+    assert all(len(list(sampler)) == len(sampler) for sampler in samplers)
+
+
+def test_rtdetrs_sizes_are_the_published_ones():
+    sides = [height for height, _ in multi_scale_sizes("rtdetr", (640, 640), 32)]
+    assert sorted(sides) == [480, 512, 544, 576, 608, 640, 640, 640, 672, 704, 736, 768, 800]
+
+
+@pytest.mark.parametrize(
+    ("side", "stride", "sides"),
+    [
+        (384, 32, range(224, 545, 32)),
+        (560, 56, range(280, 841, 56)),
+        (312, 12, range(252, 373, 12)),
+        (96, 32, range(64, 257, 32)),
+    ],
+)
+def test_rfdetrs_sizes_are_the_published_ones(side, stride, sides):
+    found = multi_scale_sizes("rfdetr", (side, side), stride)
+    assert sorted(height for height, _ in found) == list(sides)
+    assert all(height == width for height, width in found)
+
+
+def test_sides_keep_their_proportion():
+    assert multi_scale_sizes([480, 960], (320, 640), 32) == [(256, 480), (480, 960)]
+    assert multi_scale_sizes(None, (320, 640), 32) == [(320, 640)]
+    assert all(h % 32 == w % 32 == 0 for h, w in multi_scale_sizes("rtdetr", (352, 640), 32))
+
+
+@pytest.mark.parametrize(
+    ("rule", "size", "message"),
+    [
+        ("both", (64, 64), r"data\.multi_scale is 'both'"),
+        ([48], (64, 64), r"data\.multi_scale has \[48\].*data\.multi_scale=\[64\]"),
+        (None, (65, 64), r"model\.image_size=\[64,64\]"),
+    ],
+)
+def test_sizes_that_do_not_fit_are_refused(rule, size, message):
+    with pytest.raises(ValueError, match=message):
+        multi_scale_sizes(rule, size, 32)
