@@ -13,12 +13,13 @@ from __future__ import annotations
 import argparse
 import math
 import time
+from types import SimpleNamespace
 
 import torch
 from transformers import RTDetrResNetConfig, RTDetrV2Config, RTDetrV2ForObjectDetection
 
 from detr_exp import build
-from detr_exp.model.postprocess import postprocess_sigmoid
+from detr_exp.model.postprocess import detections
 from detr_exp.structures import Prediction
 
 
@@ -47,7 +48,7 @@ def network(num_classes: int, r18: bool) -> RTDetrV2ForObjectDetection:
         decoder_layers=layers,
         num_queries=queries,
         num_labels=num_classes,
-        hidden_expansion=0.5 if r18 else 1.0,
+        hidden_expansion=0.5,
     )
     model = RTDetrV2ForObjectDetection(config)
     for module in model.modules():  # their initialisation of norms (close to zero) cannot be trained from scratch
@@ -69,8 +70,8 @@ def main() -> None:
     model = network(data.num_classes, arguments.r18)
     print(f"{sum(p.numel() for p in model.parameters()) / 1e6:.2f} M parameters", flush=True)
     optimizer = torch.optim.AdamW(model.parameters(), lr=arguments.lr, weight_decay=1e-4)
-    size = dict(image_size=tuple(cfg.model.image_size), stride=32, seed=cfg.seed)
-    loader = data.loader("train", batch_size=cfg.trainer.batch_size, train=True, **size)
+    seen = SimpleNamespace(image_size=tuple(cfg.model.image_size), stride=32)
+    loader = data.loader("train", network=seen, batch_size=cfg.trainer.batch_size, seed=cfg.seed, training=True)
     total = cfg.trainer.epochs * len(loader)
     started, step = time.process_time(), 0
     for epoch in range(cfg.trainer.epochs):
@@ -98,13 +99,15 @@ def main() -> None:
         if share >= 1:
             break
     model.eval()
-    metric = build.metric(cfg, data, "val")
+    metric = build.metric(cfg, data, seen)("val")
+    loader = data.loader("val", network=seen, batch_size=cfg.trainer.batch_size, seed=cfg.seed)
     with torch.inference_mode():
-        for batch in data.loader("val", batch_size=cfg.trainer.batch_size, train=False, **size):
+        for batch in loader:
             out = model(pixel_values=batch.pixels().contiguous())
-            metric.update(batch.image_ids, postprocess_sigmoid(Prediction(out.logits, out.pred_boxes), batch.image_sizes))
-    found = metric.compute()
-    print({name: round(found[name], 4) for name in ("mAP", "mAP50", "mAP75")}, f"{step} steps")
+            found = Prediction(out.logits, out.pred_boxes)
+            metric.update(batch.image_ids, detections(found, batch.image_sizes, out.logits.shape[1], "sigmoid"))
+    values = metric.compute()
+    print({name: round(values[name], 4) for name in ("mAP", "mAP50", "mAP75")}, f"{step} steps")
 
 
 if __name__ == "__main__":

@@ -5,13 +5,33 @@ import pytest
 from detr_exp import build
 from detr_exp.train import train_in
 
-SMALL = (
-    "data=shapes data.source.size=64 data.train=8 data.val=4 data.test=4 data.num_workers=0 tracker=none "
-    "model.image_size=[64,64] model.num_queries=20 model.num_denoising=10 model.num_layers=2 model.hidden_dim=32 "
-    "model.num_heads=4 model.dim_feedforward=32 model.neck.hidden_dim=32 model.neck.dim_feedforward=32 "
-    "model.backbone.widths=[8,16,24,32] trainer.epochs=2 trainer.batch_size=2 trainer.log_every_steps=1 "
-    "trainer.num_pictures=2 trainer.hardware.amp=null trainer/hardware=cpu optim.lr=1e-3 trainer.progress_bar=none"
-).split()
+SMALL = [
+    "data=shapes",
+    "data.source.size=64",
+    "data.train=8",
+    "data.val=4",
+    "data.test=4",
+    "data.num_workers=0",
+    "tracker=none",
+    "model.image_size=[64,64]",
+    "model.num_queries=20",
+    "model.num_denoising=10",
+    "model.num_layers=2",
+    "model.hidden_dim=32",
+    "model.num_heads=4",
+    "model.dim_feedforward=32",
+    "model.neck.hidden_dim=32",
+    "model.neck.dim_feedforward=32",
+    "model.backbone.widths=[8,16,24,32]",
+    "trainer.epochs=2",
+    "trainer.batch_size=2",
+    "trainer.log_every_steps=1",
+    "trainer.num_pictures=2",
+    "trainer.hardware.amp=null",
+    "trainer/hardware=cpu",
+    "optim.lr=1e-3",
+    "trainer.progress_bar=none",
+]
 
 
 @pytest.fixture
