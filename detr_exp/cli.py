@@ -6,10 +6,13 @@ with the state saved.
 
 from __future__ import annotations
 
+import argparse
 import functools
 import os
 import sys
+import textwrap
 import traceback
+import warnings
 from collections.abc import Callable
 
 import hydra
@@ -19,22 +22,32 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from detr_exp.compose import CONF_DIR, composition, config_loader, refuse_unready
-from detr_exp.mistakes import ConfigError
+from detr_exp.mistakes import ConfigError, groups_of
 
 Task = Callable[[DictConfig], float | None]
 OURS = ("detr_exp", "hydra_plugins")
 
 
-def main(task: Task, config_name: str) -> None:
+def main(task: Task, config_name: str, usage: str) -> None:
     """Run `task` with the config of the command line, or a sweep of them.
 
+    Args:
+        task: what to do with a config.
+        config_name: of the primary config in `conf/`.
+        usage: what `--help` prints; `{groups}` in it is replaced by the groups and their options.
+
     Raises:
-        SystemExit: always, unless everything went well.
+        SystemExit: unless everything went well.
     """
     with_traceback = "HYDRA_FULL_ERROR" in os.environ
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra hands over exceptions instead of printing and exiting by itself
+    warnings.formatwarning = lambda message, *where, **line: f"warning: {message}\n"
     try:
-        refuse_before_start(config_name)
+        args = get_args_parser().parse_args(_words(sys.argv[1:]))
+        if args.help:
+            print(usage.format(groups=options(args.config_dir)))
+            return
+        refuse_before_start(args, config_name)
         app = hydra.main(version_base="1.3", config_path=str(CONF_DIR), config_name=config_name)
         app(_ending_with_status(task))()
     except (Exception, KeyboardInterrupt) as error:
@@ -43,17 +56,29 @@ def main(task: Task, config_name: str) -> None:
         sys.exit(report(error))
 
 
-def refuse_before_start(config_name: str) -> None:
+def options(config_dir: str | None) -> str:
+    """A line for every group: its options."""
+    groups = groups_of(config_loader(config_dir).repository)
+    width = max(map(len, groups))
+    return "\n".join(
+        textwrap.fill(
+            ", ".join(names), 120, initial_indent=f"  {group:<{width}}  ", subsequent_indent=" " * (width + 4)
+        )
+        for group, names in groups.items()
+        if names
+    )
+
+
+def refuse_before_start(args: argparse.Namespace, config_name: str) -> None:
     """Compose what Hydra is going to compose, so that a mistake is told in our words and leaves no run folder behind.
 
     The jobs of a sweep are composed by its sweeper.
     """
-    args = get_args_parser().parse_args(_words(sys.argv[1:]))
     about_hydra = args.hydra_help or args.info or args.shell_completion
     if about_hydra or args.multirun or any(word.startswith("sweep=") for word in args.overrides):
         return
     cfg = composition(config_loader(args.config_dir), config_name, args.overrides).cfg
-    if not args.help and not args.cfg:
+    if not args.cfg:
         refuse_unready(cfg)
 
 

@@ -12,6 +12,22 @@ from omegaconf import DictConfig, OmegaConf
 
 from detr_exp import cli
 
+USAGE = """\
+Evaluate a checkpoint by the COCO protocol. Network, classes and, unless told otherwise, data are the checkpoint's.
+
+  python -m detr_exp.evaluate checkpoint=RUN_FOLDER                              its best weights, its validation split
+  python -m detr_exp.evaluate checkpoint=weights.pth data.split=test             another split
+  python -m detr_exp.evaluate checkpoint=RUN_FOLDER data=coco data.root=FOLDER   other data; classes are matched by name
+
+  checkpoint         a file, or the folder of a run: its best
+  data.split         val, train or test
+  data, data.root    another data set, or another place of the same; also data.num_workers
+  batch_size         null: as in training, which gives the same numbers to the last digit
+  metric             pycocotools or fast; null: the checkpoint's
+  trainer/hardware   auto, cpu, cuda, mps; null: the checkpoint's
+  allow_targets      packages of your own that the checkpoint's config names
+"""
+
 if TYPE_CHECKING:
     from detr_exp.detector import Detector
 
@@ -126,7 +142,7 @@ def per_class(iou_type: str, rows: Sequence[dict[str, Any]]) -> str:
 
 
 def main() -> None:
-    cli.main(evaluate, "evaluate")
+    cli.main(evaluate, "evaluate", USAGE)
 
 
 if __name__ == "__main__":

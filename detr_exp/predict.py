@@ -13,6 +13,21 @@ from omegaconf import DictConfig, OmegaConf
 
 from detr_exp import cli
 
+USAGE = """\
+Find objects in pictures: a COCO-style JSON file with scores, and every picture with boxes, labels and scores.
+
+  python -m detr_exp.predict checkpoint=RUN_FOLDER source=photo.jpg
+  python -m detr_exp.predict checkpoint=weights.pth source=FOLDER threshold=0.4
+
+  checkpoint         a file, or the folder of a run: its best
+  source             a picture, or a folder of pictures
+  threshold          lowest score; null: where precision and recall balanced best in the checkpoint's evaluation
+  batch_size         pictures at a time
+  pictures           true draws what was found
+  trainer/hardware   auto, cpu, cuda, mps; null: the checkpoint's
+  allow_targets      packages of your own that the checkpoint's config names
+"""
+
 if TYPE_CHECKING:
     from PIL import Image
 
@@ -143,7 +158,7 @@ def draw(folder: Path, path: Path, picture: Image.Image, found: Detections, dete
 
 
 def main() -> None:
-    cli.main(predict, "predict")
+    cli.main(predict, "predict", USAGE)
 
 
 if __name__ == "__main__":

@@ -13,6 +13,27 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from detr_exp import cli
 
+USAGE = """\
+Train detection transformers: RT-DETR, RT-DETRv2, RF-DETR.
+
+  python -m detr_exp.train [group=option ...] [key=value ...]
+
+Groups and their options:
+
+{groups}
+
+Examples:
+
+  python -m detr_exp.train                                              a small network on drawn shapes
+  python -m detr_exp.train model=rtdetrv2 data=auto data.root=my_data   your pictures (COCO or YOLO folders)
+  python -m detr_exp.train experiment=rtdetrv2_r18vd_120e_coco data.root=...   a published recipe
+  python -m detr_exp.train loss=focal loss.focal_gamma=1.5 trainer.epochs=50   choices and values
+  python -m detr_exp.train --multirun loss=focal,vfl optim.lr=1e-4,2e-4        a sweep: every combination
+
+All keys and their values:   --cfg job --resolve   (one group: -p loss); what they mean: the files in conf/
+Groups and options of yours: --config-dir FOLDER   (laid out like conf/)
+"""
+
 
 def train(cfg: DictConfig) -> float | None:
     """One training in Hydra's output folder; the best value of `trainer.monitor`, for a sweeper."""
@@ -104,7 +125,7 @@ def _status(error: BaseException) -> str:
 
 
 def main() -> None:
-    cli.main(train, "config")
+    cli.main(train, "config", USAGE)
 
 
 if __name__ == "__main__":

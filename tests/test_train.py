@@ -15,7 +15,7 @@ import pytest
 from filelock import FileLock
 from omegaconf import OmegaConf
 
-from detr_exp import train
+from detr_exp import evaluate, predict, train
 from detr_exp.compose import compose
 from detr_exp.trainer.trainer import NonFiniteError, Trainer
 
@@ -98,7 +98,7 @@ def test_the_command_trains(command: Command, tiny_run: list[str]) -> None:
         (["--multirun", "loss=focal,vlf"], "did you mean loss=vfl?"),
         (["--multirun", "loss=focal,ce", "loss.focal_gamma=1,2"], "loss=ce has no key focal_gamma"),
         (["--cfg", "job", "loss=vlf"], "did you mean loss=vfl?"),
-        (["--help", "loss=vlf"], "did you mean loss=vfl?"),
+        (["--config-dir", "absent"], "--config-dir absent is not a folder"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
@@ -119,6 +119,18 @@ def test_a_mistake_in_the_data_costs_one_message(command: Command, capfd: pytest
     said = capfd.readouterr().err
     assert "/absent" in said
     assert "Traceback" not in said
+
+
+@pytest.mark.parametrize("main", [train.main, evaluate.main, predict.main])
+def test_help(command: Command, capsys: pytest.CaptureFixture[str], main: Callable[[], None]) -> None:
+    assert command(main, "--help") == 0
+    shown = capsys.readouterr().out
+    assert "python -m detr_exp." in shown
+    assert "{" not in shown
+    assert all(len(line) <= 125 for line in shown.splitlines())
+    if main is train.main:
+        assert "model/backbone" in shown
+        assert "rtdetrv2_tiny" in shown
 
 
 def test_help_and_mistakes_do_not_wait_for_torch() -> None:
@@ -154,6 +166,16 @@ def test_a_sweep_is_one_thing_in_mlflow(command: Command, tiny_run: list[str], c
         gamma = store.execute("select value from params where run_uuid = ? and key = 'loss.focal_gamma'", [run])
         assert gamma.fetchall() == [("1.5",)]
     assert "DETR_EXP_PARENT_RUN" not in os.environ
+
+
+def test_a_sweep_file_needs_no_further_word(
+    command: Command, tiny_run: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert command(train.main, *tiny_run, "trainer.max_steps=1", "sweep=seeds", "seed=3,4") == 0
+    shown = capsys.readouterr().out
+    assert "2 runs, best first" in shown
+    seeds = {OmegaConf.load(path).seed for path in Path("outputs/sweeps").glob("*/*/*/config.yaml")}
+    assert seeds == {3, 4}, "the command line wins over the file"
 
 
 def test_a_failing_job_does_not_stop_a_sweep(

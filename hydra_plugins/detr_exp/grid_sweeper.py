@@ -22,8 +22,6 @@ from omegaconf import DictConfig, OmegaConf
 from detr_exp.compose import composition, refuse_unready
 from detr_exp.mistakes import ConfigError
 
-PARENT_VARIABLE = "DETR_EXP_PARENT_RUN"  # the tracker of every job looks for it
-
 
 class SweepFailed(RuntimeError):
     """Some runs of a sweep failed; all of them were tried."""
@@ -113,6 +111,7 @@ def parent_run(config: DictConfig, results: Sequence[JobReturn]) -> Iterator[Non
         yield
         return
     from detr_exp.tracker.mlflow import finish_parent, start_parent
+    from detr_exp.tracker.tracker import PARENT_VARIABLE
 
     folder = Path(config.hydra.sweep.dir).resolve()
     tags = {"sweep": str(folder), "words": " ".join(config.hydra.overrides.task)}

@@ -1,0 +1,43 @@
+"""What the README says, done."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from detr_exp.compose import compose
+
+README = (Path(__file__).resolve().parent.parent / "README.md").read_text()
+SHELL = "\n".join(re.findall(r"```sh\n(.*?)```", README, re.DOTALL))
+COMMANDS = re.findall(r"python -m detr_exp\.(train|evaluate|predict) ([^#\n]*)", SHELL)
+OWN_PART = "model/backbone=mine"  # what tests/test_extension.py does
+
+
+def test_the_python_example_runs(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Image.fromarray(np.zeros((30, 40, 3), np.uint8)).save("photo.jpg")
+    (example,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    names: dict[str, object] = {}
+    exec(example.replace("outputs/<day>/<run>", str(trained)), names)
+    assert tuple(names["outputs"].pred.logits.shape) == (2, 100, 6)  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("command", [pair for pair in COMMANDS if OWN_PART not in pair[1]], ids=" ".join)
+def test_commands_compose(command: tuple[str, str]) -> None:
+    name, line = command
+    words = shlex.split(line.replace("<", "").replace(">", ""))
+    if "--multirun" in words:
+        words = [word.partition(",")[0] for word in words if word != "--multirun"]
+    compose(words, config_name="config" if name == "train" else name)
+
+
+def test_words_of_the_table_exist() -> None:
+    for line in README.splitlines():
+        if line.startswith("| `"):
+            for words in re.findall(r"`([^`]*=[^`]*)`", line.rpartition("|")[0].rpartition("|")[0]):
+                compose(shlex.split(words))
