@@ -31,7 +31,7 @@ NON_FINITE_COST = 1e9
 
 # Elements of one working tensor: on the CPU a handful of them has to fit the cache, elsewhere the memory.
 CPU_CHUNK = 1 << 16
-DEVICE_CHUNK = 1 << 26
+DEVICE_CHUNK = 1 << 24
 
 
 class Assignment(NamedTuple):
@@ -185,8 +185,8 @@ def _add_keypoint_costs(
         end = first + len(prediction.boxes)
         keypoints = prediction.keypoints
         if keypoints is not None:
-            num_values = keypoints.shape[0] * keypoints.shape[2:].numel()
-            for chunk in _chunks(len(targets), num_values, costs.device):
+            num_points = keypoints.shape[0] * keypoints.shape[2] * max(keypoint_counts)
+            for chunk in _chunks(len(targets), num_points, costs.device):
                 costs[first:end, chunk] += keypoint_cost(
                     keypoints, targets, chunk, image[chunk], keypoint_counts, weights
                 )
