@@ -78,17 +78,21 @@ def _draw_keypoints(canvas: ImageDraw.ImageDraw, points: np.ndarray, skeleton, i
             canvas.ellipse((x - radius, y - radius, x + radius, y + radius), fill=(255, 255, 255), outline=ink)
 
 
-def sheet(pictures: Sequence[Image.Image], *, columns: int | None = None, tile: int = 320) -> Image.Image:
-    """Pictures side by side on a dark ground, each scaled to fit a `tile` x `tile` square."""
+def sheet(pictures: Sequence[Image.Image], *, columns: int | None = None, tile: int = 480) -> Image.Image:
+    """Pictures side by side on a dark ground, each scaled to fit a square of `tile` pixels."""
     columns = columns or max(1, math.ceil(math.sqrt(len(pictures))))
-    rows = math.ceil(len(pictures) / columns)
     gap = 4
-    canvas = Image.new("RGB", (columns * (tile + gap) + gap, rows * (tile + gap) + gap), (24, 24, 24))
-    for i, picture in enumerate(pictures):
+    scaled = []
+    for picture in pictures:
         factor = tile / max(picture.size)
         size = (max(1, round(picture.width * factor)), max(1, round(picture.height * factor)))
-        small = picture.resize(size, Image.Resampling.BILINEAR if factor < 1 else Image.Resampling.NEAREST)
-        x = gap + (i % columns) * (tile + gap) + (tile - size[0]) // 2
-        y = gap + (i // columns) * (tile + gap) + (tile - size[1]) // 2
-        canvas.paste(small, (x, y))
+        scaled.append(picture.resize(size, Image.Resampling.LANCZOS))
+    rows = [scaled[i : i + columns] for i in range(0, len(scaled), columns)]
+    heights = [max(picture.height for picture in row) + gap for row in rows]
+    canvas = Image.new("RGB", (columns * (tile + gap) + gap, sum(heights) + gap), (24, 24, 24))
+    y = gap
+    for row, height in zip(rows, heights):
+        for i, picture in enumerate(row):
+            canvas.paste(picture, (gap + i * (tile + gap) + (tile - picture.width) // 2, y))
+        y += height
     return canvas

@@ -88,9 +88,9 @@ class Pictures:
 
 
 def _on_canvas(pixels: Tensor, size: Tensor) -> Image.Image:
-    """The network's square input back in the picture's own proportions."""
+    """The network's square input back in the picture's own proportions, large enough to write on."""
     height, width = size.tolist()
-    scale = min(1.0, LONGEST_SIDE / max(height, width))
+    scale = LONGEST_SIDE / max(height, width)
     shape = (max(1, round(width * scale)), max(1, round(height * scale)))
     return Image.fromarray(pixels.cpu().numpy()).resize(shape, Image.Resampling.BILINEAR)
 

@@ -1,0 +1,53 @@
+"""What is drawn is where it should be."""
+
+import numpy as np
+from PIL import Image
+
+from detr_exp.ops.draw import colour, draw_objects, sheet
+
+GREY = np.full((100, 200, 3), 128, np.uint8)
+
+
+def drawn(**changes):
+    objects = {"boxes_xyxy_px": np.array([[50, 40, 90, 80]]), "labels": [1], "names": ["a", "b"]} | changes
+    return np.asarray(draw_objects(GREY, **objects))
+
+
+def test_box_has_the_colour_of_its_class_at_its_corners():
+    picture = drawn()
+    assert tuple(picture[80, 90]) == tuple(picture[40, 70]) == colour(1)
+    assert tuple(picture[60, 70]) == (128, 128, 128)
+
+
+def test_nothing_drawn_without_objects():
+    assert (drawn(boxes_xyxy_px=np.zeros((0, 4)), labels=[]) == GREY).all()
+
+
+def test_masks_tint_their_pixels_only():
+    mask = np.zeros((1, 100, 200), bool)
+    mask[0, 55:60, 60:65] = True
+    changed = (drawn(masks=mask) != drawn()).any(-1)
+    assert changed[55:60, 60:65].all()
+    assert changed.sum() == 25
+
+
+def test_points_that_are_not_there_are_left_out():
+    points = np.array([[[60.0, 50.0, 2.0], [80.0, 70.0, 0.0]]])
+    picture = drawn(keypoints_px=points, skeleton=[(0, 1)])
+    assert tuple(picture[50, 60]) == (255, 255, 255)
+    assert tuple(picture[70, 80]) == tuple(picture[60, 70]) == (128, 128, 128)
+
+
+def test_inverted_and_outside_boxes_and_unknown_labels_do_not_fail():
+    drawn(boxes_xyxy_px=np.array([[90, 80, 50, 40], [-50, -50, 500, 500]]), labels=[0, 7], scores=[0.5, 0.25])
+
+
+def test_neighbouring_classes_differ():
+    colours = [np.array(colour(i), float) for i in range(20)]
+    assert min(np.abs(a - b).max() for a, b in zip(colours, colours[1:])) > 60
+
+
+def test_sheet_holds_every_picture_in_its_proportions():
+    pictures = [Image.new("RGB", size, (255, 0, 0)) for size in ((200, 100), (100, 200), (50, 50))]
+    pixels = np.asarray(sheet(pictures, columns=2, tile=100))
+    assert (pixels[..., 0] == 255).sum() == 100 * 50 + 50 * 100 + 100 * 100
