@@ -51,3 +51,17 @@ def _by_matmul(query: Tensor, key: Tensor, value: Tensor, allowed: Tensor | None
     if allowed is not None:
         scores = scores.masked_fill(~allowed, float("-inf"))
     return F.dropout(scores.softmax(-1), dropout) @ value
+
+
+def attend(query: Tensor, key: Tensor, value: Tensor, allowed: Tensor | None, dropout: float) -> Tensor:
+    """Scaled dot-product attention of `[B, heads, N, d]`; `allowed` as in `SelfAttention`.
+
+    On CPU torch has no fast kernel for bfloat16: written out, forward and backward take less than half the time.
+    """
+    if query.device.type != "cpu" or query.dtype != torch.bfloat16:
+        return F.scaled_dot_product_attention(query, key, value, attn_mask=allowed, dropout_p=dropout)
+    scores = (query * query.shape[-1] ** -0.5) @ key.transpose(-1, -2)
+    if allowed is not None:
+        scores = scores + torch.zeros_like(allowed, dtype=scores.dtype).masked_fill(~allowed, -torch.inf)
+    shares = scores.softmax(-1)
+    return (F.dropout(shares, dropout) if dropout else shares) @ value

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from detr_exp.model.layer.attention import SelfAttention
+from detr_exp.model.layer.attention import SelfAttention, attend
 
 
 def test_equals_torchs_multi_head_attention():
@@ -21,6 +21,17 @@ def test_equals_torchs_multi_head_attention():
     torch.testing.assert_close(ours(tokens, position, allowed), expected, rtol=0, atol=1e-12)
     expected, _ = theirs(tokens, tokens, tokens)
     torch.testing.assert_close(ours(tokens), expected, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_bfloat16_on_cpu_stays_close_to_float32(masked):
+    torch.manual_seed(0)
+    parts = [torch.randn(2, 3, 20, 8) for _ in range(3)]
+    allowed = (torch.rand(20, 20) < 0.5) | torch.eye(20, dtype=torch.bool) if masked else None
+    exact = attend(*parts, allowed, 0.0)
+    rounded = attend(*(part.bfloat16() for part in parts), allowed, 0.0)
+    assert rounded.dtype == torch.bfloat16
+    torch.testing.assert_close(rounded.float(), exact, rtol=0.05, atol=0.05)
 
 
 def test_heads_must_divide_the_channels():
