@@ -70,7 +70,9 @@ def test_every_loss_trains_every_parameter_of_the_network(tiny_run: list[str], l
 
 
 @pytest.mark.parametrize(
-    ("size", "words"), [([100, 64], ["[100, 64]", "[96,64] or"]), ([10, 10], ["[32,32]"])], ids=["larger", "smaller"]
+    ("size", "words"),
+    [([100, 64], ["[100, 64]", "[96,64] or"]), ([30, 100], ["[32,96] or", "[32,128]"])],
+    ids=["larger", "smaller"],
 )
 def test_an_image_size_the_network_cannot_divide(tiny_run: list[str], size: list[int], words: list[str]) -> None:
     cfg = build.compose([*tiny_run, f"model.image_size=[{size[0]},{size[1]}]"])
