@@ -14,6 +14,16 @@ from detr_exp import cli
 if TYPE_CHECKING:
     from detr_exp.detector import Detector
 
+USAGE = """\
+Write the weights of an RT-DETR or RT-DETRv2 checkpoint in the layout of other code.
+
+  python -m detr_exp.export_weights checkpoint=RUN_FOLDER format=huggingface     for transformers' from_pretrained
+  python -m detr_exp.export_weights checkpoint=weights.pth format=official       for the authors' code
+
+  checkpoint          a file, or the folder of a run: its best
+  format              huggingface, official
+  allow_targets       packages of your own that the checkpoint's config names
+"""
 FORMATS = ("huggingface", "official")
 
 
@@ -97,7 +107,7 @@ def write_official(folder: Path, detector: Detector) -> Path:
 
 
 def main() -> None:
-    cli.main(export_weights, "export_weights")
+    cli.main(export_weights, "export_weights", USAGE)
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ import pytest
 from filelock import FileLock
 from omegaconf import OmegaConf
 
-from detr_exp import evaluate, predict, train
+from detr_exp import evaluate, export_weights, predict, train
 from detr_exp.compose import compose
 from detr_exp.trainer.trainer import NonFiniteError, Trainer
 
@@ -121,7 +121,7 @@ def test_a_mistake_in_the_data_costs_one_message(command: Command, capfd: pytest
     assert "Traceback" not in said
 
 
-@pytest.mark.parametrize("main", [train.main, evaluate.main, predict.main])
+@pytest.mark.parametrize("main", [train.main, evaluate.main, predict.main, export_weights.main])
 def test_help(command: Command, capsys: pytest.CaptureFixture[str], main: Callable[[], None]) -> None:
     assert command(main, "--help") == 0
     shown = capsys.readouterr().out
