@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from detr_exp.data import coco, yolo
+from detr_exp.data import coco, voc, yolo
 from detr_exp.data.content import SPLITS, Content
 from detr_exp.data.files import Folder
 
@@ -26,8 +26,11 @@ def auto(root: str | None, places: Mapping[str, Any], *, extra_roots: Sequence[s
         return coco.coco(root, {name: {} for name in SPLITS}, extra_roots=extra_roots)
     if yolo.find_file(folder.root):
         return yolo.yolo(root, {}, extra_roots=extra_roots)
+    if voc.find_layout(folder.root):
+        return voc.voc(root, {}, extra_roots=extra_roots)
     raise ValueError(
         f"data.root is {str(root)!r}, whose layout is not known. Looked for: train/{coco.ROBOFLOW} and "
-        f"annotations/instances_train*.json (COCO), {' or '.join(yolo.FILES)} (YOLO). Found: {folder.names()}. Choose "
-        "the folder above or below, or name the files: data=coco data.train.annotations=... data.train.images=..."
+        f"annotations/instances_train*.json (COCO), {' or '.join(yolo.FILES)} (YOLO), ImageSets/Main and "
+        f"train/*.xml (Pascal VOC). Found: {folder.names()}. Choose the folder above or below, or "
+        "name the files: data=coco data.train.annotations=... data.train.images=..."
     )

@@ -12,6 +12,8 @@ from pathlib import Path
 from reprlib import repr as short
 from typing import Any, TypeGuard
 
+import numpy as np
+
 from detr_exp.data.content import SPLITS, Category, Content, Split
 from detr_exp.data.files import Folder
 from detr_exp.data.picture import read_size
@@ -306,15 +308,24 @@ def _segments(given: Any, where: str, problems: Problems) -> Any:
         if sized and (isinstance(counts, str) or (runs and sum(counts or ()) == math.prod(size or ()))):
             return {"size": size, "counts": counts}
     elif isinstance(given, list):
-        flat = [polygon for polygon in given if isinstance(polygon, list)]
-        if len(flat) == len(given) and all(_is_number(v) for polygon in flat for v in polygon):
-            polygons = [[float(v) for v in polygon] for polygon in flat if len(polygon) >= 6 and len(polygon) % 2 == 0]
-            if polygons or not given:
-                return polygons or None
+        polygons = [_polygon(part) for part in given]
+        if None not in polygons:
+            kept = [polygon for polygon in polygons if polygon and len(polygon) >= 6 and len(polygon) % 2 == 0]
+            if kept or not given:
+                return kept or None
     elif given is None:
         return None
     problems.warn("segmentations that cannot be used were replaced by their box", where)
     return None
+
+
+def _polygon(given: Any) -> list[float] | None:
+    """Its coordinates, all finite; None if it is anything else. NumPy reads COCO's millions faster than a loop."""
+    try:
+        values = np.array(given, np.float64)
+    except (ValueError, TypeError, OverflowError):
+        return None
+    return values.tolist() if values.ndim == 1 and np.isfinite(values).all() else None
 
 
 def _points(given: Any, count: int, where: str, problems: Problems) -> list[float] | None:

@@ -185,7 +185,7 @@ def _near(segment: Any, size: tuple[int, int]) -> Any:
     """Polygons with stray vertices brought back to one picture's width from it: rasterising costs memory in proportion
     to the distance between vertices."""
     reach = 2 * max(size)
-    if isinstance(segment, list) and any(not -reach <= v <= reach for polygon in segment for v in polygon):
+    if isinstance(segment, list) and any(min(polygon) < -reach or max(polygon) > reach for polygon in segment):
         return [[min(max(v, -reach), reach) for v in polygon] for polygon in segment]
     return segment
 

@@ -1,0 +1,248 @@
+"""Pascal VOC: one XML file per picture, and text files that say which pictures make up a split.
+
+Two layouts: the development kit (`VOC2007/Annotations`, `ImageSets/Main`, `JPEGImages`, one or several years), and a
+folder per split with pictures and XML files side by side, as labelling tools export it. Objects marked difficult are
+neither trained on nor counted against a detector.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from reprlib import repr as short
+from typing import NamedTuple
+from xml.etree import ElementTree
+
+from detr_exp.data.content import SPLITS, Category, Content, Split
+from detr_exp.data.files import Folder
+from detr_exp.data.picture import SUFFIXES, read_size
+from detr_exp.data.problems import Problems
+from detr_exp.data.table import Pictures, Rows, TableSplit
+
+log = logging.getLogger(__name__)
+
+# The classes of the challenge; used where the files have no others.
+CHALLENGE = [
+    "aeroplane",
+    "bicycle",
+    "bird",
+    "boat",
+    "bottle",
+    "bus",
+    "car",
+    "cat",
+    "chair",
+    "cow",
+    "diningtable",
+    "dog",
+]
+CHALLENGE += ["horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor"]
+_FOLDERS = {"train": ("train",), "val": ("valid", "val"), "test": ("test",)}
+_LARGEST_XML = 2**22
+
+
+class _Pair(NamedTuple):
+    picture: Path
+    annotation: Path
+
+
+def voc(
+    root: str | None,
+    places: Mapping[str, str | Sequence[str] | None],
+    *,
+    names: Sequence[str] | None = None,
+    one_based: bool = False,
+    extra_roots: Sequence[str] = (),
+) -> Content:
+    """A Pascal VOC data set, as a source for `DataSet`.
+
+    Args:
+        root: the development kit, one of its years, or a folder with a folder per split.
+        places: per split text files relative to the root, a picture's name or `picture annotation` a line; None: by the
+            layout. The kit's `trainval` trains and its `test` validates where it is annotated, else `train` and `val`.
+        names: the classes in order; None: the challenge's 20, or all that the training files have, sorted.
+        one_based: corners are pixels counted from 1, both of them inside the box, as in the challenge's own files; most
+            tools write distances from the upper left corner instead.
+        extra_roots: other folders that pictures may lie in.
+
+    Raises:
+        ValueError: no training pictures, or a file that cannot be used.
+    """
+    folder = Folder(root, extra_roots)
+    pairs = {name: _pairs(folder, name, places.get(name)) for name in SPLITS}
+    if not pairs["train"]:
+        raise ValueError(
+            f"data.root is {str(root)!r}, but there is no ImageSets/Main/trainval.txt and no train/*.xml (found: "
+            f"{folder.names()}); name the list: data.train=VOC2007/ImageSets/Main/trainval.txt"
+        )
+    trees: dict[Path, ElementTree.Element] = {}
+    categories = _categories(folder, pairs["train"], names, trees)
+    read: dict[str, Callable[[], Split]] = {
+        name: partial(_split, folder, found, categories, one_based, trees) for name, found in pairs.items() if found
+    }
+    return Content("voc", str(folder.root), categories, read)
+
+
+def find_layout(root: Path) -> list[Path]:
+    """The folders below `root` that are in this layout: years of the kit, or `train` with XML files."""
+    years = sorted(
+        path.parent.parent for path in [root / "ImageSets/Main", *root.glob("VOC*/ImageSets/Main")] if path.is_dir()
+    )
+    return years or ([root / "train"] if next((root / "train").glob("*.xml"), None) else [])
+
+
+def _pairs(folder: Folder, name: str, place: str | Sequence[str] | None) -> list[_Pair]:
+    root = folder.root
+    if place is not None:
+        files = [root / file for file in ([place] if isinstance(place, str) else place)]
+        for file in files:
+            if complaint := folder.complaint(file):
+                raise ValueError(f"data.{name}: {complaint}; it is taken relative to data.root")
+        return [pair for file in files for pair in _listed(root, file)]
+    years = find_layout(root)
+    if years and (years[0] / "ImageSets").is_dir():
+        return [pair for file in _kit_lists(years, name) for pair in _listed(root, file)]
+    part = next((root / part for part in _FOLDERS[name] if next((root / part).glob("*.xml"), None)), None)
+    return [] if part is None else [_Pair(_picture(file.with_suffix("")), file) for file in sorted(part.glob("*.xml"))]
+
+
+def _kit_lists(years: list[Path], name: str) -> list[Path]:
+    """The lists of a split: trainval and test where some year has an annotated test set, else train and val."""
+    tests = [path for year in years if (path := _list(year, "test")) is not None and _annotated(path)]
+    if name == "val":
+        return tests or [path for year in years if (path := _list(year, "val")) is not None]
+    if name == "test":
+        return []
+    kind = "trainval" if tests else "train"
+    return [path for year in years if (path := _list(year, kind)) is not None]
+
+
+def _list(year: Path, kind: str) -> Path | None:
+    path = year / "ImageSets" / "Main" / f"{kind}.txt"
+    return path if path.is_file() else None
+
+
+def _annotated(file: Path) -> bool:
+    first = file.read_text("utf-8-sig").split()
+    return bool(first) and (file.parent.parent.parent / "Annotations" / f"{first[0]}.xml").is_file()
+
+
+def _listed(root: Path, file: Path) -> Iterator[_Pair]:
+    for line in file.read_text("utf-8-sig").splitlines():
+        words = line.split()
+        if len(words) >= 2 and words[1].endswith(".xml"):
+            yield _Pair(root / words[0], root / words[1])
+        elif words:
+            year = file.parent.parent.parent
+            yield _Pair(_picture(year / "JPEGImages" / words[0]), year / "Annotations" / f"{words[0]}.xml")
+
+
+def _picture(stem: Path) -> Path:
+    """The picture of this name, whatever its suffix."""
+    tried = [
+        stem.with_name(stem.name + end) for suffix in (".jpg", *sorted(SUFFIXES)) for end in (suffix, suffix.upper())
+    ]
+    return next((path for path in tried if path.is_file()), tried[0])
+
+
+def _categories(
+    folder: Folder, pairs: list[_Pair], names: Sequence[str] | None, trees: dict[Path, ElementTree.Element]
+) -> list[Category]:
+    if names is None:
+        problems = Problems(str(folder.root))
+        found: set[str] = set()
+        for pair in pairs:
+            tree = _tree(folder, pair.annotation, problems)
+            if tree is not None:
+                trees[pair.annotation] = tree
+                found |= {_text(item, "name") for item in tree.iter("object")} - {""}
+        problems.report()
+        names = CHALLENGE if found <= set(CHALLENGE) else sorted(found)
+    if len(set(names)) != len(names):
+        raise ValueError(f"data.source.names has a name twice: {short(list(names))}")
+    return [Category(i, str(name)) for i, name in enumerate(names)]
+
+
+def _split(
+    folder: Folder,
+    pairs: list[_Pair],
+    categories: list[Category],
+    one_based: bool,
+    trees: dict[Path, ElementTree.Element],
+) -> TableSplit:
+    problems = Problems(str(folder.root))
+    pictures, rows = Pictures(), Rows()
+    number_of = {category.name: category.id for category in categories}
+    digest = hashlib.sha256(repr((categories, one_based)).encode())
+    for pair in pairs:
+        if complaint := folder.complaint(pair.picture):
+            problems.error(complaint)
+            continue
+        tree = trees.pop(pair.annotation, None)
+        tree = _tree(folder, pair.annotation, problems) if tree is None else tree
+        if tree is None:
+            continue
+        try:
+            size = read_size(pair.picture)
+        except ValueError as error:
+            problems.error(str(error))
+            continue
+        pictures.ids.append(len(pictures.ids) + 1)
+        pictures.paths.append(pair.picture)
+        pictures.sizes.append(size)
+        digest.update(f"{pair.picture.name} {size}".encode() + ElementTree.tostring(tree))
+        for place, item in enumerate(tree.iter("object"), 1):
+            where = f"{pair.annotation}: object {place}"
+            try:
+                category, box = _object(item, number_of, one_based)
+            except ValueError as error:
+                problems.error(f"{where}: {error}")
+                continue
+            rows.where.append(where)
+            rows.picture.append(len(pictures.ids) - 1)
+            rows.category.append(category)
+            rows.box_xywh.append(box)
+            rows.crowd.append(_text(item, "difficult") == "1")
+            rows.area.append(None)
+            rows.segments.append(None)
+            rows.keypoints.append(None)
+    split = TableSplit(pictures, rows, categories, digest.hexdigest(), problems)
+    problems.report()
+    return split
+
+
+def _tree(folder: Folder, file: Path, problems: Problems) -> ElementTree.Element | None:
+    if complaint := folder.complaint(file):
+        problems.error(complaint)
+        return None
+    data = file.read_bytes()
+    if len(data) > _LARGEST_XML or b"<!ENTITY" in data:
+        problems.error(f"{str(file)!r} has {len(data)} bytes or entities of its own; an annotation has neither")
+        return None
+    try:
+        return ElementTree.fromstring(data)
+    except (ElementTree.ParseError, ValueError, RecursionError) as error:
+        problems.error(f"{str(file)!r} is not readable XML ({error}); export the annotations again")
+        return None
+
+
+def _object(
+    item: ElementTree.Element, number_of: Mapping[str, int], one_based: bool
+) -> tuple[int, tuple[float, float, float, float]]:
+    name = _text(item, "name")
+    if name not in number_of:
+        raise ValueError(f"class {short(name)} is not one of {short(list(number_of))}; add it to data.source.names")
+    try:
+        x0, y0, x1, y1 = (float(_text(item, f"bndbox/{key}")) for key in ("xmin", "ymin", "xmax", "ymax"))
+    except ValueError:
+        raise ValueError("its bndbox needs four numbers xmin, ymin, xmax, ymax") from None
+    if one_based:
+        x0, y0 = x0 - 1, y0 - 1
+    return number_of[name], (x0, y0, x1 - x0, y1 - y0)
+
+
+def _text(item: ElementTree.Element, path: str) -> str:
+    return (item.findtext(path) or "").strip()
