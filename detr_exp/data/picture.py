@@ -15,6 +15,14 @@ _ORIENTATION = 0x0112
 _TRANSPOSED = (5, 6, 7, 8)
 
 
+class PictureError(ValueError):
+    """A picture that cannot be used. Raised in a loader worker, it reaches the training process as its sentence alone:
+    PyTorch makes it anew from the worker's whole traceback."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message.rsplit(f"{type(self).__name__}: ", 1)[-1].strip())
+
+
 def read_size(path: Path) -> tuple[int, int]:
     """(height, width) of the upright picture, from the header."""
     with _opened(path) as image:
@@ -37,7 +45,7 @@ def read_picture(
         smallest: a JPEG may be decoded at 1/2, 1/4 or 1/8 as long as it is not smaller than this (height, width).
 
     Raises:
-        ValueError: unreadable, too large, or of another size than annotated.
+        PictureError: unreadable, too large, or of another size than annotated.
     """
     with _opened(path) as image:
         stored = (image.height, image.width)
@@ -45,7 +53,7 @@ def read_picture(
         upright = stored[::-1] if orientation in _TRANSPOSED else stored
         turn = orientation > 1 and (size is None or size == upright)
         if size is not None and size not in (upright, stored):
-            raise ValueError(
+            raise PictureError(
                 f"{path} is {upright[1]}x{upright[0]} pixels but annotated as {size[1]}x{size[0]}; mend the "
                 "annotation file or put the original picture back"
             )
@@ -57,7 +65,9 @@ def read_picture(
                 image = ImageOps.exif_transpose(image)
             return _rgb(image)
         except (OSError, SyntaxError, ValueError) as error:
-            raise ValueError(f"{path} cannot be decoded ({error}); replace it or drop it from the data set") from error
+            raise PictureError(
+                f"{path} cannot be decoded ({error}); replace it or drop it from the data set"
+            ) from error
 
 
 def _opened(path: Path) -> Image.Image:
@@ -66,10 +76,12 @@ def _opened(path: Path) -> Image.Image:
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             image = Image.open(path)
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise ValueError(f"{path} is not a readable picture ({error}); replace it or drop it from the data") from error
+        raise PictureError(
+            f"{path} is not a readable picture ({error}); replace it or drop it from the data"
+        ) from error
     if math.prod(image.size) > MAX_PIXELS:
         image.close()
-        raise ValueError(
+        raise PictureError(
             f"{path} has {image.width}x{image.height} pixels, more than {MAX_PIXELS // 10**6} megapixels; cut it into "
             "tiles or scale it down"
         )

@@ -178,6 +178,18 @@ def test_a_network_without_keypoints_is_mirrored_anyway(roboflow, network):
     torch.testing.assert_close(batch.targets.boxes[0, 0], torch.tensor(1 - 20 / 60))
 
 
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_broken_picture_is_one_sentence_wherever_it_is_read(roboflow, network, workers):
+    root = roboflow(train=document())
+    data = data_set(root, num_workers=workers)
+    loader = data.loader("train", network=network, batch_size=2, seed=0, training=True)
+    (root / "train" / "b.png").write_bytes(b"broken")
+    with pytest.raises(ValueError, match=r"b\.png is not a readable picture") as error:
+        list(loader)
+    assert "Traceback" not in str(error.value)
+    assert str(error.value).startswith(str(root))
+
+
 @pytest.mark.parametrize("settings", [{"num_workers": -1}, {"prefetch_factor": 0}, {"multi_scale": "rtdter"}])
 def test_settings_out_of_range_are_refused(network, settings):
     with pytest.raises(ValueError, match=rf"data\.{next(iter(settings))}"):
