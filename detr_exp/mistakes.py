@@ -149,13 +149,18 @@ def _wrong_value(key: str, value: Any, present: Any, groups: Groups) -> str | No
         return f"{key} holds several keys; set one of them: " + ", ".join(f"{key}.{name}" for name in present)
     if isinstance(present, list) and not isinstance(value, list):
         return f"{key} takes a list: " + shlex.quote(f"{key}=[{','.join([str(value)] * max(1, len(present)))}]")
-    if isinstance(present, bool) and not isinstance(value, bool):
+    if isinstance(present, bool) and not isinstance(value, bool) and not _is_path(value):
         return f"{key} takes true or false: {key}={str(present).lower()}"
     if _is_number(present) and not _is_number(value):
         return f"{key} takes a number: {key}={present}"
     if present is None and isinstance(value, str) and value.lower() == "none":
         return f"'no value' is written null: {key}=null"
     return None
+
+
+def _is_path(value: Any) -> bool:
+    """Whether this names a file: `pretrained` is a switch, and takes weights as well."""
+    return isinstance(value, str) and bool({"/", "."} & set(value))
 
 
 def _is_number(value: Any) -> bool:
