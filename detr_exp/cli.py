@@ -18,10 +18,11 @@ from collections.abc import Callable
 import hydra
 from hydra._internal.utils import get_args_parser
 from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException, InstantiationException
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from detr_exp.compose import CONF_DIR, composition, config_loader, refuse_unready
+from detr_exp.compose import CONF_DIR, composition, config_loader, first_words, refuse_unready
 from detr_exp.mistakes import ConfigError, groups_of
 
 Task = Callable[[DictConfig], float | None]
@@ -119,6 +120,9 @@ def report(error: BaseException) -> int:
         return status
     if isinstance(error, ValueError) and _raised_by_us(error):
         print(f"error: {error}", file=sys.stderr)
+        return 2
+    if isinstance(error, HydraException) and not isinstance(error, InstantiationException):
+        print(f"error: {first_words(error)}", file=sys.stderr)
         return 2
     if isinstance(error, RuntimeError) and type(error).__module__.startswith(OURS):
         print(f"error: {error}", file=sys.stderr)

@@ -117,7 +117,7 @@ def composition(loader: ConfigLoaderImpl, config_name: str, overrides: Sequence[
             refuse_wrong_setting(word, values, choices, groups, repository)
         loader._apply_overrides_to_config(settings, cfg)
     except (HydraException, OmegaConfBaseException, YAMLError) as error:
-        raise ConfigError(_first_words(error)) from error
+        raise ConfigError(first_words(error)) from error
     composed = Composition(cfg, choices, sources)
     _refuse_unknown_keys(composed)
     return composed
@@ -131,7 +131,7 @@ def refuse_unready(cfg: DictConfig) -> None:
     try:
         OmegaConf.to_container(cfg, resolve=True)
     except OmegaConfBaseException as error:
-        raise ConfigError(_first_words(error)) from error
+        raise ConfigError(first_words(error)) from error
 
 
 def _sources(loader: ConfigLoaderImpl, repository: IConfigRepository, defaults: DefaultsList) -> Iterator[Source]:
@@ -205,8 +205,8 @@ def _plain(config: Any) -> dict[str, Any]:
     return cast(dict[str, Any], OmegaConf.to_container(config, resolve=False))
 
 
-def _first_words(error: Exception) -> str:
-    """Hydra's message about a file it could not compose, without its list of search paths and addresses."""
-    noise = ("provider=", "See http", "Config search path:")
-    lines = [line for e in (error, error.__cause__) if e is not None for line in str(e).splitlines()]
-    return "\n".join(line for line in lines if line.strip() and not line.lstrip().startswith(noise))
+def first_words(error: Exception) -> str:
+    """Hydra's message about what it could not compose, in one line and without its internals."""
+    noise = ("provider=", "See http", "Config search path:", "To append", "full_key", "reference_type", "object_type")
+    lines = [line.strip() for e in (error, error.__cause__) if e is not None for line in str(e).splitlines()]
+    return "; ".join(line for line in lines if line and not line.startswith(noise))

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import random
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -38,7 +39,8 @@ Groups and options of yours: --config-dir FOLDER   (laid out like conf/)
 def train(cfg: DictConfig) -> float | None:
     """One training in Hydra's output folder; the best value of `trainer.monitor`, for a sweeper."""
     job = HydraConfig.get()
-    return train_in(Path(job.runtime.output_dir), cfg, choices=dict(job.runtime.choices), overrides=job.overrides.task)
+    choices = {group: option for group, option in job.runtime.choices.items() if option and "hydra/" not in group}
+    return train_in(Path(job.runtime.output_dir), cfg, choices=choices, overrides=job.overrides.task)
 
 
 def train_in(
@@ -87,20 +89,24 @@ def train_in(
     return best
 
 
-def _only_writer(folder: Path) -> FileLock:
-    """Holds the folder; a second run in it would mix its files with those of the first.
+@contextmanager
+def _only_writer(folder: Path) -> Iterator[None]:
+    """Hold the folder; a second run in it would mix its files with those of the first.
 
     Raises:
         ValueError: another process holds it.
     """
-    lock = FileLock(folder / ".lock", timeout=0)
+    lock = FileLock(folder / ".lock")
     try:
-        lock.acquire()
+        lock.acquire(timeout=0)
     except Timeout:
         raise ValueError(
-            f"{folder} belongs to a run that is still going on; use another folder: hydra.run.dir=..."
+            f"{folder} is in use by a run that is still going on; use another: hydra.run.dir=..."
         ) from None
-    return lock
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def _seed_everything(seed: int) -> None:

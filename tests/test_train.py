@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from filelock import FileLock
+from filelock import FileLock, Timeout
 from omegaconf import OmegaConf
 
 from detr_exp import evaluate, export_weights, predict, train
@@ -60,6 +60,8 @@ def test_a_drawn_seed_is_recorded(tiny_run: list[str], tmp_path: Path) -> None:
 
 
 def test_a_folder_has_one_writer(tiny_run: list[str], tmp_path: Path) -> None:
+    with train._only_writer(tmp_path), pytest.raises(Timeout):
+        FileLock(tmp_path / ".lock").acquire(timeout=0)
     with FileLock(tmp_path / ".lock"), pytest.raises(ValueError, match=r"still going on.*hydra\.run\.dir="):
         train.train_in(tmp_path, compose(tiny_run))
     assert not (tmp_path / "metrics.jsonl").exists()
@@ -77,8 +79,6 @@ def test_a_run_that_fails_says_so(
         train.train_in(tmp_path, compose(tiny_run))
     record = json.loads((tmp_path / "run.json").read_text())
     assert (record["status"], record["message"]) == (status, "broke")
-    with FileLock(tmp_path / ".lock", timeout=0):
-        pass  # the folder is free again
 
 
 def test_the_command_trains(command: Command, tiny_run: list[str]) -> None:
@@ -95,6 +95,7 @@ def test_the_command_trains(command: Command, tiny_run: list[str]) -> None:
         (["model=rtdetrv3"], "did you mean model=rtdetrv2?"),
         (["data=coco"], "data.root must be given: data.root=..."),
         (["--epochs", "5"], "settings are written key=value"),
+        (["hydra.run.dri=x"], "hydra.run.dri"),
         (["--multirun", "loss=focal,vlf"], "did you mean loss=vfl?"),
         (["--multirun", "loss=focal,ce", "loss.focal_gamma=1,2"], "loss=ce has no key focal_gamma"),
         (["--cfg", "job", "loss=vlf"], "did you mean loss=vfl?"),

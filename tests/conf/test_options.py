@@ -12,7 +12,7 @@ import pytest
 from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf
 
-from detr_exp.compose import CONF_DIR, compose
+from detr_exp.compose import CONF_DIR, compose, refuse_unready
 
 SPECIAL = {"_target_", "_partial_", "_convert_", "_recursive_", "_args_"}
 RECIPES = ("experiment", "sweep")
@@ -71,6 +71,14 @@ def test_an_option_names_only_its_own_group(word: str) -> None:
     for key, node in nodes(resolved(word)[group], group):
         target = node["_target_"]
         assert target.startswith((f"detr_exp.{group}.", "torch.optim.")), f"{word}: {key} names {target}"
+
+
+@pytest.mark.parametrize("path", sorted(CONF_DIR.glob("*.yaml")), ids=lambda path: path.stem)
+def test_the_config_of_a_command_resolves(path: Path) -> None:
+    cfg = compose(config_name=path.stem)
+    for key in OmegaConf.missing_keys(cfg):
+        OmegaConf.update(cfg, key, "given_by_the_user")
+    refuse_unready(cfg)
 
 
 @pytest.mark.parametrize("path", sorted((CONF_DIR / "experiment").glob("*.yaml")), ids=lambda path: path.stem)
