@@ -21,6 +21,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
+from detr_exp.model.layer.attention import attend
+
 logger = logging.getLogger(__name__)
 
 DEPTH = 12  # blocks of a DINOv2 of size small or base; stochastic depth grows over all of them
@@ -214,7 +216,8 @@ class Block(nn.Module):
     def _attention(self, tokens: Tensor, joined: int) -> Tensor:
         windows, length, width = tokens.shape
         qkv = self.qkv(tokens).view(windows // joined, joined * length, 3, self.num_heads, width // self.num_heads)
-        mixed = F.scaled_dot_product_attention(*qkv.permute(2, 0, 3, 1, 4).unbind(0))
+        query, key, value = qkv.permute(2, 0, 3, 1, 4).unbind(0)
+        mixed = attend(query, key, value, None, 0.0)
         return self.out(mixed.transpose(1, 2).reshape(windows, length, width))
 
     def _dropped(self, branch: Tensor) -> Tensor:
