@@ -41,6 +41,8 @@ def main(task: Task, config_name: str, usage: str) -> None:
         SystemExit: unless everything went well.
     """
     with_traceback = "HYDRA_FULL_ERROR" in os.environ
+    # threads that wait by spinning make a training a hundred times slower where another process holds one of the cores
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra hands over exceptions instead of printing and exiting by itself
     warnings.formatwarning = lambda message, *where, **line: f"warning: {message}\n"
     try:
