@@ -53,10 +53,10 @@ class DataSet:
         stop_epoch: strong augmentation and multi-scale end at this epoch; None: never.
         keypoint_flip_pairs: 0-based pairs of keypoints that change places in a mirror; None: from their names.
         keypoint_sigmas: OKS scale per keypoint; None: COCO's for its 17 points, else 0.05.
-        num_workers: see `loader.Loading`, as the next three.
-        pin_memory: ...
-        persistent_workers: ...
-        prefetch_factor: ...
+        num_workers: processes that load; see `loader.Loading` for this and the next three.
+        pin_memory: page-locked batches.
+        persistent_workers: keep the workers from epoch to epoch.
+        prefetch_factor: batches that a worker prepares ahead.
 
     Attributes:
         classes: a name per label.
