@@ -56,9 +56,9 @@ def test_the_header_says_what_one_has_to_know(name):
     lines = (CONF_DIR / "experiment" / f"{name}.yaml").read_text().splitlines()
     assert lines[0] == "# @package _global_"
     assert lines[2].startswith("# Published: ")
-    assert "Ours: not measured" in lines[2]
-    assert lines[3].startswith("# Cost: ")
-    assert lines[4].startswith(f"# python -m detr_exp.train experiment={name} ")
+    assert lines[3].startswith("# Ours: ")
+    assert lines[4].startswith("# Cost: ")
+    assert lines[5].startswith(f"# python -m detr_exp.train experiment={name} ")
 
 
 FAST = ("rtdetrv2_r18vd_120e_coco",)

@@ -1,0 +1,65 @@
+"""docs/models.md says what the recipes build."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from detr_exp.compose import CONF_DIR
+
+SCRIPT = Path(__file__).resolve().parent.parent / "scripts" / "model_table.py"
+SMALL = ("rtdetrv2_r18vd_120e_coco", "rtdetrv2_r18vd_120e_voc", "rfdetr_nano_coco", "rfdetr_seg_nano_coco")
+HEADERS = {path.stem: path.read_text() for path in (CONF_DIR / "experiment").glob("*.yaml")}
+
+
+def loaded() -> ModuleType:
+    spec = importlib.util.spec_from_file_location(SCRIPT.stem, SCRIPT)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+table = loaded()
+PAGE = table.DOCUMENT.read_text(encoding="utf-8")
+CELLS = [line.strip("| ").split(" | ") for line in PAGE.splitlines() if line.startswith(("| rt", "| rf"))]
+ROWS = {name: cells for name, *cells in CELLS}
+
+
+def test_every_published_recipe_has_its_row() -> None:
+    families = {name for name in HEADERS if name.startswith(("rtdetr", "rfdetr"))}
+    assert set(ROWS) == families - {"rtdetrv2_r50_finetune", "rtdetrv2_r50_finetune_ce"}
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_a_row_and_its_header_agree(name: str) -> None:
+    said = table.published(name)
+    _, parameters, gigaflops, theirs, *words = ROWS[name]
+    assert [parameters, theirs, *words] == [said[key] for key in ("parameters", "GFLOPs", "accuracy", "ours", "source")]
+    cost = re.search(r"# Cost: (\d+) GFLOPs", HEADERS[name])
+    assert cost is None or int(cost[1]) == pytest.approx(float(gigaflops), abs=0.55)
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_parameters_are_those_the_recipe_builds(name: str) -> None:
+    built = sum(parameter.numel() for parameter in table.network(name).parameters())
+    assert ROWS[name][0] == f"{built:,}"
+
+
+@pytest.mark.slow
+def test_the_page_is_up_to_date() -> None:
+    assert table.page() == PAGE
+
+
+COUNTED = [name for name, cells in ROWS.items() if cells[3] != "–"]
+
+
+@pytest.mark.parametrize("name", [n if n in SMALL else pytest.param(n, marks=pytest.mark.slow) for n in COUNTED])
+def test_operations_are_those_the_authors_count(name: str) -> None:
+    """Nothing folded, as theirs."""
+    assert table.gigaflops(table.network(name)) == pytest.approx(float(ROWS[name][3]), rel=0.02)
