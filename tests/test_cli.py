@@ -15,7 +15,13 @@ from detr_exp.trainer.trainer import NonFiniteError
 
 def a_mistake() -> None:
     Hardware(
-        device="abacus", amp="bf16", eval_amp=None, channels_last=False, gradient_checkpointing=False, compile=False
+        device="abacus",
+        amp="bf16",
+        eval_amp=None,
+        channels_last=False,
+        gradient_checkpointing=False,
+        compile=False,
+        threads=None,
     )
 
 

@@ -23,6 +23,7 @@ class Hardware:
             convolutions are slow without it) and is on for CUDA.
         gradient_checkpointing: recompute backbone and encoder activations in the backward pass.
         compile: `torch.compile` the network.
+        threads: of a CPU; null leaves the number to torch.
 
     Raises:
         ValueError: for a device that is not there or a precision it cannot compute in.
@@ -34,8 +35,13 @@ class Hardware:
     channels_last: str | bool
     gradient_checkpointing: bool
     compile: bool
+    threads: int | None
 
     def __post_init__(self) -> None:
+        if self.threads is not None and self.threads < 1:
+            raise ValueError(
+                f"trainer.hardware.threads is {self.threads}; it must be >= 1 or null: trainer.hardware.threads=null"
+            )
         self.torch_device, self.amp_dtype, self.eval_amp_dtype  # noqa: B018 - a wrong word is an error now, not later
 
     @property
@@ -92,6 +98,8 @@ class Hardware:
 
     def place(self, network: Any) -> Any:
         """The network on the device, in the memory layout, with checkpointing and compilation as asked for."""
+        if self.threads is not None:
+            torch.set_num_threads(self.threads)
         network.to(self.torch_device).to(memory_format=self.memory_format)
         if self.gradient_checkpointing:
             network.set_gradient_checkpointing(True)
@@ -101,7 +109,11 @@ class Hardware:
 
     def describe(self) -> str:
         device = self.torch_device
-        name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{torch.get_num_threads()} threads"
+        name = (
+            torch.cuda.get_device_name(device)
+            if device.type == "cuda"
+            else f"{self.threads or torch.get_num_threads()} threads"
+        )
         words = {None: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
         layout = "channels-last" if self.memory_format is torch.channels_last else "channels-first"
         return f"{device} ({name}), {words[self.amp_dtype]}, {layout}"

@@ -34,10 +34,15 @@ SMALL = [
 ]
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def small():
-    """Words of the command line -> config of the small run."""
-    return lambda *words: build.compose([*SMALL, *words])
+    """Words of the command line -> config of the small run; with `model=` or `data=` the words about it are left out."""
+
+    def make(*words: str):
+        chosen = tuple(group for group in ("model", "data") if any(word.startswith(f"{group}=") for word in words))
+        return build.compose([*(word for word in SMALL if not word.startswith(chosen)), *words])
+
+    return make
 
 
 @pytest.fixture

@@ -8,7 +8,13 @@ from detr_exp.trainer.hardware import Hardware, cpu_has_bf16
 
 def hardware(**changes) -> Hardware:
     settings = dict(
-        device="cpu", amp=None, eval_amp=None, channels_last="auto", gradient_checkpointing=False, compile=False
+        device="cpu",
+        amp=None,
+        eval_amp=None,
+        channels_last="auto",
+        gradient_checkpointing=False,
+        compile=False,
+        threads=None,
     )
     return Hardware(**(settings | changes))
 
