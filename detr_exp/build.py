@@ -47,9 +47,10 @@ def network(cfg: DictConfig, data: Any = None) -> nn.Module:
     """
     if data is None and cfg.data.num_classes is None:
         data = _made(cfg, "data")
-    made = _made(
-        cfg, "model", without=("weights",), num_classes=_num_classes(cfg, data), activation=cfg.loss.activation
-    )
+    told = {"num_classes": _num_classes(cfg, data), "activation": cfg.loss.activation}
+    if "keypoint_counts" in inspect.signature(get_object(cfg.model._target_)).parameters:
+        told["keypoint_counts"] = _keypoint_counts(cfg, data)
+    made = _made(cfg, "model", without=("weights",), **told)
     _refuse_size(made)
     if cfg.model.weights is not None:
         from detr_exp.model.pretrained import load_weights

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 from PIL import Image
 
 from detr_exp import build
+from detr_exp.data.keypoints import KeypointSchema
 from detr_exp.data.picture import read_picture
 from detr_exp.data.render import resized_plainly
 from detr_exp.structures import Batch, Detections, Targets
@@ -37,6 +39,7 @@ class Detector:
         precision: where and in what type it computes.
         cfg: the config it was trained with.
         path: the checkpoint.
+        keypoints: the keypoint schema of the data it was trained on, or None.
     """
 
     network: Any
@@ -46,6 +49,7 @@ class Detector:
     precision: Precision
     cfg: DictConfig
     path: Path
+    keypoints: KeypointSchema | None
 
     @torch.inference_mode()
     def predict(self, pictures: Picture | Sequence[Picture], threshold: float | None = None) -> list[Detections]:
@@ -93,7 +97,10 @@ def load(checkpoint: str | Path, *, hardware: Hardware | None = None, allow_targ
     cfg = OmegaConf.create(state["config"])
     cfg.allow_targets = list(allow_targets)
     cfg.model = _without_downloads(OmegaConf.to_container(cfg.model))
-    network = build.network(cfg)
+    keypoints = None if state["keypoints"] is None else KeypointSchema(**state["keypoints"])
+    # what was trained on is told, not read: the data need not be on this machine
+    trained_on = SimpleNamespace(num_classes=len(state["classes"]), classes=state["classes"], keypoints=keypoints)
+    network = build.network(cfg, trained_on)
     average = (state.get("ema") or {}).get("average", {})
     network.load_state_dict(state["model"] | average, strict=not average)
     hardware = hardware or build.trainer(cfg).hardware
@@ -105,6 +112,7 @@ def load(checkpoint: str | Path, *, hardware: Hardware | None = None, allow_targ
         precision=Precision(hardware.torch_device, hardware.eval_amp_dtype),
         cfg=cfg,
         path=path,
+        keypoints=keypoints,
     )
 
 

@@ -153,6 +153,7 @@ def draw(folder: Path, path: Path, picture: Image.Image, found: Detections, dete
         scores=found.scores.tolist(),
         masks=None if found.masks is None else found.masks.numpy(),
         keypoints_px=None if found.keypoints is None else found.keypoints.numpy(),
+        skeletons=[] if detector.keypoints is None else detector.keypoints.skeletons,
     )
     drawn.save(name, quality=92)
 

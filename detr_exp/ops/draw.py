@@ -25,7 +25,7 @@ def draw_objects(
     scores: Sequence[float] | None = None,
     masks: np.ndarray | None = None,
     keypoints_px: np.ndarray | None = None,
-    skeleton: Sequence[tuple[int, int]] = (),
+    skeletons: Sequence[Sequence[tuple[int, int]]] = (),
 ) -> Image.Image:
     """One picture with its objects.
 
@@ -37,7 +37,7 @@ def draw_objects(
         scores: 0..1 per object; None for ground truth.
         masks: `[n, H, W]` bool.
         keypoints_px: `[n, K, 3]` x, y in pixels and a confidence or visibility; points at or below 0 are left out.
-        skeleton: pairs of 0-based keypoint indices that are joined by a line.
+        skeletons: per class the pairs of 0-based keypoint indices that are joined by a line.
     """
     pixels = image
     if masks is not None and len(masks):
@@ -64,12 +64,13 @@ def draw_objects(
             (x0 + 2 - left, y + 2 - top), word, fill=(0, 0, 0) if sum(ink) > 380 else (255, 255, 255), font=font
         )
         if keypoints_px is not None:
-            _draw_keypoints(canvas, keypoints_px[i], skeleton, ink, width)
+            lines = skeletons[label] if label < len(skeletons) else ()
+            _draw_keypoints(canvas, keypoints_px[i], lines, ink, width)
     return picture
 
 
-def _draw_keypoints(canvas: ImageDraw.ImageDraw, points: np.ndarray, skeleton, ink, width: int) -> None:
-    for a, b in skeleton:
+def _draw_keypoints(canvas: ImageDraw.ImageDraw, points: np.ndarray, lines, ink, width: int) -> None:
+    for a, b in lines:
         if points[a, 2] > 0 and points[b, 2] > 0:
             canvas.line([tuple(points[a, :2]), tuple(points[b, :2])], fill=ink, width=width)
     radius = 1.5 * width

@@ -63,7 +63,7 @@ class Pictures:
             names=self.data.classes,
             masks=masks,
             keypoints_px=keypoints,
-            skeleton=self._skeleton(),
+            skeletons=self._skeletons(),
         )
 
     def _prediction(self, image: np.ndarray, size: Tensor, found: Detections) -> Image.Image:
@@ -80,11 +80,11 @@ class Pictures:
             scores=found.scores.tolist(),
             masks=None if found.masks is None else _resized_masks(found.masks, width, height),
             keypoints_px=keypoints,
-            skeleton=self._skeleton(),
+            skeletons=self._skeletons(),
         )
 
-    def _skeleton(self) -> list[tuple[int, int]]:
-        return [] if self.data.keypoints is None else self.data.keypoints.skeleton
+    def _skeletons(self) -> list[list[tuple[int, int]]]:
+        return [] if self.data.keypoints is None else self.data.keypoints.skeletons
 
 
 def _on_canvas(pixels: Tensor, size: Tensor) -> Image.Image:

@@ -12,7 +12,7 @@ import math
 import time
 from collections.abc import Iterator
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import islice
 from typing import Any
 
@@ -429,6 +429,7 @@ class Trainer:
             "config_identity": identity(run.config),
             "classes": list(run.data.classes),
             "category_ids": list(run.data.category_ids),
+            "keypoints": None if run.data.keypoints is None else asdict(run.data.keypoints),
             "data_fingerprint": run.data.fingerprint,
         }
 

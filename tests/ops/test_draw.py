@@ -33,7 +33,7 @@ def test_masks_tint_their_pixels_only():
 
 def test_points_that_are_not_there_are_left_out():
     points = np.array([[[60.0, 50.0, 2.0], [80.0, 70.0, 0.0]]])
-    picture = drawn(keypoints_px=points, skeleton=[(0, 1)])
+    picture = drawn(keypoints_px=points, skeletons=[[], [(0, 1)]])
     assert tuple(picture[50, 60]) == (255, 255, 255)
     assert tuple(picture[70, 80]) == tuple(picture[60, 70]) == (128, 128, 128)
 
