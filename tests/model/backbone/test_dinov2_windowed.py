@@ -133,9 +133,9 @@ def test_it_says_where_its_weights_come_from(caplog, monkeypatch):
 
 def test_errors_name_the_override():
     with pytest.raises(
-        ValueError, match=r"multiples of 16 .*model\.image_size=\[64,80\] and model\.image_size=\[80,96\]"
+        ValueError, match=r"multiples of 16 .*model\.image_size=\[64,80\] and model\.image_size=\[80,80\]"
     ):
-        small_vit(image_size=[72, 84])
+        small_vit(image_size=[72, 80])
     with pytest.raises(ValueError, match="multiples of 16"):
         small_vit()(images(72, 64))
     with pytest.raises(ValueError, match="out_blocks=\\[3,6,9,12\\]"):
