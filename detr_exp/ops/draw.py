@@ -49,7 +49,7 @@ def draw_objects(
     canvas = ImageDraw.Draw(picture)
     scale = max(picture.size) / 640
     width = max(1, round(2 * scale))
-    font = ImageFont.load_default(size=max(9, round(13 * scale)))
+    font = ImageFont.load_default(size=max(9, round(15 * scale)))
     for i, (box, label) in enumerate(zip(np.asarray(boxes_xyxy_px, float).tolist(), labels)):
         x0, y0, x1, y1 = box
         ink = colour(label)
