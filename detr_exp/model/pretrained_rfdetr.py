@@ -106,11 +106,12 @@ PUBLISHED = {
     ("rfdetr_keypoint", 384, 12, 4): {48: "rfdetr_keypoint"},
 }
 
-# Tensors whose first axis is that of the groups.
+# Tensors whose first axis is that of the groups; of these, those whose second axis is that of the queries.
 GROUPED = (
     *(f"queries.{part}" for part in ("project.", "norm.", "class_head.", "box_head.", "content", "delta")),
     "encoder_keypoint_head.",
 )
+QUERIES = ("queries.content", "queries.delta")
 # Tensors whose first axis is that of the keypoints.
 BY_KEYPOINT = ("keypoint_queries.tokens", "encoder_keypoint_queries.tokens", "keypoint_position")
 KEYPOINT_MASK = "_kp_active_mask"  # [classes, keypoints]
@@ -159,7 +160,7 @@ def from_rfdetr(state: State, network: nn.Module) -> State:
     taken = _with_own_keypoints(_with_own_class_head(found, network, own), own)
     for name, tensor in taken.items():
         if name in own and name.startswith(GROUPED):
-            taken[name] = _leading(tensor, own[name])
+            taken[name] = _leading(name, tensor, own[name])
     _refuse_misfits(taken, own)
     dropped = sorted(set(taken) - set(own))
     if dropped:
@@ -204,17 +205,15 @@ def _split_position(state: State) -> State:
 def _by_group(state: State) -> State:
     """Queries `[G * Q, ...]` -> `[G, Q, ...]`."""
     groups = len(state["queries.project.weight"])
-    names = ("queries.content", "queries.delta")
-    return state | {name: state[name].unflatten(0, (groups, -1)) for name in names}
+    return state | {name: state[name].unflatten(0, (groups, -1)) for name in QUERIES}
 
 
-def _leading(tensor: Tensor, own: Tensor) -> Tensor:
+def _leading(name: str, tensor: Tensor, own: Tensor) -> Tensor:
     """The first groups (and queries) of the file in those of the network, which keeps its own where it has more."""
-    if tensor.dim() != own.dim() or tensor.shape == own.shape:
-        return tensor
-    shared = tuple(slice(0, min(a, b)) for a, b in zip(tensor.shape[:2], own.shape[:2]))
-    if tensor.shape[2:] != own.shape[2:]:
-        return tensor
+    axes = 2 if name in QUERIES else 1
+    if tensor.shape[axes:] != own.shape[axes:]:
+        return tensor  # refused later
+    shared = tuple(slice(0, min(a, b)) for a, b in zip(tensor.shape[:axes], own.shape[:axes]))
     filled = own.clone()
     filled[shared] = tensor[shared]
     return filled

@@ -1,15 +1,18 @@
 import argparse
 import logging
 import types
+from functools import partial
 
 import pytest
 import torch
 from rfdetr_peer import backbone, peer, settings_of
 from torch.nn import functional as F
 
+from detr_exp.model.head.mask import MaskHead
 from detr_exp.model.pretrained import load_weights
-from detr_exp.model.pretrained_rfdetr import rfdetr_state
+from detr_exp.model.pretrained_rfdetr import from_rfdetr, rfdetr_state
 from detr_exp.model.rfdetr import RFDETR
+from detr_exp.model.rfdetr_keypoint import RFDETRKeypoint
 
 
 @pytest.fixture(scope="module")
@@ -174,3 +177,43 @@ def test_another_architecture_is_named(tmp_path, theirs, make):
     torch.save(adapted, path)
     with pytest.raises(ValueError, match="LoRA"):
         load_weights(make(), path)
+
+
+def test_keypoint_files(caplog):
+    """Classes with keypoints come first in a file; other numbers of keypoints start anew."""
+    theirs, config, _ = peer(
+        *("KeypointPreview", "Keypoint"),
+        **dict(num_classes=9, group_detr=2, num_queries=5, num_select=5, resolution=48),
+        num_keypoints_per_class=[5, 3],
+    )
+    state = theirs.state_dict()
+
+    def loaded(file, **changes):
+        with torch.device("meta"):
+            network = RFDETRKeypoint(**settings_of(config) | dict(score_alpha=0.2) | changes)
+        own = {name: torch.full(tensor.shape, 7.0) for name, tensor in network.state_dict().items()}
+        network.load_state_dict(own, assign=True)
+        with caplog.at_level(logging.INFO):
+            return from_rfdetr(file, network)
+
+    same = loaded(state, num_classes=2, keypoint_counts=[5, 3])
+    assert torch.equal(same["head.classes.bias"], state["class_embed.bias"][:2])
+    assert torch.equal(same["keypoint_position"], state["transformer.decoder.keypoint_pos_embed"])
+    assert "2 of its 10 logits taken" in caplog.text
+    other = loaded(state, num_classes=2, keypoint_counts=[4, 0])
+    assert (other["head.classes.bias"] == 7).all()
+    assert (other["keypoint_queries.tokens"] == 7).all()
+    assert torch.equal(other["layers.1.norm3.weight"], state["transformer.decoder.layers.1.kp_norm5.weight"])
+    assert "keypoints: start anew; the file has 8, this network 4" in caplog.text
+    # The oldest files put a class without keypoints first, and have one projector.
+    old = {name: tensor for name, tensor in state.items() if "cross_attn_projector" not in name}
+    old["_kp_active_mask"] = torch.tensor([[0] * 5, [1] * 5, [1, 1, 1, 0, 0]]).bool()
+    found = loaded(old, num_classes=2, keypoint_counts=[5, 3])
+    assert torch.equal(found["head.classes.bias"], state["class_embed.bias"][1:3])
+    assert torch.equal(found["keypoint_neck.levels.0.norm.bias"], state["backbone.0.projector.stages.0.1.bias"])
+
+
+def test_a_file_for_another_task_is_refused(tmp_path, theirs, make):
+    network = make(mask_head=partial(MaskHead, downsample=4))
+    with pytest.raises(ValueError, match="a file for model=rfdetr, but the network is rfdetr_seg; use model=rfdetr,"):
+        load_weights(network, stored(tmp_path, theirs))
