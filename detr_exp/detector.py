@@ -97,7 +97,7 @@ def load(checkpoint: str | Path, *, hardware: Hardware | None = None, allow_targ
     cfg = OmegaConf.create(state["config"])
     cfg.allow_targets = list(allow_targets)
     cfg.model = _without_downloads(OmegaConf.to_container(cfg.model))
-    keypoints = None if state["keypoints"] is None else KeypointSchema(**state["keypoints"])
+    keypoints = KeypointSchema(**state["keypoints"]) if state.get("keypoints") else None
     # what was trained on is told, not read: the data need not be on this machine
     trained_on = SimpleNamespace(num_classes=len(state["classes"]), classes=state["classes"], keypoints=keypoints)
     network = build.network(cfg, trained_on)

@@ -224,16 +224,16 @@ def test_it_overfits_a_few_pictures(fit):
         "data.val=4",
         "data.source.seed=3",
         "data/augment=none",
-        "trainer.epochs=80",
-        "trainer.eval_interval=80",
+        "trainer.epochs=60",
+        "trainer.eval_interval=60",
         "trainer.batch_size=4",
-        "trainer.compute_val_loss=true",
-        "optim.lr=2e-3",
+        "trainer.clip_max_norm=1.0",
+        "optim.lr=5e-3",
         "trainer.ema_decay=0.9",
         "trainer.log_every_steps=10",
     )
     losses = [line["train/loss"] for line in lines(folder) if "train/loss" in line]
-    assert losses[-1] < 0.45 * losses[0]
+    assert losses[-1] < 0.6 * losses[0]
 
 
 @pytest.mark.parametrize(
