@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -86,16 +87,15 @@ def published(name: str) -> dict[str, str]:
 
 def network(name: str) -> Any:
     """The network of a recipe, without memory for its weights."""
-    words = [f"experiment={name}", "data.root=none", "model.backbone.pretrained=false"]
-    cfg = compose(words)
-    if "keypoint_counts" in cfg.model:
-        words += ["data.num_classes=1", "model.keypoint_counts=[17]"]
+    cfg = compose([f"experiment={name}", "model.backbone.pretrained=false"])
+    if "keypoint" in name:
+        num_classes = 1
     elif name.endswith("_voc"):
-        words += ["data.num_classes=20"]
+        num_classes = 20
     else:
-        words += [f"data.num_classes={91 if cfg.data.category_ids == 'raw' else 80}"]
+        num_classes = 91 if cfg.data.category_ids == "raw" else 80
     with torch.device("meta"):
-        return build.network(compose(words))
+        return build.network(cfg, SimpleNamespace(num_classes=num_classes, keypoints=SimpleNamespace(counts=[17])))
 
 
 def gigaflops(network: Any) -> float:

@@ -12,7 +12,7 @@ import pytest
 from detr_exp.compose import CONF_DIR
 
 SCRIPT = Path(__file__).resolve().parent.parent / "scripts" / "model_table.py"
-SMALL = ("rtdetrv2_r18vd_120e_coco", "rtdetrv2_r18vd_120e_voc", "rfdetr_nano_coco", "rfdetr_seg_nano_coco")
+SMALL = ("rtdetrv2_r18vd_120e_coco", "rtdetrv2_r18vd_120e_voc", "rfdetr_nano_coco", "rfdetr_keypoint_coco")
 HEADERS = {path.stem: path.read_text() for path in (CONF_DIR / "experiment").glob("*.yaml")}
 
 
