@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -48,7 +48,7 @@ def network(cfg: DictConfig, data: Any = None) -> nn.Module:
     if data is None and cfg.data.num_classes is None:
         data = _made(cfg, "data")
     told = {"num_classes": _num_classes(cfg, data), "activation": cfg.loss.activation}
-    if "keypoint_counts" in inspect.signature(get_object(cfg.model._target_)).parameters:
+    if cfg.model.get("keypoint_counts") is None and "keypoint_counts" in _arguments(cfg, "model"):
         told["keypoint_counts"] = _keypoint_counts(cfg, data)
     made = _made(cfg, "model", without=("weights",), **told)
     _refuse_size(made)
@@ -105,10 +105,6 @@ def run(cfg: DictConfig, output_dir: Path) -> Run:
     config = cast(dict[str, Any], masked(OmegaConf.to_container(cfg, resolve=True)))
     data_set = data(cfg)
     made = network(cfg, data_set)
-    # what the data decided is part of the config from here on: a checkpoint is opened without them
-    config["data"]["num_classes"] = data_set.num_classes
-    if "keypoint_counts" in config["model"]:
-        config["model"]["keypoint_counts"] = list(cast(Any, made).keypoint_counts)
     return Run(
         data=data_set,
         network=made,
@@ -238,6 +234,12 @@ def _made(cfg: DictConfig, group: str, without: tuple[str, ...] = (), **told: An
         if isinstance(error.__cause__, ValueError):
             raise error.__cause__ from None  # the constructor's own words
         raise
+
+
+def _arguments(cfg: DictConfig, group: str) -> Collection[str]:
+    """What the constructor that a group names takes."""
+    _refuse_target(group, cfg[group]._target_, list(cfg.get("allow_targets", [])))
+    return inspect.signature(get_object(cfg[group]._target_)).parameters
 
 
 def _targets(node: Any, key: str) -> Iterator[tuple[str, str]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -103,6 +104,14 @@ def test_configs_cannot_call_what_is_not_of_their_group(cfg: DictConfig, key: st
         build.run(cfg, Path("unused"))
 
 
+def test_what_is_refused_is_not_even_imported(cfg: DictConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "sneaky.py").write_text("raise SystemExit('imported')")
+    monkeypatch.syspath_prepend(tmp_path)
+    cfg.model._target_ = "sneaky.Model"
+    with pytest.raises(ValueError, match=r"allow_targets=\[sneaky\]"):
+        build.network(cfg)
+
+
 def test_own_packages_are_allowed_by_name(cfg: DictConfig) -> None:
     with open_dict(cfg):
         cfg.matcher = {"_target_": "fractions.Fraction", "numerator": 3}
@@ -147,6 +156,15 @@ def test_the_metric_knows_the_truth_of_a_split(cfg: DictConfig) -> None:
             first += count
         metric.update(batch.image_ids, detections)
     assert metric.compute()["mAP"] > 0.99
+
+
+def test_keypoints_come_from_the_data() -> None:
+    words = ["model=rfdetr_keypoint", "data.num_workers=0", "model.image_size=[120,120]", "model.num_queries=4"]
+    cfg = build.compose([*words, "model.num_layers=1", "model.num_groups=1"])
+    assert list(build.network(cfg).keypoint_counts) == build.data(cfg).keypoints.counts
+    boxes_only = SimpleNamespace(num_classes=2, classes=["a", "b"], keypoints=None)
+    with pytest.raises(ValueError, match="learns keypoints, but the data have none"):
+        build.network(cfg, boxes_only)
 
 
 def test_a_run_has_everything(cfg: DictConfig, tmp_path: Path) -> None:
