@@ -235,7 +235,5 @@ def _moved(value, device: torch.device, non_blocking: bool):
 def _pinned(value):
     """A copy of a dataclass with every tensor in page-locked memory."""
     movable = (Tensor, Targets)
-    pinned = {
-        f.name: item.pin_memory() for f in fields(value) if isinstance(item := getattr(value, f.name), movable)
-    }
+    pinned = {f.name: item.pin_memory() for f in fields(value) if isinstance(item := getattr(value, f.name), movable)}
     return replace(value, **pinned)

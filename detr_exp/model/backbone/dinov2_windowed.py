@@ -119,7 +119,8 @@ class WindowedDinov2(nn.Module):
     def _check_size(self, height: int, width: int) -> None:
         if height % self.stride == 0 and width % self.stride == 0:
             return
-        lower, upper = ([max(1, side // self.stride + up) * self.stride for side in (height, width)] for up in (0, 1))
+        lower = [max(1, side // self.stride) * self.stride for side in (height, width)]
+        upper = [-(-side // self.stride) * self.stride for side in (height, width)]
         raise ValueError(
             f"model.image_size is [{height}, {width}], but this backbone needs sides that are multiples of "
             f"{self.stride} (patch_size {self.patch_size} x num_windows {self.num_windows}); the nearest are "

@@ -48,8 +48,8 @@ class Projector(nn.Module):
             )
         if len(set(strides)) != 1:
             raise ValueError(
-                f"the backbone's maps have strides {list(strides)}, but this neck needs maps of one resolution, as "
-                "plain vision transformers give; use model/backbone=dinov2_windowed_small or dinov2_windowed_base"
+                f"the backbone's maps have strides {list(strides)}, but this neck needs maps of one resolution; use "
+                "model/backbone=dinov2_windowed_small or dinov2_windowed_base, or model.backbone.out_strides=[16]"
             )
         self.levels = nn.ModuleList(
             Level(in_channels=channels, out_channels=hidden_dim, scale=SCALES[name], num_bottlenecks=num_bottlenecks)
