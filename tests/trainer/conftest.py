@@ -36,7 +36,7 @@ SMALL = [
 
 @pytest.fixture(scope="session")
 def small():
-    """Words of the command line -> config of the small run; with `model=` or `data=` the words about it are left out."""
+    """Words of the command line -> config of the small run; `model=` and `data=` replace all words about these."""
 
     def make(*words: str):
         chosen = tuple(group for group in ("model", "data") if any(word.startswith(f"{group}=") for word in words))
