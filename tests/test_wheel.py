@@ -63,7 +63,12 @@ def test_the_commands_run_from_an_empty_folder(python: Path, tiny_run: list[str]
     assert str(ROOT) not in where
     done = run(python, tmp_path, "-m", "detr_exp.train", *tiny_run, "loss.focal_gamma=2.0")
     assert done.returncode == 0, done.stderr
-    assert list(tmp_path.glob("outputs/*/*/metrics.jsonl"))
+    (trained,) = (path.parent for path in tmp_path.glob("outputs/*/*/metrics.jsonl"))
+    done = run(python, tmp_path, "-m", "detr_exp.evaluate", f"checkpoint={trained}")
+    assert done.returncode == 0, done.stderr
+    done = run(python, tmp_path, "-m", "detr_exp.predict", f"checkpoint={trained}", f"source={trained}/predictions")
+    assert done.returncode == 0, done.stderr
+    assert list(tmp_path.glob("outputs/predict/*/*/detections.json"))
     words = ["--multirun", *tiny_run, "loss=focal,vfl"]
     done = run(python, tmp_path, "-m", "detr_exp.train", *words)
     assert done.returncode == 0, done.stderr
