@@ -70,6 +70,7 @@ class Trainer:
     ema_decay: float
     ema_tau: float
     ema_update_interval: int
+    ema_copy_first: bool
     eval_interval: int
     evaluate_weights: str
     monitor: str | None
@@ -152,7 +153,13 @@ class Trainer:
         state = State(
             network=network,
             optimizer=run.make_optimizer(network),
-            ema=EMA(network, decay=self.ema_decay, tau=self.ema_tau, update_interval=self.ema_update_interval)
+            ema=EMA(
+                network,
+                decay=self.ema_decay,
+                tau=self.ema_tau,
+                update_interval=self.ema_update_interval,
+                copy_first=self.ema_copy_first,
+            )
             if self.use_ema
             else None,
             precision=Precision(self.hardware.torch_device, self.hardware.amp_dtype),

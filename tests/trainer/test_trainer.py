@@ -184,6 +184,13 @@ def test_non_finite_steps_are_left_out_then_end_the_run(small, tmp_path, monkeyp
     assert all(torch.isfinite(t).all() for t in state["model"].values())
 
 
+@pytest.mark.parametrize("copied", [True, False])
+def test_the_first_average_is_a_copy_where_asked_for(fit, copied):
+    state = files.load(fit("trainer.max_steps=1", f"trainer.ema_copy_first={copied}") / files.NEWEST)
+    average, weights = state["ema"]["average"], state["model"]
+    assert all(torch.equal(average[name], weights[name]) for name in average) is copied
+
+
 def test_max_steps_ends_with_an_evaluation(fit):
     logged = lines(fit("trainer.max_steps=3"))
     assert [line["step"] for line in logged if "val/mAP" in line] == [3]
