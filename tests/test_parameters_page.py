@@ -18,7 +18,7 @@ SHORT = {"P": "test_parameters.py", "T": "trainer/test_parameters.py", "S": "tra
 
 
 def overrides(cell: str) -> list[list[str]]:
-    """The words of a cell's examples; those without a group of their own belong to the first."""
+    """The words of each example in a cell."""
     return [words.split() for words in re.findall(r"`([^`]*=[^`]*)`", cell)]
 
 
