@@ -135,7 +135,8 @@ def open_store(tracking_uri: str, experiment: str) -> tuple[MlflowClient, str]:
         if found is not None:
             return client, found.experiment_id
         location = (file.parent / "mlartifacts").as_uri() if file is not None else None
-        return client, client.create_experiment(experiment, artifact_location=location)
+        kind = {"mlflow.experimentKind": "custom_model_development"}  # the page opens on runs, not on language models
+        return client, client.create_experiment(experiment, artifact_location=location, tags=kind)
 
 
 def start_parent(tracking_uri: str, project: str, name: str, tags: dict[str, str]) -> str:

@@ -97,8 +97,9 @@ class Trainer:
 
     def __post_init__(self) -> None:
         for name in AT_LEAST_ONE:
-            if getattr(self, name) < 1:
-                raise ValueError(f"trainer.{name} is {getattr(self, name)}; it must be >= 1: trainer.{name}=1")
+            value = getattr(self, name)
+            if not isinstance(value, int) or value < 1:
+                raise ValueError(f"trainer.{name} is {value}; it must be a whole number >= 1: trainer.{name}=1")
         for name in ("max_steps", "eval_batch_size", "checkpoint_every_steps"):
             value = getattr(self, name)
             if value is not None and value < 1:

@@ -1,5 +1,7 @@
 """What is drawn is where it should be."""
 
+from itertools import pairwise
+
 import numpy as np
 from PIL import Image
 
@@ -44,7 +46,7 @@ def test_inverted_and_outside_boxes_and_unknown_labels_do_not_fail():
 
 def test_neighbouring_classes_differ():
     colours = [np.array(colour(i), float) for i in range(20)]
-    assert min(np.abs(a - b).max() for a, b in zip(colours, colours[1:])) > 60
+    assert min(np.abs(a - b).max() for a, b in pairwise(colours)) > 60
 
 
 def test_sheet_holds_every_picture_in_its_proportions():

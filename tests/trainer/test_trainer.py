@@ -246,7 +246,8 @@ def test_it_overfits_a_few_pictures(fit):
 @pytest.mark.parametrize(
     ("word", "message"),
     [
-        ("trainer.batch_size=0", r"trainer\.batch_size is 0; it must be >= 1"),
+        ("trainer.batch_size=0", r"trainer\.batch_size is 0; it must be a whole number >= 1"),
+        ("trainer.batch_size=auto", r"trainer\.batch_size is auto; it must be a whole number >= 1"),
         ("trainer.smooth_alpha=1.0", r"trainer\.smooth_alpha is 1\.0; it must be in \[0, 1\)"),
         ("trainer.eval_interval=0", r"trainer\.eval_interval"),
         ("trainer.evaluate_weights=all", "use ema, raw or both"),
