@@ -10,7 +10,7 @@ Legend: B images, S cells of all levels, G groups, Q queries a group, D width, C
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -181,4 +181,4 @@ class GroupMLP(nn.Module):
     def copy_(self, mlp: MLP) -> None:
         """Make every perceptron a copy of `mlp`."""
         for layer, linear in zip(self.layers, mlp.layers):
-            layer.copy_(linear)
+            cast(GroupLinear, layer).copy_(linear)
