@@ -181,4 +181,4 @@ class GroupMLP(nn.Module):
     def copy_(self, mlp: MLP) -> None:
         """Make every perceptron a copy of `mlp`."""
         for layer, linear in zip(self.layers, mlp.layers):
-            cast(GroupLinear, layer).copy_(linear)
+            cast(GroupLinear, layer).copy_(cast(nn.Linear, linear))
