@@ -54,7 +54,7 @@ def evaluate_in(folder: Path, cfg: DictConfig) -> dict[str, float]:
     from detr_exp.detector import load
     from detr_exp.trainer.console import Console
     from detr_exp.trainer.evaluation import evaluate as run_evaluation
-    from detr_exp.trainer.trainer import headline
+    from detr_exp.trainer.evaluation import headline
 
     hardware = build.hardware(cfg) if OmegaConf.select(cfg, "trainer.hardware") is not None else None
     detector = load(cfg.checkpoint, hardware=hardware, allow_targets=cfg.allow_targets)

@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from detr_exp.structures import Batch, Detections, Outputs
 from detr_exp.trainer.precision import Precision
 
+SHOWN = {"mAP", "mAP50", "mAP75", "mAP_small", "mAP_medium", "mAP_large"}
+
 
 @torch.inference_mode()
 def evaluate(
@@ -70,3 +72,10 @@ def as_float32(value: Any) -> Any:
     if isinstance(value, tuple):
         return type(value)(*(as_float32(item) for item in value))
     return value
+
+
+def headline(found: dict[str, float]) -> dict[str, float]:
+    """The few values a person wants first, task by task."""
+    return {
+        name: value for name, value in found.items() if name.removeprefix("segm_").removeprefix("keypoint_") in SHOWN
+    }

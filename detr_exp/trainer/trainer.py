@@ -11,8 +11,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator
-from contextlib import nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
@@ -20,18 +19,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from detr_exp.structures import Batch, Detections
-from detr_exp.trainer import checkpoint as files
+from detr_exp.structures import Batch
+from detr_exp.trainer.announce import say_start
 from detr_exp.trainer.console import Console
 from detr_exp.trainer.ema import EMA
-from detr_exp.trainer.evaluation import as_float32, evaluate
+from detr_exp.trainer.evaluation import as_float32
 from detr_exp.trainer.hardware import Hardware
-from detr_exp.trainer.pictures import Pictures
+from detr_exp.trainer.keeping import number_newest, save_newest
 from detr_exp.trainer.precision import Precision
-from detr_exp.trainer.resume import identity, restore
+from detr_exp.trainer.resume import restore
 from detr_exp.trainer.selection import BestMetric, EarlyStopping
 from detr_exp.trainer.signals import Interrupt, Interrupted
 from detr_exp.trainer.state import Run, State
+from detr_exp.trainer.validation import evaluate_epoch, finish
 
 AT_LEAST_ONE = (
     "epochs",
@@ -44,7 +44,6 @@ AT_LEAST_ONE = (
     "early_stopping_patience",
     "nonfinite_limit",
 )
-SHOWN = {"mAP", "mAP50", "mAP75", "mAP_small", "mAP_medium", "mAP_large"}
 
 
 class NonFiniteError(RuntimeError):
@@ -129,7 +128,7 @@ class Trainer:
                 ended = state.epoch == self.epochs or self.exhausted(state)
                 stop = False
                 if ended or state.epoch % self.eval_interval == 0:
-                    stop = self.evaluate_epoch(run, state)
+                    stop = evaluate_epoch(self, run, state)
                 self.save(run, state)
                 if stop:
                     self.console.line(
@@ -137,7 +136,7 @@ class Trainer:
                         f"{self.early_stopping_patience} evaluations"
                     )
                     break
-        return self.finish(run, state)
+        return finish(self, run, state)
 
     def start(self, run: Run) -> State:
         """Everything on its device, and the state of an earlier run if `resume` asks for it."""
@@ -181,31 +180,8 @@ class Trainer:
                 self.console.line(sentence)
             self.console.line(f"resumed {run.resume_from} at step {state.step} (epoch {state.epoch + 1})")
             run.tracker.rewind(state.step)
-        self.announce(run, state)
+        say_start(self, run, state)
         return state
-
-    def announce(self, run: Run, state: State) -> None:
-        """Say what is trained on what."""
-        parameters = sum(p.numel() for p in state.network.parameters())
-        trained = sum(p.numel() for p in state.parameters)
-        height, width = state.network.image_size
-        splits = [(name, getattr(run.data, name)) for name in ("train", "val", "test")]
-        sizes = ", ".join(f"{len(split)} {name}" for name, split in splits if split is not None)
-        names = ", ".join(run.data.classes[:8]) + (", ..." if len(run.data.classes) > 8 else "")
-        start = f"weights of {run.config['model']['weights']}" if run.config["model"]["weights"] else "random weights"
-        self.console.facts(
-            f"training {type(state.network).__name__}",
-            {
-                "network": f"{parameters:,} parameters ({trained:,} trained), {height} x {width} px, {start}",
-                "data": f"{run.data.content.origin}: {sizes} images",
-                "classes": f"{run.data.num_classes}: {names}",
-                "device": self.hardware.describe(),
-                "batch": f"{self.batch_size * self.grad_accum_steps} images a step "
-                f"({self.batch_size} x {self.grad_accum_steps} accumulated)",
-                "length": f"{self.epochs} epochs, {state.total_steps} steps, seed {run.seed}",
-                "folder": str(run.output_dir),
-            },
-        )
 
     def loader(self, run: Run, split: str, batch_size: int) -> Any:
         return run.data.loader(
@@ -214,6 +190,16 @@ class Trainer:
 
     def exhausted(self, state: State) -> bool:
         return self.max_steps is not None and state.step >= self.max_steps
+
+    def save(self, run: Run, state: State) -> None:
+        """After an epoch: the newest checkpoint, and a numbered one every `checkpoint_interval` epochs."""
+        self.save_newest(run, state)
+        if state.epoch % self.checkpoint_interval == 0 and state.batch == 0:
+            number_newest(run, state, self.keep_checkpoints)
+
+    def save_newest(self, run: Run, state: State) -> None:
+        self.settle(state)
+        save_newest(run, state)
 
     # -------------------------------------------------------------------------------------------------- one epoch
 
@@ -326,151 +312,6 @@ class Trainer:
         state.unread.clear()
         return int(sum(flags))
 
-    # ------------------------------------------------------------------------------------------- after an epoch
-
-    def evaluate_epoch(self, run: Run, state: State) -> bool:
-        """Evaluate on the validation split, log, keep the best; whether to stop early."""
-        values: dict[str, float] = {}
-        stop = False
-        epoch = max(0, state.epoch - 1)
-        for which in self.weights_to_evaluate(state):
-            pictures = Pictures(run.data, self.num_pictures, self.picture_threshold)
-            found = self.evaluate_split(run, state, "val", which, self.compute_val_loss, pictures)
-            if self.evaluate_weights == "both":
-                values |= {f"val/{which}_{name}": value for name, value in found.items() if "/" not in name}
-            values |= self.named("val", found)
-            monitored = self.monitored(found)
-            if state.best[which].update(monitored, epoch):
-                files.save(self.slim(run, state, which, found), run.output_dir / files.BEST[which])
-            if state.early_stopping and which == self.stopping_weights(state):
-                stop = state.early_stopping.update(monitored, epoch)
-            self.console.metrics(f"epoch {state.epoch}/{self.epochs}  val, {which} weights", headline(found))
-            picture = pictures.save(run.output_dir / "predictions", state.step)
-            if picture is not None:
-                run.tracker.image(picture, "predictions", state.step)
-        values["val/epoch"] = state.step / state.steps_per_epoch
-        run.tracker.log(state.step, values)
-        return stop
-
-    def evaluate_split(
-        self, run: Run, state: State, split: str, which: str, with_loss: bool, pictures: Pictures | None = None
-    ) -> dict[str, float]:
-        """Metrics of the EMA or the raw weights on one split."""
-        loader = self.loader(run, split, self.eval_batch_size or self.batch_size)
-        weights = state.ema.swapped(state.network) if which == "ema" and state.ema else nullcontext()
-        with weights, self.console.progress(f"evaluating {split}", len(loader)) as meter:
-
-            def on_batch(batch: Batch, detections: list[Detections]) -> None:
-                meter()
-                if pictures is not None:
-                    pictures.add(batch, detections)
-
-            return evaluate(
-                state.network,
-                loader,
-                run.make_metric(split),
-                Precision(self.hardware.torch_device, self.hardware.eval_amp_dtype),
-                criterion=run.criterion if with_loss else None,
-                on_batch=on_batch,
-            )
-
-    def weights_to_evaluate(self, state: State) -> tuple[str, ...]:
-        """Which weights are evaluated; where there are two, the last one gives the headline `val/mAP`."""
-        if state.ema is None:
-            return ("raw",)
-        return {"ema": ("ema",), "raw": ("raw",), "both": ("raw", "ema")}[self.evaluate_weights]
-
-    def stopping_weights(self, state: State) -> str:
-        evaluated = self.weights_to_evaluate(state)
-        return "ema" if self.early_stopping_use_ema and "ema" in evaluated else evaluated[0]
-
-    def named(self, split: str, found: dict[str, float]) -> dict[str, float]:
-        """An evaluation's values under the names they are logged by."""
-        return {
-            name.replace("time/", f"time/{split}_") if name.startswith("time/") else f"{split}/{name}": value
-            for name, value in found.items()
-            if self.log_per_class_metrics or "AP/" not in name
-        }
-
-    def monitored(self, found: dict[str, float]) -> float:
-        """The value that decides which epoch is best: keypoint, else mask, else box mAP unless `monitor` names one."""
-        name = self.monitor or next(n for n in ("keypoint_mAP", "segm_mAP", "mAP") if n in found)
-        if name.removeprefix("val/") not in found:
-            raise ValueError(
-                f"trainer.monitor is {name!r}, which this run does not measure; use one of {', '.join(sorted(found))}"
-            )
-        return found[name.removeprefix("val/")]
-
-    # ---------------------------------------------------------------------------------------------- what is kept
-
-    def save(self, run: Run, state: State) -> None:
-        """After an epoch: the newest checkpoint, and a numbered one every `checkpoint_interval` epochs."""
-        self.save_newest(run, state)
-        if state.epoch % self.checkpoint_interval == 0 and state.batch == 0:
-            newest = run.output_dir / files.NEWEST
-            files.duplicate(newest, run.output_dir / f"checkpoint_{state.epoch}.pth")
-            files.prune(run.output_dir, keep=self.keep_checkpoints)
-
-    def save_newest(self, run: Run, state: State) -> None:
-        self.settle(state)
-        files.save(self.facts(run) | state.state_dict() | {"kind": "training"}, run.output_dir / files.NEWEST)
-
-    def slim(self, run: Run, state: State, which: str, metrics: dict[str, float]) -> dict[str, Any]:
-        """All that inference needs, and nothing else."""
-        weights = state.ema.swapped(state.network) if which == "ema" and state.ema else nullcontext()
-        with weights:
-            model = {name: tensor.clone() for name, tensor in state.network.state_dict().items()}
-        return self.facts(run) | {
-            "kind": "inference",
-            "model": model,
-            "weights": which,
-            "epoch": state.epoch,
-            "step": state.step,
-            "metrics": metrics,
-        }
-
-    def facts(self, run: Run) -> dict[str, Any]:
-        """What every checkpoint says about itself."""
-        return {
-            "format": files.FORMAT,
-            "config": run.config,
-            "config_identity": identity(run.config),
-            "classes": list(run.data.classes),
-            "category_ids": list(run.data.category_ids),
-            "keypoints": None if run.data.keypoints is None else asdict(run.data.keypoints),
-            "data_fingerprint": run.data.fingerprint,
-        }
-
-    def finish(self, run: Run, state: State) -> float | None:
-        """`checkpoint_best_total.pth` from the better of the two bests, the test run, and the value of the best."""
-        evaluated = {which: best for which, best in state.best.items() if best.best_raw is not None}
-        winner = max(evaluated, key=lambda which: evaluated[which].best_raw or 0.0, default=None)
-        total = run.output_dir / files.BEST_TOTAL
-        if winner is None:
-            files.save(self.slim(run, state, self.weights_to_evaluate(state)[-1], {}), total)
-            self.say_where(run, f"no evaluation counted; the last weights are in {total}")
-            return None
-        files.duplicate(run.output_dir / files.BEST[winner], total)
-        best = evaluated[winner]
-        epoch = (best.best_epoch or 0) + 1
-        values = {"best/epoch": float(epoch)}
-        values |= {f"best/{name}": value for name, value in headline(files.load(total)["metrics"]).items()}
-        if self.run_test and run.data.test is not None:
-            state.network.load_state_dict(files.load(total)["model"])
-            found = self.evaluate_split(run, state, "test", "raw", self.compute_test_loss)
-            self.console.metrics(f"test, best {winner} weights (epoch {epoch})", headline(found))
-            values |= self.named("test", found)
-        run.tracker.log(state.step, values)
-        self.say_where(run, f"best {best.best_raw:.4f} at epoch {epoch} ({winner} weights)")
-        return best.best_raw
-
-    def say_where(self, run: Run, result: str) -> None:
-        """What came out, and where it lies."""
-        places = {"run": run.output_dir, "checkpoint": run.output_dir / files.BEST_TOTAL}
-        if self.num_pictures:
-            places["pictures"] = run.output_dir / "predictions"
-        self.console.facts(result, {name: str(place) for name, place in places.items()})
-
 
 def windows(batches: Iterator[Batch], size: int) -> Iterator[list[Batch]]:
     """Groups of `size` consecutive batches; the last one may be smaller."""
@@ -482,10 +323,3 @@ def seed_step(seed: int, step: int, micro: int) -> None:
     """Make every random draw of a micro-batch a function of (seed, step, micro-batch)."""
     (state,) = np.random.SeedSequence((seed, step, micro)).generate_state(1, np.uint64)
     torch.manual_seed(int(state))
-
-
-def headline(found: dict[str, float]) -> dict[str, float]:
-    """The few values a person wants first, task by task."""
-    return {
-        name: value for name, value in found.items() if name.removeprefix("segm_").removeprefix("keypoint_") in SHOWN
-    }

@@ -12,7 +12,7 @@ from detr_exp.model.rtdetrv2 import RTDETRv2
 from detr_exp.structures import Detections
 from detr_exp.train import train_in
 from detr_exp.trainer import checkpoint as files
-from detr_exp.trainer.trainer import Trainer
+from detr_exp.trainer import validation
 
 ONE_STEP = ("data.train=2", "data.val=1", "trainer.max_steps=1", "trainer.num_pictures=0")
 FOUR_EPOCHS = ("data.train=4", "data.val=2", "data.test=2", "trainer.epochs=4", "trainer.num_pictures=0")
@@ -289,14 +289,14 @@ def scripted(small, tmp_path, monkeypatch):
     def run(values, *words, epochs=None):
         given = iter(values)
         which: list[str] = []
-        evaluate_split = Trainer.evaluate_split
+        evaluate_split = validation.evaluate_split
 
-        def note(self, run, state, split, weights, *rest):
+        def note(trainer, run, state, split, weights, *rest):
             which.append(weights)
-            return evaluate_split(self, run, state, split, weights, *rest)
+            return evaluate_split(trainer, run, state, split, weights, *rest)
 
-        monkeypatch.setattr(Trainer, "evaluate_split", note)
-        monkeypatch.setattr("detr_exp.trainer.trainer.evaluate", lambda *_, **__: given_metrics(next(given)))
+        monkeypatch.setattr(validation, "evaluate_split", note)
+        monkeypatch.setattr(validation, "evaluate", lambda *_, **__: given_metrics(next(given)))
         cfg = small("data.train=2", "data.val=1", f"trainer.epochs={epochs or len(values)}", *words)
         folder = tmp_path / f"run{len(list(tmp_path.iterdir()))}"
         train_in(folder, cfg)

@@ -102,7 +102,7 @@ def test_resume_without_the_position_in_the_epoch_is_noticed(small, fit, tmp_pat
     # as after SIGKILL: the newest checkpoint is that of step 6, in the middle of the second epoch
     (folder / files.BEST_TOTAL).unlink()
     saved = {}
-    monkeypatch.setattr(Trainer, "finish", lambda *a: None)
+    monkeypatch.setattr("detr_exp.trainer.trainer.finish", lambda *a: None)
     real = Trainer.save_newest
     monkeypatch.setattr(
         Trainer, "save_newest", lambda self, run, state: (real(self, run, state), saved.update({state.step: 1}))[0]

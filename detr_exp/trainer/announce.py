@@ -1,0 +1,43 @@
+"""What a run says at its start and at its end."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from detr_exp.trainer import checkpoint as files
+from detr_exp.trainer.state import Run, State
+
+if TYPE_CHECKING:
+    from detr_exp.trainer.trainer import Trainer
+
+
+def say_start(trainer: Trainer, run: Run, state: State) -> None:
+    """What is trained on what."""
+    parameters = sum(p.numel() for p in state.network.parameters())
+    trained = sum(p.numel() for p in state.parameters)
+    height, width = state.network.image_size
+    splits = [(name, getattr(run.data, name)) for name in ("train", "val", "test")]
+    sizes = ", ".join(f"{len(split)} {name}" for name, split in splits if split is not None)
+    names = ", ".join(run.data.classes[:8]) + (", ..." if len(run.data.classes) > 8 else "")
+    start = f"weights of {run.config['model']['weights']}" if run.config["model"]["weights"] else "random weights"
+    trainer.console.facts(
+        f"training {type(state.network).__name__}",
+        {
+            "network": f"{parameters:,} parameters ({trained:,} trained), {height} x {width} px, {start}",
+            "data": f"{run.data.content.origin}: {sizes} images",
+            "classes": f"{run.data.num_classes}: {names}",
+            "device": trainer.hardware.describe(),
+            "batch": f"{trainer.batch_size * trainer.grad_accum_steps} images a step "
+            f"({trainer.batch_size} x {trainer.grad_accum_steps} accumulated)",
+            "length": f"{trainer.epochs} epochs, {state.total_steps} steps, seed {run.seed}",
+            "folder": str(run.output_dir),
+        },
+    )
+
+
+def say_result(trainer: Trainer, run: Run, result: str) -> None:
+    """What came out, and where it lies."""
+    places = {"run": run.output_dir, "checkpoint": run.output_dir / files.BEST_TOTAL}
+    if trainer.num_pictures:
+        places["pictures"] = run.output_dir / "predictions"
+    trainer.console.facts(result, {name: str(place) for name, place in places.items()})

@@ -1,0 +1,121 @@
+"""What happens between epochs and after the last one: evaluate, log, keep the best."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from typing import TYPE_CHECKING
+
+from detr_exp.structures import Batch, Detections
+from detr_exp.trainer import checkpoint as files
+from detr_exp.trainer.announce import say_result
+from detr_exp.trainer.evaluation import evaluate, headline
+from detr_exp.trainer.keeping import slim
+from detr_exp.trainer.pictures import Pictures
+from detr_exp.trainer.precision import Precision
+from detr_exp.trainer.state import Run, State
+
+if TYPE_CHECKING:
+    from detr_exp.trainer.trainer import Trainer
+
+
+def evaluate_epoch(trainer: Trainer, run: Run, state: State) -> bool:
+    """Evaluate on the validation split, log, keep the best; whether to stop early."""
+    values: dict[str, float] = {}
+    stop = False
+    epoch = max(0, state.epoch - 1)
+    for which in weights_to_evaluate(trainer, state):
+        pictures = Pictures(run.data, trainer.num_pictures, trainer.picture_threshold)
+        found = evaluate_split(trainer, run, state, "val", which, trainer.compute_val_loss, pictures)
+        if trainer.evaluate_weights == "both":
+            values |= {f"val/{which}_{name}": value for name, value in found.items() if "/" not in name}
+        values |= named(trainer, "val", found)
+        value = monitored(trainer, found)
+        if state.best[which].update(value, epoch):
+            files.save(slim(run, state, which, found), run.output_dir / files.BEST[which])
+        if state.early_stopping and which == stopping_weights(trainer, state):
+            stop = state.early_stopping.update(value, epoch)
+        trainer.console.metrics(f"epoch {state.epoch}/{trainer.epochs}  val, {which} weights", headline(found))
+        picture = pictures.save(run.output_dir / "predictions", state.step)
+        if picture is not None:
+            run.tracker.image(picture, "predictions", state.step)
+    values["val/epoch"] = state.step / state.steps_per_epoch
+    run.tracker.log(state.step, values)
+    return stop
+
+
+def evaluate_split(
+    trainer: Trainer, run: Run, state: State, split: str, which: str, with_loss: bool, pictures: Pictures | None = None
+) -> dict[str, float]:
+    """Metrics of the EMA or the raw weights on one split."""
+    loader = trainer.loader(run, split, trainer.eval_batch_size or trainer.batch_size)
+    weights = state.ema.swapped(state.network) if which == "ema" and state.ema else nullcontext()
+    with weights, trainer.console.progress(f"evaluating {split}", len(loader)) as meter:
+
+        def on_batch(batch: Batch, detections: list[Detections]) -> None:
+            meter()
+            if pictures is not None:
+                pictures.add(batch, detections)
+
+        return evaluate(
+            state.network,
+            loader,
+            run.make_metric(split),
+            Precision(trainer.hardware.torch_device, trainer.hardware.eval_amp_dtype),
+            criterion=run.criterion if with_loss else None,
+            on_batch=on_batch,
+        )
+
+
+def finish(trainer: Trainer, run: Run, state: State) -> float | None:
+    """`checkpoint_best_total.pth` from the better of the two bests, the test run, and the value of the best."""
+    evaluated = {which: best for which, best in state.best.items() if best.best_raw is not None}
+    winner = max(evaluated, key=lambda which: evaluated[which].best_raw or 0.0, default=None)
+    total = run.output_dir / files.BEST_TOTAL
+    if winner is None:
+        files.save(slim(run, state, weights_to_evaluate(trainer, state)[-1], {}), total)
+        say_result(trainer, run, f"no evaluation counted; the last weights are in {total}")
+        return None
+    files.duplicate(run.output_dir / files.BEST[winner], total)
+    best = evaluated[winner]
+    epoch = (best.best_epoch or 0) + 1
+    values = {"best/epoch": float(epoch)}
+    values |= {f"best/{name}": value for name, value in headline(files.load(total)["metrics"]).items()}
+    if trainer.run_test and run.data.test is not None:
+        state.network.load_state_dict(files.load(total)["model"])
+        found = evaluate_split(trainer, run, state, "test", "raw", trainer.compute_test_loss)
+        trainer.console.metrics(f"test, best {winner} weights (epoch {epoch})", headline(found))
+        values |= named(trainer, "test", found)
+    run.tracker.log(state.step, values)
+    say_result(trainer, run, f"best {best.best_raw:.4f} at epoch {epoch} ({winner} weights)")
+    return best.best_raw
+
+
+def weights_to_evaluate(trainer: Trainer, state: State) -> tuple[str, ...]:
+    """Which weights are evaluated; where there are two, the last one gives the headline `val/mAP`."""
+    if state.ema is None:
+        return ("raw",)
+    return {"ema": ("ema",), "raw": ("raw",), "both": ("raw", "ema")}[trainer.evaluate_weights]
+
+
+def stopping_weights(trainer: Trainer, state: State) -> str:
+    evaluated = weights_to_evaluate(trainer, state)
+    return "ema" if trainer.early_stopping_use_ema and "ema" in evaluated else evaluated[0]
+
+
+def named(trainer: Trainer, split: str, found: dict[str, float]) -> dict[str, float]:
+    """An evaluation's values under the names they are logged by."""
+    return {
+        name.replace("time/", f"time/{split}_") if name.startswith("time/") else f"{split}/{name}": value
+        for name, value in found.items()
+        if trainer.log_per_class_metrics or "AP/" not in name
+    }
+
+
+def monitored(trainer: Trainer, found: dict[str, float]) -> float:
+    """The value that decides which epoch is best: keypoint, else mask, else box mAP unless `monitor` names one."""
+    name = trainer.monitor or next(n for n in ("keypoint_mAP", "segm_mAP", "mAP") if n in found)
+    if name.removeprefix("val/") not in found:
+        raise ValueError(
+            f"trainer.monitor is {name!r}, which this run does not measure; use one of {', '.join(sorted(found))}"
+        )
+    return found[name.removeprefix("val/")]
