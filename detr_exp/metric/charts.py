@@ -1,0 +1,94 @@
+"""An evaluation as pictures: precision over recall, and which class is taken for which."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from detr_exp.metric.coco import OFFICIAL, PREFIX, CocoMetric
+from detr_exp.metric.confusion import confusion
+
+MOST_LABELLED = 12  # curves with a legend entry each; more are drawn in grey, with the mean over them
+MOST_COUNTED = 25  # classes up to which the matrix shows its numbers
+
+
+def save_charts(metric: CocoMetric, folder: Path) -> list[Path]:
+    """Write `confusion.png` and, per task, `pr_curves.png` (`segm_...`, `keypoint_...`); valid after `compute`.
+
+    Args:
+        metric: has been computed.
+        folder: made if absent.
+
+    Returns:
+        the files.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = [folder / f"{PREFIX[iou_type]}pr_curves.png" for iou_type in metric.iou_types]
+    for iou_type, path in zip(metric.iou_types, paths):
+        pr_picture(metric, path, iou_type)
+    confusion_picture(metric, folder / "confusion.png")
+    return [*paths, folder / "confusion.png"]
+
+
+def pr_picture(metric: CocoMetric, path: Path, iou_type: str = "bbox") -> None:
+    """Precision over recall of every class that has objects, at IoU (or OKS) 0.5; a dot marks the best F1."""
+    curves = metric.curves[iou_type]
+    limit = 0 if iou_type == "keypoints" else metric.limits.index(OFFICIAL)
+    recall = np.linspace(0, 1, curves.precision.shape[1])
+    rows = [row for row in metric.table(iou_type) if row["objects"]]
+    order = sorted(metric.category_ids)
+    of_class = {name: order.index(category) for name, category in zip(metric.classes, metric.category_ids)}
+    figure, axes = _figure(7.5, 5.5)
+    shown = []
+    for row in sorted(rows, key=lambda row: -row["AP50"]):
+        precision = curves.precision[0, :, of_class[row["class"]], 0, limit]
+        shown.append(precision)
+        words = {"label": f"{_plain(row['class'])}  {row['AP50']:.3f}"} if len(rows) <= MOST_LABELLED else {}
+        (line,) = axes.plot(recall, precision, linewidth=1.2, color=None if words else "0.75", **words)
+        if words and row["f1"] > 0:
+            axes.plot(row["recall"], row["precision"], "o", markersize=5, color=line.get_color())
+    if shown:
+        mean = np.mean(shown, axis=0)
+        axes.plot(recall, mean, color="black", linewidth=2.4, label=f"mean  {mean.mean():.3f}")
+        axes.legend(title="AP50", loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False)
+    axes.set(xlim=(0, 1), ylim=(0, 1.02), xlabel="recall", ylabel="precision")
+    axes.set_title({"bbox": "boxes, IoU 0.5", "segm": "masks, IoU 0.5"}.get(iou_type, "keypoints, OKS 0.5"))
+    axes.grid(color="0.92")
+    figure.savefig(path, dpi=110)
+
+
+def confusion_picture(metric: CocoMetric, path: Path) -> None:
+    """The matrix of `confusion`: colours are parts of a row, numbers are objects."""
+    matrix = confusion(metric)
+    present = np.flatnonzero((matrix.sum(0) + matrix.sum(1))[:-1])  # classes that are neither there nor detected
+    matrix = matrix[np.ix_([*present, -1], [*present, -1])]
+    names = [_plain(metric.classes[k]) for k in present]
+    parts = matrix / np.maximum(matrix.sum(1, keepdims=True), 1)
+    side = min(4 + 0.32 * len(matrix), 22)
+    figure, axes = _figure(side + 1, side)
+    axes.imshow(parts, cmap="Blues", vmin=0, vmax=1)
+    size = 9 if len(names) <= MOST_COUNTED else 6
+    axes.set_xticks(range(len(matrix)), [*names, "not found"], rotation=60, ha="right", fontsize=size)
+    axes.set_yticks(range(len(matrix)), [*names, "no object"], fontsize=size)
+    axes.set(xlabel="taken for", ylabel="is")
+    axes.set_title("boxes at IoU 0.5, above each class's best threshold", fontsize=10)
+    if len(names) <= MOST_COUNTED:
+        for i, j in np.argwhere(matrix):
+            ink = "white" if parts[i, j] > 0.55 else "black"
+            axes.text(j, i, str(matrix[i, j]), ha="center", va="center", fontsize=8, color=ink)
+    figure.savefig(path, dpi=110)
+
+
+def _figure(width: float, height: float) -> tuple[Any, Any]:
+    """A figure of its own, not one of pyplot's: those are kept, and need a screen on some machines."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), layout="constrained")
+    return figure, figure.add_subplot()
+
+
+def _plain(name: str) -> str:
+    """A class name as a label: short, and without the dollar signs that start a formula."""
+    return (name[:24] + "..." if len(name) > 27 else name).replace("$", r"\$")

@@ -1,0 +1,80 @@
+"""Which class is taken for which: a confusion matrix for detections.
+
+Detections count from their class's best-F1 threshold on. Per image, best score first, each one takes the object of its
+own class that it overlaps most, at IoU 0.5 or more; those left over then take what is left of the other classes. So an
+object is "confused" only where nobody found it under its own name. What lies for the most part in a crowd region is
+left out, as in the COCO protocol.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from typing import Any
+
+import numpy as np
+
+from detr_exp.metric.coco import CocoMetric
+
+LEAST_IOU = 0.5
+
+
+def confusion(metric: CocoMetric) -> np.ndarray:
+    """Objects by what they are and what they were taken for, from box detections; valid after `metric.compute()`.
+
+    Returns:
+        `[K + 1, K + 1]` int64: rows are the truth, columns what was detected. The last column are objects that nothing
+        found, the last row detections where there is no object.
+    """
+    label_of = {category: label for label, category in enumerate(metric.category_ids)}
+    thresholds = np.array([row["threshold"] for row in metric.table("bbox")])
+    objects: dict[int, list[dict[str, Any]]] = defaultdict(list)
+    for annotation in metric.truth.dataset["annotations"]:
+        objects[annotation["image_id"]].append(annotation)
+    nothing = len(metric.category_ids)
+    matrix = np.zeros((nothing + 1, nothing + 1), np.int64)
+    for image_id, found in metric.images.items():
+        crowds = _boxes([a for a in objects[image_id] if a["iscrowd"]])
+        there = [a for a in objects[image_id] if not a["iscrowd"]]
+        truth = np.array([label_of[a["category_id"]] for a in there], np.int64)
+        ranked = np.argsort(-found.scores, kind="stable")
+        ranked = ranked[found.scores[ranked] >= thresholds[found.labels[ranked]]]
+        labels, boxes = found.labels[ranked], found.boxes[ranked]
+        taken_for = _assigned(_iou(boxes, _boxes(there)), labels[:, None] == truth)
+        ignored = (_shared(boxes, crowds) > LEAST_IOU * boxes[:, 2:].prod(1)[:, None]).any(1) & (taken_for < 0)
+        hit = taken_for >= 0
+        np.add.at(matrix, (truth[taken_for[hit]], labels[hit]), 1)
+        np.add.at(matrix, (nothing, labels[~hit & ~ignored]), 1)
+        np.add.at(matrix, (np.delete(truth, taken_for[hit]), nothing), 1)
+    return matrix
+
+
+def _assigned(iou: np.ndarray, same: np.ndarray) -> np.ndarray:
+    """`[n]` the object of each detection, or -1. Detections in the order in which they may choose."""
+    result = np.full(len(iou), -1)
+    if not iou.size:
+        return result
+    for allowed in (same, ~same):
+        free = np.where(allowed & (iou >= LEAST_IOU), iou, 0)
+        free[:, result[result >= 0]] = 0
+        for i in np.flatnonzero((result < 0) & free.any(1)):
+            best = int(free[i].argmax())
+            if free[i, best] > 0:
+                result[i] = best
+                free[:, best] = 0
+    return result
+
+
+def _boxes(annotations: list[dict[str, Any]]) -> np.ndarray:
+    return np.array([annotation["bbox"] for annotation in annotations], float).reshape(-1, 4)
+
+
+def _shared(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """`[n, m]` area that boxes x, y, width, height have in common."""
+    start = np.maximum(a[:, None, :2], b[:, :2])
+    end = np.minimum(a[:, None, :2] + a[:, None, 2:], b[:, :2] + b[:, 2:])
+    return (end - start).clip(0).prod(-1)
+
+
+def _iou(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    shared = _shared(a, b)
+    return shared / np.maximum(a[:, 2:].prod(1)[:, None] + b[:, 2:].prod(1) - shared, 1e-12)
