@@ -103,7 +103,7 @@ def load(checkpoint: str | Path, *, hardware: Hardware | None = None, allow_targ
     network = build.network(cfg, trained_on)
     average = (state.get("ema") or {}).get("average", {})
     network.load_state_dict(state["model"] | average, strict=not average)
-    hardware = hardware or build.trainer(cfg).hardware
+    hardware = hardware or build.hardware(OmegaConf.create({"trainer": {"hardware": _hardware_of(cfg)}}))
     return Detector(
         network=hardware.place(network).eval(),
         classes=state["classes"],
@@ -129,6 +129,12 @@ def as_picture(picture: Picture) -> Image.Image:
     if picture.ndim != 3 or picture.shape[2] != 3 or picture.dtype != np.uint8:
         raise ValueError(f"an array {list(picture.shape)} of {picture.dtype} is no picture; give [H, W, 3] uint8 RGB")
     return Image.fromarray(picture)
+
+
+def _hardware_of(cfg: DictConfig) -> DictConfig:
+    """Where it was trained, in today's words: what an older version did not know yet is as in a training today."""
+    known = build.compose().trainer.hardware
+    return OmegaConf.merge(known, {name: value for name, value in cfg.trainer.hardware.items() if name in known})
 
 
 def _without_downloads(node: Any) -> Any:

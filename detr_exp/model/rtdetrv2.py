@@ -345,9 +345,11 @@ class Decoder(nn.Module):
         chosen = top_cells(logits.detach(), self.num_queries, self.query_select_method, self.activation)[..., None]
         logits = logits.gather(1, chosen.expand(-1, -1, logits.shape[-1])).to(exact)
         features = features.gather(1, chosen.expand(-1, -1, features.shape[-1]))
-        anchors = anchors.expand(len(memory), -1, -1).gather(1, chosen.expand(-1, -1, 4))
+        anchors = anchors.expand(memory.shape[0], -1, -1).gather(1, chosen.expand(-1, -1, 4))
         boxes = anchors + self.enc_bbox_head(features)
-        content = self.tgt_embed.weight.expand(len(memory), -1, -1) if hasattr(self, "tgt_embed") else features.detach()
+        content = features.detach()
+        if hasattr(self, "tgt_embed"):
+            content = self.tgt_embed.weight.expand(memory.shape[0], -1, -1)
         return content, boxes, logits
 
     def _decode(

@@ -63,8 +63,11 @@ def _rows_pay(value: Tensor, locations: Tensor) -> bool:
 
 def _bags_are_native(value: Tensor) -> bool:
     """`embedding_bag` is vectorised on CPU; exports know no such operator."""
-    exporting = torch.onnx.is_in_onnx_export() or torch.jit.is_tracing()
-    return value.device.type == "cpu" and not exporting
+    return value.device.type == "cpu" and not _exporting()
+
+
+def _exporting() -> bool:
+    return torch.onnx.is_in_onnx_export() or torch.jit.is_tracing()
 
 
 def sample_by_grid(
@@ -108,16 +111,15 @@ def sample_nearest(
     batch, queries, heads, points = weights.shape
     layout = _layout(spatial_shapes, points_per_level, heads, locations.dtype, value.device)
     location = locations.detach().reshape(batch * queries, heads * points, 2)
-    zero = torch.zeros_like(layout.width)
-    x = (location[..., 0] * layout.width + 0.5).trunc().fmax(zero).fmin(layout.width - 1)
-    y = (location[..., 1] * layout.height + 0.5).trunc().fmax(zero).fmin(layout.height - 1)
+    x = _on_map((location[..., 0] * layout.width + 0.5).trunc(), layout.width - 1)
+    y = _on_map((location[..., 1] * layout.height + 0.5).trunc(), layout.height - 1)
     rows = (_rows(x, y, layout) + _first_rows(value, queries)).view(-1, points)
     shares = weights.to(value.dtype).reshape(-1, points)
     table = value.reshape(-1, value.shape[-1])
     if _bags_are_native(value):
         summed = F.embedding_bag(rows, table, mode="sum", per_sample_weights=shares)
     else:
-        summed = (table[rows] * shares[..., None]).sum(-2)
+        summed = (table[rows.long()] * shares[..., None]).sum(-2)
     return summed.view(batch, queries, -1)
 
 
@@ -180,12 +182,20 @@ class _BilinearRows(torch.autograd.Function):
 
 
 def _cell(position: Tensor, last: Tensor) -> tuple[Tensor, Tensor]:
-    """The lower of the two cells a position lies between, kept on the map, and the distance from it (in cells).
-
-    fmax and fmin drop NaN: a non-finite location must not become a row outside the table.
-    """
-    cell = position.floor().fmax(torch.zeros_like(last)).fmin(last)
+    """The lower of the two cells a position lies between, kept on the map, and the distance from it (in cells)."""
+    cell = _on_map(position.floor(), last)
     return cell, position - cell
+
+
+def _on_map(cell: Tensor, last: Tensor) -> Tensor:
+    """Cells of an axis kept within 0 .. `last`.
+
+    fmax and fmin drop NaN: a non-finite location must not become a row outside the table. Exports know no such
+    operators.
+    """
+    if _exporting():
+        return torch.minimum(cell.clamp(min=0), last)
+    return cell.fmax(torch.zeros_like(last)).fmin(last)
 
 
 def _shares(distance: Tensor, has_neighbour: Tensor) -> list[Tensor]:

@@ -103,7 +103,7 @@ class WindowedDinov2(nn.Module):
         self._check_size(*images.shape[-2:])
         patches, class_token = self.embedding(images)
         tokens = _split_windows(patches, self.num_windows)
-        tokens = torch.cat([class_token.expand(len(tokens), -1, -1), tokens], dim=1)
+        tokens = torch.cat([class_token.expand(tokens.shape[0], -1, -1), tokens], dim=1)
         maps = []
         for index, block in enumerate(self.blocks):
             joined = self.num_windows**2 if index in self.out_blocks else 1

@@ -84,42 +84,65 @@ def with_keypoints(
 ) -> Detections:
     """Detections of an image with their keypoints, sorted by a score that counts how sure these are.
 
-    The score s becomes s / (s + trace ** alpha), where trace is the mean of the keypoints' variances (x plus y, for an
-    object of area 1), or 1 for a class without keypoints.
-
     Args:
         found: `n` detections with boxes.
-        keypoints: `[n, C * K, 8]` predicted by their queries.
-        boxes: `[n, 4]` cxcywh in 0..1 predicted by their queries, which the covariances are scaled by.
-        counts: keypoints of each class.
-        size: `[2]` (height, width) of the picture.
-        alpha: 0 leaves the scores alone.
-
-    Returns:
-        `found`, with `keypoint_covariance` NaN for keypoints that a class does not have.
+        keypoints, boxes, counts, size, alpha: as in `keypoints_in_pixels`, for one image.
     """
-    exists = existing_keypoints(counts, keypoints.device)[found.labels]
-    own = slot_keypoints(keypoints, len(counts))[torch.arange(len(found), device=keypoints.device), found.labels]
-    pixels = size.to(own).flip(0)
-    points = torch.cat([own[..., :2] * pixels, own[..., 2:3].sigmoid()], dim=-1)
-    area = boxes[:, 2:].clamp(min=0).prod(-1)
-    covariance = keypoint_covariance(own, area[:, None].expand(exists.shape)) * pixels[:, None] * pixels
-    scores = found.scores
-    if alpha > 0:
-        log_trace = torch.where(exists.any(-1), _log_mean_trace(own, exists), 0.0)
-        scores = (scores.log() - alpha * log_trace).sigmoid().clamp(max=1 - torch.finfo(scores.dtype).eps)
+    scores, points, covariance = keypoints_in_pixels(found.scores, found.labels, keypoints, boxes, counts, size, alpha)
     order = scores.argsort(descending=True, stable=True)
     return Detections(
         scores=scores[order],
         labels=found.labels[order],
         boxes=found.boxes[order],
-        keypoints=torch.where(exists[..., None], points, 0.0)[order],
-        keypoint_covariance=torch.where(exists[..., None, None], covariance, torch.nan)[order],
+        keypoints=points[order],
+        keypoint_covariance=covariance[order],
     )
 
 
+def keypoints_in_pixels(
+    scores: Tensor,
+    labels: Tensor,
+    keypoints: Tensor,
+    boxes: Tensor,
+    counts: tuple[int, ...],
+    size: Tensor,
+    alpha: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Keypoints of detections, and scores that count how sure they are; leading axes are images.
+
+    The score s becomes s / (s + trace ** alpha), where trace is the mean of the keypoints' variances (x plus y, for an
+    object of area 1), or 1 for a class without keypoints.
+
+    Args:
+        scores, labels: `[..., n]`.
+        keypoints: `[..., n, C * K, 8]` predicted by their queries.
+        boxes: `[..., n, 4]` cxcywh in 0..1 predicted by their queries, which the covariances are scaled by.
+        counts: keypoints of each class.
+        size: `[..., 2]` (height, width) of the picture.
+        alpha: 0 leaves the scores alone.
+
+    Returns:
+        scores `[..., n]`; points `[..., n, K, 3]` (x, y in pixels, confidence), zero where a class has none; and
+        covariances `[..., n, K, 2, 2]` in squared pixels, NaN there.
+    """
+    exists = existing_keypoints(counts, keypoints.device)[labels]
+    slots = slot_keypoints(keypoints, len(counts))
+    own = slots.gather(-3, labels[..., None, None, None].expand(*labels.shape, 1, *slots.shape[-2:])).squeeze(-3)
+    pixels = size.to(own).flip(-1)[..., None, None, :]
+    points = torch.cat([own[..., :2] * pixels, own[..., 2:3].sigmoid()], dim=-1)
+    area = boxes[..., 2:].clamp(min=0).prod(-1)
+    covariance = (
+        keypoint_covariance(own, area[..., None].expand(exists.shape)) * pixels[..., None] * pixels[..., None, :]
+    )
+    if alpha > 0:
+        log_trace = torch.where(exists.any(-1), _log_mean_trace(own, exists), 0.0)
+        scores = (scores.log() - alpha * log_trace).sigmoid().clamp(max=1 - torch.finfo(scores.dtype).eps)
+    points = torch.where(exists[..., None], points, 0.0)
+    return scores, points, torch.where(exists[..., None, None], covariance, torch.nan)
+
+
 def _log_mean_trace(own: Tensor, exists: Tensor) -> Tensor:
-    """Logarithm of the keypoints' mean variance, each weighed by how findable it is: `[n, K, 8]` -> `[n]`."""
+    """Logarithm of the keypoints' mean variance, each weighed by how findable it is: `[..., K, 8]` -> `[...]`."""
     log_l11, log_l22 = (own[..., i].clamp(-LOG_SCALE_LIMIT, LOG_SCALE_LIMIT) for i in (4, 6))
     log_shear = own[..., 5].abs().clamp(min=1e-12).log()
     variances = torch.stack([-2 * log_l11, -2 * log_l22, 2 * (log_shear - log_l11 - log_l22)])

@@ -81,9 +81,9 @@ class GroupQueries(nn.Module):
         selected = self._select(memory, groups)
         per_group = selected.boxes.shape[1] // groups
         reference = refine_boxes(self.delta[:groups, :per_group].flatten(0, 1), selected.boxes.detach())
-        content = self.content[:groups, :per_group].flatten(0, 1).expand(len(memory.cells), -1, -1)
+        content = self.content[:groups, :per_group].flatten(0, 1).expand(memory.cells.shape[0], -1, -1)
         seen = memory.on_canvas(reference)
-        position = self.position_mlp(embed_boxes(seen, content.shape[-1] // 2))
+        position = self.position_mlp(embed_boxes(seen, content.shape[-1] // 2).to(content.dtype))
         return selected, Start(content, position, reference, seen)
 
     def keep_groups(self, count: int) -> None:
@@ -101,11 +101,11 @@ class GroupQueries(nn.Module):
         """
         proposals, valid = memory.proposals()
         cells = memory.cells.masked_fill(~valid[..., None], 0.0)
-        proposals = proposals.masked_fill(~valid[..., None], 0.0).expand(len(cells), -1, -1)
+        proposals = proposals.masked_fill(~valid[..., None], 0.0).expand(cells.shape[0], -1, -1)
         with torch.no_grad():
             scores = self.class_head(self._seen(cells.expand(groups, -1, -1, -1))).amax(-1)
             best = scores.topk(min(self.num_queries, cells.shape[1]), dim=-1).indices  # [G, B, Q]
-        first = torch.arange(len(cells), device=cells.device)[:, None] * cells.shape[1]
+        first = torch.arange(cells.shape[0], device=cells.device)[:, None] * cells.shape[1]
         rows = (best + first).flatten()
         tokens = self._seen(cells.flatten(0, 1).index_select(0, rows).view(*best.shape, -1))
         proposals = proposals.flatten(0, 1).index_select(0, rows).view(*best.shape, 4)
@@ -131,7 +131,7 @@ class GroupLinear(nn.Module):
 
     def forward(self, tokens: Tensor) -> Tensor:
         """`[g, B, S, in]` -> `[g, B, S, out]` by the first g layers."""
-        groups = len(tokens)
+        groups = tokens.shape[0]
         rows = tokens.flatten(1, 2)
         mixed = torch.baddbmm(self.bias[:groups, None], rows, self.weight[:groups].transpose(1, 2))
         return mixed.unflatten(1, tokens.shape[1:3])
@@ -157,7 +157,7 @@ class GroupNorm(nn.Module):
 
     def forward(self, tokens: Tensor) -> Tensor:
         """`[g, B, S, D]` -> the same, by the first g norms."""
-        groups = len(tokens)
+        groups = tokens.shape[0]
         normal = F.layer_norm(tokens, tokens.shape[-1:])
         return normal * self.weight[:groups, None, None] + self.bias[:groups, None, None]
 

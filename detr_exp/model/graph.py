@@ -1,0 +1,123 @@
+"""A network as other programs run it: tensors in, tensors out, with or without the steps around it.
+
+Legend: B pictures, Q queries, C logits, n detections of a picture, K keypoints, (h, w) size the network is made for.
+
+| | without | with |
+|---|---|---|
+| preprocess | `images` `[B, 3, h, w]` float32, RGB in 0..1 | `images` `[B, H, W, 3]` uint8, RGB, of any size |
+| postprocess | `logits` `[B, Q, C]`, `boxes` `[B, Q, 4]` cxcywh in 0..1, `masks` `[B, Q, mh, mw]` logits, `keypoints` `[B, Q, C * K, 8]` | `scores` `[B, n]` best first, `labels` `[B, n]`, `boxes` `[B, n, 4]` xyxy in pixels, `masks` `[B, n, mh, mw]` logits, `keypoints` `[B, n, K, 3]` x, y in pixels and confidence, `keypoint_covariance` `[B, n, K, 2, 2]` |
+
+With postprocess but without preprocess there is a second input, `image_sizes` `[B, 2]` int64: (height, width) of the
+original pictures. Normalisation by mean and standard deviation is always inside.
+"""  # noqa: E501 - a table
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from detr_exp.model.head.keypoint import keypoints_in_pixels
+from detr_exp.model.layer.deformable_attention import DeformableAttention
+from detr_exp.model.postprocess import best_detections, boxes_in_pixels
+from detr_exp.structures import Prediction
+
+
+class Graph(nn.Module):
+    """The network between named inputs and outputs.
+
+    Args:
+        network: in evaluation mode.
+        preprocess: take pictures of any size as bytes, and resize them.
+        postprocess: give detections, as many as the network has queries.
+
+    Attributes:
+        inputs, outputs: names, in order.
+    """
+
+    def __init__(self, network: Any, *, preprocess: bool, postprocess: bool) -> None:
+        super().__init__()
+        self.network = network
+        self.preprocess, self.postprocess = preprocess, postprocess
+        masks = ["masks"] if getattr(network, "predicts_masks", False) else []
+        keypoints = ["keypoints"] if getattr(network, "predicts_keypoints", False) else []
+        self.inputs = ["images", "image_sizes"] if postprocess and not preprocess else ["images"]
+        self.outputs = ["logits", "boxes", *masks, *keypoints]
+        if postprocess:
+            self.outputs = [
+                "scores",
+                "labels",
+                "boxes",
+                *masks,
+                *keypoints,
+                *(f"{k[:-1]}_covariance" for k in keypoints),
+            ]
+
+    def forward(self, images: Tensor, image_sizes: Tensor | None = None) -> tuple[Tensor, ...]:
+        """See the table of the module."""
+        if self.preprocess:
+            sides = [images.new_full((images.shape[0], 1), side, dtype=torch.int64) for side in images.shape[1:3]]
+            image_sizes = torch.cat(sides, dim=1) if self.postprocess else None
+            images = resized(images, self.network.image_size)
+        pred = self.network(images.to(self.network.pixel_mean.dtype)).pred
+        found = self._detections(pred, image_sizes) if image_sizes is not None else _plain(pred)
+        return tuple(tensor.float() if tensor.is_floating_point() else tensor for tensor in found)
+
+    def example(self, batch_size: int) -> tuple[Tensor, ...]:
+        """Inputs of the right shapes: noise."""
+        height, width = self.network.image_size
+        device = self.network.pixel_mean.device
+        if self.preprocess:
+            return (torch.randint(0, 256, (batch_size, height + 7, width + 3, 3), dtype=torch.uint8, device=device),)
+        images = torch.rand(batch_size, 3, height, width, device=device)
+        sizes = torch.tensor([[height, width]], device=device).repeat(batch_size, 1)
+        return (images, sizes) if self.postprocess else (images,)
+
+    def _detections(self, pred: Prediction, image_sizes: Tensor) -> tuple[Tensor, ...]:
+        network = self.network
+        scores, labels, queries = best_detections(pred.logits.float(), network.num_queries, network.activation)
+        boxes = boxes_in_pixels(pred.boxes.float(), queries, image_sizes)
+        boxes = torch.minimum(boxes.clamp(min=0), image_sizes.to(boxes).flip(1).tile(2)[:, None])
+        if pred.masks is not None:
+            chosen = _rows(pred.masks.queries, queries)
+            return scores, labels, boxes, pred.masks._replace(queries=chosen).dense()
+        if pred.keypoints is None:
+            return scores, labels, boxes
+        scores, points, covariance = keypoints_in_pixels(
+            scores,
+            labels,
+            _rows(pred.keypoints.float().flatten(2), queries).unflatten(-1, pred.keypoints.shape[2:]),
+            _rows(pred.boxes.float(), queries),
+            network.keypoint_counts,
+            image_sizes,
+            network.score_alpha,
+        )
+        scores, order = scores.topk(scores.shape[1], dim=1)
+        points = _rows(points.flatten(2), order).unflatten(-1, points.shape[2:])
+        covariance = _rows(covariance.flatten(2), order).unflatten(-1, covariance.shape[2:])
+        return scores, labels.gather(1, order), _rows(boxes, order), points, covariance
+
+
+def resized(images: Tensor, size: tuple[int, int]) -> Tensor:
+    """Bytes `[B, H, W, 3]` -> `[B, 3, h, w]` in 0..1, antialiased bilinear; within one level of evaluation's resize."""
+    planes = F.interpolate(images.permute(0, 3, 1, 2).float(), size=size, mode="bilinear", antialias=True)
+    return planes.round().clamp(0, 255) / 255
+
+
+def sample_discretely(network: nn.Module) -> None:
+    """Let deformable attention read single cells: for engines that have no `grid_sample`. In place."""
+    for module in network.modules():
+        if isinstance(module, DeformableAttention):
+            module.method = "discrete"
+
+
+def _plain(pred: Prediction) -> tuple[Tensor, ...]:
+    parts = (pred.logits, pred.boxes, None if pred.masks is None else pred.masks.dense(), pred.keypoints)
+    return tuple(part for part in parts if part is not None)
+
+
+def _rows(values: Tensor, index: Tensor) -> Tensor:
+    """Rows `index` `[B, n]` of `[B, Q, d]`: `[B, n, d]`."""
+    return values.gather(1, index[..., None].expand(-1, -1, values.shape[-1]))
