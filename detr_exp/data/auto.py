@@ -10,24 +10,27 @@ from detr_exp.data.content import SPLITS, Content
 from detr_exp.data.files import Folder
 
 
-def auto(root: str | None, places: Mapping[str, Any], *, extra_roots: Sequence[str] = ()) -> Content:
+def auto(
+    root: str | None, places: Mapping[str, Any], *, extra_roots: Sequence[str] = (), on_error: str = "error"
+) -> Content:
     """Read `root` as the layout it has, as a source for `DataSet`.
 
     Args:
         root: folder of the data set.
         places: not used: splits are where the layout has them.
         extra_roots: other folders that pictures may lie in.
+        on_error: `error`, or `skip` for pictures that are not there or have no readable header.
 
     Raises:
         ValueError: no layout is recognised; says what was looked for and what is there.
     """
     folder = Folder(root, extra_roots)
     if coco.find_layout(folder.root):
-        return coco.coco(root, {name: {} for name in SPLITS}, extra_roots=extra_roots)
+        return coco.coco(root, {name: {} for name in SPLITS}, extra_roots=extra_roots, on_error=on_error)
     if yolo.find_file(folder.root):
-        return yolo.yolo(root, {}, extra_roots=extra_roots)
+        return yolo.yolo(root, {}, extra_roots=extra_roots, on_error=on_error)
     if voc.find_layout(folder.root):
-        return voc.voc(root, {}, extra_roots=extra_roots)
+        return voc.voc(root, {}, extra_roots=extra_roots, on_error=on_error)
     raise ValueError(
         f"data.root is {str(root)!r}, whose layout is not known. Looked for: train/{coco.ROBOFLOW} and "
         f"annotations/instances_train*.json (COCO), {' or '.join(yolo.FILES)} (YOLO), ImageSets/Main and "

@@ -5,19 +5,18 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import math
+import os
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from reprlib import repr as short
-from typing import Any, TypeGuard
-
-import numpy as np
+from typing import Any
 
 from detr_exp.data.content import SPLITS, Category, Content, Split
-from detr_exp.data.files import Folder
-from detr_exp.data.picture import read_size
-from detr_exp.data.problems import Problems
+from detr_exp.data.fields import is_int, is_number, points, segments
+from detr_exp.data.files import Folder, decoded
+from detr_exp.data.picture import MAX_PIXELS, read_size
+from detr_exp.data.problems import Problems, short
 from detr_exp.data.table import Pictures, Rows, TableSplit
 
 log = logging.getLogger(__name__)
@@ -33,6 +32,7 @@ def coco(
     places: Mapping[str, Mapping[str, str | None]],
     *,
     extra_roots: Sequence[str] = (),
+    on_error: str = "error",
 ) -> Content:
     """A COCO-format data set, as a source for `DataSet`.
 
@@ -40,6 +40,7 @@ def coco(
         root: its folder.
         places: per split `annotations` (a JSON file) and `images` (a folder), relative to the root; None: looked for.
         extra_roots: other folders that pictures may lie in.
+        on_error: `error`, or `skip` for pictures that are not there or have no readable header.
 
     Raises:
         ValueError: no training annotations, or a file that cannot be used.
@@ -56,7 +57,7 @@ def coco(
     categories = _categories(document, path)
     held = {"train": document}  # until it is read as a split, so that a large file is parsed only once
     read: dict[str, Callable[[], Split]] = {
-        name: partial(_split, folder, name, *place, categories, held)
+        name: partial(_split, folder, name, *place, categories, held, on_error)
         for name, place in found.items()
         if place is not None
     }
@@ -95,7 +96,7 @@ def _located(folder: Folder, name: str, place: Mapping[str, str | None]) -> tupl
 def _document(path: Path) -> dict[str, Any]:
     try:
         data = path.read_bytes()
-        document = json.loads(data.decode("utf-8-sig"))
+        document = json.loads(decoded(data, path))
     except (OSError, ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not readable JSON ({error}); export the annotations again") from error
     if not isinstance(document, dict):
@@ -115,42 +116,46 @@ def _categories(document: Mapping[str, Any], path: Path) -> list[Category]:
     lengths = _keypoint_lengths(document)
     for entry in document["categories"]:
         number = entry.get("id") if isinstance(entry, dict) else None
-        if not _is_int(number) or not isinstance(entry.get("name"), str):
-            problems.error(f"category {short(entry)}: needs an integer id and a name")
+        if not is_int(number) or not isinstance(entry.get("name"), str) or not entry["name"].strip():
+            problems.error("categories need an integer id and a name", f"category {short(entry)}")
         elif number in found or entry["name"] in names:
-            problems.error(f"category {number} {entry['name']!r}: its id or name occurs twice")
+            kind = "categories need ids and names of their own"
+            problems.error(kind, f"category {number} {entry['name']!r}: its id or name occurs twice")
         else:
             found[number] = _category(entry, lengths.get(number, 0), problems)
             names.add(entry["name"])
+    _drop_headings(document, found, problems)
     problems.report()
-    parents = {
-        str(entry.get("supercategory"))
-        for entry in document["categories"]
-        if entry.get("supercategory") != entry["name"]
-    }
-    used = {a.get("category_id") for a in document["annotations"] if isinstance(a, dict)}
-    dropped = [c for c in found.values() if c.name in parents - _NO_PARENT and c.id not in used]
-    if dropped and len(dropped) < len(found):
-        log.info(
-            "%s: dropped %s: only the heading of other categories, no object has it",
-            path,
-            ", ".join(f"category {c.id} {c.name!r}" for c in dropped),
-        )
-        for category in dropped:
-            del found[category.id]
     return sorted(found.values(), key=lambda category: category.id)
+
+
+def _drop_headings(document: Mapping[str, Any], found: dict[int, Category], problems: Problems) -> None:
+    """Leave out categories that only head others: Roboflow writes one."""
+    sound = [entry for entry in document["categories"] if isinstance(entry, dict)]
+    parents = {str(entry.get("supercategory")) for entry in sound if entry.get("supercategory") != entry.get("name")}
+    used = {a["category_id"] for a in _objects(document) if is_int(a.get("category_id"))}
+    dropped = [c for c in found.values() if c.name in parents - _NO_PARENT and c.id not in used]
+    if len(dropped) < len(found):
+        for category in dropped:
+            kind = "categories that only head others and that no object has were dropped"
+            problems.warn(kind, f"category {category.id} {category.name!r}")
+            del found[category.id]
+
+
+def _objects(document: Mapping[str, Any]) -> list[dict[str, Any]]:
+    return [annotation for annotation in document["annotations"] if isinstance(annotation, dict)]
 
 
 def _category(entry: Mapping[str, Any], annotated: int, problems: Problems) -> Category:
     """`annotated`: keypoints that its annotations have; used where the category itself names none."""
     names = entry.get("keypoints") or []
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        problems.error(f"category {entry['id']} {entry['name']!r}: its keypoints are not a list of names")
+        problems.error("keypoints of a category are a list of names", f"category {entry['id']} {entry['name']!r}")
         names = []
     names = names or [str(k) for k in range(annotated)]
     lines = entry.get("skeleton") or []
     sound = isinstance(lines, list) and all(
-        isinstance(line, list) and len(line) == 2 and all(_is_int(k) and 1 <= k <= len(names) for k in line)
+        isinstance(line, list) and len(line) == 2 and all(is_int(k) and 1 <= k <= len(names) for k in line)
         for line in lines
     )
     if not sound:
@@ -161,11 +166,10 @@ def _category(entry: Mapping[str, Any], annotated: int, problems: Problems) -> C
 
 def _keypoint_lengths(document: Mapping[str, Any]) -> dict[int, int]:
     lengths: dict[int, int] = {}
-    for annotation in document["annotations"]:
-        points = annotation.get("keypoints") if isinstance(annotation, dict) else None
-        if isinstance(points, list) and len(points) % 3 == 0:
-            category = annotation.get("category_id")
-            lengths[category] = max(lengths.get(category, 0), len(points) // 3)
+    for annotation in _objects(document):
+        given, category = annotation.get("keypoints"), annotation.get("category_id")
+        if isinstance(given, list) and len(given) % 3 == 0 and is_int(category):
+            lengths[category] = max(lengths.get(category, 0), len(given) // 3)
     return lengths
 
 
@@ -176,11 +180,12 @@ def _split(
     images: Path | None,
     categories: list[Category],
     held: dict[str, dict[str, Any]],
+    on_error: str,
 ) -> TableSplit:
     document = held.pop(name, None) or _document(path)
-    problems = Problems(str(path))
+    problems = Problems(str(path), on_error)
     pictures, index_of = _pictures(folder, name, path, images, document, problems)
-    rows = _rows(document, index_of, categories, _renamed(document, categories, problems), problems)
+    rows = _rows(document, pictures, index_of, categories, _renamed(document, categories, problems), problems)
     split = TableSplit(pictures, rows, categories, document["sha256"], problems)
     problems.report()
     if not len(split):
@@ -195,26 +200,29 @@ def _pictures(
     pictures, index_of = Pictures(), {}
     for entry in document["images"]:
         number = entry.get("id") if isinstance(entry, dict) else None
-        if not _is_int(number) or not isinstance(entry.get("file_name"), str):
-            problems.error(f"image {short(entry)}: needs an integer id and a file_name")
+        if not is_int(number) or not isinstance(entry.get("file_name"), str):
+            problems.error("images need an integer id and a file_name", f"image {short(entry)}")
             continue
         if number in index_of:
-            problems.error(f"image {number}: its id occurs twice")
+            problems.error("images need ids of their own", f"image {number}: its id occurs twice")
             continue
         file = images / entry["file_name"]
         index_of[number] = _REFUSED
         if complaint := folder.complaint(file):
-            problems.error(f"image {number}: {complaint}")
+            problems.picture(f"image {number}: {complaint}")
             continue
         height, width = entry.get("height"), entry.get("width")
         if height is None or width is None:
             try:
                 height, width = read_size(file)
             except ValueError as error:
-                problems.error(f"image {number}: {error}")
+                problems.picture(f"image {number}: {error}")
                 continue
-        if not (_is_number(height) and _is_number(width) and height >= 1 and width >= 1):
-            problems.error(f"image {number} {entry['file_name']!r}: its size is {short(width)} x {short(height)}")
+        sound = is_number(height) and is_number(width) and height >= 1 and width >= 1
+        if not sound or height * width > MAX_PIXELS:
+            kind = f"sizes of images are whole numbers from 1 on, and at most {MAX_PIXELS // 10**6} megapixels"
+            case = f"image {number} {entry['file_name']!r}: its size is {short(width)} x {short(height)}"
+            problems.error(kind, case)
             continue
         index_of[number] = len(pictures.ids)
         pictures.ids.append(number)
@@ -225,128 +233,107 @@ def _pictures(
 
 def _image_folder(folder: Folder, name: str, path: Path, document: Mapping[str, Any]) -> Path:
     """The first likely folder that has the first picture."""
-    first = next((e["file_name"] for e in document["images"] if isinstance(e, dict) and "file_name" in e), "")
+    names = (entry.get("file_name") for entry in document["images"] if isinstance(entry, dict))
+    first = next((name for name in names if isinstance(name, str)), "")
     stem = path.stem.rsplit("_", 1)[-1]  # instances_train2017 -> train2017
     tried = [path.parent]
     for part in dict.fromkeys((stem, *_FOLDERS[name])):
         tried += [folder.root / part, folder.root / "images" / part]
     tried += [folder.root / "images", folder.root]
     for candidate in tried:
-        if first and (candidate / first).is_file():
+        if first and os.path.isfile(candidate / first):
             return candidate
     if not first:
         return path.parent
     where = ", ".join(dict.fromkeys(str(candidate) for candidate in tried))
     raise ValueError(
-        f"{path}: its first picture {first!r} is in none of {where}; name the folder: data.{name}.images=..."
+        f"{path}: its first picture {first!r:.200} is in none of {where}; name the folder: data.{name}.images=..."
     )
 
 
-def _renamed(document: Mapping[str, Any], categories: list[Category], problems: Problems) -> dict[int, int]:
-    """This file's category ids to the training file's: equal where id and name agree, else by name."""
+def _renamed(document: Mapping[str, Any], categories: list[Category], problems: Problems) -> dict[int, int | None]:
+    """This file's category ids to the training file's: equal where id and name agree, else by name; None: unknown."""
     by_id = {category.id: category.name for category in categories}
     by_name = {category.name: category.id for category in categories}
-    renamed: dict[int, int] = {}
+    renamed: dict[int, int | None] = {}
     for entry in document["categories"]:
-        number, name = entry.get("id"), entry.get("name")
-        if by_id.get(number) == name:
+        number, name = (entry.get("id"), entry.get("name")) if isinstance(entry, dict) else (None, None)
+        if not is_int(number) or not isinstance(name, str):
+            problems.error("categories need an integer id and a name", f"category {short(entry)}")
+        elif by_id.get(number) == name:
             renamed[number] = number
-        elif name in by_name:
-            renamed[number] = by_name[name]
-            problems.warn("categories have other ids than in training and were mapped by name", f"{name!r} {number}")
+        else:
+            renamed[number] = by_name.get(name)
+            if name in by_name:
+                kind = "categories have other ids than in training and were mapped by name"
+                problems.warn(kind, f"{name!r} {number} -> {by_name[name]}")
     return renamed
 
 
 def _rows(
     document: Mapping[str, Any],
+    pictures: Pictures,
     index_of: Mapping[int, int],
     categories: list[Category],
-    renamed: Mapping[int, int],
+    renamed: Mapping[int, int | None],
     problems: Problems,
 ) -> Rows:
     rows = Rows()
     counts = {category.id: len(category.keypoints) for category in categories}
+    known = ", ".join(f"{c.id} {c.name!r}" for c in categories[:12])
+    strange: Counter[Any] = Counter()
+    seen: set[int] = set()
     for place, entry in enumerate(document["annotations"]):
         if not isinstance(entry, dict):
-            problems.error(f"annotation number {place + 1} is a {type(entry).__name__}")
+            problems.error("annotations are objects", f"annotation number {place + 1} is a {type(entry).__name__}")
             continue
-        where = f"annotation {entry.get('id', f'number {place + 1}')}"
-        picture, category = _at(index_of, entry.get("image_id")), _at(renamed, entry.get("category_id"))
+        where = f"annotation {short(entry.get('id', f'number {place + 1}'))}"
+        picture, category = _at(index_of, entry.get("image_id")), entry.get("category_id")
         if picture == _REFUSED:
             continue
         if picture is None:
-            problems.error(f"{where}: there is no image {entry.get('image_id')!r}")
+            kind = "annotations of images that the file does not list; add the image or drop the annotation"
+            problems.error(kind, f"{where}: there is no image {short(entry.get('image_id'))}")
             continue
-        if category is None:
-            known = ", ".join(f"{c.id} {c.name!r}" for c in categories[:12])
-            problems.error(
-                f"{where}: category {entry.get('category_id')!r} is not one of the training file's ({known})"
-            )
+        if not is_int(category) or category not in renamed:
+            kind = f"annotations of categories that the file does not define; the training file has {known}"
+            problems.error(kind, f"{where}: category {short(category)} is not one of them")
+            continue
+        if (mapped := renamed[category]) is None:
+            strange[category] += 1
             continue
         box = entry.get("bbox")
-        if not (isinstance(box, list) and len(box) == 4 and all(_is_number(v, finite=False) for v in box)):
-            problems.error(f"{where}: its bbox is {short(box)}; four numbers x, y, width, height are needed")
+        if not (isinstance(box, list) and len(box) == 4 and all(is_number(v, finite=False) for v in box)):
+            problems.error("a bbox is four numbers x, y, width, height", f"{where}: its bbox is {short(box)}")
             continue
+        if (crowd := entry.get("iscrowd") or 0) not in (0, 1):
+            problems.error("iscrowd is 0 or 1", f"{where}: its iscrowd is {short(crowd)}")
+            continue
+        if is_int(entry.get("id")):
+            if entry["id"] in seen:
+                problems.warn("annotation ids occur twice; each annotation counts", where)
+            seen.add(entry["id"])
+        outline, usable = segments(entry.get("segmentation"), pictures.sizes[picture])
+        if not usable:
+            problems.warn("segmentations that cannot be used were replaced by their box", where)
+        keypoints, complaint = points(entry.get("keypoints"), counts[mapped])
+        if complaint:
+            kind = "keypoints are x, y and visibility (0, 1 or 2) of every keypoint of the category"
+            problems.error(kind, f"{where}: {complaint}")
         x, y, width, height = box
         rows.where.append(where)
         rows.picture.append(picture)
-        rows.category.append(category)
+        rows.category.append(mapped)
         rows.box_xywh.append((x, y, width, height))
-        rows.crowd.append(bool(entry.get("iscrowd", 0)))
-        rows.area.append(entry["area"] if _is_number(entry.get("area")) else None)
-        rows.segments.append(_segments(entry.get("segmentation"), where, problems))
-        rows.keypoints.append(_points(entry.get("keypoints"), counts[category], where, problems))
+        rows.crowd.append(bool(crowd))
+        rows.area.append(entry["area"] if is_number(entry.get("area")) else None)
+        rows.segments.append(outline)
+        rows.keypoints.append(keypoints)
+    for number, count in strange.items():
+        kind = "objects of classes that the training file does not have were left out"
+        problems.warn(kind, f"category {number} ({count} objects)")
     return rows
 
 
-def _segments(given: Any, where: str, problems: Problems) -> Any:
-    """Polygons of at least three points, an RLE dict, or None."""
-    if isinstance(given, dict):
-        size, counts = given.get("size"), given.get("counts")
-        sized = isinstance(size, list) and len(size) == 2 and all(_is_int(v) and v > 0 for v in size)
-        runs = isinstance(counts, list) and all(_is_int(v) and v >= 0 for v in counts)
-        if sized and (isinstance(counts, str) or (runs and sum(counts or ()) == math.prod(size or ()))):
-            return {"size": size, "counts": counts}
-    elif isinstance(given, list):
-        polygons = [_polygon(part) for part in given]
-        if None not in polygons:
-            kept = [polygon for polygon in polygons if polygon and len(polygon) >= 6 and len(polygon) % 2 == 0]
-            if kept or not given:
-                return kept or None
-    elif given is None:
-        return None
-    problems.warn("segmentations that cannot be used were replaced by their box", where)
-    return None
-
-
-def _polygon(given: Any) -> list[float] | None:
-    """Its coordinates, all finite; None if it is anything else. NumPy reads COCO's millions faster than a loop."""
-    try:
-        values = np.array(given, np.float64)
-    except (ValueError, TypeError, OverflowError):
-        return None
-    return values.tolist() if values.ndim == 1 and np.isfinite(values).all() else None
-
-
-def _points(given: Any, count: int, where: str, problems: Problems) -> list[float] | None:
-    if given is None or given == []:
-        return None
-    if not isinstance(given, list) or not all(_is_number(v) for v in given) or len(given) % 3:
-        problems.error(f"{where}: its keypoints are not finite numbers x, y, visibility")
-        return None
-    if len(given) != 3 * count:
-        problems.error(f"{where}: it has {len(given) // 3} keypoints, its category {count}")
-        return None
-    return given
-
-
 def _at(table: Mapping[int, int], key: Any) -> int | None:
-    return table.get(key) if _is_int(key) else None
-
-
-def _is_int(value: Any) -> TypeGuard[int]:
-    return isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**53
-
-
-def _is_number(value: Any, finite: bool = True) -> TypeGuard[float]:
-    return _is_int(value) or (isinstance(value, float) and (not finite or math.isfinite(value)))
+    return table.get(key) if is_int(key) else None

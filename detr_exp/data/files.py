@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import os
 import stat
 from collections.abc import Sequence
@@ -38,14 +39,14 @@ class Folder:
     def complaint(self, path: Path) -> str | None:
         """Why `path` cannot be read as a file of this data set; None if it can."""
         parent = str(path.parent)
-        if parent not in self._inside:
-            self._inside[parent] = self.inside(path.parent)
         try:
             mode = os.lstat(path).st_mode
             linked = stat.S_ISLNK(mode)
             mode = os.stat(path).st_mode if linked else mode
+            if parent not in self._inside:
+                self._inside[parent] = self.inside(path.parent)
         except (OSError, ValueError):
-            return f"{str(path)!r} does not exist"
+            return f"{str(path)!r:.400} does not exist"
         if not self._inside[parent] or (linked and not self.inside(path)):
             return (
                 f"{str(path)!r} lies outside data.root ({os.path.realpath(path)}); allow its folder with "
@@ -57,3 +58,16 @@ class Folder:
         """What lies in the folder, for messages."""
         found = sorted(entry.name + ("/" if entry.is_dir() else "") for entry in self.root.iterdir())
         return ", ".join(found[:limit]) + (f", ... ({len(found)} entries)" if len(found) > limit else "") or "nothing"
+
+
+def decoded(data: bytes, path: Path) -> str:
+    """UTF-8 text, or UTF-16 where a mark says so.
+
+    Raises:
+        ValueError: it is neither.
+    """
+    encoding = "utf-16" if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) else "utf-8-sig"
+    try:
+        return data.decode(encoding)
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{str(path)!r} is not UTF-8 text ({error.reason}); save it as UTF-8") from error

@@ -3,41 +3,89 @@
 from __future__ import annotations
 
 import logging
+import reprlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
 
 log = logging.getLogger(__name__)
 SHOWN = 20
+ON_ERROR = ("error", "skip")
+_listeners: list[list[Problems]] = []
+
+
+class DataError(ValueError):
+    """A file or folder that cannot be used; the message lists what is wrong with it."""
 
 
 class Problems:
     """What is wrong with one annotation file or folder.
 
-    Errors end the reading in one `ValueError`; warnings are logged, each kind at most `SHOWN` times.
+    A kind is a sort of problem and what to do, or what was done, about it; a case says which annotation or line it is.
+    Errors end the reading in one `DataError`; warnings are logged. Of each kind at most `SHOWN` cases are listed.
 
     Args:
         source: the file or folder that is being read.
+        on_error: `error`, or `skip` to leave out pictures that cannot be read, with a warning.
+
+    Raises:
+        ValueError: another `on_error`.
     """
 
-    def __init__(self, source: str) -> None:
-        self.source = source
-        self.errors: list[str] = []
+    def __init__(self, source: str, on_error: str = "error") -> None:
+        if on_error not in ON_ERROR:
+            raise ValueError(f"data.on_error is {on_error!r}; use {' or '.join(ON_ERROR)}: data.on_error=error")
+        self.source, self.skip = source, on_error == "skip"
+        self.errors: dict[str, list[str]] = {}
         self.warnings: dict[str, list[str]] = {}
 
-    def error(self, sentence: str) -> None:
-        self.errors.append(sentence)
+    def error(self, kind: str, case: str) -> None:
+        self.errors.setdefault(kind, []).append(case)
 
-    def warn(self, kind: str, sentence: str) -> None:
-        """`kind` names the sort of problem and what was done about it; `sentence` the case."""
-        self.warnings.setdefault(kind, []).append(sentence)
+    def warn(self, kind: str, case: str) -> None:
+        self.warnings.setdefault(kind, []).append(case)
+
+    def picture(self, case: str) -> None:
+        """A picture that is not there or cannot be read; it goes without its objects where that is allowed."""
+        if self.skip:
+            self.warn("pictures that cannot be read were left out, with their objects", case)
+        else:
+            self.error("pictures that cannot be read; mend or remove them, or leave them out: data.on_error=skip", case)
 
     def report(self) -> None:
         """Log the warnings, then raise if there were errors."""
-        for kind, cases in self.warnings.items():
-            log.warning("%s: %s (%d): %s", self.source, kind, len(cases), _listed(cases, "; "))
+        for listener in _listeners:
+            listener.append(self)
+        if not _listeners:
+            for kind, cases in self.warnings.items():
+                log.warning("%s: %s (%d): %s", self.source, kind, len(cases), listed(cases, "; "))
         if self.errors:
-            what = "1 problem" if len(self.errors) == 1 else f"{len(self.errors)} problems"
-            raise ValueError(f"{self.source}: {what}:\n  " + _listed(self.errors, "\n  "))
+            count = sum(map(len, self.errors.values()))
+            what = "1 problem" if count == 1 else f"{count} problems"
+            kinds = [
+                f"\n  {kind} ({len(cases)}):\n    " + listed(cases, "\n    ") for kind, cases in self.errors.items()
+            ]
+            raise DataError(f"{self.source}: {what}:" + "".join(kinds))
 
 
-def _listed(cases: list[str], separator: str) -> str:
+@contextmanager
+def collected() -> Iterator[list[Problems]]:
+    """Everything that is reported inside, errors too; warnings are not logged."""
+    found: list[Problems] = []
+    _listeners.append(found)
+    try:
+        yield found
+    finally:
+        _listeners.remove(found)
+
+
+def listed(cases: list[str], separator: str) -> str:
+    """The first cases, and how many more there are."""
     more = len(cases) - SHOWN
     return separator.join(cases[:SHOWN]) + (f"{separator}... and {more} more" if more > 0 else "")
+
+
+def short(value: Any, limit: int = 120) -> str:
+    """A value for a message: escaped, on one line, not long."""
+    text = reprlib.repr(value)
+    return text if len(text) <= limit else text[:limit] + "..."

@@ -58,7 +58,8 @@ class TableSplit:
     """Pictures on disk with their annotations; see `content.Split`.
 
     Boxes that are not finite, have no area, or lie outside their picture are dropped with a warning, from training and
-    from the truth. Boxes are clipped to the picture for training; the truth keeps them as annotated.
+    from the truth. Boxes are clipped to the picture for training; the truth keeps them as annotated. Keypoints outside
+    their picture are truth too, but not trained on.
 
     Args:
         pictures: in the order of the split.
@@ -88,7 +89,9 @@ class TableSplit:
         self.has_masks = any(rows.segments[i] is not None and not rows.crowd[i] for i in keep.tolist())
         segments = [_near(rows.segments[i], pictures.sizes[rows.picture[i]]) for i in keep.tolist()]
         self._blob, self._at = _packed(segments if self.has_masks else [])
-        self.keypoints = _keypoints(rows, keep, max((len(c.keypoints) for c in categories), default=0))
+        self.keypoints = _keypoints(
+            rows, keep, self.sizes[owner], problems, max((len(c.keypoints) for c in categories), default=0)
+        )
         self.has_keypoints = self.keypoints is not None
 
     def __len__(self) -> int:
@@ -195,7 +198,7 @@ def _packed(items: list[Any]) -> tuple[bytes, np.ndarray]:
     return b"".join(parts), np.cumsum([0, *map(len, parts)])
 
 
-def _keypoints(rows: Rows, keep: np.ndarray, most: int) -> np.ndarray | None:
+def _keypoints(rows: Rows, keep: np.ndarray, sizes: np.ndarray, problems: Problems, most: int) -> np.ndarray | None:
     """`[n, most, 3]` float32; unlabelled points are zero."""
     if most == 0:
         return None
@@ -206,6 +209,9 @@ def _keypoints(rows: Rows, keep: np.ndarray, most: int) -> np.ndarray | None:
             points = np.array(given, np.float32).reshape(-1, 3)[:most]
             table[row, : len(points)] = points
     table[table[..., 2] <= 0] = 0
+    away = ((table[..., :2] < 0) | (table[..., :2] > sizes[:, None, ::-1])).any((1, 2))
+    for row in np.flatnonzero(away).tolist():
+        problems.warn("keypoints outside their picture are not trained on", rows.where[keep[row]])
     return table
 
 

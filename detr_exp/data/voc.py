@@ -7,19 +7,20 @@ neither trained on nor counted against a detector.
 
 from __future__ import annotations
 
+import codecs
 import hashlib
 import logging
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from reprlib import repr as short
 from typing import NamedTuple
 from xml.etree import ElementTree
 
 from detr_exp.data.content import SPLITS, Category, Content, Split
-from detr_exp.data.files import Folder
-from detr_exp.data.picture import SUFFIXES, read_size
-from detr_exp.data.problems import Problems
+from detr_exp.data.files import Folder, decoded
+from detr_exp.data.picture import SUFFIXES, PictureError, read_size
+from detr_exp.data.problems import Problems, short
 from detr_exp.data.table import Pictures, Rows, TableSplit
 
 log = logging.getLogger(__name__)
@@ -56,6 +57,7 @@ def voc(
     names: Sequence[str] | None = None,
     one_based: bool = False,
     extra_roots: Sequence[str] = (),
+    on_error: str = "error",
 ) -> Content:
     """A Pascal VOC data set, as a source for `DataSet`.
 
@@ -67,6 +69,7 @@ def voc(
         one_based: corners are pixels counted from 1, both of them inside the box, as in the challenge's own files; most
             tools write distances from the upper left corner instead.
         extra_roots: other folders that pictures may lie in.
+        on_error: `error`, or `skip` for pictures that are not there or have no readable header.
 
     Raises:
         ValueError: no training pictures, or a file that cannot be used.
@@ -81,7 +84,9 @@ def voc(
     trees: dict[Path, ElementTree.Element] = {}
     categories = _categories(folder, pairs["train"], names, trees)
     read: dict[str, Callable[[], Split]] = {
-        name: partial(_split, folder, found, categories, one_based, trees) for name, found in pairs.items() if found
+        name: partial(_split, folder, found, categories, one_based, trees, on_error)
+        for name, found in pairs.items()
+        if found
     }
     return Content("voc", str(folder.root), categories, read)
 
@@ -122,16 +127,16 @@ def _kit_lists(years: list[Path], name: str) -> list[Path]:
 
 def _list(year: Path, kind: str) -> Path | None:
     path = year / "ImageSets" / "Main" / f"{kind}.txt"
-    return path if path.is_file() else None
+    return path if os.path.isfile(path) else None
 
 
 def _annotated(file: Path) -> bool:
-    first = file.read_text("utf-8-sig").split()
-    return bool(first) and (file.parent.parent.parent / "Annotations" / f"{first[0]}.xml").is_file()
+    first = decoded(file.read_bytes(), file).split()
+    return bool(first) and os.path.isfile(file.parent.parent.parent / "Annotations" / f"{first[0]}.xml")
 
 
 def _listed(root: Path, file: Path) -> Iterator[_Pair]:
-    for line in file.read_text("utf-8-sig").splitlines():
+    for line in decoded(file.read_bytes(), file).splitlines():
         words = line.split()
         if len(words) >= 2 and words[1].endswith(".xml"):
             yield _Pair(root / words[0], root / words[1])
@@ -145,7 +150,7 @@ def _picture(stem: Path) -> Path:
     tried = [
         stem.with_name(stem.name + end) for suffix in (".jpg", *sorted(SUFFIXES)) for end in (suffix, suffix.upper())
     ]
-    return next((path for path in tried if path.is_file()), tried[0])
+    return next((path for path in tried if os.path.isfile(path)), tried[0])
 
 
 def _categories(
@@ -161,8 +166,10 @@ def _categories(
                 found |= {_text(item, "name") for item in tree.iter("object")} - {""}
         problems.report()
         names = CHALLENGE if found <= set(CHALLENGE) else sorted(found)
-    if len(set(names)) != len(names):
-        raise ValueError(f"data.source.names has a name twice: {short(list(names))}")
+    if isinstance(names, str) or len(set(names)) != len(names):
+        raise ValueError(
+            f"data.source.names is {short(names)}; give every class once, as a list: data.source.names=[cat,dog]"
+        )
     return [Category(i, str(name)) for i, name in enumerate(names)]
 
 
@@ -172,23 +179,27 @@ def _split(
     categories: list[Category],
     one_based: bool,
     trees: dict[Path, ElementTree.Element],
+    on_error: str,
 ) -> TableSplit:
-    problems = Problems(str(folder.root))
+    problems = Problems(str(folder.root), on_error)
     pictures, rows = Pictures(), Rows()
     number_of = {category.name: category.id for category in categories}
     digest = hashlib.sha256(repr((categories, one_based)).encode())
     for pair in pairs:
         if complaint := folder.complaint(pair.picture):
-            problems.error(complaint)
+            problems.picture(complaint)
             continue
         tree = trees.pop(pair.annotation, None)
         tree = _tree(folder, pair.annotation, problems) if tree is None else tree
         if tree is None:
             continue
         try:
-            size = read_size(pair.picture)
+            size = _agreed(tree, read_size(pair.picture))
+        except PictureError as error:
+            problems.picture(str(error))
+            continue
         except ValueError as error:
-            problems.error(str(error))
+            problems.error("the size in an annotation is that of its picture", f"{pair.annotation}: {error}")
             continue
         pictures.ids.append(len(pictures.ids) + 1)
         pictures.paths.append(pair.picture)
@@ -199,7 +210,7 @@ def _split(
             try:
                 category, box = _object(item, number_of, one_based)
             except ValueError as error:
-                problems.error(f"{where}: {error}")
+                problems.error("objects have a known name and a bndbox of four numbers", f"{where}: {error}")
                 continue
             rows.where.append(where)
             rows.picture.append(len(pictures.ids) - 1)
@@ -215,18 +226,37 @@ def _split(
 
 
 def _tree(folder: Folder, file: Path, problems: Problems) -> ElementTree.Element | None:
+    kind = "annotations that cannot be read; export them again"
     if complaint := folder.complaint(file):
-        problems.error(complaint)
+        problems.error(kind, complaint)
         return None
     data = file.read_bytes()
-    if len(data) > _LARGEST_XML or b"<!ENTITY" in data:
-        problems.error(f"{str(file)!r} has {len(data)} bytes or entities of its own; an annotation has neither")
-        return None
     try:
+        # as text where a mark says UTF-16: an entity must not hide behind an encoding
+        text = decoded(data, file).encode() if data[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE) else data
+        if len(data) > _LARGEST_XML or b"<!ENTITY" in text:
+            raise ValueError(f"{len(data)} bytes, or entities of its own; an annotation has neither")
         return ElementTree.fromstring(data)
-    except (ElementTree.ParseError, ValueError, RecursionError) as error:
-        problems.error(f"{str(file)!r} is not readable XML ({error}); export the annotations again")
+    except (ElementTree.ParseError, ValueError, LookupError, RecursionError) as error:
+        problems.error(kind, f"{str(file)!r} is not readable XML ({error})")
         return None
+
+
+def _agreed(tree: ElementTree.Element, size: tuple[int, int]) -> tuple[int, int]:
+    """The size of the picture, turned as the annotation says; tools that do not know it write zeros.
+
+    Raises:
+        ValueError: the annotation was made for another size.
+    """
+    try:
+        said = round(float(_text(tree, "size/height"))), round(float(_text(tree, "size/width")))
+    except (ValueError, OverflowError):
+        return size
+    if min(said) <= 0 or said == size:
+        return size
+    if said == size[::-1]:
+        return said
+    raise ValueError(f"it says {said[1]}x{said[0]}, its picture has {size[1]}x{size[0]} pixels")
 
 
 def _object(

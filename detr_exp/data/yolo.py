@@ -15,15 +15,14 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from reprlib import repr as short
 from typing import Any
 
 import yaml
 
 from detr_exp.data.content import SPLITS, Category, Content, Split
-from detr_exp.data.files import Folder
+from detr_exp.data.files import Folder, decoded
 from detr_exp.data.picture import SUFFIXES, read_size
-from detr_exp.data.problems import Problems
+from detr_exp.data.problems import Problems, short
 from detr_exp.data.table import Pictures, Rows, TableSplit
 
 log = logging.getLogger(__name__)
@@ -31,11 +30,17 @@ log = logging.getLogger(__name__)
 FILES = ("data.yaml", "data.yml")
 _KEYS = {"train": ("train",), "val": ("val", "valid"), "test": ("test",)}
 _LARGEST_YAML = 2**20
+_MOST_KEYPOINTS = 1000
 _MARGIN = 0.01  # coordinates may leave 0..1 by rounding; the box is clipped
 
 
 def yolo(
-    root: str | None, places: Mapping[str, Any], *, file: str | None = None, extra_roots: Sequence[str] = ()
+    root: str | None,
+    places: Mapping[str, Any],
+    *,
+    file: str | None = None,
+    extra_roots: Sequence[str] = (),
+    on_error: str = "error",
 ) -> Content:
     """A YOLO-format data set, as a source for `DataSet`.
 
@@ -44,6 +49,7 @@ def yolo(
         places: not used: the YAML file names the splits.
         file: the YAML file, relative to the root; None: `data.yaml` or `data.yml`.
         extra_roots: other folders that pictures may lie in.
+        on_error: `error`, or `skip` for pictures that are not there or have no readable header.
 
     Raises:
         ValueError: no YAML file, or one that cannot be used.
@@ -55,6 +61,8 @@ def yolo(
             f"data.root is {str(root)!r}, but there is no {file or 'data.yaml'} (found: {folder.names()}); name the "
             "file: data.source.file=..."
         )
+    if complaint := folder.complaint(path):
+        raise ValueError(complaint)
     description = _description(path)
     rows = _Rows(categories=_categories(description, path), shape=_keypoint_shape(description, path))
     read: dict[str, Callable[[], Split]] = {}
@@ -62,7 +70,7 @@ def yolo(
         entry = next((description[key] for key in _KEYS[name] if description.get(key)), None)
         pictures = _entries(folder, path, description, name, entry)
         if pictures is not None:
-            read[name] = partial(_split, folder, path, name, pictures, rows)
+            read[name] = partial(_split, folder, path, name, pictures, rows, on_error)
         elif entry is not None:
             log.warning("%s: %s is %s, which is not there; there is no %s split", path, name, short(entry), name)
     if "train" not in read:
@@ -85,8 +93,8 @@ def _description(path: Path) -> dict[str, Any]:
     if path.stat().st_size > _LARGEST_YAML:
         raise ValueError(f"{path} has {path.stat().st_size} bytes; a data.yaml is small, list pictures in text files")
     try:
-        description = yaml.safe_load(path.read_bytes().decode("utf-8-sig"))
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
+        description = yaml.safe_load(decoded(path.read_bytes(), path))
+    except (yaml.YAMLError, ValueError, ArithmeticError, TypeError, RecursionError) as error:
         raise ValueError(f"{path} is not readable YAML: {error}") from error
     if not isinstance(description, dict):
         raise ValueError(f"{path} holds a {type(description).__name__}; it needs keys names, train and val")
@@ -96,11 +104,14 @@ def _description(path: Path) -> dict[str, Any]:
 def _categories(description: Mapping[str, Any], path: Path) -> list[Category]:
     names = description.get("names")
     if isinstance(names, dict):
-        if sorted(map(str, names)) != sorted(str(i) for i in range(len(names))):
+        by_number = {str(key): value for key, value in names.items()}
+        if sorted(by_number) != sorted(str(i) for i in range(len(names))):
             raise ValueError(f"{path}: the keys of names are {short(list(names))}; they must be 0 .. {len(names) - 1}")
-        names = [next(value for key, value in names.items() if str(key) == str(i)) for i in range(len(names))]
+        names = [by_number[str(i)] for i in range(len(names))]
     if not isinstance(names, list) or not names or not all(isinstance(name, (str, int)) for name in names):
         raise ValueError(f"{path}: names is {short(names)}; give the class names as a list or as 0: name, 1: name, ...")
+    if len({str(name) for name in names}) < len(names):
+        raise ValueError(f"{path}: names has a name twice: {short(names)}; each class needs its own")
     if description.get("nc", len(names)) != len(names):
         raise ValueError(f"{path}: nc is {short(description['nc'])}, but there are {len(names)} names; drop nc")
     shape = _keypoint_shape(description, path)
@@ -114,8 +125,10 @@ def _keypoint_shape(description: Mapping[str, Any], path: Path) -> tuple[int, in
     if shape is None:
         return None
     sound = isinstance(shape, list) and len(shape) == 2 and all(isinstance(v, int) for v in shape)
-    if not sound or shape[0] < 1 or shape[1] not in (2, 3):
-        raise ValueError(f"{path}: kpt_shape is {short(shape)}; it is [number of keypoints, 2 or 3]")
+    if not sound or not 1 <= shape[0] <= _MOST_KEYPOINTS or shape[1] not in (2, 3):
+        raise ValueError(
+            f"{path}: kpt_shape is {short(shape)}; it is [number of keypoints, 2 or 3], of at most {_MOST_KEYPOINTS}"
+        )
     return shape[0], shape[1]
 
 
@@ -173,7 +186,9 @@ def _listed(folder: Folder, description: Path, entry: Path) -> Iterator[Path]:
         for place, _, names in os.walk(start):
             yield from (Path(place, name) for name in names if Path(name).suffix.lower() in SUFFIXES)
         return
-    for line in entry.read_bytes().decode("utf-8-sig").splitlines():
+    if complaint := folder.complaint(entry):
+        raise ValueError(f"{description}: {complaint}")
+    for line in decoded(entry.read_bytes(), entry).splitlines():
         if line.strip():
             item = Path(line.strip())
             tried = [entry.parent / item, description.parent / item, folder.root / item]
@@ -191,24 +206,24 @@ def label_file(picture: Path, root: Path) -> Path:
     return root.joinpath(*parts, picture.stem + ".txt")
 
 
-def _split(folder: Folder, path: Path, name: str, entries: list[Path], rows: _Rows) -> TableSplit:
-    problems = Problems(str(path))
+def _split(folder: Folder, path: Path, name: str, entries: list[Path], rows: _Rows, on_error: str) -> TableSplit:
+    problems = Problems(str(path), on_error)
     pictures, found = Pictures(), Rows()
     digest = hashlib.sha256(repr((rows.categories, rows.shape)).encode())
     for file in sorted({file for entry in entries for file in _listed(folder, path, entry)}):
         if complaint := folder.complaint(file):
-            problems.error(complaint)
+            problems.picture(complaint)
             continue
         try:
             size = read_size(file)
         except ValueError as error:
-            problems.error(str(error))
+            problems.picture(str(error))
             continue
         labels = label_file(file, folder.root)
         text = b""
-        if labels.exists():
+        if os.path.lexists(labels):
             if complaint := folder.complaint(labels):
-                problems.error(complaint)
+                problems.error("text files that cannot be read", complaint)
                 continue
             text = labels.read_bytes()
         index = len(pictures.ids)
@@ -234,14 +249,24 @@ class _Rows:
     categories: list[Category]
     shape: tuple[int, int] | None
 
+    @property
+    def kind(self) -> str:
+        """What a row has to be, for messages."""
+        if self.shape is not None:
+            count, channels = self.shape
+            return (
+                f"rows are class x y width height and {count} keypoints of {channels} numbers, relative to the picture"
+            )
+        return "rows are class x y width height, or class and a polygon, relative to the picture"
+
     def read(
         self, text: bytes, file: Path, picture: int, size: tuple[int, int], found: Rows, problems: Problems
     ) -> None:
         """Add the rows of one file to `found`, or say in `problems` what is wrong with them."""
         try:
-            lines = text.decode("utf-8-sig").splitlines()
-        except UnicodeDecodeError as error:
-            problems.error(f"{file} is not text: {error}")
+            lines = decoded(text, file).splitlines()
+        except ValueError as error:
+            problems.error("text files that cannot be read", str(error))
             return
         for number, line in enumerate(lines, 1):
             if not line.strip():
@@ -250,7 +275,7 @@ class _Rows:
             try:
                 category, box, polygon, points = self._row(line.split(), size)
             except ValueError as error:
-                problems.error(f"{where}: {error}")
+                problems.error(self.kind, f"{where}: {error}")
                 continue
             found.where.append(where)
             found.picture.append(picture)

@@ -43,8 +43,8 @@ def confusion(metric: CocoMetric) -> np.ndarray:
         ignored = (_shared(boxes, crowds) > LEAST_IOU * boxes[:, 2:].prod(1)[:, None]).any(1) & (taken_for < 0)
         hit = taken_for >= 0
         np.add.at(matrix, (truth[taken_for[hit]], labels[hit]), 1)
-        np.add.at(matrix, (nothing, labels[~hit & ~ignored]), 1)
-        np.add.at(matrix, (np.delete(truth, taken_for[hit]), nothing), 1)
+        np.add.at(matrix[nothing], labels[~hit & ~ignored], 1)
+        np.add.at(matrix[:, nothing], np.delete(truth, taken_for[hit]), 1)
     return matrix
 
 

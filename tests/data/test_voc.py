@@ -119,7 +119,7 @@ def test_a_class_that_was_not_named_is_refused(tmp_path):
     year(tmp_path, "VOC2007", train="ab")
     with pytest.raises(ValueError, match=r"2 problems(.|\n)*'dog'(.|\n)*data\.source\.names"):
         voc(str(tmp_path), {}, names=["cat"]).read["train"]()
-    with pytest.raises(ValueError, match="twice"):
+    with pytest.raises(ValueError, match="every class once"):
         voc(str(tmp_path), {}, names=["cat", "cat"])
 
 
