@@ -84,6 +84,7 @@ class Batch:
         image_sizes: `[B, 2]` int64 (height, width) in pixels of the original pictures.
         image_ids: the data set's ids, on the host.
         padding_mask: `[B, H, W]` bool, True where there is no picture; None when every image fills its canvas.
+        skipped: what was wrong with pictures that could not be read and were left out.
     """
 
     images: Tensor
@@ -91,6 +92,7 @@ class Batch:
     image_sizes: Tensor
     image_ids: list[int] = field(default_factory=list)
     padding_mask: Tensor | None = None
+    skipped: list[str] = field(default_factory=list)
 
     def __len__(self) -> int:
         return len(self.images)

@@ -2,8 +2,9 @@
 
 Zoom-out, crop, flips and resize are drawn on the boxes alone and end in one plan: this rectangle of the picture goes to
 that rectangle of the output, mirrored or not, in these colours. Pixels, masks and keypoints then follow the plan, each
-in one step (`render.py`). The distributions are those of torchvision's transforms v2 in the order RT-DETR applies them
-(photometric distortion, zoom-out, IoU crop, flip, resize), and RF-DETR's resize-crop.
+in one step (`render.py`). A mosaic is four plans that share an output, a mix two outputs that are blended. The
+distributions are those of torchvision's transforms v2 in the order RT-DETR applies them (photometric distortion,
+zoom-out, IoU crop, flip, resize), and RF-DETR's resize-crop.
 """
 
 from __future__ import annotations
@@ -23,6 +24,11 @@ CROP_TRIES = 40
 RESIZE_SIDES = (400, 500, 600)
 SQUARE = (384, 600)
 LEAST_SIDE = 1.0  # pixels; smaller boxes are dropped
+MOSAIC_CENTRE = (0.3, 0.7)  # where the four tiles of a mosaic meet, in sides of the output
+MIX_SHARE = (0.45, 0.55)  # of the first picture in a mix (Huang et al. 2024, DEIM)
+
+Rect = tuple[int, int, int, int]  # x0, y0, x1, y1 in whole pixels
+Tiles = list[tuple[int, Rect]]  # pictures, and the rectangles of the output they fill
 
 
 @dataclass
@@ -43,8 +49,8 @@ class Plan:
 
     size: tuple[int, int]
     out: tuple[int, int]
-    source: tuple[int, int, int, int]
-    target: tuple[int, int, int, int]
+    source: Rect
+    target: Rect
     mirrored: bool
     upended: bool
     keep: np.ndarray
@@ -73,6 +79,8 @@ class Augment:
         resize_crop: RF-DETR's option B, a random square of the resized picture.
         flip: mirror left and right.
         vertical_flip: mirror top and bottom; for pictures without an up, such as microscopy or aerial views.
+        mosaic: four pictures in one, each in a tile of its own, cropped and coloured but not zoomed out.
+        mixup: a second picture (or mosaic) shines through, with its objects.
 
     Raises:
         ValueError: a probability outside 0..1, or a zoom below 1.
@@ -88,6 +96,8 @@ class Augment:
         resize_crop: float = 0.0,
         flip: float = 0.0,
         vertical_flip: float = 0.0,
+        mosaic: float = 0.0,
+        mixup: float = 0.0,
     ) -> None:
         chances = {
             "photometric": photometric,
@@ -96,6 +106,8 @@ class Augment:
             "resize_crop": resize_crop,
             "flip": flip,
             "vertical_flip": vertical_flip,
+            "mosaic": mosaic,
+            "mixup": mixup,
         }
         for name, value in chances.items():
             if not 0 <= value <= 1:
@@ -107,6 +119,32 @@ class Augment:
         self.photometric, self.zoom_out, self.zoom_out_max = photometric, zoom_out, zoom_out_max
         self.iou_crop, self.resize_crop = iou_crop, resize_crop
         self.flip, self.vertical_flip = flip, vertical_flip
+        self.mosaic, self.mixup = mosaic, mixup
+
+    def layers(self, rng: np.random.Generator, picture: int, count: int, out: tuple[int, int]) -> list[Tiles]:
+        """Which pictures a training sample is made of: one layer of tiles, or two that are blended.
+
+        Dense one-to-one matching (Huang et al. 2024, DEIM): more objects a picture, so more of the queries learn.
+
+        Args:
+            rng: decides everything.
+            picture: index of the picture whose turn it is; it is always there.
+            count: pictures to choose the others from.
+            out: (height, width) of the output.
+        """
+        layers = [self._tiles(rng, picture, count, out)]
+        if self.mixup and rng.random() < self.mixup:
+            layers.append(self._tiles(rng, int(rng.integers(count)), count, out))
+        return layers
+
+    def _tiles(self, rng: np.random.Generator, picture: int, count: int, out: tuple[int, int]) -> Tiles:
+        height, width = out
+        if not self.mosaic or rng.random() >= self.mosaic:
+            return [(picture, (0, 0, width, height))]
+        x, y = (int(side * value) for side, value in zip((width, height), rng.uniform(*MOSAIC_CENTRE, 2)))
+        corners = [(0, 0, x, y), (x, 0, width, y), (0, y, x, height), (x, y, width, height)]
+        others = rng.integers(count, size=3).tolist()
+        return list(zip([picture, *others], [corners[i] for i in rng.permutation(4)]))
 
     def plan(
         self,
@@ -115,6 +153,7 @@ class Augment:
         boxes_xyxy: np.ndarray,
         out: tuple[int, int],
         *,
+        tile: Rect | None = None,
         strong: bool = True,
         flippable: bool = True,
     ) -> Plan:
@@ -125,6 +164,7 @@ class Augment:
             size: (height, width) of the picture.
             boxes_xyxy: `[n, 4]` in its pixels.
             out: (height, width) of the output.
+            tile: the rectangle of the output that it fills, for a part of a mosaic; None: all of it.
             strong: False leaves only the flips and the resize-crop, as in the last epochs of a run.
             flippable: False leaves out the flips (keypoints whose mirror image is not known).
         """
@@ -132,7 +172,8 @@ class Augment:
         height, width = size
         view = (0, 0, width, height)  # the part of the plane that becomes the output, in pixels of the picture
         centred = np.ones(len(boxes_xyxy), bool)
-        if strong and rng.random() < self.zoom_out:
+        alone = tile is None or tile == (0, 0, out[1], out[0])
+        if strong and alone and rng.random() < self.zoom_out:
             view = _zoomed_out(rng, size, self.zoom_out_max)
         if strong and rng.random() < self.iou_crop:
             view, centred = _iou_crop(rng, view, boxes_xyxy)
@@ -140,7 +181,7 @@ class Augment:
             view = _resize_crop(rng, size)
         flips = rng.random(2) < (self.flip, self.vertical_flip)
         mirrored, upended = (flips & flippable).tolist()
-        return planned(size, boxes_xyxy, out, view, centred, mirrored, upended, colour)
+        return planned(size, boxes_xyxy, out, view, centred, mirrored, upended, colour, tile)
 
 
 def plain(size: tuple[int, int], boxes_xyxy: np.ndarray, out: tuple[int, int]) -> Plan:
@@ -153,27 +194,30 @@ def planned(
     size: tuple[int, int],
     boxes_xyxy: np.ndarray,
     out: tuple[int, int],
-    view: tuple[int, int, int, int],
+    view: Rect,
     wanted: np.ndarray,
     mirrored: bool,
     upended: bool,
     colour: Colour | None,
+    tile: Rect | None = None,
 ) -> Plan:
-    """The plan that fills the output with `view`, a rectangle that may reach beyond the picture.
+    """The plan that fills `tile` (None: the output) with `view`, a rectangle that may reach beyond the picture.
 
     Objects stay when `wanted` and when at least a pixel of them is seen, before and after the resize.
     """
-    (height, width), (out_height, out_width) = size, out
+    height, width = size
     x0, y0, x1, y1 = view
+    start_x, start_y, end_x, end_y = tile or (0, 0, out[1], out[0])
     source = (max(x0, 0), max(y0, 0), min(x1, width), min(y1, height))
-    to_out = np.array([out_width / (x1 - x0), out_height / (y1 - y0)] * 2)
-    left, top, right, bottom = np.rint((np.array(source) - (x0, y0, x0, y0)) * to_out).astype(int).tolist()
-    left, top = min(left, out_width - 1), min(top, out_height - 1)
+    to_out = np.array([(end_x - start_x) / (x1 - x0), (end_y - start_y) / (y1 - y0)] * 2)
+    tile_start = np.array([start_x, start_y] * 2)
+    left, top, right, bottom = (tile_start + np.rint((np.array(source) - [x0, y0] * 2) * to_out).astype(int)).tolist()
+    left, top = min(left, end_x - 1), min(top, end_y - 1)
     right, bottom = max(right, left + 1), max(bottom, top + 1)
     if mirrored:
-        left, right = out_width - right, out_width - left
+        left, right = start_x + end_x - right, start_x + end_x - left
     if upended:
-        top, bottom = out_height - bottom, out_height - top
+        top, bottom = start_y + end_y - bottom, start_y + end_y - top
     target = (left, top, right, bottom)
     plan = Plan(size, out, source, target, mirrored, upended, np.zeros(0, np.int64), np.zeros((0, 4)), colour)
     if len(boxes_xyxy):
@@ -186,7 +230,7 @@ def planned(
     return plan
 
 
-def _zoomed_out(rng: np.random.Generator, size: tuple[int, int], most: float) -> tuple[int, int, int, int]:
+def _zoomed_out(rng: np.random.Generator, size: tuple[int, int], most: float) -> Rect:
     factor = 1 + (most - 1) * rng.random()
     height, width = size
     canvas_height, canvas_width = int(height * factor), int(width * factor)
@@ -195,9 +239,7 @@ def _zoomed_out(rng: np.random.Generator, size: tuple[int, int], most: float) ->
     return -left, -top, canvas_width - left, canvas_height - top
 
 
-def _iou_crop(
-    rng: np.random.Generator, view: tuple[int, int, int, int], boxes_xyxy: np.ndarray
-) -> tuple[tuple[int, int, int, int], np.ndarray]:
+def _iou_crop(rng: np.random.Generator, view: Rect, boxes_xyxy: np.ndarray) -> tuple[Rect, np.ndarray]:
     """A part of `view`, and whether each box has its centre in it. All tries of an overlap are judged at once."""
     everything = np.ones(len(boxes_xyxy), bool)
     x0, y0, x1, y1 = view
@@ -226,7 +268,7 @@ def _iou_crop(
             return (left, top, right, bottom), within[i]
 
 
-def _resize_crop(rng: np.random.Generator, size: tuple[int, int]) -> tuple[int, int, int, int]:
+def _resize_crop(rng: np.random.Generator, size: tuple[int, int]) -> Rect:
     height, width = size
     short = RESIZE_SIDES[rng.integers(len(RESIZE_SIDES))]
     scale = short / min(height, width)

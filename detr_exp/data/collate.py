@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -20,12 +20,14 @@ class Sample:
         target: its objects.
         size: (height, width) of the original picture in pixels.
         image_id: the data set's id.
+        skipped: what was wrong with pictures that should have been here.
     """
 
     image: Tensor
     target: Target
     size: tuple[int, int]
     image_id: int
+    skipped: list[str] = field(default_factory=list)
 
 
 def collate(samples: list[Sample]) -> Batch:
@@ -35,4 +37,5 @@ def collate(samples: list[Sample]) -> Batch:
         targets=Targets.pack([sample.target for sample in samples]),
         image_sizes=torch.tensor([sample.size for sample in samples]),
         image_ids=[sample.image_id for sample in samples],
+        skipped=[sentence for sample in samples for sentence in sample.skipped],
     )

@@ -59,6 +59,7 @@ class Split(Protocol):
 
     has_masks: bool
     has_keypoints: bool
+    most_objects: int  # no picture has more
     fingerprint: str
 
     @property

@@ -13,9 +13,12 @@ from torch.utils.data import DataLoader
 from detr_exp.data.augment import Augment
 from detr_exp.data.classes import ClassMap
 from detr_exp.data.content import SPLITS, Content, Split
+from detr_exp.data.headers import check_headers
 from detr_exp.data.keypoints import KeypointSchema, schema
 from detr_exp.data.loader import Loading, Samples
+from detr_exp.data.problems import DataError, Problems
 from detr_exp.data.sampler import EvalSampler, TrainSampler, multi_scale_sizes
+from detr_exp.data.table import TableSplit
 
 log = logging.getLogger(__name__)
 
@@ -53,6 +56,8 @@ class DataSet:
         stop_epoch: strong augmentation and multi-scale end at this epoch; None: never.
         keypoint_flip_pairs: 0-based pairs of keypoints that change places in a mirror; None: from their names.
         keypoint_sigmas: OKS scale per keypoint; None: COCO's for its 17 points, else 0.05.
+        on_error: `error`, or `skip` to leave out pictures that cannot be decoded; sources have an `on_error` of their
+            own for what they read of a picture.
         num_workers: processes that load; see `loader.Loading` for this and the next three.
         pin_memory: page-locked batches.
         persistent_workers: keep the workers from epoch to epoch.
@@ -83,6 +88,7 @@ class DataSet:
         stop_epoch: int | None = None,
         keypoint_flip_pairs: Sequence[Sequence[int]] | None = None,
         keypoint_sigmas: Sequence[float] | None = None,
+        on_error: str = "error",
         num_workers: int | None = None,
         pin_memory: bool | None = None,
         persistent_workers: bool | None = None,
@@ -97,6 +103,7 @@ class DataSet:
             self.class_map.by_label, flip_pairs=keypoint_flip_pairs, sigmas=keypoint_sigmas
         )
         self.augment, self.multi_scale, self.stop_epoch = augment, multi_scale, stop_epoch
+        self.on_error = on_error
         missing = [name for name in SPLITS if name not in self.content.read]
         log.info("%s: %d classes: %s", self.content.origin, len(self.content.categories), self.class_map)
         if missing:
@@ -145,6 +152,7 @@ class DataSet:
         batch_size: int,
         seed: int,
         training: bool = False,
+        first: int | None = None,
         rank: int = 0,
         world_size: int = 1,
     ) -> DataLoader:
@@ -157,6 +165,7 @@ class DataSet:
             seed: decides order, sizes and augmentation of training batches.
             training: shuffled, augmented, without remainder; `loader.batch_sampler` has `set_epoch` and `set_start`.
                 Otherwise every picture once, in order, resized.
+            first: only so many pictures, in training without augmentation: to see whether they can be learned by heart.
             rank: of this process.
             world_size: processes that share the split.
 
@@ -180,12 +189,14 @@ class DataSet:
             split=part,
             class_map=self.class_map,
             seed=seed,
-            augment=self.augment if training else None,
+            augment=(self.augment if first is None else Augment()) if training else None,
             stop_epoch=self.stop_epoch,
             with_masks=with_masks,
             flip_order=self.keypoints.flip_order() if with_keypoints and self.keypoints else None,
             flippable=not with_keypoints or self.keypoints is None or self.keypoints.flippable,
+            skip=self.on_error == "skip",
         )
+        count = len(part) if first is None else min(first, len(part))
         if training and not samples.flippable and (self.augment.flip or self.augment.vertical_flip):
             log.warning(
                 "%s: no keypoint is named left or right, so pictures are not mirrored; say which change places with "
@@ -196,11 +207,30 @@ class DataSet:
         sampler: TrainSampler | EvalSampler
         if training:
             sampler = TrainSampler(
-                len(part), batch_size, seed, (height, width), sizes=sizes, stop_epoch=self.stop_epoch, **ranks
+                count, batch_size, seed, (height, width), sizes=sizes, stop_epoch=self.stop_epoch, **ranks
             )
         else:
-            sampler = EvalSampler(len(part), batch_size, (height, width), **ranks)
+            sampler = EvalSampler(count, batch_size, (height, width), **ranks)
         return self.loading.loader(samples, sampler)
+
+    def check(self) -> None:
+        """Read all annotations and the headers of all pictures.
+
+        Raises:
+            DataError: everything that is wrong with any split.
+        """
+        errors: list[str] = []
+        for name in self.content.read:
+            try:
+                split = self.split(name)
+                if isinstance(split, TableSplit):
+                    problems = Problems(f"{self.content.origin}: {name}", self.on_error)
+                    check_headers(split, problems)
+                    problems.report()
+            except ValueError as error:
+                errors.append(str(error))
+        if errors:
+            raise DataError("\n".join(errors))
 
     def _read(self, name: str) -> Split:
         read: Callable[[], Split] = self.content.read[name]

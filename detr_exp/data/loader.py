@@ -9,12 +9,14 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from detr_exp.data.augment import Augment, plain
+from detr_exp.data.augment import MIX_SHARE, Augment, Plan, plain
 from detr_exp.data.classes import ClassMap
 from detr_exp.data.collate import Sample, collate
 from detr_exp.data.content import Split
-from detr_exp.data.render import needed, render, resized_plainly, target_of
+from detr_exp.data.picture import PictureError
+from detr_exp.data.render import blended, layer, needed, resized_plainly, target_of, together
 from detr_exp.data.sampler import EvalSampler, Key, TrainSampler
+from detr_exp.structures import Target
 
 _AUGMENT = 3  # stream of random numbers, beside those of the sampler
 MOST_WORKERS = 8
@@ -70,6 +72,7 @@ class Samples(Dataset):
         with_masks: rasterise masks.
         flip_order: `[C, K]` of the keypoint schema where keypoints are wanted; None: no keypoints.
         flippable: whether pictures may be mirrored.
+        skip: go on where a picture cannot be decoded: with the next one in training, with a black one in evaluation.
     """
 
     def __init__(
@@ -83,33 +86,71 @@ class Samples(Dataset):
         with_masks: bool,
         flip_order: np.ndarray | None,
         flippable: bool,
+        skip: bool = False,
     ) -> None:
         self.split, self.class_map, self.seed, self.augment = split, class_map, seed, augment
         self.stop_epoch, self.with_masks = stop_epoch, with_masks
-        self.flip_order, self.flippable = flip_order, flippable
+        self.flip_order, self.flippable, self.skip = flip_order, flippable, skip
 
     def __len__(self) -> int:
         return len(self.split)
 
     def __getitem__(self, key: Key) -> Sample:
-        index, out = key.picture % len(self.split), (key.height, key.width)
-        size, objects = self.split.size(index), self.split.objects(index)
-        if self.augment is None:
-            plan = plain(size, objects.boxes_xyxy, out)
-            pixels = resized_plainly(self.split.picture(index), out)
-        else:
-            plan = self.augment.plan(
-                np.random.default_rng((self.seed, _AUGMENT, key.epoch, key.picture)),
-                size,
-                objects.boxes_xyxy,
-                out,
-                strong=self.stop_epoch is None or key.epoch < self.stop_epoch,
-                flippable=self.flippable,
-            )
-            pixels = render(plan, self.split.picture(index, needed(plan)))
+        skipped: list[str] = []
+        while True:
+            try:
+                sample = self._plain(key) if self.augment is None else self._augmented(key, self.augment)
+            except PictureError as error:
+                skipped.append(str(error))
+                if not self.skip or len(skipped) > len(self.split):
+                    raise
+                if self.augment is None:
+                    return self._black(key, skipped)
+                key = key._replace(picture=key.picture + 1)
+                continue
+            sample.skipped = skipped
+            return sample
+
+    def target(self, index: int, plan: Plan) -> Target:
+        """The objects of one picture, along a plan."""
+        objects = self.split.objects(index)
         labels = self.class_map.labels(objects.categories)
-        target = target_of(plan, objects, labels, with_masks=self.with_masks, flip_order=self.flip_order)
-        return Sample(torch.from_numpy(np.require(pixels, requirements="W")), target, size, self.split.image_ids[index])
+        return target_of(plan, objects, labels, with_masks=self.with_masks, flip_order=self.flip_order)
+
+    def _plain(self, key: Key) -> Sample:
+        return self._sample(key, resized_plainly(self.split.picture(key.picture), (key.height, key.width)))
+
+    def _black(self, key: Key, skipped: list[str]) -> Sample:
+        """In place of a picture that cannot be read: its objects count as not found."""
+        sample = self._sample(key, np.zeros((key.height, key.width, 3), np.uint8))
+        sample.skipped = skipped
+        return sample
+
+    def _sample(self, key: Key, pixels: np.ndarray) -> Sample:
+        index, size = key.picture, self.split.size(key.picture)
+        plan = plain(size, self.split.objects(index).boxes_xyxy, (key.height, key.width))
+        return Sample(_tensor(pixels), self.target(index, plan), size, self.split.image_ids[index])
+
+    def _augmented(self, key: Key, augment: Augment) -> Sample:
+        rng = np.random.default_rng((self.seed, _AUGMENT, key.epoch, key.picture))
+        strong = self.stop_epoch is None or key.epoch < self.stop_epoch
+        first, out = key.picture % len(self.split), (key.height, key.width)
+        tiles = augment.layers(rng, first, len(self.split), out) if strong else [[(first, (0, 0, out[1], out[0]))]]
+        pixels, targets = [], []
+        for part in tiles:
+            pastes = []
+            for index, tile in part:
+                size, boxes = self.split.size(index), self.split.objects(index).boxes_xyxy
+                plan = augment.plan(rng, size, boxes, out, tile=tile, strong=strong, flippable=self.flippable)
+                pastes.append((plan, self.split.picture(index, needed(plan))))
+                targets.append(self.target(index, plan))
+            pixels.append(layer(pastes))
+        image = blended(pixels, rng.uniform(*MIX_SHARE)) if len(pixels) > 1 else pixels[0]
+        return Sample(_tensor(image), together(targets), self.split.size(first), self.split.image_ids[first])
+
+
+def _tensor(pixels: np.ndarray) -> torch.Tensor:
+    return torch.from_numpy(np.require(pixels, requirements="W"))
 
 
 def _cores() -> int:

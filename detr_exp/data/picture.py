@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import struct
 import warnings
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +15,8 @@ SUFFIXES = {".bmp", ".dng", ".jpeg", ".jpg", ".mpo", ".png", ".tif", ".tiff", ".
 MAX_PIXELS = 2**27  # 134 megapixels, 400 MB decoded; checked on the header, before anything is decoded
 _ORIENTATION = 0x0112
 _TRANSPOSED = (5, 6, 7, 8)
+# what Pillow raises for files that are cut off or spoiled
+_BROKEN = (OSError, SyntaxError, ValueError, TypeError, LookupError, EOFError, struct.error, zlib.error)
 
 
 class PictureError(ValueError):
@@ -28,6 +32,16 @@ def read_size(path: Path) -> tuple[int, int]:
     with _opened(path) as image:
         width, height = image.size
         return (width, height) if _orientation(image) in _TRANSPOSED else (height, width)
+
+
+def refuse_size(path: Path, size: tuple[int, int]) -> None:
+    """Check from the header that a picture can be opened and has the (height, width) that was annotated.
+
+    Raises:
+        PictureError: it does not.
+    """
+    with _opened(path) as image:
+        _fitting(path, image, size)
 
 
 def read_picture(
@@ -48,15 +62,9 @@ def read_picture(
         PictureError: unreadable, too large, or of another size than annotated.
     """
     with _opened(path) as image:
-        stored = (image.height, image.width)
         orientation = _orientation(image)
-        upright = stored[::-1] if orientation in _TRANSPOSED else stored
+        upright = _fitting(path, image, size)
         turn = orientation > 1 and (size is None or size == upright)
-        if size is not None and size not in (upright, stored):
-            raise PictureError(
-                f"{path} is {upright[1]}x{upright[0]} pixels but annotated as {size[1]}x{size[0]}; mend the "
-                "annotation file or put the original picture back"
-            )
         if smallest is not None and image.format == "JPEG":
             height, width = smallest[::-1] if turn and orientation in _TRANSPOSED else smallest
             image.draft(None, (width, height))
@@ -64,10 +72,22 @@ def read_picture(
             if turn:
                 image = ImageOps.exif_transpose(image)
             return _rgb(image)
-        except (OSError, SyntaxError, ValueError) as error:
+        except _BROKEN as error:
             raise PictureError(
                 f"{path} cannot be decoded ({error}); replace it or drop it from the data set"
             ) from error
+
+
+def _fitting(path: Path, image: Image.Image, size: tuple[int, int] | None) -> tuple[int, int]:
+    """(height, width) of the upright picture; `size` has to be that, or that of the stored one."""
+    stored = (image.height, image.width)
+    upright = stored[::-1] if _orientation(image) in _TRANSPOSED else stored
+    if size is not None and size not in (upright, stored):
+        raise PictureError(
+            f"{path} is {upright[1]}x{upright[0]} pixels but annotated as {size[1]}x{size[0]}; mend the "
+            "annotation file or put the original picture back"
+        )
+    return upright
 
 
 def _opened(path: Path) -> Image.Image:
@@ -75,7 +95,7 @@ def _opened(path: Path) -> Image.Image:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             image = Image.open(path)
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+    except (*_BROKEN, Image.DecompressionBombError) as error:
         raise PictureError(
             f"{path} is not a readable picture ({error}); replace it or drop it from the data"
         ) from error
@@ -89,7 +109,10 @@ def _opened(path: Path) -> Image.Image:
 
 
 def _orientation(image: Image.Image) -> int:
-    value = image.getexif().get(_ORIENTATION, 1)
+    try:
+        value = image.getexif().get(_ORIENTATION, 1)
+    except _BROKEN:
+        return 1  # a spoiled tag turns nothing
     return value if value in range(1, 9) else 1
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ from torch.nn import functional as F
 
 from detr_exp.data.augment import Plan
 from detr_exp.data.content import Objects
-from detr_exp.structures import Target
+from detr_exp.structures import Target, Targets
 
 
 def needed(plan: Plan) -> tuple[int, int]:
@@ -25,6 +26,29 @@ def needed(plan: Plan) -> tuple[int, int]:
 
 def render(plan: Plan, picture: Image.Image) -> np.ndarray:
     """`[H, W, 3]` uint8: the picture as planned. It may come in a smaller size than the plan was made for."""
+    return layer([(plan, picture)])
+
+
+def layer(pastes: Sequence[tuple[Plan, Image.Image]]) -> np.ndarray:
+    """`[H, W, 3]` uint8: pictures whose plans share an output, each in its own rectangle."""
+    plan, picture = pastes[0]
+    if plan.target == (0, 0, plan.out[1], plan.out[0]):
+        return _seen(plan, picture)
+    canvas = np.zeros((*plan.out, 3), np.uint8)
+    for plan, picture in pastes:
+        left, top, right, bottom = plan.target
+        canvas[top:bottom, left:right] = _seen(plan, picture)
+    return canvas
+
+
+def blended(layers: Sequence[np.ndarray], share: float) -> np.ndarray:
+    """`[H, W, 3]` uint8: two layers in one, with `share` of the first."""
+    first, second = (Image.fromarray(pixels) for pixels in layers)
+    return np.asarray(Image.blend(second, first, share))
+
+
+def _seen(plan: Plan, picture: Image.Image) -> np.ndarray:
+    """The visible part of the picture, at the size it has in the output."""
     rows, columns = picture.height / plan.size[0], picture.width / plan.size[1]
     x0, x1 = (round(x * columns) for x in plan.source[::2])
     y0, y1 = (round(y * rows) for y in plan.source[1::2])
@@ -43,11 +67,7 @@ def render(plan: Plan, picture: Image.Image) -> np.ndarray:
     part = _resized(np.asarray(seen), bottom - top, right - left)
     if plan.colour is not None and not colour_first:
         part = np.asarray(plan.colour.on(Image.fromarray(part), picture))
-    if (bottom - top, right - left) == plan.out:
-        return part
-    canvas = np.zeros((*plan.out, 3), np.uint8)
-    canvas[top:bottom, left:right] = part
-    return canvas
+    return part
 
 
 def resized_plainly(picture: Image.Image, out: tuple[int, int]) -> np.ndarray:
@@ -87,6 +107,14 @@ def target_of(
         masks=masks,
         keypoints=keypoints,
     )
+
+
+def together(targets: Sequence[Target]) -> Target:
+    """The objects of several pictures that became one."""
+    if len(targets) == 1:
+        return targets[0]
+    packed = Targets.pack(list(targets))
+    return Target(packed.labels, packed.boxes, packed.masks, packed.keypoints)
 
 
 def _resized(pixels: np.ndarray, height: int, width: int) -> np.ndarray:

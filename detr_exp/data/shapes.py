@@ -149,6 +149,7 @@ class ShapesSplit:
 
     has_masks = True
     has_keypoints = True
+    most_objects = MAX_OBJECTS
 
     def __init__(self, number: int, count: int, side: int, seed: int, categories: list[Category]) -> None:
         self.number, self.count, self.side, self.seed, self.categories = number, count, side, seed, categories

@@ -81,6 +81,7 @@ class TableSplit:
         keep = keep[np.argsort(np.array(rows.picture, np.int64)[keep], kind="stable")]
         owner = np.array(rows.picture, np.int64)[keep]
         self.starts = np.searchsorted(owner, np.arange(len(self.paths) + 1))
+        self.most_objects = int(np.diff(self.starts).max(initial=0))
         self.boxes_xywh = np.array(rows.box_xywh, np.float64).reshape(-1, 4)[keep]
         self.category = np.array(rows.category, np.int64)[keep]
         self.crowd = np.array(rows.crowd, bool)[keep]

@@ -1,0 +1,66 @@
+"""The headers of all pictures, read before the first step: a picture that cannot be opened, or has another size than
+annotated, is better known now than in the middle of the night.
+
+What was found sound is remembered by a stamp of the annotations and of every file's path, size and time, so that the
+next run on the same files only asks the file system.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from detr_exp.data.picture import PictureError, refuse_size
+from detr_exp.data.problems import Problems
+from detr_exp.data.table import TableSplit
+
+log = logging.getLogger(__name__)
+THREADS = 8  # a network disk answers several questions at once
+
+
+def check_headers(split: TableSplit, problems: Problems) -> None:
+    """Add to `problems` the pictures of a split whose header cannot be read or names another size."""
+    remembered = _memory() / stamp(split)
+    if remembered.exists():
+        return
+    with ThreadPoolExecutor(THREADS) as pool:
+        complaints = [c for c in pool.map(lambda i: _complaint(split, i), range(len(split))) if c is not None]
+    for complaint in complaints:
+        problems.picture(complaint)
+    if complaints:
+        return
+    try:
+        remembered.parent.mkdir(parents=True, exist_ok=True)
+        remembered.touch()
+    except OSError as error:
+        log.info("the headers of %d pictures are sound, but this cannot be remembered: %s", len(split), error)
+
+
+def stamp(split: TableSplit) -> str:
+    """Changes with the annotations and with the path, size or time of any picture."""
+    digest = hashlib.sha256(split.fingerprint.encode())
+    for path in split.paths:
+        try:
+            status = os.stat(path)
+        except OSError:
+            digest.update(f"\n{path} missing".encode(errors="surrogateescape"))
+        else:
+            digest.update(f"\n{path} {status.st_size} {status.st_mtime_ns}".encode(errors="surrogateescape"))
+    return digest.hexdigest()
+
+
+def _complaint(split: TableSplit, index: int) -> str | None:
+    try:
+        refuse_size(Path(split.paths[index]), split.size(index))
+    except PictureError as error:
+        return str(error)
+    return None
+
+
+def _memory() -> Path:
+    """Where stamps are kept, as the XDG rules have it."""
+    home = os.environ.get("XDG_CACHE_HOME")
+    return (Path(home) if home else Path.home() / ".cache") / "detr_exp" / "headers"
