@@ -1,0 +1,140 @@
+"""Whole training steps to be timed: ours, and those of transformers and rfdetr on the same pictures and objects.
+
+A step is forward pass, criterion, backward pass, clipping, AdamW and the average of the weights. Ours is the trainer's
+own. The peers' networks and losses run as their authors train them: `torch.optim.AdamW` as it comes, and an average
+that goes through the state dict tensor by tensor, which is RT-DETR's code and RF-DETR's alike.
+"""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Callable, Sequence
+from copy import deepcopy
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from torch import nn
+
+from detr_exp import build
+from detr_exp.model.pretrained_rtdetr import huggingface_config
+from detr_exp.structures import Batch, Target, Targets
+from detr_exp.trainer.ema import EMA
+from detr_exp.trainer.precision import Precision
+
+CLASSES, CLIP = 80, 0.1
+FP32 = ("trainer.hardware.amp=null", "trainer.hardware.channels_last=false")
+BF16 = ("trainer.hardware.amp=bf16", "trainer.hardware.channels_last=true")
+
+Step = Callable[[], object]
+
+
+def batch_of(images: int, side: int, objects: float = 7.0) -> Batch:
+    """Noise with a Poisson number of random boxes on each picture."""
+    g = torch.Generator().manual_seed(side)
+    counts = torch.poisson(torch.full((images,), objects), generator=g).long().clamp(min=1).tolist()
+    targets = [
+        Target(
+            torch.randint(0, CLASSES, (n,), generator=g),
+            torch.cat([torch.rand(n, 2, generator=g) * 0.6 + 0.2, torch.rand(n, 2, generator=g) * 0.35 + 0.05], 1),
+        )
+        for n in counts
+    ]
+    pixels = torch.randint(0, 256, (images, side, side, 3), generator=g, dtype=torch.uint8)
+    sizes = torch.full((images, 2), side)
+    return Batch(pixels, Targets.pack(targets), sizes, list(range(images)))
+
+
+def config(side: int, *words: str) -> Any:
+    """A configuration for square pictures of `side` on the CPU."""
+    size = f"model.image_size=[{side},{side}]"
+    return build.compose([*words, size, "trainer/hardware=cpu", "data=shapes", f"data.num_classes={CLASSES}"])
+
+
+def ours(batch: Batch, cfg: Any) -> Step:
+    """The trainer's step."""
+    torch.manual_seed(0)
+    trainer = build.trainer(cfg)
+    network = trainer.hardware.place(build.network(cfg)).train()
+    run = SimpleNamespace(seed=0, criterion=build.criterion(cfg))
+    state = SimpleNamespace(
+        step=0,
+        network=network,
+        optimizer=build.optimizer(cfg)(network),
+        ema=EMA(network, decay=cfg.trainer.ema_decay, tau=cfg.trainer.ema_tau),
+        precision=Precision(trainer.hardware.torch_device, trainer.hardware.amp_dtype),
+        schedule=lambda step: 1.0,
+        parameters=[p for p in network.parameters() if p.requires_grad],
+    )
+    return lambda: trainer.train_step(run, state, [batch])
+
+
+def transformers(batch: Batch, cfg: Any) -> Step:
+    """Its RT-DETRv2 of the same make."""
+    from omegaconf import OmegaConf
+    from transformers import RTDetrResNetConfig, RTDetrV2Config, RTDetrV2ForObjectDetection
+
+    settings = huggingface_config(OmegaConf.to_container(cfg.model, resolve=True), [str(c) for c in range(CLASSES)])
+    backbone = settings.pop("backbone_config")
+    for name in ("architectures", "model_type"):
+        settings.pop(name)
+    backbone.pop("model_type")
+    torch.manual_seed(0)
+    network = RTDetrV2ForObjectDetection(RTDetrV2Config(backbone_config=RTDetrResNetConfig(**backbone), **settings))
+    labels = [{"class_labels": a, "boxes": b} for a, b in per_image(batch)]
+    pixels = batch.pixels().contiguous()
+    return plain_step(network, lambda: network(pixel_values=pixels, labels=labels).loss)
+
+
+def rfdetr(batch: Batch) -> Step:
+    """Its Nano with random weights."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        logging.disable(logging.WARNING)
+        from rfdetr.config import RFDETRNanoConfig, TrainConfig
+        from rfdetr.models.lwdetr import build_criterion_from_config, build_model_from_config
+        from rfdetr.utilities.tensors import NestedTensor
+
+        torch.manual_seed(0)
+        # a file name it does not know keeps it from downloading a backbone
+        made = RFDETRNanoConfig(device="cpu", pretrain_weights="/nonexistent/x.pth", num_classes=CLASSES - 1)
+        training = TrainConfig(dataset_dir=".", output_dir=".")
+        network = build_model_from_config(made, training)
+        criterion = build_criterion_from_config(made, training)[0].train()
+        logging.disable(logging.NOTSET)
+    labels = [{"labels": a, "boxes": b} for a, b in per_image(batch)]
+    pixels = batch.pixels().contiguous()
+    images = NestedTensor(pixels, torch.zeros(len(pixels), *pixels.shape[-2:], dtype=torch.bool))
+
+    def loss() -> torch.Tensor:
+        terms = criterion(network(images, labels), labels)
+        return sum(terms[name] * weight for name, weight in criterion.weight_dict.items() if name in terms)
+
+    return plain_step(network, loss)
+
+
+def plain_step(network: nn.Module, loss: Callable[[], torch.Tensor]) -> Step:
+    """A step as the peers' own training code makes it."""
+    network.train()
+    optimizer = torch.optim.AdamW(network.parameters(), lr=1e-4, weight_decay=1e-4)
+    average = deepcopy(network).eval().requires_grad_(False)
+
+    def step() -> None:
+        loss().backward()
+        nn.utils.clip_grad_norm_(network.parameters(), CLIP)
+        optimizer.step()
+        optimizer.zero_grad()
+        with torch.no_grad():
+            live = network.state_dict()
+            for name, value in average.state_dict().items():
+                if value.dtype.is_floating_point:
+                    value.mul_(0.999).add_(live[name].detach(), alpha=0.001)
+
+    return step
+
+
+def per_image(batch: Batch) -> Sequence[tuple[torch.Tensor, torch.Tensor]]:
+    """Labels and boxes of each picture."""
+    targets = batch.targets
+    return list(zip(targets.labels.split(targets.counts), targets.boxes.split(targets.counts)))
