@@ -48,7 +48,7 @@ def network(cfg: DictConfig, data: Any = None) -> nn.Module:
     if data is None and cfg.data.num_classes is None:
         data = _made(cfg, "data")
     told = {"num_classes": _num_classes(cfg, data), "activation": cfg.loss.activation}
-    if cfg.model.get("keypoint_counts") is None and "keypoint_counts" in _arguments(cfg, "model"):
+    if "keypoint_counts" in _arguments(cfg, "model"):
         told["keypoint_counts"] = _keypoint_counts(cfg, data)
     made = _made(cfg, "model", without=("weights",), **told)
     _refuse_size(made)
@@ -91,20 +91,33 @@ def hardware(cfg: DictConfig) -> Hardware:
     return _made(cfg, "trainer")["hardware"]
 
 
-def run(cfg: DictConfig, output_dir: Path) -> Run:
+def plain(cfg: DictConfig) -> dict[str, Any]:
+    """The resolved config as checkpoints and trackers keep it: plain values, secrets masked."""
+    from detr_exp.tracker.secrets import masked
+
+    return cast(dict[str, Any], masked(OmegaConf.to_container(cfg, resolve=True)))
+
+
+def run(cfg: DictConfig, output_dir: Path, *, identity: str = "", resume_from: Path | None = None) -> Run:
     """Everything a training needs.
+
+    Args:
+        cfg: see `compose`.
+        output_dir: the run folder.
+        identity: of the config as it was asked for; see `trainer.resume.identity`.
+        resume_from: the checkpoint to go on from.
 
     Raises:
         ValueError: something does not fit; nothing was trained.
     """
-    from detr_exp.tracker.secrets import masked
-    from detr_exp.trainer.resume import find
     from detr_exp.trainer.state import Run
 
     refuse_unready(cfg)
-    config = cast(dict[str, Any], masked(OmegaConf.to_container(cfg, resolve=True)))
     data_set = data(cfg)
     made = network(cfg, data_set)
+    for split in ("train", "val"):
+        if getattr(data_set, split) is not None:
+            data_set.refuse(split, made)
     return Run(
         data=data_set,
         network=made,
@@ -113,10 +126,11 @@ def run(cfg: DictConfig, output_dir: Path) -> Run:
         make_schedule=schedule(cfg),
         make_metric=metric(cfg, data_set, made),
         tracker=_made(cfg, "tracker"),
-        config=config,
+        config=plain(cfg),
         output_dir=output_dir,
         seed=cfg.seed,
-        resume_from=find(cfg.trainer.resume, output_dir, config),
+        identity=identity,
+        resume_from=resume_from,
     )
 
 
@@ -171,6 +185,12 @@ def metric(
     schema = data.keypoints
     of_id = {} if schema is None else dict(zip(data.category_ids, schema.counts))
     sigmas = None if schema is None else [schema.sigmas[: of_id.get(number, 0)] for number in ids]
+    for number, predicted in zip(ids, getattr(network, "keypoint_counts", [])):
+        if of_id.get(number, predicted) != predicted:
+            raise ValueError(
+                f"class {names[number]!r} has {of_id[number]} keypoints in the data, but the network predicts "
+                f"{predicted}; evaluate it on data with those it was trained on"
+            )
 
     @functools.cache
     def of_split(split: str) -> Any:
@@ -189,14 +209,23 @@ def _keypoint_counts(cfg: DictConfig, data: Any) -> list[int]:
     """Keypoints of each label.
 
     Raises:
-        ValueError: the data have none.
+        ValueError: the data have none, or others than the model is to have.
     """
+    given = cfg.model.get("keypoint_counts")
+    if data is None and given is not None:
+        return given
     data = _made(cfg, "data") if data is None else data
     if data.keypoints is None:
         raise ValueError(
             f"{cfg.model._target_} learns keypoints, but the data have none; use data with keypoints, or model=rfdetr"
         )
-    return data.keypoints.counts
+    counts = data.keypoints.counts
+    if given is not None and list(given) != counts:
+        raise ValueError(
+            f"model.keypoint_counts is {list(given)}, but the classes of the data have {counts} keypoints; "
+            "model.keypoint_counts=null takes those"
+        )
+    return counts
 
 
 def _num_classes(cfg: DictConfig, data: Any) -> int:

@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+import logging
 import random
 import secrets
+import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from filelock import FileLock, Timeout
 from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from detr_exp import cli
+
+if TYPE_CHECKING:
+    from detr_exp.trainer.state import Run
+    from detr_exp.trainer.trainer import Trainer
 
 USAGE = """\
 Train detection transformers: RT-DETR, RT-DETRv2, RF-DETR.
@@ -61,27 +69,38 @@ def train_in(
         ValueError: something does not fit, or the folder belongs to a run that is still going on.
     """
     from detr_exp import build  # loads torch, which --help and mistakes do not wait for
+    from detr_exp.trainer import checkpoint as files
+    from detr_exp.trainer.resume import origin
 
+    start = origin(cfg.trainer.resume, folder, build.plain(cfg))
+    if start.folder != folder:
+        _move(folder, start.folder)
+    elif cfg.trainer.resume == "auto" and start.record is None:
+        print("trainer.resume=auto found no unfinished run with this config; this one is new", flush=True)
+    folder = start.folder
     folder.mkdir(parents=True, exist_ok=True)
     if cfg.seed is None:
         with open_dict(cfg):
-            cfg.seed = secrets.randbelow(2**31)
+            cfg.seed = secrets.randbelow(2**31) if start.seed is None else start.seed
     OmegaConf.set_readonly(cfg, True)
-    with _only_writer(folder):
+    with only_writer(folder):
         _seed_everything(cfg.seed)
         trainer = build.trainer(cfg)
-        run = build.run(cfg, folder)
+        run = build.run(cfg, folder, identity=start.identity, resume_from=start.checkpoint)
         (folder / "config.yaml").write_text(OmegaConf.to_yaml(OmegaConf.create(run.config)))
         run.tracker.start(
             run_dir=folder,
             config=run.config,
             choices=choices,
             overrides=overrides,
-            tags={"data.fingerprint": run.data.fingerprint, "seed": str(run.seed)},
-            resumed=run.resume_from is not None,
+            tags=_facts(run, trainer),
+            resumed=start.record is not None,
         )
+        if start.record is not None and start.checkpoint is None:
+            run.tracker.rewind(0, 0)
         try:
             best = trainer.fit(run)
+            run.tracker.checkpoint(folder / files.BEST_TOTAL)
         except BaseException as error:
             run.tracker.finish(_status(error), str(error))
             raise
@@ -89,8 +108,36 @@ def train_in(
     return best
 
 
+def _facts(run: Run, trainer: Trainer) -> dict[str, str]:
+    """What one looks for among many runs."""
+    from detr_exp.trainer.resume import IDENTITY_TAG
+
+    facts = {
+        IDENTITY_TAG: run.identity,
+        "data.fingerprint": run.data.fingerprint,
+        "seed": str(run.seed),
+        "hardware": trainer.hardware.describe(),
+        "parameters": str(sum(parameter.numel() for parameter in run.network.parameters())),
+    }
+    return facts | ({} if run.resume_from is None else {"resumed.from": str(run.resume_from)})
+
+
+def _move(made: Path, home: Path) -> None:
+    """Go on in the folder `home`, with the log as well, and leave none of what Hydra has `made` for this call."""
+    print(f"going on in {home}", flush=True)
+    for handler in logging.getLogger().handlers:
+        if isinstance(handler, logging.FileHandler) and Path(handler.baseFilename).parent == made.resolve():
+            handler.close()
+            handler.baseFilename = str(home.resolve() / Path(handler.baseFilename).name)
+            (made / Path(handler.baseFilename).name).unlink(missing_ok=True)
+    if HydraConfig.initialized() and HydraConfig.get().mode is RunMode.RUN:
+        shutil.rmtree(made / ".hydra", ignore_errors=True)
+    with suppress(OSError):  # somebody's own files are in it
+        made.rmdir()
+
+
 @contextmanager
-def _only_writer(folder: Path) -> Iterator[None]:
+def only_writer(folder: Path) -> Iterator[None]:
     """Hold the folder; a second run in it would mix its files with those of the first.
 
     Raises:

@@ -27,8 +27,8 @@ def say_start(trainer: Trainer, run: Run, state: State) -> None:
             "data": f"{run.data.content.origin}: {sizes} images",
             "classes": f"{run.data.num_classes}: {names}",
             "device": trainer.hardware.describe(),
-            "batch": f"{trainer.batch_size * trainer.grad_accum_steps} images a step "
-            f"({trainer.batch_size} x {trainer.grad_accum_steps} accumulated)",
+            "batch": f"{state.batch_size * state.grad_accum_steps} images a step "
+            f"({state.batch_size} x {state.grad_accum_steps} accumulated)",
             "length": f"{trainer.epochs} epochs, {state.total_steps} steps, seed {run.seed}",
             "folder": str(run.output_dir),
         },

@@ -6,14 +6,30 @@ from contextlib import nullcontext
 from dataclasses import asdict
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from detr_exp.trainer import checkpoint as files
-from detr_exp.trainer.resume import identity
+from detr_exp.trainer.resume import COSTS
 from detr_exp.trainer.state import Run, State
+
+USUAL_THRESHOLD = 0.5  # where the checkpoint has never been evaluated
+
+
+class NonFiniteError(RuntimeError):
+    """Loss, gradients or weights were not finite."""
 
 
 def save_newest(run: Run, state: State) -> None:
-    """Everything to go on with, as `checkpoint.pth`."""
-    files.save(facts(run) | state.state_dict() | {"kind": "training"}, run.output_dir / files.NEWEST)
+    """Everything to go on with, as `checkpoint.pth`.
+
+    Raises:
+        NonFiniteError: the weights are not finite; the previous file stays.
+    """
+    kept = state.state_dict()
+    refuse_non_finite(kept["model"], files.NEWEST)
+    counted = {"logged_lines": run.tracker.lines, "nonfinite_costs": getattr(run.criterion.matcher, COSTS, 0)}
+    files.save(facts(run) | kept | counted | {"kind": "training"}, run.output_dir / files.NEWEST)
 
 
 def number_newest(run: Run, state: State, keep: int) -> None:
@@ -23,17 +39,26 @@ def number_newest(run: Run, state: State, keep: int) -> None:
 
 
 def slim(run: Run, state: State, which: str, metrics: dict[str, float]) -> dict[str, Any]:
-    """All that inference needs of the EMA or the raw weights, and nothing else."""
+    """All that inference needs of the EMA or the raw weights, and nothing else.
+
+    Raises:
+        NonFiniteError: the weights are not finite.
+    """
     weights = state.ema.swapped(state.network) if which == "ema" and state.ema else nullcontext()
     with weights:
         model = {name: tensor.clone() for name, tensor in state.network.state_dict().items()}
+    refuse_non_finite(model, files.BEST[which])
     return facts(run) | {
         "kind": "inference",
         "model": model,
         "weights": which,
-        "epoch": state.epoch,
+        "epoch": state.epoch_number,
         "step": state.step,
         "metrics": metrics,
+        "threshold": metrics.get("F1_threshold", USUAL_THRESHOLD),
+        "pixel_mean": state.network.pixel_mean.flatten().tolist(),
+        "pixel_std": state.network.pixel_std.flatten().tolist(),
+        "image_size": list(state.network.image_size),
     }
 
 
@@ -42,9 +67,20 @@ def facts(run: Run) -> dict[str, Any]:
     return {
         "format": files.FORMAT,
         "config": run.config,
-        "config_identity": identity(run.config),
+        "config_identity": run.identity,
         "classes": list(run.data.classes),
         "category_ids": list(run.data.category_ids),
         "keypoints": None if run.data.keypoints is None else asdict(run.data.keypoints),
         "data_fingerprint": run.data.fingerprint,
     }
+
+
+def refuse_non_finite(model: dict[str, Tensor], name: str) -> None:
+    """Raises: NonFiniteError when a tensor of `model` is not finite; asks the device once."""
+    floating = {key: tensor for key, tensor in model.items() if tensor.is_floating_point()}
+    if not torch.stack([torch.isfinite(tensor).all() for tensor in floating.values()]).all():
+        wrong = [key for key, tensor in floating.items() if not torch.isfinite(tensor).all()]
+        raise NonFiniteError(
+            f"{name} was not written, because weights are not finite ({len(wrong)} tensors: {', '.join(wrong[:5])}); "
+            "the previous one stays. Lower optim.lr, or try trainer.hardware.amp=null"
+        )

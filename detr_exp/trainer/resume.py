@@ -4,10 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+from filelock import FileLock, Timeout
+
+from detr_exp.tracker.base import RECORD, RunRecord
 from detr_exp.trainer import checkpoint as files
-from detr_exp.trainer.state import State
+from detr_exp.trainer.state import COUNTED, DECIDED, Run, State
+
+COSTS = "num_non_finite"  # of a matcher that counts them
+IDENTITY_TAG = "config.hash"
+LOCK = ".lock"
 
 # What may change without changing a number, as dotted prefixes.
 FREE = (
@@ -43,20 +50,65 @@ FIXED = (
 )
 
 
+class Origin(NamedTuple):
+    """Where a run begins.
+
+    Attributes:
+        folder: the run folder: the one asked for, or that of the run that goes on.
+        checkpoint: to go on from; None: from the start.
+        record: of the run that goes on; None: it is a new one.
+        identity: of the config.
+    """
+
+    folder: Path
+    checkpoint: Path | None
+    record: RunRecord | None
+    identity: str
+
+    @property
+    def seed(self) -> int | None:
+        """The seed of the run that goes on."""
+        seed = None if self.record is None else self.record.tags.get("seed")
+        return None if seed is None else int(seed)
+
+
+def origin(resume: str | None, output_dir: Path, config: Mapping[str, Any]) -> Origin:
+    """Where a run with this config begins.
+
+    A run goes on in its own folder, under its own name. One that was killed before its first checkpoint begins again,
+    but is still the same run.
+
+    Args:
+        resume: null, a checkpoint, a run folder, or `auto`; see `find`.
+        output_dir: the run folder asked for.
+        config: the resolved config as it was asked for.
+
+    Raises:
+        ValueError: when a named checkpoint is not there.
+    """
+    wanted = identity(config)
+    checkpoint = find(resume, output_dir, wanted)
+    if checkpoint is not None and (checkpoint.parent / RECORD).exists():
+        return Origin(checkpoint.parent, checkpoint, RunRecord.load(checkpoint.parent), wanted)
+    if resume == "auto" and checkpoint is None and is_unfinished(output_dir, wanted):
+        return Origin(output_dir, None, RunRecord.load(output_dir), wanted)
+    return Origin(output_dir, checkpoint, None, wanted)
+
+
 def identity(config: Mapping[str, Any]) -> str:
     """The hash of everything in a resolved config that decides the numbers of a run."""
     kept = {key: value for key, value in flat(config).items() if not _under(key, FREE)}
     return files.config_hash(kept)
 
 
-def find(resume: str | None, output_dir: Path, config: Mapping[str, Any]) -> Path | None:
+def find(resume: str | None, output_dir: Path, wanted: str) -> Path | None:
     """The checkpoint that `trainer.resume` means.
 
     Args:
         resume: null, a checkpoint, a run folder, or `auto`: the run folder itself, else the newest unfinished run
-            beside it with the same config, else none.
+            beside it with the same config that nobody is at work in, else none.
         output_dir: the run folder.
-        config: the resolved config.
+        wanted: `identity` of the config.
 
     Raises:
         ValueError: when a named checkpoint is not there.
@@ -71,22 +123,31 @@ def find(resume: str | None, output_dir: Path, config: Mapping[str, Any]) -> Pat
         return path
     if (output_dir / files.NEWEST).is_file():
         return output_dir / files.NEWEST
-    wanted = identity(config)
-    newest = sorted(_unfinished(output_dir), key=lambda path: path.stat().st_mtime, reverse=True)
-    return next((path for path in newest if files.load(path)["config_identity"] == wanted), None)
-
-
-def _unfinished(output_dir: Path) -> list[Path]:
     # run folders are outputs/<day>/<time>: look at the folders beside this one and beside its parent
-    found = [*output_dir.parent.glob(f"*/{files.NEWEST}"), *output_dir.parent.parent.glob(f"*/*/{files.NEWEST}")]
-    return [path for path in set(found) if not (path.parent / files.BEST_TOTAL).exists()]
+    near = [*output_dir.parent.glob(f"*/{files.NEWEST}"), *output_dir.parent.parent.glob(f"*/*/{files.NEWEST}")]
+    newest = sorted(set(near), key=lambda path: path.stat().st_mtime, reverse=True)
+    return next((path for path in newest if is_unfinished(path.parent, wanted)), None)
 
 
-def restore(path: Path, state: State, config: Mapping[str, Any]) -> list[str]:
-    """Put the state stored in `path` back into `state`.
+def is_unfinished(folder: Path, wanted: str) -> bool:
+    """Whether a folder holds a run with this `identity` that did not come to its end and is not going on now."""
+    try:
+        record = RunRecord.load(folder)
+    except ValueError:
+        return False
+    if record.tags.get(IDENTITY_TAG) != wanted or record.status in ("ok", "pruned"):
+        return False
+    lock = FileLock(folder / LOCK)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        return False
+    lock.release()
+    return True
 
-    Returns:
-        sentences for the user: which keys differ from the stored run.
+
+def read(path: Path, config: Mapping[str, Any]) -> dict[str, Any]:
+    """What a checkpoint holds, if a run with this config can go on from it.
 
     Raises:
         ValueError: when the checkpoint is for inference only, damaged, or of a run that this config cannot continue.
@@ -97,17 +158,63 @@ def restore(path: Path, state: State, config: Mapping[str, Any]) -> list[str]:
             f"{path} holds weights only and cannot be resumed; give its folder's {files.NEWEST}, or start anew from "
             f"these weights with model.weights={path}"
         )
-    before, now = flat(saved["config"]), flat(config)
-    differing = [key for key in sorted(before.keys() | now.keys()) if before.get(key) != now.get(key)]
-    fixed = [key for key in differing if _under(key, FIXED)]
+    if missing := [name for name in (*DECIDED, *COUNTED) if name not in saved]:
+        raise ValueError(
+            f"{path} was written by another version and cannot be continued bit by bit (it has no {', '.join(missing)})"
+            f"; start a new run from its weights with model.weights={path}"
+        )
+    before, now = _compared(saved, config)
+    fixed = [key for key in _differing(before, now) if _under(key, FIXED) and key in before]
     if fixed:
-        changes = ", ".join(f"{key} was {before.get(key)!r} and is {now.get(key)!r}" for key in fixed[:8])
+        changes = ", ".join(f"{key} was {before[key]!r} and is {now.get(key)!r}" for key in fixed[:8])
         raise ValueError(
             f"{path} cannot be continued with this config: {changes}; set them back, or start a new run from its "
             f"weights with model.weights={path}"
         )
-    state.load_state_dict(saved)
-    return [f"resumed with {key}={now.get(key)} (was {before.get(key)})" for key in differing if not _under(key, FREE)]
+    return saved
+
+
+def put_back(saved: dict[str, Any], run: Run, state: State) -> list[str]:
+    """Give a run the state of a checkpoint, and forget what it has logged since.
+
+    Args:
+        saved: by `read`.
+
+    Returns:
+        sentences for the user: where it goes on, and what differs from the stored run.
+
+    Raises:
+        ValueError: when a tensor does not fit.
+    """
+    assert run.resume_from is not None
+    try:
+        state.load_state_dict(saved)
+    except (RuntimeError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"{run.resume_from} does not fit this network and optimiser, as files of other versions may not "
+            f"({' '.join(str(error).split())[:300]}); start a new run from its weights with "
+            f"model.weights={run.resume_from}"
+        ) from error
+    if hasattr(run.criterion.matcher, COSTS):
+        setattr(run.criterion.matcher, COSTS, saved["nonfinite_costs"])
+    run.tracker.rewind(state.step, saved["logged_lines"])
+    before, now = _compared(saved, run.config)
+    changes = [key for key in _differing(before, now) if not _under(key, FREE)]
+    told = [f"resumed with {key}={now.get(key)} (was {before.get(key, 'not there')})" for key in changes]
+    if saved["data_fingerprint"] != run.data.fingerprint:
+        told.append("resumed with data that were changed since; the run is no repetition of an undisturbed one")
+    return [*told, f"resumed {run.resume_from} at step {state.step} (epoch {state.epoch + 1})"]
+
+
+def _compared(saved: dict[str, Any], config: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Both configs as dotted keys; where a batch size was left to the machine, it is the one decided on."""
+    decided = {f"trainer.{name}": saved[name] for name in DECIDED}
+    before, now = flat(saved["config"]) | decided, flat(config)
+    return before, now | decided if now.get("trainer.batch_size") == "auto" else now
+
+
+def _differing(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    return [key for key in sorted(before.keys() | now.keys()) if before.get(key) != now.get(key)]
 
 
 def flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

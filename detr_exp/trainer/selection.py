@@ -59,6 +59,10 @@ class EarlyStopping:
     best: float | None = None
     waited: int = 0
 
+    @property
+    def is_reached(self) -> bool:
+        return self.waited >= self.patience
+
     def update(self, value: float, epoch: int) -> bool:
         """Take the value of `epoch` (0-based); whether to stop now."""
         if epoch < self.skip_epochs:
@@ -67,7 +71,7 @@ class EarlyStopping:
             self.best, self.waited = value, 0
         else:
             self.waited += 1
-        return self.waited >= self.patience
+        return self.is_reached
 
     def state_dict(self) -> dict:
         return {"best": self.best, "waited": self.waited}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,6 +14,9 @@ from torch import Tensor, nn
 from detr_exp.trainer.ema import EMA
 from detr_exp.trainer.precision import Precision
 from detr_exp.trainer.selection import BestMetric, EarlyStopping
+
+DECIDED = ("batch_size", "grad_accum_steps")
+COUNTED = ("epoch", "batch", "step", "closed", "log_count", "term_names", "bad_in_a_row", "left_out")
 
 
 @dataclass
@@ -30,6 +34,7 @@ class Run:
         config: resolved config, stored in every checkpoint.
         output_dir: the run folder.
         seed: decides every random draw.
+        identity: tells runs of the same config from others; see `resume.identity`.
         resume_from: the checkpoint to go on from, or None.
     """
 
@@ -43,6 +48,7 @@ class Run:
     config: dict[str, Any]
     output_dir: Path
     seed: int
+    identity: str = ""
     resume_from: Path | None = None
 
 
@@ -51,12 +57,16 @@ class State:
     """What changes while a run goes on; `state_dict` is what `checkpoint.pth` holds of it.
 
     Attributes:
+        batch_size: images of a micro-batch on one device.
+        grad_accum_steps: micro-batches of a step.
         epoch: epochs finished.
         batch: micro-batches taken of the running epoch.
         step: optimiser steps taken.
+        closed: the step at which the last end of an epoch was dealt with: evaluated where it was time to, and saved.
         log_sums: sums of the loss terms `term_names` since the last line of the log, on the device.
         unread: (step, image ids, whether it was left out) of the steps whose flag nobody has read yet.
         bad_in_a_row: steps in a row that were left out, as far as read.
+        left_out: steps that were left out since the last line of the log, as far as read.
         good_buffers: batch statistics after the last stretch without such a step.
     """
 
@@ -66,6 +76,8 @@ class State:
     precision: Precision
     schedule: Callable[[int], float]
     loader: Any
+    batch_size: int
+    grad_accum_steps: int
     steps_per_epoch: int
     total_steps: int
     best: dict[str, BestMetric]
@@ -73,13 +85,20 @@ class State:
     epoch: int = 0
     batch: int = 0
     step: int = 0
+    closed: int = 0
     log_sums: Tensor | None = None
     log_count: int = 0
     term_names: list[str] = field(default_factory=list)
     parameters: list[nn.Parameter] = field(default_factory=list)
     unread: list[tuple[int, list[int], Tensor]] = field(default_factory=list)
     bad_in_a_row: int = 0
+    left_out: int = 0
     good_buffers: list[Tensor] = field(default_factory=list)
+
+    @property
+    def epoch_number(self) -> int:
+        """The epoch of the last step, counted from 1."""
+        return math.ceil(self.step / self.steps_per_epoch)
 
     def state_dict(self) -> dict[str, Any]:
         return {
@@ -87,13 +106,8 @@ class State:
             "ema": self.ema.state_dict() if self.ema else None,
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.precision.scaler.state_dict(),
-            "epoch": self.epoch,
-            "batch": self.batch,
-            "step": self.step,
             "log_sums": self.log_sums,
-            "log_count": self.log_count,
-            "term_names": self.term_names,
-            "bad_in_a_row": self.bad_in_a_row,
+            **{name: getattr(self, name) for name in (*DECIDED, *COUNTED)},
             "best": {name: best.state_dict() for name, best in self.best.items()},
             "early_stopping": self.early_stopping.state_dict() if self.early_stopping else None,
         }
@@ -104,7 +118,7 @@ class State:
             self.ema.load_state_dict(saved["ema"])
         self.optimizer.load_state_dict(saved["optimizer"])
         self.precision.scaler.load_state_dict(saved["scaler"])
-        for name in ("epoch", "batch", "step", "log_count", "term_names", "bad_in_a_row"):
+        for name in COUNTED:
             setattr(self, name, saved[name])
         self.log_sums = None if saved["log_sums"] is None else saved["log_sums"].to(self.precision.device)
         for name, best in self.best.items():

@@ -17,37 +17,23 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from detr_exp.structures import Batch
 from detr_exp.trainer.announce import say_start
+from detr_exp.trainer.batch_size import choose, refuse_too_large
 from detr_exp.trainer.console import Console
 from detr_exp.trainer.ema import EMA
 from detr_exp.trainer.evaluation import as_float32
 from detr_exp.trainer.hardware import Hardware
-from detr_exp.trainer.keeping import number_newest, save_newest
+from detr_exp.trainer.keeping import NonFiniteError, number_newest, save_newest
 from detr_exp.trainer.precision import Precision
-from detr_exp.trainer.resume import restore
+from detr_exp.trainer.resume import put_back, read
 from detr_exp.trainer.selection import BestMetric, EarlyStopping
+from detr_exp.trainer.settings import refuse_wrong_settings
 from detr_exp.trainer.signals import Interrupt, Interrupted
 from detr_exp.trainer.state import Run, State
 from detr_exp.trainer.validation import evaluate_epoch, finish
-
-AT_LEAST_ONE = (
-    "epochs",
-    "batch_size",
-    "grad_accum_steps",
-    "ema_update_interval",
-    "eval_interval",
-    "checkpoint_interval",
-    "log_every_steps",
-    "early_stopping_patience",
-    "nonfinite_limit",
-)
-
-
-class NonFiniteError(RuntimeError):
-    """Loss or gradients were not finite in too many steps."""
 
 
 @dataclass(kw_only=True)
@@ -61,7 +47,10 @@ class Trainer:
     hardware: Hardware
     epochs: int
     max_steps: int | None
-    batch_size: int
+    batch_size: int | str
+    auto_batch_target_effective: int
+    auto_batch_max_targets_per_image: int
+    auto_batch_ema_headroom: float
     eval_batch_size: int | None
     grad_accum_steps: int
     clip_max_norm: float | None
@@ -73,7 +62,7 @@ class Trainer:
     eval_interval: int
     evaluate_weights: str
     monitor: str | None
-    compute_val_loss: bool
+    compute_val_loss: bool | str
     run_test: bool
     compute_test_loss: bool
     checkpoint_interval: int
@@ -95,20 +84,7 @@ class Trainer:
     picture_threshold: float
 
     def __post_init__(self) -> None:
-        for name in AT_LEAST_ONE:
-            value = getattr(self, name)
-            if not isinstance(value, int) or value < 1:
-                raise ValueError(f"trainer.{name} is {value}; it must be a whole number >= 1: trainer.{name}=1")
-        for name in ("max_steps", "eval_batch_size", "checkpoint_every_steps"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"trainer.{name} is {value}; it must be >= 1 or null: trainer.{name}=null")
-        if not 0 <= self.smooth_alpha < 1:
-            raise ValueError(
-                f"trainer.smooth_alpha is {self.smooth_alpha}; it must be in [0, 1): trainer.smooth_alpha=0"
-            )
-        if self.evaluate_weights not in ("ema", "raw", "both"):
-            raise ValueError(f"trainer.evaluate_weights is {self.evaluate_weights!r}; use ema, raw or both")
+        refuse_wrong_settings(self)
         self.console = Console(self.progress_bar)
 
     # ------------------------------------------------------------------------------------------------ the whole run
@@ -123,19 +99,13 @@ class Trainer:
         """
         state = self.start(run)
         with Interrupt() as interrupt:
-            while state.epoch < self.epochs and not self.exhausted(state):
-                self.train_one_epoch(run, state, interrupt)
-                ended = state.epoch == self.epochs or self.exhausted(state)
-                stop = False
-                if ended or state.epoch % self.eval_interval == 0:
-                    stop = evaluate_epoch(self, run, state)
-                self.save(run, state)
-                if stop:
-                    self.console.line(
-                        f"early stopping: no gain above {self.early_stopping_min_delta} in "
-                        f"{self.early_stopping_patience} evaluations"
-                    )
+            while True:
+                if self.is_due(state):
+                    self.close_epoch(run, state, interrupt)
+                elif self.has_ended(state):
                     break
+                else:
+                    self.train_one_epoch(run, state, interrupt)
         return finish(self, run, state)
 
     def start(self, run: Run) -> State:
@@ -145,8 +115,10 @@ class Trainer:
             torch.backends.cudnn.benchmark = False
         network = self.hardware.place(run.network)
         run.criterion.to(self.hardware.torch_device)
-        loader = self.loader(run, "train", self.batch_size)
-        steps_per_epoch = math.ceil(len(loader) / self.grad_accum_steps)
+        saved = None if run.resume_from is None else read(run.resume_from, run.config)
+        batch_size, grad_accum_steps = self.batch(run, network, saved)
+        loader = self.loader(run, "train", batch_size)
+        steps_per_epoch = math.ceil(len(loader) / grad_accum_steps)
         total_steps = steps_per_epoch * self.epochs
         if self.max_steps is not None:
             total_steps = min(total_steps, self.max_steps)
@@ -165,6 +137,8 @@ class Trainer:
             precision=Precision(self.hardware.torch_device, self.hardware.amp_dtype),
             schedule=run.make_schedule(steps_per_epoch, total_steps),
             loader=loader,
+            batch_size=batch_size,
+            grad_accum_steps=grad_accum_steps,
             steps_per_epoch=steps_per_epoch,
             total_steps=total_steps,
             best={which: BestMetric(self.skip_best_epochs, self.smooth_alpha) for which in ("raw", "ema")},
@@ -175,24 +149,50 @@ class Trainer:
             else None,
             parameters=[p for p in network.parameters() if p.requires_grad],
         )
-        if run.resume_from is not None:
-            for sentence in restore(run.resume_from, state, run.config):
+        if saved is not None:
+            for sentence in put_back(saved, run, state):
                 self.console.line(sentence)
-            self.console.line(f"resumed {run.resume_from} at step {state.step} (epoch {state.epoch + 1})")
-            run.tracker.rewind(state.step)
+        state.good_buffers = [buffer.clone() for buffer in floating_buffers(network)]
         say_start(self, run, state)
         return state
+
+    def batch(self, run: Run, network: Any, saved: dict[str, Any] | None) -> tuple[int, int]:
+        """Images per device and batches per step; `auto` is decided once and kept when the run goes on.
+
+        Raises:
+            ValueError: the batch does not fit into memory.
+        """
+        if self.batch_size == "auto":
+            return choose(self, run, network) if saved is None else (saved["batch_size"], saved["grad_accum_steps"])
+        refuse_too_large(self, run, network, int(self.batch_size))
+        return int(self.batch_size), self.grad_accum_steps
 
     def loader(self, run: Run, split: str, batch_size: int) -> Any:
         return run.data.loader(
             split, network=run.network, batch_size=batch_size, seed=run.seed, training=split == "train"
         )
 
-    def exhausted(self, state: State) -> bool:
+    def is_exhausted(self, state: State) -> bool:
         return self.max_steps is not None and state.step >= self.max_steps
 
-    def save(self, run: Run, state: State) -> None:
-        """After an epoch: the newest checkpoint, and a numbered one every `checkpoint_interval` epochs."""
+    def has_ended(self, state: State) -> bool:
+        """Whether nothing is left to train."""
+        stopped = state.early_stopping is not None and state.early_stopping.is_reached
+        return stopped or state.epoch >= self.epochs or self.is_exhausted(state)
+
+    def is_due(self, state: State) -> bool:
+        """Whether training has come to the end of an epoch, or of the run, and what follows on it is not done yet."""
+        return state.step > state.closed and (state.batch == 0 or self.is_exhausted(state))
+
+    def close_epoch(self, run: Run, state: State, interrupt: Interrupt) -> None:
+        """Evaluate where it is time to, then save: the newest checkpoint, and sometimes a numbered one."""
+        if self.has_ended(state) or state.epoch % self.eval_interval == 0:
+            try:
+                evaluate_epoch(self, run, state, interrupt)
+            except Interrupted:
+                self.save_newest(run, state)  # not closed: the evaluation is made again
+                raise
+        state.closed = state.step
         self.save_newest(run, state)
         if state.epoch % self.checkpoint_interval == 0 and state.batch == 0:
             number_newest(run, state, self.keep_checkpoints)
@@ -210,9 +210,9 @@ class Trainer:
         sampler.set_epoch(state.epoch)
         sampler.set_start(state.batch)
         images, started = 0, time.perf_counter()
-        done = state.batch // self.grad_accum_steps
+        done = state.batch // state.grad_accum_steps
         with self.console.progress(f"epoch {state.epoch + 1}/{self.epochs}", state.steps_per_epoch - done) as meter:
-            for window in windows(iter(state.loader), self.grad_accum_steps):
+            for window in windows(iter(state.loader), state.grad_accum_steps):
                 terms, skipped = self.train_step(run, state, window)
                 state.step += 1
                 state.batch += len(window)
@@ -231,7 +231,7 @@ class Trainer:
                 if interrupt.number is not None:
                     self.save_newest(run, state)
                     raise Interrupted(interrupt.number)
-                if self.exhausted(state):
+                if self.is_exhausted(state):
                     break
             else:
                 state.epoch += 1
@@ -279,6 +279,7 @@ class Trainer:
         if state.precision.device.type == "cuda":
             values["system/gpu_memory_gib"] = torch.cuda.max_memory_allocated(state.precision.device) / 2**30
         values["train/nonfinite_steps"] = self.settle(state)
+        values["train/nonfinite_costs"] = getattr(run.criterion.matcher, "num_non_finite", 0)
         run.tracker.log(state.step, values)
         return values["train/loss"]
 
@@ -294,7 +295,7 @@ class Trainer:
         if not state.unread:
             return 0
         flags = torch.stack([skipped for _, _, skipped in state.unread]).tolist()
-        buffers = [b for b in state.network.buffers() if b.is_floating_point()]
+        buffers = floating_buffers(state.network)
         if any(flags):
             # a forward pass with NaN leaves it in the running statistics; go back to those of the last clean stretch
             for buffer, good in zip(buffers, state.good_buffers):
@@ -323,3 +324,8 @@ def seed_step(seed: int, step: int, micro: int) -> None:
     """Make every random draw of a micro-batch a function of (seed, step, micro-batch)."""
     (state,) = np.random.SeedSequence((seed, step, micro)).generate_state(1, np.uint64)
     torch.manual_seed(int(state))
+
+
+def floating_buffers(network: nn.Module) -> list[Tensor]:
+    """Batch statistics: what a forward pass changes without an optimiser."""
+    return [buffer for buffer in network.buffers() if buffer.is_floating_point()]

@@ -12,47 +12,76 @@ from detr_exp.trainer.evaluation import evaluate, headline
 from detr_exp.trainer.keeping import slim
 from detr_exp.trainer.pictures import Pictures
 from detr_exp.trainer.precision import Precision
+from detr_exp.trainer.signals import Interrupt, Interrupted
 from detr_exp.trainer.state import Run, State
+from detr_exp.trainer.worst import keep_details
 
 if TYPE_CHECKING:
     from detr_exp.trainer.trainer import Trainer
 
 
-def evaluate_epoch(trainer: Trainer, run: Run, state: State) -> bool:
-    """Evaluate on the validation split, log, keep the best; whether to stop early."""
+def evaluate_epoch(trainer: Trainer, run: Run, state: State, interrupt: Interrupt) -> None:
+    """Evaluate on the validation split, log, keep the best, and see whether to stop early.
+
+    Raises:
+        Interrupted: a signal came; as if nothing had been evaluated.
+    """
     values: dict[str, float] = {}
-    stop = False
-    epoch = max(0, state.epoch - 1)
+    watched: dict[str, float] = {}
+    before = {which: best.state_dict() for which, best in state.best.items()}
+    epoch = state.epoch_number - 1
     for which in weights_to_evaluate(trainer, state):
         pictures = Pictures(run.data, trainer.num_pictures, trainer.picture_threshold)
-        found = evaluate_split(trainer, run, state, "val", which, trainer.compute_val_loss, pictures)
+        try:
+            found = evaluate_split(trainer, run, state, "val", which, needs_val_loss(trainer), pictures, interrupt)
+        except Interrupted:
+            for name, best in state.best.items():
+                best.load_state_dict(before[name])
+            raise
         if trainer.evaluate_weights == "both":
             values |= {f"val/{which}_{name}": value for name, value in found.items() if "/" not in name}
         values |= named(trainer, "val", found)
-        value = monitored(trainer, found)
-        if state.best[which].update(value, epoch):
+        watched[which] = monitored(trainer, found)
+        if state.best[which].update(watched[which], epoch):
             files.save(slim(run, state, which, found), run.output_dir / files.BEST[which])
-        if state.early_stopping and which == stopping_weights(trainer, state):
-            stop = state.early_stopping.update(value, epoch)
-        trainer.console.metrics(f"epoch {state.epoch}/{trainer.epochs}  val, {which} weights", headline(found))
+            keep_details(run, "val", run.make_metric("val"), found, state.step, trainer.num_pictures)
+        title = f"epoch {state.epoch_number}/{trainer.epochs}  val, {which} weights"
+        trainer.console.metrics(title, headline(found))
         picture = pictures.save(run.output_dir / "predictions", state.step)
         if picture is not None:
             run.tracker.image(picture, "predictions", state.step)
     values["val/epoch"] = state.step / state.steps_per_epoch
     run.tracker.log(state.step, values)
-    return stop
+    if state.early_stopping and state.early_stopping.update(stopping_value(trainer, watched), epoch):
+        trainer.console.line(
+            f"early stopping: no gain above {trainer.early_stopping_min_delta} in "
+            f"{trainer.early_stopping_patience} evaluations"
+        )
 
 
 def evaluate_split(
-    trainer: Trainer, run: Run, state: State, split: str, which: str, with_loss: bool, pictures: Pictures | None = None
+    trainer: Trainer,
+    run: Run,
+    state: State,
+    split: str,
+    which: str,
+    with_loss: bool,
+    pictures: Pictures | None = None,
+    interrupt: Interrupt | None = None,
 ) -> dict[str, float]:
-    """Metrics of the EMA or the raw weights on one split."""
-    loader = trainer.loader(run, split, trainer.eval_batch_size or trainer.batch_size)
+    """Metrics of the EMA or the raw weights on one split.
+
+    Raises:
+        Interrupted: a signal came.
+    """
+    loader = trainer.loader(run, split, trainer.eval_batch_size or state.batch_size)
     weights = state.ema.swapped(state.network) if which == "ema" and state.ema else nullcontext()
     with weights, trainer.console.progress(f"evaluating {split}", len(loader)) as meter:
 
         def on_batch(batch: Batch, detections: list[Detections]) -> None:
             meter()
+            if interrupt is not None and interrupt.number is not None:
+                raise Interrupted(interrupt.number)
             if pictures is not None:
                 pictures.add(batch, detections)
 
@@ -97,9 +126,20 @@ def weights_to_evaluate(trainer: Trainer, state: State) -> tuple[str, ...]:
     return {"ema": ("ema",), "raw": ("raw",), "both": ("raw", "ema")}[trainer.evaluate_weights]
 
 
-def stopping_weights(trainer: Trainer, state: State) -> str:
-    evaluated = weights_to_evaluate(trainer, state)
-    return "ema" if trainer.early_stopping_use_ema and "ema" in evaluated else evaluated[0]
+def stopping_value(trainer: Trainer, watched: dict[str, float]) -> float:
+    """The monitored value that early stopping looks at: that of the EMA weights if asked for, else the better one."""
+    return watched["ema"] if trainer.early_stopping_use_ema and "ema" in watched else max(watched.values())
+
+
+def needs_val_loss(trainer: Trainer) -> bool:
+    """Whether evaluations compute the loss; `auto`: where the run watches it."""
+    if trainer.compute_val_loss == "auto":
+        return is_loss(trainer.monitor or "")
+    return bool(trainer.compute_val_loss)
+
+
+def is_loss(name: str) -> bool:
+    return name.removeprefix("val/").startswith("loss")
 
 
 def named(trainer: Trainer, split: str, found: dict[str, float]) -> dict[str, float]:
@@ -112,10 +152,17 @@ def named(trainer: Trainer, split: str, found: dict[str, float]) -> dict[str, fl
 
 
 def monitored(trainer: Trainer, found: dict[str, float]) -> float:
-    """The value that decides which epoch is best: keypoint, else mask, else box mAP unless `monitor` names one."""
+    """The value that decides which epoch is best: keypoint, else mask, else box mAP unless `monitor` names one.
+
+    More is better; a loss is therefore negated.
+
+    Raises:
+        ValueError: the run does not measure what `monitor` names.
+    """
     name = trainer.monitor or next(n for n in ("keypoint_mAP", "segm_mAP", "mAP") if n in found)
     if name.removeprefix("val/") not in found:
         raise ValueError(
             f"trainer.monitor is {name!r}, which this run does not measure; use one of {', '.join(sorted(found))}"
         )
-    return found[name.removeprefix("val/")]
+    value = found[name.removeprefix("val/")]
+    return -value if is_loss(name) else value

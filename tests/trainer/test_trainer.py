@@ -247,14 +247,24 @@ def test_it_overfits_a_few_pictures(fit):
     ("word", "message"),
     [
         ("trainer.batch_size=0", r"trainer\.batch_size is 0; it must be a whole number >= 1"),
-        ("trainer.batch_size=auto", r"trainer\.batch_size is auto; it must be a whole number >= 1"),
+        ("trainer.batch_size=auto trainer.grad_accum_steps=2", r"trainer\.auto_batch_target_effective="),
+        ("trainer.auto_batch_ema_headroom=0", r"it must be in \(0, 1\]: trainer\.auto_batch_ema_headroom=0\.7"),
+        ("trainer.auto_batch_target_effective=0", r"it must be a whole number >= 1"),
+        ("trainer.ema_update_interval=0", r"trainer\.ema_update_interval"),
+        ("trainer.checkpoint_interval=0", r"trainer\.checkpoint_interval"),
+        ("trainer.log_every_steps=0", r"trainer\.log_every_steps"),
+        ("trainer.checkpoint_every_steps=0", r"a whole number >= 1, or null: trainer\.checkpoint_every_steps=null"),
+        ("trainer.eval_batch_size=0", r"trainer\.eval_batch_size"),
+        ("trainer.compute_val_loss=1.5", "true, false or auto"),
+        ("trainer.clip_max_norm=-1", r"trainer\.clip_max_norm is -1; it must be >= 0"),
+        ("trainer.ema_decay=1.0", r"trainer\.ema_decay is 1\.0; it must be in \[0, 1\)"),
         ("trainer.smooth_alpha=1.0", r"trainer\.smooth_alpha is 1\.0; it must be in \[0, 1\)"),
         ("trainer.eval_interval=0", r"trainer\.eval_interval"),
-        ("trainer.evaluate_weights=all", "use ema, raw or both"),
+        ("trainer.evaluate_weights=all", "ema, raw or both"),
         ("trainer.progress_bar=fancy", "rich, tqdm, none"),
         ("trainer.monitor=val/mAP_huge", "use one of"),
     ],
 )
 def test_wrong_settings_name_the_override(small, tmp_path, word, message):
     with pytest.raises(ValueError, match=message):
-        train_in(tmp_path, small("trainer.max_steps=1", word))
+        train_in(tmp_path, small("trainer.max_steps=1", *word.split()))

@@ -1,0 +1,179 @@
+"""Whether a batch fits into memory, and the largest one that does."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from detr_exp.data.sampler import multi_scale_sizes
+from detr_exp.structures import Batch, Target, Targets
+from detr_exp.trainer.evaluation import as_float32
+from detr_exp.trainer.memory import available, saved_bytes, untouched
+from detr_exp.trainer.precision import Precision
+from detr_exp.trainer.state import Run
+
+if TYPE_CHECKING:
+    from detr_exp.trainer.trainer import Trainer
+
+MOST = 128  # larger batches are not tried
+SPARE = 0.9  # of what fits: memory is not one piece, and other programs need some
+STATES = 4  # numbers that a trained parameter brings along: its gradient, two moments, its average
+GIB = 2**30
+
+
+class Need(NamedTuple):
+    """Bytes that a training step takes beside the weights: `fixed + images * per_image`."""
+
+    fixed: int
+    per_image: int
+
+    def of(self, images: int) -> int:
+        return self.fixed + images * self.per_image
+
+
+def choose(trainer: Trainer, run: Run, network: Any, devices: int = 1) -> tuple[int, int]:
+    """Batch size and accumulation for `trainer.batch_size=auto`.
+
+    A step is tried on devices that say when their memory ends. On a CPU a step that does not fit would end the process:
+    there the need is calculated from what one image keeps for the backward pass.
+
+    Args:
+        network: on its device.
+        devices: that share the effective batch.
+
+    Raises:
+        ValueError: not even one image fits.
+    """
+    fits = fits_by_estimate if trainer.hardware.torch_device.type == "cpu" else fits_by_trial
+    largest = largest_that_fits(fits(trainer, run, network), min(MOST, len(run.data.train)))
+    if not largest:
+        free = available(trainer.hardware.torch_device) or 0
+        raise ValueError(_too_large(need_of(trainer, run, network), free, 1, run, network))
+    headroom = trainer.auto_batch_ema_headroom if trainer.use_ema else 1.0
+    return decide(largest, headroom, trainer.auto_batch_target_effective, devices)
+
+
+def refuse_too_large(trainer: Trainer, run: Run, network: Any, batch_size: int) -> None:
+    """Refuse a batch that cannot fit, before anything is trained; costs the forward pass of one image.
+
+    Only what is certain counts: activations, gradients, moments and the average, no intermediate results.
+
+    Raises:
+        ValueError: with the numbers and what to lower.
+    """
+    free = available(trainer.hardware.torch_device)
+    if free is None:
+        return
+    need = need_of(trainer, run, network)
+    if need.of(batch_size) > free:
+        raise ValueError(_too_large(need, free, batch_size, run, network))
+
+
+def largest_that_fits(fits: Callable[[int], bool], most: int) -> int:
+    """The largest count in 1..`most` that fits, 0 if not even one does: doubled until it does not, then halved between.
+
+    Args:
+        fits: whether so many images fit; where they do, fewer must fit too.
+        most: more are not tried.
+    """
+    good, bad = 0, 1
+    while bad <= most and fits(bad):
+        good, bad = bad, 2 * bad
+    bad = min(bad, most + 1)
+    while bad - good > 1:
+        middle = (good + bad) // 2
+        good, bad = (middle, bad) if fits(middle) else (good, middle)
+    return good
+
+
+def decide(largest: int, headroom: float, target: int, devices: int) -> tuple[int, int]:
+    """Batch size per device and batches to accumulate, as in RF-DETR.
+
+    Args:
+        largest: images that fit.
+        headroom: share of them that is used, in (0, 1].
+        target: images of an effective batch, at least.
+        devices: that share it.
+    """
+    batch_size = max(1, int(headroom * int(SPARE * largest)))
+    return batch_size, max(1, math.ceil(math.ceil(target / devices) / batch_size))
+
+
+def fits_by_estimate(trainer: Trainer, run: Run, network: Any) -> Callable[[int], bool]:
+    """Whether so many images need no more than is free."""
+    need, free = need_of(trainer, run, network), available(trainer.hardware.torch_device)
+    return lambda images: free is None or need.of(images) <= free
+
+
+def fits_by_trial(trainer: Trainer, run: Run, network: Any) -> Callable[[int], bool]:
+    """Whether a forward and a backward pass of so many images, beside moments and average, end well."""
+
+    def fits(images: int) -> bool:
+        with untouched(network):
+            try:
+                beside = [p.new_empty(STATES - 1, *p.shape) for p in network.parameters() if p.requires_grad]
+                loss_of(trainer, run, network, images).backward()
+                del beside
+            except torch.OutOfMemoryError:
+                return False
+        return True
+
+    return fits
+
+
+def need_of(trainer: Trainer, run: Run, network: Any) -> Need:
+    """What one more image needs, and what all batches need alike."""
+    with untouched(network):
+        saved = saved_bytes(network, lambda: loss_of(trainer, run, network, 1))
+    trained = sum(p.numel() * p.element_size() for p in network.parameters() if p.requires_grad)
+    states = STATES if trainer.use_ema else STATES - 1
+    return Need(fixed=states * trained + saved.weights, per_image=saved.activations)
+
+
+def loss_of(trainer: Trainer, run: Run, network: Any, images: int) -> Tensor:
+    """The loss of a batch at the largest scale, every image as crowded as the most crowded one of the data."""
+    device = trainer.hardware.torch_device
+    precision = Precision(device, trainer.hardware.amp_dtype)
+    batch = crowded(run, network, images, trainer.auto_batch_max_targets_per_image).to(device)
+    network.train()
+    with precision.autocast():
+        # `forward` itself: a compiled network would be compiled for this batch too
+        outputs = network.forward(batch.pixels(), batch.targets, batch.padding_mask)
+    losses = run.criterion(as_float32(outputs), batch.targets, num_boxes=len(batch.targets), num_images=images)
+    return losses["total"]
+
+
+def crowded(run: Run, network: Any, images: int, most_targets: int) -> Batch:
+    """Grey pictures of the largest training size with as many equal objects as any picture has, at most so many."""
+    sizes = multi_scale_sizes(run.data.multi_scale, tuple(network.image_size), network.stride)
+    height, width = max(sizes, key=math.prod)
+    count = max(1, min(most_targets, run.data.train.most_objects))
+    masks = torch.zeros(count, height, width, dtype=torch.bool) if getattr(network, "predicts_masks", False) else None
+    keypoints = None
+    if getattr(network, "predicts_keypoints", False):
+        keypoints = torch.tensor([0.5, 0.5, 2.0]).expand(count, max(run.data.keypoints.counts), 3).clone()
+    boxes = torch.tensor([0.5, 0.5, 0.2, 0.2]).expand(count, 4).clone()
+    target = Target(torch.zeros(count, dtype=torch.int64), boxes, masks, keypoints)
+    return Batch(
+        images=torch.full((images, height, width, 3), 127, dtype=torch.uint8),
+        targets=Targets.pack([target] * images),
+        image_sizes=torch.tensor([[height, width]] * images),
+    )
+
+
+def _too_large(need: Need, free: int, batch_size: int, run: Run, network: Any) -> str:
+    sizes = multi_scale_sizes(run.data.multi_scale, tuple(network.image_size), network.stride)
+    height, width = max(sizes, key=math.prod)
+    smaller = largest_that_fits(lambda images: need.of(images) <= SPARE * free, batch_size - 1)
+    remedies = ["trainer.hardware.gradient_checkpointing=true", "a smaller model.image_size"]
+    if smaller:
+        remedies.insert(0, f"trainer.batch_size={smaller} trainer.grad_accum_steps={math.ceil(batch_size / smaller)}")
+    return (
+        f"a step of {batch_size} images of {height} x {width} needs at least {need.of(batch_size) / GIB:.1f} GiB "
+        f"({need.per_image / GIB:.2f} each, {need.fixed / GIB:.2f} for gradients, moments and average), but "
+        f"{free / GIB:.1f} GiB are free; use {', or '.join(remedies)}"
+    )

@@ -1,0 +1,97 @@
+"""How much memory a training step takes, and how much there is."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from itertools import chain
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+
+class Saved(NamedTuple):
+    """Bytes that a forward pass keeps for the backward pass.
+
+    Attributes:
+        activations: grows with the batch.
+        weights: copies of parameters in another type or layout; the same for every batch.
+    """
+
+    activations: int
+    weights: int
+
+
+def saved_bytes(network: nn.Module, loss: Callable[[], object]) -> Saved:
+    """What `loss` keeps for its backward pass, parameters and buffers themselves not counted.
+
+    Activations that gradient checkpointing computes again are not kept, so they are not counted either.
+    """
+    own = {tensor.untyped_storage().data_ptr() for tensor in chain(network.parameters(), network.buffers())}
+    shapes = {shape for p in network.parameters() for shape in (tuple(p.shape), tuple(p.shape)[::-1])}
+    activations: dict[int, int] = {}
+    weights: dict[int, int] = {}
+
+    def note(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in own:
+            kind = weights if tuple(tensor.shape) in shapes else activations
+            kind[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        kept = loss()  # the graph holds the tensors, so that no address comes twice
+    del kept
+    return Saved(sum(activations.values()), sum(weights.values()))
+
+
+@contextmanager
+def untouched(network: nn.Module) -> Iterator[None]:
+    """Buffers, mode, gradients and random streams are as before when the `with` block is left."""
+    was_training, device = network.training, next(network.parameters()).device
+    buffers = [(buffer, buffer.clone()) for buffer in network.buffers()]
+    devices = [device] if device.type == "cuda" else []
+    with torch.random.fork_rng(devices=devices):
+        try:
+            yield
+        finally:
+            network.train(was_training)
+            network.zero_grad(set_to_none=True)
+            for buffer, before in buffers:
+                buffer.copy_(before)
+
+
+def available(device: torch.device) -> int | None:
+    """Bytes that can still be had on a device; None where the system does not tell."""
+    if device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(device)
+        return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    if device.type == "mps":
+        return torch.mps.recommended_max_memory() - torch.mps.driver_allocated_memory()
+    known = [free for free in (_free_in_machine(), _free_in_group()) if free is not None]
+    return min(known, default=None)
+
+
+def _free_in_machine() -> int | None:
+    info = Path("/proc/meminfo")
+    if info.exists():
+        fields = dict(line.split(":", 1) for line in info.read_text().splitlines())
+        if "MemAvailable" in fields:
+            return int(fields["MemAvailable"].split()[0]) * 1024
+    try:
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")  # macOS tells only how much is built in
+    except (AttributeError, OSError, ValueError):
+        return None
+
+
+def _free_in_group(folder: Path = Path("/sys/fs/cgroup")) -> int | None:
+    """What a container may still take (cgroup v2); file caches count as free."""
+    try:
+        limit, used = ((folder / f"memory.{name}").read_text().strip() for name in ("max", "current"))
+        caches = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
+    except OSError:
+        return None
+    return None if limit == "max" else int(limit) - int(used) + int(caches.get("inactive_file", 0))
