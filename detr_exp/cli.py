@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import functools
+import logging
 import os
 import sys
 import textwrap
@@ -56,6 +57,25 @@ def main(task: Task, config_name: str, usage: str) -> None:
     except (Exception, KeyboardInterrupt) as error:
         if with_traceback:
             traceback.print_exception(error)
+        sys.exit(report(error))
+
+
+def without_folder(task: Callable[[DictConfig], object], config_name: str, usage: str) -> None:
+    """Run `task` as `main` does, for commands that write nothing of their own.
+
+    Raises:
+        SystemExit: unless everything went well.
+    """
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
+    try:
+        words = sys.argv[1:]
+        if {"--help", "-h"} & set(words):
+            print(usage)
+            return
+        cfg = composition(config_loader(), config_name, words).cfg
+        refuse_unready(cfg)
+        task(cfg)
+    except (Exception, KeyboardInterrupt) as error:
         sys.exit(report(error))
 
 
@@ -113,24 +133,30 @@ def _ending_with_status(task: Task) -> Task:
 
 def report(error: BaseException) -> int:
     """Print what went wrong, a traceback only where the fault is ours, and return the exit status."""
+    status = status_of(error)
     if isinstance(error, KeyboardInterrupt):
         print("interrupted", file=sys.stderr)
-        return 130
-    status = getattr(error, "exit_status", None)
-    if status is not None:
+    elif hasattr(error, "exit_status"):
         print(error, file=sys.stderr)
-        return status
-    if isinstance(error, ValueError) and _raised_by_us(error):
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    if isinstance(error, HydraException) and not isinstance(error, InstantiationException):
-        print(f"error: {first_words(error)}", file=sys.stderr)
-        return 2
-    if isinstance(error, RuntimeError) and type(error).__module__.startswith(OURS):
+    elif status == 2:
+        told = first_words(error) if isinstance(error, HydraException) else error
+        print(f"error: {told}", file=sys.stderr)
+    elif isinstance(error, RuntimeError) and type(error).__module__.startswith(OURS):
         print(f"error: {error}", file=sys.stderr)
     else:
         traceback.print_exception(error)
-    return 1
+    return status
+
+
+def status_of(error: BaseException) -> int:
+    """The exit status for an error; 2 where what was asked for is at fault."""
+    if isinstance(error, KeyboardInterrupt):
+        return 130
+    if hasattr(error, "exit_status"):
+        return error.exit_status
+    mistake = isinstance(error, ValueError) and _raised_by_us(error)
+    of_hydra = isinstance(error, HydraException) and not isinstance(error, InstantiationException)
+    return 2 if mistake or of_hydra else 1
 
 
 def _raised_by_us(error: BaseException) -> bool:

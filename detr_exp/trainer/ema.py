@@ -10,12 +10,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from detr_exp.trainer.sharding import is_sharded, own_part, with_part
+
 
 class EMA:
     """Average of the trainable parameters and the floating-point buffers of a network.
 
     After update u the average is `d(u) * average + (1 - d(u)) * weights` with `d(u) = decay * (1 - exp(-u / tau))`
     and u counted from 1 (the ModelEMA of RT-DETR and YOLOv5): early averages forget the initialisation quickly.
+
+    Where ranks hold parts of the parameters (FSDP), each averages its own parts: the formula is element by element, so
+    together they are the average of the whole, and no rank ever holds all of it.
 
     Args:
         network: its present weights are the first average; later updates read it again.
@@ -39,9 +44,10 @@ class EMA:
         self.updates = 0
         live = averaged_tensors(network)
         self.names = list(live)
-        self.live = list(live.values())
+        self.tensors = list(live.values())
+        self.live = [own_part(tensor) for tensor in self.tensors]
         self.average = [tensor.detach().clone() for tensor in self.live]
-        self.num_parameters = sum(isinstance(tensor, nn.Parameter) for tensor in self.live)
+        self.num_parameters = sum(isinstance(tensor, nn.Parameter) for tensor in self.tensors)
 
     def decay_at(self, update: int) -> float:
         """d(u) of the u-th update, u from 1."""
@@ -100,10 +106,17 @@ class EMA:
 
     def _exchange(self, live: list[Tensor]) -> None:
         for i, tensor in enumerate(live):
-            tensor.data, self.average[i] = self.average[i], tensor.data
+            if is_sharded(tensor):  # FSDP computes from storage that it has laid out itself: values change hands
+                part = own_part(tensor)
+                values = part.clone()
+                part.copy_(self.average[i])
+                self.average[i].copy_(values)
+            else:
+                tensor.data, self.average[i] = self.average[i], tensor.data
 
     def state_dict(self) -> dict[str, Any]:
-        return {"average": dict(zip(self.names, self.average)), "updates": self.updates, "calls": self.calls}
+        average = [with_part(tensor, part) for tensor, part in zip(self.tensors, self.average)]
+        return {"average": dict(zip(self.names, average)), "updates": self.updates, "calls": self.calls}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore averages and counters; the settings stay those of the constructor.
@@ -117,7 +130,7 @@ class EMA:
                 "resume with the configuration of the run, or start anew: trainer.resume=null"
             )
         for average, name in zip(self.average, self.names):
-            average.copy_(state["average"][name])
+            average.copy_(own_part(state["average"][name]))
         self.updates, self.calls = state["updates"], state["calls"]
 
 

@@ -6,6 +6,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import nn
+
+from detr_exp.trainer import distributed
 
 AMP_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 OFF = (None, False, "null", "off", "none", "false")
@@ -23,7 +26,11 @@ class Hardware:
             convolutions are slow without it) and is on for CUDA.
         gradient_checkpointing: recompute backbone and encoder activations in the backward pass.
         compile: `torch.compile` the network.
-        threads: of a CPU; null leaves the number to torch.
+        threads: of a CPU; null: one per core, shared by the ranks of this machine.
+        devices: ranks of this machine, each with a device of its own: a number, or `auto`, every CUDA device there is.
+            Under `torchrun` it says how many there are.
+        strategy: `ddp`, every rank has the whole network, or `fsdp`, each holds a part of every tensor.
+        sync_bn: compute batch statistics over all ranks: true, false, or `auto`, on CUDA.
 
     Raises:
         ValueError: for a device that is not there or a precision it cannot compute in.
@@ -36,6 +43,9 @@ class Hardware:
     gradient_checkpointing: bool
     compile: bool
     threads: int | None
+    devices: int | str = 1
+    strategy: str = "ddp"
+    sync_bn: bool | str = "auto"
 
     def __post_init__(self) -> None:
         if self.threads is not None and self.threads < 1:
@@ -43,6 +53,15 @@ class Hardware:
                 f"trainer.hardware.threads is {self.threads}; it must be >= 1 or null: trainer.hardware.threads=null"
             )
         self.torch_device, self.amp_dtype, self.eval_amp_dtype  # noqa: B018 - a wrong word is an error now, not later
+        if self.strategy not in ("ddp", "fsdp"):
+            raise ValueError(f"trainer.hardware.strategy is {self.strategy!r}; use ddp or fsdp")
+        if self.sync_bn not in (True, False, "auto"):
+            raise ValueError(f"trainer.hardware.sync_bn is {self.sync_bn!r}; use true, false or auto")
+        if self.strategy == "fsdp" and self.amp_dtype is torch.float16:
+            raise ValueError(
+                "trainer.hardware.amp is fp16, whose loss scaling does not work on parts of tensors; use "
+                "trainer.hardware.amp=bf16, trainer.hardware.amp=null or trainer.hardware.strategy=ddp"
+            )
 
     @property
     def torch_device(self) -> torch.device:
@@ -65,6 +84,46 @@ class Hardware:
         if device.type == "mps" and not torch.backends.mps.is_available():
             raise ValueError("trainer.hardware.device is mps but this machine has none; use trainer/hardware=auto")
         return device
+
+    @property
+    def num_ranks(self) -> int:
+        """Processes to start on this machine.
+
+        Raises:
+            ValueError: there are not as many devices.
+        """
+        device = self.torch_device
+        there = torch.cuda.device_count() if device.type == "cuda" else 1
+        if self.devices == "auto":
+            return there if device.index is None else 1
+        if not isinstance(self.devices, int) or self.devices < 1:
+            raise ValueError(
+                f"trainer.hardware.devices is {self.devices!r}; use a number >= 1 or auto: trainer.hardware.devices=1"
+            )
+        if self.devices > 1 and (device.type == "mps" or device.index is not None):
+            raise ValueError(
+                f"trainer.hardware.devices is {self.devices} but trainer.hardware.device is {device}, which is one; "
+                "use trainer.hardware.devices=1 or trainer/hardware=cuda"
+            )
+        if device.type == "cuda" and self.devices > there:
+            raise ValueError(
+                f"trainer.hardware.devices is {self.devices} but torch sees {there} CUDA devices; use "
+                "trainer.hardware.devices=auto"
+            )
+        if self.sync_bn is True and self.devices > 1 and self.torch_device.type != "cuda":
+            raise ValueError(
+                "trainer.hardware.sync_bn is true, but torch synchronises batch norms on CUDA only; use "
+                "trainer.hardware.sync_bn=false, or norms that do not see the batch: model.backbone.freeze_norm=true"
+            )
+        return self.devices
+
+    def refuse_ranks(self, started: int) -> None:
+        """Under `torchrun`: refuse another number of ranks than it has started on this machine."""
+        if self.devices not in (1, "auto", started):
+            raise ValueError(
+                f"trainer.hardware.devices is {self.devices}, but torchrun has started {started} ranks on this "
+                f"machine; leave trainer.hardware.devices out, or use torchrun --nproc-per-node={self.devices}"
+            )
 
     @property
     def amp_dtype(self) -> torch.dtype | None:
@@ -98,8 +157,13 @@ class Hardware:
 
     def place(self, network: Any) -> Any:
         """The network on the device, in the memory layout, with checkpointing and compilation as asked for."""
+        ranks = distributed.local_world_size()
         if self.threads is not None:
             torch.set_num_threads(self.threads)
+        elif ranks > 1 and self.torch_device.type == "cpu":
+            torch.set_num_threads(max(1, torch.get_num_threads() // ranks))
+        if self.sync_bn is not False and distributed.world_size() > 1 and self.torch_device.type == "cuda":
+            network = nn.SyncBatchNorm.convert_sync_batchnorm(network)
         network.to(self.torch_device).to(memory_format=self.memory_format)
         if self.gradient_checkpointing:
             network.set_gradient_checkpointing(True)
@@ -116,7 +180,8 @@ class Hardware:
         )
         words = {None: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
         layout = "channels-last" if self.memory_format is torch.channels_last else "channels-first"
-        return f"{device} ({name}), {words[self.amp_dtype]}, {layout}"
+        ranks = f"{distributed.world_size()} ranks ({self.strategy}) x " if distributed.world_size() > 1 else ""
+        return f"{ranks}{device} ({name}), {words[self.amp_dtype]}, {layout}"
 
 
 def _fastest_dtype(device: torch.device) -> torch.dtype | None:

@@ -1,0 +1,273 @@
+"""Starts the ranks of a training, and lets them begin together when `torchrun` has started them.
+
+One rank is the training itself. Several are processes of torch's elastic launcher inside the job, so that there is one
+run folder and one result, under `--multirun` too; this process forwards signals to them and ends as they do. Under
+`torchrun` rank 0 reads the command line and owns Hydra's folder; the others wait for its config.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import logging.config
+import multiprocessing
+import os
+import signal
+import sys
+import threading
+import traceback
+import uuid
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from detr_exp.mistakes import ConfigError
+
+JOB = "job"
+
+
+@dataclass
+class Job:
+    """What every rank is told.
+
+    Attributes:
+        folder: of the run.
+        config: resolved.
+        choices: the chosen option of every group.
+        overrides: words of the command line.
+        logging: for rank 0, as `logging.config.dictConfig` takes it.
+    """
+
+    folder: str
+    config: dict[str, Any]
+    choices: dict[str, str]
+    overrides: list[str]
+    logging: dict[str, Any]
+
+
+class RanksFailed(RuntimeError):
+    """A rank ended, and with it all others."""
+
+
+def train(
+    folder: Path, cfg: DictConfig, choices: dict[str, str], overrides: list[str], log: DictConfig
+) -> float | None:
+    """One training on as many ranks as `trainer.hardware.devices` says, or as `torchrun` has started.
+
+    Args:
+        folder: of the run.
+        cfg: the config.
+        choices: see `Job`.
+        overrides: see `Job`.
+        log: see `Job`.
+
+    Returns:
+        the best value of `trainer.monitor`.
+
+    Raises:
+        Interrupted: as in one process; the state is saved.
+        RanksFailed: a rank has failed; its traceback is printed.
+        ValueError: settings do not fit, or a rank found a mistake in them or in the data.
+    """
+    from detr_exp import build
+    from detr_exp.train import train_in
+    from detr_exp.trainer import distributed
+
+    hardware = build.hardware(cfg)
+    if not distributed.started_as_rank() and hardware.num_ranks == 1:
+        return train_in(folder, cfg, choices=choices, overrides=overrides)
+    plain = OmegaConf.to_container(cfg, resolve=True), OmegaConf.to_container(log, resolve=True)
+    job = Job(str(folder), plain[0], dict(choices), list(overrides), plain[1])  # type: ignore[arg-type]
+    if distributed.started_as_rank():
+        hardware.refuse_ranks(int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+        distributed.meeting_point()[0].set(JOB, json.dumps(asdict(job)))
+        return _train(job)
+    return _on_ranks(job, hardware.num_ranks)
+
+
+def is_follower() -> bool:
+    """Whether `torchrun` started this process as another rank than the first."""
+    return int(os.environ.get("RANK", "0")) > 0
+
+
+def follow() -> None:
+    """What ranks other than the first do under `torchrun`: train as rank 0 tells them.
+
+    Raises:
+        SystemExit: unless everything went well.
+    """
+    from detr_exp.trainer import distributed
+
+    text = distributed.meeting_point()[0].get(JOB).decode()
+    if not text:
+        return
+    try:
+        _train(Job(**json.loads(text)))
+    except BaseException as error:
+        sys.exit(_quiet_status(error))
+
+
+def dismiss() -> None:
+    """Rank 0 under `torchrun` tells the others that there is nothing (more) to train, as after `--help`."""
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        from detr_exp.trainer import distributed
+
+        store, _, _ = distributed.meeting_point()
+        if not store.check([JOB]):
+            store.set(JOB, "")
+
+
+def _train(job: Job) -> float | None:
+    """The part of one rank."""
+    from detr_exp import build
+    from detr_exp.cli import status_of
+    from detr_exp.train import train_in
+    from detr_exp.trainer import distributed
+
+    cfg = OmegaConf.create(job.config)
+    with distributed.process_group(build.hardware(cfg).torch_device, status_of):
+        return train_in(Path(job.folder), cfg, choices=job.choices, overrides=job.overrides)
+
+
+def _on_ranks(job: Job, count: int) -> float | None:
+    """Start ranks, forward signals to them, and end as they do."""
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+    config = LaunchConfig(
+        min_nodes=1,
+        max_nodes=1,
+        nproc_per_node=count,
+        run_id=uuid.uuid4().hex,
+        rdzv_backend="c10d",
+        rdzv_endpoint="localhost:0",
+        local_addr="localhost",
+        max_restarts=0,
+        start_method="spawn",
+    )
+    _silence_the_launcher()
+    ended: list[Any] = []
+
+    def launch() -> None:
+        try:
+            ended.append(elastic_launch(config, _rank)(job)[0])
+        except BaseException as error:
+            ended.append(error)
+
+    # not in the main thread, where the launcher would catch signals itself and give ranks 30 seconds to save
+    launcher = threading.Thread(target=launch, name="launcher")
+    with _Forwarding() as forwarding:
+        launcher.start()
+        while launcher.is_alive():
+            launcher.join(0.2)
+            forwarding.deliver()
+    result = ended[0]
+    if isinstance(result, ChildFailedError):
+        raise _reason(result) from None
+    if isinstance(result, BaseException):
+        raise result
+    return result
+
+
+def _rank(job: Job) -> float | BaseException | None:
+    """A rank that `elastic_launch` has started.
+
+    Returns:
+        the result, or an ending that all ranks have agreed upon, for the parent to raise.
+    """
+    from torch.distributed.elastic.multiprocessing.errors import get_error_handler
+
+    if is_follower():
+        logging.basicConfig(level=logging.ERROR)
+    else:
+        logging.config.dictConfig(job.logging)
+    try:
+        return _train(job)
+    except BaseException as error:
+        if hasattr(error, "exit_status") and not _is_peer_failed(error):
+            return error
+        get_error_handler().record_exception(error)  # for the parent to read
+        sys.exit(_quiet_status(error))
+
+
+def _quiet_status(error: BaseException) -> int:
+    """The exit status for an error; only what nobody else reports is printed."""
+    from detr_exp.cli import status_of
+
+    status = status_of(error)
+    if status == 1 and not _is_peer_failed(error):
+        traceback.print_exception(error)
+    return status
+
+
+def _is_peer_failed(error: BaseException) -> bool:
+    from detr_exp.trainer.distributed import PeerFailed
+
+    return isinstance(error, PeerFailed)
+
+
+def _reason(error: Any) -> Exception:
+    """What the parent raises for the failures that the launcher has seen."""
+    from detr_exp.trainer.signals import EXIT_STATUS, Interrupted
+
+    rank, failure = min(error.failures.items(), key=lambda item: item[1].timestamp)
+    status, killed_by = failure.exitcode, -min(0, failure.exitcode)
+    for number in EXIT_STATUS:  # it came before the training had begun, so there is nothing to save
+        if killed_by == number or status == EXIT_STATUS[number]:
+            return Interrupted(number)
+    words = str(failure.message).partition(": ")[2]
+    if status == 2:
+        return ConfigError(words)
+    ending = f"was ended by {signal.Signals(killed_by).name}" if killed_by else f"failed ({words})"
+    return RanksFailed(f"rank {rank} {ending}, which stopped the others; to go on: trainer.resume=auto")
+
+
+class _Forwarding:
+    """While it is entered, the first signal goes to all ranks, which save and end; the second ends them at once."""
+
+    def __init__(self) -> None:
+        self.number: int | None = None
+        self.delivered = False
+
+    def __enter__(self) -> _Forwarding:
+        from detr_exp.trainer.signals import EXIT_STATUS
+
+        self.previous = {}
+        if threading.current_thread() is threading.main_thread():
+            self.previous = {number: signal.signal(number, self._note) for number in EXIT_STATUS}
+        return self
+
+    def __exit__(self, *raised: object) -> None:
+        for number, handler in self.previous.items():
+            signal.signal(number, handler)
+
+    def deliver(self) -> None:
+        """Forward what was noted, once there are ranks."""
+        ranks = multiprocessing.active_children()
+        if self.number is not None and ranks and not self.delivered:
+            self.delivered = True
+            _send(self.number)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        if self.number is not None:
+            _send(signal.SIGKILL)
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
+        self.number = number
+
+
+def _send(number: int) -> None:
+    for child in multiprocessing.active_children():
+        if child.pid is not None:
+            os.kill(child.pid, number)
+
+
+def _silence_the_launcher() -> None:
+    """Its warnings and tracebacks say again what the ranks have said; `LOGLEVEL` brings them back."""
+    if "LOGLEVEL" not in os.environ:
+        for name in list(logging.root.manager.loggerDict):
+            if name.startswith(("torch.distributed.elastic", "torch.distributed.launcher")):
+                logging.getLogger(name).setLevel(logging.CRITICAL)

@@ -1,0 +1,242 @@
+"""What ranks - the processes of one training - tell each other. With one process each function gives back what it got.
+
+Counts and decisions travel from host to host (gloo), so that no device is waited for; gradients and losses from device
+to device (NCCL on CUDA). Everything that decides how a run goes on is either the same on all ranks by construction or
+decided once, by rank 0.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from datetime import timedelta
+from typing import Any, NamedTuple, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from detr_exp.model.layer.denoising import group_count
+from detr_exp.structures import Batch
+from detr_exp.trainer.sharding import shard
+
+T = TypeVar("T")
+CLOSING = timedelta(seconds=20)
+
+
+class PeerFailed(RuntimeError):
+    """This rank could not go on because another one had failed.
+
+    Attributes:
+        exit_status: of the other one: 2 for a mistake in configuration or data, else 1.
+    """
+
+    def __init__(self, reason: str, exit_status: int) -> None:
+        super().__init__(reason)
+        self.exit_status = exit_status
+
+
+class Shared(NamedTuple):
+    """Counts of an optimiser step over all ranks.
+
+    Attributes:
+        num_boxes: objects of the accumulation window, mean over ranks: gradients are averaged over ranks, too.
+        num_images: images of the same.
+        most_objects: of any image of any rank, micro-batch by micro-batch.
+    """
+
+    num_boxes: float
+    num_images: float
+    most_objects: list[int]
+
+
+# ------------------------------------------------------------------------------------------------------- the group
+
+
+def started_as_rank() -> bool:
+    """Whether this process was started as one of several (by `launch`, by `torchrun`)."""
+    return int(os.environ.get("WORLD_SIZE", "1")) > 1
+
+
+@functools.cache
+def meeting_point() -> tuple[dist.Store, int, int]:
+    """The store that all ranks named in the environment can read and write; rank and number of ranks."""
+    store, number, count = next(dist.rendezvous("env://"))
+    return dist.PrefixStore("detr_exp", store), number, count
+
+
+@contextmanager
+def process_group(device: torch.device, status_of: Callable[[BaseException], int]) -> Iterator[None]:
+    """Join the other ranks, where this process is one of several, and leave them at the end.
+
+    Args:
+        device: CUDA exchanges gradients by NCCL, everything else by gloo.
+        status_of: the exit status that an error leads to.
+
+    Raises:
+        PeerFailed: in place of what else went wrong, when another rank had failed before.
+    """
+    if not started_as_rank():
+        yield
+        return
+    if device.type == "cuda":
+        torch.cuda.set_device(local_rank())
+    store, number, count = meeting_point()
+    backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+    dist.init_process_group(backend, store=dist.PrefixStore("group", store), rank=number, world_size=count)
+    try:
+        yield
+    except BaseException as error:
+        agreed = hasattr(error, "exit_status")  # all ranks end this way, at the same step
+        peer_failed = None if agreed else _reason(store, error, status_of)
+        dist.destroy_process_group()
+        # a launcher ends all ranks when one has failed; rank 0 may still be closing its files
+        if number > 0:
+            with suppress(Exception):
+                store.wait(["closed"], CLOSING)
+        if peer_failed:
+            raise peer_failed from error
+        raise
+    else:
+        dist.destroy_process_group()
+    finally:
+        if number == 0:
+            with suppress(Exception):
+                store.set("closed", "")
+
+
+def _reason(store: dist.Store, error: BaseException, status_of: Callable[[BaseException], int]) -> PeerFailed | None:
+    """The first rank that fails leaves its reason; the others fail because it is gone, and give that reason."""
+    with suppress(Exception):
+        if store.add("failures", 1) == 1:
+            store.set("reason", f"{status_of(error)} {type(error).__name__}: {error}")
+        else:
+            status, _, text = store.get("reason").decode().partition(" ")
+            return PeerFailed(text, int(status))
+    return None
+
+
+def rank() -> int:
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def local_rank() -> int:
+    return int(os.environ.get("LOCAL_RANK", "0"))
+
+
+def local_world_size() -> int:
+    """Ranks on this machine."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if dist.is_initialized() else 1
+
+
+def world_size() -> int:
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+# ---------------------------------------------------------------------------------------------- words and decisions
+
+
+def once(do: Callable[..., T], *args: Any) -> T:
+    """What `do(*args)` returns, done by rank 0 only and told to all; nobody goes on before it is done."""
+    if world_size() == 1:
+        return do(*args)
+    told = [do(*args) if rank() == 0 else None]
+    dist.broadcast_object_list(told, src=0)
+    return told[0]  # type: ignore[return-value]
+
+
+def gathered(value: T) -> list[T]:
+    """The values of all ranks, by rank."""
+    values: list[Any] = [value]
+    if world_size() > 1:
+        values = [None] * world_size()
+        dist.all_gather_object(values, value)
+    return values
+
+
+def signalled(number: int | None) -> int | None:
+    """The signal that any rank has received; asked at step boundaries, so that all ranks end at the same one."""
+    if world_size() == 1:
+        return number
+    highest = torch.tensor(number or 0)
+    dist.all_reduce(highest, dist.ReduceOp.MAX)
+    return int(highest) or None
+
+
+@contextmanager
+def first_rank_first() -> Iterator[None]:
+    """Rank 0 goes through the block alone (it downloads, it fills caches), then all others."""
+    if rank() > 0:
+        dist.barrier()
+    yield
+    if rank() == 0 and world_size() > 1:
+        dist.barrier()
+
+
+class Silent:
+    """Takes every call and does nothing: the tracker of ranks that nobody listens to."""
+
+    def __getattr__(self, name: str) -> Callable[..., None]:
+        return lambda *args, **settings: None
+
+
+# --------------------------------------------------------------------------------------------------- training steps
+
+
+def shared(window: list[Batch]) -> Shared:
+    """Counts over all ranks of the micro-batches of one step; one exchange between hosts."""
+    counts = sum(len(batch.targets) for batch in window), sum(len(batch) for batch in window)
+    most = [max(batch.targets.counts, default=0) for batch in window]
+    if world_size() == 1:
+        return Shared(*counts, most)
+    everyone = torch.empty(world_size(), 2 + len(most), dtype=torch.int64)
+    dist.all_gather(list(everyone.unbind()), torch.tensor([*counts, *most]))
+    boxes, images = (everyone[:, :2].sum(0) / world_size()).tolist()
+    return Shared(boxes, images, everyone[:, 2:].amax(0).tolist())
+
+
+def same_denoising(network: Any, most_objects: int) -> None:
+    """Let all ranks make as many denoising groups as the rank with the fullest image."""
+    if world_size() > 1 and getattr(network, "num_denoising", False):
+        network.denoising_groups = group_count(network.num_denoising, min(most_objects, network.num_denoising))
+
+
+def averaged(values: Tensor) -> Tensor:
+    """Mean over ranks."""
+    if world_size() > 1:
+        dist.all_reduce(values)
+        values = values / world_size()
+    return values
+
+
+def exchanging(forward: Any, last: bool) -> AbstractContextManager:
+    """Forward and backward pass of a micro-batch; gradients are exchanged with the `last` one of a window."""
+    if isinstance(forward, DistributedDataParallel) and not last:
+        return forward.no_sync()
+    if hasattr(forward, "set_requires_gradient_sync"):
+        forward.set_requires_gradient_sync(last)
+    return nullcontext()
+
+
+def same_buffers(buffers: list[Tensor]) -> None:
+    """Give all ranks the batch statistics of rank 0; in training every rank keeps its own."""
+    if world_size() > 1:
+        for buffer in buffers:
+            dist.broadcast(buffer, src=0)
+
+
+def parallel(network: nn.Module, strategy: str) -> nn.Module:
+    """The network as training steps call it: its gradients are averaged over ranks.
+
+    Args:
+        network: on its device; with `fsdp` its parameters are split in place.
+        strategy: `ddp` or `fsdp`.
+    """
+    if world_size() == 1:
+        return network
+    if strategy == "fsdp":
+        return shard(network)
+    return DistributedDataParallel(network, broadcast_buffers=False, gradient_as_bucket_view=True)

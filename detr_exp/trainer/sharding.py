@@ -1,0 +1,111 @@
+"""FSDP: every rank holds a part of each parameter, and gathers whole ones while it computes with them.
+
+Sharded tensors are torch's `DTensor`s. All other parts of the trainer see them through the functions here, which leave
+plain tensors as they are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+SHARE = 0.02  # of all parameters, from which on a block of the backbone is gathered and freed on its own
+
+
+def shard(network: nn.Module) -> nn.Module:
+    """Split the parameters over all ranks, in place; blocks of the backbone are gathered one after another."""
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    mesh = init_device_mesh(next(network.parameters()).device.type, (dist.get_world_size(),))
+    for block in _blocks(network):
+        fully_shard(block, mesh=mesh)
+    fully_shard(network, mesh=mesh)
+    return network
+
+
+def _blocks(network: Any) -> list[nn.Module]:
+    """Innermost modules of the backbone that stand in a sequence and hold enough parameters to be worth a unit."""
+    smallest = SHARE * sum(parameter.numel() for parameter in network.parameters())
+    chosen: list[nn.Module] = []
+    for parent in reversed(list(network.backbone.modules())):
+        for child in parent.children() if isinstance(parent, nn.Sequential | nn.ModuleList) else ():
+            inside = set(child.modules())
+            if isinstance(child, nn.ModuleList) or any(block in inside for block in chosen):
+                continue
+            if sum(parameter.numel() for parameter in child.parameters()) >= smallest:
+                chosen.append(child)
+    return chosen
+
+
+@contextmanager
+def gathered_weights(network: nn.Module) -> Iterator[None]:
+    """Inside, every rank has all weights, and passes forward without the others: they may have fewer batches."""
+    units: list[Any] = [module for module in network.modules() if hasattr(module, "unshard")]
+    for unit in units:
+        unit.set_reshard_after_forward(False, recurse=False)
+        unit.unshard()
+    try:
+        yield
+    finally:
+        for unit in units:
+            unit.reshard()
+            unit.set_reshard_after_forward(unit is not network, recurse=False)
+
+
+def is_sharded(tensor: Any) -> bool:
+    return hasattr(tensor, "to_local")
+
+
+def own_part(tensor: Any) -> Tensor:
+    """What this rank holds of a tensor; shares its memory."""
+    return tensor.detach().to_local() if is_sharded(tensor) else tensor
+
+
+def with_part(tensor: Any, part: Tensor) -> Tensor:
+    """A tensor laid out like `tensor`, of which this rank holds `part`."""
+    if not is_sharded(tensor):
+        return part
+    from torch.distributed.tensor import DTensor
+
+    return DTensor.from_local(
+        part, tensor.device_mesh, tensor.placements, run_check=False, shape=tensor.shape, stride=tensor.stride()
+    )
+
+
+def whole(tensor: Any) -> Tensor:
+    """All of a tensor, on every rank; they all have to ask for it."""
+    return tensor.full_tensor() if is_sharded(tensor) else tensor
+
+
+def laid_out(state: Mapping[str, Any], like: Mapping[str, Any]) -> dict[str, Any]:
+    """Whole tensors with the layout of those of the same name in `like`."""
+    return {name: _laid_out(value, like.get(name)) for name, value in state.items()}
+
+
+def _laid_out(value: Any, like: Any) -> Any:
+    if not is_sharded(like) or is_sharded(value) or not isinstance(value, Tensor):
+        return value
+    from torch.distributed.tensor import distribute_tensor
+
+    return distribute_tensor(value.to(like.device), like.device_mesh, like.placements)
+
+
+def optimizer_laid_out(state: Mapping[str, Any], optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    """A whole optimiser state with the layout of the parameters that it belongs to."""
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    moments = {
+        index: {
+            name: _laid_out(value, parameters[index])
+            if isinstance(value, Tensor) and value.shape == parameters[index].shape
+            else value
+            for name, value in values.items()
+        }
+        for index, values in state["state"].items()
+    }
+    return {**state, "state": moments}
