@@ -172,17 +172,10 @@ class DataSet:
         Raises:
             ValueError: the split does not exist, or the network needs what the data do not have.
         """
+        self.refuse(split, network)
         part = self.split(split)
         with_masks = getattr(network, "predicts_masks", False)
         with_keypoints = getattr(network, "predicts_keypoints", False)
-        if with_masks and not part.has_masks:
-            raise ValueError(
-                f"{self.content.origin} has no masks, but the network learns them; use model=rfdetr for boxes"
-            )
-        if with_keypoints and self.keypoints is None:
-            raise ValueError(
-                f"{self.content.origin} has no keypoints, but the network learns them; use model=rfdetr for boxes"
-            )
         height, width = network.image_size
         sizes = multi_scale_sizes(self.multi_scale if training else None, (height, width), network.stride)
         samples = Samples(
@@ -212,6 +205,22 @@ class DataSet:
         else:
             sampler = EvalSampler(count, batch_size, (height, width), **ranks)
         return self.loading.loader(samples, sampler)
+
+    def refuse(self, split: str, network: Network) -> None:
+        """Refuse a network that learns what a split does not have.
+
+        Raises:
+            ValueError: it does, or the split does not exist.
+        """
+        lacks = {
+            "masks": getattr(network, "predicts_masks", False) and not self.split(split).has_masks,
+            "keypoints": getattr(network, "predicts_keypoints", False) and self.keypoints is None,
+        }
+        for what in (name for name, is_absent in lacks.items() if is_absent):
+            raise ValueError(
+                f"{self.content.origin}: the {split} split has no {what}, but the network learns them; use "
+                "model=rfdetr for boxes"
+            )
 
     def check(self) -> None:
         """Read all annotations and the headers of all pictures.

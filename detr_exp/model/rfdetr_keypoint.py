@@ -69,6 +69,8 @@ class RFDETRKeypoint(nn.Module):
     ) -> None:
         super().__init__()
         _check_counts(keypoint_counts, num_classes)
+        if score_alpha < 0:
+            raise ValueError(f"model.score_alpha is {score_alpha}; it must be at least 0: model.score_alpha=0.2")
         self.num_classes = num_classes
         self.activation = activation
         self.keypoint_counts = tuple(keypoint_counts)

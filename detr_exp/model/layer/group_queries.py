@@ -63,6 +63,9 @@ class GroupQueries(nn.Module):
 
     def __init__(self, *, hidden_dim: int, num_logits: int, num_queries: int, num_groups: int) -> None:
         super().__init__()
+        for name, count in (("num_queries", num_queries), ("num_groups", num_groups)):
+            if count < 1:
+                raise ValueError(f"model.{name} is {count}; it must be at least 1: model.{name}=1")
         self.num_queries = num_queries
         self.project = GroupLinear(num_groups, hidden_dim, hidden_dim)
         self.norm = GroupNorm(num_groups, hidden_dim)
