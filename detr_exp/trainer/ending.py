@@ -1,0 +1,36 @@
+"""How runs end, in words that the tracker and sweeps share; torch is not needed to say them."""
+
+from __future__ import annotations
+
+STATUSES = {
+    "Interrupted": "killed",
+    "KeyboardInterrupt": "killed",
+    "NonFiniteError": "nan",
+    "OutOfMemoryError": "oom",
+    "MemoryError": "oom",
+    "PrunedError": "pruned",
+}
+OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")
+
+
+class PrunedError(Exception):
+    """The run was given up because others of its study are ahead; its files are whole.
+
+    Attributes:
+        best: its best value of the monitored metric so far.
+        exit_status: it did what it was asked to.
+    """
+
+    exit_status = 0
+
+    def __init__(self, best: float | None, epoch: int) -> None:
+        super().__init__(f"given up after epoch {epoch}: other trials were ahead")
+        self.best = best
+
+
+def status_of(error: BaseException) -> str:
+    """`killed`, `nan`, `oom`, `pruned`, or `failed`."""
+    for kind in type(error).__mro__:
+        if kind.__name__ in STATUSES:
+            return STATUSES[kind.__name__]
+    return "oom" if any(words in str(error) for words in OUT_OF_MEMORY) else "failed"

@@ -1,0 +1,50 @@
+"""What `hydra/launcher=local` starts for each job: `python -m hydra_plugins.detr_exp._job_process TASK ANSWER`.
+
+TASK is a file with the pickled job; ANSWER is written when it has returned or raised, and stays away when the process
+is ended.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import signal
+import sys
+import threading
+from pathlib import Path
+
+from hydra.core.singleton import Singleton
+from hydra.core.utils import JobStatus, run_job, setup_globals
+
+from hydra_plugins.detr_exp._ledger import first_line
+
+
+def main(task: str, answer: str) -> None:
+    threading.Thread(target=end_with_parent, daemon=True).start()
+    with open(task, "rb") as file:
+        sys.path[:] = pickle.load(file)
+        context, function, config, singletons = pickle.load(file)
+    setup_globals()
+    Singleton.set_state(singletons)
+    result = run_job(
+        hydra_context=context,
+        task_function=function,
+        config=config,
+        job_dir_key="hydra.sweep.dir",
+        job_subdir_key="hydra.sweep.subdir",
+    )
+    value = result._return_value  # the property would raise it
+    failed = result.status is not JobStatus.COMPLETED
+    said = {"error": first_line(value)} if failed else {"value": value if isinstance(value, int | float) else None}
+    Path(answer).write_text(json.dumps(said))
+
+
+def end_with_parent() -> None:
+    """The sweep holds the other end of standard input: when it is gone, save what there is and end."""
+    sys.stdin.buffer.read()
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,69 @@
+"""The runs that are going on, as a table that is drawn anew in place; without a terminal only lines."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from rich.console import Console
+from rich.live import Live as RichLive
+from rich.markup import escape
+from rich.table import Table
+
+from hydra_plugins.detr_exp._table import duration
+
+END_OF_LOG = 4096  # bytes in which the last line is looked for
+
+
+class Live:
+    """Lines of what has happened above a table of what is happening."""
+
+    def __enter__(self) -> Live:
+        self.rich, self.drawn = None, 0.0
+        if sys.stdout.isatty():
+            self.rich = RichLive(console=Console(), auto_refresh=False, transient=True)
+            self.rich.start()
+        return self
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if self.rich is not None:
+            self.rich.stop()
+
+    def line(self, text: str) -> None:
+        """Print a line that stays."""
+        if self.rich is None:
+            print(text, flush=True)
+        else:
+            self.rich.console.print(escape(text), highlight=False)
+
+    def show(self, running: Sequence[Any]) -> None:
+        """Draw the table, twice a second at most.
+
+        Args:
+            running: with `number`, `place`, `shown`, `started` and `log`.
+        """
+        if self.rich is None or time.monotonic() - self.drawn < 0.5:
+            return
+        self.drawn = time.monotonic()
+        table = Table(box=None, expand=True)
+        for name, width in (("#", 4), ("where", 8), ("time", 7)):
+            table.add_column(name, min_width=width, no_wrap=True)
+        table.add_column("given", ratio=1, no_wrap=True)
+        table.add_column("last line of its log", ratio=2, no_wrap=True)
+        for run in running:
+            seconds = duration(time.monotonic() - run.started)
+            table.add_row(str(run.number), run.place, seconds, escape(run.shown), escape(last_line(run.log)))
+        self.rich.update(table, refresh=True)
+
+
+def last_line(log: Path) -> str:
+    """The newest line of a file that is not empty."""
+    with open(log, "rb") as file:
+        file.seek(0, 2)
+        file.seek(max(0, file.tell() - END_OF_LOG))
+        lines = [line.strip() for line in file.read().decode(errors="replace").splitlines()]
+    return next((line for line in reversed(lines) if line), "")

@@ -1,0 +1,88 @@
+"""A sweep's task: does the work of one run and writes down how it ended, in whatever process a launcher starts it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.utils import env_override
+from omegaconf import DictConfig
+
+from detr_exp.trainer.ending import PrunedError, status_of
+from detr_exp.trainer.signals import EXIT_STATUS
+from hydra_plugins.detr_exp._ledger import FINISHED, UNFINISHED, Job, Ledger, first_line, judged
+
+JOB_LOCK = ".job.lock"  # held by the process that works in the folder
+PATIENCE = 60.0  # seconds in which a run that its sweep has left behind saves its state and ends
+
+
+class JobError(RuntimeError):
+    """A run of a sweep ended without a result."""
+
+
+class RecordedTask:
+    """Calls `task` for a job of the sweep and appends a line to the ledger.
+
+    Args:
+        task: config -> result.
+        folder: of the sweep.
+        fail_fast: start no job after one that has failed.
+
+    Attributes:
+        jobs: hash -> job; whoever launches adds those it launches.
+        environment: variables that all jobs find set.
+        environment_of: hash -> variables that one job finds set.
+        since: lines of the ledger that are older than this start of the sweep.
+    """
+
+    def __init__(self, task: Callable[[DictConfig], Any], folder: Path, fail_fast: bool) -> None:
+        self.task, self.folder, self.fail_fast = task, folder, fail_fast
+        self.ledger = Ledger(folder)
+        self.jobs: dict[str, Job] = {}
+        self.environment: dict[str, str] = {}
+        self.environment_of: dict[str, dict[str, str]] = {}
+        self.since = len(self.ledger.entries())
+
+    def __call__(self, cfg: DictConfig) -> Any:
+        """
+        Raises:
+            Exception: of the task; the sweep goes on.
+            SystemExit: the process was asked to end, and so is the sweep.
+        """
+        if self.is_to_stop():
+            raise JobError("not started: a run before it has failed (sweep_fail_fast=true)")
+        folder = Path(HydraConfig.get().runtime.output_dir)
+        job, started = self.jobs[folder.name], time.monotonic()
+        try:
+            with (
+                env_override(self.environment | self.environment_of.get(job.hash, {})),
+                FileLock(folder / JOB_LOCK, timeout=PATIENCE),
+            ):
+                value = self.task(cfg)
+        except PrunedError as error:
+            self.ledger.record(job, started, "pruned", error.best, str(error))
+            return error.best
+        except SystemExit as end:
+            if end.code in EXIT_STATUS.values():
+                self.ledger.record(job, started, "killed", reason="it was asked to end, and saved its state")
+                raise
+            self.ledger.record(job, started, "failed", reason=f"it called sys.exit({end.code!r})")
+            raise JobError(f"it called sys.exit({end.code!r})") from None
+        except Timeout:
+            reason = f"a process of an earlier start still works in {folder}; end it first"
+            self.ledger.record(job, started, "failed", reason=reason)
+            raise JobError(reason) from None
+        except Exception as error:
+            self.ledger.record(job, started, status_of(error), reason=first_line(error))
+            raise
+        self.ledger.record(job, started, *judged(value))
+        return value
+
+    def is_to_stop(self) -> bool:
+        """Whether a run has failed and no further one is to be started."""
+        fine = (*FINISHED, *UNFINISHED)
+        return self.fail_fast and any(entry.status not in fine for entry in self.ledger.entries()[self.since :])

@@ -1,0 +1,238 @@
+"""What every sweep has: a folder that one process at a time works in, a ledger, a parent run in MLflow, a summary."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import re
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, cast
+
+from filelock import FileLock, Timeout
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra.core.plugins import Plugins
+from hydra.core.utils import JobReturn
+from hydra.plugins.launcher import Launcher
+from hydra.types import HydraContext
+from omegaconf import DictConfig, OmegaConf
+
+from detr_exp.mistakes import ConfigError, flat
+from hydra_plugins.detr_exp._ledger import FINISHED, UNFINISHED, Entry, Job, first_line
+from hydra_plugins.detr_exp._parent import parent_run
+from hydra_plugins.detr_exp._recorded import JOB_LOCK, RecordedTask
+from hydra_plugins.detr_exp._table import show
+
+OWN_KEYS = ("sweep_retry", "sweep_fail_fast")  # of the command line, meant for the sweep and not for its runs
+CHECKPOINT = "checkpoint.pth"  # trainer.checkpoint.NEWEST, which would load torch
+
+
+class SweepFailed(RuntimeError):
+    """Some runs of a sweep failed; all of them were tried."""
+
+
+class Sweep:
+    """The folder of a sweep, and what happens in it.
+
+    Args:
+        hydra_context, task_function, config: as Hydra hands them to a sweeper.
+
+    Raises:
+        ConfigError: a setting of the sweep that does not exist.
+    """
+
+    def __init__(self, hydra_context: HydraContext, task_function: Callable[..., Any], config: DictConfig) -> None:
+        retry = config.get("sweep_retry")
+        if retry not in (None, "failed"):
+            raise ConfigError(f"sweep_retry is {retry!r}; use sweep_retry=failed, or null")
+        self.retry_failed = retry == "failed"
+        self.loader = cast(ConfigLoaderImpl, hydra_context.config_loader)
+        self.config = config
+        self.folder = Path(config.hydra.sweep.dir).resolve()
+        if not any(word.startswith("hydra.sweep.dir=") for word in config.hydra.overrides.hydra):
+            self.folder /= name_of(config)
+        config.hydra.sweep.dir = str(self.folder)
+        self.task = RecordedTask(task_function, self.folder, fail_fast=bool(config.get("sweep_fail_fast")))
+        self.ledger = self.task.ledger
+        self.launcher: Launcher = Plugins.instance().instantiate_launcher(
+            hydra_context=hydra_context, task_function=self.task, config=config
+        )
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Keep others out of the folder, and the jobs' runs together in MLflow.
+
+        Raises:
+            ConfigError: another sweep is going on in it.
+        """
+        self.folder.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(self.folder / ".lock")
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            raise ConfigError(
+                f"{self.folder} is in use by a sweep that is still going on; use another: hydra.sweep.dir=..."
+            ) from None
+        try:
+            with parent_run(self.config, self.folder, self.task.environment, self.ledger):
+                yield
+        finally:
+            lock.release()
+
+    def is_finished(self, job: Job, entries: Mapping[str, Entry]) -> bool:
+        """Whether there is nothing to do for a job: it has ended, and is not to be tried again."""
+        entry = entries.get(job.hash)
+        if entry is None or entry.status in UNFINISHED:
+            return False
+        return entry.status in FINISHED or not self.retry_failed
+
+    def launched(self, job: Job) -> list[str]:
+        """The words that a launcher needs to start a job, or to go on with it where it was stopped."""
+        self.task.jobs[job.hash] = job
+        resume = ["trainer.resume=auto"] if (self.folder / job.hash / CHECKPOINT).exists() else []
+        given = {word.partition("=")[0] for word in job.words}
+        return [
+            *job.words,
+            *(word for word in resume if word.partition("=")[0] not in given),
+            "hydra.sweep.dir='{}'".format(str(self.folder).replace("'", r"\'")),
+            f"hydra.sweep.subdir='{job.hash}'",  # a text, whatever number it looks like
+        ]
+
+    def refuse_another_config(self, jobs: Iterable[Job], composed: Callable[[Job], DictConfig]) -> None:
+        """Refuse to mix the runs in the folder with runs of another configuration.
+
+        Raises:
+            ConfigError: names what differs.
+        """
+        for job in jobs:
+            stored = self.folder / job.hash / ".hydra" / "config.yaml"
+            if not stored.exists():
+                continue
+            before, now = (_values(config) for config in (OmegaConf.load(stored), composed(job)))
+            differing = [key for key in sorted(before.keys() | now.keys()) if before.get(key) != now.get(key)]
+            if differing:
+                from detr_exp.trainer.resume import FREE  # loads torch
+
+                differing = [key for key in differing if not f"{key}.".startswith(tuple(f"{free}." for free in FREE))]
+            if differing:
+                changes = ", ".join(f"{key} was {before.get(key)!r} and is {now.get(key)!r}" for key in differing[:8])
+                raise ConfigError(
+                    f"{self.folder} holds runs of another configuration: {changes}; "
+                    "set it back, or use another folder: hydra.sweep.dir=..."
+                )
+
+    def run(
+        self,
+        jobs: Iterable[Job],
+        total: int,
+        *,
+        at_once: bool,
+        ended: Callable[[Job, Entry], None] = lambda job, entry: None,
+    ) -> None:
+        """Launch jobs and see that each has a line in the ledger when it has ended.
+
+        Args:
+            jobs: what to run; a launcher with a pool draws them one by one, as late as it can.
+            total: how many they will be.
+            at_once: hand all jobs to a launcher without a pool in one go, instead of one after another.
+            ended: told what became of a job; `jobs` may depend on it.
+        """
+        serve = getattr(self.launcher, "serve", None)
+        if serve is not None:
+            self._serve(serve, jobs, total, ended)
+            return
+        batches = [list(jobs)] if at_once else ([job] for job in jobs)
+        for batch in batches:
+            if batch and not self.task.is_to_stop():
+                self._launch(batch)
+                for job in batch:
+                    entry = self.entry_of(job)
+                    if entry is not None:
+                        ended(job, entry)
+
+    def entry_of(self, job: Job) -> Entry | None:
+        """How a job ended since this sweep was started."""
+        return {entry.hash: entry for entry in self.ledger.entries()[self.task.since :]}.get(job.hash)
+
+    def _serve(
+        self, serve: Callable[..., None], jobs: Iterable[Job], total: int, ended: Callable[[Job, Entry], None]
+    ) -> None:
+        """Run jobs in a launcher's pool."""
+        drawn: dict[int, Job] = {}
+        count = itertools.count(1)
+
+        def words() -> Iterator[tuple[int, list[str], str]]:
+            for job in jobs:
+                if self.task.is_to_stop():
+                    return
+                drawn[job.number] = job
+                yield job.number, self.launched(job), " ".join(job.swept)
+
+        def on_end(number: int, result: JobReturn, started: float) -> str:
+            job = drawn[number]
+            if self.entry_of(job) is None:  # its process is gone without having said anything
+                self.ledger.record(job, started, "failed", reason=first_line(result._return_value))
+            entry = cast(Entry, self.entry_of(job))
+            ended(job, entry)
+            return f"{' '.join(job.swept)}  {summary_of(entry)}  ({next(count)} of {total})"
+
+        serve(words(), on_end)
+
+    def _launch(self, batch: list[Job]) -> None:
+        """Launch jobs with a launcher that returns when all have ended, or raises when it has lost one of them."""
+        started = time.monotonic()
+        try:
+            self.launcher.launch([self.launched(job) for job in batch], initial_job_idx=batch[0].number)
+        except Exception as error:
+            begun = [job for job in batch if (self.folder / job.hash / JOB_LOCK).exists()]
+            if not begun:
+                raise
+            for job in begun:
+                # others may still be at work; each holds its lock
+                with FileLock(self.folder / job.hash / JOB_LOCK):
+                    if self.entry_of(job) is None:
+                        self.ledger.record(job, started, "killed", reason=f"its process is gone: {first_line(error)}")
+
+    def close(self, jobs: Sequence[Job], extra: Mapping[str, Mapping[str, float]] | None = None) -> None:
+        """Print the table.
+
+        Raises:
+            SweepFailed: any of the jobs is not finished.
+        """
+        entries = self.ledger.latest()
+        show(jobs, entries, extra or {})
+        print(f"\n{self.folder}", flush=True)
+        bad = [job for job in jobs if job.hash not in entries or entries[job.hash].status not in FINISHED]
+        if bad:
+            failed = sum(job.hash in entries and entries[job.hash].status not in UNFINISHED for job in bad)
+            what = "failed" if failed == len(bad) else "are not finished"
+            again = " with sweep_retry=failed" if failed else ""
+            raise SweepFailed(f"{len(bad)} of {len(jobs)} runs {what}; the same command{again} runs only those")
+
+
+def name_of(config: DictConfig) -> str:
+    """What is swept and a hash of the command: the same for the same command."""
+    words = [word for word in config.hydra.overrides.task if word.partition("=")[0] not in OWN_KEYS]
+    search = [word for word in config.hydra.overrides.hydra if re.match(r"hydra[./]sweeper(?!\.n_trials)", word)]
+    keys = dict.fromkeys(word.partition("=")[0] for word in words if "," in word)
+    named = config.hydra.runtime.choices.get("sweep") or "+".join(key.rpartition(".")[2] for key in keys) or "sweep"
+    return f"{re.sub(r'[^A-Za-z0-9_+-]', '_', named)[:40]}-{hash_of([*words, *search])[:6]}"
+
+
+def hash_of(words: Iterable[str]) -> str:
+    """A short name for a set of words: ten letters and digits that any file system takes."""
+    return hashlib.sha256("\n".join(sorted(words)).encode()).hexdigest()[:10]
+
+
+def summary_of(entry: Entry) -> str:
+    """A line's end: result, or what happened instead."""
+    shown = "" if entry.metric is None else f"{entry.metric:.4f}"
+    return " ".join(filter(None, [shown, "" if entry.status == "ok" and shown else entry.status, entry.reason]))
+
+
+def _values(config: Any) -> dict[str, Any]:
+    """Every key of a config with its unresolved value."""
+    plain = cast(dict[str, Any], OmegaConf.to_container(config, resolve=False))
+    return {key: value for key, value in flat(plain) if not (isinstance(value, dict) and value)}
