@@ -12,6 +12,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 SUFFIXES = {".bmp", ".dng", ".jpeg", ".jpg", ".mpo", ".png", ".tif", ".tiff", ".webp"}
+JPEG_SUFFIXES = {".jpeg", ".jpg"}
 MAX_PIXELS = 2**27  # 134 megapixels, 400 MB decoded; checked on the header, before anything is decoded
 _ORIENTATION = 0x0112
 _TRANSPOSED = (5, 6, 7, 8)
@@ -44,6 +45,30 @@ def refuse_size(path: Path, size: tuple[int, int]) -> None:
         _fitting(path, image, size)
 
 
+def oddities(path: Path, size: tuple[int, int]) -> list[str]:
+    """What is unusual about a picture that can be read, each with what is done about it.
+
+    Args:
+        path: the file.
+        size: (height, width) that was annotated.
+    """
+    with _opened(path) as image:
+        stored, orientation = (image.height, image.width), _orientation(image)
+        found = []
+        usual = Image.registered_extensions().get(path.suffix.lower())
+        if usual is not None and image.format not in (usual, "MPO"):
+            found.append(f"pictures whose name says {usual} are {image.format}; they are read as what they are")
+        if orientation in _TRANSPOSED and size == stored != stored[::-1]:
+            found.append("EXIF tags were ignored: the annotated size is that of the picture as it is stored")
+        elif orientation > 1 and (orientation not in _TRANSPOSED or stored == stored[::-1]):
+            found.append(
+                "pictures were turned as their EXIF tag says; whether the boxes were cannot be told from the size"
+            )
+        if getattr(image, "is_animated", False) and image.format != "MPO":
+            found.append("only the first frame of a picture with several is used")
+        return found
+
+
 def read_picture(
     path: Path, size: tuple[int, int] | None = None, smallest: tuple[int, int] | None = None
 ) -> Image.Image:
@@ -56,7 +81,7 @@ def read_picture(
     Args:
         path: the file.
         size: (height, width) the annotations were made for; None: whatever it is.
-        smallest: a JPEG may be decoded at 1/2, 1/4 or 1/8 as long as it is not smaller than this (height, width).
+        smallest: a JPEG is decoded at 1/2, 1/4 or 1/8 where it is then not smaller than this (height, width).
 
     Raises:
         PictureError: unreadable, too large, or of another size than annotated.
@@ -65,9 +90,9 @@ def read_picture(
         orientation = _orientation(image)
         upright = _fitting(path, image, size)
         turn = orientation > 1 and (size is None or size == upright)
-        if smallest is not None and image.format == "JPEG":
-            height, width = smallest[::-1] if turn and orientation in _TRANSPOSED else smallest
-            image.draft(None, (width, height))
+        scale = decode_scale(path, size or upright, smallest)
+        if scale > 1 and image.format == "JPEG":
+            image.draft(None, (image.width // scale, image.height // scale))
         try:
             if turn:
                 image = ImageOps.exif_transpose(image)
@@ -76,6 +101,14 @@ def read_picture(
             raise PictureError(
                 f"{path} cannot be decoded ({error}); replace it or drop it from the data set"
             ) from error
+
+
+def decode_scale(path: str | Path, size: tuple[int, int], smallest: tuple[int, int] | None) -> int:
+    """What `read_picture` divides both sides of a picture by: 1, or 2, 4 or 8 where its name says that it is a JPEG."""
+    if smallest is None or os.path.splitext(path)[1].lower() not in JPEG_SUFFIXES:
+        return 1
+    most = min(size[0] // smallest[0], size[1] // smallest[1])
+    return 8 if most >= 8 else 4 if most >= 4 else 2 if most >= 2 else 1
 
 
 def _fitting(path: Path, image: Image.Image, size: tuple[int, int] | None) -> tuple[int, int]:
@@ -123,4 +156,7 @@ def _rgb(image: Image.Image) -> Image.Image:
         top = 65535.0 if image.mode.startswith("I") and values.min() >= 0 and values.max() <= 65535 else None
         low, high = (0.0, top) if top else (values.min(), max(values.max(), values.min() + 1e-12))
         return Image.fromarray(((values - low) * (255 / (high - low))).round().astype(np.uint8)).convert("RGB")
+    if image.mode == "RGB":
+        image.load()  # `convert` would copy
+        return image
     return image.convert("RGB")

@@ -1,0 +1,135 @@
+"""Look at a data set before training on it: `python -m detr_exp.check_data data.root=... [data=coco]`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
+
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig
+
+from detr_exp import cli
+from detr_exp.data.problems import listed
+
+if TYPE_CHECKING:
+    from detr_exp.data.dataset import DataSet
+    from detr_exp.data.inspection import Finding, Inspection
+
+USAGE = """\
+Read a whole data set, train nothing, and say what is in it and what is wrong with it.
+
+  python -m detr_exp.check_data data.root=FOLDER                        any layout that is recognised
+  python -m detr_exp.check_data data=coco data.root=FOLDER data.train.annotations=a.json data.train.images=photos
+  python -m detr_exp.check_data data.root=FOLDER data/augment=rfdetr    with a picture of that augmentation
+  python -m detr_exp.check_data data.root=FOLDER json=found.json        for programs
+
+  data, data.*      as in training
+  image_size        [height,width] of the network the data are meant for
+  num_queries       of that network
+  pictures          training pictures drawn after augmentation; 0: none
+  json              a file for everything that was found
+  seed              of the augmentation
+
+Exit status: 0 if training could start, 2 if not.
+"""
+
+
+def check_data(cfg: DictConfig) -> None:
+    """Check into Hydra's output folder."""
+    check_data_in(Path(HydraConfig.get().runtime.output_dir), cfg)
+
+
+def check_data_in(folder: Path, cfg: DictConfig) -> Inspection:
+    """Inspect a data set, print what was found, and draw augmented pictures into a folder.
+
+    Args:
+        folder: made if absent.
+        cfg: see `conf/check_data.yaml`.
+
+    Raises:
+        ValueError: the data cannot be trained on; everything that was found has been printed.
+    """
+    from detr_exp import build
+    from detr_exp.data.inspection import inspect
+
+    height, width = cfg.image_size
+    found, data = inspect(partial(build.data, cfg), image_size=(height, width), num_queries=cfg.num_queries)
+    print("\n".join(report(found)))
+    if cfg.json is not None:
+        Path(cfg.json).write_text(json.dumps(asdict(found), indent=1, ensure_ascii=False) + "\n")
+        print(f"everything that was found: {cfg.json}")
+    if cfg.pictures and data is not None and "train" in found.splits:
+        print(f"augmented training pictures: {draw(folder, cfg, data)}")
+    if errors := found.count("error"):
+        raise ValueError(f"{errors} {'problem' if errors == 1 else 'problems'} that training refuses, listed above")
+    print(f"training can start; {found.count('warning')} warnings")
+    return found
+
+
+def report(found: Inspection) -> Iterator[str]:
+    """Lines for a person: what is in the data set, then what is wrong with it."""
+    if found.splits:
+        yield ""
+        yield from table(
+            ["split", "pictures", "empty", "objects", "a picture", "most", "small", "medium", "large", "sizes"],
+            [split_row(name, facts) for name, facts in found.splits.items()],
+        )
+        yield ""
+        head = [f"{name} {what}" for name in found.splits for what in ("objects", "pictures", "side")]
+        yield from table(["class", "id", *head], [class_row(row, list(found.splits)) for row in found.classes])
+    kinds: dict[tuple[str, str], list[Finding]] = {}
+    for finding in found.findings:
+        kinds.setdefault((finding.level, finding.kind), []).append(finding)
+    for (level, kind), findings in kinds.items():
+        yield f"\n{level}: {kind} ({sum(len(finding.cases) for finding in findings)})"
+        for finding in findings:
+            yield f"  {finding.source}\n    " + listed(finding.cases, "\n    ")
+    yield ""
+
+
+def split_row(name: str, facts: Mapping[str, Any]) -> list[str]:
+    heights, widths, many = facts["height"], facts["width"], facts["per_picture"]
+    sizes = f"{widths['min']:g}x{heights['min']:g}"
+    if (widths["max"], heights["max"]) != (widths["min"], heights["min"]):
+        sizes += f" to {widths['max']:g}x{heights['max']:g}"
+    counts = [str(facts[key]) for key in ("pictures", "empty", "objects")]
+    areas = [str(facts[key]) for key in ("small", "medium", "large")]
+    return [name, *counts, f"{many['mean']:.1f}", f"{many['max']:g}", *areas, sizes]
+
+
+def class_row(row: Mapping[str, Any], splits: Sequence[str]) -> list[str]:
+    numbers = [row[name][key] for name in splits for key in ("objects", "pictures", "median_side")]
+    return [row["name"], str(row["id"]), *("-" if number is None else str(number) for number in numbers)]
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str]:
+    """Aligned columns, the first one to the left."""
+    widths = [max(map(len, column)) for column in zip(head, *rows)]
+    for row in (head, *rows):
+        cells = [f"{cell:<{w}}" if k == 0 else f"{cell:>{w}}" for k, (cell, w) in enumerate(zip(row, widths))]
+        yield "  ".join(cells)
+
+
+def draw(folder: Path, cfg: DictConfig, data: DataSet) -> Path:
+    """Training pictures after augmentation, as a network of this size would get them."""
+    from detr_exp.trainer.first_look import save_samples
+
+    size = tuple(cfg.image_size)
+    told = SimpleNamespace(image_size=size, stride=1, predicts_masks=data.has_masks)
+    told.predicts_keypoints = data.keypoints is not None
+    loader = data.loader("train", network=told, batch_size=1, seed=cfg.seed, training=True)
+    folder.mkdir(parents=True, exist_ok=True)
+    return save_samples(folder / "training_samples.png", data, loader, cfg.pictures)
+
+
+def main() -> None:
+    cli.main(check_data, "check_data", USAGE)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,287 @@
+"""Everything about a data set that is worth knowing before training on it: what is wrong, and what is in it.
+
+Reads all annotations and decodes all pictures. Findings are errors (training would refuse), warnings (training goes on,
+something is lost or likely unwanted) or notes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+
+from detr_exp.data.content import SPLITS, Split
+from detr_exp.data.dataset import DataSet
+from detr_exp.data.picture import PictureError, oddities
+from detr_exp.data.problems import Problems, collected
+from detr_exp.data.table import TableSplit
+
+Made = TypeVar("Made")
+LEVELS = ("error", "warning", "note")
+THREADS = 4
+SMALL, MEDIUM = 32**2, 96**2  # square pixels of the picture, as COCO divides sizes
+LEAST_SIDE = 4  # pixels at the network's input; a smaller object is hardly seen
+SIDEWAYS = {"left", "right", "l", "r", "lh", "rh", "east", "west", "clockwise", "counterclockwise"}
+UPRIGHT = {"up", "down", "top", "bottom", "upper", "lower", "north", "south", "upward", "downward"}
+
+
+@dataclass
+class Finding:
+    """One kind of problem in one place.
+
+    Attributes:
+        level: `error`, `warning` or `note`.
+        source: the file, folder or split.
+        kind: what is wrong, and what to do or what is done.
+        cases: each with its annotation, line or picture.
+    """
+
+    level: str
+    source: str
+    kind: str
+    cases: list[str]
+
+
+@dataclass
+class Inspection:
+    """What was found in a data set.
+
+    Attributes:
+        findings: in the order of their level.
+        splits: per split the numbers of `split_facts`.
+        classes: per class its name, id, and per split objects and pictures.
+    """
+
+    findings: list[Finding] = field(default_factory=list)
+    splits: dict[str, dict[str, Any]] = field(default_factory=dict)
+    classes: list[dict[str, Any]] = field(default_factory=list)
+
+    def add(self, level: str, source: str, kind: str, cases: Sequence[str]) -> None:
+        if cases:
+            self.findings.append(Finding(level, source, kind, list(cases)))
+
+    def read(self, name: str, make: Callable[[], Made]) -> Made | None:
+        """What `make` returns, with the complaints on the way; None where it fails."""
+        result = None
+        with collected() as problems:
+            try:
+                result = make()
+            except ValueError as error:
+                if not any(part.errors for part in problems):
+                    self.add("error", name, "cannot be read", [str(error)])
+        self.findings += from_problems(problems)
+        return result
+
+    def count(self, level: str) -> int:
+        return sum(len(finding.cases) for finding in self.findings if finding.level == level)
+
+
+def inspect(
+    make: Callable[[], DataSet], *, image_size: tuple[int, int], num_queries: int
+) -> tuple[Inspection, DataSet | None]:
+    """Read everything.
+
+    Args:
+        make: makes the data set.
+        image_size: (height, width) of the network it is meant for.
+        num_queries: of that network.
+
+    Returns:
+        what was found, and the data set; None where not even its classes can be read.
+    """
+    found = Inspection()
+    data = found.read("the data set", make)
+    if data is not None:
+        missing = [name for name in SPLITS if name not in data.content.read]
+        found.add("note", data.content.origin, "splits that the data set does not have", missing)
+        read = {name: found.read(name, partial(data.split, name)) for name in data.content.read}
+        splits = {name: split for name, split in read.items() if split is not None}
+        check_pictures(found, {n: s for n, s in splits.items() if isinstance(s, TableSplit)}, data.on_error)
+        found.splits = {
+            name: split_facts(found, name, split, image_size, num_queries) for name, split in splits.items()
+        }
+        found.classes = class_facts(found, data, splits)
+        check_names(found, data)
+    found.findings.sort(key=lambda finding: LEVELS.index(finding.level))
+    return found, data
+
+
+def from_problems(problems: Sequence[Problems]) -> Iterator[Finding]:
+    """What the readers complained about."""
+    for part in problems:
+        for level, kinds in (("error", part.errors), ("warning", part.warnings)):
+            yield from (Finding(level, part.source, kind, cases) for kind, cases in kinds.items())
+
+
+# ----------------------------------------------------------------------------------------------------------- pictures
+
+
+def check_pictures(found: Inspection, splits: Mapping[str, TableSplit], on_error: str) -> None:
+    """Decode every picture: which cannot be read, are turned or misnamed, and which occur more than once."""
+    places: dict[str, list[str]] = defaultdict(list)
+    with ThreadPoolExecutor(THREADS) as pool:
+        for name, split in splits.items():
+            problems = Problems(name, on_error)
+            for index, (digest, remarks) in enumerate(pool.map(lambda i, s=split: _looked_at(s, i), range(len(split)))):
+                path = split.paths[index]
+                if digest is None:
+                    problems.picture(remarks[0])
+                    continue
+                places[digest].append(f"{name} {path}")
+                for remark in remarks:
+                    problems.warn(remark, path)
+            found.findings += from_problems([problems])
+    repeated = [group for group in places.values() if len(group) > 1]
+    across = [group for group in repeated if len({place.split(" ", 1)[0] for place in group}) > 1]
+    for source, kind, groups in (
+        ("between splits", "pictures of one split are in another too: what is measured on them is not new", across),
+        ("within a split", "pictures occur more than once", [group for group in repeated if group not in across]),
+    ):
+        found.add("warning", source, kind, sorted(" = ".join(group) for group in groups))
+
+
+def _looked_at(split: TableSplit, index: int) -> tuple[str | None, list[str]]:
+    """(hash of the decoded pixels, remarks), or (None, [what is wrong])."""
+    path = Path(split.paths[index])
+    try:
+        pixels = np.asarray(split.picture(index))
+        remarks = oddities(path, split.size(index))
+    except PictureError as error:
+        return None, [str(error)]
+    digest = hashlib.blake2b(pixels.tobytes(), digest_size=16, key=repr(pixels.shape).encode())
+    return digest.hexdigest(), remarks
+
+
+# ------------------------------------------------------------------------------------------------------------ numbers
+
+
+def split_facts(
+    found: Inspection, name: str, split: Split, image_size: tuple[int, int], num_queries: int
+) -> dict[str, Any]:
+    """Numbers of one split: pictures, objects, sizes; and what is unusual about them."""
+    objects = [split.objects(index) for index in range(len(split))]
+    counts = np.array([len(o) for o in objects])
+    sizes = np.array([split.size(index) for index in range(len(split))])
+    boxes = np.concatenate([o.boxes_xyxy for o in objects] or [np.zeros((0, 4))])
+    owner = np.repeat(np.arange(len(split)), counts)
+    sides = boxes[:, 2:] - boxes[:, :2]
+    areas = sides.prod(1)
+    scale = np.array(image_size[::-1]) / sizes[owner][:, ::-1]
+    tiny = np.flatnonzero((sides * scale).min(1) < LEAST_SIDE) if len(sides) else np.zeros(0, int)
+    found.add(
+        "warning",
+        name,
+        f"objects under {LEAST_SIDE} pixels at {image_size[0]} x {image_size[1]}; a larger model.image_size shows more",
+        [f"{split.name(owner[i])}: {sides[i, 0]:.3g}x{sides[i, 1]:.3g}" for i in tiny.tolist()],
+    )
+    crowded = [f"{split.name(i)}: {counts[i]} objects" for i in np.flatnonzero(counts > num_queries).tolist()]
+    found.add("warning", name, f"pictures with more objects than the {num_queries} queries", crowded)
+    twice = list(_twice(split, objects))
+    found.add("warning", name, "objects that are annotated twice, with the same class and box", twice)
+    return {
+        "pictures": len(split),
+        "empty": int((counts == 0).sum()),
+        "objects": int(counts.sum()),
+        "per_picture": spread(counts),
+        "height": spread(sizes[:, 0]),
+        "width": spread(sizes[:, 1]),
+        "aspect": spread(sizes[:, 1] / sizes[:, 0]),
+        "object_side": spread(np.sqrt(areas)),
+        "object_aspect": spread(sides[:, 0] / sides[:, 1]),
+        "small": int((areas < SMALL).sum()),
+        "medium": int(((areas >= SMALL) & (areas < MEDIUM)).sum()),
+        "large": int((areas >= MEDIUM).sum()),
+        "masks": split.has_masks,
+        "keypoints": split.has_keypoints,
+    }
+
+
+def spread(values: np.ndarray) -> dict[str, float]:
+    """Smallest, median, mean, 99th percentile and largest; nothing where there is nothing."""
+    if not len(values):
+        return {}
+    low, middle, high = np.percentile(values, [0, 50, 99])
+    numbers = {"min": low, "median": middle, "mean": values.mean(), "p99": high, "max": values.max()}
+    return {name: round(float(value), 3) for name, value in numbers.items()}
+
+
+def _twice(split: Split, objects: Sequence[Any]) -> Iterator[str]:
+    for index, part in enumerate(objects):
+        rows = Counter(zip(part.categories.tolist(), map(tuple, part.boxes_xyxy.tolist())))
+        for (category, (x0, y0, x1, y1)), times in rows.items():
+            if times > 1:
+                box = f"{x1 - x0:g}x{y1 - y0:g} at ({x0:g}, {y0:g})"
+                yield f"{split.name(index)}: category {category}, {box}, {times} times"
+
+
+def class_facts(found: Inspection, data: DataSet, splits: Mapping[str, Split]) -> list[dict[str, Any]]:
+    """Per class: objects, pictures and the median side of its objects in each split."""
+    rows: list[dict[str, Any]] = [
+        {"label": label, "id": number, "name": name}
+        for label, (number, name) in enumerate(zip(data.category_ids, data.classes))
+        if data.class_map.by_label[label] is not None
+    ]
+    for split_name, split in splits.items():
+        sides: dict[int, list[float]] = defaultdict(list)
+        pictures: Counter[int] = Counter()
+        for index in range(len(split)):
+            objects = split.objects(index)
+            pictures.update(set(objects.categories.tolist()))
+            extents = (objects.boxes_xyxy[:, 2:] - objects.boxes_xyxy[:, :2]).prod(1)
+            for category, area in zip(objects.categories.tolist(), extents.tolist()):
+                sides[category].append(area**0.5)
+        for row in rows:
+            own = sides[row["id"]]
+            row[split_name] = {
+                "objects": len(own),
+                "pictures": pictures[row["id"]],
+                "median_side": round(float(np.median(own)), 1) if own else None,
+            }
+        missing = [f"{row['id']} {row['name']!r}" for row in rows if not sides[row["id"]]]
+        what = "never learned" if split_name == "train" else "not measured here"
+        found.add("warning", split_name, f"classes without objects: {what}", missing)
+    return rows
+
+
+# -------------------------------------------------------------------------------------------------------------- names
+
+
+def check_names(found: Inspection, data: DataSet) -> None:
+    """Names that a mirror would make wrong, and names that are easily confused."""
+    origin, augment = data.content.origin, data.augment
+    for chance, words, key in ((augment.flip, SIDEWAYS, "flip"), (augment.vertical_flip, UPRIGHT, "vertical_flip")):
+        if chance:
+            kind = f"classes that name a direction, in pictures that are mirrored; if it matters: data.augment.{key}=0"
+            found.add("warning", origin, kind, [repr(name) for name in data.classes if words & set(split_words(name))])
+    schema = data.keypoints
+    if schema is not None and (augment.flip or augment.vertical_flip) and not schema.flippable:
+        kind = "keypoints whose mirror image is not known, so pictures are not mirrored: data.keypoint_flip_pairs"
+        found.add("warning", origin, kind, [", ".join(names) for names in schema.names if names])
+    elif schema is not None and augment.flip:
+        kind = "keypoints that name a side but change places with none when mirrored: data.keypoint_flip_pairs"
+        paired = [{k for pair in pairs for k in pair} for pairs in schema.flip_pairs]
+        alone = [
+            f"{data.classes[label]!r}: {name!r}"
+            for label, names in enumerate(schema.names)
+            for k, name in enumerate(names)
+            if k not in paired[label] and SIDEWAYS & set(split_words(name))
+        ]
+        found.add("warning", origin, kind, alone)
+    alike = defaultdict(list)
+    for name in data.classes:
+        alike[" ".join(split_words(name)) or name].append(repr(name))
+    same = [" and ".join(names) for names in alike.values() if len(names) > 1]
+    found.add("warning", origin, "class names that differ only in spelling", same)
+
+
+def split_words(name: str) -> list[str]:
+    """`turnLeft_2` -> turn, left, 2."""
+    return re.findall(r"[^\W\d_]+|\d+", re.sub(r"(?<=[a-z])(?=[A-Z])", " ", name).lower())
