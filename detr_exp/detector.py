@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import torch
+from hydra.errors import InstantiationException
 from omegaconf import DictConfig, OmegaConf
-from PIL import Image
+from PIL import Image, ImageOps
 
 from detr_exp import build
 from detr_exp.data.keypoints import KeypointSchema
@@ -21,10 +24,10 @@ from detr_exp.structures import Batch, Detections, Targets
 from detr_exp.trainer import checkpoint as files
 from detr_exp.trainer.evaluation import as_float32
 from detr_exp.trainer.hardware import Hardware
+from detr_exp.trainer.keeping import USUAL_THRESHOLD
 from detr_exp.trainer.precision import Precision
 
-Picture = Image.Image | np.ndarray | str | Path
-USUAL_THRESHOLD = 0.5  # where the checkpoint has never been evaluated
+Picture = Image.Image | np.ndarray | torch.Tensor | str | Path
 
 
 @dataclass
@@ -51,12 +54,19 @@ class Detector:
     path: Path
     keypoints: KeypointSchema | None
 
+    def folded(self) -> Detector:
+        """This detector with norms folded into convolutions: faster, and not the same to the last digit."""
+        if hasattr(self.network, "deploy"):
+            self.network.deploy()
+        return self
+
     @torch.inference_mode()
     def predict(self, pictures: Picture | Sequence[Picture], threshold: float | None = None) -> list[Detections]:
         """Find objects.
 
         Args:
-            pictures: one or several, of any sizes: paths, PIL images, or arrays `[H, W, 3]` uint8 RGB.
+            pictures: one or several, of any sizes: paths, PIL images, arrays `[H, W, 3]` uint8 RGB, or tensors
+                `[3, H, W]`, uint8 or float in 0..1, RGB.
             threshold: lowest score; None: `self.threshold`.
 
         Returns:
@@ -65,7 +75,7 @@ class Detector:
         Raises:
             ValueError: a picture cannot be read, or is no picture.
         """
-        given = [pictures] if isinstance(pictures, Image.Image | np.ndarray | str | Path) else pictures
+        given = [pictures] if isinstance(pictures, Picture) else pictures
         opened = [as_picture(picture) for picture in given]
         if not opened:
             return []
@@ -81,18 +91,27 @@ class Detector:
         return [detections.cpu().above(lowest) for detections in found]
 
 
-def load(checkpoint: str | Path, *, hardware: Hardware | None = None, allow_targets: Sequence[str] = ()) -> Detector:
+def load(
+    checkpoint: str | Path,
+    *,
+    hardware: Hardware | None = None,
+    allow_targets: Sequence[str] = (),
+    weights: str | None = None,
+    compiled: bool = False,
+) -> Detector:
     """Open a checkpoint.
 
     Args:
-        checkpoint: a file, or the folder of a run: its best.
+        checkpoint: a file, the folder of a run (its best), or the id of a run, ours or MLflow's.
         hardware: None: as it was trained, where this machine has such a device.
         allow_targets: packages of your own that its config may name.
+        weights: "ema" or "raw"; None: those of the file, of a training checkpoint the average.
+        compiled: also compile where the training did, for its very numbers; takes minutes.
 
     Raises:
-        ValueError: the file is absent, damaged, not ours, or names what is not allowed.
+        ValueError: the file is absent, damaged, not ours, of another version, or names what is not allowed.
     """
-    path = files.resolve(checkpoint)
+    path = find(checkpoint, weights)
     state = files.load(path)
     cfg = OmegaConf.create(state["config"])
     cfg.allow_targets = list(allow_targets)
@@ -100,20 +119,69 @@ def load(checkpoint: str | Path, *, hardware: Hardware | None = None, allow_targ
     keypoints = KeypointSchema(**state["keypoints"]) if state.get("keypoints") else None
     # what was trained on is told, not read: the data need not be on this machine
     trained_on = SimpleNamespace(num_classes=len(state["classes"]), classes=state["classes"], keypoints=keypoints)
-    network = build.network(cfg, trained_on)
-    average = (state.get("ema") or {}).get("average", {})
-    network.load_state_dict(state["model"] | average, strict=not average)
-    hardware = hardware or build.hardware(OmegaConf.create({"trainer": {"hardware": _hardware_of(cfg)}}))
+    with of_this_version(path):
+        network = build.network(cfg, trained_on)
+        network.load_state_dict(_weights(state, path, weights))
+    if hardware is None:
+        hardware = build.hardware(OmegaConf.create({"trainer": {"hardware": _hardware_of(cfg)}}))
+        hardware = replace(hardware, compile=hardware.compile and compiled, gradient_checkpointing=False)
     return Detector(
         network=hardware.place(network).eval(),
         classes=state["classes"],
         category_ids=state["category_ids"],
-        threshold=state.get("metrics", {}).get("F1_threshold", USUAL_THRESHOLD),
+        threshold=state.get("threshold", state.get("metrics", {}).get("F1_threshold", USUAL_THRESHOLD)),
         precision=Precision(hardware.torch_device, hardware.eval_amp_dtype),
         cfg=cfg,
         path=path,
         keypoints=keypoints,
     )
+
+
+def find(checkpoint: str | Path, weights: str | None = None) -> Path:
+    """The file meant by a path, a run's folder or the id of a run.
+
+    Raises:
+        ValueError: there is none.
+    """
+    if weights not in (None, "ema", "raw"):
+        raise ValueError(f"weights is {weights!r}; use ema, raw, or null for those of the file")
+    if re.fullmatch("[0-9a-f]{32}", str(checkpoint)) and not Path(checkpoint).exists():
+        from detr_exp.tracker.runs import find_one
+
+        checkpoint = find_one(str(checkpoint))
+    return files.resolve(checkpoint, weights)
+
+
+def _weights(state: dict[str, Any], path: Path, weights: str | None) -> dict[str, torch.Tensor]:
+    """The tensors asked for: those of a file for inference, or of a training with or without the average."""
+    average = (state.get("ema") or {}).get("average")
+    if state.get("kind") == "training":
+        if weights == "ema" and average is None:
+            raise ValueError(f"{path} has no averaged weights: it was trained with trainer.use_ema=false; weights=raw")
+        return state["model"] | ({} if weights == "raw" or average is None else average)
+    if weights is not None and state.get("weights", weights) != weights:
+        raise ValueError(
+            f"{path} holds the {state['weights']} weights only; give the folder of the run, which may have both, or "
+            f"its {files.NEWEST}"
+        )
+    return state["model"]
+
+
+@contextmanager
+def of_this_version(path: Path) -> Iterator[None]:
+    """Say it where a checkpoint's config or tensors are not those of this version.
+
+    Raises:
+        ValueError: they are not.
+    """
+    try:
+        yield
+    except (InstantiationException, RuntimeError) as error:
+        cause = str(error.__cause__ or error).strip().splitlines()
+        raise ValueError(
+            f"{path} was written by another version of detr_exp and does not fit this one "
+            f"({' '.join(line.strip() for line in cause[:2])[:300]}); use the version that wrote it, or train again"
+        ) from error
 
 
 def as_picture(picture: Picture) -> Image.Image:
@@ -125,16 +193,31 @@ def as_picture(picture: Picture) -> Image.Image:
     if isinstance(picture, str | Path):
         return read_picture(Path(picture).expanduser())
     if isinstance(picture, Image.Image):
-        return picture.convert("RGB")
+        return ImageOps.exif_transpose(picture).convert("RGB")
+    if isinstance(picture, torch.Tensor):
+        return Image.fromarray(_bytes(picture))
     if picture.ndim != 3 or picture.shape[2] != 3 or picture.dtype != np.uint8:
         raise ValueError(f"an array {list(picture.shape)} of {picture.dtype} is no picture; give [H, W, 3] uint8 RGB")
     return Image.fromarray(picture)
 
 
+def _bytes(tensor: torch.Tensor) -> np.ndarray:
+    """`[3, H, W]`, bytes or 0..1, as `[H, W, 3]` uint8."""
+    is_known = tensor.dtype == torch.uint8 or tensor.is_floating_point()
+    if tensor.ndim != 3 or tensor.shape[0] != 3 or not is_known:
+        raise ValueError(
+            f"a tensor {list(tensor.shape)} of {tensor.dtype} is no picture; give [3, H, W], uint8 or float in 0..1"
+        )
+    if tensor.is_floating_point():
+        tensor = (tensor * 255).round().clamp(0, 255)
+    return tensor.detach().cpu().to(torch.uint8).permute(1, 2, 0).contiguous().numpy()
+
+
 def _hardware_of(cfg: DictConfig) -> DictConfig:
     """Where it was trained, in today's words: what an older version did not know yet is as in a training today."""
     known = build.compose().trainer.hardware
-    return OmegaConf.merge(known, {name: value for name, value in cfg.trainer.hardware.items() if name in known})
+    known.update({name: value for name, value in cfg.trainer.hardware.items() if name in known})
+    return known
 
 
 def _without_downloads(node: Any) -> Any:

@@ -19,7 +19,8 @@ Evaluate a checkpoint by the COCO protocol. Network, classes and, unless told ot
   python -m detr_exp.evaluate checkpoint=weights.pth data.split=test             another split
   python -m detr_exp.evaluate checkpoint=RUN_FOLDER data=coco data.root=FOLDER   other data; classes are matched by name
 
-  checkpoint         a file, or the folder of a run: its best
+  checkpoint         a file, the folder of a run (its best), or the id of a run, ours or MLflow's
+  weights            ema or raw; null: those of the file
   data.split         val, train or test
   data, data.root    another data set, or another place of the same; also data.num_workers
   batch_size         null: as in training, which gives the same numbers to the last digit
@@ -38,7 +39,7 @@ def evaluate(cfg: DictConfig) -> float:
 
 
 def evaluate_in(folder: Path, cfg: DictConfig) -> dict[str, float]:
-    """Evaluate and write `metrics.json` and `classes.json` into a folder.
+    """Evaluate and write `metrics.json`, `classes.json` and pictures of curves and confusions into a folder.
 
     Args:
         folder: made if absent.
@@ -51,15 +52,19 @@ def evaluate_in(folder: Path, cfg: DictConfig) -> dict[str, float]:
         ValueError: checkpoint and data cannot be read or have nothing in common.
     """
     from detr_exp import build
-    from detr_exp.detector import load
+    from detr_exp.detector import load, of_this_version
+    from detr_exp.metric.charts import save_charts
     from detr_exp.trainer.console import Console
     from detr_exp.trainer.evaluation import evaluate as run_evaluation
     from detr_exp.trainer.evaluation import headline
 
     hardware = build.hardware(cfg) if OmegaConf.select(cfg, "trainer.hardware") is not None else None
-    detector = load(cfg.checkpoint, hardware=hardware, allow_targets=cfg.allow_targets)
+    detector = load(
+        cfg.checkpoint, hardware=hardware, allow_targets=cfg.allow_targets, weights=cfg.weights, compiled=True
+    )
     told = combined(detector.cfg, cfg)
-    data = build.data(told)
+    with of_this_version(detector.path):
+        data = build.data(told)
     metric = build.metric(told, data, detector.network, category_ids_by_name(detector, data))(cfg.data.split)
     loader = data.loader(
         cfg.data.split,
@@ -76,6 +81,7 @@ def evaluate_in(folder: Path, cfg: DictConfig) -> dict[str, float]:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "metrics.json").write_text(json.dumps(found, indent=1) + "\n")
     (folder / "classes.json").write_text(json.dumps(tables, indent=1, ensure_ascii=False) + "\n")
+    save_charts(metric, folder)
     console.metrics(f"{detector.path}  {cfg.data.split}", headline(found))
     for iou_type, rows in tables.items():
         console.line(per_class(iou_type, rows))

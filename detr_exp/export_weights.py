@@ -15,16 +15,17 @@ if TYPE_CHECKING:
     from detr_exp.detector import Detector
 
 USAGE = """\
-Write the weights of an RT-DETR or RT-DETRv2 checkpoint in the layout of other code.
+Write the weights of a checkpoint in another layout.
 
+  python -m detr_exp.export_weights checkpoint=RUN_FOLDER format=safetensors     the checkpoint, without pickle
   python -m detr_exp.export_weights checkpoint=RUN_FOLDER format=huggingface     for transformers' from_pretrained
   python -m detr_exp.export_weights checkpoint=weights.pth format=official       for the authors' code
 
-  checkpoint          a file, or the folder of a run: its best
-  format              huggingface, official
+  checkpoint          a file, the folder of a run (its best), or the id of a run
+  format              safetensors: any network, read by all commands | huggingface, official: RT-DETR and RT-DETRv2
   allow_targets       packages of your own that the checkpoint's config names
 """
-FORMATS = ("huggingface", "official")
+FORMATS = ("safetensors", "huggingface", "official")
 
 
 def export_weights(cfg: DictConfig) -> None:
@@ -41,16 +42,18 @@ def export_weights_in(folder: Path, cfg: DictConfig) -> Path:
         cfg: see `conf/export_weights.yaml`.
 
     Returns:
-        the folder for transformers, or the official code's file in it.
+        the folder for transformers, or the file in it.
 
     Raises:
         ValueError: the checkpoint cannot be read, or the format has no words for its network.
     """
-    from detr_exp.detector import load
+    from detr_exp.detector import find, load
     from detr_exp.model.rtdetrv2 import RTDETRv2
 
     if cfg.format not in FORMATS:
         raise ValueError(f"format is {cfg.format!r}; use one of {', '.join(FORMATS)}")
+    if cfg.format == "safetensors":
+        return write_safetensors(folder, find(cfg.checkpoint))
     detector = load(cfg.checkpoint, allow_targets=cfg.allow_targets)
     if not isinstance(detector.network, RTDETRv2):
         raise ValueError(
@@ -60,6 +63,19 @@ def export_weights_in(folder: Path, cfg: DictConfig) -> Path:
     detector.network.cpu()
     write = {"huggingface": write_huggingface, "official": write_official}[cfg.format]
     return write(folder, detector)
+
+
+def write_safetensors(folder: Path, checkpoint: Path) -> Path:
+    """`<name>.safetensors`: what inference needs of a checkpoint, tensors and JSON only."""
+    from detr_exp.trainer import checkpoint as files
+
+    state = files.load(checkpoint)
+    if state["kind"] != "inference":
+        raise ValueError(f"{checkpoint} is a training checkpoint; give the folder of its run, or {files.BEST_TOTAL}")
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / checkpoint.with_suffix(files.SAFE).name
+    files.save_safetensors(state, path)
+    return path
 
 
 def write_huggingface(folder: Path, detector: Detector) -> Path:

@@ -76,5 +76,5 @@ def test_transformers_loads_a_folder_with_all_keys_and_gives_the_same_outputs(ch
 
 
 def test_mistakes(checkpoint, tmp_path):
-    with pytest.raises(ValueError, match=r"'onnx'; use one of huggingface, official"):
+    with pytest.raises(ValueError, match=r"'onnx'; use one of safetensors, huggingface, official"):
         exported(checkpoint[1], tmp_path / "out", "onnx")

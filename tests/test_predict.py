@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -35,7 +37,7 @@ def output() -> tuple[Path, dict[str, Any]]:
 
 
 def test_a_folder(command: Command, trained: Path, photos: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    assert command(predict.main, f"checkpoint={trained}", f"source={photos}", "threshold=0.0", "batch_size=2") == 0
+    assert command(predict.main, f"checkpoint={trained}", f"source={photos}", "threshold=0.0", "batch_size=2") == 1
     folder, found = output()
     assert [Path(image["file_name"]).relative_to(photos).as_posix() for image in found["images"]] == [
         "a.jpg",
@@ -53,7 +55,50 @@ def test_a_folder(command: Command, trained: Path, photos: Path, capfd: pytest.C
         assert entry["category_id"] in known
         assert 0 < entry["score"] <= 1
     assert {entry["image_id"] for entry in found["annotations"]} == {1, 2, 3}
-    assert "broken.jpg" in capfd.readouterr().err
+    assert "1 of 4 could not be read" in (told := capfd.readouterr().err)
+    assert "broken.jpg" in told
+
+
+def test_nothing_is_overwritten(command: Command, trained: Path, photos: Path) -> None:
+    words = [f"checkpoint={trained}", f"source={photos}/*.png", "hydra.run.dir=mine"]
+    for _ in range(2):
+        assert command(predict.main, *words) == 0
+    assert {path.name for path in Path("mine").glob("*.json")} == {"detections.json", "detections_2.json"}
+    assert {path.name for path in Path("mine/pictures").iterdir()} == {"b.jpg", "b_2.jpg"}
+
+
+def test_a_picture_from_standard_input(
+    command: Command, trained: Path, photos: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    with open(photos / "a.jpg", "rb") as file:
+        monkeypatch.setattr("sys.stdin", io.TextIOWrapper(file))
+        assert command(predict.main, f"checkpoint={trained}", "source=-", "threshold=0.0") == 0
+    folder, found = output()
+    assert found["images"] == [{"id": 1, "file_name": "-", "width": 60, "height": 41}]
+    assert (folder / "pictures" / "stdin.jpg").exists()
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"no picture")))
+    assert command(predict.main, f"checkpoint={trained}", "source=-") == 2
+    assert "standard input" in capfd.readouterr().err
+
+
+def test_every_other_frame_of_a_film(command: Command, trained: Path, tmp_path: Path) -> None:
+    av = pytest.importorskip("av")
+    with av.open(str(tmp_path / "film.mp4"), "w") as film:
+        stream = film.add_stream("mpeg4", rate=10)
+        stream.width, stream.height = 64, 48
+        for level in (0, 80, 160, 240, 40):
+            frame = av.VideoFrame.from_ndarray(np.full((48, 64, 3), level, np.uint8), format="rgb24")
+            film.mux(stream.encode(frame))
+        film.mux(stream.encode())
+    words = [f"checkpoint={trained}", f"source={tmp_path / 'film.mp4'}", "every=2", "output=csv", "threshold=0.0"]
+    assert command(predict.main, *words) == 0
+    (path,) = Path("outputs/predict").glob("*/*/detections.csv")
+    with open(path, newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert list(dict.fromkeys(Path(row["picture"]).name for row in rows)) == [f"film.mp4#{i}" for i in (0, 2, 4)]
+    assert sorted(p.name for p in (path.parent / "pictures").iterdir())[1] == "film_000002.jpg"
+    Path("torn.mp4").write_bytes(b"no film")
+    assert command(predict.main, f"checkpoint={trained}", "source=torn.mp4") == 2
 
 
 def test_one_picture_without_drawing(command: Command, trained: Path, photos: Path) -> None:
@@ -67,7 +112,12 @@ def test_one_picture_without_drawing(command: Command, trained: Path, photos: Pa
 
 @pytest.mark.parametrize(
     ("source", "told"),
-    [("absent", "does not exist"), ("empty", "holds no picture"), ("photos/broken.jpg", "none of 1 pictures")],
+    [
+        ("absent", "does not exist"),
+        ("empty", "holds no picture"),
+        ("photos/*.gif", "matches no picture"),
+        ("photos/broken.jpg", "none of 1 pictures"),
+    ],
 )
 def test_sources_without_pictures(
     command: Command, trained: Path, photos: Path, capfd: pytest.CaptureFixture[str], source: str, told: str

@@ -17,6 +17,7 @@ FORMAT = 1
 NEWEST = "checkpoint.pth"
 BEST = {"raw": "checkpoint_best_regular.pth", "ema": "checkpoint_best_ema.pth"}
 BEST_TOTAL = "checkpoint_best_total.pth"
+SAFE, HEADER = ".safetensors", "detr_exp"
 
 
 def save(state: dict[str, Any], path: Path) -> None:
@@ -70,6 +71,40 @@ def load(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise ValueError(f"{path} is not a file; give the path of a checkpoint (.pth) or the folder of a run")
     advice = _alternatives(path)
+    state = _read_safetensors(path) if path.suffix == SAFE else _read(path, advice)
+    if not isinstance(state, dict) or "format" not in state:
+        raise ValueError(f"{path} was not written by detr_exp; foreign weights go through model.weights={path}")
+    if state["format"] > FORMAT:
+        raise ValueError(f"{path} has format {state['format']}, this version reads up to {FORMAT}; update detr_exp")
+    return state
+
+
+def save_safetensors(state: dict[str, Any], path: Path) -> None:
+    """Write a checkpoint for inference as safetensors: tensors, and all else as JSON in the header.
+
+    Raises:
+        ValueError: as `save`.
+    """
+    from safetensors.torch import save as serialised
+
+    tensors = {name: tensor.contiguous() for name, tensor in state["model"].items()}
+    rest = json.dumps({name: value for name, value in state.items() if name != "model"})
+    _write(path, lambda file: file.write(serialised(tensors, {HEADER: rest})))
+
+
+def _read_safetensors(path: Path) -> dict[str, Any] | None:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, "pt") as file:
+            header = (file.metadata() or {}).get(HEADER)
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is no mapping
+    except SafetensorError as error:
+        raise ValueError(f"{path} is truncated or no safetensors file ({error}){_alternatives(path)}") from error
+    return None if header is None else json.loads(header) | {"model": tensors}
+
+
+def _read(path: Path, advice: str) -> Any:
     try:
         with zipfile.ZipFile(path) as archive:
             damaged = archive.testzip()
@@ -78,21 +113,20 @@ def load(path: Path) -> dict[str, Any]:
     if damaged is not None:
         raise ValueError(f"{path} is damaged: the checksum of {damaged!r} does not match{advice}")
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises many kinds; every one means "not a file of plain tensors"
         reason = str(error).splitlines()[0][:200]
         raise ValueError(
             f"{path} holds more than tensors and plain values and was not opened ({reason}){advice}"
         ) from error
-    if not isinstance(state, dict) or "format" not in state:
-        raise ValueError(f"{path} was not written by detr_exp; foreign weights go through model.weights={path}")
-    if state["format"] > FORMAT:
-        raise ValueError(f"{path} has format {state['format']}, this version reads up to {FORMAT}; update detr_exp")
-    return state
 
 
-def resolve(checkpoint: str | Path) -> Path:
+def resolve(checkpoint: str | Path, weights: str | None = None) -> Path:
     """The file meant by a path to a checkpoint or to a run folder (its best, else its newest).
+
+    Args:
+        checkpoint: file or folder.
+        weights: "ema" or "raw": the best of these; None: the best of both.
 
     Raises:
         ValueError: when there is none.
@@ -100,7 +134,8 @@ def resolve(checkpoint: str | Path) -> Path:
     path = Path(checkpoint).expanduser()
     if not path.is_dir():
         return path
-    for name in (BEST_TOTAL, BEST["ema"], BEST["raw"], NEWEST):
+    bests = (BEST_TOTAL, BEST["ema"], BEST["raw"]) if weights is None else (BEST[weights],)
+    for name in (*bests, NEWEST):
         if (path / name).is_file():
             return path / name
     raise ValueError(f"{path} holds no checkpoint; a run writes {NEWEST} and {BEST_TOTAL} there")

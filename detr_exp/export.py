@@ -1,0 +1,254 @@
+"""Make a file for other programs: `python -m detr_exp.export checkpoint=... format=onnx`."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig, OmegaConf
+
+from detr_exp import cli
+
+USAGE = """\
+Make a file that runs without this project, and check that it gives what the checkpoint gives.
+
+  python -m detr_exp.export checkpoint=RUN_FOLDER                              ONNX, for any number of pictures at once
+  python -m detr_exp.export checkpoint=weights.pth format=openvino export.half=true
+  python -m detr_exp.export checkpoint=RUN_FOLDER export.preprocess=true export.postprocess=true     bytes in, boxes out
+
+  checkpoint              a file, the folder of a run (its best), or the id of a run
+  format                  onnx, torchscript, openvino, tensorrt
+  export.batch_size       null: any number of pictures at a time; a number: exactly so many
+  export.half             true: float16
+  export.sampling         discrete: for engines without grid_sample
+  export.preprocess       true: pictures of any size as bytes go in, and are resized inside
+  export.postprocess      true: scores, labels and boxes in pixels come out, best first
+  export.pictures         pictures of the split, or of the folder export.source, on which outputs are compared
+  export.max_difference   largest difference of scores and boxes in 0..1, in 99 of 100 queries; null: only shown
+  export.max_map_drop     how much mAP on the split may be lost; null: not measured, and the data are not needed
+  data.split              val, train or test; also data, data.root, data.num_workers
+  trainer/hardware        where to trace it: auto, cpu, cuda, mps; null: the checkpoint's
+  allow_targets           packages of your own that the checkpoint's config names
+
+Folding norms into convolutions and leaving out what only trains is always done. The file holds the names of the
+classes and what goes in and out, as JSON under "detr_exp" (TensorRT: beside it). A file that fails the check is kept
+as model.rejected.*, and the exit status is 1.
+"""
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+    from detr_exp.detector import Detector
+    from detr_exp.program import Program
+
+MEASURED = ("mAP", "segm_mAP", "keypoint_mAP")
+
+
+class GateError(RuntimeError):
+    """The file does not give what the checkpoint gives."""
+
+
+def export(cfg: DictConfig) -> None:
+    """Export into Hydra's output folder."""
+    path = export_in(Path(HydraConfig.get().runtime.output_dir), cfg)
+    print(f"written to {path}")
+
+
+def export_in(folder: Path, cfg: DictConfig) -> Path:
+    """Write `model.<suffix>` into a folder, if it passes the gate.
+
+    Args:
+        folder: made if absent.
+        cfg: see `conf/export.yaml`.
+
+    Returns:
+        the file.
+
+    Raises:
+        ValueError: the checkpoint, the data or the settings cannot be used.
+        GateError: the file gives something else than the checkpoint.
+    """
+    from detr_exp import engines
+    from detr_exp.program import Program
+
+    settings = cfg.export
+    detector = opened(cfg)
+    exact, graph = graphs(detector, settings)
+    path = folder / f"model{engines.SUFFIX.get(cfg.format, '')}"
+    facts = description(detector, graph, settings)
+    engines.write(cfg.format, graph, path, facts=facts, batch_size=settings.batch_size, half=settings.half)
+    found = Program(exact, engines.open_file(cfg.format, path), settings.batch_size)
+    expected = Program(exact, engines.in_torch(exact))
+    try:
+        compare_outputs(expected, found, pictures_of(cfg, detector), None if settings.half else settings.max_difference)
+        if settings.max_map_drop is not None:
+            compare_map(cfg, detector, found, settings.max_map_drop)
+    except GateError:
+        for written in folder.glob("model.*"):
+            written.rename(written.with_name(written.name.replace("model.", "model.rejected.", 1)))
+        raise
+    return path
+
+
+def opened(cfg: DictConfig) -> Detector:
+    """The checkpoint in float32, in the memory layout that engines expect."""
+    import torch
+
+    from detr_exp import build
+    from detr_exp.detector import load
+
+    hardware = build.hardware(cfg) if OmegaConf.select(cfg, "trainer.hardware") is not None else None
+    detector = load(cfg.checkpoint, hardware=hardware, allow_targets=cfg.allow_targets)
+    detector.network.to(memory_format=torch.contiguous_format)
+    return detector
+
+
+def graphs(detector: Detector, settings: DictConfig) -> tuple[Any, Any]:
+    """The network as it was trained, and folded for export, with the same steps around them."""
+    from detr_exp.model.graph import Graph, sample_discretely
+
+    if settings.sampling not in (None, "discrete"):
+        raise ValueError(f"export.sampling is {settings.sampling!r}; use discrete, or null for what was trained")
+    made = []
+    for network in (copy.deepcopy(detector.network), copy.deepcopy(detector.network).deploy()):
+        if settings.sampling == "discrete":
+            sample_discretely(network)
+        made.append(Graph(network, preprocess=settings.preprocess, postprocess=settings.postprocess).eval())
+    return made[0], made[1]
+
+
+def description(detector: Detector, graph: Any, settings: DictConfig) -> dict[str, Any]:
+    """What a program has to know of the file."""
+    height, width = detector.network.image_size
+    batch = settings.batch_size or "B"
+    images = f"float32 [{batch}, 3, {height}, {width}], RGB in 0..1, resized by Pillow's bilinear without keeping shape"
+    if settings.preprocess:
+        images = f"uint8 [{batch}, H, W, 3], RGB, of any size"
+    inputs = {"images": images, "image_sizes": f"int64 [{batch}, 2], height and width of the original pictures"}
+    schema = detector.keypoints
+    return {
+        "format": 1,
+        "model": type(detector.network).__name__,
+        "classes": detector.classes,
+        "category_ids": detector.category_ids,
+        "threshold": detector.threshold,
+        "activation": detector.network.activation,
+        "image_size": [height, width],
+        "inputs": {name: inputs[name] for name in graph.inputs},
+        "outputs": graph.outputs,
+        "boxes": "xyxy in pixels" if settings.postprocess else "cxcywh in 0..1",
+        "keypoints": None if schema is None else schema.names,
+    }
+
+
+def pictures_of(cfg: DictConfig, detector: Detector) -> list[Image.Image]:
+    """The pictures on which outputs are compared."""
+    from detr_exp.detector import as_picture
+    from detr_exp.sources import find_pictures
+
+    if cfg.export.source is not None:
+        return [as_picture(path) for path in find_pictures(cfg.export.source)[: cfg.export.pictures]]
+    split = dataset(cfg, detector).split(cfg.data.split)
+    return [split.picture(index) for index in range(min(cfg.export.pictures, len(split)))]
+
+
+def dataset(cfg: DictConfig, detector: Detector) -> Any:
+    """The data on which the file is checked.
+
+    Raises:
+        ValueError: they cannot be read.
+    """
+    from detr_exp import build
+    from detr_exp.evaluate import combined
+
+    try:
+        return build.data(combined(detector.cfg, cfg))
+    except ValueError as error:
+        raise ValueError(
+            f"{error}. To check the file without these data: export.max_map_drop=null export.source=<pictures>"
+        ) from error
+
+
+def compare_outputs(
+    expected: Program, found: Program, pictures: list[Image.Image], largest: float | None
+) -> dict[str, float]:
+    """Say how far the outputs are apart on some pictures.
+
+    Returns:
+        for each output the difference that 99 of 100 queries do not exceed.
+
+    Raises:
+        GateError: scores or boxes exceed `largest`.
+    """
+    import numpy as np
+
+    from detr_exp.program import differences
+
+    sizes = np.array([[picture.height, picture.width] for picture in pictures])
+    apart = differences(expected.outputs(pictures), found.outputs(pictures), sizes)
+    usual = {name: float(np.quantile(gaps, 0.99)) for name, gaps in apart.items()}
+    words = ", ".join(f"{name} {value:.1e} (all: {apart[name].max():.1e})" for name, value in usual.items())
+    print(f"outputs on {len(pictures)} pictures differ in 99 of 100 queries by at most: {words}")
+    over = {name: value for name, value in usual.items() if name in ("logits", "scores", "boxes")}
+    if largest is not None and max(over.values()) > largest:
+        raise GateError(
+            f"outputs differ by {max(over.values()):.1e}, more than export.max_difference={largest}; the file is "
+            "kept as rejected. export.max_difference=null shows differences without judging them"
+        )
+    return usual
+
+
+def compare_map(cfg: DictConfig, detector: Detector, found: Program, largest: float) -> dict[str, float]:
+    """Say the mAP of checkpoint and file on the split, each by the steps its users would take.
+
+    Returns:
+        what the file loses, for boxes, masks and keypoints.
+
+    Raises:
+        GateError: more than `largest`.
+    """
+    from detr_exp import engines
+    from detr_exp.model.graph import Graph
+    from detr_exp.program import Program
+
+    plain = Graph(detector.network, preprocess=False, postprocess=False).eval()
+    data = dataset(cfg, detector)
+    before = evaluated(cfg, detector, data, Program(plain, engines.in_torch(plain)), "checkpoint")
+    after = evaluated(cfg, detector, data, found, "file")
+    drops = {name: before[name] - after[name] for name in MEASURED if name in before}
+    for name in drops:
+        print(f"{name} on {cfg.data.split}: checkpoint {before[name]:.4f}, file {after[name]:.4f}")
+    if max(drops.values()) > largest:
+        raise GateError(
+            f"the file loses {max(drops.values()):.4f} mAP, more than export.max_map_drop={largest}; it is kept as "
+            "rejected" + ("; try export.half=false" if cfg.export.half else "")
+        )
+    return drops
+
+
+def evaluated(cfg: DictConfig, detector: Detector, data: Any, program: Program, name: str) -> dict[str, float]:
+    """All metrics of a program on the split."""
+    from detr_exp import build
+    from detr_exp.evaluate import category_ids_by_name, combined
+    from detr_exp.trainer.console import Console
+
+    told = combined(detector.cfg, cfg)
+    metric = build.metric(told, data, detector.network, category_ids_by_name(detector, data))(cfg.data.split)
+    split = data.split(cfg.data.split)
+    at_once = program.batch_size or told.trainer.eval_batch_size or told.trainer.batch_size
+    with Console("rich").progress(f"evaluating the {name}", len(split)) as meter:
+        for start in range(0, len(split), at_once):
+            chunk = range(start, min(start + at_once, len(split)))
+            metric.update([split.image_ids[i] for i in chunk], program.detect([split.picture(i) for i in chunk]))
+            meter(advance=len(chunk))
+    return metric.compute()
+
+
+def main() -> None:
+    cli.main(export, "export", USAGE)
+
+
+if __name__ == "__main__":
+    main()
