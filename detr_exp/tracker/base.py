@@ -29,9 +29,11 @@ class RunRecord:
         views: settings of the views, enough to open them again later.
         tags: chosen options, code, data, versions; words to filter by.
         params: values to compare runs by.
+        words: of the command line, without secrets.
         parent: id of the sweep's own run in the MLflow store, or None.
         status: `running`, then `ok`, `pruned`, `oom`, `nan`, `failed` or `killed`.
         message: why it ended as it did, or None.
+        seconds: spent so far, without those of a process that was killed outright.
     """
 
     id: str
@@ -40,9 +42,11 @@ class RunRecord:
     views: dict[str, Any] = field(default_factory=dict)
     tags: dict[str, str] = field(default_factory=dict)
     params: dict[str, str] = field(default_factory=dict)
+    words: list[str] = field(default_factory=list)
     parent: str | None = None
     status: str = "running"
     message: str | None = None
+    seconds: float = 0.0
 
     def save(self, folder: Path) -> None:
         temporary = folder / f".{RECORD}.part"
@@ -76,6 +80,9 @@ class View(Protocol):
 
     def image(self, path: Path, name: str, step: int) -> None:
         """Take a picture of the series `name`."""
+
+    def model(self, path: Path, name: str) -> None:
+        """Take a checkpoint as a version of the registered model `name`."""
 
     def close(self, record: RunRecord) -> None:
         """End the copy of the run with the record's status."""

@@ -83,6 +83,8 @@ class Tail:
                     continue
                 if "image" in entry:
                     self.view.image(path, entry["image"], entry["step"])
+                elif "model" in entry:
+                    self.view.model(path, entry["model"])
                 else:
                     self.view.artifact(path)
             self.artifacts.position = position

@@ -20,20 +20,26 @@ class JsonLines:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        if path.exists():
-            _keep(path, lambda line: line.endswith(b"\n"))
+        self.count = _keep(path, lambda line: line.endswith(b"\n")) if path.exists() else 0
         self.file = open(path, "ab")  # noqa: SIM115  (open for the life of the run)
+
+    @staticmethod
+    def read(path: Path) -> list[dict[str, Any]]:
+        """All complete lines of a file; none if it is not there."""
+        lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
+        return [json.loads(line) for line in lines if line.endswith(b"\n")]
 
     def append(self, step: int, values: Mapping[str, Any]) -> None:
         """Write one line; numbers that JSON does not know (NaN, infinities) become null."""
         line = {"step": step, **{key: _plain(value) for key, value in values.items()}}
         self.file.write(json.dumps(line, ensure_ascii=False, allow_nan=False).encode() + b"\n")
         self.file.flush()
+        self.count += 1
 
-    def rewind(self, step: int) -> None:
-        """Forget every line after `step`."""
+    def rewind(self, step: int, count: int | None = None) -> None:
+        """Forget every line after `step`, and all after the first `count`."""
         self.file.close()
-        _keep(self.path, lambda line: json.loads(line)["step"] <= step)
+        self.count = _keep(self.path, lambda line: json.loads(line)["step"] <= step, count)
         self.file = open(self.path, "ab")  # noqa: SIM115
 
     def close(self) -> None:
@@ -67,11 +73,12 @@ def _plain(value: Any) -> Any:
     return value if math.isfinite(value) else None
 
 
-def _keep(path: Path, wanted: Any) -> None:
-    """Rewrite a file with only the wanted lines, in one step."""
+def _keep(path: Path, wanted: Any, most: int | None = None) -> int:
+    """Rewrite a file with only the wanted ones of its first `most` lines, in one step; how many these are."""
     lines = path.read_bytes().splitlines(keepends=True)
-    kept = [line for line in lines if wanted(line)]
+    kept = [line for line in lines[:most] if wanted(line)]
     if len(kept) < len(lines):
         temporary = path.with_name(f".{path.name}.part")
         temporary.write_bytes(b"".join(kept))
         os.replace(temporary, path)
+    return len(kept)

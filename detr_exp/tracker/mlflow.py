@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from mlflow.tracking import MlflowClient
 
 RUN_TAG = "detr_exp.run"
+LINK = "mlflow.json"  # in the run folder: which run of the store it is
 PARENT_TAG = "mlflow.parentRunId"
 NOT_METRICS = ("step", "time/unix")
 BATCH = 1000  # metrics a store accepts in one call
@@ -55,13 +56,15 @@ class MlflowView:
             run = known[0]
             self.client.update_run(run.info.run_id, status="RUNNING")
             self._learn_what_is_there(run.info.run_id, run.data.metrics)
+            if "message" in run.data.tags:  # why it had stopped
+                self.client.delete_tag(run.info.run_id, "message")
         else:
             parent = {PARENT_TAG: record.parent} if record.parent else {}
             run = self.client.create_run(experiment, tags={RUN_TAG: record.id, **parent}, run_name=record.name)
         self.run_id = run.info.run_id
         self._describe(record, run.data.params)
         found = {"run_id": self.run_id, "experiment_id": experiment}
-        (folder / "mlflow.json").write_text(json.dumps(found) + "\n")
+        (folder / LINK).write_text(json.dumps(found) + "\n")
 
     def metrics(self, lines: list[dict[str, Any]]) -> None:
         from mlflow.entities import Metric
@@ -87,6 +90,19 @@ class MlflowView:
         with Image.open(path) as picture:
             self.client.log_image(self.run_id, picture, key=name, step=step)
         self.images.add(stored_as)
+
+    def model(self, path: Path, name: str) -> None:
+        from mlflow.exceptions import MlflowException
+
+        self.client.log_artifact(self.run_id, str(path), "model")
+        try:
+            self.client.create_registered_model(name)
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_ALREADY_EXISTS":
+                raise
+        if not self.client.search_model_versions(f"name = '{name}' and run_id = '{self.run_id}'"):
+            source = f"{self.client.get_run(self.run_id).info.artifact_uri}/model"
+            self.client.create_model_version(name, source, self.run_id)
 
     def close(self, record: RunRecord) -> None:
         self.client.set_tag(self.run_id, "status", record.status)

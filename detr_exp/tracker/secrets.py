@@ -23,3 +23,11 @@ def masked(value: Any, key: str = "") -> Any:
     if isinstance(value, str):
         return MASK if value and _KEY.search(key) else _URL.sub(f"{MASK}@", value)
     return value
+
+
+def masked_word(word: str) -> str:
+    """A `key=value` of a command line without its secret; `{...}` and `[...]` that name one are masked whole."""
+    key, equals, value = word.partition("=")
+    if value[:1] in ("{", "[") and _KEY.search(value):
+        value = MASK
+    return key + equals + masked(value, key)

@@ -42,5 +42,8 @@ class TensorBoardView:
         with Image.open(path) as picture:
             self.writer.add_image(name, np.asarray(picture.convert("RGB")), step, dataformats="HWC")
 
+    def model(self, path: Path, name: str) -> None:
+        """It has no registry."""
+
     def close(self, record: RunRecord) -> None:
         self.writer.close()

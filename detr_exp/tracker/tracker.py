@@ -15,7 +15,8 @@ from detr_exp.tracker.base import RECORD, RunRecord, View
 from detr_exp.tracker.follower import ARTIFACTS, METRICS, Follower, Tail
 from detr_exp.tracker.jsonl import JsonLines
 from detr_exp.tracker.provenance import environment, parameters
-from detr_exp.tracker.secrets import masked
+from detr_exp.tracker.secrets import masked, masked_word
+from detr_exp.tracker.system import system_use
 
 PARENT_VARIABLE = "DETR_EXP_PARENT_RUN"
 CLOCK = "time/unix"
@@ -35,13 +36,24 @@ class Tracker:
         run: name of the run; None: the last two parts of the folder's path.
         tensorboard: also keep TensorBoard files in the run folder.
         wandb: also send to Weights & Biases (`WANDB_MODE=offline` works).
+        checkpoints: also send the best checkpoint.
+        register: make the best checkpoint a version of the registered model of this name; None: of none.
     """
 
     def __init__(
-        self, *, tracking_uri: str | None, project: str, run: str | None, tensorboard: bool, wandb: bool
+        self,
+        *,
+        tracking_uri: str | None,
+        project: str,
+        run: str | None,
+        tensorboard: bool,
+        wandb: bool,
+        checkpoints: bool = False,
+        register: str | None = None,
     ) -> None:
         self.tracking_uri, self.project, self.run = tracking_uri, project, run
         self.tensorboard, self.wandb = tensorboard, wandb
+        self.checkpoints, self.register = checkpoints, register
 
     def start(
         self,
@@ -59,7 +71,7 @@ class Tracker:
             run_dir: the run folder; a `config.yaml` in it becomes an artifact.
             config: the resolved config.
             choices: chosen option of every group.
-            overrides: words of the command line; the values they set become parameters.
+            overrides: words of the command line; they are recorded, and the values they set become parameters.
             tags: further tags, e.g. the data's fingerprint.
             resumed: keep the metrics and the identity of the run that is in the folder; call `rewind` next.
         """
@@ -75,10 +87,11 @@ class Tracker:
         record.views = masked(record.views)
         chosen = {k: v for k, v in (choices or {}).items() if v is not None and not k.startswith("hydra/")}
         record.tags |= environment() | {k: str(v) for k, v in masked({**chosen, **(tags or {})}).items()}
-        record.params = parameters(masked(dict(config)), overrides)
+        record.words = [masked_word(word) for word in overrides]
+        record.params = parameters(masked(dict(config)), record.words)
         record.status, record.message = "running", None
         record.save(run_dir)
-        self.record = record
+        self.record, self.started = record, time.monotonic()
         self.metrics = JsonLines(run_dir / METRICS)
         self.artifacts = JsonLines(run_dir / ARTIFACTS)
         if (run_dir / CONFIG).exists():
@@ -88,7 +101,7 @@ class Tracker:
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
         """One line of `metrics.jsonl`."""
-        self.metrics.append(step, {CLOCK: round(time.time(), 3), **values})
+        self.metrics.append(step, {CLOCK: round(time.time(), 3), **values, **system_use()})
         if self.follower is not None:
             self.follower.start()
 
@@ -100,14 +113,27 @@ class Tracker:
         """Have the views keep a picture of the run folder as part of the series `name`."""
         self.artifacts.append(step, {"path": os.path.relpath(path, self.run_dir), "image": name})
 
-    def rewind(self, step: int) -> None:
-        """Forget what was logged after `step`; a resumed run will log it again."""
-        self.metrics.rewind(step)
+    def checkpoint(self, path: Path, step: int = 0) -> None:
+        """Have the views keep a checkpoint of the run folder, if and as the settings ask for it."""
+        if self.checkpoints:
+            self.artifact(path, step)
+        if self.register is not None:
+            self.artifacts.append(step, {"path": os.path.relpath(path, self.run_dir), "model": self.register})
+
+    @property
+    def lines(self) -> int:
+        """Lines of `metrics.jsonl`."""
+        return self.metrics.count
+
+    def rewind(self, step: int, lines: int | None = None) -> None:
+        """Forget what was logged after `step`, and metrics after the first `lines`; a resumed run logs them again."""
+        self.metrics.rewind(step, lines)
         self.artifacts.rewind(step)
 
     def finish(self, status: str = "ok", message: str | None = None) -> None:
         """End the run: `ok`, `pruned`, `oom`, `nan`, `failed` or `killed`; waits for the views, but not for long."""
         self.record.status = status
+        self.record.seconds += time.monotonic() - self.started
         self.record.message = None if message is None else masked(message)
         self.record.save(self.run_dir)
         self.metrics.close()
@@ -116,7 +142,7 @@ class Tracker:
             return
         for tail in self.follower.close(PATIENCE_WHEN_KILLED if status == "killed" else PATIENCE):
             logger.warning(
-                "%s did not take everything; send it later: python -m detr_exp.tracker.sync run=%s",
+                "%s did not take everything; send it later: python -m detr_exp.sync run=%s",
                 type(tail.view).__name__,
                 self.run_dir,
             )

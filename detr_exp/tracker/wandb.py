@@ -52,6 +52,9 @@ class WandbView:
         # pictures come after the metrics of later steps, which would refuse their step: they carry it in the caption
         self.run.log({name: wandb.Image(str(path), caption=f"step {step}")})
 
+    def model(self, path: Path, name: str) -> None:
+        self.run.log_model(str(path), name=name)
+
     def close(self, record: RunRecord) -> None:
         self.run.summary["status"] = record.status
         self.run.finish(exit_code=0 if record.status in ("ok", "pruned") else 1)

@@ -1,4 +1,6 @@
-from detr_exp.tracker.secrets import masked
+import pytest
+
+from detr_exp.tracker.secrets import masked, masked_word
 
 
 def test_secrets_are_masked_wherever_they_stand():
@@ -16,3 +18,18 @@ def test_secrets_are_masked_wherever_they_stand():
         "loss": [{"db_password": "***", "gamma": 2.0, "secret": None}],
         "note": "see http://host/a@b",
     }
+
+
+@pytest.mark.parametrize(
+    ("word", "shown"),
+    [
+        ("optim.lr=1e-4", "optim.lr=1e-4"),
+        ("data.api_key=k1", "data.api_key=***"),
+        ("+data.extra={token: k2}", "+data.extra=***"),
+        ("tracker.tracking_uri=http://me:k3@host/x", "tracker.tracking_uri=http://***@host/x"),
+        ("data.root=/data/tokens", "data.root=/data/tokens"),
+        ("~data.token", "~data.token"),
+    ],
+)
+def test_words_of_the_command_line(word, shown):
+    assert masked_word(word) == shown

@@ -1,0 +1,77 @@
+"""Send the views of a run what they missed: `python -m detr_exp.sync run=<folder or id>`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from omegaconf import DictConfig
+
+from detr_exp import cli
+from detr_exp.tracker.base import RunRecord
+from detr_exp.tracker.follower import Follower, Tail
+from detr_exp.tracker.runs import find
+from detr_exp.tracker.secrets import MASK
+from detr_exp.tracker.tracker import make_views
+from detr_exp.train import only_writer
+
+USAGE = """\
+Bring MLflow, TensorBoard and Weights & Biases up to what a run folder holds; what they have is not sent again.
+
+  python -m detr_exp.sync run=outputs/<day>/<run>                        to where the run was tracked
+  python -m detr_exp.sync run=... tracking_uri=http://127.0.0.1:5000     to another MLflow store
+
+  run            a run folder, a sweep's folder, or the id of a run
+  tracking_uri   MLflow store; null: the run's own
+  root           where ids are looked for
+"""
+
+
+class OutOfReachError(RuntimeError):
+    """A view does not take what it is sent."""
+
+
+def sync(cfg: DictConfig) -> None:
+    """Bring the views of the runs meant up to date.
+
+    Raises:
+        ValueError: a word that means no run, or a store known only without its password.
+        OutOfReachError: a view could not be brought up to date.
+    """
+    for folder in find(cfg.run, cfg.root):
+        synchronise(folder, cfg.tracking_uri)
+        print(f"{folder}: everything is sent")
+
+
+def synchronise(folder: Path, tracking_uri: str | None = None, patience: float = 300.0) -> None:
+    """Bring the views of a run up to what its folder holds.
+
+    Args:
+        folder: of the run.
+        tracking_uri: MLflow store; None: the one of the run.
+        patience: seconds after which it gives up.
+
+    Raises:
+        ValueError: the folder is no run's, or of one that is going on, or its store is known only without the password.
+        OutOfReachError: a view could not be brought up to date.
+    """
+    record = RunRecord.load(folder)
+    uri = tracking_uri or record.views["tracking_uri"]
+    if uri is not None and MASK in uri:
+        raise ValueError(f"{folder} knows its store only as {uri}; give the whole address: tracking_uri=...")
+    with only_writer(folder):
+        if record.status == "running":  # nobody holds the folder: it was killed outright
+            record.status = "killed"
+            record.save(folder)
+        views = make_views(uri, record.views["tensorboard"], record.views["wandb"])
+        behind = Follower([Tail(view, folder, record) for view in views]).close(patience)
+    if behind:
+        names = ", ".join(type(tail.view).__name__ for tail in behind)
+        raise OutOfReachError(f"{names} did not take everything within {patience:.0f} s; is the server up?")
+
+
+def main() -> None:
+    cli.without_folder(sync, "sync", USAGE)
+
+
+if __name__ == "__main__":
+    main()

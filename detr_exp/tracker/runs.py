@@ -1,0 +1,149 @@
+"""Finished runs: finding their folders and reading what they recorded."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from detr_exp.tracker.base import RECORD, RunRecord
+from detr_exp.tracker.follower import METRICS
+from detr_exp.tracker.jsonl import JsonLines
+from detr_exp.tracker.mlflow import LINK
+from detr_exp.tracker.tracker import CLOCK, CONFIG
+
+SHORTEST_ID = 6
+MONITORS = ("val/keypoint_mAP", "val/segm_mAP", "val/mAP")
+CLASSES = "classes.json"
+
+
+@dataclass(frozen=True)
+class PastRun:
+    """What a run folder says.
+
+    Attributes:
+        folder: where it is.
+        record: who and what it was.
+        config: everything that was set, resolved, without secrets.
+        lines: of `metrics.jsonl`.
+    """
+
+    folder: Path
+    record: RunRecord
+    config: dict[str, Any]
+    lines: list[dict[str, Any]]
+
+    @classmethod
+    def load(cls, folder: Path) -> PastRun:
+        """Raises: ValueError when `folder` is no run's."""
+        record = RunRecord.load(folder)
+        path = folder / CONFIG
+        config = yaml.safe_load(path.read_text()) if path.exists() else {}
+        return cls(folder, record, config, JsonLines.read(folder / METRICS))
+
+    @cached_property
+    def monitor(self) -> str:
+        """The metric the run was judged by."""
+        told = self.config.get("trainer", {}).get("monitor")
+        if told:
+            return f"val/{told.removeprefix('val/')}"
+        return next((name for name in MONITORS if any(name in line for line in self.lines)), MONITORS[-1])
+
+    @cached_property
+    def best(self) -> dict[str, Any]:
+        """The evaluation with the highest monitored value; empty where there was none."""
+        evaluated = [line for line in self.lines if line.get(self.monitor) is not None]
+        return max(evaluated, key=lambda line: line[self.monitor], default={})
+
+    @property
+    def score(self) -> float | None:
+        """The highest monitored value."""
+        return self.best.get(self.monitor)
+
+    def curve(self, name: str) -> list[tuple[float, float]]:
+        """(epoch or step, value) of a metric."""
+        axis = f"{name.partition('/')[0]}/epoch"
+        return [(line.get(axis, line["step"]), line[name]) for line in self.lines if line.get(name) is not None]
+
+    @property
+    def hours(self) -> float:
+        """Time spent; of a process that was killed outright, that between its first and last line."""
+        lines = [line[CLOCK] for line in self.lines if CLOCK in line]
+        return (self.record.seconds or (lines[-1] - lines[0] if lines else 0.0)) / 3600
+
+    @property
+    def status(self) -> str:
+        """How it ended; a run that did not say so is going on, or was killed outright."""
+        return "unfinished" if self.record.status == "running" else self.record.status
+
+    @property
+    def class_table(self) -> list[dict[str, Any]]:
+        """A row per class of the best evaluation, boxes first; empty where there is none."""
+        path = self.folder / CLASSES
+        tables: dict[str, list[dict[str, Any]]] = json.loads(path.read_text()) if path.exists() else {}
+        return next(iter(tables.values()), [])
+
+
+def find(words: str | Sequence[str], root: str | Path = "outputs") -> list[Path]:
+    """The run folders meant by folders of runs or sweeps, and by ids.
+
+    Args:
+        words: each a run folder, a folder with runs in it, or the beginning of an id: a run's own, its MLflow run's,
+            or that of a sweep in MLflow.
+        root: where the folders with these ids are.
+
+    Returns:
+        each folder once, those of a sweep by number.
+
+    Raises:
+        ValueError: a word that means none.
+    """
+    found: dict[Path, None] = {}
+    for word in [words] if isinstance(words, str) else words:
+        folder = Path(str(word)).expanduser()
+        matching = _below(folder) if folder.is_dir() else _with_id(str(word), Path(root).expanduser())
+        if not matching:
+            problem = "holds no runs" if folder.is_dir() else f"is no folder, and no run in {root} has such an id"
+            raise ValueError(f"{word} {problem}; give a run folder, a sweep's folder, or an id: outputs/<day>/<run>")
+        found |= dict.fromkeys(matching)
+    return list(found)
+
+
+def find_one(word: str, root: str | Path = "outputs") -> Path:
+    """The one run folder meant.
+
+    Raises:
+        ValueError: none, or several.
+    """
+    folders = find(word, root)
+    if len(folders) > 1:
+        shown = ", ".join(map(str, folders[:4]))
+        raise ValueError(f"{word} means {len(folders)} runs ({shown}, ...); give the folder of one: run={folders[0]}")
+    return folders[0]
+
+
+def _below(folder: Path) -> list[Path]:
+    if (folder / RECORD).exists():
+        return [folder]
+    return sorted({path.parent for path in folder.rglob(RECORD)}, key=_natural)
+
+
+def _with_id(word: str, root: Path) -> list[Path]:
+    if len(word) < SHORTEST_ID:
+        return []
+    return [folder for folder in _below(root) if any(known.startswith(word) for known in _ids(folder))]
+
+
+def _ids(folder: Path) -> list[str]:
+    record, link = RunRecord.load(folder), folder / LINK
+    stored = json.loads(link.read_text())["run_id"] if link.exists() else None
+    return [known for known in (record.id, record.parent, stored) if known]
+
+
+def _natural(path: Path) -> list[tuple[int, str]]:
+    return [(int(part), "") if part.isdigit() else (-1, part) for part in path.parts]

@@ -1,0 +1,53 @@
+"""The command that sends what a view has missed; its work on real stores is in `tests/tracker`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from filelock import FileLock
+
+from detr_exp import sync
+from detr_exp.tracker.base import RunRecord
+
+Command = Callable[..., int]
+
+
+def make(folder: Path, **views: object) -> Path:
+    folder.mkdir()
+    views = {"tracking_uri": None, "tensorboard": False, "wandb": False, **views}
+    RunRecord(id="ab" * 16, project="p", name="n", views=views).save(folder)
+    return folder
+
+
+def test_it_writes_no_folder_of_its_own(command: Command, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    make(tmp_path / "run")
+    assert command(sync.main, "run=run") == 0
+    assert command(sync.main, "run=abababab", "root=.") == 0
+    assert capsys.readouterr().out.count("run: everything is sent") == 2
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
+    assert RunRecord.load(tmp_path / "run").status == "killed", "nobody had said how it ended"
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        ([], "run must be given"),
+        (["run=absent"], "is no folder"),
+        (["rum=run"], "did you mean run?"),
+        (["run=run"], "give the whole address: tracking_uri="),
+    ],
+)
+def test_mistakes(
+    command: Command, tmp_path: Path, capfd: pytest.CaptureFixture[str], words: list[str], told: str
+) -> None:
+    make(tmp_path / "run", tracking_uri="http://***@host")
+    assert command(sync.main, *words) == 2
+    assert told in capfd.readouterr().err
+
+
+def test_a_run_that_is_going_on(command: Command, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    with FileLock(make(tmp_path / "run") / ".lock"):
+        assert command(sync.main, "run=run") == 2
+    assert "still going on" in capfd.readouterr().err

@@ -1,0 +1,76 @@
+"""Finding the folders of runs, and reading them."""
+
+import json
+
+import pytest
+
+from detr_exp.tracker.base import RunRecord
+from detr_exp.tracker.runs import PastRun, find, find_one
+
+LINES = [
+    {"step": 5, "time/unix": 1000.0, "train/loss": 2.0, "train/epoch": 0.5},
+    {"step": 10, "time/unix": 1900.0, "val/mAP": 0.4, "val/epoch": 1.0},
+    {"step": 20, "time/unix": 2800.0, "val/mAP": 0.3, "val/epoch": 2.0},
+    {"step": 20, "time/unix": 4600.0, "best/mAP": 0.4},
+]
+
+
+def make(folder, identity="0" * 32, lines=LINES, config="seed: 0\n", **facts):
+    folder.mkdir(parents=True)
+    RunRecord(id=identity, project="p", name=folder.name, **facts).save(folder)
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (folder / "config.yaml").write_text(config)
+    return folder
+
+
+def test_a_folder_a_sweep_and_ids(tmp_path):
+    first = make(tmp_path / "outputs/day/first", "a" * 32)
+    jobs = [make(tmp_path / f"outputs/sweeps/day/{n}", f"{n:032d}", parent="f" * 32) for n in (10, 9, 0)]
+    (jobs[0] / "mlflow.json").write_text('{"run_id": "cafe0123"}')
+    root = tmp_path / "outputs"
+    assert find(str(first)) == [first]
+    assert find(str(root / "sweeps"), root) == [jobs[2], jobs[1], jobs[0]]
+    assert find("f" * 32, root) == find(["f" * 8], root) == [jobs[2], jobs[1], jobs[0]]
+    assert find(["aaaaaa", str(first), "cafe01"], root) == [first, jobs[0]]
+    assert find_one("aaaaaa", root) == first
+
+
+@pytest.mark.parametrize(
+    ("word", "told"), [("aa", "no run in"), ("beefbeef", "no run in"), (".", "holds no runs"), ("ffffffff", "2 runs")]
+)
+def test_words_that_mean_no_run_or_several(tmp_path, monkeypatch, word, told):
+    (tmp_path / "empty").mkdir()
+    monkeypatch.chdir(tmp_path / "empty")
+    for n in range(2):
+        make(tmp_path / f"outputs/{n}", f"{n:032d}", parent="f" * 32)
+    with pytest.raises(ValueError, match=told):
+        find_one(word, tmp_path / "outputs")
+
+
+def test_what_a_run_came_to(tmp_path):
+    run = PastRun.load(make(tmp_path / "run", status="ok"))
+    assert (run.monitor, run.score, run.best["step"]) == ("val/mAP", 0.4, 10)
+    assert run.curve("val/mAP") == [(1.0, 0.4), (2.0, 0.3)]
+    assert run.curve("train/loss") == [(0.5, 2.0)]
+    assert run.hours == pytest.approx(1.0), "by its lines: it was killed outright"
+    assert PastRun.load(make(tmp_path / "other", seconds=7200.0)).hours == 2.0
+
+
+def test_a_run_without_anything(tmp_path):
+    run = PastRun.load(make(tmp_path / "run", lines=[]))
+    assert (run.score, run.best, run.curve("val/mAP"), run.hours, run.class_table) == (None, {}, [], 0.0, [])
+    assert run.status == "unfinished"
+
+
+def test_the_metric_it_is_judged_by(tmp_path):
+    masks = [{"step": 1, "val/mAP": 0.5, "val/segm_mAP": 0.4}]
+    assert PastRun.load(make(tmp_path / "a", lines=masks)).score == 0.4
+    told = PastRun.load(make(tmp_path / "b", lines=masks, config="trainer: {monitor: mAP}\n"))
+    assert (told.monitor, told.score) == ("val/mAP", 0.5)
+
+
+def test_a_torn_last_line_is_left_out(tmp_path):
+    folder = make(tmp_path / "run")
+    with open(folder / "metrics.jsonl", "a") as file:
+        file.write('{"step": 30, "val/mA')
+    assert len(PastRun.load(folder).lines) == len(LINES)
