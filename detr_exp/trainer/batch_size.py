@@ -52,7 +52,7 @@ def choose(trainer: Trainer, run: Run, network: Any, devices: int = 1) -> tuple[
     largest = largest_that_fits(fits(trainer, run, network), min(MOST, len(run.data.train)))
     if not largest:
         free = available(trainer.hardware.torch_device) or 0
-        raise ValueError(_too_large(need_of(trainer, run, network), free, 1, run, network))
+        raise ValueError(_too_large(trainer, run, network, need_of(trainer, run, network), free, 1))
     headroom = trainer.auto_batch_ema_headroom if trainer.use_ema else 1.0
     return decide(largest, headroom, trainer.auto_batch_target_effective, devices)
 
@@ -70,7 +70,7 @@ def refuse_too_large(trainer: Trainer, run: Run, network: Any, batch_size: int) 
         return
     need = need_of(trainer, run, network)
     if need.of(batch_size) > free:
-        raise ValueError(_too_large(need, free, batch_size, run, network))
+        raise ValueError(_too_large(trainer, run, network, need, free, batch_size))
 
 
 def largest_that_fits(fits: Callable[[int], bool], most: int) -> int:
@@ -165,13 +165,17 @@ def crowded(run: Run, network: Any, images: int, most_targets: int) -> Batch:
     )
 
 
-def _too_large(need: Need, free: int, batch_size: int, run: Run, network: Any) -> str:
+def _too_large(trainer: Trainer, run: Run, network: Any, need: Need, free: int, batch_size: int) -> str:
     sizes = multi_scale_sizes(run.data.multi_scale, tuple(network.image_size), network.stride)
     height, width = max(sizes, key=math.prod)
-    smaller = largest_that_fits(lambda images: need.of(images) <= SPARE * free, batch_size - 1)
-    remedies = ["trainer.hardware.gradient_checkpointing=true", "a smaller model.image_size"]
-    if smaller:
-        remedies.insert(0, f"trainer.batch_size={smaller} trainer.grad_accum_steps={math.ceil(batch_size / smaller)}")
+    remedies = ["a smaller model.image_size"]
+    if not trainer.hardware.gradient_checkpointing:
+        remedies.insert(0, "trainer.hardware.gradient_checkpointing=true")
+    for smaller in range(batch_size - 1, 0, -1):
+        if batch_size % smaller == 0 and need.of(smaller) <= SPARE * free:
+            accumulated = batch_size // smaller * trainer.grad_accum_steps
+            remedies.insert(0, f"trainer.batch_size={smaller} trainer.grad_accum_steps={accumulated}")
+            break
     return (
         f"a step of {batch_size} images of {height} x {width} needs at least {need.of(batch_size) / GIB:.1f} GiB "
         f"({need.per_image / GIB:.2f} each, {need.fixed / GIB:.2f} for gradients, moments and average), but "

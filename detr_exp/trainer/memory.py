@@ -31,7 +31,7 @@ def saved_bytes(network: nn.Module, loss: Callable[[], object]) -> Saved:
     Activations that gradient checkpointing computes again are not kept, so they are not counted either.
     """
     own = {tensor.untyped_storage().data_ptr() for tensor in chain(network.parameters(), network.buffers())}
-    shapes = {shape for p in network.parameters() for shape in (tuple(p.shape), tuple(p.shape)[::-1])}
+    shapes = {shape for p in network.parameters() if p.dim() > 1 for shape in (tuple(p.shape), tuple(p.shape)[::-1])}
     activations: dict[int, int] = {}
     weights: dict[int, int] = {}
 
