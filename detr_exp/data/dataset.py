@@ -5,17 +5,21 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from copy import copy
+from dataclasses import replace
 from functools import cached_property
 from typing import Any, Protocol
 
 from torch.utils.data import DataLoader
 
 from detr_exp.data.augment import Augment
+from detr_exp.data.cache import picture_cache
 from detr_exp.data.classes import ClassMap
 from detr_exp.data.content import SPLITS, Content, Split
 from detr_exp.data.headers import check_headers
 from detr_exp.data.keypoints import KeypointSchema, schema
 from detr_exp.data.loader import Loading, Samples
+from detr_exp.data.part import Part
 from detr_exp.data.problems import DataError, Problems
 from detr_exp.data.sampler import EvalSampler, TrainSampler, multi_scale_sizes
 from detr_exp.data.table import TableSplit
@@ -58,6 +62,8 @@ class DataSet:
         keypoint_sigmas: OKS scale per keypoint; None: COCO's for its 17 points, else 0.05.
         on_error: `error`, or `skip` to leave out pictures that cannot be decoded; sources have an `on_error` of their
             own for what they read of a picture.
+        cache: where decoded pictures are kept, `none`, `ram` or `disk`; see `cache.picture_cache`.
+        cache_gb: most it may take.
         num_workers: processes that load; see `loader.Loading` for this and the next three.
         pin_memory: page-locked batches.
         persistent_workers: keep the workers from epoch to epoch.
@@ -89,12 +95,15 @@ class DataSet:
         keypoint_flip_pairs: Sequence[Sequence[int]] | None = None,
         keypoint_sigmas: Sequence[float] | None = None,
         on_error: str = "error",
+        cache: str = "none",
+        cache_gb: float = 8.0,
         num_workers: int | None = None,
         pin_memory: bool | None = None,
         persistent_workers: bool | None = None,
         prefetch_factor: int | None = None,
     ) -> None:
         self.loading = Loading(num_workers, pin_memory, persistent_workers, prefetch_factor)
+        self.cache = picture_cache(cache, cache_gb, root)
         self.content = source(root, {"train": train, "val": val, "test": test})
         self.class_map = ClassMap(self.content.categories, category_ids, num_classes, self.content.origin)
         self.classes, self.category_ids = self.class_map.classes, self.class_map.category_ids
@@ -152,7 +161,6 @@ class DataSet:
         batch_size: int,
         seed: int,
         training: bool = False,
-        first: int | None = None,
         rank: int = 0,
         world_size: int = 1,
     ) -> DataLoader:
@@ -165,7 +173,6 @@ class DataSet:
             seed: decides order, sizes and augmentation of training batches.
             training: shuffled, augmented, without remainder; `loader.batch_sampler` has `set_epoch` and `set_start`.
                 Otherwise every picture once, in order, resized.
-            first: only so many pictures, in training without augmentation: to see whether they can be learned by heart.
             rank: of this process.
             world_size: processes that share the split.
 
@@ -182,14 +189,14 @@ class DataSet:
             split=part,
             class_map=self.class_map,
             seed=seed,
-            augment=(self.augment if first is None else Augment()) if training else None,
+            augment=self.augment if training else None,
             stop_epoch=self.stop_epoch,
             with_masks=with_masks,
             flip_order=self.keypoints.flip_order() if with_keypoints and self.keypoints else None,
             flippable=not with_keypoints or self.keypoints is None or self.keypoints.flippable,
+            cache=self.cache,
             skip=self.on_error == "skip",
         )
-        count = len(part) if first is None else min(first, len(part))
         if training and not samples.flippable and (self.augment.flip or self.augment.vertical_flip):
             log.warning(
                 "%s: no keypoint is named left or right, so pictures are not mirrored; say which change places with "
@@ -200,10 +207,10 @@ class DataSet:
         sampler: TrainSampler | EvalSampler
         if training:
             sampler = TrainSampler(
-                count, batch_size, seed, (height, width), sizes=sizes, stop_epoch=self.stop_epoch, **ranks
+                len(part), batch_size, seed, (height, width), sizes=sizes, stop_epoch=self.stop_epoch, **ranks
             )
         else:
-            sampler = EvalSampler(count, batch_size, (height, width), **ranks)
+            sampler = EvalSampler(len(part), batch_size, (height, width), **ranks)
         return self.loading.loader(samples, sampler)
 
     def refuse(self, split: str, network: Network) -> None:
@@ -221,6 +228,20 @@ class DataSet:
                 f"{self.content.origin}: the {split} split has no {what}, but the network learns them; use "
                 "model=rfdetr for boxes"
             )
+
+    def first(self, count: int) -> DataSet:
+        """The first training pictures that have objects, as they are, to train and to validate on.
+
+        Who cannot learn a few pictures by heart has something else to mend first.
+        """
+        indices = [i for i in range(len(self.train)) if len(self.train.objects(i))][:count]
+        part = Part(self.train, indices or range(min(count, len(self.train))))
+        few = copy(self)
+        for name in (*SPLITS, "fingerprint"):
+            vars(few).pop(name, None)  # what was read of the whole
+        few.content = replace(self.content, read={"train": lambda: part, "val": lambda: part})
+        few.augment, few.multi_scale = Augment(), None
+        return few
 
     def check(self) -> None:
         """Read all annotations and the headers of all pictures.

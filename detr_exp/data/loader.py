@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
 from detr_exp.data.augment import MIX_SHARE, Augment, Plan, plain
+from detr_exp.data.cache import PictureCache
 from detr_exp.data.classes import ClassMap
 from detr_exp.data.collate import Sample, collate
-from detr_exp.data.content import Split
+from detr_exp.data.content import Objects, Split
 from detr_exp.data.picture import PictureError
 from detr_exp.data.render import blended, layer, needed, resized_plainly, target_of, together
 from detr_exp.data.sampler import EvalSampler, Key, TrainSampler
@@ -72,6 +74,7 @@ class Samples(Dataset):
         with_masks: rasterise masks.
         flip_order: `[C, K]` of the keypoint schema where keypoints are wanted; None: no keypoints.
         flippable: whether pictures may be mirrored.
+        cache: holds decoded pictures; None: they are decoded every time.
         skip: go on where a picture cannot be decoded: with the next one in training, with a black one in evaluation.
     """
 
@@ -86,11 +89,13 @@ class Samples(Dataset):
         with_masks: bool,
         flip_order: np.ndarray | None,
         flippable: bool,
+        cache: PictureCache | None = None,
         skip: bool = False,
     ) -> None:
         self.split, self.class_map, self.seed, self.augment = split, class_map, seed, augment
         self.stop_epoch, self.with_masks = stop_epoch, with_masks
         self.flip_order, self.flippable, self.skip = flip_order, flippable, skip
+        self.picture = split.picture if cache is None else partial(cache.picture, split)
 
     def __len__(self) -> int:
         return len(self.split)
@@ -111,14 +116,13 @@ class Samples(Dataset):
             sample.skipped = skipped
             return sample
 
-    def target(self, index: int, plan: Plan) -> Target:
+    def target(self, objects: Objects, plan: Plan) -> Target:
         """The objects of one picture, along a plan."""
-        objects = self.split.objects(index)
         labels = self.class_map.labels(objects.categories)
         return target_of(plan, objects, labels, with_masks=self.with_masks, flip_order=self.flip_order)
 
     def _plain(self, key: Key) -> Sample:
-        return self._sample(key, resized_plainly(self.split.picture(key.picture), (key.height, key.width)))
+        return self._sample(key, resized_plainly(self.picture(key.picture), (key.height, key.width)))
 
     def _black(self, key: Key, skipped: list[str]) -> Sample:
         """In place of a picture that cannot be read: its objects count as not found."""
@@ -128,8 +132,9 @@ class Samples(Dataset):
 
     def _sample(self, key: Key, pixels: np.ndarray) -> Sample:
         index, size = key.picture, self.split.size(key.picture)
-        plan = plain(size, self.split.objects(index).boxes_xyxy, (key.height, key.width))
-        return Sample(_tensor(pixels), self.target(index, plan), size, self.split.image_ids[index])
+        objects = self.split.objects(index)
+        plan = plain(size, objects.boxes_xyxy, (key.height, key.width))
+        return Sample(_tensor(pixels), self.target(objects, plan), size, self.split.image_ids[index])
 
     def _augmented(self, key: Key, augment: Augment) -> Sample:
         rng = np.random.default_rng((self.seed, _AUGMENT, key.epoch, key.picture))
@@ -140,10 +145,12 @@ class Samples(Dataset):
         for part in tiles:
             pastes = []
             for index, tile in part:
-                size, boxes = self.split.size(index), self.split.objects(index).boxes_xyxy
-                plan = augment.plan(rng, size, boxes, out, tile=tile, strong=strong, flippable=self.flippable)
-                pastes.append((plan, self.split.picture(index, needed(plan))))
-                targets.append(self.target(index, plan))
+                size, objects = self.split.size(index), self.split.objects(index)
+                plan = augment.plan(
+                    rng, size, objects.boxes_xyxy, out, tile=tile, strong=strong, flippable=self.flippable
+                )
+                pastes.append((plan, self.picture(index, needed(plan))))
+                targets.append(self.target(objects, plan))
             pixels.append(layer(pastes))
         image = blended(pixels, rng.uniform(*MIX_SHARE)) if len(pixels) > 1 else pixels[0]
         return Sample(_tensor(image), together(targets), self.split.size(first), self.split.image_ids[first])

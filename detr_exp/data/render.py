@@ -72,7 +72,19 @@ def _seen(plan: Plan, picture: Image.Image) -> np.ndarray:
 
 def resized_plainly(picture: Image.Image, out: tuple[int, int]) -> np.ndarray:
     """`[H, W, 3]` uint8: evaluation's resize, Pillow's antialiased bilinear to the bit, as in published numbers."""
+    if is_exact(picture.height, out[0]) and is_exact(picture.width, out[1]):
+        return _resized(np.asarray(picture), *out)
     return np.asarray(picture.resize((out[1], out[0]), Image.Resampling.BILINEAR))
+
+
+def is_exact(size: int, out: int) -> bool:
+    """Whether torch's resize from `size` to `out` pixels equals Pillow's to the bit.
+
+    Both sum whole numbers, Pillow with weights of 22 bits, torch, which is faster, with weights of 14 or more. They are
+    the same where the weights need no more: in enlarging, those are multiples of 1 / (2 out) in lowest terms.
+    """
+    steps = 2 * out // math.gcd(size, 2 * out)
+    return size <= out and steps <= 1 << 14 and steps & (steps - 1) == 0
 
 
 def target_of(

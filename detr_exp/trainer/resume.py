@@ -10,6 +10,7 @@ from filelock import FileLock, Timeout
 
 from detr_exp.tracker.base import RECORD, RunRecord
 from detr_exp.trainer import checkpoint as files
+from detr_exp.trainer import distributed
 from detr_exp.trainer.state import COUNTED, DECIDED, Run, State
 
 COSTS = "num_non_finite"  # of a matcher that counts them
@@ -22,6 +23,8 @@ FREE = (
     "metric",
     "hydra",
     "trainer.resume",
+    "trainer.resume_world_size",
+    "trainer.hardware.devices",
     "trainer.progress_bar",
     "trainer.num_pictures",
     "trainer.picture_threshold",
@@ -31,6 +34,8 @@ FREE = (
     "trainer.run_test",
     "trainer.compute_test_loss",
     "trainer.nonfinite_limit",
+    "data.cache",
+    "data.cache_gb",
     "data.num_workers",
     "data.pin_memory",
     "data.persistent_workers",
@@ -158,13 +163,14 @@ def read(path: Path, config: Mapping[str, Any]) -> dict[str, Any]:
             f"{path} holds weights only and cannot be resumed; give its folder's {files.NEWEST}, or start anew from "
             f"these weights with model.weights={path}"
         )
-    if missing := [name for name in (*DECIDED, *COUNTED) if name not in saved]:
+    if missing := [name for name in (*DECIDED, *COUNTED, "world_size") if name not in saved]:
         raise ValueError(
             f"{path} was written by another version and cannot be continued bit by bit (it has no {', '.join(missing)})"
             f"; start a new run from its weights with model.weights={path}"
         )
     before, now = _compared(saved, config)
-    fixed = [key for key in _differing(before, now) if _under(key, FIXED) and key in before]
+    may_change = _refuse_other_ranks(path, saved["world_size"], now["trainer.resume_world_size"])
+    fixed = [k for k in _differing(before, now) if _under(k, FIXED) and k in before and k not in may_change]
     if fixed:
         changes = ", ".join(f"{key} was {before[key]!r} and is {now.get(key)!r}" for key in fixed[:8])
         raise ValueError(
@@ -172,6 +178,42 @@ def read(path: Path, config: Mapping[str, Any]) -> dict[str, Any]:
             f"weights with model.weights={path}"
         )
     return saved
+
+
+def _refuse_other_ranks(path: Path, before: int, allowed: str) -> tuple[str, ...]:
+    """Keys that may change when the number of ranks does.
+
+    Raises:
+        ValueError: it does, and that is not allowed.
+    """
+    now = distributed.world_size()
+    if now == before:
+        return ()
+    if allowed != "any":
+        raise ValueError(
+            f"{path} was written by {before} rank(s) and this run has {now}, whose steps would be others; use "
+            f"trainer.hardware.devices={before}, or accept that: trainer.resume_world_size=any"
+        )
+    return tuple(f"trainer.{name}" for name in DECIDED)
+
+
+def _reposition(saved: dict[str, Any], state: State) -> list[str]:
+    """Let another number of ranks go on after the pictures that were seen, at most a step before.
+
+    Returns:
+        what changes.
+    """
+    ranks = distributed.world_size()
+    if ranks == saved["world_size"]:
+        return []
+    before, now = saved["world_size"] * saved["batch_size"], ranks * state.batch_size * state.grad_accum_steps
+    state.batch = saved["batch"] * before // now * state.grad_accum_steps
+    state.moved = state.epoch * state.steps_per_epoch + state.batch // state.grad_accum_steps - state.step
+    return [
+        f"resumed on {ranks} rank(s) instead of {saved['world_size']}: a step is {now} images instead of "
+        f"{before * saved['grad_accum_steps']}, an epoch {state.steps_per_epoch} steps; random draws and sizes of "
+        "batches are others from here on, the schedule goes on at the same share of the run"
+    ]
 
 
 def put_back(saved: dict[str, Any], run: Run, state: State) -> list[str]:
@@ -203,6 +245,7 @@ def put_back(saved: dict[str, Any], run: Run, state: State) -> list[str]:
     told = [f"resumed with {key}={now.get(key)} (was {before.get(key, 'not there')})" for key in changes]
     if saved["data_fingerprint"] != run.data.fingerprint:
         told.append("resumed with data that were changed since; the run is no repetition of an undisturbed one")
+    told += _reposition(saved, state)
     return [*told, f"resumed {run.resume_from} at step {state.step} (epoch {state.epoch + 1})"]
 
 

@@ -9,7 +9,7 @@ from pycocotools import mask as rle
 
 from detr_exp.data.augment import Augment, plain, planned
 from detr_exp.data.content import Objects
-from detr_exp.data.render import needed, render, resized_plainly, target_of
+from detr_exp.data.render import is_exact, needed, render, resized_plainly, target_of
 
 SIZE, OUT = (90, 120), (96, 128)
 COLOURS = np.array([[255, 0, 0], [0, 255, 0], [0, 0, 255]])
@@ -146,3 +146,18 @@ def test_a_smaller_decoded_picture_gives_nearly_the_same():
 def test_an_enlarged_part_needs_the_whole_resolution():
     plan = planned((480, 640), np.zeros((0, 4)), (64, 64), (10, 10, 40, 400), np.zeros(0, bool), False, False, None)
     assert needed(plan) == (480, 640)
+
+
+@pytest.mark.parametrize("out", [64, 320, 384, 640])
+def test_evaluation_resizes_as_pillow_does(out):
+    """Whatever the size, also where torch does it: on random bytes and on the extremes."""
+    rng = np.random.default_rng(out)
+    sizes = [1, out // 2, out, out + 1, *rng.integers(2, 2 * out, 6).tolist(), *(out * k // 8 for k in range(1, 8))]
+    fast = [size for size in sizes if is_exact(size, out)]
+    assert 3 <= len(fast) < len(sizes)
+    for size in sizes:
+        for values in (np.arange(256), np.array([0, 255])):
+            pixels = rng.choice(values.astype(np.uint8), (size, out // 2, 3))
+            picture = Image.fromarray(pixels)
+            expected = np.asarray(picture.resize((out, out), Image.Resampling.BILINEAR))
+            np.testing.assert_array_equal(resized_plainly(picture, (out, out)), expected)
