@@ -65,7 +65,7 @@ def load(backend: str) -> tuple[ModuleType, ModuleType]:
 def index(backend: str, dataset: dict[str, Any]) -> Any:
     """A `COCO` object of a data set in memory."""
     coco, _ = load(backend)
-    with _quiet(coco):
+    with quiet(coco):
         indexed = coco.COCO()
         indexed.dataset = dataset
         indexed.createIndex()
@@ -82,7 +82,7 @@ def index_boxes(backend: str, truth: Any, rows: np.ndarray) -> Any:
     """
     coco, _ = load(backend)
     if coco.__name__.startswith("ultrafast") and len(rows):  # reads the array itself, without a dictionary per box
-        with _quiet(coco):
+        with quiet(coco):
             return truth.loadRes(rows)
     annotations = [
         {
@@ -134,7 +134,7 @@ def evaluate(
             parameters.maxDets = parameters.maxDets[-1:]
             parameters.areaRng, parameters.areaRngLbl = parameters.areaRng[:1], parameters.areaRngLbl[:1]
             parameters.iouThrs = parameters.iouThrs[:1]
-        with _quiet(coco), _quiet(cocoeval):
+        with quiet(coco), quiet(cocoeval):
             evaluator.evaluate()
             evaluator.accumulate()
         return evaluator
@@ -166,7 +166,7 @@ def _matches(images: list[dict[str, Any]]) -> tuple[np.ndarray, np.ndarray]:
 
 
 @contextmanager
-def _quiet(module: ModuleType) -> Iterator[None]:
+def quiet(module: ModuleType) -> Iterator[None]:
     """Keep one module from printing; redirecting stdout would also swallow what other threads print."""
     module.print = _silence  # type: ignore[attr-defined]
     try:

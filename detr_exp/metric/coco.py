@@ -160,11 +160,8 @@ class CocoMetric:
 
     def _curves(self, iou_type: str) -> protocol.Curves:
         ids = sorted(self.category_ids)
-        if iou_type == "bbox":
-            detections = protocol.index_boxes(self.backend, self.truth, self._rows())
-            return protocol.evaluate(self.backend, self.truth, detections, iou_type, ids, self.limits)
-        detections = self._index(self._results(iou_type))
-        if iou_type == "segm":
+        detections = self.detections(iou_type)
+        if iou_type in ("bbox", "segm"):
             return protocol.evaluate(self.backend, self.truth, detections, iou_type, ids, self.limits)
         assert self.sigmas is not None
         # an evaluation compares objects with one set of points, so there is one for every set
@@ -178,6 +175,12 @@ class CocoMetric:
                 part = protocol.evaluate(self.backend, self.truth, detections, iou_type, group, limits, sigmas)
                 parts |= {category: (part, k) for k, category in enumerate(group)}
         return _joined(parts, ids)
+
+    def detections(self, iou_type: str) -> Any:
+        """What was given since `reset`, as the protocol takes it."""
+        if iou_type == "bbox":
+            return protocol.index_boxes(self.backend, self.truth, self._rows())
+        return self._index(self._results(iou_type))
 
     def _index(self, annotations: list[dict[str, Any]]) -> Any:
         images = list(self.image_info.values())

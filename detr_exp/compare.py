@@ -1,0 +1,248 @@
+"""Whether one run is better than another: `python -m detr_exp.compare a=<run> b=<run>`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig, OmegaConf
+
+from detr_exp import cli
+from detr_exp.evaluate import category_ids_by_name, combined
+from detr_exp.mistakes import flat
+from detr_exp.tracker.runs import PastRun, find
+
+USAGE = """\
+Evaluate two runs on the same images and say whether the difference could be luck.
+
+  python -m detr_exp.compare a=outputs/<day>/<run> b=outputs/<day>/<run>
+  python -m detr_exp.compare a=[RUN,RUN,RUN] b=[RUN,RUN,RUN]      several seeds on each side
+
+The images are drawn with replacement many times; the interval holds the differences of 95 of 100 such draws. With one
+run on a side it speaks of these two networks on other images, not of other seeds; with several, runs are drawn as well.
+
+  a, b               run folders or ids; a list or a sweep's folder: runs that differ by their seed
+  data.split         val, train or test
+  data, data.root    other data, or another place of the same; null: those of the first run of a
+  resamples, level   draws, and the share of them in the interval
+  trainer/hardware   auto, cpu, cuda, mps; null: each run's own
+  root               where ids are looked for
+  allow_targets      packages of your own that the checkpoints' configs name
+"""
+PLACES = ("tracker.", "hydra.", "trainer.resume", "trainer.progress_bar")  # change no number
+
+if TYPE_CHECKING:
+    import numpy as np
+
+
+@dataclass
+class Side:
+    """The runs of one side.
+
+    Attributes:
+        runs: what they recorded.
+        ap: `[runs, K]` AP of every class.
+        drawn: `[runs, B, K]` the same for every draw of the images.
+    """
+
+    runs: list[PastRun]
+    ap: np.ndarray
+    drawn: np.ndarray
+
+
+def compare(cfg: DictConfig) -> float:
+    """One comparison in Hydra's output folder; the difference of mAP, b - a."""
+    return compare_in(Path(HydraConfig.get().runtime.output_dir), cfg)["difference"]
+
+
+def compare_in(folder: Path, cfg: DictConfig) -> dict[str, Any]:
+    """Compare, print, and write `compare.json` into a folder.
+
+    Args:
+        folder: made if absent.
+        cfg: see `conf/compare.yaml`.
+
+    Returns:
+        what the file holds, of the task the first run was judged by.
+
+    Raises:
+        ValueError: runs or data cannot be read, or have nothing in common.
+    """
+    from detr_exp import build
+    from detr_exp.detector import load
+
+    if cfg.resamples < 1 or not 0 < cfg.level < 1:
+        raise ValueError(f"resamples={cfg.resamples} level={cfg.level} is no interval; use resamples=1000 level=0.95")
+    sides = [[PastRun.load(path) for path in find(_plain(words), cfg.root)] for words in (cfg.a, cfg.b)]
+    hardware = build.hardware(cfg) if OmegaConf.select(cfg, "trainer.hardware") is not None else None
+    first = load(sides[0][0].folder, hardware=hardware, allow_targets=cfg.allow_targets)
+    told = combined(first.cfg, cfg)
+    OmegaConf.update(told, "metric.backend", "pycocotools")  # shows which detection found what
+    data = build.data(told)
+    if told.data.get("root") == first.cfg.data.get("root") and "_target_" not in _plain(cfg.data):
+        _say_other_data(sides, data.fingerprint)
+    a, b, classes = _evaluated(sides, cfg, told, data, hardware)
+    found = {"split": cfg.data.split, **statistics(a, b, classes, cfg.level)}
+    found["config"] = [list(row) for row in config_difference(a.runs, b.runs)]
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "compare.json").write_text(json.dumps(found, indent=1, ensure_ascii=False) + "\n")
+    print(text(found))
+    print(f"written to {folder}")
+    return found
+
+
+def _evaluated(
+    sides: list[list[PastRun]], cfg: DictConfig, told: DictConfig, data: Any, hardware: Any
+) -> tuple[Side, Side, list[str]]:
+    """Both sides, evaluated on the same images and the same draws of them, and the classes all of them know."""
+    import numpy as np
+
+    from detr_exp import build
+    from detr_exp.detector import load
+    from detr_exp.metric.bootstrap import average_precision, draws, matched
+    from detr_exp.trainer.evaluation import evaluate
+
+    iou_type = {"val/segm_mAP": "segm", "val/keypoint_mAP": "keypoints"}.get(sides[0][0].monitor, "bbox")
+    times = draws(len(data.split(cfg.data.split).image_ids), cfg.resamples)
+    once = np.ones((1, times.shape[1]), dtype=int)
+    known = list(data.category_ids)
+    results: list[list[dict[int, np.ndarray]]] = []
+    for side in sides:
+        results.append([])
+        for run in side:
+            detector = load(run.folder, hardware=hardware, allow_targets=cfg.allow_targets)
+            metric = build.metric(told, data, detector.network, category_ids_by_name(detector, data))(cfg.data.split)
+            if iou_type not in metric.iou_types:
+                judged = f"by which {sides[0][0].folder} was judged"
+                raise ValueError(f"{run.folder} gives no {iou_type}, {judged}; compare it with runs of its own task")
+            settings = detector.cfg.trainer
+            loader = data.loader(
+                cfg.data.split,
+                network=detector.network,
+                batch_size=settings.eval_batch_size or settings.batch_size,
+                seed=detector.cfg.seed,
+            )
+            evaluate(detector.network, loader, metric, detector.precision)
+            known = [number for number in known if number in metric.category_ids]
+            categories = zip(known, matched(metric, iou_type, known))
+            both = np.concatenate([once, times])
+            results[-1].append({number: average_precision(category, both) for number, category in categories})
+    a, b = (np.stack([np.stack([ap[number] for number in known], axis=1) for ap in side]) for side in results)
+    names = dict(zip(data.category_ids, data.classes))
+    made = [Side(runs, found[:, 0], found[:, 1:]) for runs, found in zip(sides, (a, b))]
+    return made[0], made[1], [names[number] for number in known]
+
+
+def statistics(a: Side, b: Side, classes: Sequence[str], level: float) -> dict[str, Any]:
+    """Means, their difference and its interval, for all classes together and each of them.
+
+    In every draw of the images the runs of a side are drawn as well, where there are several.
+    """
+    import numpy as np
+
+    from detr_exp.metric.bootstrap import interval
+
+    generator = np.random.default_rng(1)
+    drawn = []
+    for side in (a, b):
+        runs, count, _ = side.drawn.shape
+        chosen = generator.integers(runs, size=(count, runs))
+        drawn.append(side.drawn[chosen, np.arange(count)[:, None]].mean(axis=1))  # [B, K]
+    present = ~np.isnan(a.ap[0])
+    per_class = drawn[1] - drawn[0]
+    with np.errstate(all="ignore"):
+        overall = np.nanmean(np.where(present, per_class, np.nan), axis=1)
+    values = [np.nanmean(side.ap[:, present], axis=1) for side in (a, b)]
+    rows = [
+        {
+            "class": name,
+            "a": float(a.ap[:, k].mean()),
+            "b": float(b.ap[:, k].mean()),
+            "difference": float(b.ap[:, k].mean() - a.ap[:, k].mean()),
+            "interval": list(interval(per_class[:, k], level)),
+        }
+        for k, name in enumerate(classes)
+        if present[k]
+    ]
+    return {
+        "a": {"runs": [str(run.folder) for run in a.runs], "mAP": values[0].tolist()},
+        "b": {"runs": [str(run.folder) for run in b.runs], "mAP": values[1].tolist()},
+        "difference": float(values[1].mean() - values[0].mean()),
+        "interval": list(interval(overall, level)),
+        "level": level,
+        "resamples": len(overall),
+        "b_is_better_in": float((overall > 0).mean()),
+        "classes": sorted(rows, key=lambda row: -abs(cast(float, row["difference"]))),
+    }
+
+
+def config_difference(a: Sequence[PastRun], b: Sequence[PastRun]) -> list[tuple[str, str, str]]:
+    """Keys whose values are not the same on both sides, with the values on each."""
+
+    def values(runs: Sequence[PastRun], key: str) -> str:
+        found = (dict(flat(run.config)).get(key, "-") for run in runs)
+        return ", ".join(dict.fromkeys("null" if value is None else str(value) for value in found))
+
+    keys = {key: None for run in [*a, *b] for key, value in flat(run.config) if not isinstance(value, dict)}
+    rows = [(key, values(a, key), values(b, key)) for key in keys if not key.startswith(PLACES)]
+    return [row for row in rows if row[1] != row[2]]
+
+
+def text(found: dict[str, Any]) -> str:
+    """The comparison as a person reads it."""
+    low, high = found["interval"]
+    lines = [f"\n{found['split']} split"]
+    for name in ("a", "b"):
+        side = found[name]
+        lines.append(f"  {name}  mAP {spread(side['mAP'])}  {', '.join(side['runs'][:4])}")
+    verdict = "b is better" if low > 0 else "a is better" if high < 0 else "no difference can be told"
+    lines.append(
+        f"  b - a  {found['difference']:+.4f}, {found['level']:.0%} of {found['resamples']} draws between {low:+.4f} "
+        f"and {high:+.4f}: {verdict} (b is ahead in {found['b_is_better_in']:.1%})\n"
+    )
+    width = max([5, *(len(row["class"]) for row in found["classes"])])
+    lines.append(f"{'class':<{width}}       a       b    b - a  interval (* without 0)")
+    for row in found["classes"]:
+        low, high = row["interval"]
+        star = " *" if low > 0 or high < 0 else ""
+        lines.append(
+            f"{row['class']:<{width}}  {row['a']:.4f}  {row['b']:.4f}  {row['difference']:+.4f}  "
+            f"{low:+.4f} .. {high:+.4f}{star}"
+        )
+    if found["config"]:
+        width = max(len(key) for key, _, _ in found["config"])
+        lines += ["", "settings that differ (a -> b)"]
+        lines += [f"  {key:<{width}}  {before} -> {after}" for key, before, after in found["config"]]
+    return "\n".join([*lines, ""])
+
+
+def spread(values: Sequence[float]) -> str:
+    """One value, or mean and standard deviation of several."""
+    mean = sum(values) / len(values)
+    if len(values) == 1:
+        return f"{mean:.4f}"
+    deviation = (sum((value - mean) ** 2 for value in values) / (len(values) - 1)) ** 0.5
+    return f"{mean:.4f} +- {deviation:.4f} ({len(values)} runs)"
+
+
+def _say_other_data(sides: list[list[PastRun]], fingerprint: str) -> None:
+    for run in (run for side in sides for run in side):
+        recorded = run.record.tags.get("data.fingerprint", fingerprint)
+        if recorded != fingerprint:
+            print(f"warning: {run.folder} was trained on other data ({recorded}, here {fingerprint})")
+
+
+def _plain(node: Any) -> Any:
+    return OmegaConf.to_container(node, resolve=True) if OmegaConf.is_config(node) else str(node)
+
+
+def main() -> None:
+    cli.main(compare, "compare", USAGE)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,108 @@
+"""Draws of images against an evaluation of the drawn images themselves."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from detr_exp.metric.bootstrap import average_precision, draws, interval, matched
+from detr_exp.metric.coco import CocoMetric
+from detr_exp.structures import Detections
+
+IDS = [3, 7]
+
+
+def scene(seed: int, num_images: int = 12) -> tuple[dict, list[Detections]]:
+    """Some images with objects of two classes, one of them a crowd, and detections near and beside them."""
+    generator = np.random.default_rng(seed)
+    truth: dict = {"images": [], "annotations": [], "categories": [{"id": c, "name": str(c)} for c in IDS]}
+    found = []
+    for image in range(num_images):
+        truth["images"].append({"id": image + 10, "width": 100, "height": 100})
+        boxes = generator.uniform(0, 60, (generator.integers(0, 5), 2))
+        boxes = np.concatenate([boxes, generator.uniform(10, 40, boxes.shape)], axis=1)
+        labels = generator.integers(2, size=len(boxes))
+        for box, label in zip(boxes, labels):
+            truth["annotations"].append(
+                {
+                    "id": len(truth["annotations"]) + 1,
+                    "image_id": image + 10,
+                    "category_id": IDS[label],
+                    "bbox": box.tolist(),
+                    "area": float(box[2] * box[3]),
+                    "iscrowd": int(generator.random() < 0.1),
+                }
+            )
+        seen = np.repeat(boxes, 2, axis=0) + generator.normal(0, 3, (2 * len(boxes), 4))
+        seen = np.concatenate([seen, generator.uniform(5, 50, (3, 4))])
+        found.append(
+            Detections(
+                scores=torch.from_numpy(generator.permutation(40)[: len(seen)] / 40),
+                labels=torch.from_numpy(np.concatenate([np.repeat(labels, 2), generator.integers(2, size=3)])),
+                boxes=torch.from_numpy(np.concatenate([seen[:, :2], seen[:, :2] + abs(seen[:, 2:]) + 1], axis=1)),
+            )
+        )
+    return truth, found
+
+
+def metric_of(truth: dict, found: list[Detections]) -> CocoMetric:
+    metric = CocoMetric(truth=truth, category_ids=IDS, classes=["a", "b"])
+    metric.update([image["id"] for image in truth["images"]], found)
+    return metric
+
+
+def repeated(truth: dict, found: list[Detections], times: np.ndarray) -> CocoMetric:
+    """The metric of a set that holds every image as often as it was drawn."""
+    copy: dict = {"images": [], "annotations": [], "categories": truth["categories"]}
+    drawn = []
+    for image, detections, count in zip(truth["images"], found, times):
+        for _ in range(count):
+            new = len(copy["images"]) + 1
+            copy["images"].append({**image, "id": new})
+            copy["annotations"] += [
+                {**a, "image_id": new} for a in truth["annotations"] if a["image_id"] == image["id"]
+            ]
+            drawn.append(detections)
+    return metric_of(copy, drawn)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_draw_gives_the_ap_of_the_drawn_images(seed: int) -> None:
+    truth, found = scene(seed)
+    times = np.concatenate([np.ones((1, 12), dtype=int), draws(12, 6, seed)])
+    ap = [average_precision(category, times) for category in matched(metric_of(truth, found), "bbox", IDS)]
+    for row, count in enumerate(times):
+        metric = repeated(truth, found, count)
+        metric.compute()
+        wanted = [line["AP"] if line["AP"] >= 0 else np.nan for line in metric.table()]
+        assert [values[row] for values in ap] == pytest.approx(wanted, abs=1e-12, nan_ok=True)
+
+
+def test_pieces_do_not_change_the_result(monkeypatch: pytest.MonkeyPatch) -> None:
+    category = matched(metric_of(*scene(0)), "bbox", [3])[0]
+    times = draws(12, 50)
+    whole = average_precision(category, times)
+    monkeypatch.setattr("detr_exp.metric.bootstrap.LARGEST", 100)
+    assert np.array_equal(average_precision(category, times), whole, equal_nan=True)
+
+
+def test_no_detections_and_no_objects() -> None:
+    truth, found = scene(1)
+    nothing = [one.above(2.0) for one in found]
+    assert average_precision(matched(metric_of(truth, nothing), "bbox", [3])[0], draws(12, 3)).tolist() == [0.0] * 3
+    truth["annotations"] = []
+    assert np.isnan(average_precision(matched(metric_of(truth, found), "bbox", [3])[0], draws(12, 3))).all()
+
+
+def test_draws_hold_as_many_images_as_there_are() -> None:
+    times = draws(40, 500)
+    assert (times.sum(axis=1) == 40).all()
+    assert times.mean(axis=0) == pytest.approx(1.0, abs=0.25)
+    assert np.array_equal(times, draws(40, 500)), "the same images for both sides"
+
+
+def test_the_interval_holds_its_share() -> None:
+    values = np.random.default_rng(0).normal(size=10_000)
+    assert interval(values) == pytest.approx((-1.96, 1.96), abs=0.08)
+    assert interval(np.append(values, np.nan), 0.5) == pytest.approx((-0.674, 0.674), abs=0.05)
