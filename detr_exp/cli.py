@@ -124,7 +124,7 @@ def _ending_with_status(task: Task) -> Task:
             return task(cfg)
         except (Exception, KeyboardInterrupt) as error:
             status = report(error)
-            if HydraConfig.get().mode is RunMode.MULTIRUN and status in (1, 2):
+            if HydraConfig.get().mode is RunMode.MULTIRUN and status in (0, 1, 2):
                 raise
             sys.exit(status)
 

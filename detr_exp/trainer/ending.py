@@ -24,8 +24,11 @@ class PrunedError(Exception):
     exit_status = 0
 
     def __init__(self, best: float | None, epoch: int) -> None:
-        super().__init__(f"given up after epoch {epoch}: other trials were ahead")
-        self.best = best
+        super().__init__(best, epoch)
+        self.best, self.epoch = best, epoch
+
+    def __str__(self) -> str:
+        return f"given up after epoch {self.epoch}: other trials were ahead"
 
 
 def status_of(error: BaseException) -> str:

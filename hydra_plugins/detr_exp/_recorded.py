@@ -12,6 +12,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.core.utils import env_override
 from omegaconf import DictConfig
 
+from detr_exp.tracker.base import RunRecord
 from detr_exp.trainer.ending import PrunedError, status_of
 from detr_exp.trainer.signals import EXIT_STATUS
 from hydra_plugins.detr_exp._ledger import FINISHED, UNFINISHED, Job, Ledger, first_line, judged
@@ -77,7 +78,10 @@ class RecordedTask:
             self.ledger.record(job, started, "failed", reason=reason)
             raise JobError(reason) from None
         except Exception as error:
-            self.ledger.record(job, started, status_of(error), reason=first_line(error))
+            status = status_of(error)
+            if status == "failed":
+                status = told_by_run(folder) or status  # several ranks: the error is about them
+            self.ledger.record(job, started, status, reason=first_line(error))
             raise
         self.ledger.record(job, started, *judged(value))
         return value
@@ -86,3 +90,12 @@ class RecordedTask:
         """Whether a run has failed and no further one is to be started."""
         fine = (*FINISHED, *UNFINISHED)
         return self.fail_fast and any(entry.status not in fine for entry in self.ledger.entries()[self.since :])
+
+
+def told_by_run(folder: Path) -> str | None:
+    """`nan` or `oom` where the record of a training says so."""
+    try:
+        status = RunRecord.load(folder).status
+    except ValueError:
+        return None
+    return status if status in ("nan", "oom") else None

@@ -13,6 +13,7 @@ from typing import Any, cast
 
 from filelock import FileLock, Timeout
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.plugins import Plugins
 from hydra.core.utils import JobReturn
 from hydra.plugins.launcher import Launcher
@@ -20,13 +21,13 @@ from hydra.types import HydraContext
 from omegaconf import DictConfig, OmegaConf
 
 from detr_exp.mistakes import ConfigError, flat
+from detr_exp.tracker.base import RECORD
 from hydra_plugins.detr_exp._ledger import FINISHED, UNFINISHED, Entry, Job, first_line
 from hydra_plugins.detr_exp._parent import parent_run
 from hydra_plugins.detr_exp._recorded import JOB_LOCK, RecordedTask
 from hydra_plugins.detr_exp._table import show
 
 OWN_KEYS = ("sweep_retry", "sweep_fail_fast")  # of the command line, meant for the sweep and not for its runs
-CHECKPOINT = "checkpoint.pth"  # trainer.checkpoint.NEWEST, which would load torch
 
 
 class SweepFailed(RuntimeError):
@@ -91,11 +92,11 @@ class Sweep:
     def launched(self, job: Job) -> list[str]:
         """The words that a launcher needs to start a job, or to go on with it where it was stopped."""
         self.task.jobs[job.hash] = job
-        resume = ["trainer.resume=auto"] if (self.folder / job.hash / CHECKPOINT).exists() else []
-        given = {word.partition("=")[0] for word in job.words}
+        begun = (self.folder / job.hash / RECORD).exists()
+        given = any(word.startswith("trainer.resume=") for word in job.words)
         return [
             *job.words,
-            *(word for word in resume if word.partition("=")[0] not in given),
+            *(["trainer.resume=auto"] if begun and not given else []),
             "hydra.sweep.dir='{}'".format(str(self.folder).replace("'", r"\'")),
             f"hydra.sweep.subdir='{job.hash}'",  # a text, whatever number it looks like
         ]
@@ -216,7 +217,8 @@ def name_of(config: DictConfig) -> str:
     """What is swept and a hash of the command: the same for the same command."""
     words = [word for word in config.hydra.overrides.task if word.partition("=")[0] not in OWN_KEYS]
     search = [word for word in config.hydra.overrides.hydra if re.match(r"hydra[./]sweeper(?!\.n_trials)", word)]
-    keys = dict.fromkeys(word.partition("=")[0] for word in words if "," in word)
+    parsed = OverridesParser.create().parse_overrides(words)
+    keys = dict.fromkeys(word.key_or_group for word in parsed if word.is_sweep_override())
     named = config.hydra.runtime.choices.get("sweep") or "+".join(key.rpartition(".")[2] for key in keys) or "sweep"
     return f"{re.sub(r'[^A-Za-z0-9_+-]', '_', named)[:40]}-{hash_of([*words, *search])[:6]}"
 

@@ -1,0 +1,64 @@
+"""A run that is a trial of a study: it tells the study how far it has come, and hears whether to give up.
+
+The sweeper sets `DETR_EXP_TRIAL` for each of its jobs; other runs know nothing of studies.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import optuna
+
+VARIABLE = "DETR_EXP_TRIAL"
+JOURNAL = "study.journal"
+Judge = Callable[[int, float], bool]
+
+
+def judge() -> Judge | None:
+    """(epoch from 1, monitored value) -> whether to give up; None where the run is no trial that may be pruned."""
+    if VARIABLE not in os.environ:
+        return None
+    told = json.loads(os.environ[VARIABLE])
+    import optuna
+
+    study = optuna.load_study(study_name=told["study"], storage=storage(Path(told["folder"])), pruner=pruner(told))
+    trial = optuna.Trial(study, study.trials[told["number"]]._trial_id)
+
+    def is_behind(epoch: int, value: float) -> bool:
+        trial.report(value, epoch)
+        return trial.should_prune()
+
+    return is_behind
+
+
+def storage(folder: Path) -> optuna.storages.JournalStorage:
+    """The study's journal in a sweep folder: a file that several processes append to, on network disks as well."""
+    from optuna.storages import JournalStorage
+    from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
+
+    file = str(folder / JOURNAL)
+    return JournalStorage(JournalFileBackend(file, lock_obj=JournalFileOpenLock(file)))
+
+
+def pruner(told: dict[str, Any]) -> optuna.pruners.BasePruner:
+    """The pruner that a sweep asked for.
+
+    Args:
+        told: `pruner`, `min_epochs`, `reduction_factor` and `startup_trials` as in `conf/hydra/sweeper/optuna.yaml`;
+            `max_epochs` of a trial.
+    """
+    from optuna import pruners
+
+    first, factor = told["min_epochs"], told["reduction_factor"]
+    if told["pruner"] == "halving":
+        return pruners.SuccessiveHalvingPruner(min_resource=first, reduction_factor=factor)
+    if told["pruner"] == "hyperband":
+        return pruners.HyperbandPruner(
+            min_resource=first, max_resource=max(first, told["max_epochs"]), reduction_factor=factor
+        )
+    return pruners.MedianPruner(n_startup_trials=told["startup_trials"], n_warmup_steps=first)

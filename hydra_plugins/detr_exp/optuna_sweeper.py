@@ -1,0 +1,297 @@
+"""A search with Optuna: trials that ask, train and tell one by one, unpromising ones given up, studies that go on."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import IntervalSweep, Override
+from hydra.plugins.sweeper import Sweeper
+from hydra.types import HydraContext, TaskFunction
+from omegaconf import DictConfig, OmegaConf
+
+from detr_exp.compose import composition, refuse_unready
+from detr_exp.mistakes import ConfigError
+from detr_exp.tracker.base import RunRecord
+from detr_exp.trainer.trial import JOURNAL, VARIABLE, storage
+from hydra_plugins.detr_exp._ledger import Entry, Job
+from hydra_plugins.detr_exp._parent import last_values
+from hydra_plugins.detr_exp._sweep import OWN_KEYS, Sweep, hash_of
+
+if TYPE_CHECKING:
+    import optuna
+
+STUDY = "sweep"
+MONITOR = "monitor"
+WORDS = {"sampler": ("tpe", "random"), "pruner": ("halving", "median", "hyperband", None)}
+
+
+class OptunaSweeper(Sweeper):
+    """Searches the ranges given on the command line; `conf/hydra/sweeper/optuna.yaml` says what each setting does.
+
+    Raises:
+        ConfigError: for a word that is none of the choices, or when optuna is not installed.
+    """
+
+    def __init__(
+        self,
+        params: Mapping[str, Any],
+        n_trials: int,
+        sampler: str,
+        seed: int,
+        startup_trials: int,
+        pruner: str | None,
+        min_epochs: int,
+        reduction_factor: int,
+        objectives: Mapping[str, str],
+    ) -> None:
+        for name, value in (("sampler", sampler), ("pruner", pruner)):
+            if value not in WORDS[name]:
+                choices = ", ".join(str(word or "null") for word in WORDS[name])
+                raise ConfigError(f"hydra.sweeper.{name} is {value!r}; use one of {choices}")
+        for name, number, least in (("n_trials", n_trials, 1), ("min_epochs", min_epochs, 1)):
+            if number < least:
+                raise ConfigError(f"hydra.sweeper.{name} is {number}; use {least} or more")
+        if reduction_factor < 2:
+            raise ConfigError(f"hydra.sweeper.reduction_factor is {reduction_factor}; use 2 or more")
+        if not set(objectives.values()) <= {"maximize", "minimize"}:
+            raise ConfigError(f"hydra.sweeper.objectives is {dict(objectives)}; each is maximize or minimize")
+        self.params, self.n_trials, self.sampler, self.seed = params, n_trials, sampler, seed
+        self.startup_trials, self.pruner, self.min_epochs = startup_trials, pruner, min_epochs
+        self.reduction_factor, self.objectives = reduction_factor, dict(objectives)
+
+    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
+        try:
+            import optuna
+        except ModuleNotFoundError:
+            raise ConfigError("hydra/sweeper=optuna needs optuna: pip install 'detr_exp[optuna]'") from None
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        self.shared = Sweep(hydra_context, task_function, config)
+
+    def sweep(self, arguments: list[str]) -> list[float | None]:
+        """Run what is missing of the study's trials.
+
+        Returns:
+            what each trial returned.
+
+        Raises:
+            ConfigError: the ranges do not compose, or the folder is that of another configuration or other ranges.
+            SweepFailed: after the last trial, if any of them failed.
+        """
+        self._read(arguments)
+        for words in self._typical():
+            refuse_unready(self._composed(words))
+        with self.shared.held():
+            self.study = self._study()
+            self.jobs = {
+                trial.number: self._job(trial)
+                for trial in self.study.trials
+                if trial.params.keys() == self.ranges.keys()
+            }
+            self.shared.refuse_another_config(self.jobs.values(), lambda job: self._composed(job.words))
+            missing = self._missing()
+            self.shared.run(self._trials(missing), missing, at_once=False, ended=self._tell)
+        self._say_best()
+        jobs = list(self.jobs.values())
+        self.shared.close(jobs, {job.hash: self._further(job) for job in jobs})
+        entries = self.shared.ledger.latest()
+        return [entries[job.hash].metric for job in jobs]
+
+    # ---------------------------------------------------------------------------------------------- what is searched
+
+    def _read(self, arguments: list[str]) -> None:
+        """The fixed words and the distributions of the swept ones."""
+        words = [*(f"{key}={value}" for key, value in self.params.items()), *arguments]
+        fixed: dict[str, str] = {}
+        self.ranges: dict[str, optuna.distributions.BaseDistribution] = {}
+        for word in OverridesParser.create(config_loader=self.shared.loader).parse_overrides(words):
+            key = word.get_key_element()
+            if key in OWN_KEYS:
+                continue
+            fixed.pop(key, None), self.ranges.pop(key, None)
+            if word.is_sweep_override():
+                self.ranges[key] = distribution(word)
+            else:
+                fixed[key] = str(word.input_line)
+        self.fixed = list(fixed.values())
+        if not self.ranges:
+            raise ConfigError("nothing is searched; give a choice or a range: optim.lr='tag(log,interval(1e-5,1e-3))'")
+
+    def _typical(self) -> Iterator[list[str]]:
+        """Words of trials that show whether all can be composed: each choice with the lowest of everything else."""
+        options = {key: getattr(given, "choices", ()) or (vars(given)["low"],) for key, given in self.ranges.items()}
+        lowest = {key: values[0] for key, values in options.items()}
+        for key, values in options.items():
+            for value in values:
+                yield [*self.fixed, *(word_of(*pair) for pair in (lowest | {key: value}).items())]
+
+    def _composed(self, words: list[str]) -> DictConfig:
+        return composition(self.shared.loader, self.shared.config.hydra.job.config_name, words).cfg
+
+    def _study(self) -> optuna.Study:
+        """The study of the folder.
+
+        Raises:
+            ConfigError: it searches other ranges or for something else.
+        """
+        import optuna
+
+        mend(self.shared.folder / JOURNAL)
+        study = optuna.create_study(
+            study_name=STUDY,
+            storage=storage(self.shared.folder),
+            directions=cast(Any, list(self.objectives.values())),
+            load_if_exists=True,
+        )
+        wanted = {key: optuna.distributions.distribution_to_json(given) for key, given in sorted(self.ranges.items())}
+        asked = {"ranges": wanted, "objectives": self.objectives, "pruner": self.pruner}
+        known = study.user_attrs.get("asked")
+        if known is not None and known != asked:
+            differing = ", ".join(
+                f"{key} was {known[key]} and is {asked[key]}" for key in asked if known[key] != asked[key]
+            )
+            raise ConfigError(
+                f"{self.shared.folder} holds another study: {differing}; use another folder: hydra.sweep.dir=..."
+            )
+        study.set_user_attr("asked", asked)
+        return study
+
+    # -------------------------------------------------------------------------------------------- ask, train and tell
+
+    def _missing(self) -> int:
+        """Trials to start or to go on with; failed ones are replaced where that is asked for."""
+        states = [trial.state.name for trial in self.study.trials]
+        count = len(states) - states.count("RUNNING") - (states.count("FAIL") if self.shared.retry_failed else 0)
+        return max(0, self.n_trials - count)
+
+    def _trials(self, missing: int) -> Iterator[Job]:
+        """Trials that an earlier start has left behind, then new ones, drawn when there is a place for them."""
+        left_behind = [trial for trial in self.study.trials if trial.state.name == "RUNNING"]
+        known = self.shared.ledger.latest()
+        for trial in left_behind:
+            job = self.jobs.get(trial.number)
+            entry = None if job is None else known.get(job.hash)
+            if job is not None and entry is not None and entry.status != "killed":
+                self._tell(job, entry)  # it had ended, but nobody was there to tell
+            else:
+                yield self._asked(trial)
+            missing -= 1
+        for _ in range(missing):
+            self.study.sampler = self._sampler(len(self.study.trials))
+            number = self.study.ask(self.ranges).number
+            yield self._asked(self.study.trials[number])
+
+    def _asked(self, trial: optuna.trial.FrozenTrial) -> Job:
+        if len(trial.params) < len(self.ranges):  # the sweep was killed while it asked
+            import optuna
+
+            asked = optuna.Trial(self.study, trial._trial_id)
+            for key, given in self.ranges.items():
+                asked._suggest(key, given)
+            trial = self.study.trials[trial.number]
+        job = self.jobs[trial.number] = self._job(trial)
+        if self.pruner is not None and len(self.objectives) == 1:
+            told = {"folder": str(self.shared.folder), "study": STUDY, "number": trial.number, "pruner": self.pruner}
+            told |= {"min_epochs": self.min_epochs, "reduction_factor": self.reduction_factor}
+            told |= {"startup_trials": self.startup_trials}
+            told |= {"max_epochs": OmegaConf.select(self._composed(job.words), "trainer.epochs", default=100)}
+            self.shared.task.environment_of[job.hash] = {VARIABLE: json.dumps(told)}
+        return job
+
+    def _sampler(self, number: int) -> optuna.samplers.BaseSampler:
+        """Made for each trial from seed and number, so that a study that goes on does not repeat its draws."""
+        from optuna import samplers
+
+        seed = (self.seed * 1_000_003 + number) % 2**31
+        if self.sampler == "random":
+            return samplers.RandomSampler(seed=seed)
+        return samplers.TPESampler(seed=seed, n_startup_trials=self.startup_trials, constant_liar=True)
+
+    def _job(self, trial: optuna.trial.FrozenTrial) -> Job:
+        swept = [word_of(key, trial.params[key]) for key in self.ranges]
+        return Job(trial.number, [*self.fixed, *swept], swept, hash_of([f"trial {trial.number}", *swept]))
+
+    def _tell(self, job: Job, entry: Entry) -> None:
+        """Tell the study how a trial ended; one that was asked to end stays open and is gone on with later."""
+        from optuna.trial import TrialState
+
+        if entry.status == "killed":
+            return
+        values = list(self._values(job, entry).values())
+        if entry.status == "pruned":
+            self.study.tell(job.number, state=TrialState.PRUNED)
+        elif entry.status == "ok" and all(map(math.isfinite, values)):
+            self.study.tell(job.number, values)
+        else:
+            reason = entry.reason or f"it did not give {', '.join(self.objectives)}"
+            if entry.status == "ok":
+                self.shared.ledger.record(job, time.monotonic() - entry.seconds, "failed", entry.metric, reason)
+            asked = self.study.trials[job.number]
+            self.study._storage.set_trial_user_attr(asked._trial_id, "reason", f"{entry.status}: {reason}")
+            self.study.tell(job.number, state=TrialState.FAIL)
+
+    # ------------------------------------------------------------------------------------------------- what came out
+
+    def _values(self, job: Job, entry: Entry) -> dict[str, float]:
+        """The objectives of a trial; NaN for one it does not give."""
+        monitor = math.nan if entry.metric is None else entry.metric
+        further = self._further(job)
+        return {name: monitor if name == MONITOR else further.get(name, math.nan) for name in self.objectives}
+
+    def _further(self, job: Job) -> dict[str, float]:
+        """The objectives beside the monitored metric: the last value of a metric, or what the run's record says."""
+        names = [name for name in self.objectives if name != MONITOR]
+        folder = self.shared.folder / job.hash
+        found = {name: last_values(folder, name).get(name) for name in names}
+        for name in (name for name in names if found[name] is None):
+            try:
+                found[name] = float(RunRecord.load(folder).tags[name])
+            except (ValueError, KeyError):
+                continue
+        return {name: value for name, value in found.items() if value is not None}
+
+    def _say_best(self) -> None:
+        """The words of the best trial; of several objectives the trials that no other beats in all of them."""
+        finished = [trial for trial in self.study.trials if trial.state.name == "COMPLETE"]
+        if not finished:
+            return
+        if len(self.objectives) > 1:
+            front = ", ".join(f"#{trial.number}" for trial in self.study.best_trials)
+            print(f"\nnot beaten in everything ({', '.join(self.objectives)}): {front}")
+            return
+        best = self.study.best_trial
+        print(f"\nbest: {' '.join(self._job(best).swept)}")
+
+
+def distribution(word: Override) -> optuna.distributions.BaseDistribution:
+    """What Optuna calls the choice or range that a word gives."""
+    from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+
+    given = word.value()
+    if isinstance(given, IntervalSweep):
+        assert given.start is not None
+        assert given.end is not None
+        is_log = "log" in given.tags
+        if isinstance(given.start, int) and isinstance(given.end, int):
+            return IntDistribution(given.start, given.end, log=is_log)
+        return FloatDistribution(float(given.start), float(given.end), log=is_log)
+    return CategoricalDistribution([str(value) for value in word.sweep_string_iterator()])
+
+
+def word_of(key: str, value: Any) -> str:
+    """`key=value`, a number with six digits."""
+    return f"{key}={value:.6g}" if isinstance(value, float) else f"{key}={value}"
+
+
+def mend(journal: Path) -> None:
+    """Cut off the line that a process was killed in the middle of."""
+    lines = journal.read_bytes().splitlines(keepends=True) if journal.exists() else []
+    if lines and not lines[-1].endswith(b"\n"):
+        journal.write_bytes(b"".join(lines[:-1]))
+    for lock in journal.parent.glob(f"{journal.name}*.lock"):
+        lock.unlink()
