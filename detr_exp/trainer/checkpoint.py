@@ -46,6 +46,8 @@ def prune(folder: Path, keep: int) -> None:
 def _write(path: Path, write: Callable[[IO[bytes]], object]) -> None:
     temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
+        for left_over in path.parent.glob(f".{path.name}.*.part"):  # of a process that was killed while it wrote
+            left_over.unlink()
         with open(temporary, "wb") as file:
             write(file)
             file.flush()

@@ -34,6 +34,12 @@ SMALL = [
 ]
 
 
+@pytest.fixture
+def small_words():
+    """The words of the small run, for a process of its own."""
+    return tuple(SMALL)
+
+
 @pytest.fixture(scope="session")
 def small():
     """Words of the command line -> config of the small run; `model=` and `data=` replace all words about these."""

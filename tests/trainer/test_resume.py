@@ -1,0 +1,282 @@
+"""Runs that were ended from outside, and how they go on."""
+
+import importlib.util
+import json
+import logging
+import shutil
+import signal
+from pathlib import Path
+
+import pytest
+import torch
+from filelock import FileLock
+
+from detr_exp import build
+from detr_exp.metric.coco import CocoMetric
+from detr_exp.train import train_in
+from detr_exp.trainer import checkpoint as files
+from detr_exp.trainer import resume, trainer, validation
+from detr_exp.trainer.signals import Interrupted
+from detr_exp.trainer.trainer import Trainer
+
+SPEC = importlib.util.spec_from_file_location(
+    "kill_and_resume", Path(__file__).parents[2] / "scripts" / "kill_and_resume.py"
+)
+rehearsal = importlib.util.module_from_spec(SPEC)
+SPEC.loader.exec_module(rehearsal)
+
+FEW = ("data.train=4", "data.val=2", "data.test=2", "trainer.num_pictures=0")
+EXACT = (*FEW, "trainer.deterministic=true", "trainer.log_every_steps=3", "trainer.resume=auto")
+
+
+def newest(folder):
+    return files.load(folder / files.NEWEST)
+
+
+def identity(folder):
+    return json.loads((folder / "run.json").read_text())["id"]
+
+
+def steps(folder, name):
+    return [line["step"] for line in rehearsal.metrics(folder) if name in line]
+
+
+@pytest.fixture
+def ended(small, monkeypatch):
+    """Train in a folder until the given method of the trainer is called for the n-th time, and die there."""
+
+    def run(folder, *words, at, calls=1, where=Trainer):
+        left = [calls]
+        original = getattr(where, at)
+
+        def die(*args, **settings):
+            left[0] -= 1
+            if left[0] == 0:
+                raise KeyboardInterrupt
+            return original(*args, **settings)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(where, at, die)
+            with pytest.raises(KeyboardInterrupt):
+                train_in(folder, small(*words))
+        return folder
+
+    return run
+
+
+# ------------------------------------------------------------------------------------------------------------- SIGKILL
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="this system has no SIGKILL")
+def test_a_killed_run_repeats_the_undisturbed_one_bit_by_bit(small, small_words, fit, tmp_path, monkeypatch):
+    """Before its first checkpoint and inside of one; leaving out position or random streams is noticed."""
+    words = (*EXACT, "trainer.checkpoint_every_steps=2", "data.multi_scale=[64,96]", "trainer.grad_accum_steps=2")
+    words = (*words, "data.train=12")
+    undisturbed = fit(*words, folder="undisturbed")
+    folder = tmp_path / "killed"
+    kill = lambda moment: rehearsal.start(folder, (*small_words, *words), moment)  # noqa: E731
+    assert kill("step:2:0") == -signal.SIGKILL
+    assert not (folder / files.NEWEST).exists()
+    first = identity(folder)
+    assert kill("write:3:0.5") == -signal.SIGKILL
+    assert newest(folder)["step"] == 2, "the one before is whole"
+    assert list(folder.glob(".checkpoint*.part"))
+
+    for name in ("position", "random streams"):
+        shutil.copytree(folder, tmp_path / name)
+    state = newest(folder)
+    files.save(state | {"batch": 0}, tmp_path / "position" / files.NEWEST)
+    train_in(tmp_path / "position", small(*words))
+    assert rehearsal.compare(undisturbed, tmp_path / "position")
+    with monkeypatch.context() as patch:
+        patch.setattr("detr_exp.trainer.trainer.seed_step", lambda *_: None)
+        train_in(tmp_path / "random streams", small(*words))
+    assert rehearsal.compare(undisturbed, tmp_path / "random streams")
+
+    train_in(folder, small(*words))
+    assert rehearsal.compare(undisturbed, folder) == []
+    assert identity(folder) == first
+    assert not list(folder.glob(".checkpoint*.part"))
+
+
+# ----------------------------------------------------------------------------------------- where and as what it goes on
+
+
+def test_auto_goes_on_in_the_folder_of_the_unfinished_run(small, ended, tmp_path, capsys):
+    old = ended(tmp_path / "day" / "old", "trainer.checkpoint_every_steps=3", at="train_step", calls=6)
+    before, written = identity(old), len(rehearsal.metrics(old))
+    made = tmp_path / "day" / "new"
+    made.mkdir()
+    handler = logging.FileHandler(made / "run.log")
+    logging.getLogger().addHandler(handler)
+    try:
+        train_in(made, small("trainer.resume=auto", "trainer.checkpoint_every_steps=3"))
+        logging.getLogger().error("still there")
+    finally:
+        logging.getLogger().removeHandler(handler)
+        handler.close()
+    assert f"going on in {old}" in capsys.readouterr().out
+    assert not made.exists()
+    assert "still there" in (old / "run.log").read_text()
+    assert (identity(old), written) == (before, 6), "five steps and an evaluation"
+    assert steps(old, "train/loss") == list(range(1, 9)), "cut back to step 3, then logged again"
+    assert steps(old, "val/mAP") == [4, 8]
+
+
+def test_auto_leaves_finished_busy_and_other_runs_alone(small, fit, ended, tmp_path, capsys):
+    fit("trainer.max_steps=1", folder="finished")
+    ended(tmp_path / "other", "trainer.max_steps=1", "optim.lr=1e-4", at="close_epoch")
+    busy = ended(tmp_path / "busy", "trainer.max_steps=1", "trainer.checkpoint_every_steps=1", at="close_epoch")
+    with FileLock(busy / ".lock"):
+        train_in(tmp_path / "new", small("trainer.max_steps=1", "trainer.resume=auto"))
+    assert "found no unfinished run with this config" in capsys.readouterr().out
+    assert (tmp_path / "new" / files.BEST_TOTAL).exists()
+
+
+def test_a_drawn_seed_is_drawn_once(small, ended, tmp_path):
+    folder = ended(tmp_path, "seed=null", "trainer.checkpoint_every_steps=1", at="train_step", calls=3)
+    seed = newest(folder)["config"]["seed"]
+    train_in(folder, small("seed=null", "trainer.resume=auto", "trainer.max_steps=3"))
+    assert (newest(folder)["config"]["seed"], newest(folder)["step"]) == (seed, 3)
+
+
+# ----------------------------------------------------------------------------------------------- moments without a step
+
+
+@pytest.mark.parametrize("which", [pytest.param("raw", marks=pytest.mark.slow), "ema"])
+def test_a_signal_during_an_evaluation_ends_it(small, fit, tmp_path, monkeypatch, which):
+    words = (*EXACT, "trainer.evaluate_weights=both", "trainer.early_stopping=true")
+    undisturbed = fit(*words, folder="undisturbed")
+    evaluated = []
+    update = CocoMetric.update
+
+    def signal_then_update(self, *args):
+        evaluated.append(1)
+        if len(evaluated) == {"raw": 1, "ema": 2}[which]:
+            signal.raise_signal(signal.SIGTERM)
+        return update(self, *args)
+
+    folder = tmp_path / "ended"
+    with monkeypatch.context() as patch:
+        patch.setattr(CocoMetric, "update", signal_then_update)
+        with pytest.raises(Interrupted):
+            train_in(folder, small(*words))
+    assert (newest(folder)["epoch"], newest(folder)["closed"]) == (1, 0)
+    train_in(folder, small(*words))
+    assert rehearsal.compare(undisturbed, folder) == []
+
+
+@pytest.mark.parametrize(
+    ("words", "at", "where", "calls"),
+    [
+        ("trainer.max_steps=3", "evaluate_epoch", trainer, 1),
+        pytest.param("trainer.max_steps=4", "evaluate_epoch", trainer, 1, marks=pytest.mark.slow),
+        pytest.param("trainer.run_test=true", "evaluate_split", validation, 2, marks=pytest.mark.slow),
+        ("trainer.run_test=true", "say_result", validation, 1),
+    ],
+    ids=["within an epoch", "at the end of one", "in the test run", "when all was logged"],
+)
+def test_what_follows_on_the_last_step_is_made_up_for(small, fit, ended, tmp_path, words, at, where, calls):
+    words = (*EXACT, words, "trainer.checkpoint_every_steps=1", "trainer.eval_interval=2")
+    undisturbed = fit(*words, folder="undisturbed")
+    folder = ended(tmp_path / "ended", *words, at=at, where=where, calls=calls)
+    assert newest(folder)["step"] == newest(undisturbed)["step"]
+    train_in(folder, small(*words))
+    assert rehearsal.compare(undisturbed, folder) == []
+
+
+def test_a_run_that_had_stopped_early_does_not_train_on(small, fit, ended, tmp_path):
+    words = (*EXACT, "trainer.epochs=4", "trainer.early_stopping=true", "trainer.early_stopping_min_delta=2")
+    words = (*words, "trainer.early_stopping_patience=1")
+    undisturbed = fit(*words, folder="undisturbed")
+    assert newest(undisturbed)["epoch"] == 2
+    folder = ended(tmp_path / "ended", *words, at="finish", where=trainer)
+    train_in(folder, small(*words))
+    assert rehearsal.compare(undisturbed, folder) == []
+
+
+# ------------------------------------------------------------------------------------------------- what is said about it
+
+
+def test_files_of_other_versions_are_named(small, fit):
+    folder = fit(*FEW, "trainer.max_steps=1")
+    state = newest(folder)
+    again = small(*FEW, "trainer.max_steps=2", f"trainer.resume={folder}")
+    files.save({name: value for name, value in state.items() if name != "closed"}, folder / files.NEWEST)
+    with pytest.raises(ValueError, match=r"another version.*it has no closed.*model\.weights="):
+        train_in(folder, again)
+    renamed = {name.replace("backbone", "body"): tensor for name, tensor in state["model"].items()}
+    files.save(state | {"model": renamed}, folder / files.NEWEST)
+    with pytest.raises(ValueError, match=r"does not fit this network.*Missing key.*model\.weights="):
+        train_in(folder, small(*FEW, "trainer.max_steps=2", f"trainer.resume={folder}"))
+
+
+def test_settings_that_an_older_version_did_not_know_do_not_matter(small, fit, capsys):
+    folder = fit(*FEW, "trainer.max_steps=1")
+    state = newest(folder)
+    del state["config"]["model"]["num_denoising"]
+    files.save(state, folder / files.NEWEST)
+    train_in(folder, small(*FEW, "trainer.max_steps=2", f"trainer.resume={folder}"))
+    assert "resumed with model.num_denoising=10 (was not there)" in capsys.readouterr().out
+
+
+def test_differences_are_said(small, fit, capsys):
+    folder = fit(*FEW, "trainer.max_steps=1")
+    state = newest(folder)
+    files.save(state | {"data_fingerprint": "of other data"}, folder / files.NEWEST)
+    train_in(folder, small(*FEW, "trainer.max_steps=2", "optim.lr=5e-4", f"trainer.resume={folder}"))
+    said = capsys.readouterr().out
+    assert "resumed with optim.lr=0.0005 (was 0.001)" in said
+    assert "resumed with trainer.max_steps=2 (was 1)" in said
+    assert "data that were changed since" in said
+
+
+def test_weights_for_inference_cannot_be_resumed(small, fit):
+    folder = fit(*FEW, "trainer.max_steps=1")
+    with pytest.raises(ValueError, match=r"holds weights only and cannot be resumed.*model\.weights="):
+        train_in(folder, small(f"trainer.resume={folder / files.BEST_TOTAL}"))
+    with pytest.raises(ValueError, match=r"no checkpoint is there; use trainer\.resume=auto or null"):
+        train_in(folder, small("trainer.resume='~/absent.pth'"))
+
+
+def test_identity_ignores_what_changes_no_number(small):
+    def identity_of(*words):
+        return resume.identity(build.plain(small(*words)))
+
+    free = ("trainer.progress_bar=tqdm", "tracker=mlflow", "data.num_workers=3", "trainer.run_test=true")
+    assert identity_of() == identity_of(*free)
+    assert len({identity_of(), identity_of("optim.lr=2e-3"), identity_of("seed=1"), identity_of("seed=null")}) == 4
+
+
+# ------------------------------------------------------------------------------------------- numbers that are no numbers
+
+
+def test_weights_that_are_not_finite_replace_no_file(small, fit, monkeypatch):
+    folder = fit("trainer.max_steps=2", "trainer.checkpoint_every_steps=1")
+    before = {name: (folder / name).read_bytes() for name in (files.NEWEST, files.BEST["ema"])}
+    step = Trainer.train_step
+
+    def poison(self, run, state, window):
+        found = step(self, run, state, window)
+        state.parameters[0].data[:] = float("inf")
+        return found
+
+    monkeypatch.setattr(Trainer, "train_step", poison)
+    with pytest.raises(RuntimeError, match=r"checkpoint\.pth was not written, because weights are not finite"):
+        train_in(folder, small("trainer.max_steps=4", "trainer.checkpoint_every_steps=1", f"trainer.resume={folder}"))
+    assert {name: (folder / name).read_bytes() for name in before} == before
+
+
+def test_batch_statistics_of_a_bad_first_step_are_undone(small, tmp_path, monkeypatch):
+    step = Trainer.train_step
+
+    def poison(self, run, state, window):
+        if state.step == 0:
+            window[0].pixels = lambda: torch.full((2, 3, 64, 64), float("nan"))
+            window[0].to = lambda *_, **__: window[0]
+        return step(self, run, state, window)
+
+    monkeypatch.setattr(Trainer, "train_step", poison)
+    train_in(tmp_path, small("trainer.max_steps=3"))
+    assert all(torch.isfinite(tensor).all() for tensor in newest(tmp_path)["model"].values())
+    assert [line["train/nonfinite_steps"] for line in rehearsal.metrics(tmp_path) if "train/loss" in line] == [1, 0, 0]
