@@ -60,13 +60,16 @@ def open_file(form: str, path: Path, threads: int | None = None) -> Run:
     ](path, threads)
 
 
-def in_torch(graph: Graph) -> Run:
+def in_torch(graph: Graph, autocast: torch.dtype | None = None) -> Run:
     """The graph itself, run by PyTorch on its device."""
 
     @torch.inference_mode()
     def run(inputs: Sequence[np.ndarray]) -> list[np.ndarray]:
         device = graph.network.pixel_mean.device
-        return [output.cpu().numpy() for output in graph(*(torch.from_numpy(value).to(device) for value in inputs))]
+        tensors = [torch.from_numpy(value).to(device) for value in inputs]
+        with torch.autocast(device.type, dtype=autocast, enabled=autocast is not None):
+            outputs = graph(*tensors)
+        return [output.cpu().numpy() for output in outputs]
 
     return run
 
@@ -111,7 +114,7 @@ def _torchscript(graph: Graph, path: Path, facts: str, batch_size: int | None, h
 
 def _run_torchscript(path: Path, threads: int | None) -> Run:
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)
+        warnings.simplefilter("ignore")  # that TorchScript is no longer developed
         module = torch.jit.load(str(path), map_location="cpu")
 
     @torch.inference_mode()

@@ -161,10 +161,12 @@ def dataset(cfg: DictConfig, detector: Detector) -> Any:
         ValueError: they cannot be read.
     """
     from detr_exp import build
+    from detr_exp.detector import of_this_version
     from detr_exp.evaluate import combined
 
     try:
-        return build.data(combined(detector.cfg, cfg))
+        with of_this_version(detector.path):
+            return build.data(combined(detector.cfg, cfg))
     except ValueError as error:
         raise ValueError(
             f"{error}. To check the file without these data: export.max_map_drop=null export.source=<pictures>"

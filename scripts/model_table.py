@@ -10,14 +10,12 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 
-from detr_exp import build
-from detr_exp.compose import CONF_DIR, compose
+from detr_exp.benchmark import gigaflops, of_recipe
+from detr_exp.benchmark import published as recipes
+from detr_exp.compose import CONF_DIR
 
 DOCUMENT = Path(__file__).resolve().parent.parent / "docs" / "models.md"
 INTRODUCTION = """\
@@ -47,21 +45,15 @@ OURS = re.compile(r"^# Ours: (.+)\.$", re.MULTILINE)
 
 
 def page() -> str:
-    return INTRODUCTION + "".join(f"{row(name)}\n" for name in experiments())
-
-
-def experiments() -> list[str]:
-    """Recipes that somebody published."""
-    files = sorted((CONF_DIR / "experiment").glob("*.yaml"))
-    return [path.stem for path in files if "# Published: nothing" not in path.read_text()]
+    return INTRODUCTION + "".join(f"{row(name)}\n" for name in recipes())
 
 
 def row(name: str) -> str:
     """The line of a recipe."""
     said = published(name)
-    made = network(name)
-    total = sum(parameter.numel() for parameter in made.parameters())
     with torch.device("meta"):
+        made = of_recipe(name)
+        total = sum(parameter.numel() for parameter in made.parameters())
         operations = gigaflops(made.deploy())
     sizes = [f"{total:,}", said["parameters"], f"{operations:.1f}", said["GFLOPs"]]
     return f"| {' | '.join([name, *sizes, said['accuracy'], said['ours'], said['source']])} |"
@@ -83,29 +75,6 @@ def published(name: str) -> dict[str, str]:
         match = re.search(rf"([\d.]+) {unit}", numbers)
         said[key] = match[1] if match else "–"
     return said
-
-
-def network(name: str) -> Any:
-    """The network of a recipe, without memory for its weights."""
-    cfg = compose([f"experiment={name}", "model.backbone.pretrained=false"])
-    if "keypoint" in name:
-        num_classes = 1
-    elif name.endswith("_voc"):
-        num_classes = 20
-    else:
-        num_classes = 91 if cfg.data.category_ids == "raw" else 80
-    with torch.device("meta"):
-        return build.network(cfg, SimpleNamespace(num_classes=num_classes, keypoints=SimpleNamespace(counts=[17])))
-
-
-def gigaflops(network: Any) -> float:
-    """10^9 operations of an evaluation of one image; `network` lies on the meta device."""
-    network.eval().requires_grad_(False)  # with gradients the counter looks for their functions
-    with torch.device("meta"), torch.no_grad(), FlopCounterMode(display=False) as counter:
-        masks = network(torch.empty(1, 3, *network.image_size)).pred.masks
-        if masks is not None:
-            masks.dense()
-    return counter.get_total_flops() / 1e9
 
 
 if __name__ == "__main__":

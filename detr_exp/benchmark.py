@@ -1,0 +1,320 @@
+"""How fast a network is: `python -m detr_exp.benchmark checkpoint=...|experiment=...|published=true`."""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any
+
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig
+
+from detr_exp import cli
+from detr_exp.compose import CONF_DIR
+
+USAGE = """\
+Time a network: eager, folded, compiled and exported, side by side.
+
+  python -m detr_exp.benchmark checkpoint=RUN_FOLDER
+  python -m detr_exp.benchmark experiment=rtdetrv2_r18vd_120e_coco benchmark.forms=[folded,onnx]
+  python -m detr_exp.benchmark model=rfdetr 'model.image_size=[256,256]' trainer/hardware=cpu
+  python -m detr_exp.benchmark published=true benchmark.forms=[folded]             every published recipe in one table
+
+  checkpoint              a file, the folder of a run (its best), or the id of a run
+  benchmark.forms         eager: as trained, float32 | folded: norms folded into convolutions | bf16: that in bfloat16
+                          compiled, compiled_bf16: folded, by torch.compile, which takes minutes
+                          onnx, torchscript, openvino: exported files, on the CPU
+  benchmark.batch_sizes   for the throughput
+  benchmark.rounds        more give a steadier median and 95th percentile
+  benchmark.picture       for the latency with all steps: from a picture in memory to detections in its pixels
+  trainer/hardware        auto, cpu, cuda, mps; trainer.hardware.threads=1
+
+Times are milliseconds for one picture, wall clock. Memory is what one evaluation needs beyond what was there before it,
+in MiB. GFLOPs are two for each multiply-add. The table is also written as benchmark.json.
+"""
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+    from detr_exp.program import Program
+
+IN_TORCH = ("eager", "folded", "bf16", "compiled", "compiled_bf16")
+EXPORTED = ("onnx", "torchscript", "openvino")
+WARMUP = 3
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One form of one network.
+
+    Attributes:
+        name: of checkpoint, recipe or network.
+        form: see `conf/benchmark.yaml`.
+        parameters: of the form; folding and leaving out what only trains makes them fewer.
+        gflops: 10^9 operations of one evaluation of one image.
+        median, p95: milliseconds of the network alone, for one picture.
+        all_median, all_p95: with the steps before and after it.
+        throughput: batch size -> pictures a second, of the network alone.
+        memory: MiB that an evaluation needs beyond what was there; None where the system does not tell.
+    """
+
+    name: str
+    form: str
+    parameters: int
+    gflops: float
+    median: float
+    p95: float
+    all_median: float
+    all_p95: float
+    throughput: dict[int, float]
+    memory: float | None
+
+
+def benchmark(cfg: DictConfig) -> None:
+    """Measure, and write `benchmark.json` into Hydra's output folder."""
+    benchmark_in(Path(HydraConfig.get().runtime.output_dir), cfg)
+
+
+def benchmark_in(folder: Path, cfg: DictConfig) -> list[Measured]:
+    """Measure all forms of one network, or of all published ones, and write `benchmark.json`.
+
+    Args:
+        folder: made if absent.
+        cfg: see `conf/benchmark.yaml`.
+
+    Raises:
+        ValueError: an unknown form, or a network that cannot be made.
+    """
+    from detr_exp import build
+    from detr_exp.trainer.console import Console
+
+    wanted = list(cfg.benchmark.forms)
+    for form in wanted:
+        if form not in (*IN_TORCH, *EXPORTED):
+            raise ValueError(f"benchmark.forms has {form!r}; use some of {', '.join((*IN_TORCH, *EXPORTED))}")
+    hardware, console = build.trainer(cfg).hardware, Console("rich")
+    picture = _picture(cfg.benchmark.picture)
+    rows: list[Measured] = []
+    console.line(f"{hardware.describe()}; {picture.width} x {picture.height} px picture; {cfg.benchmark.rounds} rounds")
+    with console.progress("measuring", len(wanted) * (len(published()) if cfg.published else 1)) as meter:
+        for name, network in networks(cfg):
+            hardware.place(network).eval()
+            for form in wanted:
+                rows.append(measure(name, network, form, picture, cfg.benchmark.batch_sizes, cfg.benchmark.rounds))
+                meter(f"{name} {form}")
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "benchmark.json").write_text(json.dumps([asdict(row) for row in rows], indent=1) + "\n")
+    console.line(table(rows))
+    console.line(f"written to {folder / 'benchmark.json'}")
+    return rows
+
+
+def networks(cfg: DictConfig) -> Iterator[tuple[str, Any]]:
+    """The networks to measure, with their names, one at a time."""
+    from detr_exp import build
+    from detr_exp.detector import load
+
+    if cfg.published:
+        for name in published():
+            yield name, of_recipe(name)
+    elif cfg.checkpoint is not None:
+        detector = load(cfg.checkpoint, hardware=build.trainer(cfg).hardware, allow_targets=cfg.allow_targets)
+        yield detector.path.stem, detector.network
+    else:
+        cfg.model.weights = None
+        yield type_name(cfg), build.network(cfg, _labels(cfg, 80))
+
+
+def published() -> list[str]:
+    """Recipes that somebody published."""
+    files = sorted((CONF_DIR / "experiment").glob("*.yaml"))
+    return [path.stem for path in files if "# Published: nothing" not in path.read_text()]
+
+
+def of_recipe(name: str) -> Any:
+    """The network of a published recipe with random weights, for as many labels as its data have."""
+    from detr_exp import build
+
+    cfg = build.compose([f"experiment={name}", "model.backbone.pretrained=false"])
+    return build.network(cfg, _labels(cfg, 1 if "keypoint" in name else 20 if name.endswith("_voc") else 80))
+
+
+def measure(
+    name: str, network: Any, form: str, picture: Image.Image, batch_sizes: Sequence[int], rounds: int
+) -> Measured:
+    """Time one form of a network; `network` stays as it is."""
+    import numpy as np
+
+    with TemporaryDirectory() as folder:
+        program = in_form(network, form, Path(folder))
+        inputs = program.inputs([picture])
+        memory = peak_memory(partial(program.run, inputs))
+        alone = _times(partial(program.run, inputs), rounds)
+        whole = _times(partial(program.detect, [picture]), rounds)
+        batches = {size: program.inputs([picture] * size) for size in batch_sizes}
+        throughput = {
+            size: size / float(np.median(_times(partial(program.run, batch), rounds)))
+            for size, batch in batches.items()
+        }
+    return Measured(
+        name=name,
+        form=form,
+        parameters=sum(parameter.numel() for parameter in program.graph.network.parameters()),
+        gflops=gigaflops(program.graph.network),
+        median=1e3 * float(np.median(alone)),
+        p95=1e3 * float(np.quantile(alone, 0.95)),
+        all_median=1e3 * float(np.median(whole)),
+        all_p95=1e3 * float(np.quantile(whole, 0.95)),
+        throughput=throughput,
+        memory=memory,
+    )
+
+
+def in_form(network: Any, form: str, folder: Path) -> Program:
+    """A copy of the network in a form, ready to run."""
+    import copy
+
+    import torch
+
+    from detr_exp import engines
+    from detr_exp.model.graph import Graph
+    from detr_exp.program import Program
+
+    own = copy.deepcopy(network)
+    if form != "eager":
+        own.deploy()
+    graph = Graph(own, preprocess=False, postprocess=False).eval()
+    if form in EXPORTED:
+        own.cpu().to(memory_format=torch.contiguous_format)
+        path = folder / f"model{engines.SUFFIX[form]}"
+        engines.write(form, graph, path, facts={})
+        return Program(graph, engines.open_file(form, path, torch.get_num_threads()))
+    if form != "eager":
+        own.to(memory_format=torch.channels_last)
+    if form.startswith("compiled"):
+        own.compile()
+    return Program(graph, engines.in_torch(graph, torch.bfloat16 if form.endswith("bf16") else None))
+
+
+def peak_memory(call: Callable[[], object]) -> float | None:
+    """MiB that `call` needs at most beyond what was there before it; None where the system does not tell."""
+    import torch
+
+    call()
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        call()
+        return (torch.cuda.max_memory_allocated() - before) / 2**20
+    try:
+        ctypes.CDLL("libc.so.6").malloc_trim(0)  # what was freed goes back, so that it counts when it is taken again
+        Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
+        before = _status("VmRSS")
+        call()
+        return (_status("VmHWM") - before) / 1024
+    except OSError:
+        return None
+
+
+def gigaflops(network: Any) -> float:
+    """10^9 operations of an evaluation of one image; computed on the meta device."""
+    import copy
+
+    import torch
+    from torch.utils.flop_counter import FlopCounterMode
+
+    own = copy.deepcopy(network).to("meta").eval().requires_grad_(False)  # with gradients it looks for their functions
+    own.__dict__.pop("body", None)  # the compiled one
+    own._compiled_call_impl = None
+    with torch.device("meta"), torch.no_grad(), FlopCounterMode(display=False) as counter:
+        masks = own(torch.empty(1, 3, *own.image_size)).pred.masks
+        if masks is not None:
+            masks.dense()
+    return counter.get_total_flops() / 1e9
+
+
+def table(rows: Sequence[Measured]) -> str:
+    """Rows under a head, aligned."""
+    sizes = list(rows[0].throughput) if rows else []
+    cells = [
+        ["", "form", "parameters", "GFLOPs", "median", "p95", "with all steps", "p95"]
+        + [f"pictures/s at {size}" for size in sizes]
+        + ["MiB"]
+    ]
+    for row in rows:
+        numbers = [row.gflops, row.median, row.p95, row.all_median, row.all_p95]
+        cells.append(
+            [row.name, row.form, f"{row.parameters:,}", *(f"{number:.1f}" for number in numbers)]
+            + [f"{row.throughput[size]:.1f}" for size in sizes]
+            + ["-" if row.memory is None else f"{row.memory:.0f}"]
+        )
+    widths = [max(len(line[i]) for line in cells) for i in range(len(cells[0]))]
+
+    def aligned(line: list[str]) -> str:
+        words = [cell.ljust(width) if i < 2 else cell.rjust(width) for i, (cell, width) in enumerate(zip(line, widths))]
+        return "  ".join(words)
+
+    return "\n".join(map(aligned, cells))
+
+
+def type_name(cfg: DictConfig) -> str:
+    """What the words of the command line built."""
+    choices = HydraConfig.get().runtime.choices if HydraConfig.initialized() else {}
+    return choices.get("experiment") or choices.get("model") or cfg.model._target_.rpartition(".")[-1]
+
+
+def _labels(cfg: DictConfig, number: int) -> Any:
+    """What a network asks of data: COCO's labels, with RF-DETR's category ids, unless the words say how many."""
+    from types import SimpleNamespace
+
+    counts = cfg.model.get("keypoint_counts") or [17] * (cfg.data.num_classes or number)
+    if cfg.data.num_classes is None and "keypoint_counts" in cfg.model:
+        counts = cfg.model.keypoint_counts or [17]
+        number = len(counts)
+    elif cfg.data.num_classes is None and cfg.data.category_ids == "raw":
+        number = 91
+    return SimpleNamespace(
+        num_classes=cfg.data.num_classes or number, classes=None, keypoints=SimpleNamespace(counts=list(counts))
+    )
+
+
+def _picture(path: str | None) -> Image.Image:
+    import numpy as np
+    from PIL import Image
+
+    from detr_exp.detector import as_picture
+
+    noise = np.random.default_rng(0).integers(0, 256, (480, 640, 3), dtype=np.uint8)
+    return Image.fromarray(noise) if path is None else as_picture(path)
+
+
+def _times(call: Callable[[], object], rounds: int) -> list[float]:
+    """Seconds of each round, after a few that do not count."""
+    for _ in range(WARMUP):
+        call()
+    times = []
+    for _ in range(rounds):
+        start = time.perf_counter()
+        call()
+        times.append(time.perf_counter() - start)
+    return times
+
+
+def _status(name: str) -> int:
+    """Kibibytes, of this process."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(name))
+
+
+def main() -> None:
+    cli.main(benchmark, "benchmark", USAGE)
+
+
+if __name__ == "__main__":
+    main()
