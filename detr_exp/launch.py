@@ -53,7 +53,7 @@ class RanksFailed(RuntimeError):
 
 
 def train(
-    folder: Path, cfg: DictConfig, choices: dict[str, str], overrides: list[str], log: DictConfig
+    folder: Path, cfg: DictConfig, choices: dict[str, str], overrides: list[str], log: Any
 ) -> float | None:
     """One training on as many ranks as `trainer.hardware.devices` says, or as `torchrun` has started.
 
@@ -76,7 +76,7 @@ def train(
     from detr_exp.train import train_in
     from detr_exp.trainer import distributed
 
-    hardware = build.hardware(cfg)
+    hardware = build.trainer(cfg).hardware
     if not distributed.started_as_rank() and hardware.num_ranks == 1:
         return train_in(folder, cfg, choices=choices, overrides=overrides)
     plain = OmegaConf.to_container(cfg, resolve=True), OmegaConf.to_container(log, resolve=True)
@@ -128,7 +128,7 @@ def _train(job: Job) -> float | None:
     from detr_exp.trainer import distributed
 
     cfg = OmegaConf.create(job.config)
-    with distributed.process_group(build.hardware(cfg).torch_device, status_of):
+    with distributed.process_group(build.trainer(cfg).hardware.torch_device, status_of):
         return train_in(Path(job.folder), cfg, choices=job.choices, overrides=job.overrides)
 
 

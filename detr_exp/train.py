@@ -7,7 +7,7 @@ import random
 import secrets
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,7 +16,8 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from detr_exp import cli
+from detr_exp import cli, launch
+from detr_exp.trainer.ending import status_of
 
 if TYPE_CHECKING:
     from detr_exp.trainer.state import Run
@@ -48,13 +49,13 @@ def train(cfg: DictConfig) -> float | None:
     """One training in Hydra's output folder; the best value of `trainer.monitor`, for a sweeper."""
     job = HydraConfig.get()
     choices = {group: option for group, option in job.runtime.choices.items() if option and "hydra/" not in group}
-    return train_in(Path(job.runtime.output_dir), cfg, choices=choices, overrides=job.overrides.task)
+    return launch.train(Path(job.runtime.output_dir), cfg, choices, job.overrides.task, job.job_logging)
 
 
 def train_in(
     folder: Path, cfg: DictConfig, *, choices: Mapping[str, str] | None = None, overrides: Sequence[str] = ()
 ) -> float | None:
-    """One training in a folder.
+    """One training in a folder; every rank calls this, and rank 0 alone writes.
 
     Args:
         folder: for `config.yaml`, `metrics.jsonl`, checkpoints and pictures; made if absent.
@@ -70,24 +71,28 @@ def train_in(
     """
     from detr_exp import build  # loads torch, which --help and mistakes do not wait for
     from detr_exp.trainer import checkpoint as files
+    from detr_exp.trainer.distributed import Silent, first_rank_first, once, rank
     from detr_exp.trainer.resume import origin
 
-    start = origin(cfg.trainer.resume, folder, build.plain(cfg))
+    start = once(origin, cfg.trainer.resume, folder, build.plain(cfg))
     if start.folder != folder:
-        _move(folder, start.folder)
-    elif cfg.trainer.resume == "auto" and start.record is None:
+        once(_move, folder, start.folder)
+    elif rank() == 0 and cfg.trainer.resume == "auto" and start.record is None:
         print("trainer.resume=auto found no unfinished run with this config; this one is new", flush=True)
     folder = start.folder
     folder.mkdir(parents=True, exist_ok=True)
     if cfg.seed is None:
         with open_dict(cfg):
-            cfg.seed = secrets.randbelow(2**31) if start.seed is None else start.seed
+            cfg.seed = once(secrets.randbelow, 2**31) if start.seed is None else start.seed
     OmegaConf.set_readonly(cfg, True)
-    with only_writer(folder):
+    with only_writer(folder) if rank() == 0 else nullcontext():
         _seed_everything(cfg.seed)
         trainer = build.trainer(cfg)
-        run = build.run(cfg, folder, identity=start.identity, resume_from=start.checkpoint)
-        (folder / "config.yaml").write_text(OmegaConf.to_yaml(OmegaConf.create(run.config)))
+        with first_rank_first():
+            run = build.run(cfg, folder, identity=start.identity, resume_from=start.checkpoint)
+        if rank() > 0:
+            run.tracker = Silent()
+        once((folder / "config.yaml").write_text, OmegaConf.to_yaml(OmegaConf.create(run.config)))
         run.tracker.start(
             run_dir=folder,
             config=run.config,
@@ -102,7 +107,7 @@ def train_in(
             best = trainer.fit(run)
             run.tracker.checkpoint(folder / files.BEST_TOTAL)
         except BaseException as error:
-            run.tracker.finish(_status(error), str(error))
+            run.tracker.finish(status_of(error), str(error))
             raise
         run.tracker.finish()
     return best
@@ -166,19 +171,12 @@ def _seed_everything(seed: int) -> None:
     torch.manual_seed(seed)
 
 
-def _status(error: BaseException) -> str:
-    """How the tracker calls this ending."""
-    import torch
-
-    from detr_exp.trainer.signals import Interrupted
-    from detr_exp.trainer.trainer import NonFiniteError
-
-    kinds = {(Interrupted, KeyboardInterrupt): "killed", (NonFiniteError,): "nan", (torch.OutOfMemoryError,): "oom"}
-    return next((status for classes, status in kinds.items() if isinstance(error, classes)), "failed")
-
-
 def main() -> None:
-    cli.main(train, "config", USAGE)
+    if launch.is_follower():
+        launch.follow()
+    else:
+        cli.main(train, "config", USAGE)
+        launch.dismiss()
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from detr_exp.trainer import checkpoint as files
+from detr_exp.trainer import distributed
 from detr_exp.trainer.state import Run, State
 
 if TYPE_CHECKING:
@@ -16,19 +17,20 @@ def say_start(trainer: Trainer, run: Run, state: State) -> None:
     parameters = sum(p.numel() for p in state.network.parameters())
     trained = sum(p.numel() for p in state.parameters)
     height, width = state.network.image_size
+    ranks = distributed.world_size()
     splits = [(name, getattr(run.data, name)) for name in ("train", "val", "test")]
     sizes = ", ".join(f"{len(split)} {name}" for name, split in splits if split is not None)
     names = ", ".join(run.data.classes[:8]) + (", ..." if len(run.data.classes) > 8 else "")
     start = f"weights of {run.config['model']['weights']}" if run.config["model"]["weights"] else "random weights"
     trainer.console.facts(
-        f"training {type(state.network).__name__}",
+        f"training {run.config['model']['_target_'].rpartition('.')[2]}",
         {
             "network": f"{parameters:,} parameters ({trained:,} trained), {height} x {width} px, {start}",
             "data": f"{run.data.content.origin}: {sizes} images",
             "classes": f"{run.data.num_classes}: {names}",
             "device": trainer.hardware.describe(),
-            "batch": f"{state.batch_size * state.grad_accum_steps} images a step "
-            f"({state.batch_size} x {state.grad_accum_steps} accumulated)",
+            "batch": f"{state.batch_size * state.grad_accum_steps * ranks} images a step "
+            f"({state.batch_size} x {state.grad_accum_steps} accumulated{f' x {ranks} ranks' if ranks > 1 else ''})",
             "length": f"{trainer.epochs} epochs, {state.total_steps} steps, seed {run.seed}",
             "folder": str(run.output_dir),
         },

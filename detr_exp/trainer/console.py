@@ -22,20 +22,23 @@ class Console:
 
     Args:
         progress_bar: `rich`, `tqdm` or `none`; true means `rich`, false and null mean `none`.
+        is_heard: print at all; false on ranks other than the first.
 
     Raises:
         ValueError: for another word.
     """
 
-    def __init__(self, progress_bar: str | bool | None) -> None:
+    def __init__(self, progress_bar: str | bool | None, is_heard: bool = True) -> None:
         word = {True: "rich", False: "none", None: "none"}.get(progress_bar, progress_bar)  # type: ignore[arg-type]
         if word not in BARS:
             raise ValueError(f"trainer.progress_bar is {progress_bar!r}; use {', '.join(BARS)}, true or false")
+        self.is_heard = is_heard
         self.terminal = sys.stdout.isatty()
         self.bar = word if self.terminal else "none"
 
     def line(self, text: str) -> None:
-        print(text, flush=True)
+        if self.is_heard:
+            print(text, flush=True)
 
     def facts(self, title: str, rows: Mapping[str, str]) -> None:
         """A title and aligned `name  value` lines."""
@@ -47,6 +50,8 @@ class Console:
 
     def metrics(self, title: str, columns: Mapping[str, float]) -> None:
         """One evaluation as a table of AP values in 0..1 (a plain line when the output is no terminal)."""
+        if not self.is_heard:
+            return
         shown = {name: "-" if value < 0 else f"{value:.3f}" for name, value in columns.items()}
         if not self.terminal:
             self.line(f"{title}  " + "  ".join(f"{name} {value}" for name, value in shown.items()))
@@ -63,7 +68,9 @@ class Console:
     @contextmanager
     def progress(self, title: str, total: int) -> Iterator[Meter]:
         """A live bar with the time left; without a terminal a line at most every 30 seconds."""
-        if self.bar == "rich":
+        if not self.is_heard:
+            yield _LineMeter(title, total, quiet=True)
+        elif self.bar == "rich":
             with _rich_bar(title, total) as meter:
                 yield meter
         elif self.bar == "tqdm":

@@ -166,6 +166,15 @@ def signalled(number: int | None) -> int | None:
     return int(highest) or None
 
 
+def joined(images: dict[int, T]) -> dict[int, T]:
+    """What each rank has found on its images: on rank 0 that of all of them, by image."""
+    if world_size() == 1:
+        return images
+    parts: list[Any] | None = [None] * world_size() if rank() == 0 else None
+    dist.gather_object(images, parts)
+    return images if parts is None else dict(sorted(item for part in parts for item in part.items()))
+
+
 @contextmanager
 def first_rank_first() -> Iterator[None]:
     """Rank 0 goes through the block alone (it downloads, it fills caches), then all others."""

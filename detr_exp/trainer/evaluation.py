@@ -10,7 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from detr_exp.structures import Batch, Detections, Outputs
+from detr_exp.trainer import distributed
 from detr_exp.trainer.precision import Precision
+from detr_exp.trainer.signals import Interrupt, Interrupted
 
 SHOWN = {"mAP", "mAP50", "mAP75", "mAP_small", "mAP_medium", "mAP_large"}
 
@@ -24,8 +26,9 @@ def evaluate(
     *,
     criterion: nn.Module | None = None,
     on_batch: Callable[[Batch, list[Detections]], None] | None = None,
+    interrupt: Interrupt | None = None,
 ) -> dict[str, float]:
-    """Run `network` over `loader` and compute the COCO metrics.
+    """Run `network` over `loader` and compute the COCO metrics; with several ranks, of what all of them have found.
 
     Args:
         network: in any mode; it is evaluated in `eval()` mode and left as it was.
@@ -34,9 +37,13 @@ def evaluate(
         precision: where and in what type to compute.
         criterion: also compute the loss (`loss`, mean over images).
         on_batch: called with every batch and its detections, on the CPU.
+        interrupt: looked at after every batch.
 
     Returns:
         the metric's values (`mAP`, `mAP50`, ...), `loss` and its terms if asked for, and `time/images_per_second`.
+
+    Raises:
+        Interrupted: a signal came.
     """
     was_training = network.training
     network.eval()
@@ -57,10 +64,18 @@ def evaluate(
             images += len(batch)
             if on_batch is not None:
                 on_batch(batch, detections)
+            if interrupt is not None and interrupt.number is not None:
+                break
     finally:
         network.train(was_training)
-    values = metric.compute()
-    values |= {name if name != "total" else "loss": float(value) / images for name, value in losses.items()}
+    if interrupt is not None and (number := distributed.signalled(interrupt.number)):
+        raise Interrupted(number)
+    metric.images = distributed.joined(metric.images)
+    values = distributed.once(metric.compute)
+    parts = distributed.gathered(({name: float(value) for name, value in losses.items()}, images))
+    images = sum(count for _, count in parts)
+    for name in losses:
+        values["loss" if name == "total" else name] = sum(sums.get(name, 0.0) for sums, _ in parts) / images
     values["time/images_per_second"] = images / (time.perf_counter() - started)
     return values
 

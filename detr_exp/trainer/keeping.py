@@ -10,7 +10,9 @@ import torch
 from torch import Tensor
 
 from detr_exp.trainer import checkpoint as files
+from detr_exp.trainer import distributed
 from detr_exp.trainer.resume import COSTS
+from detr_exp.trainer.sharding import own_part, whole
 from detr_exp.trainer.state import Run, State
 
 USUAL_THRESHOLD = 0.5  # where the checkpoint has never been evaluated
@@ -29,13 +31,13 @@ def save_newest(run: Run, state: State) -> None:
     kept = state.state_dict()
     refuse_non_finite(kept["model"], files.NEWEST)
     counted = {"logged_lines": run.tracker.lines, "nonfinite_costs": getattr(run.criterion.matcher, COSTS, 0)}
-    files.save(facts(run) | kept | counted | {"kind": "training"}, run.output_dir / files.NEWEST)
+    distributed.once(files.save, facts(run) | kept | counted | {"kind": "training"}, run.output_dir / files.NEWEST)
 
 
 def number_newest(run: Run, state: State, keep: int) -> None:
     """A copy of `checkpoint.pth` under the number of its epoch; all but the last `keep` of these are deleted."""
-    files.duplicate(run.output_dir / files.NEWEST, run.output_dir / f"checkpoint_{state.epoch}.pth")
-    files.prune(run.output_dir, keep=keep)
+    distributed.once(files.duplicate, run.output_dir / files.NEWEST, run.output_dir / f"checkpoint_{state.epoch}.pth")
+    distributed.once(files.prune, run.output_dir, keep)
 
 
 def slim(run: Run, state: State, which: str, metrics: dict[str, float]) -> dict[str, Any]:
@@ -46,7 +48,7 @@ def slim(run: Run, state: State, which: str, metrics: dict[str, float]) -> dict[
     """
     weights = state.ema.swapped(state.network) if which == "ema" and state.ema else nullcontext()
     with weights:
-        model = {name: tensor.clone() for name, tensor in state.network.state_dict().items()}
+        model = {name: whole(tensor).clone() for name, tensor in state.network.state_dict().items()}
     refuse_non_finite(model, files.BEST[which])
     return facts(run) | {
         "kind": "inference",
@@ -77,8 +79,9 @@ def facts(run: Run) -> dict[str, Any]:
 
 def refuse_non_finite(model: dict[str, Tensor], name: str) -> None:
     """Raises: NonFiniteError when a tensor of `model` is not finite; asks the device once."""
-    floating = {key: tensor for key, tensor in model.items() if tensor.is_floating_point()}
-    if not torch.stack([torch.isfinite(tensor).all() for tensor in floating.values()]).all():
+    floating = {key: own_part(tensor) for key, tensor in model.items() if tensor.is_floating_point()}
+    finite = torch.stack([torch.isfinite(tensor).all() for tensor in floating.values()]).all()
+    if not all(distributed.gathered(bool(finite))):
         wrong = [key for key, tensor in floating.items() if not torch.isfinite(tensor).all()]
         raise NonFiniteError(
             f"{name} was not written, because weights are not finite ({len(wrong)} tensors: {', '.join(wrong[:5])}); "

@@ -7,6 +7,8 @@ from contextlib import AbstractContextManager, nullcontext
 import torch
 from torch import Tensor, nn
 
+from detr_exp.trainer.sharding import whole
+
 
 class Precision:
     """Autocast for the forward pass; loss scaling, clipping and a guarded step for the backward pass.
@@ -55,7 +57,7 @@ class Precision:
         if self.scaler.is_enabled():
             self.scaler.unscale_(optimizer)
         gradients = [p.grad for p in parameters if p.grad is not None]
-        norm = torch.nn.utils.get_total_norm(gradients)
+        norm = whole(torch.nn.utils.get_total_norm(gradients))
         skipped = (~(torch.isfinite(norm) & torch.isfinite(loss))).float()
         if clip_max_norm:
             factor = (clip_max_norm / (norm + 1e-6)).clamp(max=1.0)

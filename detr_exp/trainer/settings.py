@@ -22,7 +22,7 @@ AT_LEAST = {
     "nonfinite_limit": 1,
     "num_pictures": 0,
 }
-AT_LEAST_ONE_OR_NULL = ("max_steps", "eval_batch_size", "checkpoint_every_steps")
+AT_LEAST_ONE_OR_NULL = ("overfit_batches", "max_steps", "eval_batch_size", "checkpoint_every_steps")
 NOT_NEGATIVE = ("ema_tau", "early_stopping_min_delta", "clip_max_norm")
 
 
@@ -54,6 +54,8 @@ def refuse_wrong_settings(trainer: Trainer) -> None:
     _refuse_unless(0 <= smooth < 1, "smooth_alpha", smooth, "in [0, 1)", 0)
     _refuse_unless(0 <= threshold <= 1, "picture_threshold", threshold, "in [0, 1]", 0.3)
     _refuse_unless(0 <= trainer.ema_decay < 1, "ema_decay", trainer.ema_decay, "in [0, 1)", 0.999)
+    ranks = trainer.resume_world_size
+    _refuse_unless(ranks in ("same", "any"), "resume_world_size", ranks, "same or any", "same")
     which, loss = trainer.evaluate_weights, trainer.compute_val_loss
     _refuse_unless(which in ("ema", "raw", "both"), "evaluate_weights", which, "ema, raw or both", "ema")
     _refuse_unless(loss in (True, False, "auto"), "compute_val_loss", loss, "true, false or auto", "auto")

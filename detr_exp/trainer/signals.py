@@ -21,16 +21,25 @@ class Interrupted(Exception):
 
     def __init__(self, number: int) -> None:
         super().__init__(f"ended by {signal.Signals(number).name}")
+        self.number = number
         self.exit_status = EXIT_STATUS[signal.Signals(number)]
+
+    def __reduce__(self) -> tuple[type, tuple[int]]:
+        return Interrupted, (self.number,)
 
 
 class Interrupt:
     """While it is entered, the first signal is noted in `.number` and the second ends the process at once.
 
     Files are safe either way: they are renamed into place only when whole.
+
+    Args:
+        is_rank: the second signal is ignored: a terminal and the process that started the ranks send the same one, and
+            the latter ends ranks that do not end themselves.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, is_rank: bool = False) -> None:
+        self.is_rank = is_rank
         self.number: int | None = None
 
     def __enter__(self) -> Interrupt:
@@ -45,7 +54,7 @@ class Interrupt:
             signal.signal(number, handler)
 
     def _note(self, number: int, frame: object) -> None:
-        if self.number is not None:
+        if self.number is not None and not self.is_rank:
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
         self.number = number

@@ -11,12 +11,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from detr_exp.trainer import distributed
 from detr_exp.trainer.ema import EMA
 from detr_exp.trainer.precision import Precision
 from detr_exp.trainer.selection import BestMetric, EarlyStopping
+from detr_exp.trainer.sharding import laid_out, optimizer_laid_out
 
 DECIDED = ("batch_size", "grad_accum_steps")
-COUNTED = ("epoch", "batch", "step", "closed", "log_count", "term_names", "bad_in_a_row", "left_out")
+COUNTED = ("epoch", "batch", "step", "moved", "closed", "log_count", "term_names", "bad_in_a_row", "left_out")
 
 
 @dataclass
@@ -29,13 +31,14 @@ class Run:
         criterion: outputs, targets, num_boxes -> weighted terms and `total`.
         make_optimizer: network -> optimiser; called once the network is on its device.
         make_schedule: (steps per epoch, total steps) -> (step -> factor of every base learning rate).
-        make_metric: split name -> metric that holds this split's truth.
+        make_metric: split name -> metric that holds this split's truth; with image ids that of these alone.
         tracker: where metrics go.
         config: resolved config, stored in every checkpoint.
         output_dir: the run folder.
         seed: decides every random draw.
         identity: tells runs of the same config from others; see `resume.identity`.
         resume_from: the checkpoint to go on from, or None.
+        judge: (epoch from 1, monitored value) -> whether to give up; None: never.
     """
 
     data: Any
@@ -43,13 +46,14 @@ class Run:
     criterion: nn.Module
     make_optimizer: Callable[[nn.Module], torch.optim.Optimizer]
     make_schedule: Callable[[int, int], Callable[[int], float]]
-    make_metric: Callable[[str], Any]
+    make_metric: Callable[..., Any]
     tracker: Any
     config: dict[str, Any]
     output_dir: Path
     seed: int
     identity: str = ""
     resume_from: Path | None = None
+    judge: Callable[[int, float], bool] | None = None
 
 
 @dataclass
@@ -61,16 +65,20 @@ class State:
         grad_accum_steps: micro-batches of a step.
         epoch: epochs finished.
         batch: micro-batches taken of the running epoch.
+        forward: the network as training steps call it: itself, or what averages its gradients over ranks.
         step: optimiser steps taken.
+        moved: steps by which the run is further than `step` says, since the number of ranks was changed.
         closed: the step at which the last end of an epoch was dealt with: evaluated where it was time to, and saved.
         log_sums: sums of the loss terms `term_names` since the last line of the log, on the device.
         unread: (step, image ids, whether it was left out) of the steps whose flag nobody has read yet.
         bad_in_a_row: steps in a row that were left out, as far as read.
         left_out: steps that were left out since the last line of the log, as far as read.
         good_buffers: batch statistics after the last stretch without such a step.
+        poor: evaluations in a row that found next to nothing; counted anew when a run goes on.
     """
 
     network: Any
+    forward: Any
     optimizer: torch.optim.Optimizer
     ema: EMA | None
     precision: Precision
@@ -85,6 +93,7 @@ class State:
     epoch: int = 0
     batch: int = 0
     step: int = 0
+    moved: int = 0
     closed: int = 0
     log_sums: Tensor | None = None
     log_count: int = 0
@@ -93,12 +102,19 @@ class State:
     unread: list[tuple[int, list[int], Tensor]] = field(default_factory=list)
     bad_in_a_row: int = 0
     left_out: int = 0
+    is_given_up: bool = False
     good_buffers: list[Tensor] = field(default_factory=list)
+    poor: int = 0
+
+    @property
+    def position(self) -> int:
+        """Steps that bring an undisturbed run as far as this one is."""
+        return self.step + self.moved
 
     @property
     def epoch_number(self) -> int:
         """The epoch of the last step, counted from 1."""
-        return math.ceil(self.step / self.steps_per_epoch)
+        return math.ceil(self.position / self.steps_per_epoch)
 
     def state_dict(self) -> dict[str, Any]:
         return {
@@ -107,16 +123,18 @@ class State:
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.precision.scaler.state_dict(),
             "log_sums": self.log_sums,
+            "world_size": distributed.world_size(),
             **{name: getattr(self, name) for name in (*DECIDED, *COUNTED)},
             "best": {name: best.state_dict() for name, best in self.best.items()},
             "early_stopping": self.early_stopping.state_dict() if self.early_stopping else None,
         }
 
     def load_state_dict(self, saved: dict[str, Any]) -> None:
-        self.network.load_state_dict(saved["model"])
+        self.network.load_state_dict(laid_out(saved["model"], self.network.state_dict()))
         if self.ema is not None and saved["ema"] is not None:
-            self.ema.load_state_dict(saved["ema"])
-        self.optimizer.load_state_dict(saved["optimizer"])
+            average = laid_out(saved["ema"]["average"], self.ema.state_dict()["average"])
+            self.ema.load_state_dict(saved["ema"] | {"average": average})
+        self.optimizer.load_state_dict(optimizer_laid_out(saved["optimizer"], self.optimizer))
         self.precision.scaler.load_state_dict(saved["scaler"])
         for name in COUNTED:
             setattr(self, name, saved[name])
@@ -125,3 +143,8 @@ class State:
             best.load_state_dict(saved["best"][name])
         if self.early_stopping is not None and saved["early_stopping"] is not None:
             self.early_stopping.load_state_dict(saved["early_stopping"])
+
+
+def floating_buffers(network: nn.Module) -> list[Tensor]:
+    """Batch statistics: what a forward pass changes without an optimiser."""
+    return [buffer for buffer in network.buffers() if buffer.is_floating_point()]

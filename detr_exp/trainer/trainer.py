@@ -4,6 +4,9 @@ An optimiser step covers `grad_accum_steps` micro-batches. Its losses are divide
 how a batch is cut up does not change its gradient. Every random number of a step is drawn from a generator seeded with
 (seed, step, micro-batch) and every sample is a function of (seed, epoch, index): there is no random state to save, and
 a run that goes on from a checkpoint repeats the undisturbed run bit for bit.
+
+Several ranks run this same code, each on its own images. What they have to agree on passes through a function of
+`distributed`, which gives back what it got where there is one rank only.
 """
 
 from __future__ import annotations
@@ -17,14 +20,17 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from detr_exp.structures import Batch
+from detr_exp.trainer import distributed
 from detr_exp.trainer.announce import say_start
 from detr_exp.trainer.batch_size import choose, refuse_too_large
 from detr_exp.trainer.console import Console
 from detr_exp.trainer.ema import EMA
+from detr_exp.trainer.ending import PrunedError
 from detr_exp.trainer.evaluation import as_float32
+from detr_exp.trainer.first_look import look
 from detr_exp.trainer.hardware import Hardware
 from detr_exp.trainer.keeping import NonFiniteError, number_newest, save_newest
 from detr_exp.trainer.precision import Precision
@@ -32,7 +38,8 @@ from detr_exp.trainer.resume import put_back, read
 from detr_exp.trainer.selection import BestMetric, EarlyStopping
 from detr_exp.trainer.settings import refuse_wrong_settings
 from detr_exp.trainer.signals import Interrupt, Interrupted
-from detr_exp.trainer.state import Run, State
+from detr_exp.trainer.skipped import note_skipped
+from detr_exp.trainer.state import Run, State, floating_buffers
 from detr_exp.trainer.validation import evaluate_epoch, finish
 
 
@@ -46,6 +53,7 @@ class Trainer:
 
     hardware: Hardware
     epochs: int
+    overfit_batches: int | None
     max_steps: int | None
     batch_size: int | str
     auto_batch_target_effective: int
@@ -69,6 +77,7 @@ class Trainer:
     checkpoint_every_steps: int | None
     keep_checkpoints: int
     resume: str | None
+    resume_world_size: str
     skip_best_epochs: int
     smooth_alpha: float
     early_stopping: bool
@@ -85,7 +94,7 @@ class Trainer:
 
     def __post_init__(self) -> None:
         refuse_wrong_settings(self)
-        self.console = Console(self.progress_bar)
+        self.console = Console(self.progress_bar, is_heard=distributed.rank() == 0)
 
     # ------------------------------------------------------------------------------------------------ the whole run
 
@@ -95,10 +104,11 @@ class Trainer:
         Raises:
             Interrupted: a signal came; the state is saved.
             NonFiniteError: too many steps in a row were not finite.
+            PrunedError: `run.judge` gave it up; its files are whole.
             ValueError: data, weights or settings do not fit.
         """
         state = self.start(run)
-        with Interrupt() as interrupt:
+        with Interrupt(is_rank=distributed.world_size() > 1) as interrupt:
             while True:
                 if self.is_due(state):
                     self.close_epoch(run, state, interrupt)
@@ -106,7 +116,10 @@ class Trainer:
                     break
                 else:
                     self.train_one_epoch(run, state, interrupt)
-        return finish(self, run, state)
+        best = finish(self, run, state)
+        if state.is_given_up:
+            raise PrunedError(best, state.epoch_number)
+        return best
 
     def start(self, run: Run) -> State:
         """Everything on its device, and the state of an earlier run if `resume` asks for it."""
@@ -117,6 +130,7 @@ class Trainer:
         run.criterion.to(self.hardware.torch_device)
         saved = None if run.resume_from is None else read(run.resume_from, run.config)
         batch_size, grad_accum_steps = self.batch(run, network, saved)
+        forward = distributed.parallel(network, self.hardware.strategy)
         loader = self.loader(run, "train", batch_size)
         steps_per_epoch = math.ceil(len(loader) / grad_accum_steps)
         total_steps = steps_per_epoch * self.epochs
@@ -124,6 +138,7 @@ class Trainer:
             total_steps = min(total_steps, self.max_steps)
         state = State(
             network=network,
+            forward=forward,
             optimizer=run.make_optimizer(network),
             ema=EMA(
                 network,
@@ -154,6 +169,7 @@ class Trainer:
                 self.console.line(sentence)
         state.good_buffers = [buffer.clone() for buffer in floating_buffers(network)]
         say_start(self, run, state)
+        look(self, run, state)
         return state
 
     def batch(self, run: Run, network: Any, saved: dict[str, Any] | None) -> tuple[int, int]:
@@ -163,13 +179,21 @@ class Trainer:
             ValueError: the batch does not fit into memory.
         """
         if self.batch_size == "auto":
-            return choose(self, run, network) if saved is None else (saved["batch_size"], saved["grad_accum_steps"])
+            if saved is not None:
+                return saved["batch_size"], saved["grad_accum_steps"]
+            return min(distributed.gathered(choose(self, run, network, distributed.world_size())))
         refuse_too_large(self, run, network, int(self.batch_size))
         return int(self.batch_size), self.grad_accum_steps
 
     def loader(self, run: Run, split: str, batch_size: int) -> Any:
         return run.data.loader(
-            split, network=run.network, batch_size=batch_size, seed=run.seed, training=split == "train"
+            split,
+            network=run.network,
+            batch_size=batch_size,
+            seed=run.seed,
+            training=split == "train",
+            rank=distributed.rank(),
+            world_size=distributed.world_size(),
         )
 
     def is_exhausted(self, state: State) -> bool:
@@ -177,7 +201,7 @@ class Trainer:
 
     def has_ended(self, state: State) -> bool:
         """Whether nothing is left to train."""
-        stopped = state.early_stopping is not None and state.early_stopping.is_reached
+        stopped = state.is_given_up or (state.early_stopping is not None and state.early_stopping.is_reached)
         return stopped or state.epoch >= self.epochs or self.is_exhausted(state)
 
     def is_due(self, state: State) -> bool:
@@ -216,7 +240,8 @@ class Trainer:
                 terms, skipped = self.train_step(run, state, window)
                 state.step += 1
                 state.batch += len(window)
-                images += sum(len(batch) for batch in window)
+                images += sum(len(batch) for batch in window) * distributed.world_size()
+                note_skipped(run, state.step, window)
                 state.unread.append((state.step, [i for batch in window for i in batch.image_ids], skipped))
                 state.log_sums = terms if state.log_sums is None else state.log_sums + terms
                 state.log_count += 1
@@ -228,9 +253,9 @@ class Trainer:
                 meter(words)
                 if self.checkpoint_every_steps and state.step % self.checkpoint_every_steps == 0:
                     self.save_newest(run, state)
-                if interrupt.number is not None:
+                if number := distributed.signalled(interrupt.number):
                     self.save_newest(run, state)
-                    raise Interrupted(interrupt.number)
+                    raise Interrupted(number)
                 if self.is_exhausted(state):
                     break
             else:
@@ -244,26 +269,29 @@ class Trainer:
         Returns:
             the loss terms and the gradient norm `[N + 1]`, and whether the step was not finite `[]`; on the device.
         """
-        factor = state.schedule(state.step)
+        factor = state.schedule(state.position)
         for group in state.optimizer.param_groups:
             group["lr"] = group["initial_lr"] * factor
-        num_boxes = sum(len(batch.targets) for batch in window)
-        num_images = sum(len(batch) for batch in window)
+        num_boxes, num_images, most_objects = distributed.shared(window)
         sums: dict[str, Tensor] = {}
         for micro, batch in enumerate(window):
             seed_step(run.seed, state.step, micro)
             batch = batch.to(state.precision.device, non_blocking=True)
-            with state.precision.autocast():
-                outputs = state.network(batch.pixels(), batch.targets, batch.padding_mask)
-            losses = run.criterion(as_float32(outputs), batch.targets, num_boxes=num_boxes, num_images=num_images)
-            state.precision.backward(losses["total"])
+            distributed.same_denoising(state.network, most_objects[micro])
+            with distributed.exchanging(state.forward, last=micro == len(window) - 1):
+                with state.precision.autocast():
+                    outputs = state.forward(batch.pixels(), batch.targets, batch.padding_mask)
+                losses = run.criterion(as_float32(outputs), batch.targets, num_boxes, num_images)
+                state.precision.backward(losses["total"])
             for name, value in losses.items():
                 sums[name] = sums[name] + value.detach() if micro else value.detach()
-        norm, skipped = state.precision.step(state.optimizer, state.parameters, self.clip_max_norm, sums["total"])
+        terms = distributed.averaged(torch.stack(list(sums.values())))
+        total = terms[list(sums).index("total")]
+        norm, skipped = state.precision.step(state.optimizer, state.parameters, self.clip_max_norm, total)
         if state.ema is not None:
             state.ema.update(skipped)
         state.term_names = [*sums, "grad_norm"]
-        return torch.stack([*sums.values(), norm]), skipped
+        return torch.cat([terms, norm[None]]), skipped
 
     def log_train(self, run: Run, state: State, rate: float) -> float:
         """Read the device once: mean losses since the last line, learning rates, and steps that were left out."""
@@ -272,7 +300,7 @@ class Trainer:
         state.log_sums, state.log_count = None, 0
         values = {f"train/{name}": value for name, value in zip(state.term_names, means)}
         values["train/loss"] = values.pop("train/total")
-        values["train/epoch"] = state.step / state.steps_per_epoch
+        values["train/epoch"] = state.position / state.steps_per_epoch
         rates = [group["lr"] for group in state.optimizer.param_groups]
         values |= {"train/lr": max(rates), "train/lr_min": min(rates)}
         values["time/images_per_second"] = rate
@@ -305,9 +333,10 @@ class Trainer:
         for (step, image_ids, _), flag in zip(state.unread, flags):
             state.bad_in_a_row = state.bad_in_a_row + 1 if flag else 0
             if state.bad_in_a_row >= self.nonfinite_limit:
+                everyone = [i for ids in distributed.gathered(image_ids[:16]) for i in ids]
                 raise NonFiniteError(
                     f"loss or gradients were not finite in {state.bad_in_a_row} steps in a row, the last at step "
-                    f"{step} on images {image_ids[:16]}; the weights are those before them. Lower optim.lr, or try "
+                    f"{step} on images {everyone}; the weights are those before them. Lower optim.lr, or try "
                     "trainer.hardware.amp=null"
                 )
         state.unread.clear()
@@ -321,11 +350,7 @@ def windows(batches: Iterator[Batch], size: int) -> Iterator[list[Batch]]:
 
 
 def seed_step(seed: int, step: int, micro: int) -> None:
-    """Make every random draw of a micro-batch a function of (seed, step, micro-batch)."""
+    """Make every random draw of a micro-batch a function of (seed, step, micro-batch), counted over all ranks."""
+    micro = micro * distributed.world_size() + distributed.rank()
     (state,) = np.random.SeedSequence((seed, step, micro)).generate_state(1, np.uint64)
     torch.manual_seed(int(state))
-
-
-def floating_buffers(network: nn.Module) -> list[Tensor]:
-    """Batch statistics: what a forward pass changes without an optimiser."""
-    return [buffer for buffer in network.buffers() if buffer.is_floating_point()]

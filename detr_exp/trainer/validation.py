@@ -8,12 +8,16 @@ from typing import TYPE_CHECKING
 from detr_exp.structures import Batch, Detections
 from detr_exp.trainer import checkpoint as files
 from detr_exp.trainer.announce import say_result
+from detr_exp.trainer.distributed import once, same_buffers
 from detr_exp.trainer.evaluation import evaluate, headline
 from detr_exp.trainer.keeping import slim
-from detr_exp.trainer.pictures import Pictures
+from detr_exp.trainer.nothing_found import watch
+from detr_exp.trainer.pictures import Pictures, keep_charts
 from detr_exp.trainer.precision import Precision
+from detr_exp.trainer.sharding import gathered_weights, laid_out
 from detr_exp.trainer.signals import Interrupt, Interrupted
-from detr_exp.trainer.state import Run, State
+from detr_exp.trainer.skipped import note_skipped
+from detr_exp.trainer.state import Run, State, floating_buffers
 from detr_exp.trainer.worst import keep_details
 
 if TYPE_CHECKING:
@@ -43,15 +47,19 @@ def evaluate_epoch(trainer: Trainer, run: Run, state: State, interrupt: Interrup
         values |= named(trainer, "val", found)
         watched[which] = monitored(trainer, found)
         if state.best[which].update(watched[which], epoch):
-            files.save(slim(run, state, which, found), run.output_dir / files.BEST[which])
-            keep_details(run, "val", run.make_metric("val"), found, state.step, trainer.num_pictures)
+            once(files.save, slim(run, state, which, found), run.output_dir / files.BEST[which])
+            once(keep_details, run, "val", run.make_metric("val"), found, state.step, trainer.num_pictures)
+            once(keep_charts, run, found, state.step)
         title = f"epoch {state.epoch_number}/{trainer.epochs}  val, {which} weights"
         trainer.console.metrics(title, headline(found))
-        picture = pictures.save(run.output_dir / "predictions", state.step)
+        once(watch, trainer, run, state, which, found)
+        picture = once(pictures.save, run.output_dir / "predictions", state.step)
         if picture is not None:
             run.tracker.image(picture, "predictions", state.step)
-    values["val/epoch"] = state.step / state.steps_per_epoch
+    values["val/epoch"] = state.position / state.steps_per_epoch
     run.tracker.log(state.step, values)
+    if run.judge is not None:
+        state.is_given_up = once(run.judge, state.epoch_number, watched[which])
     if state.early_stopping and state.early_stopping.update(stopping_value(trainer, watched), epoch):
         trainer.console.line(
             f"early stopping: no gain above {trainer.early_stopping_min_delta} in "
@@ -76,12 +84,16 @@ def evaluate_split(
     """
     loader = trainer.loader(run, split, trainer.eval_batch_size or state.batch_size)
     weights = state.ema.swapped(state.network) if which == "ema" and state.ema else nullcontext()
-    with weights, trainer.console.progress(f"evaluating {split}", len(loader)) as meter:
+    with (
+        weights,
+        gathered_weights(state.network),
+        trainer.console.progress(f"evaluating {split}", len(loader)) as meter,
+    ):
+        same_buffers(floating_buffers(state.network))
 
         def on_batch(batch: Batch, detections: list[Detections]) -> None:
             meter()
-            if interrupt is not None and interrupt.number is not None:
-                raise Interrupted(interrupt.number)
+            note_skipped(run, state.step, [batch])
             if pictures is not None:
                 pictures.add(batch, detections)
 
@@ -92,6 +104,7 @@ def evaluate_split(
             Precision(trainer.hardware.torch_device, trainer.hardware.eval_amp_dtype),
             criterion=run.criterion if with_loss else None,
             on_batch=on_batch,
+            interrupt=interrupt,
         )
 
 
@@ -101,16 +114,16 @@ def finish(trainer: Trainer, run: Run, state: State) -> float | None:
     winner = max(evaluated, key=lambda which: evaluated[which].best_raw or 0.0, default=None)
     total = run.output_dir / files.BEST_TOTAL
     if winner is None:
-        files.save(slim(run, state, weights_to_evaluate(trainer, state)[-1], {}), total)
+        once(files.save, slim(run, state, weights_to_evaluate(trainer, state)[-1], {}), total)
         say_result(trainer, run, f"no evaluation counted; the last weights are in {total}")
         return None
-    files.duplicate(run.output_dir / files.BEST[winner], total)
+    once(files.duplicate, run.output_dir / files.BEST[winner], total)
     best = evaluated[winner]
     epoch = (best.best_epoch or 0) + 1
     values = {"best/epoch": float(epoch)}
     values |= {f"best/{name}": value for name, value in headline(files.load(total)["metrics"]).items()}
     if trainer.run_test and run.data.test is not None:
-        state.network.load_state_dict(files.load(total)["model"])
+        state.network.load_state_dict(laid_out(files.load(total)["model"], state.network.state_dict()))
         found = evaluate_split(trainer, run, state, "test", "raw", trainer.compute_test_loss)
         trainer.console.metrics(f"test, best {winner} weights (epoch {epoch})", headline(found))
         values |= named(trainer, "test", found)
