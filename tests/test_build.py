@@ -167,6 +167,17 @@ def test_keypoints_come_from_the_data() -> None:
         build.network(cfg, boxes_only)
 
 
+def test_data_with_other_keypoints_are_not_evaluated() -> None:
+    cfg = build.compose(["model=rfdetr_keypoint", "data=shapes", "data.num_workers=0"])
+    data = build.data(cfg)
+    counts = list(data.keypoints.counts)
+    trained_on = SimpleNamespace(predicts_keypoints=True, keypoint_counts=counts)
+    assert build.metric(cfg, data, trained_on)("val").sigmas == [[0.05] * count for count in counts]
+    trained_on.keypoint_counts = [4, 5, *counts[2:]]
+    with pytest.raises(ValueError, match="class 'kite' has 4 keypoints in the data, but the network predicts 5"):
+        build.metric(cfg, data, trained_on)
+
+
 def test_a_run_has_everything(cfg: DictConfig, tmp_path: Path) -> None:
     run = build.run(cfg, tmp_path)
     assert isinstance(run.data, DataSet)

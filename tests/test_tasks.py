@@ -46,6 +46,22 @@ def folder(root: Path, **splits: dict) -> Path:
     return root
 
 
+def yolo(root: Path, model: str) -> Path:
+    """The same with rows of polygons, or of keypoints with their mirror images."""
+    rows = {
+        "rfdetr_seg": "0 0.1 0.1 0.5 0.1 0.5 0.5 0.1 0.5\n",
+        "rfdetr_keypoint": "0 0.3 0.3 0.4 0.4 0.1 0.2 2 0.4 0.4 1\n",
+    }
+    for split in ("train", "val"):
+        (root / split / "images").mkdir(parents=True)
+        (root / split / "labels").mkdir()
+        Image.new("RGB", (48, 32)).save(root / split / "images/a.png")
+        (root / split / "labels/a.txt").write_text(rows[model])
+    pose = "kpt_shape: [2, 3]\nflip_idx: [1, 0]\n" if model == "rfdetr_keypoint" else ""
+    (root / "data.yaml").write_text(f"names: [a]\ntrain: train/images\nval: val/images\n{pose}")
+    return root
+
+
 @pytest.mark.parametrize(
     ("model", "known", "message"),
     [
@@ -82,11 +98,23 @@ def test_a_split_that_lacks_what_the_training_split_has(
         assert status == 0
 
 
+@pytest.mark.parametrize("layout", ["coco", "yolo"])
 @pytest.mark.parametrize("model", ["rfdetr_seg", "rfdetr_keypoint"])
-def test_both_are_trained_where_the_data_have_them(model: str, command: Callable, tmp_path: Path) -> None:
+def test_both_are_trained_where_the_data_have_them(model: str, layout: str, command: Callable, tmp_path: Path) -> None:
+    """And measured: the run ends with the metrics of the task, and its best checkpoint is chosen by them."""
     known = MASK | POINTS
-    root = folder(tmp_path / "set", train=known, valid=known)
-    assert command(train.main, f"model={model}", "data=auto", f"data.root={root}", *SMALL) == 0
+    root = folder(tmp_path / "set", train=known, valid=known) if layout == "coco" else yolo(tmp_path / "set", model)
+    words = [f"model={model}", "data=auto", f"data.root={root}", f"hydra.run.dir={tmp_path / 'run'}"]
+    assert command(train.main, *words, *SMALL) == 0
+    lines = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
+    measured = {name for line in lines for name in line}
+    task = "segm" if model == "rfdetr_seg" else "keypoint"
+    assert {"val/mAP", f"val/{task}_mAP", f"val/{task}_mAP50", f"val/{task}_mAP75"} <= measured
+    assert {f"train/loss_mask_{part}" for part in ("ce", "dice")} <= measured or task == "keypoint"
+    assert {
+        f"train/loss_keypoint_{part}" for part in ("l1", "findable", "visible", "nll")
+    } <= measured or task == "segm"
+    assert list((tmp_path / "run/predictions").glob("*.png"))
 
 
 @pytest.mark.parametrize(
