@@ -40,7 +40,8 @@ def evaluate(
         interrupt: looked at after every batch.
 
     Returns:
-        the metric's values (`mAP`, `mAP50`, ...), `loss` and its terms if asked for, and `time/images_per_second`.
+        the metric's values (`mAP`, `mAP50`, ...), `loss` and its terms if asked for, `time/network_ms` for an
+        image from its pixels to its boxes, and `time/images_per_second`.
 
     Raises:
         Interrupted: a signal came.
@@ -49,14 +50,16 @@ def evaluate(
     network.eval()
     metric.reset()
     losses: dict[str, Tensor] = {}
-    images, started = 0, time.perf_counter()
+    images, network_seconds, started = 0, 0.0, time.perf_counter()
     try:
         for batch in loader:
             moved = batch.to(precision.device, non_blocking=True)
+            began = time.perf_counter()
             with precision.autocast():
                 outputs: Outputs = network(moved.pixels(), padding_mask=moved.padding_mask)
             outputs = as_float32(outputs)
             detections = [d.cpu() for d in network.postprocess(outputs, moved.image_sizes)]
+            network_seconds += time.perf_counter() - began
             metric.update(batch.image_ids, detections)
             if criterion is not None:
                 for name, term in criterion(outputs, moved.targets, num_boxes=len(batch.targets)).items():
@@ -72,6 +75,7 @@ def evaluate(
         raise Interrupted(number)
     metric.images = distributed.joined(metric.images)
     values = distributed.once(metric.compute)
+    values["time/network_ms"] = 1000 * network_seconds / max(1, images)
     parts = distributed.gathered(({name: float(value) for name, value in losses.items()}, images))
     images = sum(count for _, count in parts)
     for name in losses:
