@@ -14,7 +14,12 @@ from detr_exp import build
 TESTS = Path(__file__).resolve().parent
 PAGE = (TESTS.parent / "docs" / "parameters.md").read_text()
 ROWS = [[cell.strip() for cell in line.strip("|").split("|")] for line in PAGE.splitlines() if line.startswith("| ")]
-SHORT = {"P": "test_parameters.py", "T": "trainer/test_parameters.py", "S": "trainer/test_surroundings.py"}
+SHORT = {
+    "P": "test_parameters.py",
+    "T": "trainer/test_parameters.py",
+    "S": "trainer/test_surroundings.py",
+    "B": "trainer/test_batch_size.py",
+}
 
 
 def overrides(cell: str) -> list[list[str]]:
@@ -43,7 +48,7 @@ def test_it_names_tests_that_exist() -> None:
     seen = 0
     for *_, where in ROWS:
         path = TESTS / SHORT["P"]
-        for letter, file, name in re.findall(r"\b([PTS]) (?=`)|`([\w/]+\.py)`|`(test_\w+)`", where):
+        for letter, file, name in re.findall(r"\b([PTSB]) (?=`)|`([\w/]+\.py)`|`(test_\w+)`", where):
             if name:
                 assert f"def {name}(" in path.read_text(), f"{path} has no {name}"
                 seen += 1
@@ -51,3 +56,8 @@ def test_it_names_tests_that_exist() -> None:
                 path = TESTS / (file or SHORT[letter])
                 assert path.is_file(), path
     assert seen > 100
+
+
+def test_every_row_names_a_test() -> None:
+    rows = [row for row in ROWS if row[0] != "there" and not row[1].startswith("not here")]
+    assert [there for there, *_, where in rows if not re.search(r"`test_\w+`|`[\w/]+_parity\w*\.py`", where)] == []

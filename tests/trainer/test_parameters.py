@@ -245,11 +245,12 @@ def test_log_per_class_metrics(talkative, terse):
     assert not [name for name in names(terse) if "AP/" in name]
 
 
-def test_losses_of_validation_and_test_are_computed_where_asked_for(talkative, terse):
+def test_losses_of_validation_and_test_are_computed_where_asked_for(talkative, terse, finished):
     assert all(math.isfinite(loss) and loss > 0 for _, loss in series(talkative, "val/loss"))
     assert {"val/loss", "val/loss_giou", "test/loss"} <= names(talkative)
     assert "test/mAP" in names(terse)
     assert not {"val/loss", "test/loss"} & names(terse)
+    assert "val/loss" in names(finished(*ONE_STEP, "trainer.monitor=val/loss")), "auto: a loss is watched"
 
 
 def test_run_test_evaluates_the_best_checkpoint_once(talkative, finished):
@@ -296,6 +297,8 @@ def scripted(small, tmp_path, monkeypatch):
             return evaluate_split(trainer, run, state, split, weights, *rest)
 
         monkeypatch.setattr(validation, "evaluate_split", note)
+        for look in ("keep_details", "keep_charts", "watch"):  # at predictions, of which there are none
+            monkeypatch.setattr(validation, look, lambda *_: None)
         monkeypatch.setattr(validation, "evaluate", lambda *_, **__: given_metrics(next(given)))
         cfg = small("data.train=2", "data.val=1", f"trainer.epochs={epochs or len(values)}", *words)
         folder = tmp_path / f"run{len(list(tmp_path.iterdir()))}"
@@ -357,11 +360,17 @@ def test_when_a_run_stops_early(scripted, words, epochs):
     assert newest(folder)["epoch"] == epochs
 
 
-@pytest.mark.parametrize(("word", "epochs"), [("true", 2), ("false", 4)])
-def test_which_weights_stop_a_run(scripted, word, epochs):
-    rising_raw_flat_ema = [value for epoch in range(4) for value in (0.1 * epoch, 0.5)]
+RISING, FLAT, LOW = [0.6, 0.7, 0.8, 0.9], [0.5] * 4, [0.1] * 4
+
+
+@pytest.mark.parametrize(
+    ("word", "raw", "ema", "epochs"),
+    [("true", RISING, FLAT, 2), ("false", RISING, FLAT, 4), ("false", LOW, RISING, 4), ("false", FLAT, LOW, 2)],
+    ids=["EMA watched", "raw is better", "EMA is better", "neither gains"],
+)
+def test_which_weights_stop_a_run(scripted, word, raw, ema, epochs):
     folder, which = scripted(
-        rising_raw_flat_ema,
+        [value for pair in zip(raw, ema) for value in pair],
         "trainer.evaluate_weights=both",
         "trainer.early_stopping=true",
         "trainer.early_stopping_patience=1",
@@ -370,6 +379,16 @@ def test_which_weights_stop_a_run(scripted, word, epochs):
     )
     assert newest(folder)["epoch"] == epochs
     assert which == ["raw", "ema"] * epochs
+
+
+@pytest.mark.parametrize(
+    ("words", "epoch", "best"), [([], 3, 0.3), (["trainer.monitor=val/loss"], 2, -1.5)], ids=["mAP", "loss"]
+)
+def test_a_loss_is_better_when_it_is_lower(scripted, words, epoch, best):
+    values = [{"mAP": 0.1 * (i + 1), "loss": loss} for i, loss in enumerate([2.0, 1.5, 4.0])]
+    folder, _ = scripted(values, *words)
+    assert best_epoch(folder) == epoch
+    assert newest(folder)["best"]["ema"]["best_raw"] == pytest.approx(best)
 
 
 @pytest.mark.parametrize("word", ["raw", "ema"])

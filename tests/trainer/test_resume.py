@@ -195,7 +195,7 @@ def test_a_run_that_had_stopped_early_does_not_train_on(small, fit, ended, tmp_p
     assert rehearsal.compare(undisturbed, folder) == []
 
 
-# ------------------------------------------------------------------------------------------------- what is said about it
+# ------------------------------------------------------------------------------------------------ what is said about it
 
 
 def test_files_of_other_versions_are_named(small, fit):
@@ -248,7 +248,7 @@ def test_identity_ignores_what_changes_no_number(small):
     assert len({identity_of(), identity_of("optim.lr=2e-3"), identity_of("seed=1"), identity_of("seed=null")}) == 4
 
 
-# ------------------------------------------------------------------------------------------- numbers that are no numbers
+# ------------------------------------------------------------------------------------------ numbers that are no numbers
 
 
 def test_weights_that_are_not_finite_replace_no_file(small, fit, monkeypatch):
