@@ -1,0 +1,201 @@
+"""Exported files give what the checkpoint gives, and do not leave the gate if they do not."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from detr_exp import build, engines, export
+from detr_exp.compose import compose
+from detr_exp.detector import load
+from detr_exp.model.graph import Graph, sample_discretely
+from detr_exp.program import Program, differences
+
+Command = Callable[..., int]
+SCRIPT = Path(__file__).resolve().parent.parent / "scripts" / "onnx_predict.py"
+NETWORKS = {
+    "rtdetrv2": ["model=rtdetrv2_tiny", "model.image_size=[64,64]", "data.num_classes=4"],
+    "rfdetr": ["model=rfdetr", "model.image_size=[96,96]", "data.num_classes=4"],
+    "rfdetr_seg": ["model=rfdetr_seg", "model.image_size=[96,96]", "data.num_classes=4"],
+    "rfdetr_keypoint": ["model=rfdetr_keypoint", "model.image_size=[96,96]", "data.num_classes=2"],
+}
+COUNTS = "model.keypoint_counts=[3,0]"
+
+
+def pictures(*sizes: tuple[int, int]) -> list[Image.Image]:
+    draw = np.random.default_rng(0)
+    return [Image.fromarray(draw.integers(0, 256, (*size, 3), dtype=np.uint8)) for size in sizes]
+
+
+def network(name: str) -> Any:
+    """A small network of a kind whose numbers do not stand at their starts."""
+    words = [*NETWORKS[name], "model.num_queries=10", *([COUNTS] if "keypoint" in name else [])]
+    made = build.network(compose(words)).eval()
+    noise = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in made.parameters():
+            parameter.add_(torch.randn(parameter.shape, generator=noise) * 0.02)
+    return made
+
+
+def settled(folder: Path, trained: Path, *words: str) -> Path:
+    given = [f"checkpoint={trained}", "trainer/hardware=cpu", "export.pictures=2", *words]
+    return export.export_in(folder, compose(given, config_name="export"))
+
+
+@pytest.fixture(scope="module")
+def onnx(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny run as an ONNX file that passed the gate."""
+    return settled(tmp_path_factory.mktemp("onnx"), trained)
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_onnx_gives_the_outputs_of_the_checkpoint(onnx: Path, trained: Path, count: int) -> None:
+    graph = Graph(load(trained).network.to(memory_format=torch.contiguous_format), preprocess=False, postprocess=False)
+    given = pictures(*[(40, 60), (64, 64), (90, 30)][:count])
+    expected = Program(graph, engines.in_torch(graph)).outputs(given)
+    found = Program(graph, engines.open_file("onnx", onnx, threads=1)).outputs(given)
+    apart = differences(expected, found, np.array([picture.size[::-1] for picture in given]))
+    assert set(apart) == {"logits", "boxes"}
+    assert len(apart["boxes"]) == 20 * count
+    assert max(gaps.max() for gaps in apart.values()) <= 1e-4
+
+
+def test_the_file_says_what_it_takes_and_gives(onnx: Path) -> None:
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(onnx)
+    facts = json.loads(session.get_modelmeta().custom_metadata_map["detr_exp"])
+    assert facts["classes"] == ["arrow", "kite", "house", "heart", "crescent", "figure"]
+    assert facts["image_size"] == [64, 64]
+    assert 0 <= facts["threshold"] <= 1
+    assert facts["inputs"]["images"].startswith("float32 [B, 3, 64, 64], RGB in 0..1")
+    assert [node.name for node in session.get_outputs()] == facts["outputs"] == ["logits", "boxes"]
+    assert session.get_inputs()[0].shape == ["batch", 3, 64, 64]
+
+
+def test_the_script_needs_nothing_of_ours(onnx: Path, trained: Path, tmp_path: Path) -> None:
+    (photo,) = pictures((50, 70))
+    photo.save(tmp_path / "photo.png")
+    alone = "import runpy, sys; sys.modules['torch'] = sys.modules['detr_exp'] = None; "
+    alone += f"runpy.run_path({str(SCRIPT)!r}, run_name='__main__')"
+    words = [str(onnx), str(tmp_path / "photo.png"), str(tmp_path / "found.png"), "0.0"]
+    told = subprocess.run([sys.executable, "-c", alone, *words], capture_output=True, text=True, check=True).stdout
+    lines = [line.split() for line in told.splitlines()]
+    (found,) = load(trained).predict([photo], threshold=0.0)
+    first = found.scores.sort(descending=True).indices[0]
+    assert lines[0][0] == load(trained).classes[found.labels[first]]
+    assert [float(word) for word in lines[0][2:]] == pytest.approx(found.boxes[first].tolist(), abs=0.1)
+    assert Image.open(tmp_path / "found.png").size == (70, 50)
+
+
+def test_torchscript_with_all_steps_inside(trained: Path, tmp_path: Path) -> None:
+    words = ["format=torchscript", "export.preprocess=true", "export.postprocess=true", "export.batch_size=1"]
+    path = settled(tmp_path, trained, *words)
+    (picture,) = pictures((75, 50))
+    scores, _, boxes = engines.open_file("torchscript", path)([np.array(picture)[None]])
+    (expected,) = load(trained).predict(picture, threshold=0.0)
+    assert scores[0] == pytest.approx(expected.scores.numpy(), abs=5e-3)  # a level of a pixel's 255
+    inside = expected.boxes.clamp(min=0).minimum(torch.tensor([50.0, 75, 50, 75]))
+    assert boxes[0, 0] == pytest.approx(inside[0].numpy(), abs=0.5)
+
+
+def test_the_gate_keeps_back_what_differs(
+    command: Command, trained: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    write = engines.write
+
+    def perturbed(form: str, graph: Graph, path: Path, **settings: Any) -> None:
+        with torch.no_grad():
+            for parameter in graph.parameters():
+                parameter.add_(0.05 * torch.randn_like(parameter))
+        write(form, graph, path, **settings)
+
+    monkeypatch.setattr(engines, "write", perturbed)
+    words = [f"checkpoint={trained}", "format=torchscript", "hydra.run.dir=out", "trainer/hardware=cpu"]
+    assert command(export.main, *words) == 1
+    assert "more than export.max_difference=0.001" in capfd.readouterr().err
+    assert [path.name for path in Path("out").glob("model*")] == ["model.rejected.torchscript"]
+
+
+def test_the_gate_keeps_back_what_loses_accuracy(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    measured = {"checkpoint": {"mAP": 0.5, "segm_mAP": 0.4}, "file": {"mAP": 0.499, "segm_mAP": 0.39}}
+    monkeypatch.setattr(export, "evaluated", lambda cfg, detector, data, program, name: measured[name])
+    assert settled(tmp_path, trained, "format=torchscript", "export.max_map_drop=0.011").exists()
+    with pytest.raises(export.GateError, match=r"loses 0\.0100 mAP, more than export.max_map_drop=0\.005"):
+        settled(tmp_path, trained, "format=torchscript")
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["format=onxn"], "format is 'onxn'; use one of onnx, torchscript"),
+        (["export.sampling=nearest"], "export.sampling is 'nearest'"),
+        (["data=coco", "data.root=absent", "format=torchscript"], "export.max_map_drop=null export.source="),
+    ],
+)
+def test_mistakes(
+    command: Command, trained: Path, capfd: pytest.CaptureFixture[str], words: list[str], told: str
+) -> None:
+    assert command(export.main, f"checkpoint={trained}", *words) == 2
+    assert told in capfd.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("form", "package"), [("onnx", "onnxscript"), ("openvino", "openvino"), ("tensorrt", "tensorrt")]
+)
+def test_a_package_that_is_not_there(form: str, package: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    graph = Graph(network("rtdetrv2"), preprocess=False, postprocess=False)
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(ValueError, match=rf"needs {package} .*: pip install 'detr_exp\["):
+        engines.write(form, graph, tmp_path / "model", facts={})
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_detections_from_the_graph_are_those_of_the_network(name: str) -> None:
+    made = network(name)
+    inside = Graph(made, preprocess=False, postprocess=True)
+    outside = Graph(made, preprocess=False, postprocess=False)
+    given = pictures((40, 60), (96, 80))
+    found = Program(inside, engines.in_torch(inside)).detect(given)
+    for one, other in zip(found, Program(outside, engines.in_torch(outside)).detect(given)):
+        assert torch.allclose(one.scores, other.scores, atol=1e-6)
+        assert torch.equal(one.labels, other.labels)
+        for part in ("keypoints", "keypoint_covariance"):
+            assert (getattr(one, part) is None) == (getattr(other, part) is None)
+            if getattr(one, part) is not None:
+                assert torch.allclose(getattr(one, part), getattr(other, part), atol=1e-3, equal_nan=True)
+        if one.masks is not None and other.masks is not None:
+            assert (one.masks == other.masks).float().mean() > 0.999
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("form", ["onnx", "openvino", "torchscript"])
+@pytest.mark.parametrize("name", [*NETWORKS, "discrete"])
+def test_every_network_in_every_format(form: str, name: str, tmp_path: Path) -> None:
+    if form != "torchscript":
+        pytest.importorskip("openvino" if form == "openvino" else "onnxruntime")
+    made = network("rtdetrv2" if name == "discrete" else name)
+    if name == "discrete":
+        sample_discretely(made)
+    graph = Graph(made, preprocess=False, postprocess=True).eval()
+    path = tmp_path / f"model{engines.SUFFIX[form]}"
+    engines.write(form, graph, path, facts={"classes": []})
+    run = engines.open_file(form, path, threads=1)
+    for count in (1, 3):
+        given = pictures(*[(40, 60), (96, 80), (30, 90)][:count])
+        expected = Program(graph, engines.in_torch(graph)).outputs(given)
+        apart = differences(expected, Program(graph, run).outputs(given), np.array([p.size[::-1] for p in given]))
+        assert np.quantile(np.stack([apart["scores"], apart["boxes"]]), 0.9) < 1e-3
