@@ -72,7 +72,7 @@ class Augment:
     Every entry is a probability; 0 leaves that change out.
 
     Args:
-        photometric: brightness, contrast, saturation, hue and channel order, each with probability 1/2.
+        photometric: brightness, contrast, saturation, hue and channel order, each of them with this probability.
         zoom_out: the picture on a black canvas 1 to `zoom_out_max` times as large.
         zoom_out_max: largest side of that canvas, in sides of the picture.
         iou_crop: a crop that overlaps some box by a drawn least IoU; objects whose centre is outside are dropped.
@@ -168,7 +168,7 @@ class Augment:
             strong: False leaves only the flips and the resize-crop, as in the last epochs of a run.
             flippable: False leaves out the flips (keypoints whose mirror image is not known).
         """
-        colour = Colour.draw(rng) if strong and rng.random() < self.photometric else None
+        colour = Colour.draw(rng, self.photometric) if strong else None
         height, width = size
         view = (0, 0, width, height)  # the part of the plane that becomes the output, in pixels of the picture
         centred = np.ones(len(boxes_xyxy), bool)

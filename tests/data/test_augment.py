@@ -117,7 +117,7 @@ def test_kept_objects_have_their_centre_in_the_view():
         assert ((centres > (x0, y0)) & (centres < (x1, y1))).all()
         assert len(plan.keep) > 0
         assert 0.5 <= (x1 - x0) / (y1 - y0) <= 2
-    assert 150 < cropped < 190  # one overlap in seven leaves the picture whole
+    assert 145 < cropped < 190  # one overlap in seven, and more of those that can be met, leaves the picture whole
 
 
 def test_zoom_out_fills_at_most_the_canvas():

@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 from torchvision.transforms.v2 import RandomPhotometricDistort
 
-from detr_exp.data.colour import Colour
+from detr_exp.data.colour import Colour, turned
 
 
 def photograph(seed: int = 0) -> Image.Image:
@@ -40,10 +40,10 @@ def oracle(colour: Colour, image: Image.Image) -> np.ndarray:
         (Colour(saturation=0.5), 1.0, 2),
         (Colour(saturation=1.5), 1.0, 3),
         (Colour(hue=0.05), 1.6, 16),
-        (Colour(hue=-0.05), 1.6, 16),
+        (Colour(hue=-0.05), 1.2, 16),
         (Colour(channels=(2, 0, 1)), 0, 0),
         (Colour(0.9, True, 1.4, 0.6, None, (1, 0, 2)), 1.5, 4),
-        (Colour(0.9, False, 1.4, 1.4, 0.03, (1, 2, 0)), 3.0, 30),
+        (Colour(0.9, False, 1.4, 1.4, 0.03, (1, 2, 0)), 2.1, 22),
     ],
 )
 def test_it_equals_torchvisions(colour, mean, most):
@@ -53,15 +53,17 @@ def test_it_equals_torchvisions(colour, mean, most):
     assert difference.max() <= most
 
 
-def test_both_ways_of_applying_it_agree():
-    """The table and matrix on pixels, and the formula that the lookup cube is made of."""
-    image = photograph(1)
-    for seed in range(20):
-        colour = Colour.draw(np.random.default_rng(seed))
-        colour.hue = None
-        pixels = np.asarray(colour.on(image, image)).astype(float)
-        formula = colour.changed(np.asarray(image, float), colour._mean_grey(image))
-        assert np.abs(pixels - formula).max() <= 3.5
+@pytest.mark.parametrize("part", [-0.05, -0.013, 0.004, 0.05])
+def test_a_turned_hue_is_the_formulas(part):
+    """All bytes of pictures that hold every kind of colour, not only the smooth ones of photographs."""
+    pixels = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
+    pixels[:8] = pixels[:8] // 128 * 255
+    pixels[8:16, :, 1] = pixels[8:16, :, 0]
+    image = Image.fromarray(pixels)
+    found = np.asarray(Colour(hue=part).on(image, image)).astype(float)
+    difference = np.abs(found - turned(pixels.astype(float), part))
+    assert difference.mean() < 0.8
+    assert difference.max() < 8
 
 
 def test_contrast_is_measured_on_the_whole_picture():
@@ -73,7 +75,9 @@ def test_contrast_is_measured_on_the_whole_picture():
 
 
 def test_draws_have_torchvisions_frequencies_and_ranges():
-    drawn = [Colour.draw(np.random.default_rng(seed)) for seed in range(2000)]
+    draws = [Colour.draw(np.random.default_rng(seed), 0.5) for seed in range(2000)]
+    assert 30 < draws.count(None) < 100  # one in 32
+    drawn = [Colour() if colour is None else colour for colour in draws]
     for name, low, high in (
         ("brightness", 0.875, 1.125),
         ("contrast", 0.5, 1.5),
@@ -85,5 +89,5 @@ def test_draws_have_torchvisions_frequencies_and_ranges():
         assert low <= min(values) < low + 0.01 * (high - low) * 5
         assert high - 0.05 * (high - low) < max(values) <= high
     assert 900 < sum(colour.channels is not None for colour in drawn) < 1100
-    assert 900 < sum(colour.contrast_first for colour in drawn) < 1100
+    assert 850 < sum(colour.contrast_first for colour in drawn) < 1100
     assert len({colour.channels for colour in drawn}) == 7
