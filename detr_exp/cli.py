@@ -7,6 +7,7 @@ with the state saved.
 from __future__ import annotations
 
 import argparse
+import errno
 import functools
 import logging
 import os
@@ -27,6 +28,7 @@ from detr_exp.compose import CONF_DIR, composition, config_loader, first_words, 
 from detr_exp.mistakes import ConfigError, groups_of
 
 Task = Callable[[DictConfig], float | None]
+DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)
 OURS = ("detr_exp", "hydra_plugins")
 
 
@@ -140,6 +142,9 @@ def report(error: BaseException) -> int:
         print(error, file=sys.stderr)
     elif status == 2:
         told = first_words(error) if isinstance(error, HydraException) else error
+        if isinstance(error, OSError):
+            where = error.filename or "a file of the run"
+            told = f"{where} cannot be used ({error.strerror}); free space, or choose another folder: hydra.run.dir=..."
         print(f"error: {told}", file=sys.stderr)
     elif isinstance(error, RuntimeError) and type(error).__module__.startswith(OURS):
         print(f"error: {error}", file=sys.stderr)
@@ -156,7 +161,8 @@ def status_of(error: BaseException) -> int:
         return error.exit_status
     mistake = isinstance(error, ValueError) and _raised_by_us(error)
     of_hydra = isinstance(error, HydraException) and not isinstance(error, InstantiationException)
-    return 2 if mistake or of_hydra else 1
+    of_disk = isinstance(error, OSError) and error.errno in DISK
+    return 2 if mistake or of_hydra or of_disk else 1
 
 
 def _raised_by_us(error: BaseException) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Callable
 
 import pytest
@@ -44,6 +45,9 @@ def raised(error: BaseException) -> Callable[[], None]:
         (raised(ConfigError("x")), 1, True),  # raised by a test, which is none of ours
         (raised(NonFiniteError("images [3]")), 1, False),
         (raised(KeyError("x")), 1, True),
+        (raised(OSError(errno.ENOSPC, "No space left on device")), 2, False),
+        (raised(OSError(errno.EROFS, "Read-only file system", "ro/run")), 2, False),
+        (raised(OSError(errno.EIO, "Input/output error")), 1, True),
         (raised(Interrupted(15)), 143, False),
         (raised(Interrupted(2)), 130, False),
         (raised(KeyboardInterrupt()), 130, False),

@@ -61,7 +61,9 @@ def _write(path: Path, write: Callable[[IO[bytes]], object]) -> None:
     except (OSError, RuntimeError) as error:
         temporary.unlink(missing_ok=True)
         kept = f"; the previous {path.name} is untouched" if path.exists() else ""
-        raise ValueError(f"{path} could not be written ({error}){kept}; free space or set hydra.run.dir") from error
+        # torch speaks of a wrong position in its archive where the disk was full
+        reason = error.__context__ if isinstance(error.__context__, OSError) else error
+        raise ValueError(f"{path} could not be written ({reason}){kept}; free space or set hydra.run.dir") from error
 
 
 def load(path: Path) -> dict[str, Any]:

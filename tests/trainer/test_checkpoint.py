@@ -23,11 +23,20 @@ def test_a_failed_write_leaves_the_previous_file(tmp_path, monkeypatch):
     path = tmp_path / "checkpoint.pth"
     files.save(state(1.0), path)
 
-    def full(*args, **kwargs):
-        args[1].write(b"half a file")
-        raise OSError(28, "No space left on device")
+    class Full:
+        """A file on a disk that is full after a few bytes."""
 
-    monkeypatch.setattr(torch, "save", full)
+        def __init__(self, file):
+            self.file = file
+            self.flush = file.flush
+
+        def write(self, content):
+            if self.file.tell() + len(content) > 5000:
+                raise OSError(28, "No space left on device")
+            return self.file.write(content)
+
+    save = torch.save
+    monkeypatch.setattr(torch, "save", lambda content, file: save(content, Full(file)))
     with pytest.raises(ValueError, match=r"No space left.*previous checkpoint.pth is untouched"):
         files.save(state(2.0), path)
     monkeypatch.undo()
