@@ -111,13 +111,16 @@ def run(cfg: DictConfig, output_dir: Path, *, identity: str = "", resume_from: P
         ValueError: something does not fit; nothing was trained.
     """
     from detr_exp.trainer.state import Run
+    from detr_exp.trainer.trial import judge
 
     refuse_unready(cfg)
     data_set = data(cfg)
+    data_set.check()
+    if cfg.trainer.overfit_batches is not None:
+        data_set = data_set.first(_pictures_to_overfit(cfg))
     made = network(cfg, data_set)
     for split in ("train", "val"):
-        if getattr(data_set, split) is not None:
-            data_set.refuse(split, made)
+        data_set.refuse(split, made)
     return Run(
         data=data_set,
         network=made,
@@ -131,6 +134,7 @@ def run(cfg: DictConfig, output_dir: Path, *, identity: str = "", resume_from: P
         seed=cfg.seed,
         identity=identity,
         resume_from=resume_from,
+        judge=judge(),
     )
 
 
@@ -168,8 +172,8 @@ def schedule(cfg: DictConfig) -> Callable[[int, int], Callable[[int], float]]:
 
 def metric(
     cfg: DictConfig, data: Any, network: nn.Module, category_ids: Sequence[int] | None = None
-) -> Callable[[str], Any]:
-    """Split -> metric that holds its truth and compares what the network predicts.
+) -> Callable[..., Any]:
+    """Split -> metric that holds its truth, or that of some images, and compares what the network predicts.
 
     Args:
         cfg: see `compose`.
@@ -177,6 +181,8 @@ def metric(
         network: says whether it predicts masks and keypoints.
         category_ids: the data set's id of every label, where the network was trained on another one; None: its own.
     """
+    from detr_exp.data.part import restricted
+
     make = _made(cfg, "metric")
     predicts = {"segm": "predicts_masks", "keypoints": "predicts_keypoints"}
     iou_types = ["bbox", *(name for name, attribute in predicts.items() if getattr(network, attribute, False))]
@@ -193,9 +199,10 @@ def metric(
             )
 
     @functools.cache
-    def of_split(split: str) -> Any:
+    def of_split(split: str, image_ids: tuple[int, ...] | None = None) -> Any:
+        truth = data.split(split).truth()
         return make(
-            truth=data.split(split).truth(),
+            truth=truth if image_ids is None else restricted(truth, image_ids),
             category_ids=ids,
             classes=[names.get(number, f"label {label}") for label, number in enumerate(ids)],
             iou_types=iou_types,
@@ -226,6 +233,15 @@ def _keypoint_counts(cfg: DictConfig, data: Any) -> list[int]:
             "model.keypoint_counts=null takes those"
         )
     return counts
+
+
+def _pictures_to_overfit(cfg: DictConfig) -> int:
+    from detr_exp.trainer.distributed import world_size
+
+    batches, size = cfg.trainer.overfit_batches, cfg.trainer.batch_size
+    if not isinstance(size, int):
+        raise ValueError(f"trainer.overfit_batches needs batches of a known size, not {size!r}: trainer.batch_size=4")
+    return batches * size * world_size()
 
 
 def _num_classes(cfg: DictConfig, data: Any) -> int:

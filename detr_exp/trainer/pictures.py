@@ -9,11 +9,26 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
+from detr_exp.metric.charts import save_charts
 from detr_exp.ops.boxes import cxcywh_to_xyxy
 from detr_exp.ops.draw import draw_objects, sheet
 from detr_exp.structures import Batch, Detections
+from detr_exp.trainer.state import Run
 
 LONGEST_SIDE = 640
+
+
+def keep_charts(run: Run, found: dict[str, float], step: int) -> None:
+    """Draw the curves and the confusion matrix of an evaluation that found anything into `charts/`.
+
+    Args:
+        run: whose folder takes them, and whose views.
+        found: what the metric of its validation split has just computed.
+        step: of the training.
+    """
+    if found["F1"] > 0:
+        for path in save_charts(run.make_metric("val"), run.output_dir / "charts"):
+            run.tracker.image(path, path.stem, step)
 
 
 class Pictures:

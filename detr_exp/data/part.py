@@ -1,0 +1,55 @@
+"""Some pictures of a split, as a split."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from detr_exp.data.content import Objects, Split
+
+
+class Part:
+    """See `content.Split`.
+
+    Args:
+        whole: the split.
+        indices: of the pictures, in their new order.
+    """
+
+    def __init__(self, whole: Split, indices: Sequence[int]) -> None:
+        self.whole, self.indices = whole, list(indices)
+        self.has_masks, self.has_keypoints = whole.has_masks, whole.has_keypoints
+        self.image_ids = [whole.image_ids[i] for i in self.indices]
+        self.most_objects = whole.most_objects
+        self.fingerprint = f"{whole.fingerprint} {self.indices}"
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def name(self, index: int) -> str:
+        return self.whole.name(self.indices[index])
+
+    def size(self, index: int) -> tuple[int, int]:
+        return self.whole.size(self.indices[index])
+
+    def objects(self, index: int) -> Objects:
+        return self.whole.objects(self.indices[index])
+
+    def picture(self, index: int, smallest: tuple[int, int] | None = None) -> Image.Image:
+        return self.whole.picture(self.indices[index], smallest)
+
+    def load(self, index: int) -> tuple[np.ndarray, Objects]:
+        return self.whole.load(self.indices[index])
+
+    def truth(self) -> dict[str, Any]:
+        return restricted(self.whole.truth(), self.image_ids)
+
+
+def restricted(truth: dict[str, Any], image_ids: Sequence[int]) -> dict[str, Any]:
+    """A COCO-style dict with only some of its images."""
+    kept = set(image_ids)
+    images = [image for image in truth["images"] if image["id"] in kept]
+    return {**truth, "images": images, "annotations": [a for a in truth["annotations"] if a["image_id"] in kept]}

@@ -1,0 +1,31 @@
+"""Pictures that a run had to leave out: in a file, and as a number."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from detr_exp.structures import Batch
+from detr_exp.trainer.state import Run
+
+FILE = "skipped_pictures.txt"
+
+
+def note_skipped(run: Run, step: int, batches: Sequence[Batch]) -> None:
+    """Add what could not be read of some batches to `skipped_pictures.txt`, and log how many pictures that are.
+
+    Args:
+        run: whose folder has the file.
+        step: of the training.
+        batches: as they were loaded.
+    """
+    found = {" ".join(sentence.split()) for batch in batches for sentence in batch.skipped}
+    if not found:
+        return
+    path = run.output_dir / FILE
+    known = set(path.read_text().splitlines()) if path.exists() else set()
+    if new := sorted(found - known):
+        with path.open("a") as file:
+            file.writelines(f"{sentence}\n" for sentence in new)
+        run.tracker.log(step, {"data/skipped_pictures": len(known) + len(new)})
+        for sentence in new:
+            print(f"skipped: {sentence}", flush=True)
