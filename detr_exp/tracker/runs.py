@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from detr_exp.tracker.tracker import CLOCK, CONFIG
 SHORTEST_ID = 6
 MONITORS = ("val/keypoint_mAP", "val/segm_mAP", "val/mAP")
 CLASSES = "classes.json"
+LEDGER = "sweep.jsonl"  # in a sweep's folder: how each of its runs ended
 
 
 @dataclass(frozen=True)
@@ -112,6 +113,28 @@ def find(words: str | Sequence[str], root: str | Path = "outputs") -> list[Path]
             raise ValueError(f"{word} {problem}; give a run folder, a sweep's folder, or an id: outputs/<day>/<run>")
         found |= dict.fromkeys(matching)
     return list(found)
+
+
+def load_all(folders: Sequence[Path], words: str | Sequence[str] = ()) -> list[PastRun]:
+    """Read runs, and what the ledgers of sweeps know besides: runs that could not start, and how killed ones ended.
+
+    Args:
+        folders: of the runs.
+        words: what was asked for; the folders of sweeps among them are looked at.
+    """
+    runs = {folder.resolve(): PastRun.load(folder) for folder in folders}
+    for word in [words] if isinstance(words, str) else words:
+        sweep = Path(str(word)).expanduser()
+        latest = {entry["hash"]: entry for entry in JsonLines.read(sweep / LEDGER)}
+        for entry in latest.values():
+            folder = (sweep / entry["hash"]).resolve()
+            facts = {"status": entry["status"], "message": entry["reason"]}
+            if folder not in runs:
+                record = RunRecord(id=entry["hash"], project="", name=entry["hash"], words=entry["overrides"], **facts)
+                runs[folder] = PastRun(folder, replace(record, seconds=entry["seconds"]), {}, [])
+            elif runs[folder].record.status == "running":
+                runs[folder] = replace(runs[folder], record=replace(runs[folder].record, **facts))
+    return list(runs.values())
 
 
 def find_one(word: str, root: str | Path = "outputs") -> Path:

@@ -1,0 +1,55 @@
+"""One page about a sweep or any runs: `python -m detr_exp.report runs=<sweep, folders or ids>`."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from pathlib import Path
+from typing import cast
+
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig, OmegaConf
+
+from detr_exp import cli
+from detr_exp.tracker.page import render
+from detr_exp.tracker.runs import find, load_all
+
+USAGE = """\
+Write one HTML page about runs, with everything in it: it can be mailed, and needs no network.
+
+  python -m detr_exp.report runs=outputs/sweeps/<sweep>
+  python -m detr_exp.report runs=[outputs/<day>/<run>,outputs/<day>/<run>]
+
+  runs     a sweep's folder, run folders, ids of runs or of a sweep in MLflow; one or a list
+  title    of the page
+  root     where ids are looked for
+"""
+
+
+def report(cfg: DictConfig) -> None:
+    """`report.html` in Hydra's output folder."""
+    report_in(Path(HydraConfig.get().runtime.output_dir), cfg)
+
+
+def report_in(folder: Path, cfg: DictConfig) -> Path:
+    """Write `report.html` into a folder, made if absent.
+
+    Raises:
+        ValueError: a word that means no run.
+    """
+    words = cast("str | list[str]", OmegaConf.to_container(cfg.runs) if OmegaConf.is_list(cfg.runs) else str(cfg.runs))
+    runs = load_all(find(words, cfg.root), words)
+    named = words if isinstance(words, str) else " ".join(map(str, words))
+    title = cfg.title or (f"{len(runs)} runs" if len(runs) > 1 else runs[0].record.name)
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "report.html"
+    path.write_text(render(runs, title=title, about=named, now=datetime.now()), encoding="utf-8")
+    print(f"written to {path}")
+    return path
+
+
+def main() -> None:
+    cli.main(report, "report", USAGE)
+
+
+if __name__ == "__main__":
+    main()
