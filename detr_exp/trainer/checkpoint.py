@@ -17,6 +17,7 @@ FORMAT = 1
 NEWEST = "checkpoint.pth"
 BEST = {"raw": "checkpoint_best_regular.pth", "ema": "checkpoint_best_ema.pth"}
 BEST_TOTAL = "checkpoint_best_total.pth"
+SHARDS = "shards"
 SAFE, HEADER = ".safetensors", "detr_exp"
 
 
@@ -67,11 +68,21 @@ def _write(path: Path, write: Callable[[IO[bytes]], object]) -> None:
 
 
 def load(path: Path) -> dict[str, Any]:
-    """Read a checkpoint on the CPU; `weights_only`, so nothing in it is executed.
+    """Read a checkpoint on the CPU, whole; `weights_only`, so nothing in it is executed.
 
     Raises:
         ValueError: when the file is absent, damaged (its checksums are compared) or not one of ours.
     """
+    state = outlines(path)
+    if SHARDS in state:
+        from detr_exp.trainer.shards import filled
+
+        state = filled(state, path.parent)
+    return state
+
+
+def outlines(path: Path) -> dict[str, Any]:
+    """The same, but tensors that lie in a folder beside the file (see `shards`) are without values."""
     if not path.is_file():
         raise ValueError(f"{path} is not a file; give the path of a checkpoint (.pth) or the folder of a run")
     advice = _alternatives(path)

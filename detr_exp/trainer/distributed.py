@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import os
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from datetime import timedelta
@@ -248,4 +249,6 @@ def parallel(network: nn.Module, strategy: str) -> nn.Module:
         return network
     if strategy == "fsdp":
         return shard(network)
-    return DistributedDataParallel(network, broadcast_buffers=False, gradient_as_bucket_view=True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # newer versions of torch give the argument another name
+        return DistributedDataParallel(network, broadcast_buffers=False, gradient_as_bucket_view=True)

@@ -12,7 +12,7 @@ from torch import Tensor
 from detr_exp.trainer import checkpoint as files
 from detr_exp.trainer import distributed
 from detr_exp.trainer.resume import COSTS
-from detr_exp.trainer.sharding import own_part, whole
+from detr_exp.trainer.sharding import is_sharded, own_part, whole
 from detr_exp.trainer.state import Run, State
 
 USUAL_THRESHOLD = 0.5  # where the checkpoint has never been evaluated
@@ -31,7 +31,13 @@ def save_newest(run: Run, state: State) -> None:
     kept = state.state_dict()
     refuse_non_finite(kept["model"], files.NEWEST)
     counted = {"logged_lines": run.tracker.lines, "nonfinite_costs": getattr(run.criterion.matcher, COSTS, 0)}
-    distributed.once(files.save, facts(run) | kept | counted | {"kind": "training"}, run.output_dir / files.NEWEST)
+    content = facts(run) | kept | counted | {"kind": "training"}
+    if any(is_sharded(tensor) for tensor in kept["model"].values()):
+        from detr_exp.trainer import shards  # torch.distributed.checkpoint takes a while to load
+
+        shards.save(content, run.output_dir / files.NEWEST)
+    else:
+        distributed.once(files.save, content, run.output_dir / files.NEWEST)
 
 
 def number_newest(run: Run, state: State, keep: int) -> None:

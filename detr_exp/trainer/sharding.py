@@ -6,6 +6,7 @@ plain tensors as they are.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -22,6 +23,8 @@ def shard(network: nn.Module) -> nn.Module:
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
 
+    # every unit warns that its outputs are views, which must not be written to; nobody writes to outputs here
+    warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view")
     mesh = init_device_mesh(next(network.parameters()).device.type, (dist.get_world_size(),))
     for block in _blocks(network):
         fully_shard(block, mesh=mesh)

@@ -1,0 +1,132 @@
+"""Checkpoints of sharded runs: every rank writes its own parts, and any number of ranks reads them.
+
+`checkpoint.pth` is what it always is, but sharded tensors in it are empty outlines. Their values lie beside it, in
+a folder of `torch.distributed.checkpoint` that it names with the digest of every file. The folder is written first and
+the file is renamed into place last, so that at every instant the file is whole and so is what it names.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import pickle
+import shutil
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed.checkpoint as dcp
+from torch import Tensor
+
+from detr_exp.trainer import checkpoint as files
+from detr_exp.trainer.distributed import once
+from detr_exp.trainer.sharding import is_sharded
+
+PREFIX = "shards_"
+# What the index of a folder is made of; none of it does anything when it is called.
+NAMES = {
+    "torch.distributed.checkpoint.metadata": (
+        "Metadata",
+        "TensorStorageMetadata",
+        "TensorProperties",
+        "ChunkStorageMetadata",
+        "MetadataIndex",
+        "StorageMeta",
+        "_MEM_FORMAT_ENCODING",
+    ),
+    "torch.distributed.checkpoint.filesystem": ("_StorageInfo",),
+    "torch.serialization": ("_get_layout",),
+    "torch": ("Size", "float64", "float32", "float16", "bfloat16", "int64", "int32", "bool", "uint8"),
+    "pathlib": ("PosixPath", "WindowsPath"),
+}
+
+
+def save(state: dict[str, Any], path: Path) -> None:
+    """Write a state with sharded tensors; all ranks call this.
+
+    Raises:
+        ValueError: the folder cannot be written; the previous checkpoint is untouched.
+    """
+    sharded: dict[str, Tensor] = {}
+
+    def outline(name: str, tensor: Tensor) -> Tensor:
+        if not is_sharded(tensor):
+            return tensor
+        sharded[name] = tensor
+        return torch.empty(tensor.shape, dtype=tensor.dtype, device="meta")
+
+    outlined = _each_tensor(state, outline)
+    folder = path.with_name(once(lambda: PREFIX + uuid.uuid4().hex[:12]))
+    dcp.save(sharded, checkpoint_id=folder)
+    once(_point, outlined, path, folder)
+
+
+def _point(outlined: dict[str, Any], path: Path, folder: Path) -> None:
+    digests = {file.name: _digest(file) for file in sorted(folder.iterdir())}
+    files.save(outlined | {files.SHARDS: {"folder": folder.name, "files": digests}}, path)
+    remove_unnamed(path.parent)
+
+
+def remove_unnamed(folder: Path) -> None:
+    """Delete the parts that no checkpoint of a run folder names any more."""
+    states = [files.outlines(path) for path in folder.glob("checkpoint*.pth")]
+    named = {state[files.SHARDS]["folder"] for state in states if files.SHARDS in state}
+    for parts in folder.glob(f"{PREFIX}*"):
+        if parts.name not in named:
+            shutil.rmtree(parts, ignore_errors=True)
+
+
+def filled(state: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """A state read from a file, with the values of its outlines, whole; asks no other rank.
+
+    Raises:
+        ValueError: parts are missing, damaged, or hold more than tensors.
+    """
+    parts = folder / state[files.SHARDS]["folder"]
+    for name, digest in state[files.SHARDS]["files"].items():
+        if not (parts / name).is_file() or _digest(parts / name) != digest:
+            raise ValueError(f"{parts / name} is missing or damaged; give another checkpoint of this run")
+    _refuse_code(parts / ".metadata")
+    wanted: dict[str, Tensor] = {}
+
+    def make(name: str, tensor: Tensor) -> Tensor:
+        if not tensor.is_meta:
+            return tensor
+        wanted[name] = torch.empty(tensor.shape, dtype=tensor.dtype)
+        return wanted[name]
+
+    whole = _each_tensor(state, make)
+    dcp.load(wanted, checkpoint_id=parts, no_dist=True)
+    del whole[files.SHARDS]
+    return whole
+
+
+def _each_tensor(nest: Any, change: Callable[[str, Tensor], Tensor], name: str = "") -> Any:
+    """A copy of nested dictionaries and lists with every tensor changed, given its dotted name."""
+    if isinstance(nest, dict):
+        return {key: _each_tensor(value, change, f"{name}.{key}") for key, value in nest.items()}
+    if isinstance(nest, list | tuple):
+        return type(nest)(_each_tensor(value, change, f"{name}.{i}") for i, value in enumerate(nest))
+    return change(name, nest) if isinstance(nest, Tensor) else nest
+
+
+def _digest(path: Path) -> str:
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(2**20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _refuse_code(metadata: Path) -> None:
+    """Torch reads this file with pickle, which can call anything: look before it does."""
+
+    class Reader(pickle.Unpickler):
+        def find_class(self, module: str, name: str) -> Any:
+            if name in NAMES.get(module, ()):
+                return super().find_class(module, name)
+            raise ValueError(f"{metadata} names {module}.{name}, which tensors do not need; it was not opened")
+
+    with open(metadata, "rb") as file:
+        Reader(file).load()
