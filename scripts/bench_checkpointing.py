@@ -5,7 +5,6 @@ python scripts/bench_checkpointing.py [--rounds 3] [--dry]
 
 from __future__ import annotations
 
-import resource
 import sys
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
@@ -53,10 +52,16 @@ def grown(words: tuple[str, ...], side: int, images: int) -> int:
     """Bytes by which two steps let this process grow; call it in a new one."""
     torch.set_num_threads(1)
     step = ours(batch_of(images, side), config(side, *words))
-    before = 4096 * int(Path("/proc/self/statm").read_text().split()[1])
+    before = status("VmRSS")
     step()
     step()
-    return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+    return status("VmHWM") - before
+
+
+def status(field: str) -> int:
+    """Bytes of this process by the system's account; the highest so far is `VmHWM` (`ru_maxrss` is inherited)."""
+    lines = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+    return 1024 * int(lines[field].split()[0])
 
 
 def in_new_process(words: tuple[str, ...], side: int, images: int) -> int:

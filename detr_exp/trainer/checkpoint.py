@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
 import zipfile
 from collections.abc import Callable
@@ -130,9 +131,10 @@ def _read(path: Path, advice: str) -> Any:
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises many kinds; every one means "not a file of plain tensors"
-        reason = str(error).splitlines()[0][:200]
+        wanted = re.search(r"GLOBAL (\S+)", str(error))
+        reason = f" (it asks for {wanted[1]})" if wanted else ""
         raise ValueError(
-            f"{path} holds more than tensors and plain values and was not opened ({reason}){advice}"
+            f"{path} holds more than tensors and plain values and was not opened{reason}{advice}"
         ) from error
 
 
