@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from detr_exp.program import Program
 
 MEASURED = ("mAP", "segm_mAP", "keypoint_mAP")
+AT_ONCE = 4  # pictures, where any number goes
 
 
 class GateError(RuntimeError):
@@ -75,6 +76,7 @@ def export_in(folder: Path, cfg: DictConfig) -> Path:
 
     settings = cfg.export
     detector = opened(cfg)
+    data = dataset(cfg, detector) if settings.source is None or settings.max_map_drop is not None else None
     exact, graph = graphs(detector, settings)
     path = folder / f"model{engines.SUFFIX.get(cfg.format, '')}"
     facts = description(detector, graph, settings)
@@ -82,9 +84,9 @@ def export_in(folder: Path, cfg: DictConfig) -> Path:
     found = Program(exact, engines.open_file(cfg.format, path), settings.batch_size)
     expected = Program(exact, engines.in_torch(exact))
     try:
-        compare_outputs(expected, found, pictures_of(cfg, detector), None if settings.half else settings.max_difference)
+        compare_outputs(expected, found, pictures_of(cfg, data), None if settings.half else settings.max_difference)
         if settings.max_map_drop is not None:
-            compare_map(cfg, detector, found, settings.max_map_drop)
+            compare_map(cfg, detector, data, found)
     except GateError:
         for written in folder.glob("model.*"):
             written.rename(written.with_name(written.name.replace("model.", "model.rejected.", 1)))
@@ -143,14 +145,14 @@ def description(detector: Detector, graph: Any, settings: DictConfig) -> dict[st
     }
 
 
-def pictures_of(cfg: DictConfig, detector: Detector) -> list[Image.Image]:
+def pictures_of(cfg: DictConfig, data: Any) -> list[Image.Image]:
     """The pictures on which outputs are compared."""
     from detr_exp.detector import as_picture
     from detr_exp.sources import find_pictures
 
     if cfg.export.source is not None:
         return [as_picture(path) for path in find_pictures(cfg.export.source)[: cfg.export.pictures]]
-    split = dataset(cfg, detector).split(cfg.data.split)
+    split = data.split(cfg.data.split)
     return [split.picture(index) for index in range(min(cfg.export.pictures, len(split)))]
 
 
@@ -202,44 +204,44 @@ def compare_outputs(
     return usual
 
 
-def compare_map(cfg: DictConfig, detector: Detector, found: Program, largest: float) -> dict[str, float]:
+def compare_map(cfg: DictConfig, detector: Detector, data: Any, found: Program) -> dict[str, float]:
     """Say the mAP of checkpoint and file on the split, each by the steps its users would take.
 
     Returns:
         what the file loses, for boxes, masks and keypoints.
 
     Raises:
-        GateError: more than `largest`.
+        GateError: more than `export.max_map_drop`.
     """
-    from detr_exp import engines
+    from detr_exp import build, engines
+    from detr_exp.evaluate import category_ids_by_name, combined
     from detr_exp.model.graph import Graph
     from detr_exp.program import Program
 
     plain = Graph(detector.network, preprocess=False, postprocess=False).eval()
-    data = dataset(cfg, detector)
-    before = evaluated(cfg, detector, data, Program(plain, engines.in_torch(plain)), "checkpoint")
-    after = evaluated(cfg, detector, data, found, "file")
+    metric = build.metric(combined(detector.cfg, cfg), data, detector.network, category_ids_by_name(detector, data))(
+        cfg.data.split
+    )
+    split = data.split(cfg.data.split)
+    before = evaluated(metric, split, Program(plain, engines.in_torch(plain)), "checkpoint")
+    after = evaluated(metric, split, found, "file")
     drops = {name: before[name] - after[name] for name in MEASURED if name in before}
     for name in drops:
         print(f"{name} on {cfg.data.split}: checkpoint {before[name]:.4f}, file {after[name]:.4f}")
-    if max(drops.values()) > largest:
+    if max(drops.values()) > cfg.export.max_map_drop:
         raise GateError(
-            f"the file loses {max(drops.values()):.4f} mAP, more than export.max_map_drop={largest}; it is kept as "
-            "rejected" + ("; try export.half=false" if cfg.export.half else "")
+            f"the file loses {max(drops.values()):.4f} mAP, more than export.max_map_drop={cfg.export.max_map_drop}; "
+            "it is kept as rejected" + ("; try export.half=false" if cfg.export.half else "")
         )
     return drops
 
 
-def evaluated(cfg: DictConfig, detector: Detector, data: Any, program: Program, name: str) -> dict[str, float]:
-    """All metrics of a program on the split."""
-    from detr_exp import build
-    from detr_exp.evaluate import category_ids_by_name, combined
+def evaluated(metric: Any, split: Any, program: Program, name: str) -> dict[str, float]:
+    """All metrics of a program on a split."""
     from detr_exp.trainer.console import Console
 
-    told = combined(detector.cfg, cfg)
-    metric = build.metric(told, data, detector.network, category_ids_by_name(detector, data))(cfg.data.split)
-    split = data.split(cfg.data.split)
-    at_once = program.batch_size or told.trainer.eval_batch_size or told.trainer.batch_size
+    metric.reset()
+    at_once = program.batch_size or AT_ONCE
     with Console("rich").progress(f"evaluating the {name}", len(split)) as meter:
         for start in range(0, len(split), at_once):
             chunk = range(start, min(start + at_once, len(split)))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import subprocess
 import sys
@@ -132,7 +131,7 @@ def test_the_gate_keeps_back_what_loses_accuracy(
     trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     measured = {"checkpoint": {"mAP": 0.5, "segm_mAP": 0.4}, "file": {"mAP": 0.499, "segm_mAP": 0.39}}
-    monkeypatch.setattr(export, "evaluated", lambda cfg, detector, data, program, name: measured[name])
+    monkeypatch.setattr(export, "evaluated", lambda metric, split, program, name: measured[name])
     assert settled(tmp_path, trained, "format=torchscript", "export.max_map_drop=0.011").exists()
     with pytest.raises(export.GateError, match=r"loses 0\.0100 mAP, more than export.max_map_drop=0\.005"):
         settled(tmp_path, trained, "format=torchscript")
@@ -182,8 +181,11 @@ def test_detections_from_the_graph_are_those_of_the_network(name: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("form", ["onnx", "openvino", "torchscript"])
-@pytest.mark.parametrize("name", [*NETWORKS, "discrete"])
+@pytest.mark.parametrize(
+    ("form", "name"),
+    [(form, name) for form in ("onnx", "torchscript") for name in (*NETWORKS, "discrete")]
+    + [("openvino", "rtdetrv2"), ("openvino", "rfdetr_seg")],
+)
 def test_every_network_in_every_format(form: str, name: str, tmp_path: Path) -> None:
     if form != "torchscript":
         pytest.importorskip("openvino" if form == "openvino" else "onnxruntime")
