@@ -12,6 +12,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from detr_exp.trainer.distributed import local_world_size
+
 
 class Saved(NamedTuple):
     """Bytes that a forward pass keeps for the backward pass.
@@ -65,14 +67,14 @@ def untouched(network: nn.Module) -> Iterator[None]:
 
 
 def available(device: torch.device) -> int | None:
-    """Bytes that can still be had on a device; None where the system does not tell."""
+    """Bytes that this process can still have on a device; None where the system does not tell."""
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
         return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
     if device.type == "mps":
         return torch.mps.recommended_max_memory() - torch.mps.driver_allocated_memory()
     known = [free for free in (_free_in_machine(), _free_in_group()) if free is not None]
-    return min(known, default=None)
+    return min(known) // local_world_size() if known else None
 
 
 def _free_in_machine() -> int | None:

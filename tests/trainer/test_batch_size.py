@@ -71,10 +71,10 @@ def test_the_tried_batch_is_the_worst_one(parts):
 def test_the_need_grows_with_images_objects_and_size(parts):
     small, large = need_of(*parts()), need_of(*parts("data.multi_scale=[64,128]"))
     assert 2 * small.per_image < large.per_image < 4 * small.per_image, "four times the pixels, as many queries"
-    assert large.fixed == small.fixed
     trained = sum(p.numel() for p in parts()[2].parameters())
-    assert small.fixed == 4 * 4 * trained, "gradient, two moments, average, in float32"
-    assert need_of(*parts("trainer.use_ema=false")).fixed == 3 * 4 * trained
+    states = pytest.approx(4 * 4 * trained, rel=0.01)  # gradient, two moments, average, in float32
+    assert (small.fixed, large.fixed) == (states, states)
+    assert need_of(*parts("trainer.use_ema=false")).fixed == pytest.approx(3 * 4 * trained, rel=0.01)
 
 
 def test_the_need_of_one_image_tells_that_of_many(parts):

@@ -72,3 +72,6 @@ def test_a_cpu_has_what_machine_and_container_both_grant(monkeypatch):
         monkeypatch.setattr(memory, "_free_in_machine", lambda value=machine: value)
         monkeypatch.setattr(memory, "_free_in_group", lambda value=group: value)
         assert memory.available(torch.device("cpu")) == least
+    monkeypatch.setattr(memory, "_free_in_machine", lambda: 12)
+    monkeypatch.setattr(memory, "local_world_size", lambda: 4)
+    assert memory.available(torch.device("cpu")) == 3

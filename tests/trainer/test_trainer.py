@@ -171,9 +171,12 @@ def test_the_first_average_is_a_copy_where_asked_for(fit, copied):
     assert all(torch.equal(average[name], weights[name]) for name in average) is copied
 
 
-def test_max_steps_ends_with_an_evaluation(fit):
-    logged = lines(fit("trainer.max_steps=3"))
-    assert [line["step"] for line in logged if "val/mAP" in line] == [3]
+def test_max_steps_ends_with_an_evaluation(fit, capsys):
+    logged = lines(fit("trainer.max_steps=3", "trainer.grad_accum_steps=3", "data.train=12"))
+    assert [line["step"] for line in logged if "val/mAP" in line] == [2, 3], "an epoch has two steps"
+    said = capsys.readouterr().out
+    assert "6 images a step (2 x 3 accumulated)" in said
+    assert "epoch 2/2  val, ema weights" in said
 
 
 def test_a_set_smaller_than_a_batch_takes_steps(fit):
