@@ -60,7 +60,9 @@ def ours(batch: Batch, cfg: Any) -> Step:
     run = SimpleNamespace(seed=0, criterion=build.criterion(cfg))
     state = SimpleNamespace(
         step=0,
+        position=0,
         network=network,
+        forward=network,
         optimizer=build.optimizer(cfg)(network),
         ema=EMA(network, decay=cfg.trainer.ema_decay, tau=cfg.trainer.ema_tau),
         precision=Precision(trainer.hardware.torch_device, trainer.hardware.amp_dtype),
@@ -72,6 +74,14 @@ def ours(batch: Batch, cfg: Any) -> Step:
 
 def transformers(batch: Batch, cfg: Any) -> Step:
     """Its RT-DETRv2 of the same make."""
+    network = transformers_network(cfg)
+    labels = [{"class_labels": a, "boxes": b} for a, b in per_image(batch)]
+    pixels = batch.pixels().contiguous()
+    return plain_step(network, lambda: network(pixel_values=pixels, labels=labels).loss)
+
+
+def transformers_network(cfg: Any) -> nn.Module:
+    """The network of transformers for a config of ours, with random weights."""
     from omegaconf import OmegaConf
     from transformers import RTDetrResNetConfig, RTDetrV2Config, RTDetrV2ForObjectDetection
 
@@ -81,28 +91,14 @@ def transformers(batch: Batch, cfg: Any) -> Step:
         settings.pop(name)
     backbone.pop("model_type")
     torch.manual_seed(0)
-    network = RTDetrV2ForObjectDetection(RTDetrV2Config(backbone_config=RTDetrResNetConfig(**backbone), **settings))
-    labels = [{"class_labels": a, "boxes": b} for a, b in per_image(batch)]
-    pixels = batch.pixels().contiguous()
-    return plain_step(network, lambda: network(pixel_values=pixels, labels=labels).loss)
+    return RTDetrV2ForObjectDetection(RTDetrV2Config(backbone_config=RTDetrResNetConfig(**backbone), **settings))
 
 
 def rfdetr(batch: Batch) -> Step:
     """Its Nano with random weights."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        logging.disable(logging.WARNING)
-        from rfdetr.config import RFDETRNanoConfig, TrainConfig
-        from rfdetr.models.lwdetr import build_criterion_from_config, build_model_from_config
-        from rfdetr.utilities.tensors import NestedTensor
+    from rfdetr.utilities.tensors import NestedTensor
 
-        torch.manual_seed(0)
-        # a file name it does not know keeps it from downloading a backbone
-        made = RFDETRNanoConfig(device="cpu", pretrain_weights="/nonexistent/x.pth", num_classes=CLASSES - 1)
-        training = TrainConfig(dataset_dir=".", output_dir=".")
-        network = build_model_from_config(made, training)
-        criterion = build_criterion_from_config(made, training)[0].train()
-        logging.disable(logging.NOTSET)
+    network, criterion = rfdetr_network()
     labels = [{"labels": a, "boxes": b} for a, b in per_image(batch)]
     pixels = batch.pixels().contiguous()
     images = NestedTensor(pixels, torch.zeros(len(pixels), *pixels.shape[-2:], dtype=torch.bool))
@@ -112,6 +108,24 @@ def rfdetr(batch: Batch) -> Step:
         return sum(terms[name] * weight for name, weight in criterion.weight_dict.items() if name in terms)
 
     return plain_step(network, loss)
+
+
+def rfdetr_network() -> tuple[nn.Module, nn.Module]:
+    """The package's Nano with random weights, and its criterion."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        logging.disable(logging.WARNING)
+        from rfdetr.config import RFDETRNanoConfig, TrainConfig
+        from rfdetr.models.lwdetr import build_criterion_from_config, build_model_from_config
+
+        torch.manual_seed(0)
+        # a file name it does not know keeps it from downloading a backbone
+        made = RFDETRNanoConfig(device="cpu", pretrain_weights="/nonexistent/x.pth", num_classes=CLASSES - 1)
+        training = TrainConfig(dataset_dir=".", output_dir=".")
+        network = build_model_from_config(made, training)
+        criterion = build_criterion_from_config(made, training)[0].train()
+        logging.disable(logging.NOTSET)
+    return network, criterion
 
 
 def plain_step(network: nn.Module, loss: Callable[[], torch.Tensor]) -> Step:

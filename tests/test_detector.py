@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +14,10 @@ import torch
 from PIL import Image
 
 import detr_exp
+from detr_exp import evaluate
+from detr_exp.compose import compose
 from detr_exp.detector import Detector, _without_downloads, load
+from detr_exp.export_weights import export_weights_in
 
 
 @pytest.fixture
@@ -43,7 +49,8 @@ def test_a_training_checkpoint_gives_its_averaged_weights(trained: Path) -> None
 def test_paths_pictures_and_arrays_are_the_same(detector: Detector, tmp_path: Path) -> None:
     pixels = noise(50, 80)
     Image.fromarray(pixels).save(tmp_path / "a.png")
-    given = [tmp_path / "a.png", str(tmp_path / "a.png"), Image.fromarray(pixels), pixels]
+    planes = torch.from_numpy(pixels).permute(2, 0, 1)
+    given = [tmp_path / "a.png", str(tmp_path / "a.png"), Image.fromarray(pixels), pixels, planes, planes / 255]
     for found in detector.predict(given, threshold=0.0):
         single = detector.predict(pixels, threshold=0.0)[0]
         assert torch.allclose(found.boxes, single.boxes, atol=1e-3)
@@ -66,6 +73,88 @@ def test_the_threshold(detector: Detector) -> None:
     assert len(detector.predict(noise(32, 32))[0]) < len(every)
 
 
+def test_pictures_are_turned_as_in_training(detector: Detector, tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6  # lies on its side
+    Image.fromarray(noise(40, 80)).save(tmp_path / "turned.png", exif=exif)
+    with Image.open(tmp_path / "turned.png") as opened:
+        from_file, from_memory = detector.predict([tmp_path / "turned.png", opened], threshold=0.0)
+    assert torch.equal(from_file.boxes, from_memory.boxes)
+    assert from_file.boxes[:, 3].max() > 40
+
+
+def test_folded_it_finds_the_same(detector: Detector) -> None:
+    before = detector.predict(noise(50, 80), threshold=0.0)[0]
+    after = detector.folded().predict(noise(50, 80), threshold=0.0)[0]
+    assert torch.allclose(before.scores, after.scores, atol=1e-4)
+    assert not hasattr(detector.network.decoder, "denoising_class_embed")
+
+
+def test_ema_or_raw_weights(trained: Path, tmp_path: Path) -> None:
+    state = torch.load(trained / "checkpoint.pth", weights_only=True)
+    name, average = next(iter(state["ema"]["average"].items()))
+    for file in (trained / "checkpoint.pth", trained):
+        assert not torch.equal(load(file, weights="raw").network.state_dict()[name], average)
+        assert torch.equal(load(file, weights="ema").network.state_dict()[name], average)
+    with pytest.raises(ValueError, match="holds the ema weights only"):
+        load(trained / "checkpoint_best_total.pth", weights="raw")
+    with pytest.raises(ValueError, match="use ema, raw"):
+        load(trained, weights="best")
+
+
+def test_the_id_of_a_run(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shutil.copytree(trained, tmp_path / "outputs" / "run")
+    monkeypatch.chdir(tmp_path)
+    own = json.loads((trained / "run.json").read_text())["id"]
+    assert load(own).path.name == "checkpoint_best_total.pth"
+    with pytest.raises(ValueError, match="no run in outputs has such an id"):
+        load("0" * 32)
+
+
+def test_safetensors_hold_all_that_is_needed(trained: Path, detector: Detector, tmp_path: Path) -> None:
+    cfg = compose([f"checkpoint={trained}", "format=safetensors"], config_name="export_weights")
+    path = export_weights_in(tmp_path, cfg)
+    again = load(path)
+    assert path.suffix == ".safetensors"
+    assert (again.classes, again.category_ids, again.threshold) == (
+        detector.classes,
+        detector.category_ids,
+        detector.threshold,
+    )
+    for name, tensor in detector.network.state_dict().items():
+        assert torch.equal(tensor, again.network.state_dict()[name])
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(ValueError, match="truncated or no safetensors"):
+        load(path)
+
+
+def test_a_slim_checkpoint_says_what_inference_needs(trained: Path) -> None:
+    state = torch.load(trained / "checkpoint_best_total.pth", weights_only=True)
+    assert state["format"] == 1
+    assert state["pixel_mean"] == [0, 0, 0]
+    assert state["pixel_std"] == [1, 1, 1]
+    assert state["image_size"] == [64, 64]
+    assert 0 <= state["threshold"] <= 1
+    assert {"config", "classes", "category_ids", "keypoints", "model"} <= set(state)
+    assert not {"optimizer", "ema"} & set(state)
+
+
+def test_a_checkpoint_of_another_version(
+    command: Callable[..., int], trained: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    state = torch.load(trained / "checkpoint_best_total.pth", weights_only=True)
+    del state["config"]["trainer"]["hardware"]["threads"]  # what was added since is as in a training today
+    torch.save(state, tmp_path / "old.pth")
+    assert load(tmp_path / "old.pth").classes
+    state["config"]["model"]["aux_loss"] = True
+    torch.save(state, tmp_path / "older.pth")
+    assert command(evaluate.main, f"checkpoint={tmp_path / 'older.pth'}") == 2
+    told = capfd.readouterr().err
+    assert "was written by another version of detr_exp" in told
+    assert "'aux_loss'" in told
+    assert "Traceback" not in told
+
+
 def test_nothing_in_nothing_out(detector: Detector) -> None:
     assert detector.predict([]) == []
 
@@ -74,6 +163,8 @@ def test_nothing_in_nothing_out(detector: Detector) -> None:
 def test_arrays_that_are_no_pictures(detector: Detector, array: np.ndarray) -> None:
     with pytest.raises(ValueError, match=r"\[H, W, 3\] uint8"):
         detector.predict(array)
+    with pytest.raises(ValueError, match=r"give \[3, H, W\]"):
+        detector.predict(torch.zeros(8, 8, 3))
 
 
 def test_the_package_opens_checkpoints(trained: Path) -> None:

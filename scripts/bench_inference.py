@@ -1,0 +1,106 @@
+"""Inference of one picture beside transformers, rfdetr and ONNX Runtime.
+
+Where DETR_EXP_CHECKPOINT names a checkpoint whose data are at hand, the accuracy of the fastest form is measured too.
+
+    python scripts/bench_inference.py [--rounds 7] [--dry]
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from measure import Row, Section, beside, has_amx, interleaved, run
+from training_step import FP32, config, rfdetr_network, transformers_network
+
+CHECKPOINT = "DETR_EXP_CHECKPOINT"
+SKIPPED = "" if has_amx() else "this CPU has no AMX"
+# name, words, side, peer, gates: folded in float32 beside the peer, fastest form beside ONNX Runtime
+NETWORKS = (
+    ("RT-DETRv2-R18, 640 px", ("model=rtdetrv2",), 640, "transformers", (0.80, 0.35)),
+    ("RF-DETR Nano, 384 px", ("model=rfdetr", "loss=ia_bce"), 384, "rfdetr", (0.99, 0.55)),
+)
+TEXT = """
+One picture as a tensor in, logits and boxes out; random weights. "Folded" has its norms folded into convolutions
+(`Detector.folded`, as `predict` uses it) in float32 and channels-last; the peer runs its network as it comes, in
+evaluation mode. "Fastest" is folded, compiled, bf16 and channels-last (`compiled_bf16` of
+`python -m detr_exp.benchmark`), and ONNX Runtime runs the file that `python -m detr_exp.export` makes of the same
+network in float32. Its gates are meant for processors that multiply bf16 in tiles (AMX).
+"""
+
+
+def rows_of(
+    name: str, words: tuple[str, ...], side: int, peer: str, gates: tuple[float, float], rounds: int
+) -> list[Row]:
+    import torch
+
+    from detr_exp import build
+    from detr_exp.benchmark import in_form
+
+    torch.manual_seed(0)
+    network = build.network(config(side, *words, *FP32)).eval()
+    images = torch.rand(1, 3, side, side)
+    with TemporaryDirectory() as folder:
+        forms = {form: in_form(network, form, Path(folder)) for form in ("folded", "compiled_bf16", "onnx")}
+        calls: dict[str, Callable[[], object]] = {
+            form: (lambda program=program: program.run([images.numpy()])) for form, program in forms.items()
+        }
+        calls[peer] = peers_call(peer, config(side, *words), images)
+        times = interleaved(calls, rounds, warmup=2)
+    return [
+        beside(f"{name}: folded, float32", times, "folded", peer, gate=gates[0]),
+        beside(f"{name}: fastest", times, "compiled_bf16", "onnx", gate=gates[1], skipped=SKIPPED),
+        beside(f"{name}: folded, float32", times, "folded", "onnx"),
+    ]
+
+
+def peers_call(peer: str, cfg: Any, images: Any) -> Callable[[], object]:
+    """An evaluation by the peer's own network."""
+    import torch
+
+    network = transformers_network(cfg) if peer == "transformers" else rfdetr_network()[0]
+    network.eval()
+
+    @torch.inference_mode()
+    def call() -> object:
+        return network(images)
+
+    return call
+
+
+def accuracy(checkpoint: str) -> list[Row]:
+    """How much mAP the fastest form loses on the validation split of a checkpoint's data."""
+    import torch
+
+    from detr_exp import build
+    from detr_exp.benchmark import in_form
+    from detr_exp.detector import load
+    from detr_exp.export import evaluated
+
+    detector = load(checkpoint)
+    detector.network.to(memory_format=torch.contiguous_format)
+    data = build.data(detector.cfg)
+    metric = build.metric(detector.cfg, data, detector.network)("val")
+    exact, fast = (
+        evaluated(metric, data.split("val"), in_form(detector.network, form, Path()), form)["mAP"]
+        for form in ("eager", "compiled_bf16")
+    )
+    detail = f"{exact:.4f} in float32, {fast:.4f} in bf16, {Path(checkpoint).name}"
+    return [Row("mAP lost by the fastest form", exact - fast, "float32", gate=0.005, detail=detail)]
+
+
+def bench(rounds: int) -> Section:
+    rows: list[Row] = []
+    for network in NETWORKS:
+        rows += rows_of(*network, rounds)
+    if CHECKPOINT in os.environ:
+        rows += accuracy(os.environ[CHECKPOINT])
+    return Section("Inference", rows, TEXT, packages=("torch", "transformers", "rfdetr", "onnxruntime"))
+
+
+if __name__ == "__main__":
+    sys.exit(run("inference", bench, __doc__))
