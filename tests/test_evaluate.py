@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,6 +13,7 @@ import pytest
 
 from detr_exp import evaluate
 from detr_exp.compose import compose
+from detr_exp.train import train_in
 
 Command = Callable[..., int]
 
@@ -28,6 +31,42 @@ def test_the_numbers_of_the_training_to_the_last_digit(command: Command, trained
     compared = [name for name in logged if name in found]
     assert {"mAP", "mAP50", "mAR", "F1"} <= set(compared)
     assert {name: found[name] for name in compared} == {name: logged[name] for name in compared}
+
+
+def same_numbers(folder: Path, out: Path, tolerance: float) -> None:
+    """A run's own numbers and those of the command."""
+    found = evaluate.evaluate_in(out, compose([f"checkpoint={folder}", "data.num_workers=0"], config_name="evaluate"))
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    logged = {name.removeprefix("val/"): v for line in lines for name, v in line.items() if name.startswith("val/")}
+    compared = [name for name in logged if name in found]
+    assert {"mAP", "mAP50", "mAR", "F1"} <= set(compared)
+    for name in compared:
+        assert found[name] == pytest.approx(logged[name], rel=0, abs=tolerance), name
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("layout", ["coco", "yolo"])
+def test_the_numbers_of_the_training_on_photographs(
+    real_data: Path, tiny_run: list[str], tmp_path: Path, layout: str
+) -> None:
+    words = [word for word in tiny_run if not word.startswith("data")]
+    data = ["data=auto", f"data.root={real_data / f'bccd_{layout}'}", "data.num_workers=0"]
+    train_in(tmp_path / "run", compose([*words, *data, "optim.lr=1e-3", "trainer.max_steps=6"]))
+    same_numbers(tmp_path / "run", tmp_path / "out", tolerance=0.0)
+
+
+@pytest.mark.slow
+def test_the_numbers_of_a_training_on_two_processes(tiny_run: list[str], tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    words = [*tiny_run, "data.val=9", "trainer.hardware.devices=2", f"hydra.run.dir={folder}"]
+    subprocess.run([sys.executable, "-m", "detr_exp.train", *words], check=True, cwd=tmp_path, capture_output=True)
+    same_numbers(folder, tmp_path / "out", tolerance=1e-4)
+
+
+def test_curves_and_confusions_are_drawn(command: Command, trained: Path) -> None:
+    assert command(evaluate.main, f"checkpoint={trained}", "weights=raw") == 0
+    (path,) = Path("outputs/evaluate").glob("*/*/confusion.png")
+    assert path.with_name("pr_curves.png").stat().st_size > 1000
 
 
 def test_a_table_for_every_class(command: Command, trained: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
+import subprocess
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ from detr_exp.compose import compose
 
 README = (Path(__file__).resolve().parent.parent / "README.md").read_text()
 SHELL = "\n".join(re.findall(r"```sh\n(.*?)```", README, re.DOTALL))
-COMMANDS = re.findall(r"python -m detr_exp\.(train|evaluate|predict) ([^#\n]*)", SHELL)
+COMMANDS = re.findall(r"python -m detr_exp\.(train|evaluate|predict|export|benchmark) ([^#\n]*)", SHELL)
 OWN_PART = "model/backbone=mine"  # what tests/test_extension.py does
 
 
@@ -34,6 +35,17 @@ def test_commands_compose(command: tuple[str, str]) -> None:
     if "--multirun" in words:
         words = [word.partition(",")[0] for word in words if word != "--multirun"]
     compose(words, config_name="config" if name == "train" else name)
+
+
+def test_batch_scripts_are_bash_and_their_words_compose() -> None:
+    scripts = re.findall(r"```(?:bash|sh)\n(.*?)```", README, re.DOTALL)
+    torchrun = [script for script in scripts if "torchrun" in script]
+    assert any("#SBATCH" in script for script in torchrun)
+    for script in torchrun:
+        done = subprocess.run(["bash", "-n"], input=script, text=True, capture_output=True, check=False)
+        assert (done.returncode, done.stderr) == (0, "")
+        (line,) = re.findall(r"-m detr_exp\.train (.*)", script.replace("\\\n", " "))
+        compose(shlex.split(line.removesuffix("&")))
 
 
 def test_words_of_the_table_exist() -> None:
