@@ -16,6 +16,7 @@ import textwrap
 import traceback
 import warnings
 from collections.abc import Callable
+from pathlib import Path
 
 import hydra
 from hydra._internal.utils import get_args_parser
@@ -26,6 +27,7 @@ from omegaconf import DictConfig
 
 from detr_exp.compose import CONF_DIR, composition, config_loader, first_words, refuse_unready
 from detr_exp.mistakes import ConfigError, groups_of
+from detr_exp.tracker.secrets import mask_files
 
 Task = Callable[[DictConfig], float | None]
 DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)
@@ -123,6 +125,7 @@ def _ending_with_status(task: Task) -> Task:
     @functools.wraps(task)
     def run(cfg: DictConfig) -> float | None:
         try:
+            mask_files(Path(HydraConfig.get().runtime.output_dir) / ".hydra")
             return task(cfg)
         except (Exception, KeyboardInterrupt) as error:
             status = report(error)

@@ -15,7 +15,7 @@ from detr_exp import cli
 from detr_exp.compose import Composition, composition, config_loader
 from detr_exp.mistakes import ConfigError, flat, look_up, read_words
 from detr_exp.tracker.runs import PastRun, find_one
-from detr_exp.tracker.secrets import masked, masked_word
+from detr_exp.tracker.secrets import masked
 
 USAGE = """\
 Which file or word of the command line set a value, and where a run differs from its recipe.
@@ -105,7 +105,7 @@ def setters(composed: Composition, words: Sequence[str], key: str) -> list[tuple
         name, value = word.key_or_group, cast(Any, word.value())
         if name not in composed.choices and (key == name or key.startswith(f"{name}.")):
             inside = value if key == name else OmegaConf.select(OmegaConf.create(value), key[len(name) + 1 :])
-            found.append((f"command line: {masked_word(str(word.input_line))}", masked(inside, key)))
+            found.append((f"command line: {masked(str(word.input_line))}", masked(inside, key)))
     return found
 
 

@@ -15,7 +15,7 @@ from detr_exp.tracker.base import RECORD, RunRecord, View
 from detr_exp.tracker.follower import ARTIFACTS, METRICS, Follower, Tail
 from detr_exp.tracker.jsonl import JsonLines
 from detr_exp.tracker.provenance import environment, parameters
-from detr_exp.tracker.secrets import masked, masked_word
+from detr_exp.tracker.secrets import masked
 from detr_exp.tracker.system import system_use
 
 PARENT_VARIABLE = "DETR_EXP_PARENT_RUN"
@@ -87,7 +87,7 @@ class Tracker:
         record.views = masked(record.views)
         chosen = {k: v for k, v in (choices or {}).items() if v is not None and not k.startswith("hydra/")}
         record.tags |= environment() | {k: str(v) for k, v in masked({**chosen, **(tags or {})}).items()}
-        record.words = [masked_word(word) for word in overrides]
+        record.words = masked(list(overrides))
         record.params = parameters(masked(dict(config)), record.words)
         record.status, record.message = "running", None
         record.save(run_dir)

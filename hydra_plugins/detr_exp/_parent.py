@@ -33,10 +33,13 @@ def parent_run(config: DictConfig, folder: Path, environment: dict[str, str], le
         yield
         return
     from detr_exp.tracker.mlflow import finish_parent
+    from detr_exp.tracker.secrets import masked
     from detr_exp.tracker.tracker import PARENT_VARIABLE
 
     try:
-        run_id = opened(uri, project, folder, {"sweep": str(folder), "words": " ".join(config.hydra.overrides.task)})
+        run_id = opened(
+            uri, project, folder, {"sweep": str(folder), "words": masked(" ".join(config.hydra.overrides.task))}
+        )
     except Exception as error:
         print(f"warning: no run for this sweep in {uri} ({str(error)[:200]}); its runs will stand alone", flush=True)
         yield

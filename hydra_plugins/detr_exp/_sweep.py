@@ -22,6 +22,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from detr_exp.mistakes import ConfigError, flat
 from detr_exp.tracker.base import RECORD
+from detr_exp.tracker.secrets import masked
 from hydra_plugins.detr_exp._ledger import FINISHED, UNFINISHED, Entry, Job, first_line
 from hydra_plugins.detr_exp._parent import parent_run
 from hydra_plugins.detr_exp._recorded import JOB_LOCK, RecordedTask
@@ -111,7 +112,7 @@ class Sweep:
             stored = self.folder / job.hash / ".hydra" / "config.yaml"
             if not stored.exists():
                 continue
-            before, now = (_values(config) for config in (OmegaConf.load(stored), composed(job)))
+            before, now = (masked(_values(config)) for config in (OmegaConf.load(stored), composed(job)))
             differing = [key for key in sorted(before.keys() | now.keys()) if before.get(key) != now.get(key)]
             if differing:
                 from detr_exp.trainer.resume import FREE  # loads torch
