@@ -28,11 +28,12 @@ def load_pretrained(backbone: nn.Module, source: bool | str, url: str, rename: C
                 "model.backbone.pretrained=false"
             ) from None
     else:
-        if not Path(source).is_file():
+        path = Path(source).expanduser()
+        if not path.is_file():
             raise ValueError(
                 f"model.backbone.pretrained names {source}, which is not a file; give a file, true (download) or false"
             )
-        state = torch.load(source, map_location="cpu", weights_only=True)
+        state = torch.load(path, map_location="cpu", weights_only=True)
     state = {rename(name): tensor for name, tensor in state.items()}
     wanted = backbone.state_dict()
     missing = [key for key in wanted if key not in state and not key.endswith("num_batches_tracked")]
