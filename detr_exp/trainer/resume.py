@@ -16,6 +16,7 @@ from detr_exp.trainer.state import COUNTED, DECIDED, Run, State
 COSTS = "num_non_finite"  # of a matcher that counts them
 IDENTITY_TAG = "config.hash"
 LOCK = ".lock"
+BESIDE = ("world_size", "logged_lines", "nonfinite_costs", "data_fingerprint")  # the state, in a checkpoint
 
 # What may change without changing a number, as dotted prefixes.
 FREE = (
@@ -158,12 +159,12 @@ def read(path: Path, config: Mapping[str, Any]) -> dict[str, Any]:
         ValueError: when the checkpoint is for inference only, damaged, or of a run that this config cannot continue.
     """
     saved = files.load(path)
-    if saved["kind"] != "training":
+    if saved.get("kind") != "training":
         raise ValueError(
             f"{path} holds weights only and cannot be resumed; give its folder's {files.NEWEST}, or start anew from "
             f"these weights with model.weights={path}"
         )
-    if missing := [name for name in (*DECIDED, *COUNTED, "world_size") if name not in saved]:
+    if missing := [name for name in (*DECIDED, *COUNTED, *BESIDE) if name not in saved]:
         raise ValueError(
             f"{path} was written by another version and cannot be continued bit by bit (it has no {', '.join(missing)})"
             f"; start a new run from its weights with model.weights={path}"
