@@ -1,0 +1,57 @@
+"""The command that looks at a data set."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from detr_exp.check_data import main
+
+
+@pytest.fixture
+def small(tmp_path: Path) -> Path:
+    """A set of two pictures, one box without area among its three."""
+    folder = tmp_path / "small" / "train"
+    folder.mkdir(parents=True)
+    for i, name in enumerate(("a.png", "b.png")):
+        Image.fromarray(np.random.default_rng(i).integers(0, 255, (40, 60, 3), np.uint8)).save(folder / name)
+    boxes = [[10, 5, 20, 10], [5, 5, 0, 10], [30, 5, 20, 30]]
+    content = {
+        "images": [{"id": i, "file_name": f"{name}.png", "width": 60, "height": 40} for i, name in enumerate("ab")],
+        "annotations": [{"id": 10 + i, "image_id": 0, "category_id": 1, "bbox": box} for i, box in enumerate(boxes)],
+        "categories": [{"id": 1, "name": "cup"}],
+    }
+    (folder / "_annotations.coco.json").write_text(json.dumps(content))
+    return folder.parent
+
+
+def test_it_says_what_is_there_and_what_is_wrong(command, small, capsys):
+    words = [f"data.root={small}", "image_size=[64,96]", "json=found.json", "hydra.run.dir=out", "pictures=2"]
+    assert command(main, *words) == 0
+    said = capsys.readouterr().out
+    assert "boxes without area were dropped (1)" in said
+    assert "annotation 11: 0x10 at (5, 5) in 'a.png'" in said
+    assert "training can start" in said
+    found = json.loads(Path("found.json").read_text())
+    assert found["splits"]["train"]["objects"] == 2
+    assert {finding["level"] for finding in found["findings"]} == {"warning", "note"}
+    assert Image.open("out/training_samples.png").width > 600
+
+
+def test_errors_are_counted_and_end_with_2(command, small, capsys):
+    (small / "train" / "b.png").write_bytes(b"broken")
+    assert command(main, f"data.root={small}", "hydra.run.dir=out", "pictures=0") == 2
+    said = capsys.readouterr()
+    assert "b.png is not a readable picture" in said.out
+    assert "1 problem that training refuses" in said.err
+    assert "Traceback" not in said.err
+
+
+def test_a_folder_of_no_layout_says_what_was_looked_for(command, tmp_path, capsys):
+    (tmp_path / "photos").mkdir()
+    assert command(main, f"data.root={tmp_path}", "hydra.run.dir=out") == 2
+    assert "Looked for: train/_annotations.coco.json" in capsys.readouterr().out
