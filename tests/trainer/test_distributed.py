@@ -1,0 +1,228 @@
+"""Two processes that talk by gloo, compared with one that does the same work."""
+
+import os
+import re
+import socket
+import subprocess
+import sys
+
+import pytest
+import torch
+import two_ranks
+
+from detr_exp import build
+from detr_exp.train import train_in
+from detr_exp.trainer import checkpoint as files
+from detr_exp.trainer import distributed
+from detr_exp.trainer.signals import Interrupt
+
+ACCUMULATED = "trainer.grad_accum_steps=2"
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory):
+    """The folder that two ranks have filled, what each has found, printed and said at its end."""
+    folder = tmp_path_factory.mktemp("pair")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    ranks = []
+    for number in ("0", "1"):
+        there = {"RANK": number, "LOCAL_RANK": number, "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
+        there |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "OMP_NUM_THREADS": "1"}
+        command = [sys.executable, two_ranks.__file__, str(folder)]
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+        ranks.append(subprocess.Popen(command, env=os.environ | there, **pipes))
+    said = [rank.communicate(timeout=1200) for rank in ranks]
+    for number in (0, 1):
+        assert (folder / f"rank{number}.pt").exists(), said[number][1][-4000:]
+    found = [torch.load(folder / f"rank{number}.pt", weights_only=True) for number in (0, 1)]
+    return folder, found, said
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory):
+    """The step of one process over the same images."""
+    folder = tmp_path_factory.mktemp("alone")
+
+    def step(name, *words, **how):
+        return two_ranks.one_step(*two_ranks.NETWORKS[name], *words, folder=folder, **how)
+
+    return step
+
+
+def assert_same_step(found, wanted):
+    scale = max(gradient.abs().max().item() for gradient in wanted["gradient"].values())
+    assert scale > 1e-3
+    torch.testing.assert_close(found["gradient"], wanted["gradient"], rtol=1e-5, atol=1e-5 * max(1.0, scale))
+    assert found["terms"] == pytest.approx(wanted["terms"], rel=1e-4, abs=1e-5)
+
+
+@pytest.mark.parametrize("name", two_ranks.NETWORKS)
+def test_two_ranks_take_the_step_of_one_process(pair, alone, name):
+    """Accumulation has the same micro-batches and the same random draws, so norms may see them."""
+    _, (first, second), _ = pair
+    wanted = alone(name, ACCUMULATED)
+    for found in (first[name], second[name]):
+        assert_same_step(found, wanted)
+        assert set(found["gradient"]) == set(wanted["gradient"])
+
+
+@pytest.mark.parametrize("name", two_ranks.NETWORKS)
+def test_a_rank_may_have_no_objects(pair, alone, name):
+    _, (first, _), _ = pair
+    assert_same_step(first[f"{name}, one rank without objects"], alone(name, ACCUMULATED, emptied=1))
+
+
+def test_two_ranks_take_the_step_of_one_large_batch(pair, alone):
+    _, (first, _), _ = pair
+    assert_same_step(first["frozen"], alone("boxes", "trainer.batch_size=4", frozen_norms=True))
+
+
+@pytest.mark.parametrize("name", two_ranks.NETWORKS)
+def test_a_shared_evaluation_is_that_of_one_process(pair, alone, name):
+    """Five images on two ranks: no image twice. Weights differ by rounding after a step, hence the tolerance."""
+    _, (first, second), _ = pair
+    wanted = {k: v for k, v in alone(name, ACCUMULATED)["evaluation"].items() if not k.startswith("time/")}
+    for found in (first[name], second[name]):
+        shown = {k: v for k, v in found["evaluation"].items() if not k.startswith("time/")}
+        assert shown == pytest.approx(wanted, abs=1e-4)
+    assert wanted["loss"] > 0
+
+
+def test_a_step_that_is_bad_on_one_rank_is_left_out_by_all(pair):
+    _, ranks, _ = pair
+    for found in ranks:
+        assert found["bad"]["skipped"] == 1
+        assert not any(gradient.any() for gradient in found["bad"]["gradient"].values())
+
+
+def test_a_signal_to_one_rank_ends_all_at_the_same_step_and_resume_repeats_the_run(pair):
+    folder, ranks, _ = pair
+    assert [found["ended by"] for found in ranks] == [15, 15]
+    one, two = (files.load(folder / name / files.NEWEST) for name in ("undisturbed", "resumed"))
+    assert one["step"] == 4
+    assert one["world_size"] == 2
+    for part in ("model", "optimizer", "ema"):
+        torch.testing.assert_close(two[part], one[part], rtol=0, atol=0)
+
+
+def test_only_the_first_rank_is_heard(pair):
+    folder, _, ((printed, _), (silent, _)) = pair
+    assert "training RTDETRv2" in printed
+    assert "x 2 ranks" in printed
+    assert silent == ""
+    log = (folder / "undisturbed" / "metrics.jsonl").read_text()
+    assert len(re.findall('"train/loss":', log)) == 4
+
+
+def test_the_rank_that_failed_first_gives_the_reason(pair):
+    """The other one says what happened there, not that its connection was closed."""
+    _, _, ((_, first), (_, second)) = pair
+    assert "ValueError: rank 1 has had enough" in second
+    assert "PeerFailed: ValueError: rank 1 has had enough" in first
+
+
+def test_fsdp_takes_the_step_of_whole_tensors(pair, alone):
+    _, (first, second), _ = pair
+    for name, network in (("fsdp", "boxes"), ("fsdp, masks", "masks")):
+        wanted = alone(network, ACCUMULATED)
+        for found in (first[name], second[name]):
+            assert_same_step(found, wanted)
+            assert found["evaluation"]["mAP"] == pytest.approx(wanted["evaluation"]["mAP"], abs=1e-4)
+
+
+def test_a_sharded_checkpoint_is_read_by_one_process(pair):
+    """Whole, and with the weights that two unsharded ranks have come to."""
+    folder, _, _ = pair
+    sharded, plain = (files.load(folder / name / files.NEWEST) for name in ("sharded", "undisturbed"))
+    assert list((folder / "sharded").glob("shards_*"))
+    outline = files.outlines(folder / "sharded" / files.NEWEST)
+    assert all(outline["model"][name].is_meta for name in outline["ema"]["average"] if "running" not in name)
+    assert sharded["model"].keys() == plain["model"].keys()
+    for part in ("model", "ema"):
+        torch.testing.assert_close(sharded[part], plain[part], rtol=1e-2, atol=2e-3)
+    total = files.load(folder / "sharded" / files.BEST_TOTAL)
+    assert total["kind"] == "inference"
+    assert total["model"].keys() == plain["model"].keys()
+
+
+def test_a_sharded_run_goes_on_bit_by_bit(pair):
+    folder, _, _ = pair
+    one, two = (files.load(folder / name / files.NEWEST) for name in ("sharded", "sharded_resumed"))
+    for part in ("model", "optimizer", "ema"):
+        torch.testing.assert_close(two[part], one[part], rtol=0, atol=0)
+    assert len(list((folder / "sharded_resumed").glob("shards_*"))) == 1
+
+
+def test_damaged_parts_are_noticed(pair, tmp_path):
+    folder, _, _ = pair
+    copy = tmp_path / "copy"
+    copy.mkdir()
+    for path in (folder / "sharded").rglob("*"):
+        if path.is_file() and (path.parent.name.startswith("shards_") or path.name == files.NEWEST):
+            to = copy / path.relative_to(folder / "sharded")
+            to.parent.mkdir(exist_ok=True)
+            to.write_bytes(path.read_bytes())
+    (part,) = copy.glob("shards_*/*_0_0.distcp")
+    content = bytearray(part.read_bytes())
+    content[len(content) // 2] ^= 1
+    part.write_bytes(content)
+    with pytest.raises(ValueError, match=r"0_0\.distcp is missing or damaged"):
+        files.load(copy / files.NEWEST)
+
+
+def test_another_number_of_ranks_is_refused_and_then_explained(pair, tmp_path, capsys):
+    """Four steps of 8 images by two ranks; one process goes on with steps of 4, after the same pictures."""
+    folder, _, _ = pair
+    words = [*two_ranks.RUN, "trainer.epochs=3"]
+    for name in ("undisturbed", "sharded"):
+        home = tmp_path / name
+        home.mkdir()
+        for path in (folder / name).iterdir():
+            os.symlink(path, home / path.name)
+        resume = f"trainer.resume={home / files.NEWEST}"
+        with pytest.raises(ValueError, match=r"2 rank\(s\) and this run has 1.*trainer\.resume_world_size=any"):
+            train_in(tmp_path / f"{name}_refused", build.compose([*words, resume]))
+        run = tmp_path / f"{name}_alone"
+        any_ranks = "trainer.resume_world_size=any"
+        train_in(run, build.compose([*words, resume, any_ranks]))
+        said = capsys.readouterr().out
+        assert "a step is 4 images instead of 8, an epoch 2 steps" in said
+
+
+def test_one_process_gets_back_what_it_gave():
+    assert (distributed.rank(), distributed.world_size()) == (0, 1)
+    assert distributed.once(max, 3, 4) == 4
+    assert distributed.gathered("x") == ["x"]
+    assert distributed.signalled(None) is None
+    assert distributed.signalled(15) == 15
+    images = {3: "a"}
+    assert distributed.joined(images) is images
+    values = torch.ones(3)
+    assert distributed.averaged(values) is values
+
+
+def test_a_rank_is_not_ended_by_the_same_signal_twice():
+    interrupt = Interrupt(is_rank=True)
+    interrupt._note(15, None)
+    interrupt._note(15, None)
+    assert interrupt.number == 15
+
+
+def test_words_for_hardware(small):
+    cases = {
+        "trainer.hardware.devices=0": "number >= 1 or auto",
+        "trainer.hardware.devices=two": "number >= 1 or auto",
+        "trainer.hardware.sync_bn=true": "CUDA only.*freeze_norm",
+    }
+    for word, told in cases.items():
+        hardware = build.trainer(small(word, *(["trainer.hardware.devices=2"] if "sync" in word else []))).hardware
+        with pytest.raises(ValueError, match=told):
+            _ = hardware.num_ranks
+    for word, told in {"strategy=zero": "ddp or fsdp", "sync_bn=maybe": "true, false or auto"}.items():
+        with pytest.raises(ValueError, match=told):
+            build.trainer(small(f"trainer.hardware.{word}"))
+    with pytest.raises(ValueError, match="torchrun has started 4 ranks"):
+        build.trainer(small("trainer.hardware.devices=2")).hardware.refuse_ranks(4)
+    assert build.trainer(small("trainer.hardware.devices=auto")).hardware.num_ranks >= 1

@@ -1,0 +1,194 @@
+"""What one of two ranks does for `test_distributed.py`, which does the same alone and compares.
+
+`python two_ranks.py FOLDER` with RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT in the environment; everything found is
+saved in FOLDER. All checks share the two processes: starting them costs more than the checks.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from detr_exp import build
+from detr_exp.cli import status_of
+from detr_exp.structures import Batch, Targets
+from detr_exp.train import train_in
+from detr_exp.trainer import distributed
+from detr_exp.trainer.sharding import whole
+from detr_exp.trainer.signals import Interrupted
+from detr_exp.trainer.trainer import Trainer
+from detr_exp.trainer.validation import evaluate_split
+
+SHAPES = (
+    "data=shapes",
+    "data.source.size=64",
+    "data.train=8",
+    "data.val=5",
+    "data.test=0",
+    "data.num_workers=0",
+    "data/augment=none",
+    "tracker=none",
+    "trainer/hardware=cpu",
+    "trainer.hardware.amp=null",
+    "trainer.hardware.threads=1",
+    "trainer.batch_size=2",
+    "trainer.eval_batch_size=1",
+    "trainer.progress_bar=none",
+    "trainer.num_pictures=0",
+    "trainer.clip_max_norm=null",
+    "model.image_size=[64,64]",
+)
+RTDETR = (
+    "model.num_queries=20",
+    "model.num_denoising=0",
+    "model.num_layers=2",
+    "model.hidden_dim=32",
+    "model.num_heads=4",
+    "model.dim_feedforward=32",
+    "model.neck.hidden_dim=32",
+    "model.neck.dim_feedforward=32",
+    "model.backbone.widths=[8,16,24,32]",
+)
+RFDETR = (
+    "loss=ia_bce",
+    "model.backbone.width=32",
+    "model.backbone.num_heads=2",
+    "model.backbone.patch_size=8",
+    "model.backbone.out_blocks=[1,2]",
+    "model.hidden_dim=32",
+    "model.dim_feedforward=32",
+    "model.num_heads=2",
+    "model.num_cross_heads=4",
+    "model.num_layers=1",
+    "model.num_queries=10",
+    "model.num_groups=2",
+)
+NETWORKS = {
+    "boxes": ("model=rtdetrv2_tiny", *RTDETR),
+    "rfdetr": ("model=rfdetr", *RFDETR),
+    "masks": ("model=rfdetr_seg", *RFDETR),
+    "keypoints": ("model=rfdetr_keypoint", *RFDETR),
+}
+RUN = (
+    *SHAPES,
+    *(word for word in RTDETR if "num_denoising" not in word),
+    "model=rtdetrv2_tiny",
+    "model.num_denoising=10",
+    "data/augment=rtdetr",
+    "data.multi_scale=[64,96]",
+    "trainer.grad_accum_steps=2",
+    "trainer.epochs=2",
+    "trainer.log_every_steps=1",
+    "trainer.deterministic=true",
+    "optim.lr=1e-3",
+)
+
+
+def empty(batch: Batch) -> Batch:
+    """The same pictures without objects."""
+    targets = batch.targets
+    none = {
+        name: value[:0]
+        for name in ("labels", "boxes", "masks", "keypoints")
+        if (value := getattr(targets, name)) is not None
+    }
+    return replace(batch, targets=Targets(**none, counts=(0,) * len(targets.counts)))
+
+
+def one_step(
+    *words: str, folder: Path, emptied: int | None = None, poisoned: int | None = None, frozen_norms: bool = False
+) -> dict[str, Any]:
+    """One step of SGD with rate 1, so that the change of the weights is the gradient.
+
+    Args:
+        words: of the command line.
+        folder: of the run.
+        emptied: part of the step (a micro-batch of one process, or a rank) whose pictures have no objects.
+        poisoned: part of the step whose loss is not a number.
+        frozen_norms: leave batch norms as they are.
+    """
+    cfg = build.compose([*SHAPES, *words])
+    torch.manual_seed(0)
+    trainer = build.trainer(cfg)
+    run = build.run(cfg, folder)
+    state = trainer.start(run)
+    state.optimizer = torch.optim.SGD(state.network.parameters(), lr=1.0)
+    for group in state.optimizer.param_groups:
+        group["initial_lr"] = 1.0
+    state.schedule = lambda step: 1.0
+    state.network.train()
+    for module in state.network.modules():
+        if frozen_norms and isinstance(module, nn.modules.batchnorm._BatchNorm):
+            module.eval()
+    state.loader.batch_sampler.set_epoch(0)
+    window = [batch for batch, _ in zip(state.loader, range(state.grad_accum_steps))]
+    part = {distributed.rank(): 0} if distributed.world_size() > 1 else {i: i for i in range(len(window))}
+    if emptied in part:
+        window[part[emptied]] = empty(window[part[emptied]])
+    if poisoned in part:
+        window[part[poisoned]].images = window[part[poisoned]].images.float() * float("nan")
+    before = {name: whole(p).detach().clone() for name, p in state.network.named_parameters()}
+    terms, skipped = trainer.train_step(run, state, window)
+    after = {name: whole(p).detach() for name, p in state.network.named_parameters()}
+    return {
+        "gradient": {name: before[name] - after[name] for name in before},
+        "terms": dict(zip(state.term_names, terms.tolist())),
+        "skipped": float(skipped),
+        "evaluation": evaluate_split(trainer, run, state, "val", "raw", True),
+    }
+
+
+def run_in(folder: Path, *words: str, ends_at: int | None = None) -> None:
+    """A training; with `ends_at` the last rank gets a signal in that step."""
+    step = Trainer.train_step
+
+    def step_then_signal(self: Trainer, run: Any, state: Any, window: Any) -> Any:
+        if state.step + 1 == ends_at and distributed.rank() == distributed.world_size() - 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return step(self, run, state, window)
+
+    Trainer.train_step = step_then_signal  # type: ignore[method-assign]
+    try:
+        train_in(folder, build.compose([*RUN, *words]))
+    finally:
+        Trainer.train_step = step  # type: ignore[method-assign]
+
+
+def main(folder: Path) -> None:
+    torch.set_num_threads(1)
+    found: dict[str, Any] = {}
+    with distributed.process_group(torch.device("cpu"), status_of):
+        for name, words in NETWORKS.items():
+            found[name] = one_step(*words, folder=folder)
+            found[f"{name}, one rank without objects"] = one_step(*words, folder=folder, emptied=1)
+        found["frozen"] = one_step(*NETWORKS["boxes"], folder=folder, frozen_norms=True)
+        found["bad"] = one_step(*NETWORKS["boxes"], folder=folder, poisoned=1)
+        fsdp = ("trainer.hardware.strategy=fsdp",)
+        found["fsdp"] = one_step(*NETWORKS["boxes"], *fsdp, folder=folder)
+        found["fsdp, masks"] = one_step(*NETWORKS["masks"], *fsdp, folder=folder)
+        run_in(folder / "undisturbed")
+        try:
+            run_in(folder / "resumed", ends_at=3)
+        except Interrupted as ending:
+            found["ended by"] = ending.number
+        run_in(folder / "resumed", "trainer.resume=auto")
+        run_in(folder / "sharded", *fsdp)
+        try:
+            run_in(folder / "sharded_resumed", *fsdp, ends_at=3)
+        except Interrupted:
+            run_in(folder / "sharded_resumed", *fsdp, "trainer.resume=auto")
+        torch.save(found, folder / f"rank{distributed.rank()}.pt")
+        if distributed.rank() == 1:
+            raise ValueError("rank 1 has had enough")
+        distributed.once(str)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
