@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
+import pickle
+import re
 import signal
 import sqlite3
 import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
+from detr_exp import launch
+from detr_exp.mistakes import ConfigError
 from detr_exp.trainer import checkpoint as files
+from detr_exp.trainer.ending import PrunedError
+from detr_exp.trainer.signals import Interrupted
 
 TRAIN = [sys.executable, "-m", "detr_exp.train"]
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "detr_exp.train"]
@@ -106,3 +114,46 @@ def test_a_mistake_of_the_user_costs_one_message(tmp_path: Path) -> None:
     assert run.returncode == 2
     assert "Traceback" not in told
     assert told.count("/absent") == 1
+
+
+@pytest.mark.parametrize("ending", [Interrupted(15), PrunedError(0.5, 3)])
+def test_endings_travel_from_the_ranks_to_the_process_that_started_them(ending: Exception) -> None:
+    told = pickle.loads(pickle.dumps(ending))
+    assert type(told) is type(ending)
+    assert (str(told), vars(told)) == (str(ending), vars(ending))
+
+
+@pytest.mark.parametrize(
+    ("exitcode", "message", "kind", "words"),
+    [
+        (2, "ConfigError: data.root is wrong", ConfigError, "^data.root is wrong$"),
+        (-9, "Signal 9 (SIGKILL)", launch.RanksFailed, "rank 1 was ended by SIGKILL.*trainer.resume=auto"),
+        (1, "KeyError: 'x'", launch.RanksFailed, "rank 1 failed"),
+        (-15, "", Interrupted, "SIGTERM"),
+        (130, "", Interrupted, "SIGINT"),
+    ],
+)
+def test_what_the_parent_makes_of_a_failed_rank(exitcode: int, message: str, kind: type, words: str) -> None:
+    failure = SimpleNamespace(exitcode=exitcode, message=message, timestamp=0)
+    error = launch._reason(SimpleNamespace(failures={1: failure}))
+    assert type(error) is kind
+    assert re.search(words, str(error))
+
+
+def test_a_signal_goes_to_the_ranks_once_and_the_second_time_ends_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    sent: list[tuple[int, int]] = []
+    ranks: list[SimpleNamespace] = []
+    monkeypatch.setattr(multiprocessing, "active_children", lambda: ranks)
+    monkeypatch.setattr(os, "kill", lambda pid, number: sent.append((pid, number)))
+    before = signal.getsignal(signal.SIGTERM)
+    with launch._Forwarding() as forwarding:
+        forwarding._note(signal.SIGTERM, None)
+        forwarding.deliver()
+        assert sent == [], "there are no ranks yet"
+        ranks += [SimpleNamespace(pid=7), SimpleNamespace(pid=8)]
+        forwarding.deliver()
+        forwarding.deliver()
+        assert sent == [(7, signal.SIGTERM), (8, signal.SIGTERM)]
+        forwarding._note(signal.SIGTERM, None)
+        assert sent[2:] == [(7, signal.SIGKILL), (8, signal.SIGKILL), (os.getpid(), signal.SIGTERM)]
+    assert signal.getsignal(signal.SIGTERM) is before

@@ -13,6 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -123,10 +124,6 @@ def one_step(
     for group in state.optimizer.param_groups:
         group["initial_lr"] = 1.0
     state.schedule = lambda step: 1.0
-    state.network.train()
-    for module in state.network.modules():
-        if frozen_norms and isinstance(module, nn.modules.batchnorm._BatchNorm):
-            module.eval()
     state.loader.batch_sampler.set_epoch(0)
     window = [batch for batch, _ in zip(state.loader, range(state.grad_accum_steps))]
     part = {distributed.rank(): 0} if distributed.world_size() > 1 else {i: i for i in range(len(window))}
@@ -134,6 +131,13 @@ def one_step(
         window[part[emptied]] = empty(window[part[emptied]])
     if poisoned in part:
         window[part[poisoned]].images = window[part[poisoned]].images.float() * float("nan")
+    evaluation = evaluate_split(trainer, run, state, "val", "raw", True)
+    images = run.make_metric("val").images
+    detections = {number: torch.from_numpy(np.c_[found.boxes, found.scores]) for number, found in images.items()}
+    state.network.train()
+    for module in state.network.modules():
+        if frozen_norms and isinstance(module, nn.modules.batchnorm._BatchNorm):
+            module.eval()
     before = {name: whole(p).detach().clone() for name, p in state.network.named_parameters()}
     terms, skipped = trainer.train_step(run, state, window)
     after = {name: whole(p).detach() for name, p in state.network.named_parameters()}
@@ -141,7 +145,8 @@ def one_step(
         "gradient": {name: before[name] - after[name] for name in before},
         "terms": dict(zip(state.term_names, terms.tolist())),
         "skipped": float(skipped),
-        "evaluation": evaluate_split(trainer, run, state, "val", "raw", True),
+        "evaluation": {name: value for name, value in evaluation.items() if not name.startswith("time/")},
+        "detections": detections,
     }
 
 
