@@ -20,8 +20,10 @@ import uuid
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, cast
 
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from detr_exp.mistakes import ConfigError
@@ -52,9 +54,7 @@ class RanksFailed(RuntimeError):
     """A rank ended, and with it all others."""
 
 
-def train(
-    folder: Path, cfg: DictConfig, choices: dict[str, str], overrides: list[str], log: Any
-) -> float | None:
+def train(folder: Path, cfg: DictConfig, choices: dict[str, str], overrides: list[str], log: Any) -> float | None:
     """One training on as many ranks as `trainer.hardware.devices` says, or as `torchrun` has started.
 
     Args:
@@ -79,9 +79,14 @@ def train(
     hardware = build.trainer(cfg).hardware
     if not distributed.started_as_rank() and hardware.num_ranks == 1:
         return train_in(folder, cfg, choices=choices, overrides=overrides)
-    plain = OmegaConf.to_container(cfg, resolve=True), OmegaConf.to_container(log, resolve=True)
-    job = Job(str(folder), plain[0], dict(choices), list(overrides), plain[1])  # type: ignore[arg-type]
+    config, logs = (cast(dict[str, Any], OmegaConf.to_container(node, resolve=True)) for node in (cfg, log))
+    job = Job(str(folder), config, dict(choices), list(overrides), logs)
     if distributed.started_as_rank():
+        if HydraConfig.get().mode is RunMode.MULTIRUN:
+            raise ConfigError(
+                "torchrun has started this sweep, whose runs start their ranks themselves; leave torchrun out and say "
+                "trainer.hardware.devices=auto"
+            )
         hardware.refuse_ranks(int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
         distributed.meeting_point()[0].set(JOB, json.dumps(asdict(job)))
         return _train(job)
@@ -112,7 +117,7 @@ def follow() -> None:
 
 def dismiss() -> None:
     """Rank 0 under `torchrun` tells the others that there is nothing (more) to train, as after `--help`."""
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:  # asked without torch, which --help does not wait for
         from detr_exp.trainer import distributed
 
         store, _, _ = distributed.meeting_point()
