@@ -24,7 +24,8 @@ ALLOCATIONS = (
 )
 UPSTREAM = 1232
 TEXT = f"""
-RT-DETRv2-R18 with denoising, batch {IMAGES}: three decoder layers, the encoder, and three layers of denoising queries. Every operator is a launch on a GPU. Views and allocations are not counted; the official code dispatches {UPSTREAM}. A
+RT-DETRv2-R18 with denoising, batch {IMAGES}: three decoder layers, the encoder, three layers of denoising queries.
+Every operator is a launch on a GPU. Views and allocations are not counted; the official code dispatches {UPSTREAM}. A
 transfer is a wait for the device: the costs go to the host in one copy, and nothing else asks for a value (no `item`,
 `nonzero`, or index by a mask) in the forward pass and the criterion.
 """
