@@ -12,7 +12,6 @@ import torch
 from filelock import FileLock
 
 from detr_exp import build
-from detr_exp.metric.coco import CocoMetric
 from detr_exp.train import train_in
 from detr_exp.trainer import checkpoint as files
 from detr_exp.trainer import resume, trainer, validation
@@ -148,17 +147,20 @@ def test_a_signal_during_an_evaluation_ends_it(small, fit, tmp_path, monkeypatch
     words = (*EXACT, "trainer.evaluate_weights=both", "trainer.early_stopping=true")
     undisturbed = fit(*words, folder="undisturbed")
     evaluated = []
-    update = CocoMetric.update
+    evaluate = validation.evaluate
 
-    def signal_then_update(self, *args):
-        evaluated.append(1)
-        if len(evaluated) == {"raw": 1, "ema": 2}[which]:
-            signal.raise_signal(signal.SIGTERM)
-        return update(self, *args)
+    def evaluate_and_signal(*args, on_batch, **settings):
+        def signal_then_note(*found):
+            evaluated.append(1)
+            if len(evaluated) == {"raw": 1, "ema": 2}[which]:
+                signal.raise_signal(signal.SIGTERM)
+            on_batch(*found)
+
+        return evaluate(*args, on_batch=signal_then_note, **settings)
 
     folder = tmp_path / "ended"
     with monkeypatch.context() as patch:
-        patch.setattr(CocoMetric, "update", signal_then_update)
+        patch.setattr(validation, "evaluate", evaluate_and_signal)
         with pytest.raises(Interrupted):
             train_in(folder, small(*words))
     assert (newest(folder)["epoch"], newest(folder)["closed"]) == (1, 0)
