@@ -15,7 +15,8 @@ from detr_exp.compose import compose
 
 README = (Path(__file__).resolve().parent.parent / "README.md").read_text()
 SHELL = "\n".join(re.findall(r"```sh\n(.*?)```", README, re.DOTALL))
-COMMANDS = re.findall(r"python -m detr_exp\.(train|evaluate|predict|export|benchmark|report|compare|reproduce|sync) ([^#\n]*)", SHELL)
+NAMES = "train|evaluate|predict|export|benchmark|report|compare|reproduce|sync"
+COMMANDS = re.findall(rf"python -m detr_exp\.({NAMES}) ([^#\n]*)", SHELL)
 OWN_PART = "model/backbone=mine"  # what tests/test_extension.py does
 
 

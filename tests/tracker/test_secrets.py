@@ -58,28 +58,40 @@ class_loss:
 """
 
 
-@pytest.mark.parametrize("words", [["seed=5"], ["seed=6,7", "--multirun"]])
-def test_a_planted_secret_is_in_no_file_store_or_page(command, tiny_run, tmp_path, monkeypatch, words):
-    (tmp_path.parent / "code").mkdir(exist_ok=True)
-    monkeypatch.syspath_prepend(tmp_path.parent / "code")
-    (tmp_path.parent / "code/my_parts.py").write_text(PARTS)
-    (tmp_path.parent / "code/conf/loss").mkdir(parents=True, exist_ok=True)
-    (tmp_path.parent / "code/conf/loss/mine.yaml").write_text(OPTION)
+@pytest.fixture
+def own_loss(tmp_path_factory, monkeypatch):
+    """Words for a loss of the user's own that is given a secret in its file."""
+    code = tmp_path_factory.mktemp("code")
+    (code / "my_parts.py").write_text(PARTS)
+    (code / "conf/loss").mkdir(parents=True)
+    (code / "conf/loss/mine.yaml").write_text(OPTION)
+    monkeypatch.syspath_prepend(code)
+    return ["--config-dir", str(code / "conf"), "loss=mine", "allow_targets=[my_parts]", "tracker.tensorboard=true"]
+
+
+def assert_in_no_file(command, folder, word, found):
+    assert command(report.main, f"runs={found}", "hydra.run.dir=page") == 0
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    assert {"run.json", "config.yaml", "checkpoint.pth", "report.html"} <= {path.name for path in files}
+    assert not [path for path in files if word in path.read_bytes()]
+
+
+WORD = "loss.class_loss.api_token=hunter2-as-a-word"
+ADDRESS = "tracker.tracking_uri=http://me:hunter2@127.0.0.1:9"
+
+
+@pytest.mark.parametrize("secret", [[WORD], pytest.param([], marks=pytest.mark.slow), [ADDRESS]])
+def test_a_planted_secret_is_in_no_file_store_or_page(command, tiny_run, own_loss, tmp_path, monkeypatch, secret):
+    if ADDRESS in secret:
+        monkeypatch.setattr("detr_exp.tracker.tracker.PATIENCE", 1.0)  # there is no such server
     usual = [word for word in tiny_run if not word.startswith(("tracker", "loss"))]
-    mine = ["--config-dir", str(tmp_path.parent / "code/conf"), "loss=mine", "allow_targets=[my_parts]"]
-    planted = [
-        [],
-        ["loss.class_loss.api_token=hunter2-as-a-word"],
-        ["tracker.tracking_uri=http://me:hunter2@127.0.0.1:9"],
-    ]
-    for number, secret in enumerate(planted if len(words) == 1 else planted[1:2]):
-        where = f"hydra.run.dir=run{number}" if len(words) == 1 else "hydra.sweep.dir=sweep"
-        if number == 2:  # there is no such server
-            monkeypatch.setattr("detr_exp.tracker.tracker.PATIENCE", 1.0)
-        said = [words[0], *usual, "tracker.tensorboard=true", where, *secret]
-        assert command(train.main, *words[1:], *mine, *said) == 0
-    found = "run0,run1,run2" if len(words) == 1 else "sweep"
-    assert command(report.main, f"runs=[{found}]", "hydra.run.dir=page") == 0
-    files = [path for path in tmp_path.rglob("*") if path.is_file()]
-    assert {"mlflow.db", "run.json", "config.yaml", "checkpoint.pth", "report.html"} <= {path.name for path in files}
-    assert not [path for path in files if b"hunter2" in path.read_bytes()]
+    assert command(train.main, *own_loss, *usual, *secret, "hydra.run.dir=run") == 0
+    assert (tmp_path / "outputs/mlflow.db").exists() == (ADDRESS not in secret)
+    assert_in_no_file(command, tmp_path, b"hunter2", "run")
+
+
+@pytest.mark.slow
+def test_a_planted_secret_is_in_no_file_of_a_sweep(command, tiny_run, own_loss, tmp_path):
+    usual = [word for word in tiny_run if not word.startswith(("tracker", "loss"))]
+    assert command(train.main, "--multirun", *own_loss, *usual, WORD, "seed=6,7", "hydra.sweep.dir=sweep") == 0
+    assert_in_no_file(command, tmp_path, b"hunter2", "sweep")
