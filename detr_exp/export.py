@@ -34,7 +34,7 @@ Make a file that runs without this project, and check that it gives what the che
 
 Folding norms into convolutions and leaving out what only trains is always done. The file holds the names of the
 classes and what goes in and out, as JSON under "detr_exp" (TensorRT: beside it). A file that fails the check is kept
-as model.rejected.*, and the exit status is 1.
+as model_rejected.*, and the exit status is 1.
 """
 
 if TYPE_CHECKING:
@@ -45,10 +45,6 @@ if TYPE_CHECKING:
 
 MEASURED = ("mAP", "segm_mAP", "keypoint_mAP")
 AT_ONCE = 4  # pictures, where any number goes
-
-
-class GateError(RuntimeError):
-    """The file does not give what the checkpoint gives."""
 
 
 def export(cfg: DictConfig) -> None:
@@ -72,13 +68,14 @@ def export_in(folder: Path, cfg: DictConfig) -> Path:
         GateError: the file gives something else than the checkpoint.
     """
     from detr_exp import engines
-    from detr_exp.program import Program
+    from detr_exp.program import GateError, Program
+    from detr_exp.results import free
 
     settings = cfg.export
     detector = opened(cfg)
     data = dataset(cfg, detector) if settings.source is None or settings.max_map_drop is not None else None
     exact, graph = graphs(detector, settings)
-    path = folder / f"model{engines.SUFFIX.get(cfg.format, '')}"
+    path = free(folder / f"model{engines.SUFFIX.get(cfg.format, '')}")
     facts = description(detector, graph, settings)
     engines.write(cfg.format, graph, path, facts=facts, batch_size=settings.batch_size, half=settings.half)
     found = Program(exact, engines.open_file(cfg.format, path), settings.batch_size)
@@ -88,8 +85,8 @@ def export_in(folder: Path, cfg: DictConfig) -> Path:
         if settings.max_map_drop is not None:
             compare_map(cfg, detector, data, found)
     except GateError:
-        for written in folder.glob("model.*"):
-            written.rename(written.with_name(written.name.replace("model.", "model.rejected.", 1)))
+        for written in folder.glob(f"{path.stem}.*"):
+            written.rename(free(written.with_name(f"{path.stem}_rejected{written.suffix}")))
         raise
     return path
 
@@ -188,7 +185,7 @@ def compare_outputs(
     """
     import numpy as np
 
-    from detr_exp.program import differences
+    from detr_exp.program import GateError, differences
 
     sizes = np.array([[picture.height, picture.width] for picture in pictures])
     apart = differences(expected.outputs(pictures), found.outputs(pictures), sizes)
@@ -216,7 +213,7 @@ def compare_map(cfg: DictConfig, detector: Detector, data: Any, found: Program) 
     from detr_exp import build, engines
     from detr_exp.evaluate import category_ids_by_name, combined
     from detr_exp.model.graph import Graph
-    from detr_exp.program import Program
+    from detr_exp.program import GateError, Program
 
     plain = Graph(detector.network, preprocess=False, postprocess=False).eval()
     metric = build.metric(combined(detector.cfg, cfg), data, detector.network, category_ids_by_name(detector, data))(

@@ -45,10 +45,6 @@ if TYPE_CHECKING:
 log = logging.getLogger("detr_exp.predict")
 
 
-class UnreadableError(RuntimeError):
-    """Some pictures could not be read; all others were."""
-
-
 def predict(cfg: DictConfig) -> None:
     """Predict into Hydra's output folder."""
     predict_in(Path(HydraConfig.get().runtime.output_dir), cfg)
@@ -71,7 +67,7 @@ def predict_in(folder: Path, cfg: DictConfig) -> Path:
     from detr_exp import build
     from detr_exp.detector import load
     from detr_exp.results import OUTPUTS
-    from detr_exp.sources import open_source
+    from detr_exp.sources import UnreadableError, open_source
     from detr_exp.trainer.console import Console
 
     if cfg.output not in OUTPUTS:

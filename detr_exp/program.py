@@ -21,6 +21,10 @@ from detr_exp.structures import Detections, MaskLogits, Outputs, Prediction
 Arrays = dict[str, np.ndarray]
 
 
+class GateError(RuntimeError):
+    """A file does not give what its checkpoint gives."""
+
+
 @dataclass(frozen=True)
 class Program:
     """A graph and something that runs it.

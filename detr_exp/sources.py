@@ -18,6 +18,10 @@ if TYPE_CHECKING:
 FILMS = {".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm"}
 
 
+class UnreadableError(RuntimeError):
+    """Some pictures could not be read; all others were."""
+
+
 @dataclass(frozen=True)
 class Item:
     """A picture that has not been read yet.

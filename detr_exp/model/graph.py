@@ -101,9 +101,12 @@ class Graph(nn.Module):
 
 
 def resized(images: Tensor, size: tuple[int, int]) -> Tensor:
-    """Bytes `[B, H, W, 3]` -> `[B, 3, h, w]` in 0..1, antialiased bilinear; within one level of evaluation's resize."""
+    """Bytes `[B, H, W, 3]` -> `[B, 3, h, w]` in 0..1: evaluation's resize, but not rounded to whole levels of 255.
+
+    Engines differ in the last digits, and rounding would make a whole level of them.
+    """
     planes = F.interpolate(images.permute(0, 3, 1, 2).float(), size=size, mode="bilinear", antialias=True)
-    return planes.round().clamp(0, 255) / 255
+    return planes.clamp(0, 255) / 255
 
 
 def sample_discretely(network: nn.Module) -> None:
