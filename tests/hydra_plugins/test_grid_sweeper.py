@@ -1,0 +1,125 @@
+"""Grids: what runs, what is written down, and what a second start does."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from filelock import FileLock
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig
+
+Sweep = Callable[..., Any]
+GRID = "optim.lr=1e-3,2e-3,3e-3,4e-3"
+
+
+def statuses(lines: list[dict[str, Any]]) -> list[tuple[int, str]]:
+    return [(line["number"], line["status"]) for line in lines]
+
+
+def broken(cfg: DictConfig) -> float:
+    if cfg.optim.lr == 1e-3:
+        raise KeyError("no such thing")
+    if cfg.optim.lr == 2e-3:
+        sys.exit("leaving")
+    return float("nan") if cfg.optim.lr == 3e-3 else 100 * cfg.optim.lr
+
+
+def mended(cfg: DictConfig) -> float:
+    return 100 * cfg.optim.lr
+
+
+def test_a_failure_is_written_down_and_repeated_only_when_asked_for(sweep: Sweep) -> None:
+    first = sweep(broken, GRID)
+    assert first.status == 1
+    assert statuses(first.lines) == [(0, "failed"), (1, "failed"), (2, "nan"), (3, "ok")]
+    assert first.lines[0]["reason"] == "KeyError: 'no such thing'"
+    assert first.lines[1]["reason"] == "it called sys.exit('leaving')"
+    assert first.lines[3]["metric"] == 0.4
+    assert first.lines[3]["overrides"] == ["optim.lr=0.004"]
+    assert {path.name for path in Path("s").iterdir() if path.is_dir()} == {line["hash"] for line in first.lines}
+    ranked = [line.split()[:2] for line in first.out.split("best first")[1].splitlines()[2:6]]
+    assert ranked == [["3", "0.004"], ["0", "0.001"], ["1", "0.002"], ["2", "0.003"]]
+    assert "3 of 4 runs failed" in first.err
+
+    again = sweep(mended, GRID)
+    assert again.status == 1, "what has failed has failed"
+    assert again.lines == first.lines, "nothing was run"
+    assert "4 of 4 runs have ended before" in again.out
+
+    retried = sweep(mended, GRID, "sweep_retry=failed")
+    assert retried.status == 0
+    assert statuses(retried.lines[4:]) == [(0, "ok"), (1, "ok"), (2, "ok")]
+
+    wider = sweep(mended, "optim.lr=4e-3,5e-3,1e-3")
+    assert wider.status == 0
+    assert [line["metric"] for line in wider.lines[7:]] == [0.5], "only what is new"
+
+
+def test_fail_fast_starts_nothing_after_a_failure(sweep: Sweep) -> None:
+    done = sweep(broken, "optim.lr=4e-3,1e-3,5e-3", "sweep_fail_fast=true")
+    assert statuses(done.lines) == [(0, "ok"), (1, "failed")]
+    assert "not run" in done.out
+    assert done.status == 1
+
+
+def test_a_sweep_that_was_stopped_goes_on(sweep: Sweep) -> None:
+    words: list[list[str]] = []
+
+    def stopped(cfg: DictConfig) -> float:
+        words.append(list(HydraConfig.get().overrides.task))
+        if len(words) == 2:  # as a training that has saved its state on SIGTERM
+            (Path(HydraConfig.get().runtime.output_dir) / "run.json").write_text("{}")
+            sys.exit(143)
+        return 1.0
+
+    first = sweep(stopped, "optim.lr=1e-3,2e-3,3e-3")
+    assert first.status == 143
+    assert statuses(first.lines) == [(0, "ok"), (1, "killed")]
+    second = sweep(stopped, "optim.lr=1e-3,2e-3,3e-3")
+    assert second.status == 0
+    assert statuses(second.lines[2:]) == [(1, "ok"), (2, "ok")]
+    assert "trainer.resume=auto" in words[2]
+    assert "trainer.resume=auto" not in words[3]
+
+
+def test_another_configuration_is_refused_with_the_difference(sweep: Sweep) -> None:
+    assert sweep(mended, GRID).status == 0
+    other = sweep(mended, GRID, "trainer.epochs=3")
+    assert other.status == 2
+    assert "trainer.epochs was 12 and is 3" in other.err
+    assert len(other.lines) == 4
+    assert sweep(mended, GRID, "data.num_workers=0").status == 0, "changes no number"
+
+
+def test_one_sweep_at_a_time_in_a_folder(sweep: Sweep) -> None:
+    Path("s").mkdir()
+    with FileLock("s/.lock"):
+        refused = sweep(mended, GRID)
+    assert refused.status == 2
+    assert "in use by a sweep" in refused.err
+
+
+def test_seeds_give_a_mean_and_a_deviation(sweep: Sweep) -> None:
+    done = sweep(lambda cfg: cfg.seed + 10 * cfg.optim.lr, "seed=1,2,3", "optim.lr=1e-3,2e-3")
+    first, second = (line.split() for line in done.out.split("over seeds")[1].splitlines()[2:4])
+    assert first == ["optim.lr=0.002", "2.0200", "1.0000", "3"]
+    assert second == ["optim.lr=0.001", "2.0100", "1.0000", "3"]
+
+
+def test_a_word_that_is_not_known_is_refused(sweep: Sweep) -> None:
+    refused = sweep(mended, GRID, "sweep_retry=all")
+    assert refused.status == 2
+    assert "sweep_retry=failed" in refused.err
+    assert "no list of values" in sweep(mended, "optim.lr=interval(1,2)").err
+
+
+def test_the_same_command_has_the_same_folder(command: Callable[..., int], capsys: pytest.CaptureFixture[str]) -> None:
+    from detr_exp import cli
+
+    for words in ([GRID, "seed=1"], ["seed=1", GRID], [GRID, "seed=2"], [GRID, "seed=1", "sweep_retry=failed"]):
+        assert command(lambda: cli.main(mended, "config", ""), "--multirun", "tracker=none", *words) == 0
+    assert len(list(Path("outputs/sweeps").iterdir())) == 2

@@ -1,0 +1,90 @@
+"""The ledger of a sweep."""
+
+from __future__ import annotations
+
+import math
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from detr_exp.trainer.ending import PrunedError, status_of
+from detr_exp.trainer.signals import Interrupted
+from detr_exp.trainer.trainer import NonFiniteError
+from hydra_plugins.detr_exp._ledger import Entry, Job, Ledger, best_first, first_line, judged
+
+
+def entry(number: int, status: str = "ok", metric: float | None = None) -> Entry:
+    return Entry(number, [f"a={number}"], f"h{number}", status, metric, 1.0, None)
+
+
+def test_the_last_line_of_a_run_counts_and_a_cut_off_line_does_not(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path)
+    assert ledger.latest() == {}
+    ledger.append(entry(0, "failed"))
+    ledger.append(entry(1))
+    with open(ledger.path, "a") as file:
+        file.write('{"number": 2, "over')
+    ledger.append(entry(0, "ok", 0.5))
+    assert [(e.number, e.status) for e in ledger.entries()] == [(0, "failed"), (1, "ok"), (0, "ok")]
+    assert ledger.latest()["h0"].metric == 0.5
+
+
+def test_many_can_write_at_once(tmp_path: Path) -> None:
+    def write(start: int) -> None:
+        for number in range(start, start + 25):
+            Ledger(tmp_path).append(entry(number))
+
+    threads = [threading.Thread(target=write, args=(start,)) for start in (0, 25, 50, 75)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(e.number for e in Ledger(tmp_path).entries()) == list(range(100))
+
+
+def test_it_holds_no_secrets(tmp_path: Path) -> None:
+    Ledger(tmp_path).record(Job(0, [], [], "h"), time.monotonic(), "failed", reason="no http://me:secret@host")
+    assert "secret" not in (tmp_path / "sweep.jsonl").read_text()
+
+
+@pytest.mark.parametrize(
+    ("value", "status"), [(0.5, "ok"), (1, "ok"), (None, "ok"), (math.nan, "nan"), (math.inf, "nan"), ("x", "failed")]
+)
+def test_a_result_is_judged(value: object, status: str) -> None:
+    assert judged(value)[0] == status
+    assert (judged(value)[2] is None) == (status == "ok")
+
+
+@pytest.mark.parametrize(
+    ("error", "status"),
+    [
+        (KeyError("x"), "failed"),
+        (NonFiniteError("x"), "nan"),
+        (MemoryError(), "oom"),
+        (RuntimeError("DefaultCPUAllocator: not enough memory: you tried to allocate"), "oom"),
+        (Interrupted(15), "killed"),
+        (KeyboardInterrupt(), "killed"),
+        (PrunedError(0.5, 3), "pruned"),
+    ],
+)
+def test_endings_have_names(error: BaseException, status: str) -> None:
+    assert status_of(error) == status
+
+
+def test_out_of_memory_on_a_device_has_a_name() -> None:
+    torch = pytest.importorskip("torch")
+    assert status_of(torch.OutOfMemoryError("x")) == "oom"
+
+
+def test_the_first_line_of_an_error_says_its_kind_unless_it_is_ours() -> None:
+    assert first_line(KeyError("a\nb")) == "KeyError: 'a\\nb'"
+    assert first_line(ValueError()) == "ValueError"
+    assert first_line(NonFiniteError("bad\nvery")) == "bad"
+
+
+def test_finished_runs_come_first_by_metric() -> None:
+    entries = [entry(0, "ok", 0.1), entry(1, "failed"), entry(2, "pruned", 0.3), entry(3, "ok", 0.9), entry(4, "ok")]
+    jobs = [Job(e.number, [], [], e.hash) for e in entries] + [Job(5, [], [], "h5")]
+    assert [job.number for job, _ in best_first(jobs, {e.hash: e for e in entries})] == [3, 2, 0, 1, 4, 5]
