@@ -63,6 +63,19 @@ def ended(small, monkeypatch):
     return run
 
 
+@pytest.fixture(scope="module")
+def one_step(small, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("one_step")
+    train_in(folder, small(*FEW, "trainer.max_steps=1"))
+    return folder
+
+
+@pytest.fixture
+def stopped(one_step, tmp_path):
+    """The folder of a run of one step."""
+    return shutil.copytree(one_step, tmp_path / "stopped")
+
+
 # ------------------------------------------------------------------------------------------------------------- SIGKILL
 
 
@@ -200,45 +213,41 @@ def test_a_run_that_had_stopped_early_does_not_train_on(small, fit, ended, tmp_p
 # ------------------------------------------------------------------------------------------------ what is said about it
 
 
-def test_files_of_other_versions_are_named(small, fit):
-    folder = fit(*FEW, "trainer.max_steps=1")
-    state = newest(folder)
-    again = small(*FEW, "trainer.max_steps=2", f"trainer.resume={folder}")
-    files.save({name: value for name, value in state.items() if name != "closed"}, folder / files.NEWEST)
+def test_files_of_other_versions_are_named(small, stopped):
+    state = newest(stopped)
+    again = small(*FEW, "trainer.max_steps=2", f"trainer.resume={stopped}")
+    files.save({name: value for name, value in state.items() if name != "closed"}, stopped / files.NEWEST)
     with pytest.raises(ValueError, match=r"another version.*it has no closed.*model\.weights="):
-        train_in(folder, again)
+        train_in(stopped, again)
     renamed = {name.replace("backbone", "body"): tensor for name, tensor in state["model"].items()}
-    files.save(state | {"model": renamed}, folder / files.NEWEST)
+    files.save(state | {"model": renamed}, stopped / files.NEWEST)
     with pytest.raises(ValueError, match=r"does not fit this network.*Missing key.*model\.weights="):
-        train_in(folder, small(*FEW, "trainer.max_steps=2", f"trainer.resume={folder}"))
+        train_in(stopped, small(*FEW, "trainer.max_steps=2", f"trainer.resume={stopped}"))
 
 
-def test_settings_that_an_older_version_did_not_know_do_not_matter(small, fit, capsys):
-    folder = fit(*FEW, "trainer.max_steps=1")
-    state = newest(folder)
+def test_settings_that_an_older_version_did_not_know_do_not_matter(small, stopped, capsys):
+    state = newest(stopped)
     del state["config"]["model"]["num_denoising"]
-    files.save(state, folder / files.NEWEST)
-    train_in(folder, small(*FEW, "trainer.max_steps=2", f"trainer.resume={folder}"))
+    files.save(state, stopped / files.NEWEST)
+    train_in(stopped, small(*FEW, "trainer.max_steps=2", f"trainer.resume={stopped}"))
     assert "resumed with model.num_denoising=10 (was not there)" in capsys.readouterr().out
 
 
-def test_differences_are_said(small, fit, capsys):
-    folder = fit(*FEW, "trainer.max_steps=1")
-    state = newest(folder)
-    files.save(state | {"data_fingerprint": "of other data"}, folder / files.NEWEST)
-    train_in(folder, small(*FEW, "trainer.max_steps=2", "optim.lr=5e-4", f"trainer.resume={folder}"))
+def test_differences_are_said(small, stopped, capsys):
+    state = newest(stopped)
+    files.save(state | {"data_fingerprint": "of other data"}, stopped / files.NEWEST)
+    train_in(stopped, small(*FEW, "trainer.max_steps=2", "optim.lr=5e-4", f"trainer.resume={stopped}"))
     said = capsys.readouterr().out
     assert "resumed with optim.lr=0.0005 (was 0.001)" in said
     assert "resumed with trainer.max_steps=2 (was 1)" in said
     assert "data that were changed since" in said
 
 
-def test_weights_for_inference_cannot_be_resumed(small, fit):
-    folder = fit(*FEW, "trainer.max_steps=1")
+def test_weights_for_inference_cannot_be_resumed(small, stopped):
     with pytest.raises(ValueError, match=r"holds weights only and cannot be resumed.*model\.weights="):
-        train_in(folder, small(f"trainer.resume={folder / files.BEST_TOTAL}"))
+        train_in(stopped, small(f"trainer.resume={stopped / files.BEST_TOTAL}"))
     with pytest.raises(ValueError, match=r"no checkpoint is there; use trainer\.resume=auto or null"):
-        train_in(folder, small("trainer.resume='~/absent.pth'"))
+        train_in(stopped, small("trainer.resume='~/absent.pth'"))
 
 
 def test_identity_ignores_what_changes_no_number(small):
