@@ -219,8 +219,9 @@ class DataSet:
         Raises:
             ValueError: it does, or the split does not exist.
         """
+        part = self.split(split)
         lacks = {
-            "masks": getattr(network, "predicts_masks", False) and not self.split(split).has_masks,
+            "masks": getattr(network, "predicts_masks", False) and not part.has_masks,
             "keypoints": getattr(network, "predicts_keypoints", False) and self.keypoints is None,
         }
         for what in (name for name, is_absent in lacks.items() if is_absent):
