@@ -180,10 +180,10 @@ def joined(images: dict[int, T]) -> dict[int, T]:
 def first_rank_first() -> Iterator[None]:
     """Rank 0 goes through the block alone (it downloads, it fills caches), then all others."""
     if rank() > 0:
-        dist.barrier()
+        gathered(None)
     yield
-    if rank() == 0 and world_size() > 1:
-        dist.barrier()
+    if rank() == 0:
+        gathered(None)
 
 
 class Silent:
