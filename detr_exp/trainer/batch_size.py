@@ -118,7 +118,9 @@ def fits_by_trial(trainer: Trainer, run: Run, network: Any) -> Callable[[int], b
                 beside = [p.new_empty(STATES - 1, *p.shape) for p in network.parameters() if p.requires_grad]
                 loss_of(trainer, run, network, images).backward()
                 del beside
-            except torch.OutOfMemoryError:
+            except RuntimeError as error:  # MPS has no class of its own for it
+                if "out of memory" not in str(error):
+                    raise
                 return False
         return True
 

@@ -100,6 +100,13 @@ def test_a_trial_ends_where_memory_ends(parts, monkeypatch):
     assert largest_that_fits(fits_by_trial(trainer, run, network), 24) == 5
     assert all(parameter.grad is None for parameter in network.parameters())
 
+    def broken(*_):
+        raise RuntimeError("sizes do not match")
+
+    monkeypatch.setattr(module, "loss_of", broken)
+    with pytest.raises(RuntimeError, match="sizes do not match"):
+        fits_by_trial(trainer, run, network)(1)
+
 
 def free_for(monkeypatch, parts, images):
     """Let the machine have memory for so many images, and a half."""
