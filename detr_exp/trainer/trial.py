@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 VARIABLE = "DETR_EXP_TRIAL"
 JOURNAL = "study.journal"
+STUDY = "sweep"
 Judge = Callable[[int, float], bool]
 
 
@@ -26,7 +27,7 @@ def judge() -> Judge | None:
     told = json.loads(os.environ[VARIABLE])
     import optuna
 
-    study = optuna.load_study(study_name=told["study"], storage=storage(Path(told["folder"])), pruner=pruner(told))
+    study = optuna.load_study(study_name=STUDY, storage=storage(Path(told["folder"])), pruner=pruner(told))
     trial = optuna.Trial(study, study.trials[told["number"]]._trial_id)
 
     def is_behind(epoch: int, value: float) -> bool:

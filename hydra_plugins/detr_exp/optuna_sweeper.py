@@ -18,7 +18,7 @@ from omegaconf import DictConfig, OmegaConf
 from detr_exp.compose import composition, refuse_unready
 from detr_exp.mistakes import ConfigError
 from detr_exp.tracker.base import RunRecord
-from detr_exp.trainer.trial import JOURNAL, VARIABLE, storage
+from detr_exp.trainer.trial import JOURNAL, STUDY, VARIABLE, storage
 from hydra_plugins.detr_exp._ledger import Entry, Job
 from hydra_plugins.detr_exp._parent import last_values
 from hydra_plugins.detr_exp._sweep import OWN_KEYS, Sweep, hash_of
@@ -26,7 +26,6 @@ from hydra_plugins.detr_exp._sweep import OWN_KEYS, Sweep, hash_of
 if TYPE_CHECKING:
     import optuna
 
-STUDY = "sweep"
 MONITOR = "monitor"
 WORDS = {"sampler": ("tpe", "random"), "pruner": ("halving", "median", "hyperband", None)}
 
@@ -196,7 +195,7 @@ class OptunaSweeper(Sweeper):
             trial = self.study.trials[trial.number]
         job = self.jobs[trial.number] = self._job(trial)
         if self.pruner is not None and len(self.objectives) == 1:
-            told = {"folder": str(self.shared.folder), "study": STUDY, "number": trial.number, "pruner": self.pruner}
+            told = {"folder": str(self.shared.folder), "number": trial.number, "pruner": self.pruner}
             told |= {"min_epochs": self.min_epochs, "reduction_factor": self.reduction_factor}
             told |= {"startup_trials": self.startup_trials}
             told |= {"max_epochs": OmegaConf.select(self._composed(job.words), "trainer.epochs", default=100)}
