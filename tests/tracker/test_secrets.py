@@ -82,8 +82,7 @@ ADDRESS = "tracker.tracking_uri=http://me:hunter2@127.0.0.1:9"
 
 @pytest.mark.parametrize("secret", [[WORD], pytest.param([], marks=pytest.mark.slow), [ADDRESS]])
 def test_a_planted_secret_is_in_no_file_store_or_page(command, tiny_run, own_loss, tmp_path, monkeypatch, secret):
-    if ADDRESS in secret:
-        monkeypatch.setattr("detr_exp.tracker.tracker.PATIENCE", 1.0)  # there is no such server
+    monkeypatch.setattr("detr_exp.tracker.tracker.PATIENCE", 1.0 if ADDRESS in secret else 300.0)
     usual = [word for word in tiny_run if not word.startswith(("tracker", "loss"))]
     assert command(train.main, *own_loss, *usual, *secret, "hydra.run.dir=run") == 0
     assert (tmp_path / "outputs/mlflow.db").exists() == (ADDRESS not in secret)
