@@ -146,6 +146,14 @@ class CocoMetric:
             )
         return rows
 
+    def operating_points(self) -> dict[str, list[dict[str, Any]]]:
+        """Per task and class the threshold with the best F1, and F1, precision and recall there.
+
+        Empty before `compute`, and on ranks that do not compute.
+        """
+        kept = ("class", *OperatingPoint._fields)
+        return {task: [{name: row[name] for name in kept} for row in self.table(task)] for task in self.curves}
+
     def metric_names(self) -> list[str]:
         """Class names as every metrics store takes them: no `/ @ % ( )`, no two alike."""
         names: list[str] = []

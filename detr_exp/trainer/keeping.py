@@ -64,6 +64,7 @@ def slim(run: Run, state: State, which: str, metrics: dict[str, float]) -> dict[
         "step": state.step,
         "metrics": metrics,
         "threshold": metrics.get("F1_threshold", USUAL_THRESHOLD),
+        "operating_points": run.make_metric("val").operating_points() if metrics else {},
         "pixel_mean": state.network.pixel_mean.flatten().tolist(),
         "pixel_std": state.network.pixel_std.flatten().tolist(),
         "image_size": list(state.network.image_size),

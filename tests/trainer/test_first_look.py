@@ -11,6 +11,7 @@ from PIL import Image
 
 from detr_exp import build
 from detr_exp.train import train_in
+from detr_exp.trainer import checkpoint as files
 from detr_exp.trainer.first_look import refuse_wrong_maps
 
 PERSON = {"id": 5, "name": "person", "keypoints": ["a", "b", "c"]}
@@ -88,6 +89,13 @@ def test_a_run_begins_with_a_sheet_of_samples(trained):
     assert Image.open(trained / "training_samples.png").width > 600
     lines = [json.loads(line) for line in (trained / "artifacts.jsonl").read_text().splitlines()]
     assert {"path": "training_samples.png", "image": "training_samples", "step": 0} in lines
+
+
+def test_the_best_checkpoint_knows_the_operating_point_of_every_class(trained):
+    best = files.load(trained / files.BEST_TOTAL)
+    (rows,) = best["operating_points"].values()
+    assert [row["class"] for row in rows] == best["classes"]
+    assert all(0 <= row[name] <= 1 for row in rows for name in ("threshold", "f1", "precision", "recall"))
 
 
 def test_few_pictures_by_heart(small, tmp_path):
