@@ -223,7 +223,8 @@ def _reason(error: Any) -> Exception:
     for number in EXIT_STATUS:  # it came before the training had begun, so there is nothing to save
         if killed_by == number or status == EXIT_STATUS[number]:
             return Interrupted(number)
-    words = str(failure.message).partition(": ")[2]
+    told = failure.message["message"] if isinstance(failure.message, dict) else str(failure.message)
+    words = told.partition(": ")[2]
     if status == 2:
         return ConfigError(words)
     ending = f"was ended by {signal.Signals(killed_by).name}" if killed_by else f"failed ({words})"
@@ -274,5 +275,5 @@ def _silence_the_launcher() -> None:
     """Its warnings and tracebacks say again what the ranks have said; `LOGLEVEL` brings them back."""
     if "LOGLEVEL" not in os.environ:
         for name in list(logging.root.manager.loggerDict):
-            if name.startswith(("torch.distributed.elastic", "torch.distributed.launcher")):
+            if name.startswith(("torch.distributed.elastic", "torch.distributed.launcher", "torch.multiprocessing")):
                 logging.getLogger(name).setLevel(logging.CRITICAL)

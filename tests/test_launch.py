@@ -13,6 +13,7 @@ import sys
 import time
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -84,9 +85,9 @@ def test_a_killed_rank_ends_the_run_which_then_goes_on_and_saves_at_a_signal(
 def test_a_sweep_of_runs_of_two_ranks(tmp_path: Path, tiny_run: list[str]) -> None:
     words = [word for word in tiny_run if not word.startswith("tracker")]
     sweep = start(tmp_path, TRAIN, "--multirun", *words, RANKS, "seed=1,2")
-    printed, told = sweep.communicate(timeout=600)
+    printed, told = sweep.communicate(timeout=1800)
     assert sweep.returncode == 0, told[-3000:]
-    assert len(list(tmp_path.glob("outputs/sweeps/*/*/*/checkpoint_best_total.pth"))) == 2
+    assert len(list(tmp_path.glob("outputs/sweeps/**/checkpoint_best_total.pth"))) == 2
     store = sqlite3.connect(tmp_path / "outputs" / "mlflow.db")
     runs = dict(store.execute("select run_uuid, status from runs"))
     children = [run for (run,) in store.execute("select run_uuid from tags where key = 'mlflow.parentRunId'")]
@@ -98,7 +99,7 @@ def test_a_sweep_of_runs_of_two_ranks(tmp_path: Path, tiny_run: list[str]) -> No
 @pytest.mark.slow
 def test_under_torchrun_there_is_one_folder(tmp_path: Path, tiny_run: list[str]) -> None:
     run = start(tmp_path, TORCHRUN, *tiny_run)
-    printed, told = run.communicate(timeout=600)
+    printed, told = run.communicate(timeout=1800)
     assert run.returncode == 0, told[-3000:]
     (folder,) = (tmp_path / "outputs").glob("*/*")
     assert (folder / files.BEST_TOTAL).exists()
@@ -110,7 +111,7 @@ def test_under_torchrun_there_is_one_folder(tmp_path: Path, tiny_run: list[str])
 @pytest.mark.slow
 def test_a_mistake_of_the_user_costs_one_message(tmp_path: Path) -> None:
     run = start(tmp_path, TRAIN, "data=coco", "data.root=/absent", "trainer/hardware=cpu", RANKS)
-    _, told = run.communicate(timeout=600)
+    _, told = run.communicate(timeout=1800)
     assert run.returncode == 2
     assert "Traceback" not in told
     assert told.count("/absent") == 1
@@ -128,12 +129,13 @@ def test_endings_travel_from_the_ranks_to_the_process_that_started_them(ending: 
     [
         (2, "ConfigError: data.root is wrong", ConfigError, "^data.root is wrong$"),
         (-9, "Signal 9 (SIGKILL)", launch.RanksFailed, "rank 1 was ended by SIGKILL.*trainer.resume=auto"),
+        (2, {"message": "ValueError: x is 3: no"}, ConfigError, "^x is 3: no$"),
         (1, "KeyError: 'x'", launch.RanksFailed, "rank 1 failed"),
         (-15, "", Interrupted, "SIGTERM"),
         (130, "", Interrupted, "SIGINT"),
     ],
 )
-def test_what_the_parent_makes_of_a_failed_rank(exitcode: int, message: str, kind: type, words: str) -> None:
+def test_what_the_parent_makes_of_a_failed_rank(exitcode: int, message: Any, kind: type, words: str) -> None:
     failure = SimpleNamespace(exitcode=exitcode, message=message, timestamp=0)
     error = launch._reason(SimpleNamespace(failures={1: failure}))
     assert type(error) is kind
