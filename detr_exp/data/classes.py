@@ -25,7 +25,7 @@ class ClassMap:
         origin: where the categories were read, for messages.
 
     Attributes:
-        classes: a name per label.
+        classes: a name per label; control characters in it are escaped, for it is shown on terminals and pages.
         category_ids: the original id per label.
         num_classes: as above, never None.
 
@@ -58,7 +58,7 @@ class ClassMap:
             self.category_ids = list(range(self.num_classes))
             known = {category.id: category for category in ordered}
             self.by_label = [known.get(i) for i in self.category_ids]
-        self.classes = [category.name if category else f"unused_{i}" for i, category in enumerate(self.by_label)]
+        self.classes = [_printable(c.name) if c else f"unused_{i}" for i, c in enumerate(self.by_label)]
         self._label_of = {i: label for label, i in enumerate(self.category_ids)}
 
     def labels(self, categories: np.ndarray) -> np.ndarray:
@@ -68,3 +68,7 @@ class ClassMap:
     def __str__(self) -> str:
         pairs = [f"{c.id} -> {label} {c.name!r}" for label, c in enumerate(self.by_label) if c is not None]
         return ", ".join(pairs[:12]) + (f", ... ({len(pairs)} in all)" if len(pairs) > 12 else "")
+
+
+def _printable(name: str) -> str:
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in name)

@@ -46,3 +46,8 @@ def test_no_objects_have_no_labels():
 def test_what_does_not_fit_is_refused(categories, mode, number, message):
     with pytest.raises(ValueError, match=message):
         ClassMap(categories, mode, number, "train.json")
+
+
+def test_names_cannot_steer_a_terminal():
+    names = ClassMap([Category(0, "\x1b[2Jcat\n"), Category(1, "größe 猫")], "contiguous", None, "train.json").classes
+    assert names == ["\\x1b[2Jcat\\n", "größe 猫"]
