@@ -1,51 +1,95 @@
-"""What tracking costs: `python scripts/bench_tracking.py`.
+"""What a training step costs beyond its arithmetic: logging, timers, checks, the tracker.
 
-Prints the time of one `log` of 20 values in the training thread (median and worst, without and with an MLflow store
-written behind it), and the time from `finish` until the store holds everything.
+python scripts/bench_tracking.py [--rounds 5] [--dry]
 """
 
 from __future__ import annotations
 
-import statistics
+import contextlib
+import io
+import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
+from statistics import median
+from types import SimpleNamespace
 
-from detr_exp.tracker.tracker import Tracker
+from measure import Row, Section, interleaved, run
+from training_step import batch_of
 
-STEPS, PAUSE = 1000, 0.005  # a step of 5 ms, faster than any real one
-VALUES = {f"train/loss_{i}": 0.123456789 * i for i in range(20)}
+from detr_exp import build
+from detr_exp.structures import Batch
+from detr_exp.trainer.signals import Interrupt
 
-
-def measure(folder: Path, tracking_uri: str | None) -> None:
-    folder.mkdir()
-    tracker = Tracker(tracking_uri=tracking_uri, project="bench", run=None, tensorboard=False, wandb=False)
-    begin = time.perf_counter()
-    tracker.start(run_dir=folder, config={"seed": 0})
-    started = time.perf_counter() - begin
-    costs = []
-    for step in range(STEPS):
-        begin = time.perf_counter()
-        tracker.log(step, VALUES)
-        costs.append(time.perf_counter() - begin)
-        time.sleep(PAUSE)
-    begin = time.perf_counter()
-    tracker.finish()
-    finished = time.perf_counter() - begin
-    median, worst = statistics.median(costs) * 1e6, max(costs) * 1e3
-    print(
-        f"{folder.name:<10} start {started * 1e3:6.1f} ms   log {median:6.1f} us (worst {worst:.1f} ms)   "
-        f"finish {finished:.2f} s"
-    )
+SIDE, IMAGES, STEPS = 320, 2, 2000
+TEXT = f"""
+The trainer's loop over {STEPS:,} steps whose arithmetic is left out, divided by what RT-DETRv2-R18's step at {SIDE} px
+takes with it (batch {IMAGES}, bf16). Every step is counted and checked, every 50th read from the device, averaged,
+written as a line of JSON and, by another thread, into an MLflow store on disk, whose import and first connection are
+left out.
+"""
 
 
-def main() -> None:
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        measure(folder / "none", None)
-        measure(folder / "new-store", f"sqlite:///{name}/mlflow.db")
-        measure(folder / "old-store", f"sqlite:///{name}/mlflow.db")
+class Same:
+    """A loader that repeats one batch."""
+
+    def __init__(self, batch: Batch, times: int) -> None:
+        self.batch, self.times = batch, times
+        self.batch_sampler = SimpleNamespace(set_epoch=lambda epoch: None, set_start=lambda batch: None)
+
+    def __iter__(self) -> Iterator[Batch]:
+        return iter([self.batch] * self.times)
+
+    def __len__(self) -> int:
+        return self.times
+
+
+def wait_for_other_threads() -> None:
+    """Until they have been idle for half a second."""
+    while True:
+        start = time.process_time()
+        time.sleep(0.5)
+        if time.process_time() - start < 0.02:
+            return
+
+
+def bench(rounds: int) -> Section:
+    with tempfile.TemporaryDirectory() as name, contextlib.redirect_stdout(io.StringIO()):
+        words = ["model=rtdetrv2", f"model.image_size=[{SIDE},{SIDE}]", "data=shapes", "data.num_workers=0"]
+        quiet = ["trainer.num_pictures=0", "trainer.progress_bar=none", f"trainer.batch_size={IMAGES}"]
+        store = [
+            f"tracker.tracking_uri=sqlite:///{name}/mlflow.db",
+            "trainer/hardware=cpu",
+            "trainer.hardware.amp=bf16",
+        ]
+        cfg = build.compose([*words, *quiet, *store])
+        folder = Path(name) / "run"
+        folder.mkdir()
+        job, trainer = build.run(cfg, folder), build.trainer(cfg)
+        job.tracker.start(run_dir=folder, config=job.config)
+        state = trainer.start(job)
+        batch = batch_of(IMAGES, SIDE)
+        batch.targets.labels %= job.data.num_classes
+        state.loader = Same(batch, STEPS)
+        step = median(interleaved({"step": lambda: trainer.train_step(job, state, [batch])}, rounds)["step"])
+        result = trainer.train_step(job, state, [batch])
+        trainer.train_step = lambda *_: result  # type: ignore[method-assign]
+        with Interrupt() as interrupt:
+            trainer.train_one_epoch(job, state, interrupt)  # opens the store
+            wait_for_other_threads()
+            start, of_thread = time.process_time(), time.thread_time()
+            trainer.train_one_epoch(job, state, interrupt)
+            own = (time.thread_time() - of_thread) / STEPS
+            job.tracker.finish()  # waits until the store has everything
+            whole = (time.process_time() - start) / STEPS
+    detail = "{:.3f} of " + f"{step * 1e3:.0f} ms"
+    rows = [
+        Row("in the training thread", own / step, "the step", 0.02, detail.format(own * 1e3)),
+        Row("with the thread that writes to MLflow", whole / step, "the step", 0.02, detail.format(whole * 1e3)),
+    ]
+    return Section("Logging, checks and tracking", rows, TEXT, packages=("torch", "mlflow"))
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run("tracking", bench, __doc__, rounds=5))

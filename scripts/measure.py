@@ -178,7 +178,9 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def number(value: float, digits: int = 3) -> str:
-    return f"{value:.0f}" if value >= 10 or value == int(value) else f"{value:.{digits}f}"
+    if value >= 10 or value in (0, 1):
+        return f"{value:.0f}"
+    return f"{value:.{digits}f}" if value >= 0.01 else f"{value:.1g}"
 
 
 def provenance(name: str, packages: Sequence[str], rounds: int) -> str:

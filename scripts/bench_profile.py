@@ -1,0 +1,90 @@
+"""What remains of a training step, beside what this machine's matrix products and convolutions reach.
+
+python scripts/bench_profile.py [--rounds 5] [--dry]
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from statistics import median
+
+import torch
+from measure import Row, Section, interleaved, run, table
+from torch import nn
+from torch.profiler import ProfilerActivity, profile
+from torch.utils.flop_counter import FlopCounterMode
+from training_step import FP32, Step, batch_of, config, ours
+
+IMAGES, SHOWN = 2, 12
+STEPS = (
+    ("RT-DETRv2-R18, 320 px", 320, ("model=rtdetrv2",)),
+    ("RF-DETR Nano, 384 px", 384, ("model=rfdetr", "loss=ia_bce")),
+)
+# kernel, channels, side of the map
+CONVOLUTIONS = ((3, 256, 40), (3, 64, 160), (1, 256, 80))
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+LAYOUTS = {"NCHW": torch.contiguous_format, "NHWC": torch.channels_last}
+TEXT = f"""
+The ratios are those of a float32 step (batch {IMAGES}) to the time its products and convolutions would take at the rate
+of the matrix product below; what lies above 1 is what could be gained at most. Operators with less than the last share
+are left out; a backward operator is counted by its own name.
+"""
+
+
+def ceilings(rounds: int) -> tuple[str, float]:
+    """A table of GFLOP/s, one thread, and the rate of the fp32 matrix product in FLOP/s."""
+    calls: dict[str, Callable[[], object]] = {}
+    work: dict[str, float] = {}
+    for name, dtype in DTYPES.items():
+        a, b = torch.randn(1600, 1024, dtype=dtype), torch.randn(1024, 1024, dtype=dtype)
+        calls[f"matmul {name}"] = lambda a=a, b=b: a @ b
+        work[f"matmul {name}"] = 2 * 1600 * 1024 * 1024
+        for kernel, channels, side in CONVOLUTIONS:
+            for layout, memory_format in LAYOUTS.items():
+                conv = nn.Conv2d(channels, channels, kernel, padding=kernel // 2, bias=False).to(dtype)
+                conv = conv.to(memory_format=memory_format)
+                x = torch.randn(1, channels, side, side, dtype=dtype).to(memory_format=memory_format)
+                label = f"{kernel}{channels}{side}{layout} {name}"
+                calls[label] = lambda conv=conv, x=x: conv(x)
+                work[label] = 2 * (kernel * channels * side) ** 2
+    with torch.no_grad():
+        seconds = {name: median(times) for name, times in interleaved(calls, rounds, warmup=2).items()}
+    rate = {name: f"{work[name] / seconds[name] / 1e9:.0f}" for name in calls}
+    rows = [["matrix product 1600 x 1024 x 1024", *(rate[f"matmul {name}"] for name in DTYPES)]]
+    for kernel, channels, side in CONVOLUTIONS:
+        for layout in LAYOUTS:
+            label = f"{kernel}{channels}{side}{layout}"
+            name = f"convolution {kernel}x{kernel}, {channels} channels, {side} x {side}, {layout}"
+            rows.append([name, *(rate[f"{label} {dtype}"] for dtype in DTYPES)])
+    return table(["GFLOP/s", *DTYPES], rows), work["matmul fp32"] / seconds["matmul fp32"]
+
+
+def shares(step: Step) -> list[tuple[str, float]]:
+    """Operators by their own share of a step's CPU time."""
+    with profile(activities=[ProfilerActivity.CPU]) as found:
+        step()
+    events = found.key_averages()
+    total = sum(event.self_cpu_time_total for event in events)
+    ranked = sorted(events, key=lambda event: -event.self_cpu_time_total)
+    return [(event.key.removeprefix("aten::"), event.self_cpu_time_total / total) for event in ranked[:SHOWN]]
+
+
+def bench(rounds: int) -> Section:
+    ceiling, rate = ceilings(rounds)
+    rows, columns = [], []
+    for name, side, words in STEPS:
+        step = ours(batch_of(IMAGES, side), config(side, *words, *FP32))
+        seconds = median(interleaved({"step": step}, rounds, warmup=2)["step"])
+        with FlopCounterMode(display=False) as counter:
+            step()
+        work = counter.get_total_flops()
+        detail = f"{work / 1e9:.0f} GFLOP in {seconds * 1e3:.0f} ms"
+        rows.append(Row(f"{name}, float32", seconds * rate / work, "its products at full rate", detail=detail))
+        columns.append([f"{operator} {share:.1%}" for operator, share in shares(step)])
+    profiles = table([name for name, *_ in STEPS], list(zip(*columns)))
+    return Section("What remains", rows, f"{TEXT}\n{profiles}\n{ceiling}")
+
+
+if __name__ == "__main__":
+    sys.exit(run("profile", bench, __doc__, rounds=5))
