@@ -78,7 +78,8 @@ NETWORKS = {
     "keypoints": ("model=rfdetr_keypoint", *RFDETR),
 }
 RUN = (
-    *SHAPES,
+    *(word for word in SHAPES if not word.startswith(("data.train", "data/augment"))),
+    "data.train=16",
     *(word for word in RTDETR if "num_denoising" not in word),
     "model=rtdetrv2_tiny",
     "model.num_denoising=10",
