@@ -124,6 +124,10 @@ class HungarianMatcher:
         matched_image, query, target = to_device(pairs, boxes.device)
         return Assignment(matched_image, query, target, pairs_per_image)
 
+    def compile(self) -> None:
+        """Compile the cost of class and box; the first steps wait for it."""
+        self._pair_costs = torch.compile(self._pair_costs, dynamic=True)  # type: ignore[method-assign]
+
     def _costs(self, predictions: Sequence[Prediction], boxes: Tensor, targets: Targets, image: Tensor) -> Tensor:
         """Class and box costs `[S, T, Q]`."""
         logits = [prediction.logits for prediction in predictions]
@@ -132,20 +136,24 @@ class HungarianMatcher:
         planes, target_boxes = boxes.permute(3, 0, 1, 2).contiguous(), targets.boxes.to(boxes.dtype)
         agnostic = torch.zeros_like(targets.labels)
         labels = [targets.labels if item.shape[-1] == logits[0].shape[-1] else agnostic for item in logits]
-
-        def cost(chunk: slice) -> Tensor:
-            evidence = torch.cat([object_logits(a, image[chunk], b[chunk]) for a, b in zip(logits, labels)])
-            if self.activation == "softmax":
-                class_cost = softmax_class_cost(evidence)
-            else:
-                class_cost = sigmoid_class_cost(evidence, self.alpha, self.gamma)
-            pair_cost = box_cost(
-                planes, target_boxes[chunk], image[chunk], cost_bbox=self.cost_bbox, cost_giou=self.cost_giou
-            )
-            return pair_cost.add_(class_cost, alpha=self.cost_class)
-
         chunks = _chunks(len(targets), boxes.shape[0] * boxes.shape[2], boxes.device)
-        return torch.cat([cost(chunk) for chunk in chunks], dim=1)
+        costs = [
+            self._pair_costs(logits, [item[chunk] for item in labels], planes, target_boxes[chunk], image[chunk])
+            for chunk in chunks
+        ]
+        return torch.cat(costs, dim=1)
+
+    def _pair_costs(
+        self, logits: list[Tensor], labels: list[Tensor], planes: Tensor, target_boxes: Tensor, image: Tensor
+    ) -> Tensor:
+        """Costs of some objects `[S, C, Q]`: the part worth compiling."""
+        evidence = torch.cat([object_logits(a, image, b) for a, b in zip(logits, labels)])
+        if self.activation == "softmax":
+            class_cost = softmax_class_cost(evidence)
+        else:
+            class_cost = sigmoid_class_cost(evidence, self.alpha, self.gamma)
+        pair_cost = box_cost(planes, target_boxes, image, cost_bbox=self.cost_bbox, cost_giou=self.cost_giou)
+        return pair_cost.add_(class_cost, alpha=self.cost_class)
 
     def _finite(self, costs: np.ndarray) -> np.ndarray:
         finite = np.isfinite(costs)

@@ -25,7 +25,7 @@ class Hardware:
         channels_last: lay activations and weights out as NHWC; `auto` follows `amp` on a CPU (where bf16
             convolutions are slow without it) and is on for CUDA.
         gradient_checkpointing: recompute backbone and encoder activations in the backward pass.
-        compile: `torch.compile` the network.
+        compile: `torch.compile` the network and, in training, the cost of matching.
         threads: of a CPU; null: one per core, shared by the ranks of this machine.
         devices: ranks of this machine, each with a device of its own: a number, or `auto`, every CUDA device there is.
             Under `torchrun` it says how many there are.

@@ -128,6 +128,8 @@ class Trainer:
             torch.backends.cudnn.benchmark = False
         network = self.hardware.place(run.network)
         run.criterion.to(self.hardware.torch_device)
+        if self.hardware.compile and hasattr(run.criterion.matcher, "compile"):
+            run.criterion.matcher.compile()
         saved = None if run.resume_from is None else read(run.resume_from, run.config)
         batch_size, grad_accum_steps = self.batch(run, network, saved)
         forward = distributed.parallel(network, self.hardware.strategy)

@@ -154,3 +154,14 @@ def test_useless_settings_are_refused():
         HungarianMatcher(activation="sigmoid", cost_class=0, cost_bbox=0, cost_giou=0, alpha=0.25, gamma=2.0)
     with pytest.raises(ValueError, match="'tanh'"):
         matcher("tanh")
+
+
+@pytest.mark.slow
+def test_compiled_costs_give_the_same_pairs():
+    eager, compiled = matcher(), matcher()
+    compiled.compile()
+    for seed, counts in enumerate([(3, 5), (0, 2), (9, 1, 4)]):
+        predictions = [prediction(3, len(counts), 40, 5, seed), prediction(1, len(counts), 40, 1, seed + 10)]
+        targets = objects(*counts, seed=seed)
+        expected, found = eager(predictions, targets), compiled(predictions, targets)
+        assert all(torch.equal(a, b) for a, b in zip(expected[:3], found[:3]))
