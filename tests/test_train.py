@@ -60,7 +60,7 @@ def test_a_drawn_seed_is_recorded(tiny_run: list[str], tmp_path: Path) -> None:
 
 
 def test_a_folder_has_one_writer(tiny_run: list[str], tmp_path: Path) -> None:
-    with train._only_writer(tmp_path), pytest.raises(Timeout):
+    with train.only_writer(tmp_path), pytest.raises(Timeout):
         FileLock(tmp_path / ".lock").acquire(timeout=0)
     with FileLock(tmp_path / ".lock"), pytest.raises(ValueError, match=r"still going on.*hydra\.run\.dir="):
         train.train_in(tmp_path, compose(tiny_run))
@@ -166,6 +166,9 @@ def test_a_sweep_is_one_thing_in_mlflow(command: Command, tiny_run: list[str], c
         assert len(values.fetchall()) == 1
         gamma = store.execute("select value from params where run_uuid = ? and key = 'loss.focal_gamma'", [run])
         assert gamma.fetchall() == [("1.5",)]
+    copied = dict(store.execute("select key, value from latest_metrics where run_uuid = ?", [parent]))
+    bests = [value for (value,) in store.execute("select value from latest_metrics where key = 'best/mAP'")]
+    assert copied["best/monitor"] == copied["best/mAP"] == max(bests), "of the best child"
     assert "DETR_EXP_PARENT_RUN" not in os.environ
 
 

@@ -1,0 +1,158 @@
+"""Searches: a total of trials whatever happens, reasons for failures, and trials that are given up."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig
+
+from detr_exp.trainer.ending import PrunedError
+from detr_exp.trainer.trial import STUDY, VARIABLE, judge, storage
+
+optuna = pytest.importorskip("optuna")
+Sweep = Callable[..., Any]
+SEARCH = ["hydra/sweeper=optuna", "optim.lr=tag(log,interval(1e-4,1e-2))", "loss=focal,vfl"]
+EPOCHS = 9
+
+
+def study() -> Any:
+    return optuna.load_study(study_name=STUDY, storage=storage(Path("s")))
+
+
+def states() -> list[str]:
+    return [trial.state.name for trial in study().trials]
+
+
+def goodness(cfg: DictConfig) -> float:
+    return 1 - abs(cfg.optim.lr - 1e-3)
+
+
+def test_the_total_is_reached_over_several_starts_and_no_draw_is_repeated(sweep: Sweep) -> None:
+    asked: list[tuple[int, float]] = []
+
+    def killed_once(cfg: DictConfig) -> float:
+        asked.append((HydraConfig.get().job.num, cfg.optim.lr))
+        if len(asked) == 3:
+            sys.exit(143)
+        return goodness(cfg)
+
+    words = [*SEARCH, "hydra.sweeper.n_trials=5", "hydra.sweeper.startup_trials=2"]
+    assert sweep(killed_once, *words).status == 143
+    assert states() == ["COMPLETE", "COMPLETE", "RUNNING"]
+    done = sweep(killed_once, *words)
+    assert done.status == 0
+    assert asked[2] == asked[3], "the trial that was stopped is gone on with"
+    assert [number for number, _ in asked] == [0, 1, 2, 2, 3, 4]
+    assert len({lr for _, lr in asked}) == 5
+    assert states() == ["COMPLETE"] * 5
+    best = max(study().trials, key=lambda trial: trial.value)
+    assert f"best: optim.lr={best.params['optim.lr']:.6g} loss={best.params['loss']}" in done.out
+    assert len(sweep(killed_once, *words).lines) == 6, "nothing is left to do"
+
+    other = sweep(killed_once, *words, "matcher.cost_class=1,2")
+    assert other.status == 2
+    assert "another study" in other.err
+
+
+def test_failures_are_failed_trials_with_their_reason(sweep: Sweep) -> None:
+    def broken(cfg: DictConfig) -> float | None:
+        number = HydraConfig.get().job.num
+        if number == 0:
+            raise MemoryError("no room")
+        return {1: float("nan"), 2: None}.get(number, goodness(cfg))
+
+    words = [*SEARCH, "hydra.sweeper.n_trials=4"]
+    done = sweep(broken, *words)
+    assert done.status == 1
+    assert states() == ["FAIL", "FAIL", "FAIL", "COMPLETE"]
+    reasons = [trial.user_attrs["reason"] for trial in study().trials[:3]]
+    assert reasons[0] == "oom: MemoryError: no room"
+    assert reasons[1] == "nan: its result is nan"
+    assert "did not give monitor" in reasons[2]
+    sweep(goodness, *words, "sweep_retry=failed")
+    assert states() == ["FAIL"] * 3 + ["COMPLETE"] * 4, "replaced, under new numbers"
+
+
+def test_trials_that_fall_behind_are_given_up(sweep: Sweep) -> None:
+    epochs: dict[int, int] = {}
+
+    def climbing(cfg: DictConfig) -> float:
+        is_behind = judge()
+        assert is_behind is not None
+        for epoch in range(1, EPOCHS + 1):
+            epochs[HydraConfig.get().job.num] = epoch
+            value = goodness(cfg) * epoch / EPOCHS
+            if is_behind(epoch, value):
+                raise PrunedError(value, epoch)
+        return value
+
+    done = sweep(climbing, *SEARCH, "hydra.sweeper.n_trials=8", f"trainer.epochs={EPOCHS}")
+    assert done.status == 0, "giving up is no failure"
+    assert VARIABLE not in os.environ
+    pruned = [trial.number for trial in study().trials if trial.state.name == "PRUNED"]
+    assert pruned
+    assert [line["number"] for line in done.lines if line["status"] == "pruned"] == pruned
+    assert all(epochs[number] < EPOCHS for number in pruned)
+    assert all(epochs[number] == EPOCHS for number in epochs if number not in pruned)
+
+
+@pytest.mark.parametrize("pruner", ["halving", "median", "hyperband"])
+def test_every_pruner_gives_up_the_last_of_many(pruner: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = optuna.create_study(study_name=STUDY, storage=storage(tmp_path), direction="maximize")
+    told = {"folder": str(tmp_path), "pruner": pruner, "min_epochs": 1, "reduction_factor": 3}
+    told |= {"startup_trials": 2, "max_epochs": EPOCHS}
+    ended = {}
+    for number, height in enumerate((9.0, 8.0, 7.0, 6.0, 5.0, 1.0)):
+        made.ask()
+        monkeypatch.setenv(VARIABLE, json.dumps({**told, "number": number}))
+        is_behind = judge()
+        assert is_behind is not None
+        ended[number] = next((epoch for epoch in range(1, EPOCHS + 1) if is_behind(epoch, height * epoch)), EPOCHS + 1)
+        made.tell(number, state=optuna.trial.TrialState.PRUNED) if ended[number] <= EPOCHS else made.tell(
+            number, height
+        )
+    assert ended[0] == EPOCHS + 1
+    assert ended[5] <= EPOCHS
+
+
+def test_a_run_of_its_own_knows_of_no_study(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(VARIABLE, raising=False)
+    assert judge() is None
+
+
+def test_several_objectives_give_a_front(sweep: Sweep) -> None:
+    def two_sided(cfg: DictConfig) -> float:
+        assert judge() is None, "no trial is given up"
+        folder = Path(HydraConfig.get().runtime.output_dir)
+        size = {1: 10.0, 2: 30.0, 3: 20.0}[cfg.model.num_layers]
+        (folder / "metrics.jsonl").write_text(json.dumps({"step": 1, "time/val_network_ms": size}) + "\n")
+        return 0.1 * cfg.model.num_layers
+
+    done = sweep(two_sided, "sweep=accuracy_speed", "hydra/launcher=basic", "hydra.sweeper.n_trials=6")
+    assert done.status == 0, done.err
+    front = {trial.params["model.num_layers"] for trial in study().best_trials}
+    assert "2" not in front, "three layers are better and quicker here"
+    assert "not beaten in everything" in done.out
+    assert "time/val_network_ms" in done.out.split("best first")[1]
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["hydra.sweeper.pruner=asha"], "halving, median, hyperband, null"),
+        (["hydra.sweeper.n_trials=0"], "use 1 or more"),
+        (["loss=ce", "loss.focal_gamma=interval(1,2)"], "loss=ce has no key focal_gamma"),
+    ],
+)
+def test_a_search_that_cannot_work_is_refused_before_it_starts(sweep: Sweep, words: list[str], told: str) -> None:
+    refused = sweep(goodness, *SEARCH, *words)
+    assert refused.status == 2
+    assert told in refused.err
+    assert not refused.lines

@@ -1,0 +1,40 @@
+"""A training that is given up because others of its study are ahead."""
+
+from __future__ import annotations
+
+import json
+import pickle
+from pathlib import Path
+
+import pytest
+
+from detr_exp.compose import compose
+from detr_exp.train import train_in
+from detr_exp.trainer import trial
+from detr_exp.trainer.ending import PrunedError
+
+
+def test_it_ends_after_that_evaluation_and_keeps_its_files(
+    tiny_run: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    heard: list[tuple[int, float]] = []
+
+    def judge() -> trial.Judge:
+        return lambda epoch, value: heard.append((epoch, value)) or epoch == 2  # type: ignore[func-returns-value]
+
+    monkeypatch.setattr(trial, "judge", judge)
+    with pytest.raises(PrunedError) as given_up:
+        train_in(tmp_path, compose([*tiny_run, "trainer.epochs=5", "trainer.max_steps=null"]))
+    assert [epoch for epoch, _ in heard] == [1, 2]
+    assert given_up.value.best == max(value for _, value in heard)
+    assert json.loads((tmp_path / "run.json").read_text())["status"] == "pruned"
+    for name in ("checkpoint.pth", "checkpoint_best_total.pth"):
+        assert (tmp_path / name).is_file()
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert sum("val/mAP" in line for line in lines) == 2
+    assert "best/mAP" in lines[-1]
+
+
+def test_its_ending_travels_between_processes() -> None:
+    copy = pickle.loads(pickle.dumps(PrunedError(0.5, 3)))
+    assert (copy.best, copy.epoch, str(copy)) == (0.5, 3, "given up after epoch 3: other trials were ahead")
