@@ -249,6 +249,8 @@ def parallel(network: nn.Module, strategy: str) -> nn.Module:
         return network
     if strategy == "fsdp":
         return shard(network)
+    # of depthwise weights, whose memory layout has two names; nothing a user could change
+    warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # newer versions of torch give the argument another name
         return DistributedDataParallel(network, broadcast_buffers=False, gradient_as_bucket_view=True)
