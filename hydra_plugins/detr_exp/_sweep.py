@@ -16,6 +16,7 @@ from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.plugins import Plugins
 from hydra.core.utils import JobReturn
+from hydra.errors import InstantiationException
 from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext
 from omegaconf import DictConfig, OmegaConf
@@ -58,9 +59,14 @@ class Sweep:
         config.hydra.sweep.dir = str(self.folder)
         self.task = RecordedTask(task_function, self.folder, fail_fast=bool(config.get("sweep_fail_fast")))
         self.ledger = self.task.ledger
-        self.launcher: Launcher = Plugins.instance().instantiate_launcher(
-            hydra_context=hydra_context, task_function=self.task, config=config
-        )
+        try:
+            self.launcher: Launcher = Plugins.instance().instantiate_launcher(
+                hydra_context=hydra_context, task_function=self.task, config=config
+            )
+        except InstantiationException as error:
+            if isinstance(error.__cause__, ConfigError):
+                raise error.__cause__ from None  # the launcher's own words
+            raise
 
     @contextmanager
     def held(self) -> Iterator[None]:

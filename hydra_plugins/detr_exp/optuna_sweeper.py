@@ -49,22 +49,26 @@ class OptunaSweeper(Sweeper):
         reduction_factor: int,
         objectives: Mapping[str, str],
     ) -> None:
-        for name, value in (("sampler", sampler), ("pruner", pruner)):
-            if value not in WORDS[name]:
-                choices = ", ".join(str(word or "null") for word in WORDS[name])
-                raise ConfigError(f"hydra.sweeper.{name} is {value!r}; use one of {choices}")
-        for name, number, least in (("n_trials", n_trials, 1), ("min_epochs", min_epochs, 1)):
-            if number < least:
-                raise ConfigError(f"hydra.sweeper.{name} is {number}; use {least} or more")
-        if reduction_factor < 2:
-            raise ConfigError(f"hydra.sweeper.reduction_factor is {reduction_factor}; use 2 or more")
-        if not set(objectives.values()) <= {"maximize", "minimize"}:
-            raise ConfigError(f"hydra.sweeper.objectives is {dict(objectives)}; each is maximize or minimize")
         self.params, self.n_trials, self.sampler, self.seed = params, n_trials, sampler, seed
         self.startup_trials, self.pruner, self.min_epochs = startup_trials, pruner, min_epochs
         self.reduction_factor, self.objectives = reduction_factor, dict(objectives)
 
+    def _refuse_wrong_settings(self) -> None:
+        """Not done by the constructor, whose errors Hydra would wrap in its own."""
+        for name, value in (("sampler", self.sampler), ("pruner", self.pruner)):
+            if value not in WORDS[name]:
+                choices = ", ".join(str(word or "null") for word in WORDS[name])
+                raise ConfigError(f"hydra.sweeper.{name} is {value!r}; use one of {choices}")
+        for name, number, least in (("n_trials", self.n_trials, 1), ("min_epochs", self.min_epochs, 1)):
+            if number < least:
+                raise ConfigError(f"hydra.sweeper.{name} is {number}; use {least} or more")
+        if self.reduction_factor < 2:
+            raise ConfigError(f"hydra.sweeper.reduction_factor is {self.reduction_factor}; use 2 or more")
+        if not set(self.objectives.values()) <= {"maximize", "minimize"}:
+            raise ConfigError(f"hydra.sweeper.objectives is {self.objectives}; each is maximize or minimize")
+
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
+        self._refuse_wrong_settings()
         try:
             import optuna
         except ModuleNotFoundError:
