@@ -9,6 +9,8 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+SHOWN_FROM = 0.5  # of a keypoint's confidence; annotated ones have 1 or 2
+
 
 def colour(index: int) -> tuple[int, int, int]:
     """A colour for a class: golden-ratio steps around the hue circle, so that neighbours differ."""
@@ -36,7 +38,8 @@ def draw_objects(
         names: class names; an index beyond them is shown as a number.
         scores: 0..1 per object; None for ground truth.
         masks: `[n, H, W]` bool.
-        keypoints_px: `[n, K, 3]` x, y in pixels and a confidence or visibility; points at or below 0 are left out.
+        keypoints_px: `[n, K, 3]` x, y in pixels and a confidence or visibility; points below 0.5 (unlabelled, or
+            likelier not there than there) are left out.
         skeletons: per class the pairs of 0-based keypoint indices that are joined by a line.
     """
     pixels = image
@@ -71,11 +74,11 @@ def draw_objects(
 
 def _draw_keypoints(canvas: ImageDraw.ImageDraw, points: np.ndarray, lines, ink, width: int) -> None:
     for a, b in lines:
-        if points[a, 2] > 0 and points[b, 2] > 0:
+        if min(points[a, 2], points[b, 2]) >= SHOWN_FROM:
             canvas.line([tuple(points[a, :2]), tuple(points[b, :2])], fill=ink, width=width)
     radius = 1.5 * width
     for x, y, seen in points:
-        if seen > 0:
+        if seen >= SHOWN_FROM:
             canvas.ellipse((x - radius, y - radius, x + radius, y + radius), fill=(255, 255, 255), outline=ink)
 
 

@@ -247,7 +247,29 @@ def put_back(saved: dict[str, Any], run: Run, state: State) -> list[str]:
     if saved["data_fingerprint"] != run.data.fingerprint:
         told.append("resumed with data that were changed since; the run is no repetition of an undisturbed one")
     told += _reposition(saved, state)
+    for which in distributed.once(
+        _without_best_file, run, [which for which, best in state.best.items() if best.best_raw is not None]
+    ):
+        state.best[which].forget()
+        told.append(f"resumed without {files.BEST[which]}, which was not beside it; the best is sought anew from here")
     return [*told, f"resumed {run.resume_from} at step {state.step} (epoch {state.epoch + 1})"]
+
+
+def _without_best_file(run: Run, evaluated: list[str]) -> list[str]:
+    """Bring the best checkpoints along where a run goes on in another folder.
+
+    Returns:
+        the weights whose best checkpoint is lost.
+    """
+    assert run.resume_from is not None
+    lost = []
+    for which in evaluated:
+        here, there = run.output_dir / files.BEST[which], run.resume_from.parent / files.BEST[which]
+        if not here.exists() and there.is_file():
+            files.duplicate(there, here)
+        elif not here.exists():
+            lost.append(which)
+    return lost
 
 
 def _compared(saved: dict[str, Any], config: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -35,6 +35,10 @@ class BestMetric:
         self.best, self.best_raw, self.best_epoch = smoothed, value, epoch
         return True
 
+    def forget(self) -> None:
+        """Let the next value be the best; its checkpoint is lost."""
+        self.best = self.best_raw = self.best_epoch = None
+
     def state_dict(self) -> dict:
         return asdict(self)
 

@@ -93,9 +93,7 @@ def test_classes_without_objects(roboflow):
 
 @pytest.mark.parametrize("name", ["turn_left", "RightArrow", "hand-L", "left"])
 def test_names_of_directions_are_pointed_out_under_flips(roboflow, name):
-    root = roboflow(
-        train=document(categories=[{"id": 7, "name": name}, {"id": 3, "name": "leftover"}])
-    )
+    root = roboflow(train=document(categories=[{"id": 7, "name": name}, {"id": 3, "name": "leftover"}]))
     assert only(kinds(root, augment=Augment(flip=0.5)), "name a direction") == [repr(name)]
     assert not any("direction" in kind for kind in kinds(root))
 

@@ -233,6 +233,21 @@ def test_settings_that_an_older_version_did_not_know_do_not_matter(small, stoppe
     assert "resumed with model.num_denoising=10 (was not there)" in capsys.readouterr().out
 
 
+def test_a_checkpoint_that_stands_alone_goes_on_and_seeks_its_best_anew(small, stopped, tmp_path, capsys):
+    alone = tmp_path / "alone" / files.NEWEST
+    alone.parent.mkdir()
+    alone.write_bytes((stopped / files.NEWEST).read_bytes())
+    assert newest(stopped)["best"]["ema"]["best_raw"] is not None
+    words = (*FEW, "trainer.max_steps=2", f"trainer.resume={alone}")
+    train_in(tmp_path / "without", small(*words))
+    assert f"resumed without {files.BEST['ema']}" in capsys.readouterr().out
+    assert files.load(tmp_path / "without" / files.BEST_TOTAL)["step"] == 2
+    (alone.parent / files.BEST["ema"]).write_bytes((stopped / files.BEST["ema"]).read_bytes())
+    train_in(tmp_path / "with", small(*words))
+    assert "resumed without" not in capsys.readouterr().out
+    assert (tmp_path / "with" / files.BEST_TOTAL).is_file()
+
+
 def test_differences_are_said(small, stopped, capsys):
     state = newest(stopped)
     files.save(state | {"data_fingerprint": "of other data"}, stopped / files.NEWEST)
