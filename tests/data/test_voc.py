@@ -131,8 +131,11 @@ def test_missing_files_are_named(tmp_path):
         voc(str(tmp_path / "VOC2007" / "JPEGImages"), {})
 
 
-def test_bccd_as_voc_gives_the_same_targets(real_data, tmp_path):
-    source = real_data / "bccd_coco" / "valid"
+@pytest.mark.parametrize(
+    ("folder", "split", "pictures"), [("train", "train", 205), ("valid", "val", 87), ("test", "test", 72)]
+)
+def test_bccd_as_voc_gives_the_same_targets(real_data, tmp_path, folder, split, pictures):
+    source = real_data / "bccd_coco" / folder
     document = json.loads((source / "_annotations.coco.json").read_text())
     classes = {c["id"]: c["name"] for c in document["categories"]}
     (tmp_path / "train").mkdir()
@@ -144,9 +147,9 @@ def test_bccd_as_voc_gives_the_same_targets(real_data, tmp_path):
         text = annotation(*((name, (x, y, x + w, y + h)) for name, (x, y, w, h) in boxes))
         (tmp_path / "train" / image["file_name"]).with_suffix(".xml").write_text(text)
     ours = voc(str(tmp_path), {}, names=list(classes.values())).read["train"]()
-    theirs = coco(str(real_data / "bccd_coco"), {}).read["val"]()
+    theirs = coco(str(real_data / "bccd_coco"), {}).read[split]()
     of_file = {os.path.basename(theirs.name(i)): theirs.objects(i) for i in range(len(theirs))}
-    assert len(ours) == len(theirs) == 87
+    assert len(ours) == len(theirs) == pictures
     for i in range(len(ours)):
         expected = of_file[os.path.basename(ours.name(i))]
         np.testing.assert_allclose(ours.objects(i).boxes_xyxy, expected.boxes_xyxy, atol=1e-3)
