@@ -80,12 +80,11 @@ class GridSweeper(Sweeper):
         return composition(self.shared.loader, self.shared.config.hydra.job.config_name, job.words).cfg
 
     def _typical(self, jobs: Sequence[Job]) -> Iterator[Job]:
-        """Jobs that show whether all can be composed: each value together with each choice of options."""
+        """Jobs that show whether all can be composed: one for each choice of options, as all have the same keys."""
         groups = groups_of(self.shared.loader.repository)
         seen: set[tuple[str, ...]] = set()
         for job in jobs:
-            choices = [word for word in job.words if word.partition("=")[0] in groups]
-            news = {(*choices, word) for word in job.words} - seen
-            if news:
-                seen |= news
+            choices = tuple(word for word in job.words if word.partition("=")[0] in groups)
+            if choices not in seen:
+                seen.add(choices)
                 yield job
