@@ -25,19 +25,9 @@ def xyxy_to_cxcywh(boxes: Tensor) -> Tensor:
     return torch.cat(((low + high) * 0.5, high - low), dim=-1)
 
 
-def box_area(boxes: Tensor) -> Tensor:
-    """Areas `[...]` of xyxy boxes; zero where a side is negative."""
-    return (boxes[..., 2:] - boxes[..., :2]).clamp(min=0).prod(-1)
-
-
 def box_iou(a: Tensor, b: Tensor) -> Tensor:
     """Intersection over union of xyxy boxes, pair by pair, in 0..1."""
     return iou_and_giou(a, b)[0]
-
-
-def generalized_box_iou(a: Tensor, b: Tensor) -> Tensor:
-    """Generalised IoU of xyxy boxes, pair by pair, in -1..1."""
-    return iou_and_giou(a, b)[1]
 
 
 def iou_and_giou(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
