@@ -27,7 +27,7 @@ class Curves:
     Attributes:
         precision: `[T, R, K, A, M]`.
         recall: `[T, K, A, M]`.
-        matches: per category the detections at IoU 0.5 that are not ignored: `scores [n]`, `hits [n]` bool.
+        matches: per category the detections at IoU 0.5 that are not ignored, best first: `scores [n]`, `hits [n]` bool.
         objects: `[K]` objects per category that are not ignored.
     """
 
@@ -120,49 +120,54 @@ def evaluate(
         sigmas: with `keypoints`, the standard deviation of every point relative to the object's scale.
     """
     coco, cocoeval = load(backend)
-
-    def run(reduced: bool) -> Any:
-        evaluator = cocoeval.COCOeval(truth, detections, iou_type)
-        evaluator.print_function = _silence
-        parameters = evaluator.params
-        parameters.catIds = list(category_ids)
-        parameters.maxDets = list(max_detections)
-        if sigmas is not None:
-            parameters.kpt_oks_sigmas = np.asarray(sigmas, dtype=float)
-        if reduced:
-            evaluator.store_eval_imgs = True
-            parameters.maxDets = parameters.maxDets[-1:]
-            parameters.areaRng, parameters.areaRngLbl = parameters.areaRng[:1], parameters.areaRngLbl[:1]
-            parameters.iouThrs = parameters.iouThrs[:1]
-        with quiet(coco), quiet(cocoeval):
-            evaluator.evaluate()
-            evaluator.accumulate()
-        return evaluator
-
-    evaluator = run(reduced=False)
-    # the fast package keeps no matches unless told to; a second run that keeps only those needed costs less than
-    # one that keeps all of them
-    images = evaluator if evaluator.evalImgs else run(reduced=True)
-    num_images, num_areas = len(images.params.imgIds), len(images.params.areaRng)
-    starts = [k * num_areas * num_images for k in range(len(category_ids))]  # the first area range is "all"
-    found = [[i for i in images.evalImgs[start : start + num_images] if i is not None] for start in starts]
-    objects = [sum(np.count_nonzero(np.asarray(image["gtIgnore"]) == 0) for image in group) for group in found]
-    return Curves(
-        evaluator.eval["precision"],
-        evaluator.eval["recall"],
-        [_matches(g) for g in found],
-        np.array(objects, dtype=int),
-    )
+    evaluator = cocoeval.COCOeval(truth, detections, iou_type)
+    evaluator.print_function = _silence
+    parameters = evaluator.params
+    parameters.catIds = list(category_ids)
+    parameters.maxDets = list(max_detections)
+    if sigmas is not None:
+        parameters.kpt_oks_sigmas = np.asarray(sigmas, dtype=float)
+    with quiet(coco), quiet(cocoeval):
+        evaluator.evaluate()
+        evaluator.accumulate()
+    verdicts = _columns if hasattr(evaluator, "per_instance") else _records
+    return Curves(evaluator.eval["precision"], evaluator.eval["recall"], *verdicts(evaluator))
 
 
-def _matches(images: list[dict[str, Any]]) -> tuple[np.ndarray, np.ndarray]:
-    """Scores and hits at the first IoU threshold of the detections that count."""
-    if not images:
-        return np.zeros(0), np.zeros(0, dtype=bool)
-    scores = np.concatenate([np.asarray(image["dtScores"], dtype=float) for image in images])
-    hits = np.concatenate([np.asarray(image["dtMatches"])[0] > 0 for image in images])
-    counted = ~np.concatenate([np.asarray(image["dtIgnore"])[0].astype(bool) for image in images])
-    return scores[counted], hits[counted]
+def _columns(evaluator: Any) -> tuple[list[tuple[np.ndarray, np.ndarray]], np.ndarray]:
+    """`matches` and `objects` of `Curves` from the fast package, which hands over columns ordered by category."""
+    found, truth = evaluator.per_instance(iou_thr=evaluator.params.iouThrs[0])
+    counted = ~found["ignore"]
+    category, scores, hits = (found[name][counted] for name in ("category_id", "score", "gt_id"))
+    ends = np.searchsorted(category, evaluator.params.catIds, side="right")[:-1]
+    matches = [_ranked(*each) for each in zip(np.split(scores, ends), np.split(hits >= 0, ends))]
+    owners = truth["category_id"][~truth["ignore"]]
+    return matches, np.diff(np.searchsorted(owners, evaluator.params.catIds, side="right"), prepend=0)
+
+
+def _records(evaluator: Any) -> tuple[list[tuple[np.ndarray, np.ndarray]], np.ndarray]:
+    """The same from pycocotools' record of every image, which are ordered by category, area range and image."""
+    num_images, num_areas = len(evaluator.params.imgIds), len(evaluator.params.areaRng)
+    matches, objects = [], []
+    for k in range(len(evaluator.params.catIds)):
+        start = k * num_areas * num_images  # the first area range is "all"
+        images = [image for image in evaluator.evalImgs[start : start + num_images] if image is not None]
+        objects.append(sum(np.count_nonzero(np.asarray(image["gtIgnore"]) == 0) for image in images))
+        scores, hits, ignored = (
+            np.concatenate([np.zeros(0), *(part(image) for image in images)])
+            for part in (
+                lambda image: image["dtScores"],
+                lambda image: image["dtMatches"][0],
+                lambda image: image["dtIgnore"][0],
+            )
+        )
+        matches.append(_ranked(scores[ignored == 0], hits[ignored == 0] > 0))
+    return matches, np.array(objects, dtype=int)
+
+
+def _ranked(scores: np.ndarray, hits: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    order = np.argsort(-scores, kind="stable")
+    return scores[order], hits[order]
 
 
 @contextmanager

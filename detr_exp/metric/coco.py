@@ -197,12 +197,12 @@ class CocoMetric:
 
     def _rows(self) -> np.ndarray:
         """Box detections as `[N, 7]`: image id, x, y, width, height, score, category id."""
-        of_label = np.array(self.category_ids)
-        parts = [
-            np.column_stack([np.full(len(f.scores), image_id), f.boxes, f.scores, of_label[f.labels]])
-            for image_id, f in self.images.items()
-        ]
-        return np.concatenate(parts) if parts else np.zeros((0, 7))
+        found = list(self.images.values())
+        if not found:
+            return np.zeros((0, 7))
+        ids = np.repeat(list(self.images), [len(f.scores) for f in found])
+        boxes, scores, labels = (np.concatenate([getattr(f, n) for f in found]) for n in ("boxes", "scores", "labels"))
+        return np.column_stack([ids, boxes, scores, np.array(self.category_ids)[labels]])
 
     def _results(self, iou_type: str) -> list[dict[str, Any]]:
         """Masks or poses as annotations; their `area` is that of the mask, or of the rectangle around the points."""

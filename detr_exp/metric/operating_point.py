@@ -28,19 +28,18 @@ def best_threshold(scores: np.ndarray, hits: np.ndarray, num_objects: int) -> Op
     """The threshold with the highest F1 of one class; of equal ones the highest.
 
     Args:
-        scores: `[n]`.
+        scores: `[n]`, best first.
         hits: `[n]` whether a detection found an object.
         num_objects: objects to be found.
     """
     if num_objects == 0 or not hits.any():
         return OperatingPoint(1.0, 0.0, 0.0, 0.0)
-    order = np.argsort(-scores, kind="stable")
-    ranked, true = scores[order], np.cumsum(hits[order])
-    f1 = 2 * true / (np.arange(1, len(ranked) + 1) + num_objects)
-    f1[:-1][ranked[:-1] == ranked[1:]] = 0  # a threshold cannot stand between equal scores
+    true = np.cumsum(hits)
+    f1 = 2 * true / (np.arange(1, len(scores) + 1) + num_objects)
+    f1[:-1][scores[:-1] == scores[1:]] = 0  # a threshold cannot stand between equal scores
     best = int(np.argmax(f1))
     return OperatingPoint(
-        float(ranked[best]), float(f1[best]), float(true[best] / (best + 1)), float(true[best] / num_objects)
+        float(scores[best]), float(f1[best]), float(true[best] / (best + 1)), float(true[best] / num_objects)
     )
 
 
@@ -48,7 +47,7 @@ def best_common_threshold(matches: Sequence[tuple[np.ndarray, np.ndarray]], obje
     """The one threshold of 0.00, 0.01 ... 1.00 with the highest mean F1 over the classes that have objects.
 
     Args:
-        matches: per class `scores [n]` and `hits [n]`.
+        matches: per class `scores [n]`, best first, and `hits [n]`.
         objects: `[K]`.
     """
     curves = [_sweep(*matches[k], num_objects) for k, num_objects in enumerate(objects) if num_objects > 0]
@@ -61,8 +60,6 @@ def best_common_threshold(matches: Sequence[tuple[np.ndarray, np.ndarray]], obje
 
 def _sweep(scores: np.ndarray, hits: np.ndarray, num_objects: int) -> np.ndarray:
     """F1, precision and recall of one class at every threshold: `[3, 101]`."""
-    order = np.argsort(scores, kind="stable")
-    first = np.searchsorted(scores[order], THRESHOLDS, side="left")
-    kept = len(scores) - first
-    true = np.append(np.cumsum(hits[order][::-1])[::-1], 0)[first]
+    kept = len(scores) - np.searchsorted(scores[::-1], THRESHOLDS, side="left")
+    true = np.append(0, np.cumsum(hits))[kept]
     return np.stack([2 * true / (kept + num_objects), true / np.maximum(kept, 1), true / num_objects])

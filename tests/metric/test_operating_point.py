@@ -15,7 +15,7 @@ def f1_at(threshold: float, scores: np.ndarray, hits: np.ndarray, objects: int) 
 def random_matches(seed: int) -> tuple[np.ndarray, np.ndarray, int]:
     generator = np.random.default_rng(seed)
     n = int(generator.integers(1, 60))
-    scores = np.round(generator.random(n), 2)
+    scores = np.sort(np.round(generator.random(n), 2))[::-1]
     hits = generator.random(n) < scores
     return scores, hits, int(hits.sum() + generator.integers(1, 10))
 
