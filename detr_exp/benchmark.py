@@ -40,7 +40,7 @@ in MiB. GFLOPs are two for each multiply-add. The table is also written as bench
 """
 
 if TYPE_CHECKING:
-    from PIL import Image
+    import numpy as np
 
     from detr_exp.program import Program
 
@@ -101,7 +101,8 @@ def benchmark_in(folder: Path, cfg: DictConfig) -> list[Measured]:
     hardware, console = build.trainer(cfg).hardware, Console("rich")
     picture = _picture(cfg.benchmark.picture)
     rows: list[Measured] = []
-    console.line(f"{hardware.describe()}; {picture.width} x {picture.height} px picture; {cfg.benchmark.rounds} rounds")
+    height, width = picture.shape[:2]
+    console.line(f"{hardware.describe()}; {width} x {height} px picture; {cfg.benchmark.rounds} rounds")
     with console.progress("measuring", len(wanted) * (len(published()) if cfg.published else 1)) as meter:
         for name, network in networks(cfg):
             hardware.place(network).eval()
@@ -146,7 +147,7 @@ def of_recipe(name: str) -> Any:
 
 
 def measure(
-    name: str, network: Any, form: str, picture: Image.Image, batch_sizes: Sequence[int], rounds: int
+    name: str, network: Any, form: str, picture: np.ndarray, batch_sizes: Sequence[int], rounds: int
 ) -> Measured:
     """Time one form of a network; `network` stays as it is."""
     import numpy as np
@@ -284,14 +285,13 @@ def _labels(cfg: DictConfig, number: int) -> Any:
     )
 
 
-def _picture(path: str | None) -> Image.Image:
+def _picture(path: str | None) -> np.ndarray:
     import numpy as np
-    from PIL import Image
 
     from detr_exp.detector import as_picture
 
     noise = np.random.default_rng(0).integers(0, 256, (480, 640, 3), dtype=np.uint8)
-    return Image.fromarray(noise) if path is None else as_picture(path)
+    return noise if path is None else as_picture(path)
 
 
 def _times(call: Callable[[], object], rounds: int) -> list[float]:

@@ -81,7 +81,7 @@ class Detector:
             return []
         size = self.network.image_size
         pixels = np.stack([resized_plainly(picture, size) for picture in opened])
-        image_sizes = torch.tensor([[picture.height, picture.width] for picture in opened])
+        image_sizes = torch.tensor([picture.shape[:2] for picture in opened])
         nothing = Targets(torch.zeros(0, dtype=torch.int64), torch.zeros(0, 4), (0,) * len(opened))
         batch = Batch(torch.from_numpy(pixels), nothing, image_sizes).to(self.precision.device)
         with self.precision.autocast():
@@ -184,8 +184,8 @@ def of_this_version(path: Path) -> Iterator[None]:
         ) from error
 
 
-def as_picture(picture: Picture) -> Image.Image:
-    """An upright 8-bit RGB picture.
+def as_picture(picture: Picture) -> np.ndarray:
+    """`[H, W, 3]` uint8 RGB, upright.
 
     Raises:
         ValueError: it cannot be read, or is an array of another kind.
@@ -193,12 +193,12 @@ def as_picture(picture: Picture) -> Image.Image:
     if isinstance(picture, str | Path):
         return read_picture(Path(picture).expanduser())
     if isinstance(picture, Image.Image):
-        return ImageOps.exif_transpose(picture).convert("RGB")
+        return np.array(ImageOps.exif_transpose(picture).convert("RGB"))
     if isinstance(picture, torch.Tensor):
-        return Image.fromarray(_bytes(picture))
+        return _bytes(picture)
     if picture.ndim != 3 or picture.shape[2] != 3 or picture.dtype != np.uint8:
         raise ValueError(f"an array {list(picture.shape)} of {picture.dtype} is no picture; give [H, W, 3] uint8 RGB")
-    return Image.fromarray(picture)
+    return picture
 
 
 def _bytes(tensor: torch.Tensor) -> np.ndarray:

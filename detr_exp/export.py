@@ -38,7 +38,7 @@ as model_rejected.*, and the exit status is 1.
 """
 
 if TYPE_CHECKING:
-    from PIL import Image
+    import numpy as np
 
     from detr_exp.detector import Detector
     from detr_exp.program import Program
@@ -142,7 +142,7 @@ def description(detector: Detector, graph: Any, settings: DictConfig) -> dict[st
     }
 
 
-def pictures_of(cfg: DictConfig, data: Any) -> list[Image.Image]:
+def pictures_of(cfg: DictConfig, data: Any) -> list[np.ndarray]:
     """The pictures on which outputs are compared."""
     from detr_exp.detector import as_picture
     from detr_exp.sources import find_pictures
@@ -173,7 +173,7 @@ def dataset(cfg: DictConfig, detector: Detector) -> Any:
 
 
 def compare_outputs(
-    expected: Program, found: Program, pictures: list[Image.Image], largest: float | None
+    expected: Program, found: Program, pictures: list[np.ndarray], largest: float | None
 ) -> dict[str, float]:
     """Say how far the outputs are apart on some pictures.
 
@@ -187,7 +187,7 @@ def compare_outputs(
 
     from detr_exp.program import GateError, differences
 
-    sizes = np.array([[picture.height, picture.width] for picture in pictures])
+    sizes = np.array([picture.shape[:2] for picture in pictures])
     apart = differences(expected.outputs(pictures), found.outputs(pictures), sizes)
     usual = {name: float(np.quantile(gaps, 0.99)) for name, gaps in apart.items()}
     words = ", ".join(f"{name} {value:.1e} (all: {apart[name].max():.1e})" for name, value in usual.items())

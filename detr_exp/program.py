@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 from scipy.optimize import linear_sum_assignment
 from torch.nn import functional as F
 
@@ -39,16 +38,16 @@ class Program:
     run: Run
     batch_size: int | None = None
 
-    def inputs(self, pictures: Sequence[Image.Image]) -> list[np.ndarray]:
-        """Arrays in the graph's order; pictures must be of one size where they are resized inside."""
+    def inputs(self, pictures: Sequence[np.ndarray]) -> list[np.ndarray]:
+        """Arrays in the graph's order, from pictures `[H, W, 3]` uint8; of one size where they are resized inside."""
         if self.graph.preprocess:
-            return [np.stack([np.asarray(picture) for picture in pictures])]
+            return [np.stack(pictures)]
         pixels = np.stack([resized_plainly(picture, self.graph.network.image_size) for picture in pictures])
         images = np.ascontiguousarray(pixels.transpose(0, 3, 1, 2), dtype=np.float32) / 255
-        sizes = np.array([[picture.height, picture.width] for picture in pictures])
+        sizes = np.array([picture.shape[:2] for picture in pictures])
         return [images, sizes] if self.graph.postprocess else [images]
 
-    def outputs(self, pictures: Sequence[Image.Image]) -> Arrays:
+    def outputs(self, pictures: Sequence[np.ndarray]) -> Arrays:
         """What comes out for any number of pictures of any sizes, by name."""
         at_once = 1 if self.graph.preprocess else len(pictures)
         size = self.batch_size or at_once
@@ -59,10 +58,10 @@ class Program:
             parts.append([found[: len(chunk)] for found in self.run(self.inputs(filled))])
         return {name: np.concatenate(found) for name, found in zip(self.graph.outputs, zip(*parts))}
 
-    def detect(self, pictures: Sequence[Image.Image]) -> list[Detections]:
+    def detect(self, pictures: Sequence[np.ndarray]) -> list[Detections]:
         """Detections of each picture in its pixels."""
         found = {name: torch.from_numpy(value) for name, value in self.outputs(pictures).items()}
-        sizes = [(picture.height, picture.width) for picture in pictures]
+        sizes = [picture.shape[:2] for picture in pictures]
         if self.graph.postprocess:
             return [_one(found, image, size) for image, size in enumerate(sizes)]
         masks = None

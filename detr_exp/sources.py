@@ -80,9 +80,11 @@ def find_pictures(source: str | Path) -> list[Path]:
 
 
 def _reading(path: Path) -> Callable[[], Image.Image]:
+    from PIL import Image
+
     from detr_exp.data.picture import read_picture
 
-    return lambda: read_picture(path)
+    return lambda: Image.fromarray(read_picture(path))
 
 
 def _from_stdin() -> Image.Image:

@@ -173,7 +173,7 @@ def bench(rounds: int) -> Section:
             evaluation(mixed, "evaluation pipeline, sizes as in COCO", None, rounds),
             collate(rounds),
         ]
-    return Section("Data", rows, TEXT, packages=("torch", "torchvision", "pillow"))
+    return Section("Data", rows, TEXT, packages=("torch", "torchvision", "pillow", "opencv-python-headless"))
 
 
 if __name__ == "__main__":

@@ -31,9 +31,9 @@ NETWORKS = {
 COUNTS = "model.keypoint_counts=[3,0]"
 
 
-def pictures(*sizes: tuple[int, int]) -> list[Image.Image]:
+def pictures(*sizes: tuple[int, int]) -> list[np.ndarray]:
     draw = np.random.default_rng(0)
-    return [Image.fromarray(draw.integers(0, 256, (*size, 3), dtype=np.uint8)) for size in sizes]
+    return [draw.integers(0, 256, (*size, 3), dtype=np.uint8) for size in sizes]
 
 
 def network(name: str) -> Any:
@@ -64,7 +64,7 @@ def test_onnx_gives_the_outputs_of_the_checkpoint(onnx: Path, trained: Path, cou
     given = pictures(*[(40, 60), (64, 64), (90, 30)][:count])
     expected = Program(graph, engines.in_torch(graph)).outputs(given)
     found = Program(graph, engines.open_file("onnx", onnx, threads=1)).outputs(given)
-    apart = differences(expected, found, np.array([picture.size[::-1] for picture in given]))
+    apart = differences(expected, found, np.array([picture.shape[:2] for picture in given]))
     assert set(apart) == {"logits", "boxes"}
     assert len(apart["boxes"]) == 20 * count
     assert max(gaps.max() for gaps in apart.values()) <= 1e-4
@@ -85,7 +85,7 @@ def test_the_file_says_what_it_takes_and_gives(onnx: Path) -> None:
 
 def test_the_script_needs_nothing_of_ours(onnx: Path, trained: Path, tmp_path: Path) -> None:
     (photo,) = pictures((50, 70))
-    photo.save(tmp_path / "photo.png")
+    Image.fromarray(photo).save(tmp_path / "photo.png")
     alone = "import runpy, sys; sys.modules['torch'] = sys.modules['detr_exp'] = None; "
     alone += f"runpy.run_path({str(SCRIPT)!r}, run_name='__main__')"
     words = [str(onnx), str(tmp_path / "photo.png"), str(tmp_path / "found.png"), "0.0"]
@@ -102,7 +102,7 @@ def test_torchscript_with_all_steps_inside(trained: Path, tmp_path: Path) -> Non
     words = ["format=torchscript", "export.preprocess=true", "export.postprocess=true", "export.batch_size=1"]
     path = settled(tmp_path, trained, *words)
     (picture,) = pictures((75, 50))
-    scores, _, boxes = engines.open_file("torchscript", path)([np.array(picture)[None]])
+    scores, _, boxes = engines.open_file("torchscript", path)([picture[None]])
     (expected,) = load(trained).predict(picture, threshold=0.0)
     assert scores[0] == pytest.approx(expected.scores.numpy(), abs=5e-3)  # a level of a pixel's 255
     inside = expected.boxes.clamp(min=0).minimum(torch.tensor([50.0, 75, 50, 75]))
@@ -200,5 +200,5 @@ def test_every_network_in_every_format(form: str, name: str, tmp_path: Path) -> 
     for count in (1, 3):
         given = pictures(*[(40, 60), (96, 80), (30, 90)][:count])
         expected = Program(graph, engines.in_torch(graph)).outputs(given)
-        apart = differences(expected, Program(graph, run).outputs(given), np.array([p.size[::-1] for p in given]))
+        apart = differences(expected, Program(graph, run).outputs(given), np.array([p.shape[:2] for p in given]))
         assert np.quantile(np.stack([apart["scores"], apart["boxes"]]), 0.9) < 1e-3

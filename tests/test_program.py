@@ -6,7 +6,6 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from PIL import Image
 
 from detr_exp.program import Program, differences
 
@@ -39,7 +38,7 @@ def test_batches_of_a_fixed_size_are_filled(fixed: int | None, calls: list[int])
         seen.append(len(inputs[0]))
         return [inputs[0].mean(axis=(1, 2, 3))]
 
-    pictures = [Image.new("RGB", (16, 4), (level,) * 3) for level in (0, 51, 102, 153, 204)]
+    pictures = [np.full((4, 16, 3), level, np.uint8) for level in (0, 51, 102, 153, 204)]
     means = Program(graph, run, fixed).outputs(pictures)["means"]  # type: ignore[arg-type]
     assert means == pytest.approx([0, 0.2, 0.4, 0.6, 0.8])
     assert seen == calls
@@ -47,6 +46,6 @@ def test_batches_of_a_fixed_size_are_filled(fixed: int | None, calls: list[int])
 
 def test_pictures_that_are_resized_inside_go_one_by_one() -> None:
     graph = SimpleNamespace(preprocess=True, outputs=["sizes"])
-    pictures = [Image.new("RGB", (16, 4)), Image.new("RGB", (5, 7))]
+    pictures = [np.zeros((4, 16, 3), np.uint8), np.zeros((7, 5, 3), np.uint8)]
     program = Program(graph, lambda inputs: [np.array([inputs[0].shape[1:3]])])  # type: ignore[arg-type]
     assert program.outputs(pictures)["sizes"].tolist() == [[4, 16], [7, 5]]

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import logging
+import mmap
 import multiprocessing
 import os
 import shutil
@@ -17,7 +18,6 @@ import weakref
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
 from detr_exp.data.content import Split
 from detr_exp.data.picture import decode_scale
@@ -45,7 +45,7 @@ class PictureCache:
         self.folder, self.limit = folder, limit
         self.used = multiprocessing.Value("q", sum(file.stat().st_size for file in folder.iterdir()))
 
-    def picture(self, split: Split, index: int, smallest: tuple[int, int] | None = None) -> Image.Image:
+    def picture(self, split: Split, index: int, smallest: tuple[int, int] | None = None) -> np.ndarray:
         """What `split.picture(index, smallest)` gives."""
         path = split.name(index)
         try:
@@ -57,13 +57,12 @@ class PictureCache:
         stamp = (stat.st_size, stat.st_mtime_ns)
         kept = _read(place, stamp)
         if kept is not None:
-            return Image.fromarray(kept)
+            return kept
         picture = split.picture(index, smallest)
         self._keep(place, stamp, picture)
         return picture
 
-    def _keep(self, place: Path, stamp: tuple[int, int], picture: Image.Image) -> None:
-        pixels = np.asarray(picture)
+    def _keep(self, place: Path, stamp: tuple[int, int], pixels: np.ndarray) -> None:
         with self.used.get_lock():
             if self.used.value + _HEADER + pixels.nbytes > self.limit:
                 return
@@ -114,13 +113,15 @@ def picture_cache(where: str, gigabytes: float, root: str | None) -> PictureCach
 
 
 def _read(place: Path, stamp: tuple[int, int]) -> np.ndarray | None:
-    """`[H, W, 3]` uint8, mapped; None where there is none of this stamp."""
+    """`[H, W, 3]` uint8, mapped, so that only what is looked at is read; None where there is none of this stamp."""
     try:
-        content = np.memmap(place, np.uint8, "r")
+        with place.open("rb") as file:
+            content = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)  # written on, it would not reach the file
     except (OSError, ValueError):
         return None
-    size, changed, height, width = content[:_HEADER].view(np.int64).tolist()
-    return content[_HEADER:].reshape(height, width, 3) if (size, changed) == stamp else None
+    size, changed, height, width = np.frombuffer(content, np.int64, 4).tolist()
+    pixels = np.frombuffer(content, np.uint8, offset=_HEADER).reshape(height, width, 3)
+    return pixels if (size, changed) == stamp else None
 
 
 def _remove(folder: Path, owner: int) -> None:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import lru_cache
 
+import cv2
 import numpy as np
-from PIL import Image
 
 BRIGHTNESS = (0.875, 1.125)
 CONTRAST = (0.5, 1.5)
@@ -15,8 +15,7 @@ HUE = (-0.05, 0.05)
 _LUMA = np.array([0.299, 0.587, 0.114])
 _THUMBNAIL = 64
 _RAMP = np.arange(256, dtype=np.float64)
-_BITS = 5  # of a channel that decide about the correction of a hue
-_HUE_DIGITS = 3  # hues are turned by whole thousandths of the circle, so that tables are met again
+_HUES = 255  # on the circle: Pillow's hue is a byte, by which torchvision turns too; so tables are met again
 
 
 @dataclass
@@ -53,77 +52,73 @@ class Colour:
         a, b, c = order.tolist()
         return cls(brightness, first, contrast, saturation, hue, (a, b, c) if drawn[4] else None)
 
-    def on(self, image: Image.Image, whole: Image.Image) -> Image.Image:
-        """Distort `image`, a part of the picture `whole`, whose mean grey decides the contrast."""
+    def on(self, pixels: np.ndarray, whole: np.ndarray) -> np.ndarray:
+        """Distort `[H, W, 3]` uint8, a part of the picture `whole`, whose mean grey decides the contrast."""
         grey = 0.0 if self.contrast is None else self._mean_grey(whole)
-        image = self._coloured(self._before(image, grey))
+        pixels = self._coloured(self._before(pixels, grey))
         if self.contrast is not None and not self.contrast_first:
-            image = _looked_up(image, _contrasted(_RAMP, self.contrast, grey))
+            pixels = _looked_up(pixels, _contrasted(_RAMP, self.contrast, grey))
         if self.channels is not None:
-            bands = image.split()
-            image = Image.merge("RGB", [bands[i] for i in self.channels])
-        return image
+            found = np.empty(pixels.shape, np.uint8)
+            cv2.mixChannels([pixels], [found], [place for to in range(3) for place in (self.channels[to], to)])
+            pixels = found
+        return pixels
 
-    def _before(self, image: Image.Image, grey: float) -> Image.Image:
+    def _before(self, pixels: np.ndarray, grey: float) -> np.ndarray:
         """Brightness, and the contrast where it comes first."""
         table = _RAMP
         if self.brightness is not None:
             table = np.clip(table * self.brightness, 0, 255)
         if self.contrast is not None and self.contrast_first:
             table = _contrasted(table, self.contrast, grey)
-        return image if table is _RAMP else _looked_up(image, table)
+        return pixels if table is _RAMP else _looked_up(pixels, table)
 
-    def _coloured(self, image: Image.Image) -> Image.Image:
+    def _coloured(self, pixels: np.ndarray) -> np.ndarray:
         """Saturation and hue."""
         if self.saturation is not None:
-            matrix = np.zeros((3, 4))
-            matrix[:, :3] = (1 - self.saturation) * _LUMA + self.saturation * np.eye(3)
-            image = image.convert("RGB", tuple(matrix.reshape(-1).tolist()))
-        return image if self.hue is None else _turned(image, round(self.hue, _HUE_DIGITS))
+            pixels = cv2.transform(pixels, (1 - self.saturation) * _LUMA + self.saturation * np.eye(3))
+        return pixels if self.hue is None else _turned(pixels, int(self.hue * _HUES))
 
-    def _mean_grey(self, whole: Image.Image) -> float:
+    def _mean_grey(self, whole: np.ndarray) -> float:
         """Mean grey where the contrast is changed; a sample of the pixels is enough for it."""
-        size = (min(whole.width, _THUMBNAIL), min(whole.height, _THUMBNAIL))
-        sample = whole.resize(size, Image.Resampling.NEAREST)
+        rows, columns = (-(-side // _THUMBNAIL) for side in whole.shape[:2])
+        sample = np.ascontiguousarray(whole[rows // 2 :: rows, columns // 2 :: columns])
         if self.brightness is not None:
             sample = _looked_up(sample, np.clip(_RAMP * self.brightness, 0, 255))
         if not self.contrast_first:
             sample = self._coloured(sample)
-        return round(float(np.asarray(sample).mean((0, 1)) @ _LUMA))
+        return round(float(np.array(cv2.mean(sample)[:3]) @ _LUMA))
 
 
 def _contrasted(values: np.ndarray, factor: float, grey: float) -> np.ndarray:
     return np.clip(grey + factor * (values - grey), 0, 255)
 
 
-def _looked_up(image: Image.Image, table: np.ndarray) -> Image.Image:
-    return image.point(table.astype(np.uint8).tolist() * 3)
+def _looked_up(pixels: np.ndarray, table: np.ndarray) -> np.ndarray:
+    return cv2.LUT(pixels, table.astype(np.uint8))
 
 
-def _turned(image: Image.Image, part: float) -> Image.Image:
-    """The picture with its hue turned by a part of the circle."""
-    pixels = np.frombuffer(image.tobytes("raw", "RGBX"), np.uint8).reshape(-1, 4)
-    cells = pixels >> (8 - _BITS)
-    index = cells[:, 0].astype(np.uint16)
-    for channel in (1, 2):
-        index <<= _BITS
-        index |= cells[:, channel]
-    corrections = np.take(_corrections(part), index).view(np.uint8).reshape(-1, 4)
-    return Image.frombytes("RGB", image.size, (pixels + corrections).tobytes(), "raw", "RGBX")
+def _turned(pixels: np.ndarray, steps: int) -> np.ndarray:
+    """The picture with its hue turned by steps of which `_HUES` make the circle."""
+    cells = cv2.cvtColor(pixels, cv2.COLOR_BGR2BGR565).view(np.uint16)[..., 0]  # the order of channels is only a name
+    corrections = np.take(_corrections(steps), cells).view(np.uint8).reshape(*cells.shape, 4)
+    added = cv2.cvtColor(corrections, cv2.COLOR_BGRA2BGR)
+    return np.add(pixels, added, out=added)
 
 
-@lru_cache(maxsize=128)
-def _corrections(part: float) -> np.ndarray:
-    """`[cells]` what turning the hue adds to red, green and blue, a byte each (modulo 256), for cells of colours.
+@lru_cache(maxsize=32)
+def _corrections(steps: int) -> np.ndarray:
+    """`[65536]` what turning the hue adds to red, green and blue, a byte each (modulo 256), for cells of colours: those
+    with the same 5 leading bits of red and blue and 6 of green.
 
     What is added hardly changes within a cell: it is much smaller than the colour. It is bounded so that no colour of
     the cell leaves 0..255, where bytes would wrap around.
     """
-    width = 1 << (8 - _BITS)
-    low = np.arange(0, 256, width, dtype=np.float64)
-    colours = np.stack(np.meshgrid(low, low, low, indexing="ij"), -1).reshape(-1, 3)
-    middle = colours + (width - 1) / 2
-    added = np.rint(turned(middle, part) - middle).clip(-colours, 255 - (width - 1) - colours)
+    cells = np.arange(1 << 16)
+    low = np.stack([(cells & 31) << 3, (cells >> 5 & 63) << 2, cells >> 11 << 3], -1)
+    last = np.array([7, 3, 7])  # of the cell, in each channel
+    middle = low + last / 2
+    added = np.rint(turned(middle, steps / _HUES) - middle).clip(-low, 255 - last - low)
     packed = np.zeros((len(added), 4), np.uint8)
     packed[:, :3] = added.astype(np.int64) % 256
     return packed.view(np.uint32)[:, 0]

@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
-from PIL import Image
 
 SPLITS = ("train", "val", "test")
 
@@ -75,8 +74,8 @@ class Split(Protocol):
 
     def objects(self, index: int) -> Objects: ...
 
-    def picture(self, index: int, smallest: tuple[int, int] | None = None) -> Image.Image:
-        """8-bit RGB; may come back smaller than `size`, but not below `smallest` (height, width)."""
+    def picture(self, index: int, smallest: tuple[int, int] | None = None) -> np.ndarray:
+        """`[H, W, 3]` uint8 RGB; may come back smaller than `size`, but not below `smallest` (height, width)."""
 
     def load(self, index: int) -> tuple[np.ndarray, Objects]:
         """`[H, W, 3]` uint8 RGB at full size, and the objects."""

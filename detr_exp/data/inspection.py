@@ -152,7 +152,7 @@ def _looked_at(split: TableSplit, index: int) -> tuple[str | None, list[str]]:
     """(hash of the decoded pixels, remarks), or (None, [what is wrong])."""
     path = Path(split.paths[index])
     try:
-        pixels = np.asarray(split.picture(index))
+        pixels = split.picture(index)
         remarks = oddities(path, split.size(index))
     except PictureError as error:
         return None, [str(error)]

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from detr_exp.data.content import Objects, Split
 
@@ -38,7 +37,7 @@ class Part:
     def objects(self, index: int) -> Objects:
         return self.whole.objects(self.indices[index])
 
-    def picture(self, index: int, smallest: tuple[int, int] | None = None) -> Image.Image:
+    def picture(self, index: int, smallest: tuple[int, int] | None = None) -> np.ndarray:
         return self.whole.picture(self.indices[index], smallest)
 
     def load(self, index: int) -> tuple[np.ndarray, Objects]:

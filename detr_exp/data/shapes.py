@@ -175,8 +175,8 @@ class ShapesSplit:
     def objects(self, index: int) -> Objects:
         return self.load(index)[1]
 
-    def picture(self, index: int, smallest: tuple[int, int] | None = None) -> Image.Image:
-        return Image.fromarray(self.load(index)[0])
+    def picture(self, index: int, smallest: tuple[int, int] | None = None) -> np.ndarray:
+        return self.load(index)[0]
 
     def truth(self) -> dict[str, Any]:
         from pycocotools import mask as rle

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from detr_exp.data.content import Category, Objects
 from detr_exp.data.picture import read_picture
@@ -116,11 +115,11 @@ class TableSplit:
             keypoints=None if self.keypoints is None else self.keypoints[rows],
         )
 
-    def picture(self, index: int, smallest: tuple[int, int] | None = None) -> Image.Image:
+    def picture(self, index: int, smallest: tuple[int, int] | None = None) -> np.ndarray:
         return read_picture(Path(self.paths[index]), self.size(index), smallest)
 
     def load(self, index: int) -> tuple[np.ndarray, Objects]:
-        return np.asarray(self.picture(index)), self.objects(index)
+        return self.picture(index), self.objects(index)
 
     def truth(self) -> dict[str, Any]:
         counts = {category.id: len(category.keypoints) for category in self.categories}

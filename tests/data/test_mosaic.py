@@ -8,11 +8,11 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 
 from detr_exp.data.augment import MIX_SHARE, MOSAIC_CENTRE, Augment
 from detr_exp.data.content import Category, Content, Objects
 from detr_exp.data.dataset import DataSet
+from detr_exp.data.render import resized_plainly
 from detr_exp.data.sampler import Key
 from detr_exp.data.shapes import shapes
 
@@ -49,11 +49,11 @@ class Flags:
             np.array([[(x0, y0, 2), (x1, y0, 2), (x0, y1, 2), (x1, y1, 2)]], np.float32),
         )
 
-    def picture(self, index: int, smallest: tuple[int, int] | None = None) -> Image.Image:
+    def picture(self, index: int, smallest: tuple[int, int] | None = None) -> np.ndarray:
         pixels = np.full((*self.size(index), 3), 90, np.uint8)
         x0, y0, x1, y1 = self.box(index)
         pixels[y0:y1, x0:x1] = COLOURS[index]
-        return Image.fromarray(pixels)
+        return pixels
 
 
 NAMES = ["upper left", "upper right", "lower left", "lower right"]
@@ -119,7 +119,7 @@ def test_a_mix_blends_two_pictures_and_joins_their_objects():
     data = flags(mixup=1.0)
     for picture in range(5):
         sample = samples(data)[Key(0, picture, *OUT)]
-        plain = [np.asarray(Flags().picture(i).resize(OUT[::-1], Image.Resampling.BILINEAR), float) for i in range(5)]
+        plain = [resized_plainly(Flags().picture(i), OUT).astype(float) for i in range(5)]
         first, second = sample.target.labels.tolist()
         assert first == picture
         errors = [

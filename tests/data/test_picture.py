@@ -41,13 +41,13 @@ def rotated(path: Path, orientation: int) -> np.ndarray:
 def test_pictures_are_turned_upright(tmp_path, orientation, upright):
     pixels = upright(rotated(tmp_path / "x.png", orientation))
     assert read_size(tmp_path / "x.png") == pixels.shape[:2]
-    np.testing.assert_array_equal(np.asarray(read_picture(tmp_path / "x.png")), pixels)
-    np.testing.assert_array_equal(np.asarray(read_picture(tmp_path / "x.png", pixels.shape[:2])), pixels)
+    np.testing.assert_array_equal(read_picture(tmp_path / "x.png"), pixels)
+    np.testing.assert_array_equal(read_picture(tmp_path / "x.png", pixels.shape[:2]), pixels)
 
 
 def test_annotations_of_the_stored_picture_keep_it_as_stored(tmp_path):
     pixels = rotated(tmp_path / "x.png", 6)
-    np.testing.assert_array_equal(np.asarray(read_picture(tmp_path / "x.png", (4, 6))), pixels)
+    np.testing.assert_array_equal(read_picture(tmp_path / "x.png", (4, 6)), pixels)
 
 
 def test_a_picture_of_another_size_is_refused(tmp_path):
@@ -62,7 +62,7 @@ def test_every_mode_becomes_rgb(tmp_path, mode):
     image = Image.new("RGB", (5, 3), (200, 200, 200))
     image = image if mode in ("LAB", "HSV", "PA") else image.convert(mode)
     image.save(tmp_path / f"x.{suffix}")
-    found = np.asarray(read_picture(tmp_path / f"x.{suffix}"))
+    found = read_picture(tmp_path / f"x.{suffix}")
     assert found.shape == (3, 5, 3)
     assert found.dtype == np.uint8
     if mode != "1":
@@ -72,32 +72,72 @@ def test_every_mode_becomes_rgb(tmp_path, mode):
 def test_sixteen_bits_are_scaled_by_their_range(tmp_path):
     ramp = np.array([[0, 257 * 100, 65535]], np.uint16)
     Image.fromarray(ramp).save(tmp_path / "x.png")
-    assert np.asarray(read_picture(tmp_path / "x.png"))[0, :, 0].tolist() == [0, 100, 255]
+    assert read_picture(tmp_path / "x.png")[0, :, 0].tolist() == [0, 100, 255]
 
 
 def test_floats_are_scaled_by_their_values(tmp_path):
     Image.fromarray(np.array([[-1.0, 0.0, 1.0, np.nan]], np.float32)).save(tmp_path / "x.tif")
-    assert np.asarray(read_picture(tmp_path / "x.tif"))[0, :, 0].tolist() == [0, 128, 255, 128]
+    assert read_picture(tmp_path / "x.tif")[0, :, 0].tolist() == [0, 128, 255, 128]
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 3000), (3000, 2)])
 def test_extreme_sizes(tmp_path, size):
     Image.new("RGB", size).save(tmp_path / "x.png")
-    assert read_picture(tmp_path / "x.png").size == size
+    assert read_picture(tmp_path / "x.png").shape == (*size[::-1], 3)
 
 
 def test_large_photographs_are_decoded_small_enough_but_not_smaller(tmp_path):
     Image.effect_noise((1600, 1200), 50).convert("RGB").save(tmp_path / "x.jpg")
-    assert read_picture(tmp_path / "x.jpg", (1200, 1600), (290, 390)).size == (400, 300)
-    assert read_picture(tmp_path / "x.jpg", (1200, 1600), (310, 390)).size == (800, 600)
-    assert read_picture(tmp_path / "x.jpg", (1200, 1600), (1200, 10)).size == (1600, 1200)
+    assert read_picture(tmp_path / "x.jpg", (1200, 1600), (290, 390)).shape == (300, 400, 3)
+    assert read_picture(tmp_path / "x.jpg", (1200, 1600), (310, 390)).shape == (600, 800, 3)
+    assert read_picture(tmp_path / "x.jpg", (1200, 1600), (1200, 10)).shape == (1200, 1600, 3)
 
 
 def test_a_turned_photograph_is_decoded_small_enough_too(tmp_path):
     exif = Image.Exif()
     exif[ORIENTATION] = 6
     Image.effect_noise((1600, 800), 50).convert("RGB").save(tmp_path / "x.jpg", exif=exif)
-    assert read_picture(tmp_path / "x.jpg", (1600, 800), (390, 190)).size == (200, 400)
+    assert read_picture(tmp_path / "x.jpg", (1600, 800), (390, 190)).shape == (400, 200, 3)
+
+
+@pytest.mark.parametrize("size", [(48, 64), (427, 641), (33, 17), (9, 200), (1, 1)])
+@pytest.mark.parametrize("subsampling", [0, 1, 2])
+def test_photographs_have_pillows_pixels(tmp_path, size, subsampling):
+    """To the bit and at every scale, or published numbers would not be comparable."""
+    rng = np.random.default_rng(0)
+    coarse = Image.fromarray(rng.integers(0, 256, (max(2, size[0] // 6), max(2, size[1] // 6), 3), np.uint8))
+    photo, path = coarse.resize(size[::-1], Image.Resampling.BICUBIC), tmp_path / "x.jpg"
+    for quality, settings in ((60, {}), (95, {"progressive": True}), (90, {"restart_marker_rows": 1})):
+        photo.save(path, quality=quality, subsampling=subsampling, **settings)
+        for scale in (scale for scale in (1, 2, 4, 8) if scale <= min(size)):
+            smallest = (size[0] // scale, size[1] // scale)
+            with Image.open(path) as expected:
+                expected.draft(None, smallest[::-1])
+                np.testing.assert_array_equal(read_picture(path, size, smallest), np.asarray(expected))
+
+
+@pytest.mark.parametrize("mode", ["L", "CMYK"])
+@pytest.mark.parametrize("suffix", ["jpg", "png"])
+def test_photographs_of_other_kinds_too(tmp_path, mode, suffix):
+    photo, path = Image.effect_noise((60, 40), 50).convert(mode), tmp_path / f"x.{suffix}"
+    photo.save(path, format="jpeg")  # also under another name
+    with Image.open(path) as expected:
+        np.testing.assert_array_equal(read_picture(path), np.asarray(expected.convert("RGB")))
+
+
+def test_photographs_that_store_red_green_and_blue(tmp_path):
+    photo = Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 60, 3), np.uint8))
+    photo.save(tmp_path / "x.jpg", keep_rgb=True, quality=95)
+    with Image.open(tmp_path / "x.jpg") as expected:
+        np.testing.assert_array_equal(read_picture(tmp_path / "x.jpg"), np.asarray(expected))
+
+
+def test_bytes_after_a_photograph_do_no_harm(tmp_path):
+    Image.effect_noise((60, 40), 50).convert("RGB").save(tmp_path / "x.jpg")
+    plain = read_picture(tmp_path / "x.jpg")
+    with (tmp_path / "x.jpg").open("ab") as file:
+        file.write(b"written by a camera")
+    np.testing.assert_array_equal(read_picture(tmp_path / "x.jpg"), plain)
 
 
 def png_header(width: int, height: int) -> bytes:
