@@ -48,9 +48,9 @@ COMMANDS = {
 }
 TEXT = """
 CPU time of whole processes, Python's own start included. A training starts when network, data, criterion, optimiser and
-trainer are there: made from words by `detr_exp.build` with the garbage collector off until then, as in every training,
-or by the whole command, which Hydra composes twice more and gives a folder, and which is stopped where its first epoch
-would begin. Nothing but Hydra is imported before a run really starts.
+trainer are there. They are made by `detr_exp.build`, with the garbage collector off until then as the command has it;
+the row below is the command itself, which Hydra composes twice more and gives a folder, ended when its optimiser is
+there. Nothing but Hydra is imported before a run really starts.
 """
 
 
