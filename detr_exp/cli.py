@@ -25,6 +25,7 @@ from hydra.errors import HydraException, InstantiationException
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
+from detr_exp import grid
 from detr_exp.compose import CONF_DIR, composition, config_loader, first_words, refuse_unready
 from detr_exp.mistakes import ConfigError, groups_of
 from detr_exp.tracker.secrets import mask_files
@@ -99,12 +100,16 @@ def options(config_dir: str | None) -> str:
 def refuse_before_start(args: argparse.Namespace, config_name: str) -> None:
     """Compose what Hydra is going to compose, so that a mistake is told in our words and leaves no run folder behind.
 
-    The jobs of a sweep are composed by its sweeper.
+    The runs of a sweep are composed by its sweeper, but for those of a plain grid.
     """
     about_hydra = args.hydra_help or args.info or args.shell_completion
-    if about_hydra or args.multirun or any(word.startswith("sweep=") for word in args.overrides):
+    if about_hydra or any(word.startswith("sweep=") for word in args.overrides):
         return
-    cfg = composition(config_loader(args.config_dir), config_name, args.overrides).cfg
+    loader = config_loader(args.config_dir)
+    if args.multirun:
+        grid.refuse_before_start(loader, config_name, args.overrides)
+        return
+    cfg = composition(loader, config_name, args.overrides).cfg
     if not args.cfg:
         refuse_unready(cfg)
 

@@ -6,6 +6,8 @@ Only Hydra is imported here: a mistake is answered long before torch is loaded.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -16,6 +18,7 @@ from hydra._internal.config_repository import CachingConfigRepository, IConfigRe
 from hydra._internal.defaults_list import DefaultsList, create_defaults_list
 from hydra._internal.utils import create_config_search_path
 from hydra.core.config_search_path import SearchPathQuery
+from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -45,12 +48,14 @@ class Source:
         package: the key its content stands under; empty for the root.
         values: its content from the root on, unresolved.
         recipe: an experiment or a sweep: sets keys of several groups and owns none.
+        sweeps: whether it says what a sweep tries.
     """
 
     file: str
     package: str
     values: dict[str, Any]
     recipe: bool
+    sweeps: bool
 
 
 @dataclass(frozen=True)
@@ -99,28 +104,63 @@ def config_loader(config_dir: str | Path | None = None) -> ConfigLoaderImpl:
 def composition(loader: ConfigLoaderImpl, config_name: str, overrides: Sequence[str]) -> Composition:
     """What `compose` does, with the provenance kept."""
     words = read_words(overrides)
+    return Composer(loader, config_name, words).composed(words)
+
+
+class Composer:
+    """Composes configs out of the same files, each of which is read once.
+
+    Args:
+        loader: see `config_loader`.
+        config_name: see `compose`.
+        words: one of them may add to the folders that are searched.
+
+    Attributes:
+        groups: every group and its options.
+
+    Raises:
+        ConfigError: the primary config cannot be read, or a folder is none.
+    """
+
+    def __init__(self, loader: ConfigLoaderImpl, config_name: str, words: Sequence[Override]) -> None:
+        self.loader, self.config_name = loader, config_name
+        self.repository = CachingConfigRepository(loader.repository)
+        with in_our_words():
+            loader._process_config_searchpath(config_name, list(words), self.repository)
+            self.groups = groups_of(self.repository)
+
+    def composed(self, words: list[Override]) -> Composition:
+        """The config for the words of a command line.
+
+        Raises:
+            ConfigError: as `compose` does.
+        """
+        with in_our_words():
+            refuse_wrong_choices(words, self.groups)
+            defaults = create_defaults_list(
+                self.repository, self.config_name, words, prepend_hydra=True, skip_missing=False
+            )
+            sources, parts = zip(*_sources(self.loader, self.repository, defaults))
+            cfg = cast(DictConfig, OmegaConf.unsafe_merge({}, *parts))
+            OmegaConf.set_struct(cfg, True)
+            settings = [word for word in defaults.config_overrides if not word.is_hydra_override()]
+            choices = dict(defaults.overrides.known_choices)
+            values = _plain(cfg)
+            for word in settings:
+                refuse_wrong_setting(word, values, choices, self.groups, self.repository)
+            self.loader._apply_overrides_to_config(settings, cfg)
+        composed = Composition(cfg, choices, list(sources))
+        _refuse_unknown_keys(composed)
+        return composed
+
+
+@contextmanager
+def in_our_words() -> Iterator[None]:
+    """Tell what Hydra, OmegaConf and YAML refuse as a mistake of the user."""
     try:
-        repository = CachingConfigRepository(loader.repository)
-        loader._process_config_searchpath(config_name, words, repository)
-        groups = groups_of(repository)
-        refuse_wrong_choices(words, groups)
-        defaults = create_defaults_list(repository, config_name, words, prepend_hydra=True, skip_missing=False)
-        sources = list(_sources(loader, repository, defaults))
-        cfg = DictConfig({})
-        for source in sources:
-            cfg.merge_with(source.values)
-        OmegaConf.set_struct(cfg, True)
-        settings = [word for word in defaults.config_overrides if not word.is_hydra_override()]
-        choices = dict(defaults.overrides.known_choices)
-        values = _plain(cfg)
-        for word in settings:
-            refuse_wrong_setting(word, values, choices, groups, repository)
-        loader._apply_overrides_to_config(settings, cfg)
+        yield
     except (HydraException, OmegaConfBaseException, YAMLError) as error:
         raise ConfigError(first_words(error)) from error
-    composed = Composition(cfg, choices, sources)
-    _refuse_unknown_keys(composed)
-    return composed
 
 
 def refuse_unready(cfg: DictConfig) -> None:
@@ -128,27 +168,33 @@ def refuse_unready(cfg: DictConfig) -> None:
     missing = sorted(OmegaConf.missing_keys(cfg))
     if missing:
         raise ConfigError(f"{', '.join(missing)} must be given: {' '.join(f'{key}=...' for key in missing)}")
-    try:
+    with in_our_words():
         OmegaConf.to_container(cfg, resolve=True)
-    except OmegaConfBaseException as error:
-        raise ConfigError(first_words(error)) from error
 
 
-def _sources(loader: ConfigLoaderImpl, repository: IConfigRepository, defaults: DefaultsList) -> Iterator[Source]:
+def _sources(
+    loader: ConfigLoaderImpl, repository: IConfigRepository, defaults: DefaultsList
+) -> Iterator[tuple[Source, DictConfig]]:
+    """The files in the order in which they are merged, and their content to merge."""
     for default in defaults.defaults:
         if default.package == "hydra" or (default.package or "").startswith("hydra."):
             continue
         loaded = loader._load_single_config(default, repository)
-        values = _plain(loaded.config)
-        values.pop("hydra", None)
+        # what is put under a package is a copy already, anything else is what the repository keeps
+        config = cast(DictConfig, loaded.config if default.package else deepcopy(loaded.config))
+        sweeps = bool(OmegaConf.select(config, "hydra.sweeper.params"))
+        config.pop("hydra", None)
+        values = _plain(config)
         folder = Path(loaded.path.removeprefix("file://"))
         shown = folder.name if folder == CONF_DIR else str(folder)
-        yield Source(
+        source = Source(
             file=f"{shown}/{default.config_path}.yaml",
             package=default.package or "",
             values=values,
             recipe=not default.package and not default.primary,
+            sweeps=sweeps,
         )
+        yield source, config
 
 
 def _refuse_unknown_keys(composed: Composition) -> None:

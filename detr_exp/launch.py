@@ -27,6 +27,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from detr_exp.mistakes import ConfigError
+from detr_exp.trainer.collector import off_until_training
 
 JOB = "job"
 
@@ -72,13 +73,14 @@ def train(folder: Path, cfg: DictConfig, choices: dict[str, str], overrides: lis
         RanksFailed: a rank has failed; its traceback is printed.
         ValueError: settings do not fit, or a rank found a mistake in them or in the data.
     """
-    from detr_exp import build
-    from detr_exp.train import train_in
-    from detr_exp.trainer import distributed
+    with off_until_training():
+        from detr_exp import build
+        from detr_exp.train import train_in
+        from detr_exp.trainer import distributed
 
-    hardware = build.trainer(cfg).hardware
-    if not distributed.started_as_rank() and hardware.num_ranks == 1:
-        return train_in(folder, cfg, choices=choices, overrides=overrides)
+        hardware = build.trainer(cfg).hardware
+        if not distributed.started_as_rank() and hardware.num_ranks == 1:
+            return train_in(folder, cfg, choices=choices, overrides=overrides)
     config, logs = (cast(dict[str, Any], OmegaConf.to_container(node, resolve=True)) for node in (cfg, log))
     job = Job(str(folder), config, dict(choices), list(overrides), logs)
     if distributed.started_as_rank():

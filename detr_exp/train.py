@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import logging
 import random
-import secrets
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from filelock import FileLock, Timeout
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
@@ -83,7 +81,7 @@ def train_in(
     folder.mkdir(parents=True, exist_ok=True)
     if cfg.seed is None:
         with open_dict(cfg):
-            cfg.seed = once(secrets.randbelow, 2**31) if start.seed is None else start.seed
+            cfg.seed = once(random.SystemRandom().randrange, 2**31) if start.seed is None else start.seed
     OmegaConf.set_readonly(cfg, True)
     with only_writer(folder) if rank() == 0 else nullcontext():
         _seed_everything(cfg.seed)
@@ -148,6 +146,8 @@ def only_writer(folder: Path) -> Iterator[None]:
     Raises:
         ValueError: another process holds it.
     """
+    from filelock import FileLock, Timeout
+
     lock = FileLock(folder / ".lock")
     try:
         lock.acquire(timeout=0)

@@ -8,8 +8,8 @@ import pytest
 from omegaconf import OmegaConf
 
 from detr_exp import compose as composing
-from detr_exp.compose import compose, composition, config_loader, refuse_unready
-from detr_exp.mistakes import ConfigError
+from detr_exp.compose import Composer, compose, composition, config_loader, refuse_unready
+from detr_exp.mistakes import ConfigError, read_words
 
 
 def message(*words: str, config_dir: Path | None = None) -> str:
@@ -148,6 +148,18 @@ def test_sources_say_where_a_config_comes_from(own_configs: Path) -> None:
     assert files[-1] == f"{own_configs}/experiment/mine.yaml"
     assert composed.choices["loss"] == "focal"
     assert composed.choices["experiment"] == "mine"
+
+
+def test_what_was_composed_before_changes_nothing() -> None:
+    lines = [
+        ["loss=focal", "loss.focal_gamma=1", "trainer.epochs=3", "seed=4", "experiment=demo"],
+        ["loss=ce", "+optim.param_groups.x.match=y"],
+        [],
+    ]
+    composer = Composer(config_loader(), "config", [])
+    for words in [*lines, *lines]:
+        again, apart = composer.composed(read_words(words)), composition(config_loader(), "config", words)
+        assert again == apart
 
 
 def test_composing_agrees_with_hydra() -> None:

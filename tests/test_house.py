@@ -20,6 +20,7 @@ LAYERS = {
     "structures": 0,
     "mistakes": 0,
     "compose": 1,
+    "grid": 2,
     "ops": 1,
     "model.layer": 2,
     "matcher": 2,

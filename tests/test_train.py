@@ -140,10 +140,10 @@ def test_help_and_mistakes_do_not_wait_for_torch() -> None:
         "from detr_exp import train\n"
         "try: train.main()\n"
         "except SystemExit: pass\n"
-        "heavy = {'torch', 'mlflow', 'numpy'} & set(sys.modules)\n"
+        "heavy = {'torch', 'mlflow', 'numpy', 'rich'} & set(sys.modules)\n"
         "print('loaded:', sorted(heavy))\n"
     )
-    for words in (["--help"], ["epochs=3"]):
+    for words in (["--help"], ["epochs=3"], ["--multirun", "loss=focal,vfl", "data=shapes,coco"]):
         done = subprocess.run([sys.executable, "-c", script, *words], capture_output=True, text=True, check=True)
         assert "loaded: []" in done.stdout
 

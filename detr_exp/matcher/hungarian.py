@@ -11,7 +11,6 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from detr_exp.matcher.cost import (
@@ -219,6 +218,8 @@ def solve(costs: np.ndarray, counts: Sequence[int], groups: int = 1) -> np.ndarr
         `[3, S, M]` int64: image, query, target. An image with more objects than Q has only Q of them matched, in
         every group.
     """
+    from scipy.optimize import linear_sum_assignment  # a tenth of the time in which a training starts
+
     num_layers, _, num_queries = costs.shape
     size = num_queries // groups
     firsts = np.cumsum(counts) - counts

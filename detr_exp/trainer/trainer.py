@@ -26,6 +26,7 @@ from detr_exp.structures import Batch
 from detr_exp.trainer import distributed
 from detr_exp.trainer.announce import say_start
 from detr_exp.trainer.batch_size import choose, refuse_too_large
+from detr_exp.trainer.collector import on_for_training
 from detr_exp.trainer.console import Console
 from detr_exp.trainer.ema import EMA
 from detr_exp.trainer.ending import PrunedError
@@ -108,7 +109,7 @@ class Trainer:
             ValueError: data, weights or settings do not fit.
         """
         state = self.start(run)
-        with Interrupt(is_rank=distributed.world_size() > 1) as interrupt:
+        with on_for_training(), Interrupt(is_rank=distributed.world_size() > 1) as interrupt:
             while True:
                 if self.is_due(state):
                     self.close_epoch(run, state, interrupt)

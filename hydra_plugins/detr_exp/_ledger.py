@@ -12,7 +12,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from filelock import FileLock
 from hydra.errors import InstantiationException
 
 from detr_exp.tracker.secrets import masked
@@ -79,6 +78,8 @@ class Ledger:
         return {entry.hash: entry for entry in self.entries()}
 
     def append(self, entry: Entry) -> None:
+        from filelock import FileLock
+
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(self.path.with_name(".ledger.lock")), open(self.path, "a+b") as file:
             file.seek(max(0, file.tell() - 1))

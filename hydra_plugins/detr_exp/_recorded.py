@@ -7,7 +7,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.utils import env_override
 from omegaconf import DictConfig
@@ -54,6 +53,8 @@ class RecordedTask:
             Exception: of the task; the sweep goes on.
             SystemExit: the process was asked to end, and so is the sweep.
         """
+        from filelock import FileLock, Timeout
+
         if self.is_to_stop():
             raise JobError("not started: a run before it has failed (sweep_fail_fast=true)")
         folder = Path(HydraConfig.get().runtime.output_dir)

@@ -11,7 +11,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
-from filelock import FileLock, Timeout
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.plugins import Plugins
@@ -21,15 +20,13 @@ from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext
 from omegaconf import DictConfig, OmegaConf
 
+from detr_exp.grid import OWN_KEYS
 from detr_exp.mistakes import ConfigError, flat
 from detr_exp.tracker.base import RECORD
 from detr_exp.tracker.secrets import masked
 from hydra_plugins.detr_exp._ledger import FINISHED, UNFINISHED, Entry, Job, first_line
 from hydra_plugins.detr_exp._parent import parent_run
 from hydra_plugins.detr_exp._recorded import JOB_LOCK, RecordedTask
-from hydra_plugins.detr_exp._table import show
-
-OWN_KEYS = ("sweep_retry", "sweep_fail_fast")  # of the command line, meant for the sweep and not for its runs
 
 
 class SweepFailed(RuntimeError):
@@ -75,6 +72,8 @@ class Sweep:
         Raises:
             ConfigError: another sweep is going on in it.
         """
+        from filelock import FileLock, Timeout
+
         self.folder.mkdir(parents=True, exist_ok=True)
         lock = FileLock(self.folder / ".lock")
         try:
@@ -190,6 +189,8 @@ class Sweep:
 
     def _launch(self, batch: list[Job]) -> None:
         """Launch jobs with a launcher that returns when all have ended, or raises when it has lost one of them."""
+        from filelock import FileLock
+
         started = time.monotonic()
         try:
             self.launcher.launch([self.launched(job) for job in batch], initial_job_idx=batch[0].number)
@@ -209,6 +210,8 @@ class Sweep:
         Raises:
             SweepFailed: any of the jobs is not finished.
         """
+        from hydra_plugins.detr_exp._table import show  # loads rich, which a plan does not wait for
+
         entries = self.ledger.latest()
         show(jobs, entries, extra or {})
         print(f"\n{self.folder}", flush=True)

@@ -27,7 +27,6 @@ from omegaconf import DictConfig, open_dict
 
 from detr_exp.mistakes import ConfigError
 from detr_exp.trainer.signals import Interrupt, Interrupted
-from hydra_plugins.detr_exp._live import Live
 from hydra_plugins.detr_exp._recorded import JobError
 
 LOG = "job.log"  # in the run folder: what a run prints
@@ -101,6 +100,8 @@ class LocalLauncher(Launcher):
         Raises:
             Interrupted: this process was asked to end; the runs have saved their state.
         """
+        from hydra_plugins.detr_exp._live import Live  # loads rich, which a plan does not wait for
+
         setup_globals()
         waiting, running = iter(jobs), list[Running]()
         with tempfile.TemporaryDirectory() as scratch, Interrupt() as interrupt, Live() as live:

@@ -16,12 +16,13 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
 from detr_exp.compose import composition, refuse_unready
+from detr_exp.grid import OWN_KEYS
 from detr_exp.mistakes import ConfigError
 from detr_exp.tracker.base import RunRecord
 from detr_exp.trainer.trial import JOURNAL, STUDY, VARIABLE, storage
 from hydra_plugins.detr_exp._ledger import Entry, Job
 from hydra_plugins.detr_exp._parent import last_values
-from hydra_plugins.detr_exp._sweep import OWN_KEYS, Sweep, hash_of
+from hydra_plugins.detr_exp._sweep import Sweep, hash_of
 
 if TYPE_CHECKING:
     import optuna

@@ -117,6 +117,46 @@ def test_a_word_that_is_not_known_is_refused(sweep: Sweep) -> None:
     assert "no list of values" in sweep(mended, "optim.lr=interval(1,2)").err
 
 
+def test_every_choice_is_composed_before_hydra_composes_anything(
+    command: Callable[..., int], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from detr_exp import cli
+
+    def refuse(*args: Any) -> None:
+        raise AssertionError("Hydra was started")
+
+    monkeypatch.setattr(cli.hydra, "main", refuse)
+    for words, told in (
+        (["data=shapes,coco", "loss=focal,vfl"], "data.root must be given"),
+        (["loss=focal,mal,ce", "loss.focal_gamma=1,2"], "loss=ce has no key focal_gamma"),
+        (["optim.lr=1e-3,2e-3", "optim.lrr=1,2"], "did you mean optim.lr?"),
+    ):
+        assert command(lambda: cli.main(mended, "config", ""), "--multirun", *words) == 2
+        assert told in capsys.readouterr().err
+        assert not list(Path().iterdir()), "no folder"
+
+
+def test_runs_that_a_file_adds_to_are_composed_as_well(sweep: Sweep) -> None:
+    for words in (["sweep=focal_gamma", "hydra/launcher=basic"], ["hydra/sweeper=grid"]):
+        refused = sweep(mended, *words, "data=shapes,coco")
+        assert refused.status == 2
+        assert "data.root must be given" in refused.err
+        assert not Path("s").exists()
+
+
+def test_a_recipe_may_say_what_is_tried(command: Callable[..., int], capsys: pytest.CaptureFixture[str]) -> None:
+    from detr_exp import cli
+
+    recipe = Path("conf/experiment/mine.yaml")
+    recipe.parent.mkdir(parents=True)
+    recipe.write_text("# @package _global_\nhydra:\n  sweeper:\n    params:\n      data.root: /a,/b\n")
+    words = ["--multirun", "--config-dir=conf", "experiment=mine", "hydra.sweep.dir=s", "tracker=none", "data=coco"]
+    assert command(lambda: cli.main(mended, "config", ""), *words) == 0
+    assert "2 runs" in capsys.readouterr().out
+    assert command(lambda: cli.main(mended, "config", ""), *words, "loss=focal,ce", "loss.focal_gamma=3") == 2
+    assert "loss=ce has no key focal_gamma" in capsys.readouterr().err
+
+
 def test_the_same_command_has_the_same_folder(command: Callable[..., int], capsys: pytest.CaptureFixture[str]) -> None:
     from detr_exp import cli
 

@@ -1,0 +1,75 @@
+"""The plan of a grid: which runs the words of a command line stand for, and whether all of them can be composed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from itertools import product
+
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+
+from detr_exp.compose import Composer, Composition, refuse_unready
+from detr_exp.mistakes import ConfigError, read_words
+
+OWN_KEYS = ("sweep_retry", "sweep_fail_fast")  # of the command line, meant for the sweep and not for its runs
+ELSEWHERE = ("sweep.", "hydra/sweeper.", "hydra.sweeper.")  # keys by which a file or another sweeper decides
+
+
+def refuse_before_start(loader: ConfigLoaderImpl, config_name: str, words: Sequence[str]) -> None:
+    """Refuse a plain grid with a run that cannot be composed, before Hydra composes anything.
+
+    Raises:
+        ConfigError: what is wrong with that run.
+    """
+    overrides = parsed(loader, words)
+    if is_plain(overrides):
+        for run in typical(loader, config_name, overrides):
+            if run.choices["hydra/sweeper"] != "grid" or any(file.sweeps for file in run.sources):
+                return  # a recipe of the user's own decides what is tried
+            refuse_unready(run.cfg)
+
+
+def parsed(loader: ConfigLoaderImpl, words: Sequence[str]) -> list[Override]:
+    """The words of a sweep."""
+    return OverridesParser.create(config_loader=loader).parse_overrides(list(words))
+
+
+def is_plain(words: Sequence[Override]) -> bool:
+    """Whether lists of values on the command line are all there is to a sweep."""
+    return not any(
+        f"{word.key_or_group}.".startswith(ELSEWHERE) or (word.is_sweep_override() and not word.is_discrete_sweep())
+        for word in words
+    )
+
+
+def axes_of(words: Sequence[Override]) -> dict[str, list[str]]:
+    """What is tried of every key, in the order of the words: `optim.lr` -> `[optim.lr=1e-4, optim.lr=2e-4]`.
+
+    Raises:
+        ConfigError: a range instead of a list of values.
+    """
+    axes: dict[str, list[str]] = {}
+    for word in words:
+        key = word.get_key_element()
+        if key in OWN_KEYS:
+            continue
+        if not word.is_sweep_override() or word.is_hydra_override():
+            axes[key] = [str(word.input_line)]
+        elif word.is_discrete_sweep():
+            axes[key] = [f"{key}={value}" for value in word.sweep_string_iterator()]
+        else:
+            raise ConfigError(f"{word.input_line} is no list of values; a grid needs one: {key}=a,b or range(1,9)")
+    return axes
+
+
+def typical(loader: ConfigLoaderImpl, config_name: str, words: Sequence[Override]) -> Iterator[Composition]:
+    """Runs that show whether all can be composed: one for each choice of options, as all have the same keys.
+
+    Raises:
+        ConfigError: one of them cannot.
+    """
+    composer = Composer(loader, config_name, words)
+    axes = axes_of(words)
+    for run in product(*(tried if key in composer.groups else tried[:1] for key, tried in axes.items())):
+        yield composer.composed(read_words(run))
