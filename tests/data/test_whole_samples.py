@@ -69,7 +69,8 @@ def photograph(number: int) -> Image.Image:
     """Smooth colours of all hues, lighter at one side and warmer at the bottom, with noise, and the cards."""
     rng = np.random.default_rng(number)
     height, width = SIZE
-    smooth = Image.fromarray(rng.integers(0, 256, (5, 6, 3), np.uint8)).resize((width, height), Image.Resampling.BICUBIC)
+    coarse = Image.fromarray(rng.integers(0, 256, (5, 6, 3), np.uint8))
+    smooth = coarse.resize((width, height), Image.Resampling.BICUBIC)
     scene = np.asarray(smooth, float) * 0.8 + CAST[number]
     scene += np.sign(LIGHT[number]) * np.linspace(-130, 130, width)[:, None]
     scene += np.linspace(-1, 1, height)[:, None, None] * np.array([30, 0, -30])
