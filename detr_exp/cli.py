@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import errno
 import functools
+import gc
 import logging
 import os
 import sys
@@ -46,6 +47,7 @@ def main(task: Task, config_name: str, usage: str) -> None:
     Raises:
         SystemExit: unless everything went well.
     """
+    gc.freeze()  # what is loaded by now stays: looking through it for garbage would only delay the answer to a mistake
     with_traceback = "HYDRA_FULL_ERROR" in os.environ
     # threads that wait by spinning make a training a hundred times slower where another process holds one of the cores
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")

@@ -14,22 +14,24 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from measure import Row, Section, beside, has_amx, interleaved, run
+from measure import Row, Section, beside, has_bf16, interleaved, run, why_bf16_is_not_judged
 from training_step import FP32, config, rfdetr_network, transformers_network
 
 CHECKPOINT = "DETR_EXP_CHECKPOINT"
-SKIPPED = "" if has_amx() else "this CPU has no AMX"
+BF16_IS_THERE, SKIPPED = has_bf16(), why_bf16_is_not_judged()
 # name, words, side, peer, gates: folded in float32 beside the peer, fastest form beside ONNX Runtime
 NETWORKS = (
     ("RT-DETRv2-R18, 640 px", ("model=rtdetrv2",), 640, "transformers", (0.80, 0.35)),
     ("RF-DETR Nano, 384 px", ("model=rfdetr", "loss=ia_bce"), 384, "rfdetr", (0.99, 0.55)),
 )
+FORMS = ("folded", *(["compiled_bf16"] if BF16_IS_THERE else []), "onnx")
 TEXT = """
 One picture as a tensor in, logits and boxes out; random weights. "Folded" has its norms folded into convolutions
 (`Detector.folded`, as `predict` uses it) in float32 and channels-last; the peer runs its network as it comes, in
 evaluation mode. "Fastest" is folded, compiled, bf16 and channels-last (`compiled_bf16` of
 `python -m detr_exp.benchmark`), and ONNX Runtime runs the file that `python -m detr_exp.export` makes of the same
-network in float32. Its gates are meant for processors that multiply bf16 in tiles (AMX).
+network in float32. Its gates are meant for processors that multiply bf16 in tiles (AMX), and processors that do not
+know it are left out.
 """
 
 
@@ -45,7 +47,7 @@ def rows_of(
     network = build.network(config(side, *words, *FP32)).eval()
     images = torch.rand(1, 3, side, side)
     with TemporaryDirectory() as folder:
-        forms = {form: in_form(network, form, Path(folder)) for form in ("folded", "compiled_bf16", "onnx")}
+        forms = {form: in_form(network, form, Path(folder)) for form in FORMS}
         calls: dict[str, Callable[[], object]] = {
             form: (lambda program=program: program.run([images.numpy()])) for form, program in forms.items()
         }

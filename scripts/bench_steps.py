@@ -8,13 +8,13 @@ from __future__ import annotations
 import gc
 import sys
 
-from measure import Row, Section, beside, has_amx, interleaved, run
+from measure import Row, Section, beside, has_bf16, interleaved, run, why_bf16_is_not_judged
 from training_step import BF16, FP32, batch_of, config, ours, rfdetr, transformers
 
 RTDETR = ("model=rtdetrv2",)
 RFDETR = ("model=rfdetr", "loss=ia_bce")
 IMAGES = 2
-SKIPPED = "" if has_amx() else "this CPU has no AMX"
+BF16_IS_THERE, SKIPPED = has_bf16(), why_bf16_is_not_judged()
 # name, words, side, peer, gates in float32 and in bf16
 NETWORKS = (
     ("RT-DETRv2-R18, 320 px", RTDETR, 320, "transformers", (0.92, 0.62)),
@@ -26,7 +26,7 @@ A step is forward pass, criterion, backward pass, clipping, AdamW and the averag
 some seven objects each; ours is the trainer's own. The peers always compute in float32 and train as their authors do:
 `torch.optim.AdamW` as it comes, an average tensor by tensor; without Lightning or the `Trainer` of transformers, which
 would come on top. bf16 means autocast with channels-last, as `trainer.hardware.amp=bf16` chooses on a CPU. Its gates
-are meant for processors that multiply bf16 in tiles (AMX).
+are meant for processors that multiply bf16 in tiles (AMX), and processors that do not know it are left out.
 """
 
 
@@ -37,7 +37,7 @@ def rows_of(
     plain = config(side, *words, *FP32)
     contenders = {
         "fp32": ours(batch, plain),
-        "bf16": ours(batch, config(side, *words, *BF16)),
+        **({"bf16": ours(batch, config(side, *words, *BF16))} if BF16_IS_THERE else {}),
         peer: transformers(batch, plain) if peer == "transformers" else rfdetr(batch),
     }
     times = interleaved(contenders, rounds, warmup=2)

@@ -17,6 +17,7 @@ from __future__ import annotations
 import argparse
 import datetime
 import gc
+import math
 import os
 import platform
 import re
@@ -51,7 +52,7 @@ class Row:
 
     Attributes:
         part: what was measured.
-        value: a ratio, a share or a count.
+        value: a ratio, a share or a count; NaN: not measured, as `skipped` says.
         peer: beside what; empty for a count.
         gate: the largest value that is fine; None: only shown.
         detail: the numbers behind it, e.g. "12.1 / 30.3 ms".
@@ -114,7 +115,11 @@ def ratio(times: Mapping[str, Sequence[float]], ours: str = "ours", peer: str = 
 def beside(
     part: str, times: Mapping[str, Sequence[float]], ours: str = "ours", peer: str = "peer", **of_row: object
 ) -> Row:
-    """The row that compares two contenders of `interleaved`; `of_row` are further fields of `Row`."""
+    """The row that compares two contenders of `interleaved`; `of_row` are further fields of `Row`.
+
+    Without a value where ours did not take part."""
+    if ours not in times:
+        return Row(part, math.nan, peer, **of_row)  # type: ignore[arg-type]
     detail = f"{median(times[ours]) * 1e3:.4g} / {median(times[peer]) * 1e3:.4g} ms"
     return Row(part, ratio(times, ours, peer), peer, detail=detail, **of_row)  # type: ignore[arg-type]
 
@@ -178,6 +183,8 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def number(value: float, digits: int = 3) -> str:
+    if math.isnan(value):
+        return "-"
     if value >= 10 or value in (0, 1):
         return f"{value:.0f}"
     return f"{value:.{digits}f}" if value >= 0.01 else f"{value:.1g}"
@@ -202,13 +209,20 @@ def device() -> str:
     info = Path("/proc/cpuinfo")
     found = re.search(r"model name\s*:\s*(.+)", info.read_text()) if info.exists() else None
     name = found[1].strip() if found else platform.processor()
-    units = [("AVX512-BF16", torch.cpu._is_avx512_bf16_supported()), ("AMX", has_amx())]
+    units = [("AVX512-BF16", torch.cpu._is_avx512_bf16_supported()), ("AMX", torch.cpu._is_amx_tile_supported())]
     traits = ", ".join(unit if there else f"no {unit}" for unit, there in units)
     return f"{os.cpu_count()}-core {name} ({traits}), one thread"
 
 
-def has_amx() -> bool:
-    """Whether the processor multiplies bfloat16 matrices in tiles; without, bf16 is not judged."""
+def why_bf16_is_not_judged() -> str:
+    """Empty where the processor multiplies bfloat16 matrices in tiles, for which its gates are meant."""
     import torch
 
-    return torch.cpu._is_amx_tile_supported()
+    return "" if torch.cpu._is_amx_tile_supported() else "this CPU has no AMX"
+
+
+def has_bf16() -> bool:
+    """Whether the processor multiplies bfloat16 at all; where that is imitated, a step takes ten times as long."""
+    import torch
+
+    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
