@@ -130,12 +130,11 @@ def decode_scale(path: str | Path, size: tuple[int, int], smallest: tuple[int, i
 def _jpeg(path: Path, scale: int) -> np.ndarray | None:
     """What Pillow decodes, to the bit and a fifth sooner; None where it should have a look at the file itself: OpenCV
     fills up what is cut off without a word."""
-    content = np.fromfile(path, np.uint8)
-    if content[-2:].tobytes() != _END_OF_JPEG:
-        return None
     try:
-        return cv2.imdecode(content, _STORED_RGB | _REDUCED[scale])
-    except cv2.error:
+        content = np.fromfile(path, np.uint8)
+        is_whole = content[-2:].tobytes() == _END_OF_JPEG
+        return cv2.imdecode(content, _STORED_RGB | _REDUCED[scale]) if is_whole else None
+    except (OSError, cv2.error):
         return None
 
 
