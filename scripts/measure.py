@@ -39,8 +39,8 @@ ORDER = (
 HEAD = """\
 # Performance
 
-How long things take beside others who do the same, on one machine. Written by `make bench`, which runs
-`scripts/bench_*.py` and fails where a gate is missed; each script can be run alone. A ratio is our time divided by
+How long things take beside others who do the same, on the machine that each part names. Written by `make bench`, which
+runs `scripts/bench_*.py` and fails where a gate is missed; each script can be run alone. A ratio is our time divided by
 theirs: below 1 we are faster. Both take turns in one process with one thread, and what is compared is CPU time, the
 median of the rounds, so that other work on the machine counts for neither. Milliseconds are for orientation.
 """
