@@ -85,7 +85,7 @@ class Detector:
         nothing = Targets(torch.zeros(0, dtype=torch.int64), torch.zeros(0, 4), (0,) * len(opened))
         batch = Batch(torch.from_numpy(pixels), nothing, image_sizes).to(self.precision.device)
         with self.precision.autocast():
-            outputs = self.network(batch.pixels())
+            outputs = self.network(batch.pixels(self.precision.memory_format))
         found = self.network.postprocess(as_float32(outputs), batch.image_sizes)
         lowest = self.threshold if threshold is None else threshold
         return [detections.cpu().above(lowest) for detections in found]
@@ -130,7 +130,7 @@ def load(
         classes=state["classes"],
         category_ids=state["category_ids"],
         threshold=state.get("threshold", state.get("metrics", {}).get("F1_threshold", USUAL_THRESHOLD)),
-        precision=Precision(hardware.torch_device, hardware.eval_amp_dtype),
+        precision=Precision(hardware.torch_device, hardware.eval_amp_dtype, hardware.memory_format),
         cfg=cfg,
         path=path,
         keypoints=keypoints,

@@ -103,9 +103,9 @@ class Batch:
     def pin_memory(self) -> Batch:
         return _pinned(self)
 
-    def pixels(self) -> Tensor:
-        """Images as the networks take them: `[B, 3, H, W]` float32 in 0..1, channels-last in memory."""
-        return self.images.permute(0, 3, 1, 2).float().div_(255)
+    def pixels(self, memory_format: torch.memory_format = torch.channels_last) -> Tensor:
+        """Images as the networks take them: `[B, 3, H, W]` float32 in 0..1, in the memory format of their weights."""
+        return self.images.permute(0, 3, 1, 2).to(torch.float32, memory_format=memory_format).div_(255)
 
 
 class MaskLogits(NamedTuple):

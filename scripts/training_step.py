@@ -65,7 +65,7 @@ def ours(batch: Batch, cfg: Any) -> Step:
         forward=network,
         optimizer=build.optimizer(cfg)(network),
         ema=EMA(network, decay=cfg.trainer.ema_decay, tau=cfg.trainer.ema_tau),
-        precision=Precision(trainer.hardware.torch_device, trainer.hardware.amp_dtype),
+        precision=Precision(trainer.hardware.torch_device, trainer.hardware.amp_dtype, trainer.hardware.memory_format),
         schedule=lambda step: 1.0,
         parameters=[p for p in network.parameters() if p.requires_grad],
     )

@@ -139,12 +139,12 @@ def need_of(trainer: Trainer, run: Run, network: Any) -> Need:
 def loss_of(trainer: Trainer, run: Run, network: Any, images: int) -> Tensor:
     """The loss of a batch at the largest scale, every image as crowded as the most crowded one of the data."""
     device = trainer.hardware.torch_device
-    precision = Precision(device, trainer.hardware.amp_dtype)
+    precision = Precision(device, trainer.hardware.amp_dtype, trainer.hardware.memory_format)
     batch = crowded(run, network, images, trainer.auto_batch_max_targets_per_image).to(device)
     network.train()
     with precision.autocast():
         # `forward` itself: a compiled network would be compiled for this batch too
-        outputs = network.forward(batch.pixels(), batch.targets, batch.padding_mask)
+        outputs = network.forward(batch.pixels(precision.memory_format), batch.targets, batch.padding_mask)
     losses = run.criterion(as_float32(outputs), batch.targets, num_boxes=len(batch.targets), num_images=images)
     return losses["total"]
 

@@ -56,7 +56,7 @@ def evaluate(
             moved = batch.to(precision.device, non_blocking=True)
             began = time.perf_counter()
             with precision.autocast():
-                outputs: Outputs = network(moved.pixels(), padding_mask=moved.padding_mask)
+                outputs: Outputs = network(moved.pixels(precision.memory_format), padding_mask=moved.padding_mask)
             outputs = as_float32(outputs)
             detections = [d.cpu() for d in network.postprocess(outputs, moved.image_sizes)]
             network_seconds += time.perf_counter() - began

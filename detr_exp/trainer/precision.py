@@ -16,11 +16,13 @@ class Precision:
     Args:
         device: where the network is.
         dtype: autocast type; None computes in float32.
+        memory_format: of the network's weights; images come in it, because activations follow them.
     """
 
-    def __init__(self, device: torch.device, dtype: torch.dtype | None) -> None:
+    def __init__(self, device: torch.device, dtype: torch.dtype | None, memory_format: torch.memory_format) -> None:
         self.device = device
         self.dtype = dtype
+        self.memory_format = memory_format
         # bf16 has float32's range; only fp16 gradients vanish without scaling
         self.scaler = torch.amp.GradScaler(device.type, enabled=dtype is torch.float16)
 

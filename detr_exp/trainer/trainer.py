@@ -152,7 +152,7 @@ class Trainer:
             )
             if self.use_ema
             else None,
-            precision=Precision(self.hardware.torch_device, self.hardware.amp_dtype),
+            precision=Precision(self.hardware.torch_device, self.hardware.amp_dtype, self.hardware.memory_format),
             schedule=run.make_schedule(steps_per_epoch, total_steps),
             loader=loader,
             batch_size=batch_size,
@@ -283,7 +283,8 @@ class Trainer:
             distributed.same_denoising(state.network, most_objects[micro])
             with distributed.exchanging(state.forward, last=micro == len(window) - 1):
                 with state.precision.autocast():
-                    outputs = state.forward(batch.pixels(), batch.targets, batch.padding_mask)
+                    images = batch.pixels(state.precision.memory_format)
+                    outputs = state.forward(images, batch.targets, batch.padding_mask)
                 losses = run.criterion(as_float32(outputs), batch.targets, num_boxes, num_images)
                 state.precision.backward(losses["total"])
             for name, value in losses.items():

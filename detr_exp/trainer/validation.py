@@ -101,7 +101,7 @@ def evaluate_split(
             state.network,
             loader,
             run.make_metric(split),
-            Precision(trainer.hardware.torch_device, trainer.hardware.eval_amp_dtype),
+            Precision(trainer.hardware.torch_device, trainer.hardware.eval_amp_dtype, trainer.hardware.memory_format),
             criterion=run.criterion if with_loss else None,
             on_batch=on_batch,
             interrupt=interrupt,

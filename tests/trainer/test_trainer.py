@@ -133,6 +133,23 @@ def test_gradient_checkpointing_changes_no_bit(fit):
     torch.testing.assert_close(one, two, rtol=1e-6, atol=1e-7)
 
 
+@pytest.mark.parametrize("word", ["true", "false"])
+def test_activations_lie_in_memory_as_asked_for(fit, monkeypatch, word):
+    """By the images, whatever the layout of the weights; and in every convolution."""
+    seen = set()
+    convolve = torch.nn.Conv2d.forward
+
+    def spied(self, images):
+        found = convolve(self, images)
+        if found.shape[1] > 1 and min(found.shape[2:]) > 1:  # otherwise both layouts are the same
+            seen.add(found.is_contiguous(memory_format=torch.channels_last))
+        return found
+
+    monkeypatch.setattr(torch.nn.Conv2d, "forward", spied)
+    fit("trainer.max_steps=1", f"trainer.hardware.channels_last={word}")
+    assert seen == {word == "true"}
+
+
 def test_bf16_trains(fit):
     folder = fit("trainer.hardware.amp=bf16", "trainer.max_steps=2")
     assert all(math.isfinite(line["train/loss"]) for line in lines(folder) if "train/loss" in line)

@@ -78,7 +78,8 @@ class TransformerEncoder(nn.Module):
             allowed = (seen | ~seen.any(1, keepdim=True))[:, None, None]
         for layer in self.layers:
             tokens = layer(tokens, position, allowed)
-        return tokens.transpose(1, 2).unflatten(2, (height, width))
+        # as it comes the map would be channels-last, and so would all that is made of it, whatever the weights are
+        return tokens.transpose(1, 2).unflatten(2, (height, width)).contiguous()
 
 
 class HybridEncoder(nn.Module):
