@@ -26,7 +26,8 @@ A step is forward pass, criterion, backward pass, clipping, AdamW and the averag
 some seven objects each; ours is the trainer's own. The peers always compute in float32 and train as their authors do:
 `torch.optim.AdamW` as it comes, an average tensor by tensor; without Lightning or the `Trainer` of transformers, which
 would come on top. bf16 means autocast with channels-last, as `trainer.hardware.amp=bf16` chooses on a CPU. Its gates
-are meant for processors that multiply bf16 in tiles (AMX), and processors that do not know it are left out.
+are meant for processors that multiply bf16 in tiles (AMX); where the processor does not know it, it is left out. On an
+AMD EPYC with AVX512-BF16 the three steps took 0.434, 0.376 and 0.325 of the peers' (2026-11-21, commit 2e11359).
 """
 
 
