@@ -55,7 +55,7 @@ def _seen(plan: Plan, picture: np.ndarray) -> np.ndarray:
     y0, y1 = (round(y * height / plan.size[0]) for y in plan.source[1::2])
     left, top, right, bottom = plan.target
     seen = picture[y0 : max(y1, y0 + 1), x0 : max(x1, x0 + 1)]
-    # where there are fewer pixels; in a reduced part colours have then been averaged before what is too bright is clipped
+    # where there are fewer pixels; colours of a reduced part are then averaged before what is too bright is clipped
     colour_first = seen.shape[0] * seen.shape[1] <= (right - left) * (bottom - top)
     if plan.colour is not None and colour_first:
         seen = plan.colour.on(seen, picture)
