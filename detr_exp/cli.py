@@ -47,7 +47,8 @@ def main(task: Task, config_name: str, usage: str) -> None:
     Raises:
         SystemExit: unless everything went well.
     """
-    gc.freeze()  # what is loaded by now stays: looking through it for garbage would only delay the answer to a mistake
+    if "torch" not in sys.modules:
+        gc.freeze()  # what is loaded by now stays: to look through it for garbage would delay the answer to a mistake
     with_traceback = "HYDRA_FULL_ERROR" in os.environ
     # threads that wait by spinning make a training a hundred times slower where another process holds one of the cores
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")

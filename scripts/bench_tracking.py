@@ -15,7 +15,7 @@ from pathlib import Path
 from statistics import median
 from types import SimpleNamespace
 
-from measure import Row, Section, interleaved, run
+from measure import Row, Section, has_bf16, interleaved, run
 from training_step import batch_of
 
 from detr_exp import build
@@ -23,11 +23,12 @@ from detr_exp.structures import Batch
 from detr_exp.trainer.signals import Interrupt
 
 SIDE, IMAGES, STEPS = 320, 2, 2000
+AMP = "bf16" if has_bf16() else "null"
 TEXT = f"""
 The trainer's loop over {STEPS:,} steps whose arithmetic is left out, divided by what RT-DETRv2-R18's step at {SIDE} px
-takes with it (batch {IMAGES}, bf16). Every step is counted and checked, every 50th read from the device, averaged,
-written as a line of JSON and, by another thread, into an MLflow store on disk, whose import and first connection are
-left out.
+takes with it (batch {IMAGES}, {"bf16" if AMP == "bf16" else "float32"}). Every step is counted and checked, every 50th
+read from the device, averaged, written as a line of JSON and, by another thread, into an MLflow store on disk, whose
+import and first connection are left out.
 """
 
 
@@ -61,7 +62,7 @@ def bench(rounds: int) -> Section:
         store = [
             f"tracker.tracking_uri=sqlite:///{name}/mlflow.db",
             "trainer/hardware=cpu",
-            "trainer.hardware.amp=bf16",
+            f"trainer.hardware.amp={AMP}",
         ]
         cfg = build.compose([*words, *quiet, *store])
         folder = Path(name) / "run"

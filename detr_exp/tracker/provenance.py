@@ -6,6 +6,7 @@ import os
 import platform
 import subprocess
 from collections.abc import Iterable, Mapping
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -62,8 +63,9 @@ def _at(config: Mapping[str, Any], key: str) -> Any:
     return value
 
 
+@cache
 def environment() -> dict[str, str]:
-    """Tags for code, packages and machine."""
+    """Tags for code, packages and machine; as this process found them first, as what it has loaded stays as it is."""
     tags = {"python": platform.python_version(), "platform": platform.platform(), "cpus": str(os.cpu_count())}
     for package in PACKAGES:
         try:
