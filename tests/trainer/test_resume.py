@@ -298,7 +298,7 @@ def test_batch_statistics_of_a_bad_first_step_are_undone(small, tmp_path, monkey
 
     def poison(self, run, state, window):
         if state.step == 0:
-            window[0].pixels = lambda: torch.full((2, 3, 64, 64), float("nan"))
+            window[0].pixels = lambda *_: torch.full((2, 3, 64, 64), float("nan"))
             window[0].to = lambda *_, **__: window[0]
         return step(self, run, state, window)
 
