@@ -60,9 +60,10 @@ class MlflowView:
                 self.client.delete_tag(run.info.run_id, "message")
         else:
             parent = {PARENT_TAG: record.parent} if record.parent else {}
-            run = self.client.create_run(experiment, tags={RUN_TAG: record.id, **parent}, run_name=record.name)
+            tags = {**_tags(record), RUN_TAG: record.id, **parent}
+            run = self.client.create_run(experiment, tags=tags, run_name=record.name)
         self.run_id = run.info.run_id
-        self._describe(record, run.data.params)
+        self._describe(record, run.data.params, {} if not known else _tags(record))
         found = {"run_id": self.run_id, "experiment_id": experiment}
         (folder / LINK).write_text(json.dumps(found) + "\n")
 
@@ -110,21 +111,22 @@ class MlflowView:
             self.client.set_tag(self.run_id, "message", record.message[:LONGEST_TAG])
         self.client.set_terminated(self.run_id, ENDINGS.get(record.status, "FAILED"))
 
-    def _describe(self, record: RunRecord, known_params: dict[str, str]) -> None:
+    def _describe(self, record: RunRecord, known_params: dict[str, str], tags: dict[str, str]) -> None:
         """Parameters and tags; a parameter that a resumed run changes keeps its first value, as the store demands."""
         from mlflow.entities import Param, RunTag
 
         params = [Param(key, value) for key, value in record.params.items() if key not in known_params]
-        tags = {**record.tags, "status": record.status}
-        self.client.log_batch(
-            self.run_id, params=params, tags=[RunTag(key, value[:LONGEST_TAG]) for key, value in tags.items()]
-        )
+        self.client.log_batch(self.run_id, params=params, tags=[RunTag(key, value) for key, value in tags.items()])
 
     def _learn_what_is_there(self, run_id: str, names: dict[str, float]) -> None:
         """A store cannot forget, so what it holds for a metric up to some step is not sent again."""
         self.held = {name: max(m.step for m in self.client.get_metric_history(run_id, name)) for name in names}
         paths = [Path(found.path).name for found in self.client.list_artifacts(run_id, "images")]
         self.images = {match.group() for path in paths if (match := re.match(r".+?\+step\+\d+\+", path))}
+
+
+def _tags(record: RunRecord) -> dict[str, str]:
+    return {key: value[:LONGEST_TAG] for key, value in {**record.tags, "status": record.status}.items()}
 
 
 def open_store(tracking_uri: str, experiment: str) -> tuple[MlflowClient, str]:
