@@ -31,8 +31,8 @@ TEXT = f"""
 {PICTURES} pictures with the spectrum of photographs (640 x 480 pixels, about 120 kB as JPEG) and {OBJECTS} objects
 each, to {SIDE} x {SIDE} pixels; the file is read and decoded in each. Training: photometric distortion (1/2), zoom-out
 (1/2), IoU crop (4/5), flip, resize, and dropping of lost objects. torchvision's end in float32, ours in bytes that are
-scaled on the device. That what comes out is alike is tested in `tests/data/test_augment.py` and
-`tests/data/test_colour.py`; the evaluation's pixels equal Pillow's to the bit, which is checked here.
+scaled on the device. That what comes out is alike is tested in `tests/data/test_whole_samples.py`,
+`test_augment.py` and `test_colour.py`; the evaluation's pixels equal Pillow's to the bit, which is checked here.
 
 Evaluation resizes with torch where that gives the bits of Pillow, which is where the weights are multiples of a power
 of two: 480 to 640 pixels but not 427. The second row has the sizes that COCO's photographs have.

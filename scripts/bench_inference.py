@@ -14,11 +14,13 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from measure import Row, Section, beside, has_bf16, interleaved, run, why_bf16_is_not_judged
+from measure import Row, Section, beside, interleaved, run, why_bf16_is_not_judged
 from training_step import FP32, config, rfdetr_network, transformers_network
 
+from detr_exp.trainer.hardware import cpu_has_bf16
+
 CHECKPOINT = "DETR_EXP_CHECKPOINT"
-BF16_IS_THERE, SKIPPED = has_bf16(), why_bf16_is_not_judged()
+BF16_IS_THERE, SKIPPED = cpu_has_bf16(), why_bf16_is_not_judged()
 # name, words, side, peer, gates: folded in float32 beside the peer, fastest form beside ONNX Runtime
 NETWORKS = (
     ("RT-DETRv2-R18, 640 px", ("model=rtdetrv2",), 640, "transformers", (0.80, 0.35)),

@@ -10,12 +10,14 @@ from collections.abc import Callable
 from statistics import median
 
 import torch
-from measure import Row, Section, has_bf16, interleaved, run, table
+from measure import Row, Section, interleaved, run, table
 from torch import nn
 from torch.profiler import ProfilerActivity, profile
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 from training_step import FP32, Step, batch_of, config, ours
+
+from detr_exp.trainer.hardware import cpu_has_bf16
 
 IMAGES, SHOWN = 2, 12
 STEPS = (
@@ -24,7 +26,7 @@ STEPS = (
 )
 # kernel, channels, side of the map
 CONVOLUTIONS = ((3, 256, 40), (3, 64, 160), (1, 256, 80))
-DTYPES = {"fp32": torch.float32, **({"bf16": torch.bfloat16} if has_bf16() else {})}
+DTYPES = {"fp32": torch.float32, **({"bf16": torch.bfloat16} if cpu_has_bf16() else {})}
 LAYOUTS = {"NCHW": torch.contiguous_format, "NHWC": torch.channels_last}
 TEXT = f"""
 The ratios are those of a float32 step (batch {IMAGES}) to the time its products and convolutions would take at the rate

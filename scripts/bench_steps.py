@@ -8,13 +8,15 @@ from __future__ import annotations
 import gc
 import sys
 
-from measure import Row, Section, beside, has_bf16, interleaved, run, why_bf16_is_not_judged
+from measure import Row, Section, beside, interleaved, run, why_bf16_is_not_judged
 from training_step import BF16, FP32, batch_of, config, ours, rfdetr, transformers
+
+from detr_exp.trainer.hardware import cpu_has_bf16
 
 RTDETR = ("model=rtdetrv2",)
 RFDETR = ("model=rfdetr", "loss=ia_bce")
 IMAGES = 2
-BF16_IS_THERE, SKIPPED = has_bf16(), why_bf16_is_not_judged()
+BF16_IS_THERE, SKIPPED = cpu_has_bf16(), why_bf16_is_not_judged()
 # name, words, side, peer, gates in float32 and in bf16
 NETWORKS = (
     ("RT-DETRv2-R18, 320 px", RTDETR, 320, "transformers", (0.92, 0.62)),

@@ -15,15 +15,16 @@ from pathlib import Path
 from statistics import median
 from types import SimpleNamespace
 
-from measure import Row, Section, has_bf16, interleaved, run
+from measure import Row, Section, interleaved, run
 from training_step import batch_of
 
 from detr_exp import build
 from detr_exp.structures import Batch
+from detr_exp.trainer.hardware import cpu_has_bf16
 from detr_exp.trainer.signals import Interrupt
 
 SIDE, IMAGES, STEPS = 320, 2, 2000
-AMP = "bf16" if has_bf16() else "null"
+AMP = "bf16" if cpu_has_bf16() else "null"
 TEXT = f"""
 The trainer's loop over {STEPS:,} steps whose arithmetic is left out, divided by what RT-DETRv2-R18's step at {SIDE} px
 takes with it (batch {IMAGES}, {"bf16" if AMP == "bf16" else "float32"}). Every step is counted and checked, every 50th

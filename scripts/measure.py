@@ -219,10 +219,3 @@ def why_bf16_is_not_judged() -> str:
     import torch
 
     return "" if torch.cpu._is_amx_tile_supported() else "this CPU has no AMX"
-
-
-def has_bf16() -> bool:
-    """Whether the processor multiplies bfloat16 at all; where that is imitated, a step takes ten times as long."""
-    import torch
-
-    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()

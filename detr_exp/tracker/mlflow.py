@@ -63,7 +63,7 @@ class MlflowView:
             tags = {**_tags(record), RUN_TAG: record.id, **parent}
             run = self.client.create_run(experiment, tags=tags, run_name=record.name)
         self.run_id = run.info.run_id
-        self._describe(record, run.data.params, {} if not known else _tags(record))
+        self._describe(record, run.data.params, _tags(record) if known else {})
         found = {"run_id": self.run_id, "experiment_id": experiment}
         (folder / LINK).write_text(json.dumps(found) + "\n")
 
