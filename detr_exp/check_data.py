@@ -15,6 +15,7 @@ from omegaconf import DictConfig
 
 from detr_exp import cli
 from detr_exp.data.problems import listed
+from detr_exp.terminal import say
 
 if TYPE_CHECKING:
     from detr_exp.data.dataset import DataSet
@@ -59,15 +60,15 @@ def check_data_in(folder: Path, cfg: DictConfig) -> Inspection:
 
     height, width = cfg.image_size
     found, data = inspect(partial(build.data, cfg), image_size=(height, width), num_queries=cfg.num_queries)
-    print("\n".join(report(found)))
+    say(*report(found))
     if cfg.json is not None:
         Path(cfg.json).write_text(json.dumps(asdict(found), indent=1, ensure_ascii=False) + "\n")
-        print(f"everything that was found: {cfg.json}")
+        say(f"everything that was found: {cfg.json}")
     if cfg.pictures and data is not None and "train" in found.splits:
-        print(f"augmented training pictures: {draw(folder, cfg, data)}")
+        say(f"augmented training pictures: {draw(folder, cfg, data)}")
     if errors := found.count("error"):
         raise ValueError(f"{errors} {'problem' if errors == 1 else 'problems'} that training refuses, listed above")
-    print(f"training can start; {found.count('warning')} warnings")
+    say(f"training can start; {found.count('warning')} warnings")
     return found
 
 

@@ -15,7 +15,6 @@ import os
 import sys
 import textwrap
 import traceback
-import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -29,6 +28,7 @@ from omegaconf import DictConfig
 from detr_exp import grid
 from detr_exp.compose import CONF_DIR, composition, config_loader, first_words, refuse_unready
 from detr_exp.mistakes import ConfigError, groups_of
+from detr_exp.terminal import guard_messages, say
 from detr_exp.tracker.secrets import mask_files
 
 Task = Callable[[DictConfig], float | None]
@@ -53,7 +53,7 @@ def main(task: Task, config_name: str, usage: str) -> None:
     # threads that wait by spinning make a training a hundred times slower where another process holds one of the cores
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra hands over exceptions instead of printing and exiting by itself
-    warnings.formatwarning = lambda message, *where, **line: f"warning: {message}\n"
+    guard_messages()
     try:
         args = get_args_parser().parse_args(_words(sys.argv[1:]))
         if args.help:
@@ -64,7 +64,7 @@ def main(task: Task, config_name: str, usage: str) -> None:
         app(_ending_with_status(task))()
     except (Exception, KeyboardInterrupt) as error:
         if with_traceback:
-            traceback.print_exception(error)
+            say("".join(traceback.format_exception(error)), file=sys.stderr)
         sys.exit(report(error))
 
 
@@ -75,6 +75,7 @@ def without_folder(task: Callable[[DictConfig], object], config_name: str, usage
         SystemExit: unless everything went well.
     """
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
+    guard_messages()
     try:
         words = sys.argv[1:]
         if {"--help", "-h"} & set(words):
@@ -132,6 +133,7 @@ def _ending_with_status(task: Task) -> Task:
 
     @functools.wraps(task)
     def run(cfg: DictConfig) -> float | None:
+        guard_messages()  # a sweep may have started this process
         try:
             mask_files(Path(HydraConfig.get().runtime.output_dir) / ".hydra")
             return task(cfg)
@@ -148,19 +150,19 @@ def report(error: BaseException) -> int:
     """Print what went wrong, a traceback only where the fault is ours, and return the exit status."""
     status = status_of(error)
     if isinstance(error, KeyboardInterrupt):
-        print("interrupted", file=sys.stderr)
+        say("interrupted", file=sys.stderr)
     elif hasattr(error, "exit_status"):
-        print(error, file=sys.stderr)
+        say(error, file=sys.stderr)
     elif status == 2:
         told = first_words(error) if isinstance(error, HydraException) else error
         if isinstance(error, OSError):
             where = error.filename or "a file of the run"
             told = f"{where} cannot be used ({error.strerror}); free space, or choose another folder: hydra.run.dir=..."
-        print(f"error: {told}", file=sys.stderr)
+        say(f"error: {told}", file=sys.stderr)
     elif isinstance(error, RuntimeError) and type(error).__module__.startswith(OURS):
-        print(f"error: {error}", file=sys.stderr)
+        say(f"error: {error}", file=sys.stderr)
     else:
-        traceback.print_exception(error)
+        say("".join(traceback.format_exception(error)), file=sys.stderr)
     return status
 
 

@@ -14,6 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 from detr_exp import cli
 from detr_exp.evaluate import category_ids_by_name, combined
 from detr_exp.mistakes import flat
+from detr_exp.terminal import say
 from detr_exp.tracker.runs import PastRun, find
 
 USAGE = """\
@@ -90,8 +91,8 @@ def compare_in(folder: Path, cfg: DictConfig) -> dict[str, Any]:
     found["config"] = [list(row) for row in config_difference(a.runs, b.runs)]
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "compare.json").write_text(json.dumps(found, indent=1, ensure_ascii=False) + "\n")
-    print(text(found))
-    print(f"written to {folder}")
+    say(text(found))
+    say(f"written to {folder}")
     return found
 
 
@@ -233,7 +234,7 @@ def _say_other_data(sides: list[list[PastRun]], fingerprint: str) -> None:
     for run in (run for side in sides for run in side):
         recorded = run.record.tags.get("data.fingerprint", fingerprint)
         if recorded != fingerprint:
-            print(f"warning: {run.folder} was trained on other data ({recorded}, here {fingerprint})")
+            say(f"warning: {run.folder} was trained on other data ({recorded}, here {fingerprint})")
 
 
 def _plain(node: Any) -> Any:

@@ -11,6 +11,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from detr_exp import cli
+from detr_exp.terminal import say
 
 USAGE = """\
 Evaluate a checkpoint by the COCO protocol. Network, classes and, unless told otherwise, data are the checkpoint's.
@@ -125,7 +126,7 @@ def category_ids_by_name(detector: Detector, data: Any) -> list[int]:
         )
     known = {name.casefold() for name in shared}
     unknown = [name for name in data.classes if name.casefold() not in known]
-    print(f"classes are matched by name: {_some(shared)}" + (f"; left out: {_some(unknown)}" if unknown else ""))
+    say(f"classes are matched by name: {_some(shared)}" + (f"; left out: {_some(unknown)}" if unknown else ""))
     unused = max(data.category_ids) + 1
     return [id_of.get(name.casefold(), unused + label) for label, name in enumerate(detector.classes)]
 

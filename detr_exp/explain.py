@@ -14,6 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 from detr_exp import cli
 from detr_exp.compose import Composition, composition, config_loader
 from detr_exp.mistakes import ConfigError, flat, look_up, read_words
+from detr_exp.terminal import say
 from detr_exp.tracker.runs import PastRun, find_one
 from detr_exp.tracker.secrets import masked
 
@@ -166,7 +167,7 @@ def _aligned(rows: Sequence[tuple[str, ...]]) -> Iterator[str]:
 def main() -> None:
     args = get_args_parser().parse_args(sys.argv[1:])
     try:
-        print(USAGE if args.help or not args.overrides else explain(args.overrides, args.config_dir))
+        say(USAGE if args.help or not args.overrides else explain(args.overrides, args.config_dir))
     except (Exception, KeyboardInterrupt) as error:
         sys.exit(cli.report(error))
 

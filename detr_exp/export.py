@@ -10,6 +10,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from detr_exp import cli
+from detr_exp.terminal import say
 
 USAGE = """\
 Make a file that runs without this project, and check that it gives what the checkpoint gives.
@@ -50,7 +51,7 @@ AT_ONCE = 4  # pictures, where any number goes
 def export(cfg: DictConfig) -> None:
     """Export into Hydra's output folder."""
     path = export_in(Path(HydraConfig.get().runtime.output_dir), cfg)
-    print(f"written to {path}")
+    say(f"written to {path}")
 
 
 def export_in(folder: Path, cfg: DictConfig) -> Path:
@@ -191,7 +192,7 @@ def compare_outputs(
     apart = differences(expected.outputs(pictures), found.outputs(pictures), sizes)
     usual = {name: float(np.quantile(gaps, 0.99)) for name, gaps in apart.items()}
     words = ", ".join(f"{name} {value:.1e} (all: {apart[name].max():.1e})" for name, value in usual.items())
-    print(f"outputs on {len(pictures)} pictures differ in 99 of 100 queries by at most: {words}")
+    say(f"outputs on {len(pictures)} pictures differ in 99 of 100 queries by at most: {words}")
     over = {name: value for name, value in usual.items() if name in ("logits", "scores", "boxes")}
     if largest is not None and max(over.values()) > largest:
         raise GateError(
@@ -224,7 +225,7 @@ def compare_map(cfg: DictConfig, detector: Detector, data: Any, found: Program) 
     after = evaluated(metric, split, found, "file")
     drops = {name: before[name] - after[name] for name in MEASURED if name in before}
     for name in drops:
-        print(f"{name} on {cfg.data.split}: checkpoint {before[name]:.4f}, file {after[name]:.4f}")
+        say(f"{name} on {cfg.data.split}: checkpoint {before[name]:.4f}, file {after[name]:.4f}")
     if max(drops.values()) > cfg.export.max_map_drop:
         raise GateError(
             f"the file loses {max(drops.values()):.4f} mAP, more than export.max_map_drop={cfg.export.max_map_drop}; "

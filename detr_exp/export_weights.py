@@ -10,6 +10,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from detr_exp import cli
+from detr_exp.terminal import say
 
 if TYPE_CHECKING:
     from detr_exp.detector import Detector
@@ -31,7 +32,7 @@ FORMATS = ("safetensors", "huggingface", "official")
 def export_weights(cfg: DictConfig) -> None:
     """Export into Hydra's output folder."""
     path = export_weights_in(Path(HydraConfig.get().runtime.output_dir), cfg)
-    print(f"written to {path}")
+    say(f"written to {path}")
 
 
 def export_weights_in(folder: Path, cfg: DictConfig) -> Path:

@@ -27,6 +27,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from detr_exp.mistakes import ConfigError
+from detr_exp.terminal import guard_messages
 from detr_exp.trainer.collector import off_until_training
 
 JOB = "job"
@@ -187,6 +188,7 @@ def _rank(job: Job) -> float | BaseException | None:
     """
     from torch.distributed.elastic.multiprocessing.errors import get_error_handler
 
+    guard_messages()
     if is_follower():
         logging.basicConfig(level=logging.ERROR)
     else:

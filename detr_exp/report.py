@@ -10,6 +10,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from detr_exp import cli
+from detr_exp.terminal import say
 from detr_exp.tracker.page import render
 from detr_exp.tracker.runs import find, load_all
 
@@ -43,7 +44,7 @@ def report_in(folder: Path, cfg: DictConfig) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "report.html"
     path.write_text(render(runs, title=title, about=named, now=datetime.now()), encoding="utf-8")
-    print(f"written to {path}")
+    say(f"written to {path}")
     return path
 
 

@@ -11,6 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from detr_exp import cli, launch
 from detr_exp.mistakes import look_up
+from detr_exp.terminal import say
 from detr_exp.tracker.provenance import environment
 from detr_exp.tracker.runs import PastRun, find_one
 from detr_exp.tracker.secrets import MASK
@@ -57,15 +58,15 @@ def reproduce(cfg: DictConfig) -> float | None:
     job = HydraConfig.get()
     run = PastRun.load(find_one(cfg.run, cfg.root))
     told = config_of(run, cfg)
-    print(f"\n{run.folder}  {run.status}, {spoken(run.score)} {run.monitor}")
+    say(f"\n{run.folder}  {run.status}, {spoken(run.score)} {run.monitor}")
     for line in changes(run.record.tags, environment() | facts(told)):
-        print(f"  {line}")
-    print(flush=True)
+        say(f"  {line}")
+    say("")
     folder = Path(job.runtime.output_dir)
     result = launch.train(folder, told, groups(run), run.record.words, job.job_logging)
     again = PastRun.load(folder)
     found = differences(run.lines, again.lines)
-    print(verdict(run, again, found))
+    say(verdict(run, again, found))
     if found:
         raise NotReproduced(f"{len(found)} values differ from those of {run.folder}")
     return result
@@ -83,7 +84,7 @@ def config_of(run: PastRun, cfg: DictConfig) -> DictConfig:
     told.allow_targets = list(cfg.allow_targets)  # what a file says about itself does not count
     told.trainer.resume = None
     if MASK in str(told.tracker.get("tracking_uri")):
-        print(f"the run was tracked at {told.tracker.tracking_uri}, which is not known whole; this one is not")
+        say(f"the run was tracked at {told.tracker.tracking_uri}, which is not known whole; this one is not")
         told.tracker.tracking_uri = None
     if cfg.data.root is not None:
         told.data.root = cfg.data.root

@@ -7,6 +7,7 @@ from pathlib import Path
 from omegaconf import DictConfig
 
 from detr_exp import cli
+from detr_exp.terminal import say
 from detr_exp.tracker.base import RunRecord
 from detr_exp.tracker.follower import Follower, Tail
 from detr_exp.tracker.runs import find
@@ -39,7 +40,7 @@ def sync(cfg: DictConfig) -> None:
     """
     for folder in find(cfg.run, cfg.root):
         synchronise(folder, cfg.tracking_uri)
-        print(f"{folder}: everything is sent")
+        say(f"{folder}: everything is sent")
 
 
 def synchronise(folder: Path, tracking_uri: str | None = None, patience: float = 300.0) -> None:

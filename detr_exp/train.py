@@ -15,6 +15,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from detr_exp import cli, launch
+from detr_exp.terminal import say
 from detr_exp.trainer.ending import status_of
 
 if TYPE_CHECKING:
@@ -76,7 +77,7 @@ def train_in(
     if start.folder != folder:
         once(_move, folder, start.folder)
     elif rank() == 0 and cfg.trainer.resume == "auto" and start.record is None:
-        print("trainer.resume=auto found no unfinished run with this config; this one is new", flush=True)
+        say("trainer.resume=auto found no unfinished run with this config; this one is new")
     folder = start.folder
     folder.mkdir(parents=True, exist_ok=True)
     if cfg.seed is None:
@@ -127,7 +128,7 @@ def _facts(run: Run, trainer: Trainer) -> dict[str, str]:
 
 def _move(made: Path, home: Path) -> None:
     """Go on in the folder `home`, with the log as well, and leave none of what Hydra has `made` for this call."""
-    print(f"going on in {home}", flush=True)
+    say(f"going on in {home}")
     for handler in logging.getLogger().handlers:
         if isinstance(handler, logging.FileHandler) and Path(handler.baseFilename).parent == made.resolve():
             handler.close()

@@ -19,6 +19,7 @@ WITHOUT_CONF = {"ops"}
 LAYERS = {
     "structures": 0,
     "mistakes": 0,
+    "terminal": 3,
     "compose": 1,
     "grid": 2,
     "ops": 1,
@@ -139,6 +140,13 @@ def test_only_build_instantiates_and_only_commands_exit(path: Path) -> None:
     for name, line in calls(path):
         assert not name.endswith("instantiate") or module == "build", f"{module}:{line} instantiates"
         assert name not in ("sys.exit", "exit", "SystemExit") or LAYERS[folder_of(module)] >= LAYERS["cli"]
+
+
+@pytest.mark.parametrize("path", [*modules(), *sorted((ROOT / "hydra_plugins").rglob("*.py"))], ids=lambda p: p.stem)
+def test_what_is_printed_goes_through_one_door(path: Path) -> None:
+    """`terminal.say` masks secrets and escapes what would steer a terminal; help texts and drawn tables are ours."""
+    if path.stem not in ("terminal", "_table", "cli"):
+        assert not [line for name, line in calls(path) if name == "print"], f"{path} prints; use terminal.say"
 
 
 def test_the_three_trees_mirror_each_other() -> None:

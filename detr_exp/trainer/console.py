@@ -8,6 +8,8 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Protocol
 
+from detr_exp.terminal import say
+
 BARS = ("rich", "tqdm", "none")
 
 
@@ -38,7 +40,7 @@ class Console:
 
     def line(self, text: str) -> None:
         if self.is_heard:
-            print(text, flush=True)
+            say(text)
 
     def facts(self, title: str, rows: Mapping[str, str]) -> None:
         """A title and aligned `name  value` lines."""
@@ -93,7 +95,7 @@ class _LineMeter:
             return
         self.spoken = now
         left = (now - self.started) / max(self.done, 1) * (self.total - self.done)
-        print(f"{self.title}  {self.done}/{self.total}  {words}  {left:.0f} s left", flush=True)
+        say(f"{self.title}  {self.done}/{self.total}  {words}  {left:.0f} s left")
 
 
 @contextmanager

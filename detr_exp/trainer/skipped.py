@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from detr_exp.structures import Batch
+from detr_exp.terminal import say
 from detr_exp.trainer.state import Run
 
 FILE = "skipped_pictures.txt"
@@ -28,4 +29,4 @@ def note_skipped(run: Run, step: int, batches: Sequence[Batch]) -> None:
             file.writelines(f"{sentence}\n" for sentence in new)
         run.tracker.log(step, {"data/skipped_pictures": len(known) + len(new)})
         for sentence in new:
-            print(f"skipped: {sentence}", flush=True)
+            say(f"skipped: {sentence}")

@@ -91,7 +91,7 @@ class Ledger:
     ) -> None:
         """Write down how a job ended that was started at `started` of `time.monotonic()`."""
         seconds = round(time.monotonic() - started, 2)
-        self.append(Entry(job.number, job.swept, job.hash, status, metric, seconds, masked(reason)))
+        self.append(Entry(job.number, masked(job.swept), job.hash, status, metric, seconds, masked(reason)))
 
 
 def judged(value: object) -> tuple[str, float | None, str | None]:

@@ -14,6 +14,7 @@ from rich.live import Live as RichLive
 from rich.markup import escape
 from rich.table import Table
 
+from detr_exp.terminal import say, shown
 from hydra_plugins.detr_exp._table import duration
 
 END_OF_LOG = 4096  # bytes in which the last line is looked for
@@ -36,9 +37,9 @@ class Live:
     def line(self, text: str) -> None:
         """Print a line that stays."""
         if self.rich is None:
-            print(text, flush=True)
+            say(text)
         else:
-            self.rich.console.print(escape(text), highlight=False)
+            self.rich.console.print(escape(shown(text)), highlight=False)
 
     def show(self, running: Sequence[Any]) -> None:
         """Draw the table, twice a second at most.
@@ -56,7 +57,9 @@ class Live:
         table.add_column("last line of its log", ratio=2, no_wrap=True)
         for run in running:
             seconds = duration(time.monotonic() - run.started)
-            table.add_row(str(run.number), run.place, seconds, escape(run.shown), escape(last_line(run.log)))
+            table.add_row(
+                str(run.number), run.place, seconds, escape(shown(run.shown)), escape(shown(last_line(run.log)))
+            )
         self.rich.update(table, refresh=True)
 
 

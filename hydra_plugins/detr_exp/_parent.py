@@ -10,6 +10,8 @@ from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
 
+from detr_exp.terminal import say, shown
+from detr_exp.tracker.secrets import masked
 from hydra_plugins.detr_exp._ledger import FINISHED, Ledger, score
 
 LINK = "parent.json"
@@ -33,15 +35,14 @@ def parent_run(config: DictConfig, folder: Path, environment: dict[str, str], le
         yield
         return
     from detr_exp.tracker.mlflow import finish_parent
-    from detr_exp.tracker.secrets import masked
     from detr_exp.tracker.tracker import PARENT_VARIABLE
 
     try:
         run_id = opened(
-            uri, project, folder, {"sweep": str(folder), "words": masked(" ".join(config.hydra.overrides.task))}
+            uri, project, folder, {"sweep": str(folder), "words": " ".join(masked(list(config.hydra.overrides.task)))}
         )
     except Exception as error:
-        print(f"warning: no run for this sweep in {uri} ({str(error)[:200]}); its runs will stand alone", flush=True)
+        say(f"warning: no run for this sweep in {uri} ({shown(error)[:200]}); its runs will stand alone")
         yield
         return
     environment[PARENT_VARIABLE] = run_id
@@ -64,13 +65,13 @@ def opened(uri: str, project: str, folder: Path, tags: dict[str, str]) -> str:
 
     link = folder / LINK
     known = json.loads(link.read_text()) if link.exists() else {}
-    if known.get("tracking_uri") == uri:
+    if known.get("tracking_uri") == masked(uri):
         client, _ = open_store(uri, project)
         with contextlib.suppress(Exception):  # somebody has deleted it
             client.update_run(known["run_id"], status="RUNNING")
             return known["run_id"]
     run_id = start_parent(uri, project, "/".join(folder.parts[-2:]), tags)
-    link.write_text(json.dumps({"run_id": run_id, "tracking_uri": uri}) + "\n")
+    link.write_text(json.dumps({"run_id": run_id, "tracking_uri": masked(uri)}) + "\n")
     return run_id
 
 

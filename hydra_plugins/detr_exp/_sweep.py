@@ -22,6 +22,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from detr_exp.grid import OWN_KEYS
 from detr_exp.mistakes import ConfigError, flat
+from detr_exp.terminal import say
 from detr_exp.tracker.base import RECORD
 from detr_exp.tracker.secrets import masked
 from hydra_plugins.detr_exp._ledger import FINISHED, UNFINISHED, Entry, Job, first_line
@@ -214,7 +215,7 @@ class Sweep:
 
         entries = self.ledger.latest()
         show(jobs, entries, extra or {})
-        print(f"\n{self.folder}", flush=True)
+        say(f"\n{self.folder}")
         bad = [job for job in jobs if job.hash not in entries or entries[job.hash].status not in FINISHED]
         if bad:
             failed = sum(job.hash in entries and entries[job.hash].status not in UNFINISHED for job in bad)

@@ -12,6 +12,7 @@ from omegaconf import DictConfig
 
 from detr_exp import grid
 from detr_exp.compose import composition, refuse_unready
+from detr_exp.terminal import say
 from hydra_plugins.detr_exp._ledger import Job
 from hydra_plugins.detr_exp._sweep import Sweep, hash_of
 
@@ -46,7 +47,7 @@ class GridSweeper(Sweeper):
             before = self.shared.ledger.latest()
             missing = [job for job in jobs if not self.shared.is_finished(job, before)]
             if len(missing) < len(jobs):
-                print(f"{len(jobs) - len(missing)} of {len(jobs)} runs have ended before, in {self.shared.folder}")
+                say(f"{len(jobs) - len(missing)} of {len(jobs)} runs have ended before, in {self.shared.folder}")
             self.shared.run(missing, len(missing), at_once=True)
         self.shared.close(jobs)
         entries = self.shared.ledger.latest()

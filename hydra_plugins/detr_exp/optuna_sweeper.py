@@ -18,6 +18,7 @@ from omegaconf import DictConfig, OmegaConf
 from detr_exp.compose import composition, refuse_unready
 from detr_exp.grid import OWN_KEYS
 from detr_exp.mistakes import ConfigError
+from detr_exp.terminal import say
 from detr_exp.tracker.base import RunRecord
 from detr_exp.trainer.trial import JOURNAL, STUDY, VARIABLE, storage
 from hydra_plugins.detr_exp._ledger import Entry, Job
@@ -266,10 +267,10 @@ class OptunaSweeper(Sweeper):
             return
         if len(self.objectives) > 1:
             front = ", ".join(f"#{trial.number}" for trial in self.study.best_trials)
-            print(f"\nnot beaten in everything ({', '.join(self.objectives)}): {front}")
+            say(f"\nnot beaten in everything ({', '.join(self.objectives)}): {front}")
             return
         best = self.study.best_trial
-        print(f"\nbest: {' '.join(self._job(best).swept)}")
+        say(f"\nbest: {' '.join(self._job(best).swept)}")
 
 
 def distribution(word: Override) -> optuna.distributions.BaseDistribution:
