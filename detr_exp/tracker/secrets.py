@@ -29,6 +29,7 @@ _TOKEN = re.compile(
     r"token(?!s?(?:iz|is|type|dim|size|len|num|mix|merg|prun|emb|count|drop|pool|limit|per|shape|norm))"
 )
 _OF_COUNTS = re.compile(r"^(?:num|n|max|min|cls|class|mask|register)_")
+_DOTTED = re.compile(r"(?:api|access|private|account|secret|auth|wandb)\.key$", re.IGNORECASE)  # `logger.wandb.key`
 _WORDS = {"pass", "pw", "auth", "sas", "sig", "signature", "pat", "jwt", "psk"}
 _SEPARATOR = re.compile(r"[=:]\s{0,3}(?=\S)")
 _KEY_BACKWARDS = re.compile(r"""\s?[\]"'\\]{0,3}(?P<key>[\w.\-/@]+)(?P<before>[\s_-][\w.\-]+)?""")
@@ -71,6 +72,8 @@ def masked(value: Any, key: str = "") -> Any:
 @functools.lru_cache(maxsize=4096)
 def names_secret(key: str) -> bool:
     """Whether a key, dotted or not and in any spelling (`apiKey`, `API-KEY`, `db_password`), holds a secret."""
+    if _DOTTED.search(key):
+        return True
     for part in re.split(r"[./\[\]@]", key):
         words = re.sub(r"(?<=[a-z\d])(?=[A-Z])", "_", part).lower()
         compact = re.sub(r"[^a-z]", "", words)

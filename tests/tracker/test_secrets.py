@@ -100,6 +100,7 @@ def test_a_password_of_any_characters_is_masked_as_a_setting_in_json_and_in_pyth
         "Authorization",
         "Cookie",
         "wandb.api_key",
+        "logger.wandb.key",
         "sas",
         "sig",
         "X-Amz-Signature",
@@ -167,6 +168,8 @@ def test_numbers_and_switches():
         ("logged in with ghp_" + "k1" * 18, ["k1"]),
         ("https://k1@host/x and https://me:k2@host", ["k1", "k2"]),
         ("u://me:a://k1@host", ["k1"]),
+        ('source postgresql://me:q^G$FJ%k1@k1@db-1.host.com/ca?sslmode=full: error parsing "x"', ["k1"]),
+        ("mongosh mongodb+srv://svc:S3#k1/k1@cluster0.abc.net/?retryWrites=true", ["k1"]),
     ],
 )
 def test_secrets_in_headers_queries_and_sentences(text, secrets):
