@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import re
 from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -18,6 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from detr_exp.compose import compose as compose
 from detr_exp.compose import refuse_unready
+from detr_exp.mistakes import ConfigError
 
 if TYPE_CHECKING:
     import torch
@@ -27,7 +29,8 @@ if TYPE_CHECKING:
     from detr_exp.trainer.state import Run
     from detr_exp.trainer.trainer import Trainer
 
-OPTIMIZERS = ("AdamW", "Adam", "SGD", "NAdam", "RAdam")
+RATES = ("lr", "lr_backbone", "weight_decay")  # what makes parameter groups
+WARMUP = ("warmup", "warmup_unit", "warmup_shape")
 
 
 def data(cfg: DictConfig) -> Any:
@@ -114,6 +117,8 @@ def run(cfg: DictConfig, output_dir: Path, *, identity: str = "", resume_from: P
     from detr_exp.trainer.trial import judge
 
     refuse_unready(cfg)
+    _refuse_idle_keys(cfg)
+    make_optimizer, make_schedule = optimizer(cfg), schedule(cfg)
     data_set = data(cfg)
     data_set.check()
     if cfg.trainer.overfit_batches is not None:
@@ -125,8 +130,8 @@ def run(cfg: DictConfig, output_dir: Path, *, identity: str = "", resume_from: P
         data=data_set,
         network=made,
         criterion=criterion(cfg, data_set),
-        make_optimizer=optimizer(cfg),
-        make_schedule=schedule(cfg),
+        make_optimizer=make_optimizer,
+        make_schedule=make_schedule,
         make_metric=metric(cfg, data_set, made),
         tracker=_made(cfg, "tracker"),
         config=plain(cfg),
@@ -139,20 +144,21 @@ def run(cfg: DictConfig, output_dir: Path, *, identity: str = "", resume_from: P
 
 
 def optimizer(cfg: DictConfig) -> Callable[[nn.Module], torch.optim.Optimizer]:
-    """Network -> optimiser over its parameter groups."""
+    """Network -> optimiser over its parameter groups.
+
+    Raises:
+        ValueError: the optimiser does not take the keys or values given to it.
+    """
+    from detr_exp.optim.optimizer import refuse_wrong_optimizer
     from detr_exp.optim.param_groups import parameter_groups
 
     optim = _made(cfg, "optim")
+    refuse_wrong_optimizer(optim["optimizer"], optim)
+    split = getattr(optim["optimizer"].func, "split", None)  # one that treats parameters differently by what they are
 
     def make(network: nn.Module) -> torch.optim.Optimizer:
-        groups = parameter_groups(
-            network,
-            optim["param_groups"],
-            lr=optim["lr"],
-            lr_backbone=optim["lr_backbone"],
-            weight_decay=optim["weight_decay"],
-        )
-        return optim["optimizer"](groups)
+        groups = parameter_groups(network, optim["param_groups"], **{name: optim[name] for name in RATES})
+        return optim["optimizer"](groups if split is None else split(groups, network))
 
     return make
 
@@ -162,7 +168,7 @@ def schedule(cfg: DictConfig) -> Callable[[int, int], Callable[[int], float]]:
     from detr_exp.optim.scheduler import build_schedule
 
     optim = _made(cfg, "optim")
-    settings = {name: optim[name] for name in ("warmup", "warmup_unit", "warmup_shape")}
+    settings = {name: optim[name] for name in WARMUP}
 
     def make(steps_per_epoch: int, total_steps: int) -> Callable[[int], float]:
         return build_schedule(optim["scheduler"], steps_per_epoch=steps_per_epoch, total_steps=total_steps, **settings)
@@ -210,6 +216,28 @@ def metric(
         )
 
     return of_split
+
+
+def _refuse_idle_keys(cfg: DictConfig) -> None:
+    """Refuse keys of a user's own loss or optimiser option that nobody reads; other groups describe one constructor.
+
+    Raises:
+        ConfigError: names them.
+    """
+    from detr_exp.loss.criterion import SetCriterion
+
+    taken: dict[str, Collection[str]] = {
+        "loss": inspect.signature(SetCriterion).parameters,
+        "optim": (*RATES, *WARMUP, "betas", "param_groups", "optimizer", "scheduler"),
+    }
+    references = " ".join(re.findall(r"\$\{[^}]*", OmegaConf.to_yaml(cfg)))
+    for group, known in taken.items():
+        idle = [key for key in cfg[group] if key not in known and not re.search(rf"\b{re.escape(key)}\b", references)]
+        if idle:
+            raise ConfigError(
+                f"{group} has {', '.join(f'{group}.{key}' for key in idle)}, which nothing reads; it takes "
+                f"{', '.join(known)}, and what these refer to by ${{{group}.<key>}}: take it out, ~{group}.{idle[0]}"
+            )
 
 
 def _keypoint_counts(cfg: DictConfig, data: Any) -> list[int]:
@@ -301,13 +329,22 @@ def _targets(node: Any, key: str) -> Iterator[tuple[str, str]]:
 
 def _refuse_target(key: str, target: str, allowed: list[str]) -> None:
     """Configs travel in checkpoints and mails; they may only call what belongs to their group."""
-    package = target.partition(".")[0]
+    from detr_exp.optim.optimizer import OPTIMIZERS, UNFIT
+
+    package, _, rest = target.partition(".")
     if package in allowed or target in [f"torch.optim.{optimizer}" for optimizer in OPTIMIZERS]:
         return
     home = f"detr_exp.{key.split('.')[0].split('[')[0]}"
     # a name of ours may lead elsewhere (`detr_exp.build.os.system`): what counts is where the object was defined
     if target.startswith(f"{home}.") and str(getattr(get_object(target), "__module__", "")).startswith(f"{home}."):
         return
+    name = rest.rpartition(".")[2]
+    if package == "torch":  # to allow all of it would allow what runs, reads and writes anything
+        why = f"{name} {UNFIT[name]}; " if rest in [f"optim.{unfit}" for unfit in UNFIT] else ""
+        raise ValueError(
+            f"{key}._target_ is {target}; {why}of torch, configs may name the optimisers that optim=... chooses "
+            f"({', '.join(OPTIMIZERS)}); for anything else name a function of yours that calls it"
+        )
     raise ValueError(
         f"{key}._target_ is {target}; configs may name what stands in {home}, and torch's optimisers. "
         f"If it is yours and you trust it: allow_targets=[{package}]"

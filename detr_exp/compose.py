@@ -36,7 +36,8 @@ from detr_exp.mistakes import (
 
 HERE = Path(__file__).resolve().parent
 CONF_DIR = next(folder for folder in (HERE / "conf", HERE.parent / "conf") if folder.is_dir())  # installed; a checkout
-OPEN_KEYS = ("optim.param_groups",)  # mappings to which recipes and users add entries of their own
+# mappings to which recipes and users add entries of their own; what reads them refuses what it does not know
+OPEN_KEYS = ("optim.param_groups", "optim.optimizer")
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,8 @@ from typing import Any
 from torch import nn
 
 BACKBONE = "backbone."
+NORMS = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm)
+NORM_NAME = re.compile(r"Norm(?![a-z])")  # RMSNorm, LayerNorm2d, GlobalResponseNorm; not Normalise
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -17,7 +19,8 @@ class Rule:
     """One entry of `optim.param_groups`.
 
     Attributes:
-        match: regular expression, searched in the parameter's name.
+        match: regular expression, searched in the parameter's name; None: every name.
+        norms: only parameters of normalisation layers, told by the layer's type, whatever it is called.
         lr: base learning rate; None: `optim.lr_backbone` for the backbone, else `optim.lr`.
         lr_factor: multiplies the rate.
         weight_decay: None: `optim.weight_decay`.
@@ -30,7 +33,8 @@ class Rule:
         stem: finds the parameters before the first block.
     """
 
-    match: str
+    match: str | None = None
+    norms: bool = False
     lr: float | None = None
     lr_factor: float = 1.0
     weight_decay: float | None = None
@@ -39,6 +43,10 @@ class Rule:
     num_layers: int | None = None
     block: str = r"(?:blocks?|layers?)\.(\d+)\."
     stem: str = r"embed"
+
+    def applies(self, name: str, is_norm: bool) -> bool:
+        """Whether it may decide for the parameter `name`."""
+        return (is_norm or not self.norms) and (self.match is None or re.search(self.match, name) is not None)
 
     def hyperparameters(self, name: str, lr: float, weight_decay: float) -> tuple[float, float]:
         """Learning rate and weight decay of the parameter `name`, from those that hold without this rule."""
@@ -90,15 +98,16 @@ def parameter_groups(
     sorted_: dict[str, dict[tuple[float, float], list[nn.Parameter]]] = {name: {} for name in parsed}
     first_match: dict[str, str] = {}
     base_used = False
+    norms = norm_parameters(network)
     for name, parameter in network.named_parameters():
         if not parameter.requires_grad:
             continue
         in_backbone = lr_backbone is not None and name.startswith(BACKBONE)
         base = lr_backbone if in_backbone and lr_backbone is not None else lr
-        owner = next((key for key, rule in parsed.items() if re.search(rule.match, name)), None)
-        for key, rule in parsed.items():
-            if key not in first_match and re.search(rule.match, name):
-                first_match[key] = owner or key
+        matching = [key for key, rule in parsed.items() if rule.applies(name, name in norms)]
+        owner = matching[0] if matching else None
+        for key in matching:
+            first_match.setdefault(key, matching[0])
         if owner is None:
             owner, values = ("rest_backbone" if in_backbone else "rest"), (base, weight_decay)
         else:
@@ -126,14 +135,29 @@ def parameter_groups(
     ]
 
 
+def norm_parameters(network: nn.Module) -> set[str]:
+    """Names of the parameters of normalisation layers: torch's own, those made of them, and layers named as one.
+
+    A layer of another library counts when its class is called a norm and it has no parts that could be something else.
+    """
+    return {
+        f"{place}.{name}".removeprefix(".")
+        for place, module in network.named_modules(remove_duplicate=False)
+        if isinstance(module, NORMS) or (NORM_NAME.search(type(module).__name__) and not list(module.children()))
+        for name, _ in module.named_parameters(recurse=False)
+    }
+
+
 def _parse(name: str, entry: Mapping[str, Any]) -> Rule:
     where = f"optim.param_groups.{name}"
     known = {field.name for field in fields(Rule)}
     if unknown := set(entry) - known:
         raise ValueError(f"{where} has {', '.join(sorted(unknown))}; a rule knows {', '.join(sorted(known))}")
-    if "match" not in entry:
-        raise ValueError(f"{where} has no match; it needs a regular expression: {where}.match='norm'")
     rule = Rule(**entry)
+    if rule.match is None and not rule.norms:
+        raise ValueError(
+            f"{where} has no match; it needs a regular expression, {where}.match='head', or {where}.norms=true"
+        )
     if (rule.layer_decay is None) != (rule.num_layers is None):
         raise ValueError(
             f"{where} sets one of layer_decay ({rule.layer_decay}) and num_layers ({rule.num_layers}); "
@@ -156,8 +180,10 @@ def _refuse_unused(parsed: dict[str, Rule], sorted_: dict[str, Any], first_match
         if name in first_match:
             why = f"optim.param_groups.{first_match[name]} stands above it and takes all that it matches"
         else:
-            why = "no trainable parameter has such a name"
+            why = "no trainable parameter is such a one"
+        kind = "norms" if rule.norms else "parameters"
+        what = kind if rule.match is None else f"{kind} that match {rule.match!r}"
         raise ValueError(
-            f"optim.param_groups.{name} matches {rule.match!r}: {why}; it must decide for at least one parameter: "
+            f"optim.param_groups.{name} decides for {what}: {why}; it must decide for at least one parameter: "
             f"optim.param_groups.{name}=null drops it"
         )

@@ -118,7 +118,8 @@ def test_fused_adamw_takes_the_groups_and_skips_a_step():
         ({"all": {"match": "."}, "norm": {"match": "norm"}}, r"param_groups\.all stands above it"),
         ({"norm": {"match": "norm", "rate": 1.0}}, "has rate; a rule knows block, layer_decay"),
         ({"norm": {"match": "(norm"}}, r"norm\.match is '\(norm', no regular expression"),
-        ({"norm": {"lr": 1.0}}, "has no match"),
+        ({"norm": {"lr": 1.0}}, r"has no match.*norm\.norms=true"),
+        ({"norm": {"norms": True, "match": "^head"}}, r"norms that match '\^head'.*no trainable parameter"),
         ({"norm": {"match": "norm", "layer_decay": 0.8}}, "needs both or neither"),
     ],
 )
@@ -131,3 +132,60 @@ def test_a_backbone_rate_that_nothing_uses_is_refused():
     rules = {"backbone": {"match": "^backbone", "lr": 1e-5}}
     with pytest.raises(ValueError, match=r"optim\.lr_backbone is 0\.1, but no trainable parameter"):
         parameter_groups(make_network(), rules, lr=1.0, lr_backbone=0.1)
+
+
+class ChannelNorm(nn.Module):
+    """As other libraries write one: no class of torch's above it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gain = nn.Parameter(torch.ones(4))
+
+
+class Normalised(nn.Module):
+    """Named after norms, and none."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.kernel = nn.Parameter(torch.ones(4))
+
+
+def test_norms_are_told_by_what_they_are_whatever_they_are_called():
+    network = nn.ModuleDict(
+        {
+            "a": nn.Sequential(nn.Conv2d(3, 4, 1), nn.SyncBatchNorm(4), nn.GroupNorm(2, 4), nn.InstanceNorm2d(4)),
+            "b": nn.Sequential(nn.LayerNorm(4), nn.RMSNorm(4), ChannelNorm(), nn.InstanceNorm1d(4, affine=True)),
+            "normed_head": nn.Linear(4, 4),
+            "norm": Normalised(),
+            "bn": nn.ModuleDict({"weight": nn.Linear(4, 4)}),
+        }
+    )
+    rules = {"norm": {"norms": True, "weight_decay": 0.0}}
+    found = by_name(network, parameter_groups(network, rules, lr=1.0, weight_decay=0.1))
+    undecayed = {name for name, (_, _, decay) in found.items() if decay == 0}
+    assert undecayed == {
+        *("a.1.weight", "a.1.bias", "a.2.weight", "a.2.bias"),
+        *("b.0.weight", "b.0.bias", "b.1.weight", "b.2.gain", "b.3.weight", "b.3.bias"),
+    }
+
+
+def test_a_rule_for_norms_may_also_ask_for_a_name():
+    network = make_network()
+    rules = {"norm": {"norms": True, "match": "^(?!encoder)", "weight_decay": 0.0}}
+    found = by_name(network, parameter_groups(network, rules, lr=1.0, weight_decay=0.1))
+    assert found["backbone.norm.weight"][2] == 0
+    assert found["encoder.norm.weight"][2] == 0.1
+
+
+@pytest.mark.parametrize("name", ["resnet50", "convnext_atto", "mobilenetv4_conv_small", "levit_128"])
+def test_no_norm_of_a_timm_network_is_decayed(name):
+    import timm
+
+    with torch.device("meta"):
+        network = timm.create_model(name, features_only=True)
+    rules = {"norm": {"norms": True, "weight_decay": 0.0}}
+    found = by_name(network, parameter_groups(network, rules, lr=1.0, weight_decay=0.1))
+    decayed = {name for name, (_, _, decay) in found.items() if decay}
+    scales = [name for name, p in network.named_parameters() if p.ndim == 1 and name.endswith("weight")]
+    assert scales
+    assert not decayed & set(scales)

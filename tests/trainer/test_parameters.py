@@ -397,3 +397,17 @@ def test_evaluate_weights(scripted, word):
     assert which == [word] * 2
     assert (folder / files.BEST[word]).is_file()
     assert files.load(folder / files.BEST_TOTAL)["weights"] == word
+
+
+def test_frozen_stages_stay_as_they_are_in_the_network_and_its_average(finished):
+    words = ("model.backbone.freeze_at=2", "trainer.use_ema=true", "trainer.ema_decay=0.5", "trainer.ema_tau=0")
+    saved = [newest(finished(*words, *end)) for end in (("trainer.max_steps=1",), ("trainer.max_steps=2",))]
+    frozen = ("backbone.conv1.", "backbone.res_layers.0.", "backbone.res_layers.1.")
+    assert any(".running_mean" in name for name in saved[0]["model"] if name.startswith(frozen))
+    for name, tensor in saved[0]["model"].items():
+        if name.startswith(frozen):
+            assert torch.equal(tensor, saved[1]["model"][name]), name
+            average = saved[1]["ema"]["average"].get(name, tensor)
+            assert torch.equal(tensor, average), name
+    moved = "backbone.res_layers.2.blocks.0.branch2a.norm.running_mean"
+    assert not torch.equal(saved[0]["model"][moved], saved[1]["model"][moved])

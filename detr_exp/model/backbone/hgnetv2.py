@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from detr_exp.model.backbone.weights import load_pretrained
 from detr_exp.model.layer.checkpoint import checkpointed
-from detr_exp.model.layer.conv import ConvNorm, freeze_batch_norms
+from detr_exp.model.layer.conv import ConvNorm, freeze_batch_norms, freeze_stages
 
 # Stem channels (middle, out); of each stage: channels inside and out, blocks, whether light, kernel size.
 SIZES = {
@@ -149,8 +149,7 @@ class HGNetv2(nn.Module):
         self.pixel_mean, self.pixel_std = [0.0, 0.0, 0.0], [1.0, 1.0, 1.0]
         self.gradient_checkpointing = False
         self._initialise()
-        for part in [self.stem, *self.stages[:freeze_at]] if freeze_at >= 0 else []:
-            part.requires_grad_(False)
+        freeze_stages(self.stem, self.stages, freeze_at)
         if freeze_norm:
             freeze_batch_norms(self)
         if pretrained:

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from detr_exp.model.backbone.weights import load_pretrained
 from detr_exp.model.layer.checkpoint import checkpointed
-from detr_exp.model.layer.conv import ConvNorm, freeze_batch_norms
+from detr_exp.model.layer.conv import ConvNorm, freeze_batch_norms, freeze_stages
 
 BLOCKS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3)}
 STRIDES = (4, 8, 16, 32)
@@ -88,7 +88,7 @@ class PResNet(nn.Module):
     Args:
         depth: 18, 34, 50 or 101.
         out_strides: of the maps returned, from 4, 8, 16, 32; stages beyond the last are not built.
-        freeze_at: -1 trains all; 0 freezes the stem; k the stem and the first k stages.
+        freeze_at: -1 trains all; 0 freezes the stem; k the stem and the first k stages: weights and batch statistics.
         freeze_norm: replace batch norms by constants.
         pretrained: true downloads ImageNet weights, a path reads them from a file, false starts from random ones.
         widths: channels of the four stages before expansion, for networks smaller than the published ones.
@@ -130,8 +130,7 @@ class PResNet(nn.Module):
         self.out_channels = [channels[STRIDES.index(stride) + 1] for stride in self.out_strides]
         self.pixel_mean, self.pixel_std = [0.0, 0.0, 0.0], [1.0, 1.0, 1.0]
         self.gradient_checkpointing = False
-        for part in [self.conv1, *self.res_layers[:freeze_at]] if freeze_at >= 0 else []:
-            part.requires_grad_(False)
+        freeze_stages(self.conv1, self.res_layers, freeze_at)
         if freeze_norm:
             freeze_batch_norms(self)
         if pretrained:

@@ -48,6 +48,11 @@ class TimmBackbone(nn.Module):
         if freeze_norm:
             # timm's own: its norms can contain the activation, which a plain exchange would lose.
             freeze_batch_norm_2d(self.body)
+            if left := [m for m in self.body.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]:
+                raise ValueError(
+                    f"model.backbone.freeze_norm is true, but {name} has {len(left)} norms of type "
+                    f"{type(left[0]).__name__}, which timm cannot freeze: model.backbone.freeze_norm=false"
+                )
 
     def forward(self, images: Tensor) -> list[Tensor]:
         """Images `[B, 3, H, W]` -> a map `[B, C, H / stride, W / stride]` for each of `out_strides`."""

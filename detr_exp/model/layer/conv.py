@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -27,11 +29,17 @@ class FrozenBatchNorm2d(nn.Module):
         self.register_buffer("bias", torch.zeros(num_features))
         self.register_buffer("running_mean", torch.zeros(num_features))
         self.register_buffer("running_var", torch.ones(num_features))
+        self.register_load_state_dict_pre_hook(_without_counter)
 
     def forward(self, maps: Tensor) -> Tensor:
         return F.batch_norm(
             maps, self.running_mean, self.running_var, self.weight, self.bias, training=False, eps=self.eps
         )
+
+
+def _without_counter(norm: nn.Module, state: dict[str, Tensor], prefix: str, *_: object) -> None:
+    """Trained norms count their batches; a constant does not."""
+    state.pop(f"{prefix}num_batches_tracked", None)
 
 
 def freeze_batch_norms(module: nn.Module) -> None:
@@ -43,6 +51,25 @@ def freeze_batch_norms(module: nn.Module) -> None:
             setattr(module, name, frozen)
         else:
             freeze_batch_norms(child)
+
+
+def freeze_stages(stem: nn.Module, stages: Sequence[nn.Module], freeze_at: int) -> None:
+    """Keep parts of a backbone as they are: no gradients, and no batch statistics that follow the data.
+
+    Args:
+        freeze_at: -1: none; 0: the stem; k: the stem and the first k stages.
+
+    Raises:
+        ValueError: there are not as many.
+    """
+    if not -1 <= freeze_at <= len(stages):
+        raise ValueError(
+            f"model.backbone.freeze_at is {freeze_at}, but this backbone has {len(stages)} stages; use -1 (train all), "
+            f"0 (freeze the stem) or up to {len(stages)}: model.backbone.freeze_at={len(stages)}"
+        )
+    for part in [stem, *list(stages)[:freeze_at]] if freeze_at >= 0 else []:
+        part.requires_grad_(False)
+        freeze_batch_norms(part)
 
 
 class ConvNorm(nn.Module):

@@ -58,6 +58,11 @@ def test_what_is_frozen(freeze_at, frozen):
     backbone = PResNet(**TINY, **OPEN | {"freeze_at": freeze_at})
     for name, parameter in backbone.named_parameters():
         assert parameter.requires_grad != name.startswith(tuple(frozen)), name
+    before = {name: tensor.clone() for name, tensor in backbone.state_dict().items()}
+    backbone.train()(torch.rand(2, 3, 64, 64))
+    moved = [name for name, tensor in backbone.state_dict().items() if not torch.equal(tensor, before[name])]
+    assert moved
+    assert not [name for name in moved if frozen and name.startswith(tuple(frozen))]
 
 
 def test_frozen_norms_are_no_parameters():

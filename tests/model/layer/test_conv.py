@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from detr_exp.model.layer.conv import ConvNorm, FrozenBatchNorm2d, freeze_batch_norms
+from detr_exp.model.layer.conv import ConvNorm, FrozenBatchNorm2d, freeze_batch_norms, freeze_stages
 
 
 @pytest.fixture
@@ -37,3 +37,17 @@ def test_folding_keeps_the_result(layer, frozen):
 def test_an_unknown_activation_names_the_known_ones():
     with pytest.raises(ValueError, match=r"'swish'.*relu, silu, gelu or null"):
         ConvNorm(3, 4, 1, act="swish")
+
+
+def test_frozen_norms_take_weights_of_trained_ones(layer):
+    """Trained norms count batches; a file with that number still fits exactly."""
+    stored = {name: tensor.clone() for name, tensor in layer.state_dict().items()}
+    assert "norm.num_batches_tracked" in stored
+    freeze_batch_norms(layer)
+    layer.load_state_dict(stored)
+
+
+@pytest.mark.parametrize("freeze_at", [-2, 3, 99])
+def test_no_more_stages_are_frozen_than_there_are(freeze_at):
+    with pytest.raises(ValueError, match=rf"freeze_at is {freeze_at}, .*has 2 stages.*model\.backbone\.freeze_at=2"):
+        freeze_stages(nn.Identity(), [nn.Identity(), nn.Identity()], freeze_at)
