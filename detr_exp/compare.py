@@ -127,7 +127,11 @@ def _evaluated(
                 batch_size=settings.eval_batch_size or settings.batch_size,
                 seed=detector.cfg.seed,
             )
-            evaluate(detector.network, loader, metric, detector.precision)
+            if count := evaluate(detector.network, loader, metric, detector.precision).get("nonfinite"):
+                raise ValueError(
+                    f"{run.folder}: {count:.0f} predictions of its network are not finite, so it has no result to "
+                    f"compare; leave it out, and name the runs of its side one by one"
+                )
             known = [number for number in known if number in metric.category_ids]
             categories = zip(known, matched(metric, iou_type, known))
             both = np.concatenate([once, times])

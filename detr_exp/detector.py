@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -27,6 +28,7 @@ from detr_exp.trainer.hardware import Hardware
 from detr_exp.trainer.keeping import USUAL_THRESHOLD
 from detr_exp.trainer.precision import Precision
 
+log = logging.getLogger(__name__)
 Picture = Image.Image | np.ndarray | torch.Tensor | str | Path
 
 
@@ -43,6 +45,7 @@ class Detector:
         cfg: the config it was trained with.
         path: the checkpoint.
         keypoints: the keypoint schema of the data it was trained on, or None.
+        nonfinite: predictions so far that were not finite, and therefore are no detections.
     """
 
     network: Any
@@ -53,6 +56,7 @@ class Detector:
     cfg: DictConfig
     path: Path
     keypoints: KeypointSchema | None
+    nonfinite: int = 0
 
     def folded(self) -> Detector:
         """This detector with norms folded into convolutions: faster, and not the same to the last digit."""
@@ -86,9 +90,14 @@ class Detector:
         batch = Batch(torch.from_numpy(pixels), nothing, image_sizes).to(self.precision.device)
         with self.precision.autocast():
             outputs = self.network(batch.pixels(self.precision.memory_format))
-        found = self.network.postprocess(as_float32(outputs), batch.image_sizes)
+        given = [one.cpu() for one in self.network.postprocess(as_float32(outputs), batch.image_sizes)]
+        found = [one.finite() for one in given]
+        if count := sum(map(len, given)) - sum(map(len, found)):
+            if not self.nonfinite:
+                log.warning("%s gives predictions that are not finite; they are no detections, but counted", self.path)
+            self.nonfinite += count
         lowest = self.threshold if threshold is None else threshold
-        return [detections.cpu().above(lowest) for detections in found]
+        return [detections.above(lowest) for detections in found]
 
 
 def load(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -78,9 +79,10 @@ def evaluate_in(folder: Path, cfg: DictConfig) -> dict[str, float]:
         found = run_evaluation(
             detector.network, loader, metric, detector.precision, on_batch=lambda batch, detections: meter()
         )
+    plain = {name: value if math.isfinite(value) else None for name, value in found.items()}
     tables = {iou_type: metric.table(iou_type) for iou_type in metric.iou_types}
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "metrics.json").write_text(json.dumps(found, indent=1) + "\n")
+    (folder / "metrics.json").write_text(json.dumps(plain, indent=1) + "\n")
     (folder / "classes.json").write_text(json.dumps(tables, indent=1, ensure_ascii=False) + "\n")
     save_charts(metric, folder)
     console.metrics(f"{detector.path}  {cfg.data.split}", headline(found))

@@ -96,6 +96,8 @@ def predict_in(folder: Path, cfg: DictConfig) -> Path:
     lowest = detector.threshold if cfg.threshold is None else cfg.threshold
     path = output.close()
     console.line(f"{objects} objects in {pictures} pictures, scores above {lowest:.2f}: {path}")
+    if detector.nonfinite:
+        console.line(f"{detector.nonfinite} predictions were not finite: the network has diverged, train it again")
     if cfg.pictures:
         console.line(f"drawn: {folder / 'pictures'}")
     if left_out:

@@ -218,7 +218,19 @@ class Detections:
 
     def above(self, threshold: float) -> Detections:
         """Only the detections whose score exceeds `threshold`."""
-        keep = self.scores > threshold
+        return self._kept(self.scores > threshold)
+
+    def finite(self) -> Detections:
+        """Only the detections with finite scores, boxes and keypoints; what a diverged network gives are none.
+
+        Waits for the device, so ask it of detections on the host.
+        """
+        numbers = (self.scores[:, None], self.boxes, self.keypoints)
+        keep = [part.isfinite().flatten(1).all(1) for part in numbers if part is not None]
+        kept = torch.stack(keep).all(0)
+        return self if bool(kept.all()) else self._kept(kept)
+
+    def _kept(self, keep: Tensor) -> Detections:
         kept = {f.name: value[keep] for f in fields(self) if (value := getattr(self, f.name)) is not None}
         return replace(self, **kept)
 

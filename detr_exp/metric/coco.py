@@ -29,6 +29,7 @@ class ImageDetections:
         boxes: `[n, 4]` float64, x, y, width, height in pixels.
         masks: run-length codes, or None.
         keypoints: `[n, K, 3]`, or None.
+        nonfinite: predictions that were not finite, and therefore are no detections.
     """
 
     scores: np.ndarray
@@ -36,6 +37,7 @@ class ImageDetections:
     boxes: np.ndarray
     masks: list[dict[str, Any]] | None
     keypoints: np.ndarray | None
+    nonfinite: int = 0
 
 
 class CocoMetric:
@@ -93,15 +95,17 @@ class CocoMetric:
         Raises:
             ValueError: for an image that the truth does not hold.
         """
-        for image_id, found in zip(image_ids, detections, strict=True):
+        for image_id, given in zip(image_ids, detections, strict=True):
             if image_id not in self.image_info:
                 raise ValueError(f"image {image_id} is not in this split's truth; evaluate the split it was made from")
+            found = given.finite()
             self.images[image_id] = ImageDetections(
                 scores=_host(found.scores).astype(float),
                 labels=_host(found.labels),
                 boxes=_xywh(_host(found.boxes).astype(float)),
                 masks=encode(found.masks) if found.masks is not None and "segm" in self.iou_types else None,
                 keypoints=_host(found.keypoints).astype(float) if found.keypoints is not None else None,
+                nonfinite=len(given) - len(found),
             )
 
     def compute(self) -> dict[str, float]:
@@ -110,9 +114,10 @@ class CocoMetric:
         Returns:
             `mAP`, `mAP50`, `mAP75`, `mAP_small/medium/large`, `mAR` and its variants, `F1`, `precision`, `recall` at
             the common `F1_threshold`, `AP/<class>`; with `segm_` or `keypoint_` before them for masks and keypoints.
-            As in the official tool, -1 stands where the truth has no object of the kind.
+            As in the official tool, -1 stands where the truth has no object of the kind. `nonfinite` counts the
+            predictions that were none, because they are not finite.
         """
-        values: dict[str, float] = {}
+        values = {"nonfinite": float(sum(found.nonfinite for found in self.images.values()))}
         for iou_type in self.iou_types:
             curves = self.curves[iou_type] = self._curves(iou_type)
             summary = _keypoint_summary(curves) if iou_type == "keypoints" else self._summary(curves)

@@ -1,6 +1,9 @@
 """From logits and unit boxes to scores, labels and boxes in pixels.
 
 Legend: B images, Q queries, C logits per query, n detections kept per image.
+
+What a network gives that is not finite stays so: a sigmoid or a clamp would make a sure detection of an infinity.
+`x + 0 * x` is NaN there, x anywhere else, and every exported file can compute it. `Detections.finite` takes it out.
 """
 
 from __future__ import annotations
@@ -19,7 +22,7 @@ def best_detections(logits: Tensor, count: int, activation: str) -> tuple[Tensor
     last column is the background.
 
     Args:
-        logits: `[B, Q, C]`.
+        logits: `[B, Q, C]`. What is not finite comes first, with a score that is not a number.
         count: n, cut to what there is.
     """
     if activation == "softmax":
@@ -29,11 +32,11 @@ def best_detections(logits: Tensor, count: int, activation: str) -> tuple[Tensor
     num_classes = logits.shape[-1]
     pairs = logits.flatten(1)
     values, index = pairs.topk(min(count, pairs.shape[1]), dim=1)
-    return values.sigmoid(), index % num_classes, index // num_classes
+    return values.sigmoid() + 0 * values, index % num_classes, index // num_classes
 
 
 def boxes_in_pixels(boxes: Tensor, queries: Tensor, image_sizes: Tensor) -> Tensor:
-    """Boxes of the chosen queries as xyxy in pixels, `[B, n, 4]`.
+    """Boxes of the chosen queries as xyxy in pixels, `[B, n, 4]`; NaN where they are not finite.
 
     Args:
         boxes: `[B, Q, 4]` cxcywh in 0..1.
@@ -42,7 +45,7 @@ def boxes_in_pixels(boxes: Tensor, queries: Tensor, image_sizes: Tensor) -> Tens
     """
     chosen = cxcywh_to_xyxy(boxes.gather(1, queries[..., None].expand(-1, -1, 4)))
     sizes = image_sizes.to(device=boxes.device, dtype=boxes.dtype).flip(1).tile(2)
-    return chosen * sizes[:, None]
+    return chosen * sizes[:, None] + 0 * chosen
 
 
 @torch.no_grad()

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from detr_exp.model.head.detection import DetectionHead
-from detr_exp.model.head.mask import masks_in_pixels
+from detr_exp.model.head.mask import finite_masks, masks_in_pixels
 from detr_exp.model.layer.group_decoder_layer import GroupDecoderLayer
 from detr_exp.model.layer.group_queries import GroupQueries, Start
 from detr_exp.model.layer.memory import Memory
@@ -158,6 +158,8 @@ class RFDETR(nn.Module):
         if pred.masks is not None:
             for image, (height, width) in enumerate(image_sizes.tolist()):
                 found[image].masks = masks_in_pixels(pred.masks, image, queries[image], (height, width))
+                is_finite = finite_masks(pred.masks, image, queries[image])
+                found[image].scores = torch.where(is_finite, found[image].scores, torch.nan)
         return found
 
     def class_tensors(self) -> dict[str, int]:

@@ -57,14 +57,18 @@ class PastRun:
 
     @cached_property
     def best(self) -> dict[str, Any]:
-        """The evaluation with the highest monitored value; empty where there was none."""
+        """The evaluation with the best monitored value; empty where there was none."""
         evaluated = [line for line in self.lines if line.get(self.monitor) is not None]
-        return max(evaluated, key=lambda line: line[self.monitor], default={})
+        return max(evaluated, key=lambda line: self._gain(line[self.monitor]), default={})
 
     @property
     def score(self) -> float | None:
-        """The highest monitored value."""
-        return self.best.get(self.monitor)
+        """The best monitored value, as a sweep ranks it: more is better, a loss is negated; None of a diverged run."""
+        value = self.best.get(self.monitor)
+        return None if value is None or self.status == "nan" else self._gain(value)
+
+    def _gain(self, value: float) -> float:
+        return -value if self.monitor.startswith("val/loss") else value
 
     def curve(self, name: str) -> list[tuple[float, float]]:
         """(epoch or step, value) of a metric."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import math
 import time
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -14,6 +16,7 @@ from detr_exp.trainer import distributed
 from detr_exp.trainer.precision import Precision
 from detr_exp.trainer.signals import Interrupt, Interrupted
 
+log = logging.getLogger(__name__)
 SHOWN = {"mAP", "mAP50", "mAP75", "mAP_small", "mAP_medium", "mAP_large"}
 
 
@@ -36,12 +39,12 @@ def evaluate(
         metric: a `detr_exp.metric.coco.CocoMetric`; reset first.
         precision: where and in what type to compute.
         criterion: also compute the loss (`loss`, mean over images).
-        on_batch: called with every batch and its detections, on the CPU.
+        on_batch: called with every batch and its detections, on the CPU; those that are not finite are left out.
         interrupt: looked at after every batch.
 
     Returns:
-        the metric's values (`mAP`, `mAP50`, ...), `loss` and its terms if asked for, `time/network_ms` for an
-        image from its pixels to its boxes, and `time/images_per_second`.
+        the metric's values (`mAP`, `mAP50`, ...; see `judged`), `loss` and its terms if asked for, `time/network_ms`
+        for an image from its pixels to its boxes, and `time/images_per_second`.
 
     Raises:
         Interrupted: a signal came.
@@ -66,7 +69,7 @@ def evaluate(
                     losses[name] = losses.get(name, 0) + term * len(batch)
             images += len(batch)
             if on_batch is not None:
-                on_batch(batch, detections)
+                on_batch(batch, [d.finite() for d in detections])
             if interrupt is not None and interrupt.number is not None:
                 break
     finally:
@@ -74,7 +77,7 @@ def evaluate(
     if interrupt is not None and (number := distributed.signalled(interrupt.number)):
         raise Interrupted(number)
     metric.images = distributed.joined(metric.images)
-    values = distributed.once(metric.compute)
+    values = judged(distributed.once(metric.compute))
     values["time/network_ms"] = 1000 * network_seconds / max(1, images)
     parts = distributed.gathered(({name: float(value) for name, value in losses.items()}, images))
     images = sum(count for _, count in parts)
@@ -82,6 +85,23 @@ def evaluate(
         values["loss" if name == "total" else name] = sum(sums.get(name, 0.0) for sums, _ in parts) / images
     values["time/images_per_second"] = images / (time.perf_counter() - started)
     return values
+
+
+def judged(values: dict[str, float]) -> dict[str, float]:
+    """An evaluation's values: none of them is a number where predictions were not finite, for the network has diverged.
+
+    What it found with the others may look good by chance; whoever ranks evaluations must not see it.
+    """
+    count = values.get("nonfinite", 0)
+    if not count:
+        return values
+    if distributed.rank() == 0:
+        log.warning(
+            "%.0f predictions are not finite, so this evaluation has no value. Lower optim.lr, or where evaluation "
+            "computes in half precision: trainer.hardware.eval_amp=null",
+            count,
+        )
+    return dict.fromkeys(values, math.nan) | {"nonfinite": count}
 
 
 def as_float32(value: Any) -> Any:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass
 
 
 @dataclass
 class BestMetric:
-    """Keeps the best value of one metric.
+    """Keeps the best value of one metric. What is not a finite number never wins, nor enters a mean.
 
     With `smooth_alpha` a the comparison is made on the bias-corrected running mean
     `s_t = (a s_{t-1} + (1 - a) x_t)`, `s_t / (1 - a^t)`, so that one lucky evaluation does not win.
@@ -24,9 +25,13 @@ class BestMetric:
     best_epoch: int | None = None
     mean: float = 0.0
     count: int = 0
+    lost: int = 0  # evaluations without a finite value
 
     def update(self, value: float, epoch: int) -> bool:
         """Take the value of `epoch` (0-based); whether it is the best so far."""
+        if not math.isfinite(value):
+            self.lost += 1
+            return False
         self.count += 1
         self.mean = self.smooth_alpha * self.mean + (1 - self.smooth_alpha) * value
         smoothed = self.mean / (1 - self.smooth_alpha**self.count)
@@ -45,11 +50,17 @@ class BestMetric:
     def load_state_dict(self, state: dict) -> None:
         for name in ("best", "best_raw", "best_epoch", "mean", "count"):
             setattr(self, name, state[name])
+        self.lost = state.get("lost", 0)
+        if self.best is not None and not math.isfinite(self.best):  # older versions let such a value win
+            self.forget()
+        if not math.isfinite(self.mean):
+            self.mean, self.count = 0.0, 0
 
 
 @dataclass
 class EarlyStopping:
-    """Stop when `patience` evaluations in a row brought no gain of more than `min_delta`.
+    """Stop when `patience` evaluations in a row brought no gain of more than `min_delta`; one without a finite value
+    brings none.
 
     Args:
         patience: evaluations, not epochs.
@@ -71,7 +82,7 @@ class EarlyStopping:
         """Take the value of `epoch` (0-based); whether to stop now."""
         if epoch < self.skip_epochs:
             return False
-        if self.best is None or value > self.best + self.min_delta:
+        if math.isfinite(value) and (self.best is None or value > self.best + self.min_delta):
             self.best, self.waited = value, 0
         else:
             self.waited += 1
@@ -82,3 +93,5 @@ class EarlyStopping:
 
     def load_state_dict(self, state: dict) -> None:
         self.best, self.waited = state["best"], state["waited"]
+        if self.best is not None and not math.isfinite(self.best):
+            self.best = None

@@ -6,6 +6,7 @@ The sweeper sets `DETR_EXP_TRIAL` for each of its jobs; other runs know nothing 
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -31,6 +32,8 @@ def judge() -> Judge | None:
     trial = optuna.Trial(study, study.trials[told["number"]]._trial_id)
 
     def is_behind(epoch: int, value: float) -> bool:
+        if not math.isfinite(value):  # nothing to compare; some storages refuse it
+            return False
         trial.report(value, epoch)
         return trial.should_prune()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from contextlib import nullcontext
 from typing import TYPE_CHECKING
 
@@ -10,7 +11,7 @@ from detr_exp.trainer import checkpoint as files
 from detr_exp.trainer.announce import say_result
 from detr_exp.trainer.distributed import once, same_buffers
 from detr_exp.trainer.evaluation import evaluate, headline
-from detr_exp.trainer.keeping import slim
+from detr_exp.trainer.keeping import NonFiniteError, slim
 from detr_exp.trainer.nothing_found import watch
 from detr_exp.trainer.pictures import Pictures, keep_charts
 from detr_exp.trainer.precision import Precision
@@ -109,10 +110,19 @@ def evaluate_split(
 
 
 def finish(trainer: Trainer, run: Run, state: State) -> float | None:
-    """`checkpoint_best_total.pth` from the better of the two bests, the test run, and the value of the best."""
+    """`checkpoint_best_total.pth` from the better of the two bests, the test run, and the value of the best.
+
+    Raises:
+        NonFiniteError: evaluations were made, and none of them gave a finite value.
+    """
     evaluated = {which: best for which, best in state.best.items() if best.best_raw is not None}
     winner = max(evaluated, key=lambda which: evaluated[which].best_raw or 0.0, default=None)
     total = run.output_dir / files.BEST_TOTAL
+    if winner is None and (lost := sum(best.lost for best in state.best.values())):
+        raise NonFiniteError(
+            f"{trainer.monitor or 'mAP'} was no finite number in any of {lost} evaluations, so no checkpoint is the "
+            f"best; the last weights are in {run.output_dir / files.NEWEST}. Lower optim.lr"
+        )
     if winner is None:
         once(files.save, slim(run, state, weights_to_evaluate(trainer, state)[-1], {}), total)
         say_result(trainer, run, f"no evaluation counted; the last weights are in {total}")
@@ -141,7 +151,9 @@ def weights_to_evaluate(trainer: Trainer, state: State) -> tuple[str, ...]:
 
 def stopping_value(trainer: Trainer, watched: dict[str, float]) -> float:
     """The monitored value that early stopping looks at: that of the EMA weights if asked for, else the better one."""
-    return watched["ema"] if trainer.early_stopping_use_ema and "ema" in watched else max(watched.values())
+    if trainer.early_stopping_use_ema and "ema" in watched:
+        return watched["ema"]
+    return max(watched.values(), key=lambda value: value if math.isfinite(value) else -math.inf)
 
 
 def needs_val_loss(trainer: Trainer) -> bool:

@@ -119,7 +119,7 @@ def best_first(jobs: Sequence[Job], entries: Mapping[str, Entry]) -> list[tuple[
 
 
 def score(entry: Entry | None) -> float:
-    """For ranking; minus infinity for a run that was not finished."""
-    if entry is None or entry.status not in FINISHED or entry.metric is None:
+    """For ranking; minus infinity for a run that was not finished, or whose result is no finite number."""
+    if entry is None or entry.status not in FINISHED or entry.metric is None or not math.isfinite(entry.metric):
         return -math.inf
     return entry.metric

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Mapping, Sequence
 from statistics import mean, stdev
@@ -12,7 +13,7 @@ from rich.table import Table
 
 from detr_exp.terminal import shown
 from detr_exp.tracker.secrets import masked
-from hydra_plugins.detr_exp._ledger import FINISHED, Entry, Job, best_first
+from hydra_plugins.detr_exp._ledger import Entry, Job, best_first, score
 
 COLOURS = {"ok": "green", "pruned": "cyan", "killed": "yellow", "not run": "yellow"}
 WIDTH_OF_FILES = 160
@@ -71,8 +72,8 @@ def over_seeds(jobs: Sequence[Job], entries: Mapping[str, Entry]) -> Table | Non
     for job in jobs:
         others = [word for word in job.swept if not word.startswith("seed=")]
         entry = entries.get(job.hash)
-        if len(others) < len(job.swept) and entry and entry.status in FINISHED and entry.metric is not None:
-            groups.setdefault(" ".join(others), []).append(entry.metric)
+        if len(others) < len(job.swept) and math.isfinite(score(entry)):
+            groups.setdefault(" ".join(others), []).append(score(entry))
     if not any(len(values) > 1 for values in groups.values()):
         return None
     table = Table(title="\nover seeds", title_justify="left", title_style="bold", box=None)

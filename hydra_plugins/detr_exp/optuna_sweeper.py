@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     import optuna
 
 MONITOR = "monitor"
+DRAWS = 100  # of a point that has not diverged before
 WORDS = {"sampler": ("tpe", "random"), "pruner": ("halving", "median", "hyperband", None)}
 
 
@@ -171,7 +172,12 @@ class OptunaSweeper(Sweeper):
     def _missing(self) -> int:
         """Trials to start or to go on with; failed ones are replaced where that is asked for."""
         states = [trial.state.name for trial in self.study.trials]
-        count = len(states) - states.count("RUNNING") - (states.count("FAIL") if self.shared.retry_failed else 0)
+        count = (
+            len(states)
+            - states.count("RUNNING")
+            - states.count("WAITING")
+            - (states.count("FAIL") if self.shared.retry_failed else 0)
+        )
         return max(0, self.n_trials - count)
 
     def _trials(self, missing: int) -> Iterator[Job]:
@@ -188,8 +194,34 @@ class OptunaSweeper(Sweeper):
             missing -= 1
         for _ in range(missing):
             self.study.sampler = self._sampler(len(self.study.trials))
+            if not self._avoid_diverged():
+                print(f"the search ends: {DRAWS} draws gave no point that has not diverged before", flush=True)
+                return
             number = self.study.ask(self.ranges).number
             yield self._asked(self.study.trials[number])
+
+    def _avoid_diverged(self) -> bool:
+        """See that the next point asked for is none at which a training has diverged; whether there is such a point.
+
+        Samplers leave failed trials out of what they learn from, and would draw them again. The next draw is looked at
+        in a copy of the study, as one that was asked for cannot be taken back; in its place comes one at random.
+        """
+        import optuna
+
+        trials = self.study.trials
+        diverged = [trial.params for trial in trials if trial.user_attrs.get("reason", "").startswith("nan:")]
+        if not diverged:
+            return True
+        copy = optuna.create_study(directions=self.study.directions, sampler=self._sampler(len(trials)))
+        copy.add_trials(trials)
+        if copy.ask(self.ranges).params not in diverged:
+            return True
+        copy.sampler = optuna.samplers.RandomSampler(seed=len(trials))
+        points = (copy.ask(self.ranges).params for _ in range(DRAWS))
+        fresh = next((point for point in points if point not in diverged), None)
+        if fresh is not None:
+            self.study.enqueue_trial(fresh)
+        return fresh is not None
 
     def _asked(self, trial: optuna.trial.FrozenTrial) -> Job:
         if len(trial.params) < len(self.ranges):  # the sweep was killed while it asked

@@ -13,6 +13,7 @@ from detr_exp.trainer.ending import PrunedError, status_of
 from detr_exp.trainer.signals import Interrupted
 from detr_exp.trainer.trainer import NonFiniteError
 from hydra_plugins.detr_exp._ledger import Entry, Job, Ledger, best_first, first_line, judged
+from hydra_plugins.detr_exp._parent import best_values
 
 
 def entry(number: int, status: str = "ok", metric: float | None = None) -> Entry:
@@ -88,3 +89,15 @@ def test_finished_runs_come_first_by_metric() -> None:
     entries = [entry(0, "ok", 0.1), entry(1, "failed"), entry(2, "pruned", 0.3), entry(3, "ok", 0.9), entry(4, "ok")]
     jobs = [Job(e.number, [], [], e.hash) for e in entries] + [Job(5, [], [], "h5")]
     assert [job.number for job, _ in best_first(jobs, {e.hash: e for e in entries})] == [3, 2, 0, 1, 4, 5]
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, None])
+def test_a_result_that_is_no_number_is_ranked_last(bad: float | None, tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path)
+    for number, metric in enumerate([bad, 0.0, bad, -0.5]):
+        ledger.append(entry(number, "ok", metric))
+    jobs = [Job(number, [], [], f"h{number}") for number in range(4)]
+    assert [job.number for job, _ in best_first(jobs, ledger.latest())] == [1, 3, 0, 2]
+    for number in (1, 3):
+        ledger.append(entry(number, "nan"))
+    assert best_values(tmp_path, ledger) == {}, "no run is the best"

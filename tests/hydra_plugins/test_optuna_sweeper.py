@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import sys
 from collections.abc import Callable
@@ -156,3 +157,18 @@ def test_a_search_that_cannot_work_is_refused_before_it_starts(sweep: Sweep, wor
     assert refused.status == 2
     assert told in refused.err
     assert not refused.lines
+
+
+def test_a_point_at_which_a_training_diverged_is_not_tried_again(sweep: Sweep) -> None:
+    def diverging(cfg: DictConfig) -> float:
+        return math.nan if cfg.matcher.cost_class != 2 else 1.0
+
+    words = ["hydra/sweeper=optuna", "matcher.cost_class=1,2,3,4"]
+    done = sweep(diverging, *words, "hydra.sweeper.n_trials=12")
+    tried = [trial.params["matcher.cost_class"] for trial in study().trials if trial.state.name == "FAIL"]
+    assert len(tried) == len(set(tried)) <= 3
+    assert states().count("COMPLETE") == 12 - len(tried)
+    assert done.status == 1
+
+    done = sweep(diverging, "hydra/sweeper=optuna", "matcher.cost_class=5,6", "hydra.sweep.dir=t")
+    assert "no point that has not diverged" in done.out

@@ -16,6 +16,7 @@ from detr_exp.structures import Detections
 
 CATEGORIES = [7, 3, 11]  # label 0 is category 7: not sorted on purpose
 SIZE = 200
+FIELDS = ("scores", "labels", "boxes", "masks", "keypoints")
 PRECISIONS = ["mAP", "mAP50", "mAP75", "mAP_small", "mAP_medium", "mAP_large"]
 OFFICIAL_NAMES = [*PRECISIONS, "mAR_1", "mAR_10", "mAR", "mAR_small", "mAR_medium", "mAR_large"]
 
@@ -290,3 +291,22 @@ def test_what_does_not_fit_is_named(settings, message):
         make_metric(truth, **settings)
     with pytest.raises(ValueError, match="image 2 is not in this split"):
         make_metric(truth).update([2], [NOTHING])
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])
+@pytest.mark.parametrize("what", ["scores", "boxes", "keypoints"])
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_predictions_that_are_not_finite_are_no_detections(backend, what, bad):
+    """Values are those of the others alone, and everything that was left out is counted."""
+    truth, found = case(seed=3)
+    settings = {"iou_types": ("bbox", "segm", "keypoints"), "keypoint_sigmas": [[0.1] * 4] * 3, "backend": backend}
+    expected, metric = make_metric(truth, **settings), make_metric(truth, **settings)
+    expected.update(list(found), list(found.values()))
+    for image_id, own in found.items():
+        broken = random_detections(np.random.default_rng(7), truth, image_id, 3)
+        getattr(broken, what).view(len(broken), -1)[:, -1] = bad
+        both = {name: torch.cat([getattr(broken, name), getattr(own, name)]) for name in FIELDS}
+        metric.update([image_id], [Detections(**both)])
+    added = sum(len(random_detections(np.random.default_rng(7), truth, image_id, 3)) for image_id in found)
+    assert metric.compute() == expected.compute() | {"nonfinite": added}
+    assert added > 0 == expected.compute()["nonfinite"]

@@ -1,5 +1,6 @@
 """From logits and boxes to detections, by hand (transformers' is compared in test_rtdetrv2_parity.py)."""
 
+import pytest
 import torch
 
 from detr_exp.model.postprocess import best_detections, detections
@@ -34,3 +35,20 @@ def test_boxes_come_out_in_pixels_of_each_picture():
     assert first.boxes.tolist() == [[0.0, 25.0, 100.0, 75.0], [50.0, 0.0, 150.0, 100.0]]
     assert second.boxes.tolist() == [[0.0, 2.5, 5.0, 7.5], [2.5, 0.0, 7.5, 10.0]]
     assert first.labels.tolist() == [0, 1]
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])
+@pytest.mark.parametrize("activation", ["sigmoid", "softmax"])
+@pytest.mark.parametrize("what", ["logits", "boxes"])
+def test_what_is_not_finite_is_no_sure_detection(what, activation, bad):
+    """A sigmoid makes 1 of an infinity; the queries beside it keep their bits."""
+    logits, boxes = torch.randn(1, 4, 3), torch.rand(1, 4, 4)
+    sizes = torch.tensor([[10, 20]])
+    [before] = detections(Prediction(logits, boxes), sizes, 12, activation)
+    {"logits": logits, "boxes": boxes}[what][0, 1] = bad
+    [found] = detections(Prediction(logits, boxes), sizes, 12, activation)
+    left = found.finite()
+    gone = (before.boxes[:, None] != left.boxes).any(-1).all(1)
+    assert 0 < len(left) == len(found) - int(gone.sum()) < len(found)
+    kept = before.scores[~gone]
+    assert torch.equal(left.scores, kept)

@@ -74,3 +74,12 @@ def test_a_torn_last_line_is_left_out(tmp_path):
     with open(folder / "metrics.jsonl", "a") as file:
         file.write('{"step": 30, "val/mA')
     assert len(PastRun.load(folder).lines) == len(LINES)
+
+
+def test_the_score_is_what_a_sweep_ranks_by(tmp_path):
+    """A loss counts downwards; a run that has diverged has none, however well it began."""
+    losses = [{"step": step, "val/loss": loss} for step, loss in ((1, 3.0), (2, 2.0), (3, 4.0), (4, None))]
+    run = PastRun.load(make(tmp_path / "a", lines=losses, config="trainer: {monitor: val/loss}\n"))
+    assert (run.score, run.best["step"]) == (-2.0, 2)
+    assert PastRun.load(make(tmp_path / "b", status="nan")).score is None
+    assert PastRun.load(make(tmp_path / "c", status="killed")).score == 0.4

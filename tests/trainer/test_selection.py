@@ -1,5 +1,7 @@
 """Decisions on scripted metric sequences."""
 
+import math
+
 import pytest
 
 from detr_exp.trainer.selection import BestMetric, EarlyStopping
@@ -65,3 +67,38 @@ def test_early_stopping_counts_evaluations_without_gain():
 def test_early_stopping_ignores_skipped_epochs():
     stopping = EarlyStopping(patience=1, min_delta=0.0, skip_epochs=3)
     assert [stopping.update(0.0, e) for e in range(5)] == [False, False, False, False, True]
+
+
+NO_NUMBERS = [math.nan, math.inf, -math.inf]
+
+
+@pytest.mark.parametrize("bad", NO_NUMBERS)
+@pytest.mark.parametrize("smooth_alpha", [0.0, 0.6])
+def test_what_is_no_number_never_wins_and_changes_nothing(bad, smooth_alpha):
+    values = [0.1, 0.5, 0.3, 0.6]
+    clean, disturbed = BestMetric(smooth_alpha=smooth_alpha), BestMetric(smooth_alpha=smooth_alpha)
+    winning = [clean.update(value, epoch) for epoch, value in enumerate(values)]
+    for epoch, value in enumerate(values):
+        assert not disturbed.update(bad, epoch)
+        assert disturbed.update(value, epoch) == winning[epoch]
+    assert disturbed.state_dict() == clean.state_dict() | {"lost": 4}
+
+
+@pytest.mark.parametrize("bad", NO_NUMBERS)
+def test_what_is_no_number_is_no_gain(bad):
+    stopping = EarlyStopping(patience=3, min_delta=0.0)
+    assert [stopping.update(value, epoch) for epoch, value in enumerate([bad, 0.1, bad, 0.2, bad, bad])] == [False] * 6
+    assert stopping.best == 0.2
+    assert stopping.update(bad, 6)
+
+
+def test_a_checkpoint_in_which_no_number_has_won_is_healed():
+    best, stopping = BestMetric(smooth_alpha=0.5), EarlyStopping(patience=3, min_delta=0.0)
+    state = {"best": math.nan, "best_raw": math.nan, "best_epoch": 3, "mean": math.nan, "count": 4}
+    best.load_state_dict(state)
+    stopping.load_state_dict({"best": math.nan, "waited": 1})
+    assert best.best_raw is None
+    assert best.update(0.25, 4)
+    assert best.best == pytest.approx(0.25)
+    assert not stopping.update(0.1, 4)
+    assert (stopping.best, stopping.waited) == (0.1, 0)

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from detr_exp import build
+from detr_exp.tracker.base import RunRecord
 from detr_exp.train import train_in
 from detr_exp.trainer import checkpoint as files
 from detr_exp.trainer.signals import Interrupted
@@ -268,3 +269,50 @@ def test_it_overfits_a_few_pictures(fit):
 def test_wrong_settings_name_the_override(small, tmp_path, word, message):
     with pytest.raises(ValueError, match=message):
         train_in(tmp_path, small("trainer.max_steps=1", *word.split()))
+
+
+@pytest.fixture
+def diverging(monkeypatch):
+    """Epochs -> in these, evaluated networks give boxes that are no numbers."""
+
+    def make(*epochs):
+        build_network, calls = build.network, []
+
+        def poisoned(*args):
+            network = build_network(*args)
+            forward = network.forward
+
+            def broken(*a, **k):
+                outputs = forward(*a, **k)
+                if network.training:
+                    return outputs
+                calls.append(1)  # an evaluation is of two batches
+                layers = outputs.layers._replace(boxes=outputs.layers.boxes * float("nan"))
+                return outputs._replace(layers=layers) if (len(calls) + 1) // 2 in epochs else outputs
+
+            network.forward = broken
+            return network
+
+        monkeypatch.setattr(build, "network", poisoned)
+
+    return make
+
+
+def test_a_diverged_network_has_no_result(small, tmp_path, diverging):
+    """NaN boxes match everything in the official tool: such a run used to be perfect."""
+    diverging(1, 2)
+    with pytest.raises(NonFiniteError, match="no finite number in any of 2 evaluations"):
+        train_in(tmp_path / "run", small("trainer.evaluate_weights=raw"))
+    evaluated = [line for line in lines(tmp_path / "run") if "val/mAP" in line]
+    assert [line["val/mAP"] for line in evaluated] == [None, None]
+    assert all(line["val/nonfinite"] == 4 * 20 for line in evaluated)
+    assert RunRecord.load(tmp_path / "run").status == "nan"
+    assert not list((tmp_path / "run").glob("checkpoint_best*"))
+
+
+@pytest.mark.parametrize("epoch", [1, 2])
+def test_an_evaluation_that_diverged_is_not_the_best(small, tmp_path, diverging, epoch):
+    diverging(epoch)
+    best = train_in(tmp_path / "run", small("trainer.evaluate_weights=raw"))
+    assert math.isfinite(best)
+    assert files.load(tmp_path / "run" / files.BEST_TOTAL)["epoch"] == 3 - epoch

@@ -38,3 +38,17 @@ def test_it_ends_after_that_evaluation_and_keeps_its_files(
 def test_its_ending_travels_between_processes() -> None:
     copy = pickle.loads(pickle.dumps(PrunedError(0.5, 3)))
     assert (copy.best, copy.epoch, str(copy)) == (0.5, 3, "given up after epoch 3: other trials were ahead")
+
+
+def test_a_value_that_is_no_number_is_not_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    optuna = pytest.importorskip("optuna")
+    made = optuna.create_study(study_name=trial.STUDY, storage=trial.storage(tmp_path), direction="maximize")
+    made.ask()
+    told = {"folder": str(tmp_path), "number": 0, "pruner": "median", "min_epochs": 1, "reduction_factor": 3}
+    monkeypatch.setenv(trial.VARIABLE, json.dumps(told | {"startup_trials": 0, "max_epochs": 3}))
+    is_behind = trial.judge()
+    assert is_behind is not None
+    assert [is_behind(epoch, value) for epoch, value in ((1, 0.5), (2, float("nan")), (3, float("-inf")))] == [
+        False
+    ] * 3
+    assert made.trials[0].intermediate_values == {1: 0.5}

@@ -90,3 +90,8 @@ def masks_in_pixels(masks: MaskLogits, image: int, queries: Tensor, size: tuple[
         large = F.interpolate(logits[:, None], size=size, mode="bilinear", align_corners=False)
         found.append(large[:, 0] > 0)
     return torch.cat(found)
+
+
+def finite_masks(masks: MaskLogits, image: int, queries: Tensor) -> Tensor:
+    """`[n]` bool: whether the masks of an image's `queries` `[n]` are made of finite numbers; pixels no longer tell."""
+    return masks.queries[image][queries].isfinite().all(-1) & masks.features[image].isfinite().all()
