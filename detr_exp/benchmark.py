@@ -17,6 +17,7 @@ from omegaconf import DictConfig
 
 from detr_exp import cli
 from detr_exp.compose import CONF_DIR
+from detr_exp.writing import write
 
 USAGE = """\
 Time a network: eager, folded, compiled and exported, side by side.
@@ -110,7 +111,7 @@ def benchmark_in(folder: Path, cfg: DictConfig) -> list[Measured]:
                 rows.append(measure(name, network, form, picture, cfg.benchmark.batch_sizes, cfg.benchmark.rounds))
                 meter(f"{name} {form}")
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "benchmark.json").write_text(json.dumps([asdict(row) for row in rows], indent=1) + "\n")
+    write(folder / "benchmark.json", json.dumps([asdict(row) for row in rows], indent=1) + "\n")
     console.line(table(rows))
     console.line(f"written to {folder / 'benchmark.json'}")
     return rows

@@ -16,6 +16,7 @@ from omegaconf import DictConfig
 from detr_exp import cli
 from detr_exp.data.problems import listed
 from detr_exp.terminal import say
+from detr_exp.writing import write
 
 if TYPE_CHECKING:
     from detr_exp.data.dataset import DataSet
@@ -62,7 +63,7 @@ def check_data_in(folder: Path, cfg: DictConfig) -> Inspection:
     found, data = inspect(partial(build.data, cfg), image_size=(height, width), num_queries=cfg.num_queries)
     say(*report(found))
     if cfg.json is not None:
-        Path(cfg.json).write_text(json.dumps(asdict(found), indent=1, ensure_ascii=False) + "\n")
+        write(Path(cfg.json), json.dumps(asdict(found), indent=1, ensure_ascii=False) + "\n")
         say(f"everything that was found: {cfg.json}")
     if cfg.pictures and data is not None and "train" in found.splits:
         say(f"augmented training pictures: {draw(folder, cfg, data)}")

@@ -15,7 +15,8 @@ from detr_exp import cli
 from detr_exp.evaluate import category_ids_by_name, combined
 from detr_exp.mistakes import flat
 from detr_exp.terminal import say
-from detr_exp.tracker.runs import PastRun, find
+from detr_exp.tracker.runs import PastRun, find, load_all
+from detr_exp.writing import write
 
 USAGE = """\
 Evaluate two runs on the same images and say whether the difference could be luck.
@@ -78,7 +79,7 @@ def compare_in(folder: Path, cfg: DictConfig) -> dict[str, Any]:
 
     if cfg.resamples < 1 or not 0 < cfg.level < 1:
         raise ValueError(f"resamples={cfg.resamples} level={cfg.level} is no interval; use resamples=1000 level=0.95")
-    sides = [[PastRun.load(path) for path in find(_plain(words), cfg.root)] for words in (cfg.a, cfg.b)]
+    sides = [load_all(find(_plain(words), cfg.root)) for words in (cfg.a, cfg.b)]
     hardware = build.hardware(cfg) if OmegaConf.select(cfg, "trainer.hardware") is not None else None
     first = load(sides[0][0].folder, hardware=hardware, allow_targets=cfg.allow_targets)
     told = combined(first.cfg, cfg)
@@ -90,7 +91,7 @@ def compare_in(folder: Path, cfg: DictConfig) -> dict[str, Any]:
     found = {"split": cfg.data.split, **statistics(a, b, classes, cfg.level)}
     found["config"] = [list(row) for row in config_difference(a.runs, b.runs)]
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "compare.json").write_text(json.dumps(found, indent=1, ensure_ascii=False) + "\n")
+    write(folder / "compare.json", json.dumps(found, indent=1, ensure_ascii=False) + "\n")
     say(text(found))
     say(f"written to {folder}")
     return found

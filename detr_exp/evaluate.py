@@ -13,6 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from detr_exp import cli
 from detr_exp.terminal import say
+from detr_exp.writing import write
 
 USAGE = """\
 Evaluate a checkpoint by the COCO protocol. Network, classes and, unless told otherwise, data are the checkpoint's.
@@ -82,8 +83,10 @@ def evaluate_in(folder: Path, cfg: DictConfig) -> dict[str, float]:
     plain = {name: value if math.isfinite(value) else None for name, value in found.items()}
     tables = {iou_type: metric.table(iou_type) for iou_type in metric.iou_types}
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "metrics.json").write_text(json.dumps(plain, indent=1) + "\n")
-    (folder / "classes.json").write_text(json.dumps(tables, indent=1, ensure_ascii=False) + "\n")
+    write(folder / "metrics.json", json.dumps(plain, indent=1) + "
+")
+    write(folder / "classes.json", json.dumps(tables, indent=1, ensure_ascii=False) + "
+")
     save_charts(metric, folder)
     console.metrics(f"{detector.path}  {cfg.data.split}", headline(found))
     for iou_type, rows in tables.items():

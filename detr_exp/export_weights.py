@@ -11,6 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from detr_exp import cli
 from detr_exp.terminal import say
+from detr_exp.writing import write
 
 if TYPE_CHECKING:
     from detr_exp.detector import Detector
@@ -81,7 +82,7 @@ def write_safetensors(folder: Path, checkpoint: Path) -> Path:
 
 def write_huggingface(folder: Path, detector: Detector) -> Path:
     """`model.safetensors`, `config.json` and `preprocessor_config.json`, as `save_pretrained` lays them out."""
-    from safetensors.torch import save_file
+    from safetensors.torch import save as serialised
 
     from detr_exp.model.pretrained_rtdetr import huggingface_config, to_huggingface, without_layers_beyond
 
@@ -100,11 +101,10 @@ def write_huggingface(folder: Path, detector: Detector) -> Path:
         "do_pad": False,
     }
     folder.mkdir(parents=True, exist_ok=True)
-    save_file(
-        {name: tensor.contiguous() for name, tensor in state.items()}, folder / "model.safetensors", {"format": "pt"}
-    )
-    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-    (folder / "preprocessor_config.json").write_text(json.dumps(pictures, indent=2) + "\n", encoding="utf-8")
+    tensors = {name: tensor.contiguous() for name, tensor in state.items()}
+    write(folder / "model.safetensors", serialised(tensors, {"format": "pt"}))
+    write(folder / "config.json", json.dumps(config, indent=2) + "\n")
+    write(folder / "preprocessor_config.json", json.dumps(pictures, indent=2) + "\n")
     return folder
 
 
@@ -119,7 +119,7 @@ def write_official(folder: Path, detector: Detector) -> Path:
         network.state_dict(), num_points=list(detector.cfg.model.num_points), spatial_shapes=network.spatial_shapes()
     )
     folder.mkdir(parents=True, exist_ok=True)
-    torch.save({"model": state}, folder / "rtdetrv2.pth")
+    write(folder / "rtdetrv2.pth", lambda file: torch.save({"model": state}, file))
     return folder / "rtdetrv2.pth"
 
 

@@ -12,6 +12,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from detr_exp import cli
+from detr_exp.writing import write
 
 USAGE = """\
 Find objects: a COCO-style JSON file with scores, and every picture with boxes, masks, skeletons, labels and scores.
@@ -134,7 +135,7 @@ def draw(path: Path, picture: Image.Image, found: Detections, detector: Detector
         keypoints_px=None if found.keypoints is None else found.keypoints.numpy(),
         skeletons=[] if detector.keypoints is None else detector.keypoints.skeletons,
     )
-    drawn.save(free(path), quality=92)
+    write(free(path), lambda file: drawn.save(file, "JPEG", quality=92))
 
 
 def main() -> None:

@@ -13,6 +13,7 @@ from detr_exp import cli
 from detr_exp.terminal import say
 from detr_exp.tracker.page import render
 from detr_exp.tracker.runs import find, load_all
+from detr_exp.writing import write
 
 USAGE = """\
 Write one HTML page about runs, with everything in it: it can be mailed, and needs no network.
@@ -43,7 +44,7 @@ def report_in(folder: Path, cfg: DictConfig) -> Path:
     title = cfg.title or (f"{len(runs)} runs" if len(runs) > 1 else runs[0].record.name)
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "report.html"
-    path.write_text(render(runs, title=title, about=named, now=datetime.now()), encoding="utf-8")
+    write(path, render(runs, title=title, about=named, now=datetime.now()))
     say(f"written to {path}")
     return path
 

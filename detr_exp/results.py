@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 import math
 from collections.abc import Callable
@@ -13,6 +14,7 @@ import numpy as np
 
 from detr_exp.metric.coco import encode
 from detr_exp.ops.polygons import polygons_of_mask
+from detr_exp.writing import write
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -63,7 +65,7 @@ class Coco:
             self.result["annotations"].append(entry)
 
     def close(self) -> Path:
-        self.path.write_text(json.dumps(self.result, ensure_ascii=False) + "\n")
+        write(self.path, json.dumps(self.result, ensure_ascii=False) + "\n")
         return self.path
 
 
@@ -77,7 +79,7 @@ class Yolo:
     def __init__(self, folder: Path, detector: Detector) -> None:
         self.folder, self.detector = folder / "labels", detector
         self.folder.mkdir(parents=True, exist_ok=True)
-        free(folder / "classes.txt").write_text("\n".join(detector.classes) + "\n")
+        write(free(folder / "classes.txt"), "\n".join(detector.classes) + "\n")
 
     def add(self, name: str, stem: str, picture: Image.Image, found: Detections) -> None:
         size = np.array([picture.width, picture.height])
@@ -94,7 +96,7 @@ class Yolo:
                 there = points[:, 2:] > SEEN
                 numbers += list((np.concatenate([points[:, :2] / size, there * 2], axis=1) * there).flatten())
             rows.append(" ".join([str(label), *(f"{number:.6g}" for number in numbers)]))
-        free(self.folder / f"{stem}.txt").write_text("".join(f"{row}\n" for row in rows))
+        write(free(self.folder / f"{stem}.txt"), "".join(f"{row}\n" for row in rows))
 
     def close(self) -> Path:
         return self.folder
@@ -113,8 +115,9 @@ class Table:
             self.rows.append((name, self.detector.classes[label], *numbers))
 
     def close(self) -> Path:
-        with open(self.path, "w", newline="", encoding="utf-8") as file:
-            csv.writer(file).writerows([COLUMNS, *self.rows])
+        table = io.StringIO(newline="")
+        csv.writer(table).writerows([COLUMNS, *self.rows])
+        write(self.path, table.getvalue())
         return self.path
 
 

@@ -21,7 +21,7 @@ Bring MLflow, TensorBoard and Weights & Biases up to what a run folder holds; wh
   python -m detr_exp.sync run=outputs/<day>/<run>                        to where the run was tracked
   python -m detr_exp.sync run=... tracking_uri=http://127.0.0.1:5000     to another MLflow store
 
-  run            a run folder, a sweep's folder, or the id of a run
+  run            run folders, sweeps' folders, ids of runs or of a sweep in MLflow; one, or several: run=A,B
   tracking_uri   MLflow store; null: the run's own
   root           where ids are looked for
 """
@@ -35,24 +35,36 @@ def sync(cfg: DictConfig) -> None:
     """Bring the views of the runs meant up to date.
 
     Raises:
-        ValueError: a word that means no run, or a store known only without its password.
-        OutOfReachError: a view could not be brought up to date.
+        ValueError: a word that means no run; of one run alone: see `synchronise`.
+        OutOfReachError: a view of one run could not be brought up to date; the others were.
     """
-    for folder in find(cfg.run, cfg.root):
-        synchronise(folder, cfg.tracking_uri)
-        say(f"{folder}: everything is sent")
+    folders = find(cfg.run, cfg.root)
+    behind: list[Exception] = []
+    for folder in folders:
+        try:
+            synchronise(folder, cfg.tracking_uri)
+        except (ValueError, OutOfReachError) as error:
+            if len(folders) == 1:
+                raise
+            say(f"{folder}: {error}")
+            behind.append(error)
+        else:
+            say(f"{folder}: everything is sent")
+    if behind:
+        raise OutOfReachError(f"{len(behind)} of {len(folders)} runs were not sent, as said above; all others were")
 
 
-def synchronise(folder: Path, tracking_uri: str | None = None, patience: float = 300.0) -> None:
+def synchronise(folder: Path, tracking_uri: str | None = None, patience: float = 60.0) -> None:
     """Bring the views of a run up to what its folder holds.
 
     Args:
         folder: of the run.
         tracking_uri: MLflow store; None: the one of the run.
-        patience: seconds after which it gives up.
+        patience: seconds without any view taking anything, after which it gives up.
 
     Raises:
-        ValueError: the folder is no run's, or of one that is going on, or its store is known only without the password.
+        ValueError: the folder is no run's, or of one that is going on, its store is known only without the password, or
+            a view refuses it.
         OutOfReachError: a view could not be brought up to date.
     """
     record = RunRecord.load(folder)
@@ -65,9 +77,11 @@ def synchronise(folder: Path, tracking_uri: str | None = None, patience: float =
             record.save(folder)
         views = make_views(uri, record.views["tensorboard"], record.views["wandb"])
         behind = Follower([Tail(view, folder, record) for view in views]).close(patience)
+    if refusals := [tail.refusal for tail in behind if tail.refusal]:
+        raise ValueError("; ".join(refusals))
     if behind:
         names = ", ".join(type(tail.view).__name__ for tail in behind)
-        raise OutOfReachError(f"{names} did not take everything within {patience:.0f} s; is the server up?")
+        raise OutOfReachError(f"{names} did not take everything, and nothing for {patience:.0f} s; is the server up?")
 
 
 def main() -> None:

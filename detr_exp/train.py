@@ -17,6 +17,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from detr_exp import cli, launch
 from detr_exp.terminal import say
 from detr_exp.trainer.ending import status_of
+from detr_exp.writing import remove_left_overs, write
 
 if TYPE_CHECKING:
     from detr_exp.trainer.state import Run
@@ -85,13 +86,14 @@ def train_in(
             cfg.seed = once(random.SystemRandom().randrange, 2**31) if start.seed is None else start.seed
     OmegaConf.set_readonly(cfg, True)
     with only_writer(folder) if rank() == 0 else nullcontext():
+        once(remove_left_overs, folder)
         _seed_everything(cfg.seed)
         trainer = build.trainer(cfg)
         with first_rank_first():
             run = build.run(cfg, folder, identity=start.identity, resume_from=start.checkpoint)
         if rank() > 0:
             run.tracker = Silent()
-        once((folder / "config.yaml").write_text, OmegaConf.to_yaml(OmegaConf.create(run.config)))
+        once(write, folder / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(run.config)))
         run.tracker.start(
             run_dir=folder,
             config=run.config,

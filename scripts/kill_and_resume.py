@@ -89,7 +89,7 @@ def child(moment: str, words: list[str]) -> None:
     def die() -> None:
         os.kill(os.getpid(), signal.SIGKILL)
 
-    step, write, cpu = trainer.Trainer.train_step, checkpoint._write, Detections.cpu
+    step, write, cpu = trainer.Trainer.train_step, checkpoint.write, Detections.cpu
 
     def step_or_die(self: Any, *args: Any) -> Any:
         if now("step"):
@@ -110,7 +110,7 @@ def child(moment: str, words: list[str]) -> None:
         return cpu(self)
 
     trainer.Trainer.train_step = step_or_die  # type: ignore[method-assign]
-    checkpoint._write, Detections.cpu = write_or_die, cpu_or_die  # type: ignore[method-assign]
+    checkpoint.write, Detections.cpu = write_or_die, cpu_or_die  # type: ignore[method-assign]
     if moment == "forget:rng":
         trainer.seed_step = lambda *_: None
     sys.argv = ["detr_exp", *words]

@@ -19,7 +19,7 @@ WITHOUT_CONF = {"ops"}
 LAYERS = {
     "structures": 0,
     "mistakes": 0,
-    "terminal": 3,
+    "writing": 0,
     "compose": 1,
     "grid": 2,
     "ops": 1,

@@ -9,6 +9,7 @@ import numpy as np
 
 from detr_exp.metric.coco import OFFICIAL, PREFIX, CocoMetric
 from detr_exp.metric.confusion import confusion
+from detr_exp.writing import write
 
 MOST_LABELLED = 12  # curves with a legend entry each; more are drawn in grey, with the mean over them
 MOST_COUNTED = 25  # classes up to which the matrix shows its numbers
@@ -56,7 +57,7 @@ def pr_picture(metric: CocoMetric, path: Path, iou_type: str = "bbox") -> None:
     axes.set(xlim=(0, 1), ylim=(0, 1.02), xlabel="recall", ylabel="precision")
     axes.set_title({"bbox": "boxes, IoU 0.5", "segm": "masks, IoU 0.5"}.get(iou_type, "keypoints, OKS 0.5"))
     axes.grid(color="0.92")
-    figure.savefig(path, dpi=110)
+    write(path, lambda file: figure.savefig(file, dpi=110))
 
 
 def confusion_picture(metric: CocoMetric, path: Path) -> None:
@@ -78,7 +79,7 @@ def confusion_picture(metric: CocoMetric, path: Path) -> None:
         for i, j in np.argwhere(matrix):
             ink = "white" if parts[i, j] > 0.55 else "black"
             axes.text(j, i, str(matrix[i, j]), ha="center", va="center", fontsize=8, color=ink)
-    figure.savefig(path, dpi=110)
+    write(path, lambda file: figure.savefig(file, dpi=110))
 
 
 def _figure(width: float, height: float) -> tuple[Any, Any]:

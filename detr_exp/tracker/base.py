@@ -9,6 +9,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
+from detr_exp.writing import write
+
 RECORD = "run.json"
 
 # A loader worker that is forked while another thread is in the middle of an import inherits that module's lock, held
@@ -49,24 +51,42 @@ class RunRecord:
     seconds: float = 0.0
 
     def save(self, folder: Path) -> None:
-        temporary = folder / f".{RECORD}.part"
-        temporary.write_text(json.dumps(asdict(self), indent=1, ensure_ascii=False) + "\n")
-        os.replace(temporary, folder / RECORD)
+        write(folder / RECORD, json.dumps(asdict(self), indent=1, ensure_ascii=False) + "\n")
 
     @classmethod
     def load(cls, folder: Path) -> RunRecord:
         """Raises: ValueError when `folder` is no run folder."""
         path = folder / RECORD
         try:
-            return cls(**json.loads(path.read_text()))
-        except (OSError, ValueError, TypeError) as error:
+            record = cls(**json.loads(path.read_text()))
+            if wrong := [name for name, kind in KINDS.items() if not isinstance(getattr(record, name), kind)]:
+                raise TypeError(f"{', '.join(wrong)} are no such values as a run has")
+            return record
+        except (OSError, ValueError, TypeError, RecursionError) as error:
             raise ValueError(f"{path} cannot be read ({error}); give the folder of a run: run=outputs/...") from error
+
+
+KINDS: dict[str, Any] = {
+    "id": str,
+    "project": str,
+    "name": str,
+    "views": dict,
+    "tags": dict,
+    "params": dict,
+    "words": list,
+}
+KINDS |= {"status": str, "seconds": (int, float)}
+
+
+class RefusedError(ValueError):
+    """A view says that it cannot take the run, now or later."""
 
 
 class View(Protocol):
     """A copy of the run somewhere else. Only the tracker's thread calls it; it may be slow and it may raise.
 
-    After an exception the same call comes again later, so every call must be able to repeat what it has done in part.
+    After an exception the same call comes again later, so every call must be able to repeat what it has done in part;
+    after a `RefusedError` none does.
     """
 
     def open(self, folder: Path, record: RunRecord) -> None:

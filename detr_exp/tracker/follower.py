@@ -7,11 +7,14 @@ sends; what a view refuses stays where it is and is sent again later.
 from __future__ import annotations
 
 import logging
+import math
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
-from detr_exp.tracker.base import RunRecord, View
+from detr_exp.tracker.base import RefusedError, RunRecord, View
 from detr_exp.tracker.jsonl import Reader
 from detr_exp.tracker.secrets import masked
 
@@ -36,20 +39,26 @@ class Tail:
     def __init__(self, view: View, folder: Path, record: RunRecord, pause: float = PAUSE) -> None:
         self.view, self.folder, self.record = view, folder, record
         self.metrics, self.artifacts = Reader(folder / METRICS), Reader(folder / ARTIFACTS)
+        self.files_of_piece = 0  # sent of the files that are being looked at
         self.pause = pause
         self.failures = 0
+        self.refusal: str | None = None
         self.not_before = 0.0
         self.opened = self.closed = False
+        self.moved = time.monotonic()  # when the view last took something
 
     def advance(self, closing: bool = False) -> None:
         """Send what is there, and end the run if it is `closing`; after a failure nothing is sent for a while."""
-        if self.closed or time.monotonic() < self.not_before:
+        if self.closed or self.refusal or time.monotonic() < self.not_before:
             return
         try:
             self._send()
             if closing:
                 self.view.close(self.record)
                 self.closed = True
+        except RefusedError as error:  # asking again would not help
+            self.refusal = str(error)
+            logger.warning("%s; training goes on, %s holds everything", masked(self.refusal), self.folder / METRICS)
         except Exception as error:  # whatever a view does, training goes on
             self.failures += 1
             self.not_before = time.monotonic() + min(self.pause * 2.0 ** (self.failures - 1), LONGEST_PAUSE)
@@ -67,27 +76,50 @@ class Tail:
         if not self.opened:
             self.view.open(self.folder, self.record)
             self.opened = True
-        while True:
-            lines, position = self.metrics.peek()
-            if not lines:
-                break
+            self.moved = time.monotonic()
+        for lines in self._new(self.metrics):
             self.view.metrics(lines)
-            self.metrics.position = position
+        for entries in self._new(self.artifacts):
+            for entry in entries[self.files_of_piece :]:
+                self._send_file(entry)
+                self.files_of_piece += 1
+                self.moved = time.monotonic()
+            self.files_of_piece = 0
+
+    def _new(self, reader: Reader) -> Iterator[list[dict[str, Any]]]:
+        """What was added to a file, piece by piece; a piece counts as sent when the next one is asked for."""
         while True:
-            entries, position = self.artifacts.peek()
-            if not entries:
-                break
-            for entry in entries:
-                path = self.folder / entry["path"]
-                if not path.exists():
-                    continue
-                if "image" in entry:
-                    self.view.image(path, entry["image"], entry["step"])
-                elif "model" in entry:
-                    self.view.model(path, entry["model"])
-                else:
-                    self.view.artifact(path)
-            self.artifacts.position = position
+            lines, position = reader.peek()
+            if position == reader.position:
+                return
+            yield lines
+            reader.position, self.moved = position, time.monotonic()
+
+    def _send_file(self, entry: dict[str, Any]) -> None:
+        path = self.folder / str(entry.get("path"))
+        if not path.is_file():
+            return
+        if "image" in entry:
+            if not is_picture(path):
+                logger.warning("%s is damaged and is left out", path)
+                return
+            self.view.image(path, entry["image"], entry["step"])
+        elif "model" in entry:
+            self.view.model(path, entry["model"])
+        else:
+            self.view.artifact(path)
+
+
+def is_picture(path: Path) -> bool:
+    """Whether a picture can be read to its end."""
+    from PIL import Image
+
+    try:
+        with Image.open(path) as picture:
+            picture.load()
+    except (OSError, SyntaxError):
+        return False
+    return True
 
 
 class Follower:
@@ -101,19 +133,30 @@ class Follower:
     def __init__(self, tails: list[Tail], interval: float = 2.0) -> None:
         self.tails, self.interval = tails, interval
         self.closing = threading.Event()
-        self.deadline = 0.0
+        self.given_up = threading.Event()
         self.thread = threading.Thread(target=self._run, name="tracker", daemon=True)
 
     def start(self) -> None:
         if self.thread.ident is None:
             self.thread.start()
 
-    def close(self, patience: float) -> list[Tail]:
-        """Let the views catch up for at most `patience` seconds; those that could not."""
+    def close(self, patience: float, longest: float = math.inf) -> list[Tail]:
+        """Let the views catch up; those that could not.
+
+        Args:
+            patience: seconds without any view taking anything, after which it gives up.
+            longest: seconds after which it gives up in any case.
+        """
         self.start()
-        self.deadline = time.monotonic() + patience
+        begun = time.monotonic()
         self.closing.set()
-        self.thread.join(patience)
+        while self.thread.is_alive():
+            moved = max([begun, *(tail.moved for tail in self.tails)])
+            left = min(moved + patience, begun + longest) - time.monotonic()
+            if left <= 0:
+                break
+            self.thread.join(left)
+        self.given_up.set()
         return [tail for tail in self.tails if not tail.closed]
 
     def _run(self) -> None:
@@ -123,9 +166,6 @@ class Follower:
             self.closing.wait(self.interval)
         for tail in self.tails:
             tail.not_before, tail.pause = 0.0, CLOSING_PAUSE
-        while time.monotonic() < self.deadline:
+        while not self.given_up.wait(0.1) and not all(tail.closed or tail.refusal for tail in self.tails):
             for tail in self.tails:
                 tail.advance(closing=True)
-            if all(tail.closed for tail in self.tails):
-                return
-            time.sleep(0.1)

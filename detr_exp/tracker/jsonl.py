@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-CHUNK = 1 << 18
+from detr_exp.writing import write
+
+CHUNK = 1 << 15  # a view sends some thousand numbers at once, and each time the run's end waits anew for it
+
+logger = logging.getLogger("detr_exp.tracker")
 
 
 class JsonLines:
@@ -20,14 +24,13 @@ class JsonLines:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.count = _keep(path, lambda line: line.endswith(b"\n")) if path.exists() else 0
+        self.count = _keep(path, _is_whole) if path.exists() else 0
         self.file = open(path, "ab")  # noqa: SIM115  (open for the life of the run)
 
     @staticmethod
     def read(path: Path) -> list[dict[str, Any]]:
-        """All complete lines of a file; none if it is not there."""
-        lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
-        return [json.loads(line) for line in lines if line.endswith(b"\n")]
+        """All complete lines of a file, none if it is not there; what cannot be read is named and left out."""
+        return _parsed(path.read_bytes() if path.exists() else b"", path)
 
     def append(self, step: int, values: Mapping[str, Any]) -> None:
         """Write one line; numbers that JSON does not know (NaN, infinities) become null."""
@@ -39,7 +42,7 @@ class JsonLines:
     def rewind(self, step: int, count: int | None = None) -> None:
         """Forget every line after `step`, and all after the first `count`."""
         self.file.close()
-        self.count = _keep(self.path, lambda line: json.loads(line)["step"] <= step, count)
+        self.count = _keep(self.path, lambda line: _object(line).get("step", math.inf) <= step, count)
         self.file = open(self.path, "ab")  # noqa: SIM115
 
     def close(self) -> None:
@@ -63,7 +66,7 @@ class Reader:
             if b"\n" not in data:
                 data += file.readline()
         data = data[: data.rfind(b"\n") + 1]
-        return [json.loads(line) for line in data.splitlines()], self.position + len(data)
+        return _parsed(data, self.path), self.position + len(data)
 
 
 def _plain(value: Any) -> Any:
@@ -73,12 +76,31 @@ def _plain(value: Any) -> Any:
     return value if math.isfinite(value) else None
 
 
+def _is_whole(line: bytes) -> bool:
+    return line.endswith(b"\n")
+
+
+def _object(line: bytes) -> dict[str, Any]:
+    """What a line holds; nothing where it is no JSON object."""
+    try:
+        found = json.loads(line)
+    except (ValueError, RecursionError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _parsed(data: bytes, path: Path) -> list[dict[str, Any]]:
+    lines = list(filter(_is_whole, data.splitlines(keepends=True)))
+    found = list(filter(None, map(_object, lines)))
+    if len(found) < len(lines):
+        logger.warning("%s: %d of %d lines cannot be read and are left out", path, len(lines) - len(found), len(lines))
+    return found
+
+
 def _keep(path: Path, wanted: Any, most: int | None = None) -> int:
     """Rewrite a file with only the wanted ones of its first `most` lines, in one step; how many these are."""
     lines = path.read_bytes().splitlines(keepends=True)
     kept = [line for line in lines[:most] if wanted(line)]
     if len(kept) < len(lines):
-        temporary = path.with_name(f".{path.name}.part")
-        temporary.write_bytes(b"".join(kept))
-        os.replace(temporary, path)
+        write(path, b"".join(kept))
     return len(kept)

@@ -18,6 +18,8 @@ from typing import TYPE_CHECKING, Any
 from filelock import FileLock
 
 from detr_exp.tracker.base import IMPORTING, RunRecord
+from detr_exp.tracker.store import prepare
+from detr_exp.writing import write
 
 if TYPE_CHECKING:
     from mlflow.tracking import MlflowClient
@@ -65,7 +67,7 @@ class MlflowView:
         self.run_id = run.info.run_id
         self._describe(record, run.data.params, _tags(record) if known else {})
         found = {"run_id": self.run_id, "experiment_id": experiment}
-        (folder / LINK).write_text(json.dumps(found) + "\n")
+        write(folder / LINK, json.dumps(found) + "\n")
 
     def metrics(self, lines: list[dict[str, Any]]) -> None:
         from mlflow.entities import Metric
@@ -133,6 +135,9 @@ def open_store(tracking_uri: str, experiment: str) -> tuple[MlflowClient, str]:
     """A client of the store, created where absent, and the id of the experiment.
 
     Processes that find no sqlite store create it one after another: its migrations do not survive a race.
+
+    Raises:
+        RefusedError: see `store.prepare`.
     """
     for name, value in SETTINGS.items():
         os.environ.setdefault(name, value)
@@ -148,6 +153,8 @@ def open_store(tracking_uri: str, experiment: str) -> tuple[MlflowClient, str]:
         file.parent.mkdir(parents=True, exist_ok=True)
         lock = FileLock(f"{file}.lock", timeout=120)
     with lock:
+        if file is not None:
+            prepare(file)
         client = MlflowClient(tracking_uri=tracking_uri)
         found = client.get_experiment_by_name(experiment)
         if found is not None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import logging
 from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 
 from detr_exp.tracker import svg
 from detr_exp.tracker.analysis import FEWEST, Setting, front, importance, settings
+from detr_exp.tracker.follower import is_picture
 from detr_exp.tracker.runs import PastRun
 
 TEMPLATE = "page.html"
@@ -19,6 +21,7 @@ MOST_CLASS_RUNS = 6
 MOST_COLUMNS = 10
 PICTURE_WIDTH, PICTURE_QUALITY = 1500, 80
 GOOD = ("ok",)
+logger = logging.getLogger("detr_exp.tracker")
 LOST = ("pruned", "oom", "nan", "failed", "killed", "unfinished")
 
 
@@ -148,7 +151,9 @@ def _picture(run: PastRun) -> str | None:
     sheets = sorted((run.folder / "worst").glob("step_*.jpg"))
     of_best = [path for path in sheets if path.stem == f"step_{run.best.get('step', 0):07d}"]
     for path in [*of_best, *reversed(sheets)]:
-        return _embedded(Image, path)
+        if is_picture(path):
+            return _embedded(Image, path)
+        logger.warning("%s is damaged and is left out", path)
     return None
 
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,8 @@ MONITORS = ("val/keypoint_mAP", "val/segm_mAP", "val/mAP")
 CLASSES = "classes.json"
 LEDGER = "sweep.jsonl"  # in a sweep's folder: how each of its runs ended
 
+logger = logging.getLogger("detr_exp.tracker")
+
 
 @dataclass(frozen=True)
 class PastRun:
@@ -32,20 +35,21 @@ class PastRun:
         record: who and what it was.
         config: everything that was set, resolved, without secrets.
         lines: of `metrics.jsonl`.
+        tables: a row per class of the best evaluation, by kind of evaluation, boxes first.
     """
 
     folder: Path
     record: RunRecord
     config: dict[str, Any]
     lines: list[dict[str, Any]]
+    tables: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
 
     @classmethod
     def load(cls, folder: Path) -> PastRun:
-        """Raises: ValueError when `folder` is no run's."""
+        """Raises: ValueError when `folder` is no run's, or one of its files is damaged."""
         record = RunRecord.load(folder)
-        path = folder / CONFIG
-        config = yaml.safe_load(path.read_text()) if path.exists() else {}
-        return cls(folder, record, config, JsonLines.read(folder / METRICS))
+        config = mapping(folder / CONFIG, yaml.safe_load)
+        return cls(folder, record, config, JsonLines.read(folder / METRICS), mapping(folder / CLASSES, json.loads))
 
     @cached_property
     def monitor(self) -> str:
@@ -89,9 +93,7 @@ class PastRun:
     @property
     def class_table(self) -> list[dict[str, Any]]:
         """A row per class of the best evaluation, boxes first; empty where there is none."""
-        path = self.folder / CLASSES
-        tables: dict[str, list[dict[str, Any]]] = json.loads(path.read_text()) if path.exists() else {}
-        return next(iter(tables.values()), [])
+        return next(iter(self.tables.values()), [])
 
 
 def find(words: str | Sequence[str], root: str | Path = "outputs") -> list[Path]:
@@ -125,8 +127,24 @@ def load_all(folders: Sequence[Path], words: str | Sequence[str] = ()) -> list[P
     Args:
         folders: of the runs.
         words: what was asked for; the folders of sweeps among them are looked at.
+
+    Returns:
+        the runs, without those whose files are damaged, which are named.
+
+    Raises:
+        ValueError: the files of all of them are.
     """
-    runs = {folder.resolve(): PastRun.load(folder) for folder in folders}
+    runs: dict[Path, PastRun] = {}
+    damaged: list[ValueError] = []
+    for folder in folders:
+        try:
+            runs[folder.resolve()] = PastRun.load(folder)
+        except ValueError as error:
+            damaged.append(error)
+    if damaged and not runs:
+        raise damaged[0]
+    for reason in damaged:
+        logger.warning("left out: %s", reason)
     for word in [words] if isinstance(words, str) else words:
         sweep = Path(str(word)).expanduser()
         latest = {entry["hash"]: entry for entry in JsonLines.read(sweep / LEDGER)}
@@ -167,9 +185,32 @@ def _with_id(word: str, root: Path) -> list[Path]:
 
 
 def _ids(folder: Path) -> list[str]:
-    record, link = RunRecord.load(folder), folder / LINK
-    stored = json.loads(link.read_text())["run_id"] if link.exists() else None
-    return [known for known in (record.id, record.parent, stored) if known]
+    """What a run is known by; a file that is damaged is named, and says nothing."""
+    found: list[Any] = []
+    try:
+        found.append(mapping(folder / LINK, json.loads).get("run_id"))
+        record = RunRecord.load(folder)
+        found += [record.id, record.parent]
+    except ValueError as error:
+        logger.warning("not looked at: %s", error)
+    return [known for known in found if known and isinstance(known, str)]
+
+
+def mapping(path: Path, parse: Callable[[str], Any]) -> dict[str, Any]:
+    """What a file of a run holds; nothing if it is not there.
+
+    Raises:
+        ValueError: it is damaged.
+    """
+    if not path.exists():
+        return {}
+    try:
+        found = parse(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
+        raise ValueError(f"{path} is damaged ({' '.join(str(error).split())[:200]}); restore or remove it") from error
+    if not isinstance(found, dict):
+        raise ValueError(f"{path} is damaged (it holds {found!r:.40}); restore or remove it")
+    return found
 
 
 def _natural(path: Path) -> list[tuple[int, str]]:

@@ -16,6 +16,8 @@ from typing import Any
 
 import yaml
 
+from detr_exp.writing import write
+
 MASK = "***"
 SHORTEST = 8  # characters of an environment's secret; shorter ones are words that occur by themselves
 LONGEST = 80  # characters of a key in a text, so that reading it stays linear
@@ -195,5 +197,5 @@ def mask_files(folder: Path) -> None:
         if masked(text) == text and not any(map(names_secret, set(re.findall(r"[\w-]+", text)))):
             continue  # which is most, and reading YAML takes long
         values = yaml.safe_load(text)
-        if (hidden := masked(values)) != values:
-            path.write_text(yaml.safe_dump(hidden, sort_keys=False, allow_unicode=True))
+        if masked(values) != values:
+            write(path, yaml.safe_dump(masked(values), sort_keys=False, allow_unicode=True))

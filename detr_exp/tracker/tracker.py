@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 import time
 import uuid
@@ -21,8 +22,8 @@ from detr_exp.tracker.system import system_use
 PARENT_VARIABLE = "DETR_EXP_PARENT_RUN"
 CLOCK = "time/unix"
 CONFIG = "config.yaml"
-PATIENCE = 45.0
-PATIENCE_WHEN_KILLED = 10.0
+PATIENCE = 45.0  # seconds without any view taking anything
+LONGEST_WHEN_KILLED = 10.0
 
 logger = logging.getLogger("detr_exp.tracker")
 
@@ -131,7 +132,7 @@ class Tracker:
         self.artifacts.rewind(step)
 
     def finish(self, status: str = "ok", message: str | None = None) -> None:
-        """End the run: `ok`, `pruned`, `oom`, `nan`, `failed` or `killed`; waits for the views, but not for long."""
+        """End the run: `ok`, `pruned`, `oom`, `nan`, `failed` or `killed`; waits while the views take something."""
         self.record.status = status
         self.record.seconds += time.monotonic() - self.started
         self.record.message = None if message is None else masked(message)
@@ -140,7 +141,8 @@ class Tracker:
         self.artifacts.close()
         if self.follower is None:
             return
-        for tail in self.follower.close(PATIENCE_WHEN_KILLED if status == "killed" else PATIENCE):
+        longest = LONGEST_WHEN_KILLED if status == "killed" else math.inf  # schedulers do not wait
+        for tail in self.follower.close(PATIENCE, longest):
             logger.warning(
                 "%s did not take everything; send it later: python -m detr_exp.sync run=%s",
                 type(tail.view).__name__,

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
 import shutil
 import zipfile
-from collections.abc import Callable
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import torch
+
+from detr_exp.writing import write
 
 FORMAT = 1
 NEWEST = "checkpoint.pth"
@@ -28,13 +28,13 @@ def save(state: dict[str, Any], path: Path) -> None:
     Raises:
         ValueError: when the folder cannot be written (read-only, disk full); the previous file is untouched.
     """
-    _write(path, lambda file: torch.save(state, file))
+    write(path, lambda file: torch.save(state, file))
 
 
 def duplicate(source: Path, path: Path) -> None:
     """Copy a checkpoint under another name, with the promises of `save`."""
     with open(source, "rb") as original:
-        _write(path, lambda file: shutil.copyfileobj(original, file))
+        write(path, lambda file: shutil.copyfileobj(original, file))
 
 
 def prune(folder: Path, keep: int) -> None:
@@ -43,29 +43,6 @@ def prune(folder: Path, keep: int) -> None:
     numbered.sort(key=lambda p: int(p.stem.removeprefix("checkpoint_")))
     for old in numbered[: max(0, len(numbered) - keep)]:
         old.unlink()
-
-
-def _write(path: Path, write: Callable[[IO[bytes]], object]) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        for left_over in path.parent.glob(f".{path.name}.*.part"):  # of a process that was killed while it wrote
-            left_over.unlink()
-        with open(temporary, "wb") as file:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
-    except (OSError, RuntimeError) as error:
-        temporary.unlink(missing_ok=True)
-        kept = f"; the previous {path.name} is untouched" if path.exists() else ""
-        # torch speaks of a wrong position in its archive where the disk was full
-        reason = error.__context__ if isinstance(error.__context__, OSError) else error
-        raise ValueError(f"{path} could not be written ({reason}){kept}; free space or set hydra.run.dir") from error
 
 
 def load(path: Path) -> dict[str, Any]:
@@ -105,7 +82,7 @@ def save_safetensors(state: dict[str, Any], path: Path) -> None:
 
     tensors = {name: tensor.contiguous() for name, tensor in state["model"].items()}
     rest = json.dumps({name: value for name, value in state.items() if name != "model"})
-    _write(path, lambda file: file.write(serialised(tensors, {HEADER: rest})))
+    write(path, serialised(tensors, {HEADER: rest}))
 
 
 def _read_safetensors(path: Path) -> dict[str, Any] | None:

@@ -17,6 +17,7 @@ from detr_exp.ops.draw import draw_objects, sheet
 from detr_exp.structures import Detections, Target
 from detr_exp.trainer.distributed import once
 from detr_exp.trainer.state import Run, State
+from detr_exp.writing import write
 
 if TYPE_CHECKING:
     from detr_exp.trainer.trainer import Trainer
@@ -44,7 +45,8 @@ def save_samples(path: Path, data: Any, loader: Any, count: int) -> Path:
     for key in keys:
         sample = loader.dataset[key]
         pictures.append(_drawn(sample.image.numpy(), sample.target, data.classes, skeletons))
-    sheet(pictures, tile=360).save(path)
+    drawn = sheet(pictures, tile=360)
+    write(path, lambda file: drawn.save(file, "PNG"))
     return path
 
 

@@ -14,6 +14,7 @@ from detr_exp.ops.boxes import cxcywh_to_xyxy
 from detr_exp.ops.draw import draw_objects, sheet
 from detr_exp.structures import Batch, Detections
 from detr_exp.trainer.state import Run
+from detr_exp.writing import write
 
 LONGEST_SIDE = 640
 
@@ -61,7 +62,8 @@ class Pictures:
             return None
         folder.mkdir(exist_ok=True)
         path = folder / f"step_{step:07d}.png"
-        sheet(self.pairs, columns=4).save(path)
+        drawn = sheet(self.pairs, columns=4)
+        write(path, lambda file: drawn.save(file, "PNG"))
         return path
 
     def _truth(self, image: np.ndarray, batch: Batch, start: int, end: int) -> Image.Image:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from detr_exp.structures import Batch
 from detr_exp.terminal import say
 from detr_exp.trainer.state import Run
+from detr_exp.writing import write
 
 FILE = "skipped_pictures.txt"
 
@@ -23,10 +24,9 @@ def note_skipped(run: Run, step: int, batches: Sequence[Batch]) -> None:
     if not found:
         return
     path = run.output_dir / FILE
-    known = set(path.read_text().splitlines()) if path.exists() else set()
-    if new := sorted(found - known):
-        with path.open("a") as file:
-            file.writelines(f"{sentence}\n" for sentence in new)
+    known = path.read_text().splitlines() if path.exists() else []
+    if new := sorted(found.difference(known)):
+        write(path, "".join(f"{sentence}\n" for sentence in (*known, *new)))
         run.tracker.log(step, {"data/skipped_pictures": len(known) + len(new)})
         for sentence in new:
             say(f"skipped: {sentence}")

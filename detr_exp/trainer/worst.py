@@ -12,6 +12,7 @@ from PIL import Image
 from detr_exp.ops.boxes import box_iou
 from detr_exp.ops.draw import draw_objects, sheet
 from detr_exp.trainer.state import Run
+from detr_exp.writing import write
 
 LEAST_IOU = 0.5
 USUAL_THRESHOLD = 0.5  # where no threshold finds anything
@@ -38,14 +39,15 @@ def keep_details(run: Run, split: str, metric: Any, found: dict[str, float], ste
     """
     tables = {iou_type: metric.table(iou_type) for iou_type in metric.iou_types}
     path = run.output_dir / "classes.json"
-    path.write_text(json.dumps(tables, indent=1, ensure_ascii=False) + "\n")
+    write(path, json.dumps(tables, indent=1, ensure_ascii=False) + "\n")
     run.tracker.artifact(path, step)
     threshold = found["F1_threshold"] if found["F1"] > 0 else USUAL_THRESHOLD
     errors = worst(run.data, split, metric.images, threshold)[:count]
     if errors:
         path = run.output_dir / "worst" / f"step_{step:07d}.jpg"
         path.parent.mkdir(exist_ok=True)
-        draw(run.data, split, metric.images, threshold, errors).save(path, quality=85)
+        drawn = draw(run.data, split, metric.images, threshold, errors)
+        write(path, lambda file: drawn.save(file, "JPEG", quality=85))
         run.tracker.image(path, "worst", step)
 
 

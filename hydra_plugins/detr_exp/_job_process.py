@@ -17,6 +17,7 @@ from pathlib import Path
 from hydra.core.singleton import Singleton
 from hydra.core.utils import JobStatus, run_job, setup_globals
 
+from detr_exp.writing import write
 from hydra_plugins.detr_exp._ledger import first_line
 
 
@@ -37,7 +38,7 @@ def main(task: str, answer: str) -> None:
     value = result._return_value  # the property would raise it
     failed = result.status is not JobStatus.COMPLETED
     said = {"error": first_line(value)} if failed else {"value": value if isinstance(value, int | float) else None}
-    Path(answer).write_text(json.dumps(said))
+    write(Path(answer), json.dumps(said))
 
 
 def end_with_parent() -> None:

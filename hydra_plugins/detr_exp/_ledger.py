@@ -5,6 +5,7 @@ The names of these modules begin with an underscore so that Hydra does not take 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import time
@@ -14,6 +15,7 @@ from typing import NamedTuple
 
 from hydra.errors import InstantiationException
 
+from detr_exp.tracker.jsonl import JsonLines
 from detr_exp.tracker.secrets import masked
 
 LEDGER = "sweep.jsonl"
@@ -66,11 +68,9 @@ class Ledger:
     def entries(self) -> list[Entry]:
         """All lines, oldest first; one that a crash has cut off is left out."""
         found = []
-        for line in self.path.read_text().splitlines() if self.path.exists() else ():
-            try:
-                found.append(Entry(**json.loads(line)))
-            except (ValueError, TypeError):
-                continue
+        for line in JsonLines.read(self.path):
+            with contextlib.suppress(TypeError):  # of another version
+                found.append(Entry(**line))
         return found
 
     def latest(self) -> dict[str, Entry]:
@@ -81,10 +81,10 @@ class Ledger:
         from filelock import FileLock
 
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(self.path.with_name(".ledger.lock")), open(self.path, "a+b") as file:
-            file.seek(max(0, file.tell() - 1))
-            cut_off = file.read(1) not in (b"", b"\n")
-            file.write(b"\n" * cut_off + json.dumps(entry._asdict(), ensure_ascii=False).encode() + b"\n")
+        with FileLock(self.path.with_name(".ledger.lock")), open(self.path, "ab") as file:
+            whole = self.path.read_bytes().rfind(b"\n") + 1
+            file.truncate(whole)  # a line that a crash has cut off
+            file.write(json.dumps(entry._asdict(), ensure_ascii=False).encode() + b"\n")
 
     def record(
         self, job: Job, started: float, status: str, metric: float | None = None, reason: str | None = None

@@ -13,6 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from detr_exp.terminal import say, shown
 from detr_exp.tracker.secrets import masked
+from detr_exp.writing import write
 from hydra_plugins.detr_exp._ledger import FINISHED, Ledger, score
 
 LINK = "parent.json"
@@ -72,7 +73,7 @@ def opened(uri: str, project: str, folder: Path, tags: dict[str, str]) -> str:
             client.update_run(known["run_id"], status="RUNNING")
             return known["run_id"]
     run_id = start_parent(uri, project, "/".join(folder.parts[-2:]), tags)
-    link.write_text(json.dumps({"run_id": run_id, "tracking_uri": masked(uri)}) + "\n")
+    write(link, json.dumps({"run_id": run_id, "tracking_uri": uri}) + "\n")
     return run_id
 
 

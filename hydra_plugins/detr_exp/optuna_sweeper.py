@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -329,6 +330,6 @@ def mend(journal: Path) -> None:
     """Cut off the line that a process was killed in the middle of."""
     lines = journal.read_bytes().splitlines(keepends=True) if journal.exists() else []
     if lines and not lines[-1].endswith(b"\n"):
-        journal.write_bytes(b"".join(lines[:-1]))
+        os.truncate(journal, sum(map(len, lines[:-1])))
     for lock in journal.parent.glob(f"{journal.name}*.lock"):
         lock.unlink()
