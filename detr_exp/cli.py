@@ -81,11 +81,18 @@ def without_folder(task: Callable[[DictConfig], object], config_name: str, usage
         if {"--help", "-h"} & set(words):
             print(usage)
             return
-        cfg = composition(config_loader(), config_name, words).cfg
+        cfg = composition(config_loader(), config_name, list(map(_as_list, words))).cfg
         refuse_unready(cfg)
         task(cfg)
     except (Exception, KeyboardInterrupt) as error:
         sys.exit(report(error))
+
+
+def _as_list(word: str) -> str:
+    """`key=a,b` as `key=[a,b]`, for commands that are not swept."""
+    key, _, value = word.partition("=")
+    several = "," in value and not value.startswith(("[", "{", "'", '"')) and "\\," not in value
+    return f"{key}=[{value}]" if several else word
 
 
 def options(config_dir: str | None) -> str:

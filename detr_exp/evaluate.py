@@ -83,10 +83,8 @@ def evaluate_in(folder: Path, cfg: DictConfig) -> dict[str, float]:
     plain = {name: value if math.isfinite(value) else None for name, value in found.items()}
     tables = {iou_type: metric.table(iou_type) for iou_type in metric.iou_types}
     folder.mkdir(parents=True, exist_ok=True)
-    write(folder / "metrics.json", json.dumps(plain, indent=1) + "
-")
-    write(folder / "classes.json", json.dumps(tables, indent=1, ensure_ascii=False) + "
-")
+    write(folder / "metrics.json", json.dumps(plain, indent=1) + "\n")
+    write(folder / "classes.json", json.dumps(tables, indent=1, ensure_ascii=False) + "\n")
     save_charts(metric, folder)
     console.metrics(f"{detector.path}  {cfg.data.split}", headline(found))
     for iou_type, rows in tables.items():

@@ -20,6 +20,7 @@ LAYERS = {
     "structures": 0,
     "mistakes": 0,
     "writing": 0,
+    "terminal": 3,
     "compose": 1,
     "grid": 2,
     "ops": 1,

@@ -51,3 +51,31 @@ def test_a_run_that_is_going_on(command: Command, tmp_path: Path, capfd: pytest.
     with FileLock(make(tmp_path / "run") / ".lock"):
         assert command(sync.main, "run=run") == 2
     assert "still going on" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("words", ["run=a,b,c,d", "run=[a,b,c,d]", "run=."])
+def test_many_runs_are_sent_whatever_is_wrong_with_one(
+    command: Command, tmp_path: Path, capfd: pytest.CaptureFixture[str], words: str
+) -> None:
+    for name in "abcd":
+        make(tmp_path / name)
+    (tmp_path / "b" / "run.json").write_text('{"id": "ab')
+    with FileLock(tmp_path / "c" / ".lock"):
+        assert command(sync.main, words) == 1
+    out, err = capfd.readouterr()
+    assert out.count("everything is sent") == 2
+    assert "b/run.json cannot be read" in out
+    assert "c is in use by a run that is still going on" in out
+    assert "2 of 4 runs were not sent" in err
+    (tmp_path / "b" / "run.json").unlink()
+    assert command(sync.main, "run=a,c,d") == 0
+
+
+def test_a_store_of_another_version_is_refused_at_once(
+    command: Command, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("mlflow")
+    (tmp_path / "mlflow.db").write_text("somebody's notes" * 100)
+    make(tmp_path / "run", tracking_uri=f"sqlite:///{tmp_path}/mlflow.db")
+    assert command(sync.main, "run=run") == 2
+    assert "mlflow.db cannot be opened as a store of MLflow" in capfd.readouterr().err

@@ -54,9 +54,10 @@ class PastRun:
     @cached_property
     def monitor(self) -> str:
         """The metric the run was judged by."""
-        told = self.config.get("trainer", {}).get("monitor")
+        trainer = self.config.get("trainer")
+        told = trainer.get("monitor") if isinstance(trainer, dict) else None
         if told:
-            return f"val/{told.removeprefix('val/')}"
+            return f"val/{str(told).removeprefix('val/')}"
         return next((name for name in MONITORS if any(name in line for line in self.lines)), MONITORS[-1])
 
     @cached_property

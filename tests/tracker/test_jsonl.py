@@ -56,3 +56,17 @@ def test_a_reader_sees_complete_lines_once(tmp_path, monkeypatch):
         seen += lines
         reader.position = position
     assert [line["step"] for line in seen] == list(range(50))
+
+
+def test_lines_that_cannot_be_read_are_named_and_the_others_kept(tmp_path, caplog):
+    path = tmp_path / "metrics.jsonl"
+    path.write_bytes(b'{"step": 1}\n{"step": 2, "va{"step": 3}\n\xff\xfe\n' + b"[" * 20_000 + b'\n{"step": 4}\n')
+    assert [line["step"] for line in JsonLines.read(path)] == [1, 4]
+    assert "metrics.jsonl: 3 of 5 lines cannot be read" in caplog.text
+    reader = Reader(path)
+    assert [line["step"] for line in reader.peek()[0]] == [1, 4]
+    assert reader.peek()[1] == path.stat().st_size, "they are passed by"
+    journal = JsonLines(path)
+    journal.rewind(3)
+    journal.append(5, {})
+    assert lines_of(path) == [{"step": 1}, {"step": 5}]

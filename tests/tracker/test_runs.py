@@ -5,7 +5,7 @@ import json
 import pytest
 
 from detr_exp.tracker.base import RunRecord
-from detr_exp.tracker.runs import PastRun, find, find_one
+from detr_exp.tracker.runs import PastRun, find, find_one, load_all
 
 LINES = [
     {"step": 5, "time/unix": 1000.0, "train/loss": 2.0, "train/epoch": 0.5},
@@ -83,3 +83,40 @@ def test_the_score_is_what_a_sweep_ranks_by(tmp_path):
     assert (run.score, run.best["step"]) == (-2.0, 2)
     assert PastRun.load(make(tmp_path / "b", status="nan")).score is None
     assert PastRun.load(make(tmp_path / "c", status="killed")).score == 0.4
+
+
+TORN = ["", "{", '{"id": "a', "[]", "null", "\0" * 50, "\ufffd{", "[" * 100_000]
+
+
+@pytest.mark.parametrize("torn", TORN, ids=range(len(TORN)))
+@pytest.mark.parametrize("name", ["run.json", "config.yaml", "classes.json", "mlflow.json"])
+def test_one_torn_file_ends_no_command_on_many_runs(tmp_path, caplog, name, torn):
+    root = tmp_path / "outputs"
+    whole, other = make(root / "a", "a" * 32), make(root / "b", "b" * 32)
+    (other / name).write_text(torn)
+    assert find("aaaaaa", root) == [whole], "looked up by id"
+    loaded = load_all(find(str(root)))
+    if name == "mlflow.json":
+        assert [run.folder for run in loaded] == [whole, other], "it says nothing of the run but its id"
+    else:
+        assert [run.folder for run in loaded] == [whole]
+        with pytest.raises(ValueError, match=rf"{name}.*(damaged|cannot be read)"):
+            load_all([other])
+    assert str(other / name) in caplog.text
+
+
+@pytest.mark.parametrize("cut", range(0, 60, 7))
+def test_a_config_that_was_cut_anywhere_ends_nothing(tmp_path, cut):
+    """Half a YAML file may be a whole one of other content."""
+    text = "data:\n  root: x\ntrainer:\n  monitor: mAP\n  epochs: 3\nseed: 0\n"
+    make(tmp_path / "a", config=text[:cut])
+    make(tmp_path / "b")
+    assert {run.score for run in load_all(find(str(tmp_path)))} == {0.4}
+
+
+def test_a_torn_line_in_a_ledger_hides_no_other(tmp_path, caplog):
+    whole = json.dumps({"overrides": [], "hash": "h", "status": "failed", "seconds": 1.0, "reason": "x"})
+    (tmp_path / "sweep.jsonl").write_text(f"{whole[:30]}\n{whole}\n{whole[:9]}")
+    (run,) = load_all([], str(tmp_path))
+    assert (run.record.name, run.status) == ("h", "failed")
+    assert "sweep.jsonl: 1 of 2 lines" in caplog.text

@@ -7,9 +7,10 @@ import threading
 import time
 
 import pytest
+from PIL import Image
 
 from detr_exp.tracker import tracker as module
-from detr_exp.tracker.base import IMPORTING, RunRecord
+from detr_exp.tracker.base import IMPORTING, RefusedError, RunRecord
 from detr_exp.tracker.follower import Follower, Tail
 from detr_exp.tracker.jsonl import JsonLines
 from detr_exp.tracker.tracker import Tracker
@@ -89,7 +90,7 @@ def test_a_view_gets_everything_in_order_and_the_status(tmp_path, monkeypatch):
     view = Memory()
     tracker = start(tmp_path, monkeypatch, view)
     assert view.calls == []  # opened by the thread, after the first step
-    (tmp_path / "p.png").write_bytes(b"x")
+    Image.new("RGB", (8, 8)).save(tmp_path / "p.png")
     for step in range(5):
         tracker.log(step, {"a": 1.0})
     tracker.image(tmp_path / "p.png", "predictions", 4)
@@ -166,6 +167,83 @@ def test_what_failed_is_sent_at_the_end(tmp_path):
     lines.append(2, {})  # the view waits five seconds now, but the end does not
     assert follower.close(patience=10) == []
     assert view.steps == [1, 2]
+
+
+def slow(tmp_path, view, files: int) -> Follower:
+    """What follows a finished run with some files."""
+    (tmp_path / "f").write_bytes(b"x")
+    artifacts = JsonLines(tmp_path / "artifacts.jsonl")
+    for step in range(files):
+        artifacts.append(step, {"path": "f"})
+    return Follower([Tail(view, tmp_path, RunRecord(id="r", project="p", name="n", status="ok"))])
+
+
+def test_the_end_waits_as_long_as_a_view_takes_something(tmp_path):
+    class Slow(Memory):
+        def artifact(self, path) -> None:
+            time.sleep(0.06)
+            super().artifact(path)
+
+    view = Slow()
+    begin = time.perf_counter()
+    assert slow(tmp_path, view, 12).close(patience=0.4) == []
+    assert time.perf_counter() - begin > 0.7, "longer than its patience, in which it never was without news"
+    assert len(view.files) == 12
+
+
+def test_a_limit_holds_whatever_a_view_takes(tmp_path):
+    class Slow(Memory):
+        def artifact(self, path) -> None:
+            time.sleep(0.05)
+
+    begin = time.perf_counter()
+    assert len(slow(tmp_path, Slow(), 100).close(patience=1.0, longest=0.3)) == 1
+    assert time.perf_counter() - begin < 1.0
+
+
+def test_taking_the_same_again_is_no_progress(tmp_path, monkeypatch):
+    """A view that fails at the second file gets the first one once, and the end does not wait for ever."""
+
+    class Stuck(Memory):
+        def artifact(self, path) -> None:
+            if self.files:
+                raise ConnectionError("no")
+            super().artifact(path)
+
+    monkeypatch.setattr("detr_exp.tracker.follower.CLOSING_PAUSE", 0.01)
+    view = Stuck()
+    assert len(slow(tmp_path, view, 3).close(patience=0.4)) == 1
+    assert len(view.files) == 1
+
+
+def test_a_view_that_refuses_is_asked_once_and_waited_for_no_more(tmp_path, caplog):
+    class Refusing(Memory):
+        def open(self, folder, record) -> None:
+            super().open(folder, record)
+            raise RefusedError("the store is of another version")
+
+    view = Refusing()
+    begin = time.perf_counter()
+    (tail,) = slow(tmp_path, view, 1).close(patience=10)
+    assert time.perf_counter() - begin < 2
+    assert view.calls == ["open"]
+    assert tail.refusal == "the store is of another version"
+    assert "another version; training goes on" in caplog.text
+
+
+def test_damaged_pictures_and_lines_do_not_hold_up_what_follows(tmp_path, caplog):
+    (tmp_path / "whole.txt").write_bytes(b"x")
+    (tmp_path / "torn.png").write_bytes(b"\x89PNG\r\n")
+    (tmp_path / "artifacts.jsonl").write_text(
+        '{"step": 1, "path": "torn.png", "image": "p"}\n\0\0\0\n{"step": 2}\n{"step": 2, "path": "whole.txt"}\n'
+    )
+    (tmp_path / "metrics.jsonl").write_text('garbage\n{"step": 1}\n[]\n')
+    view = Memory()
+    record = RunRecord(id="r", project="p", name="n", status="ok")
+    assert Follower([Tail(view, tmp_path, record)]).close(patience=5) == []
+    assert (view.steps, view.files) == ([1], ["whole.txt"])
+    assert "torn.png is damaged" in caplog.text
+    assert "metrics.jsonl: 2 of 3 lines cannot be read" in caplog.text
 
 
 def test_resuming_keeps_identity_and_metrics_up_to_the_step(tmp_path, monkeypatch):
