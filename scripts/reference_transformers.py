@@ -19,7 +19,7 @@ import torch
 from transformers import RTDetrResNetConfig, RTDetrV2Config, RTDetrV2ForObjectDetection
 
 from detr_exp import build
-from detr_exp.model.postprocess import detections
+from detr_exp.model.postprocess import best_in_pixels
 from detr_exp.structures import Prediction
 
 
@@ -105,7 +105,8 @@ def main() -> None:
         for batch in loader:
             out = model(pixel_values=batch.pixels().contiguous())
             found = Prediction(out.logits, out.pred_boxes)
-            metric.update(batch.image_ids, detections(found, batch.image_sizes, out.logits.shape[1], "sigmoid"))
+            facts = SimpleNamespace(num_queries=out.logits.shape[1], activation="sigmoid", cuts_boxes=False)
+            metric.update(batch.image_ids, best_in_pixels(facts, found, batch.image_sizes).detections())
     values = metric.compute()
     print({name: round(values[name], 4) for name in ("mAP", "mAP50", "mAP75")}, f"{step} steps")
 

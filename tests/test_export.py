@@ -173,6 +173,7 @@ def test_detections_from_the_graph_are_those_of_the_network(name: str) -> None:
     for one, other in zip(found, Program(outside, engines.in_torch(outside)).detect(given)):
         assert torch.allclose(one.scores, other.scores, atol=1e-6)
         assert torch.equal(one.labels, other.labels)
+        assert torch.allclose(one.boxes, other.boxes, atol=1e-4)
         for part in ("keypoints", "keypoint_covariance"):
             assert (getattr(one, part) is None) == (getattr(other, part) is None)
             if getattr(one, part) is not None:

@@ -19,9 +19,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from detr_exp.model.head.keypoint import keypoints_in_pixels
+from detr_exp.model.head.keypoint import rows, with_keypoints
 from detr_exp.model.layer.deformable_attention import DeformableAttention
-from detr_exp.model.postprocess import best_detections, boxes_in_pixels
+from detr_exp.model.postprocess import best_in_pixels
 from detr_exp.structures import Prediction
 
 
@@ -77,27 +77,14 @@ class Graph(nn.Module):
 
     def _detections(self, pred: Prediction, image_sizes: Tensor) -> tuple[Tensor, ...]:
         network = self.network
-        scores, labels, queries = best_detections(pred.logits.float(), network.num_queries, network.activation)
-        boxes = boxes_in_pixels(pred.boxes.float(), queries, image_sizes)
-        boxes = torch.minimum(boxes.clamp(min=0), image_sizes.to(boxes).flip(1).tile(2)[:, None])
+        best = best_in_pixels(network, pred, image_sizes)
         if pred.masks is not None:
-            chosen = _rows(pred.masks.queries, queries)
-            return scores, labels, boxes, pred.masks._replace(queries=chosen).dense()
+            return *best[:3], pred.masks._replace(queries=rows(pred.masks.queries, best.queries)).dense()
         if pred.keypoints is None:
-            return scores, labels, boxes
-        scores, points, covariance = keypoints_in_pixels(
-            scores,
-            labels,
-            _rows(pred.keypoints.float().flatten(2), queries).unflatten(-1, pred.keypoints.shape[2:]),
-            _rows(pred.boxes.float(), queries),
-            network.keypoint_counts,
-            image_sizes,
-            network.score_alpha,
+            return best[:3]
+        return with_keypoints(
+            best, pred.keypoints, pred.boxes, network.keypoint_counts, image_sizes, network.score_alpha
         )
-        scores, order = scores.topk(scores.shape[1], dim=1)
-        points = _rows(points.flatten(2), order).unflatten(-1, points.shape[2:])
-        covariance = _rows(covariance.flatten(2), order).unflatten(-1, covariance.shape[2:])
-        return scores, labels.gather(1, order), _rows(boxes, order), points, covariance
 
 
 def resized(images: Tensor, size: tuple[int, int]) -> Tensor:
@@ -119,8 +106,3 @@ def sample_discretely(network: nn.Module) -> None:
 def _plain(pred: Prediction) -> tuple[Tensor, ...]:
     parts = (pred.logits, pred.boxes, None if pred.masks is None else pred.masks.dense(), pred.keypoints)
     return tuple(part for part in parts if part is not None)
-
-
-def _rows(values: Tensor, index: Tensor) -> Tensor:
-    """Rows `index` `[B, n]` of `[B, Q, d]`: `[B, n, d]`."""
-    return values.gather(1, index[..., None].expand(-1, -1, values.shape[-1]))

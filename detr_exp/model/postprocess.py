@@ -8,6 +8,8 @@ What a network gives that is not finite stays so: a sigmoid or a clamp would mak
 
 from __future__ import annotations
 
+from typing import Any, NamedTuple
+
 import torch
 from torch import Tensor
 
@@ -48,9 +50,40 @@ def boxes_in_pixels(boxes: Tensor, queries: Tensor, image_sizes: Tensor) -> Tens
     return chosen * sizes[:, None] + 0 * chosen
 
 
-@torch.no_grad()
-def detections(pred: Prediction, image_sizes: Tensor, max_detections: int, activation: str) -> list[Detections]:
-    """Box detections of each image; `image_sizes` is `[B, 2]` (height, width) in pixels."""
-    scores, labels, queries = best_detections(pred.logits, max_detections, activation)
-    boxes = boxes_in_pixels(pred.boxes, queries, image_sizes)
-    return [Detections(*parts) for parts in zip(scores, labels, boxes)]
+class Best(NamedTuple):
+    """The most certain detections of each image, best first.
+
+    Attributes:
+        scores, labels: `[B, n]`.
+        boxes: `[B, n, 4]` xyxy in pixels.
+        queries: `[B, n]` where they come from.
+    """
+
+    scores: Tensor
+    labels: Tensor
+    boxes: Tensor
+    queries: Tensor
+
+    def detections(self) -> list[Detections]:
+        """Of each image, without masks and keypoints."""
+        return [Detections(*parts) for parts in zip(self.scores, self.labels, self.boxes)]
+
+
+def best_in_pixels(network: Any, pred: Prediction, image_sizes: Tensor, count: int | None = None) -> Best:
+    """What evaluation, prediction and every exported file make of a network's outputs.
+
+    Boxes may leave the picture. They are cut to it where the network's published code does so (RF-DETR), and left as
+    they are where it does not (RT-DETR): average precision would differ.
+
+    Args:
+        network: says its `activation`, `num_queries` and whether it `cuts_boxes`.
+        pred: logits `[B, Q, C]` and boxes `[B, Q, 4]`.
+        image_sizes: `[B, 2]` (height, width) in pixels.
+        count: n; None: as many as there are queries.
+    """
+    logits, boxes = (part.to(torch.promote_types(part.dtype, torch.float32)) for part in (pred.logits, pred.boxes))
+    scores, labels, queries = best_detections(logits, count or network.num_queries, network.activation)
+    boxes = boxes_in_pixels(boxes, queries, image_sizes)
+    if network.cuts_boxes:
+        boxes = torch.minimum(boxes.clamp(min=0), image_sizes.to(boxes).flip(1).tile(2)[:, None])
+    return Best(scores, labels, boxes, queries)

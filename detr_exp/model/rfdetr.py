@@ -25,7 +25,7 @@ from detr_exp.model.head.mask import finite_masks, masks_in_pixels
 from detr_exp.model.layer.group_decoder_layer import GroupDecoderLayer
 from detr_exp.model.layer.group_queries import GroupQueries, Start
 from detr_exp.model.layer.memory import Memory
-from detr_exp.model.postprocess import best_detections, boxes_in_pixels
+from detr_exp.model.postprocess import best_in_pixels
 from detr_exp.structures import Detections, Outputs, Prediction, Targets
 
 
@@ -80,6 +80,7 @@ class RFDETR(nn.Module):
         super().__init__()
         self.num_classes = num_classes
         self.activation = activation
+        self.cuts_boxes = True  # as the published code does
         self.image_size = (image_size[0], image_size[1])
         self.num_queries = num_queries
         self.num_groups = num_groups
@@ -154,11 +155,12 @@ class RFDETR(nn.Module):
             max_detections: kept of each image; None: as many as there are queries.
         """
         pred = outputs.pred
-        found, queries = detections_inside(pred, image_sizes, max_detections or self.num_queries, self.activation)
+        best = best_in_pixels(self, pred, image_sizes, max_detections)
+        found = best.detections()
         if pred.masks is not None:
             for image, (height, width) in enumerate(image_sizes.tolist()):
-                found[image].masks = masks_in_pixels(pred.masks, image, queries[image], (height, width))
-                is_finite = finite_masks(pred.masks, image, queries[image])
+                found[image].masks = masks_in_pixels(pred.masks, image, best.queries[image], (height, width))
+                is_finite = finite_masks(pred.masks, image, best.queries[image])
                 found[image].scores = torch.where(is_finite, found[image].scores, torch.nan)
         return found
 
@@ -178,13 +180,3 @@ def class_tensors() -> dict[str, int]:
     """Tensors of both RF-DETR networks that depend on the classes, and their axis of classes."""
     axes = {"head.classes": 0, "queries.class_head": 1}
     return {f"{head}.{kind}": axis for head, axis in axes.items() for kind in ("weight", "bias")}
-
-
-def detections_inside(
-    pred: Prediction, image_sizes: Tensor, max_detections: int, activation: str
-) -> tuple[list[Detections], Tensor]:
-    """Detections of each image with boxes cut to the picture, and the queries `[B, n]` they come from."""
-    scores, labels, queries = best_detections(pred.logits.float(), max_detections, activation)
-    boxes = boxes_in_pixels(pred.boxes.float(), queries, image_sizes)
-    boxes = torch.minimum(boxes.clamp(min=0), image_sizes.to(boxes).flip(1).tile(2)[:, None])
-    return [Detections(*parts) for parts in zip(scores, labels, boxes)], queries

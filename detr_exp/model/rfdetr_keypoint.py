@@ -25,7 +25,8 @@ from detr_exp.model.layer.group_queries import GroupMLP, GroupQueries, Selection
 from detr_exp.model.layer.keypoint_decoder_layer import KeypointDecoderLayer
 from detr_exp.model.layer.memory import Memory
 from detr_exp.model.layer.mlp import MLP
-from detr_exp.model.rfdetr import class_tensors, detections_inside
+from detr_exp.model.postprocess import best_in_pixels
+from detr_exp.model.rfdetr import class_tensors
 from detr_exp.structures import Detections, Outputs, Prediction, Targets
 
 
@@ -73,6 +74,7 @@ class RFDETRKeypoint(nn.Module):
             raise ValueError(f"model.score_alpha is {score_alpha}; it must be at least 0: model.score_alpha=0.2")
         self.num_classes = num_classes
         self.activation = activation
+        self.cuts_boxes = True  # as the published code does
         self.keypoint_counts = tuple(keypoint_counts)
         self.score_alpha = score_alpha
         self.image_size = (image_size[0], image_size[1])
@@ -182,12 +184,11 @@ class RFDETRKeypoint(nn.Module):
         """
         pred = outputs.pred
         assert pred.keypoints is not None
-        found, queries = detections_inside(pred, image_sizes, max_detections or self.num_queries, self.activation)
+        best = best_in_pixels(self, pred, image_sizes, max_detections)
+        parts = with_keypoints(best, pred.keypoints, pred.boxes, self.keypoint_counts, image_sizes, self.score_alpha)
         return [
-            with_keypoints(
-                one, keypoints[chosen].float(), boxes[chosen].float(), self.keypoint_counts, size, self.score_alpha
-            )
-            for one, keypoints, boxes, chosen, size in zip(found, pred.keypoints, pred.boxes, queries, image_sizes)
+            Detections(scores, labels, boxes, keypoints=points, keypoint_covariance=covariance)
+            for scores, labels, boxes, points, covariance in zip(*parts)
         ]
 
     def class_tensors(self) -> dict[str, int]:

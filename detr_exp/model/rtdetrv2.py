@@ -22,7 +22,7 @@ from detr_exp.model.layer.denoising import NoisyQueries, noisy_queries
 from detr_exp.model.layer.mlp import MLP
 from detr_exp.model.layer.query_selection import SELECTIONS, anchor_logits, inverse_sigmoid, top_cells
 from detr_exp.model.neck.hybrid_encoder import HybridEncoder, RepVggBlock
-from detr_exp.model.postprocess import detections
+from detr_exp.model.postprocess import best_in_pixels
 from detr_exp.structures import Denoising, Detections, Outputs, Prediction, Targets
 
 
@@ -91,6 +91,7 @@ class RTDETRv2(nn.Module):
         super().__init__()
         self.num_classes = num_classes
         self.activation = activation
+        self.cuts_boxes = False  # as the published code does not
         self.num_queries = num_queries
         self.image_size = (image_size[0], image_size[1])
         self.num_denoising = num_denoising
@@ -216,9 +217,10 @@ class RTDETRv2(nn.Module):
         self.backbone.set_gradient_checkpointing(enabled)
         self.encoder.gradient_checkpointing = enabled
 
+    @torch.no_grad()
     def postprocess(self, outputs: Outputs, image_sizes: Tensor, max_detections: int | None = None) -> list[Detections]:
         """Detections of each image in pixels; `image_sizes` is `[B, 2]` (height, width) of the original pictures."""
-        return detections(outputs.pred, image_sizes, max_detections or self.num_queries, self.activation)
+        return best_in_pixels(self, outputs.pred, image_sizes, max_detections).detections()
 
     @torch.no_grad()
     def deploy(self) -> RTDETRv2:

@@ -1,9 +1,11 @@
 """From logits and boxes to detections, by hand (transformers' is compared in test_rtdetrv2_parity.py)."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
-from detr_exp.model.postprocess import best_detections, detections
+from detr_exp.model.postprocess import best_detections, best_in_pixels
 from detr_exp.structures import Prediction
 
 LOGITS = torch.tensor([[[0.0, 2.0, -1.0], [3.0, 1.0, -2.0]]])
@@ -28,12 +30,17 @@ def test_no_more_detections_than_there_are_pairs():
     assert best_detections(LOGITS, 100, "sigmoid")[0].shape == (1, 6)
 
 
-def test_boxes_come_out_in_pixels_of_each_picture():
-    boxes = torch.tensor([[[0.5, 0.5, 0.5, 1.0], [0.25, 0.5, 0.5, 0.5]]])
+@pytest.mark.parametrize("cut", [False, True])
+def test_boxes_come_out_in_pixels_of_each_picture_cut_where_the_network_says_so(cut):
+    boxes = torch.tensor([[[0.5, 0.5, 0.5, 1.5], [0.25, 0.5, 0.5, 0.5]]])
+    network = SimpleNamespace(activation="sigmoid", num_queries=2, cuts_boxes=cut)
     pred = Prediction(LOGITS.expand(2, -1, -1), boxes.expand(2, -1, -1))
-    first, second = detections(pred, torch.tensor([[100, 200], [10, 10]]), 2, "sigmoid")
-    assert first.boxes.tolist() == [[0.0, 25.0, 100.0, 75.0], [50.0, 0.0, 150.0, 100.0]]
-    assert second.boxes.tolist() == [[0.0, 2.5, 5.0, 7.5], [2.5, 0.0, 7.5, 10.0]]
+    first, second = best_in_pixels(network, pred, torch.tensor([[100, 200], [10, 10]])).detections()
+    assert first.boxes.tolist() == [
+        [0.0, 25.0, 100.0, 75.0],
+        [50.0, 0.0, 150.0, 100.0] if cut else [50.0, -25.0, 150.0, 125.0],
+    ]
+    assert second.boxes.tolist() == [[0.0, 2.5, 5.0, 7.5], [2.5, 0.0, 7.5, 10.0] if cut else [2.5, -2.5, 7.5, 12.5]]
     assert first.labels.tolist() == [0, 1]
 
 
@@ -43,10 +50,10 @@ def test_boxes_come_out_in_pixels_of_each_picture():
 def test_what_is_not_finite_is_no_sure_detection(what, activation, bad):
     """A sigmoid makes 1 of an infinity; the queries beside it keep their bits."""
     logits, boxes = torch.randn(1, 4, 3), torch.rand(1, 4, 4)
-    sizes = torch.tensor([[10, 20]])
-    [before] = detections(Prediction(logits, boxes), sizes, 12, activation)
+    sizes, network = torch.tensor([[10, 20]]), SimpleNamespace(activation=activation, num_queries=12, cuts_boxes=True)
+    [before] = best_in_pixels(network, Prediction(logits, boxes), sizes).detections()
     {"logits": logits, "boxes": boxes}[what][0, 1] = bad
-    [found] = detections(Prediction(logits, boxes), sizes, 12, activation)
+    [found] = best_in_pixels(network, Prediction(logits, boxes), sizes).detections()
     left = found.finite()
     gone = (before.boxes[:, None] != left.boxes).any(-1).all(1)
     assert 0 < len(left) == len(found) - int(gone.sum()) < len(found)

@@ -21,7 +21,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from detr_exp.ops.keypoints import LOG_SCALE_LIMIT, existing_keypoints, keypoint_covariance, slot_keypoints
-from detr_exp.structures import Detections
 
 CHANNELS = 8
 
@@ -80,23 +79,42 @@ def attention_among(counts: tuple[int, ...]) -> Tensor | None:
 
 
 def with_keypoints(
-    found: Detections, keypoints: Tensor, boxes: Tensor, counts: tuple[int, ...], size: Tensor, alpha: float
-) -> Detections:
-    """Detections of an image with their keypoints, sorted by a score that counts how sure these are.
+    best: tuple[Tensor, Tensor, Tensor, Tensor],
+    keypoints: Tensor,
+    boxes: Tensor,
+    counts: tuple[int, ...],
+    sizes: Tensor,
+    alpha: float,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Detections with their keypoints, sorted by a score that counts how sure these are.
 
     Args:
-        found: `n` detections with boxes.
-        keypoints, boxes, counts, size, alpha: as in `keypoints_in_pixels`, for one image.
+        best: scores, labels, boxes in pixels and queries of n detections of each image, `[B, n, ...]`.
+        keypoints, boxes: `[B, Q, ...]` of all queries.
+        counts, sizes, alpha: as in `keypoints_in_pixels`.
+
+    Returns:
+        scores, labels, boxes in pixels, points and covariances.
     """
-    scores, points, covariance = keypoints_in_pixels(found.scores, found.labels, keypoints, boxes, counts, size, alpha)
-    order = scores.argsort(descending=True, stable=True)
-    return Detections(
-        scores=scores[order],
-        labels=found.labels[order],
-        boxes=found.boxes[order],
-        keypoints=points[order],
-        keypoint_covariance=covariance[order],
+    scores, labels, boxes_px, queries = best
+    scores, points, covariance = keypoints_in_pixels(
+        scores,
+        labels,
+        rows(keypoints.float().flatten(2), queries).unflatten(-1, keypoints.shape[2:]),
+        rows(boxes.float(), queries),
+        counts,
+        sizes,
+        alpha,
     )
+    scores, order = scores.topk(scores.shape[1], dim=1)  # sorted; engines have no stable sort
+    points = rows(points.flatten(2), order).unflatten(-1, points.shape[2:])
+    covariance = rows(covariance.flatten(2), order).unflatten(-1, covariance.shape[2:])
+    return scores, labels.gather(1, order), rows(boxes_px, order), points, covariance
+
+
+def rows(values: Tensor, index: Tensor) -> Tensor:
+    """Rows `index` `[B, n]` of `[B, Q, d]`: `[B, n, d]`."""
+    return values.gather(1, index[..., None].expand(-1, -1, values.shape[-1]))
 
 
 def keypoints_in_pixels(

@@ -58,6 +58,14 @@ def test_queries_start_as_learned_tokens_where_the_gate_is_shut():
     torch.testing.assert_close(queries(asked)[1, 4], queries.out_proj(normal * 2 + 1) + queries.tokens)
 
 
+def of_one(found, keypoints, boxes, counts, size, alpha):
+    """The detections of one image, each of its own query."""
+    best = [part[None] for part in (found.scores, found.labels, found.boxes, torch.arange(len(found)))]
+    parts = with_keypoints(best, keypoints[None], boxes[None], counts, size[None], alpha)
+    scores, labels, boxes, points, covariance = (part[0] for part in parts)
+    return Detections(scores, labels, boxes, keypoints=points, keypoint_covariance=covariance)
+
+
 def found(scores=(0.9, 0.6, 0.5), labels=(2, 1, 0)):
     return Detections(torch.tensor(scores), torch.tensor(labels), torch.arange(12.0).view(3, 4))
 
@@ -69,7 +77,7 @@ def scene():
 
 def test_points_in_pixels_with_their_confidence():
     keypoints, boxes = scene()
-    result = with_keypoints(found(), keypoints, boxes, COUNTS, torch.tensor([100, 200]), 0.0)
+    result = of_one(found(), keypoints, boxes, COUNTS, torch.tensor([100, 200]), 0.0)
     assert result.scores.tolist() == found().scores.tolist()
     own = keypoints.unflatten(1, (3, 3))[0, 2]
     torch.testing.assert_close(result.keypoints[0, :, :2], own[:, :2] * torch.tensor([200.0, 100.0]))
@@ -82,7 +90,7 @@ def test_points_in_pixels_with_their_confidence():
 
 def test_covariance_is_the_inverse_precision_times_the_area_of_the_box():
     keypoints, boxes = scene()
-    result = with_keypoints(found(), keypoints, boxes, COUNTS, torch.tensor([100, 200]), 0.0)
+    result = of_one(found(), keypoints, boxes, COUNTS, torch.tensor([100, 200]), 0.0)
     log_l11, l21, log_l22 = keypoints.unflatten(1, (3, 3))[0, 2, 1, 4:7].double()
     factor = torch.stack([torch.stack([log_l11.exp(), l21]), torch.stack([l21 * 0, log_l22.exp()])])
     covariance = 0.4 * 0.2 * (factor.T @ factor).inverse()
@@ -96,7 +104,7 @@ def test_unsure_keypoints_lower_the_score_and_the_rank():
     slots = keypoints.unflatten(1, (3, 3))
     slots[..., 4:7] = 0
     slots[0, 2, :, 4], slots[0, 2, :, 6] = -2.0, -2.0  # variance exp(4) on both axes
-    result = with_keypoints(found(), slots.flatten(1, 2), boxes, COUNTS, torch.tensor([100, 200]), 0.2)
+    result = of_one(found(), slots.flatten(1, 2), boxes, COUNTS, torch.tensor([100, 200]), 0.2)
     # s / (s + trace^0.2): twice a unit variance; none for a class without keypoints
     expected = {2: 0.9 / (0.9 + (2 * math.exp(4)) ** 0.2), 1: 0.6 / 1.6, 0: 0.5 / (0.5 + 2**0.2)}
     assert result.labels.tolist() == sorted(expected, key=expected.get, reverse=True)
@@ -108,4 +116,4 @@ def test_unsure_keypoints_lower_the_score_and_the_rank():
 def test_no_detections_stay_none():
     nothing = Detections(torch.zeros(0), torch.zeros(0, dtype=torch.long), torch.zeros(0, 4))
     size = torch.tensor([9, 9])
-    assert len(with_keypoints(nothing, torch.zeros(0, 9, 8), torch.zeros(0, 4), COUNTS, size, 0.2)) == 0
+    assert len(of_one(nothing, torch.zeros(0, 9, 8), torch.zeros(0, 4), COUNTS, size, 0.2)) == 0
