@@ -9,17 +9,17 @@ from __future__ import annotations
 import functools
 import inspect
 import re
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from hydra.errors import InstantiationException
-from hydra.utils import get_object, instantiate
+from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf
 
 from detr_exp.compose import compose as compose
 from detr_exp.compose import refuse_unready
 from detr_exp.mistakes import ConfigError
+from detr_exp.targets import PARTIAL, TARGET, refuse, refuse_misfit
 
 if TYPE_CHECKING:
     import torch
@@ -295,57 +295,47 @@ def _made(cfg: DictConfig, group: str, without: tuple[str, ...] = (), **told: An
         told: arguments that other groups decide.
 
     Raises:
-        ValueError: a `_target_` that is not allowed, or that does not take the keys given to it.
+        ConfigError: a `_target_` that is not allowed, or that does not take the keys given to it.
     """
-    node = OmegaConf.to_container(cfg[group], resolve=True, throw_on_missing=True)
-    settings = {name: value for name, value in cast(dict[str, Any], node).items() if name not in without}
-    for key, target in _targets(settings, group):
-        _refuse_target(key, target, list(cfg.get("allow_targets", [])))
-    try:
-        return instantiate(settings, _convert_="all", **told)
-    except InstantiationException as error:
-        if isinstance(error.__cause__, ValueError):
-            raise error.__cause__ from None  # the constructor's own words
-        raise
+    settings = _settings(cfg, group)
+    return instantiate({name: value for name, value in settings.items() if name not in without}, group, **told)
 
 
 def _arguments(cfg: DictConfig, group: str) -> Collection[str]:
     """What the constructor that a group names takes."""
-    _refuse_target(group, cfg[group]._target_, list(cfg.get("allow_targets", [])))
-    return inspect.signature(get_object(cfg[group]._target_)).parameters
+    return inspect.signature(get_object(_settings(cfg, group)[TARGET])).parameters
 
 
-def _targets(node: Any, key: str) -> Iterator[tuple[str, str]]:
-    """Every `_target_` of a nested config, with the key of its node."""
-    if isinstance(node, dict):
-        if "_target_" in node:
-            yield key, str(node["_target_"])
-        for name, value in node.items():
-            yield from _targets(value, f"{key}.{name}")
-    elif isinstance(node, list):
-        for index, value in enumerate(node):
-            yield from _targets(value, f"{key}[{index}]")
+def _settings(cfg: DictConfig, group: str) -> dict[str, Any]:
+    """The plain values of a group, resolved, that call nothing but what is allowed."""
+    node = cast(dict[str, Any], OmegaConf.to_container(cfg[group], resolve=True, throw_on_missing=True))
+    refuse(node, group, list(cfg.get("allow_targets", [])))
+    return node
 
 
-def _refuse_target(key: str, target: str, allowed: list[str]) -> None:
-    """Configs travel in checkpoints and mails; they may only call what belongs to their group."""
-    from detr_exp.optim.optimizer import OPTIMIZERS, UNFIT
+def instantiate(node: Any, key: str, **told: Any) -> Any:
+    """The objects that a node and those in it call for, inner ones first, among plain values.
 
-    package, _, rest = target.partition(".")
-    if package in allowed or target in [f"torch.optim.{optimizer}" for optimizer in OPTIMIZERS]:
-        return
-    home = f"detr_exp.{key.split('.')[0].split('[')[0]}"
-    # a name of ours may lead elsewhere (`detr_exp.build.os.system`): what counts is where the object was defined
-    if target.startswith(f"{home}.") and str(getattr(get_object(target), "__module__", "")).startswith(f"{home}."):
-        return
-    name = rest.rpartition(".")[2]
-    if package == "torch":  # to allow all of it would allow what runs, reads and writes anything
-        why = f"{name} {UNFIT[name]}; " if rest in [f"optim.{unfit}" for unfit in UNFIT] else ""
-        raise ValueError(
-            f"{key}._target_ is {target}; {why}of torch, configs may name the optimisers that optim=... chooses "
-            f"({', '.join(OPTIMIZERS)}); for anything else name a function of yours that calls it"
-        )
-    raise ValueError(
-        f"{key}._target_ is {target}; configs may name what stands in {home}, and torch's optimisers. "
-        f"If it is yours and you trust it: allow_targets=[{package}]"
-    )
+    Texts are texts: what looks like a reference in them is not looked up, as it would be by Hydra's function.
+
+    Args:
+        node: nested plain values whose targets are allowed.
+        key: of the node.
+        told: arguments of the outermost call besides those in the config.
+
+    Raises:
+        MisfitError: a target does not take the keys given to it.
+    """
+    if isinstance(node, list):
+        return [instantiate(value, f"{key}[{index}]") for index, value in enumerate(node)]
+    if not isinstance(node, dict):
+        return node
+    given = {name: instantiate(value, f"{key}.{name}") for name, value in node.items()}
+    if TARGET not in given:
+        return given
+    target, is_partial = get_object(given.pop(TARGET)), given.pop(PARTIAL, False)
+    given |= told
+    if is_partial:
+        return functools.partial(target, **given)
+    refuse_misfit(target, given, f"{key}: {node[TARGET]}")
+    return target(**given)

@@ -27,13 +27,12 @@ from omegaconf import DictConfig
 
 from detr_exp import grid
 from detr_exp.compose import CONF_DIR, composition, config_loader, first_words, refuse_unready
-from detr_exp.mistakes import ConfigError, groups_of
+from detr_exp.mistakes import OURS, ConfigError, groups_of, is_said_by_us
 from detr_exp.terminal import guard_messages, say
 from detr_exp.tracker.secrets import mask_files
 
 Task = Callable[[DictConfig], float | None]
 DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)
-OURS = ("detr_exp", "hydra_plugins")
 
 
 def main(task: Task, config_name: str, usage: str) -> None:
@@ -179,13 +178,7 @@ def status_of(error: BaseException) -> int:
         return 130
     if hasattr(error, "exit_status"):
         return error.exit_status
-    mistake = isinstance(error, ValueError) and _raised_by_us(error)
+    mistake = isinstance(error, ValueError) and is_said_by_us(error)
     of_hydra = isinstance(error, HydraException) and not isinstance(error, InstantiationException)
     of_disk = isinstance(error, OSError) and error.errno in DISK
     return 2 if mistake or of_hydra or of_disk else 1
-
-
-def _raised_by_us(error: BaseException) -> bool:
-    """Whether a `raise` of this package spoke, and not a library that was used wrongly."""
-    frames = list(traceback.walk_tb(error.__traceback__))
-    return bool(frames) and frames[-1][0].f_globals.get("__name__", "").startswith((*OURS, "__main__"))

@@ -9,19 +9,21 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
-from hydra.errors import InstantiationException
 from omegaconf import DictConfig, OmegaConf
 from PIL import Image, ImageOps
 
 from detr_exp import build
+from detr_exp.compose import stored
 from detr_exp.data.keypoints import KeypointSchema
 from detr_exp.data.picture import read_picture
 from detr_exp.data.render import resized_plainly
+from detr_exp.mistakes import is_said_by_us
 from detr_exp.structures import Batch, Detections, Targets
+from detr_exp.targets import MisfitError
 from detr_exp.trainer import checkpoint as files
 from detr_exp.trainer.evaluation import as_float32
 from detr_exp.trainer.hardware import Hardware
@@ -122,18 +124,18 @@ def load(
     """
     path = find(checkpoint, weights)
     state = files.load(path)
-    cfg = OmegaConf.create(state["config"])
-    cfg.allow_targets = list(allow_targets)
-    cfg.model = _without_downloads(OmegaConf.to_container(cfg.model))
-    keypoints = KeypointSchema(**state["keypoints"]) if state.get("keypoints") else None
-    # what was trained on is told, not read: the data need not be on this machine
-    trained_on = SimpleNamespace(num_classes=len(state["classes"]), classes=state["classes"], keypoints=keypoints)
+    config = state["config"]
     with of_this_version(path):
+        config = config | {"model": _without_downloads(config["model"]), "allow_targets": list(allow_targets)}
+        cfg = stored(config, path)
+        keypoints = KeypointSchema(**state["keypoints"]) if state.get("keypoints") else None
+        # what was trained on is told, not read: the data need not be on this machine
+        trained_on = SimpleNamespace(num_classes=len(state["classes"]), classes=state["classes"], keypoints=keypoints)
         network = build.network(cfg, trained_on)
         network.load_state_dict(_weights(state, path, weights))
-    if hardware is None:
-        hardware = build.hardware(OmegaConf.create({"trainer": {"hardware": _hardware_of(cfg)}}))
-        hardware = replace(hardware, compile=hardware.compile and compiled, gradient_checkpointing=False)
+        if hardware is None:
+            hardware = build.hardware(stored({"trainer": {"hardware": _hardware_of(config)}}, path))
+            hardware = replace(hardware, compile=hardware.compile and compiled, gradient_checkpointing=False)
     return Detector(
         network=hardware.place(network).eval(),
         classes=state["classes"],
@@ -181,12 +183,14 @@ def of_this_version(path: Path) -> Iterator[None]:
     """Say it where a checkpoint's config or tensors are not those of this version.
 
     Raises:
-        ValueError: they are not.
+        ValueError: they are not, in whatever way a part that is made of them finds out.
     """
     try:
         yield
-    except (InstantiationException, RuntimeError) as error:
-        cause = str(error.__cause__ or error).strip().splitlines()
+    except Exception as error:
+        if isinstance(error, ValueError) and is_said_by_us(error) and not isinstance(error, MisfitError):
+            raise
+        cause = f"{type(error).__name__}: {error}".strip().splitlines()
         raise ValueError(
             f"{path} was written by another version of detr_exp and does not fit this one "
             f"({' '.join(line.strip() for line in cause[:2])[:300]}); use the version that wrote it, or train again"
@@ -222,15 +226,16 @@ def _bytes(tensor: torch.Tensor) -> np.ndarray:
     return tensor.detach().cpu().to(torch.uint8).permute(1, 2, 0).contiguous().numpy()
 
 
-def _hardware_of(cfg: DictConfig) -> DictConfig:
+def _hardware_of(config: dict[str, Any]) -> dict[str, Any]:
     """Where it was trained, in today's words: what an older version did not know yet is as in a training today."""
-    known = build.compose().trainer.hardware
-    known.update({name: value for name, value in cfg.trainer.hardware.items() if name in known})
-    return known
+    known = cast(dict[str, Any], OmegaConf.to_container(build.compose().trainer.hardware, resolve=True))
+    return known | {name: value for name, value in config["trainer"]["hardware"].items() if name in known}
 
 
 def _without_downloads(node: Any) -> Any:
     """A model's config without weights to start from: the checkpoint has its own."""
+    if isinstance(node, list):
+        return [_without_downloads(value) for value in node]
     if not isinstance(node, dict):
         return node
     starts = {"weights": None, "pretrained": False}

@@ -6,12 +6,13 @@ import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from detr_exp import cli
+from detr_exp.compose import literal
 from detr_exp.terminal import say
 from detr_exp.writing import write
 
@@ -96,7 +97,7 @@ def evaluate_in(folder: Path, cfg: DictConfig) -> dict[str, float]:
 def combined(trained: DictConfig, cfg: DictConfig) -> DictConfig:
     """The config of the checkpoint with what the command line says about data and metric."""
     told = trained.copy()
-    said = cast(dict[str, Any], OmegaConf.to_container(cfg.data, resolve=True))
+    said = literal(OmegaConf.to_container(cfg.data, resolve=True))
     del said["split"]
     if "_target_" in said:
         told.data = said

@@ -12,7 +12,7 @@ from hydra._internal.utils import get_args_parser
 from omegaconf import DictConfig, OmegaConf
 
 from detr_exp import cli
-from detr_exp.compose import Composition, composition, config_loader
+from detr_exp.compose import Composition, composition, config_loader, literal
 from detr_exp.mistakes import ConfigError, flat, look_up, read_words
 from detr_exp.terminal import say
 from detr_exp.tracker.runs import PastRun, find_one
@@ -116,8 +116,9 @@ def difference(composed: Composition, words: Sequence[str], values: dict[str, An
     chosen = [word.input_line for word in read_words(words) if word.key_or_group in composed.choices]
     base = [f"experiment={experiment}"] if experiment else [str(word) for word in chosen]
     recipe = composition(config_loader(config_dir), "config", base)
+    given = dict(flat(values))
     for key in OmegaConf.missing_keys(recipe.cfg):  # what every user has to give is no difference
-        OmegaConf.update(recipe.cfg, key, OmegaConf.select(OmegaConf.create(values), key))
+        OmegaConf.update(recipe.cfg, key, literal(given.get(key)))
     groups = [group for group in composed.choices if not group.startswith("hydra/")]
     rows = [(group, str(recipe.choices.get(group)), str(composed.choices[group])) for group in groups]
     before, now = (

@@ -26,6 +26,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
+from detr_exp.compose import stored
 from detr_exp.mistakes import ConfigError
 from detr_exp.terminal import guard_messages
 from detr_exp.trainer.collector import off_until_training
@@ -135,7 +136,7 @@ def _train(job: Job) -> float | None:
     from detr_exp.train import train_in
     from detr_exp.trainer import distributed
 
-    cfg = OmegaConf.create(job.config)
+    cfg = stored(job.config, Path(job.folder))
     with distributed.process_group(build.trainer(cfg).hardware.torch_device, status_of):
         return train_in(Path(job.folder), cfg, choices=job.choices, overrides=job.overrides)
 

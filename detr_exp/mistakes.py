@@ -9,6 +9,7 @@ import difflib
 import math
 import re
 import shlex
+import traceback
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -22,10 +23,17 @@ from omegaconf import OmegaConf
 
 Groups = Mapping[str, Sequence[str]]
 QUOTES = "\"'"
+OURS = ("detr_exp", "hydra_plugins")
 
 
 class ConfigError(ValueError):
     """What was asked for cannot be composed; the message says what would be right."""
+
+
+def is_said_by_us(error: BaseException) -> bool:
+    """Whether a `raise` of this package spoke, and not a library that was used wrongly."""
+    frames = list(traceback.walk_tb(error.__traceback__))
+    return bool(frames) and frames[-1][0].f_globals.get("__name__", "").startswith((*OURS, "__main__"))
 
 
 def groups_of(repository: IConfigRepository, parent: str = "") -> dict[str, list[str]]:

@@ -7,14 +7,16 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from detr_exp import cli, launch
+from detr_exp.compose import stored
 from detr_exp.mistakes import look_up
 from detr_exp.terminal import say
 from detr_exp.tracker.provenance import environment
 from detr_exp.tracker.runs import PastRun, find_one
 from detr_exp.tracker.secrets import MASK
+from detr_exp.tracker.tracker import CONFIG
 
 USAGE = """\
 Train with exactly the config of an earlier run, in a new folder, and compare the metrics.
@@ -80,7 +82,7 @@ def config_of(run: PastRun, cfg: DictConfig) -> DictConfig:
     """
     if not run.config:
         raise ValueError(f"{run.folder} holds no config.yaml, so nothing can be done again; give another run: run=...")
-    told = OmegaConf.create(run.config)
+    told = stored(run.config, run.folder / CONFIG)
     told.allow_targets = list(cfg.allow_targets)  # what a file says about itself does not count
     told.trainer.resume = None
     if MASK in str(told.tracker.get("tracking_uri")):

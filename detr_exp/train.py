@@ -10,6 +10,7 @@ from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import yaml
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
@@ -93,7 +94,7 @@ def train_in(
             run = build.run(cfg, folder, identity=start.identity, resume_from=start.checkpoint)
         if rank() > 0:
             run.tracker = Silent()
-        once(write, folder / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(run.config)))
+        once(write, folder / "config.yaml", yaml.safe_dump(run.config, sort_keys=False, allow_unicode=True))
         run.tracker.start(
             run_dir=folder,
             config=run.config,

@@ -22,6 +22,7 @@ LAYERS = {
     "writing": 0,
     "terminal": 3,
     "compose": 1,
+    "targets": 5,
     "grid": 2,
     "ops": 1,
     "model.layer": 2,

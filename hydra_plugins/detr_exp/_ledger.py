@@ -13,8 +13,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from hydra.errors import InstantiationException
-
 from detr_exp.tracker.jsonl import JsonLines
 from detr_exp.tracker.secrets import masked
 
@@ -105,8 +103,6 @@ def judged(value: object) -> tuple[str, float | None, str | None]:
 
 def first_line(error: BaseException) -> str:
     """What an error says, and its kind where it is not one of ours."""
-    if isinstance(error, InstantiationException) and error.__cause__ is not None:
-        error = error.__cause__
     kind = "" if type(error).__module__.startswith(("detr_exp", "hydra_plugins")) else type(error).__name__
     lines = str(error).strip().splitlines()[:1]
     return ": ".join(filter(None, [kind, *lines]))[:500]
