@@ -1,7 +1,6 @@
 """What a config may call: configs travel in checkpoints and mails, so this is a closed list.
 
-It is what the options in `conf/` call, each in its place, and what the user's own packages define, where the user allows
-them.
+It is what the options in `conf/` call, each in its place, and what the packages define that the user allows.
 """
 
 from __future__ import annotations
