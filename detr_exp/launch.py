@@ -44,6 +44,7 @@ class Job:
         choices: the chosen option of every group.
         overrides: words of the command line.
         logging: for rank 0, as `logging.config.dictConfig` takes it.
+        notes: files for the folder's `.hydra`: name -> content.
     """
 
     folder: str
@@ -51,13 +52,21 @@ class Job:
     choices: dict[str, str]
     overrides: list[str]
     logging: dict[str, Any]
+    notes: dict[str, str]
 
 
 class RanksFailed(RuntimeError):
     """A rank ended, and with it all others."""
 
 
-def train(folder: Path, cfg: DictConfig, choices: dict[str, str], overrides: list[str], log: Any) -> float | None:
+def train(
+    folder: Path,
+    cfg: DictConfig,
+    choices: dict[str, str],
+    overrides: list[str],
+    log: Any,
+    notes: dict[str, str] | None = None,
+) -> float | None:
     """One training on as many ranks as `trainer.hardware.devices` says, or as `torchrun` has started.
 
     Args:
@@ -66,6 +75,7 @@ def train(folder: Path, cfg: DictConfig, choices: dict[str, str], overrides: lis
         choices: see `Job`.
         overrides: see `Job`.
         log: see `Job`.
+        notes: see `Job`.
 
     Returns:
         the best value of `trainer.monitor`.
@@ -82,9 +92,9 @@ def train(folder: Path, cfg: DictConfig, choices: dict[str, str], overrides: lis
 
         hardware = build.trainer(cfg).hardware
         if not distributed.started_as_rank() and hardware.num_ranks == 1:
-            return train_in(folder, cfg, choices=choices, overrides=overrides)
+            return train_in(folder, cfg, choices=choices, overrides=overrides, notes=notes)
     config, logs = (cast(dict[str, Any], OmegaConf.to_container(node, resolve=True)) for node in (cfg, log))
-    job = Job(str(folder), config, dict(choices), list(overrides), logs)
+    job = Job(str(folder), config, dict(choices), list(overrides), logs, notes or {})
     if distributed.started_as_rank():
         if HydraConfig.get().mode is RunMode.MULTIRUN:
             raise ConfigError(
@@ -138,7 +148,7 @@ def _train(job: Job) -> float | None:
 
     cfg = stored(job.config, Path(job.folder))
     with distributed.process_group(build.trainer(cfg).hardware.torch_device, status_of):
-        return train_in(Path(job.folder), cfg, choices=job.choices, overrides=job.overrides)
+        return train_in(Path(job.folder), cfg, choices=job.choices, overrides=job.overrides, notes=job.notes)
 
 
 def _on_ranks(job: Job, count: int) -> float | None:

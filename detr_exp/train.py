@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import logging
 import random
-import shutil
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext, suppress
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import yaml
 from hydra.core.hydra_config import HydraConfig
-from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from detr_exp import cli, launch
+from detr_exp.folder import begin, notes_of_hydra, only_writer
 from detr_exp.terminal import say
 from detr_exp.trainer.ending import status_of
 from detr_exp.writing import remove_left_overs, write
@@ -50,11 +48,17 @@ def train(cfg: DictConfig) -> float | None:
     """One training in Hydra's output folder; the best value of `trainer.monitor`, for a sweeper."""
     job = HydraConfig.get()
     choices = {group: option for group, option in job.runtime.choices.items() if option and "hydra/" not in group}
-    return launch.train(Path(job.runtime.output_dir), cfg, choices, job.overrides.task, job.job_logging)
+    folder = Path(job.runtime.output_dir)
+    return launch.train(folder, cfg, choices, job.overrides.task, job.job_logging, notes_of_hydra(cfg))
 
 
 def train_in(
-    folder: Path, cfg: DictConfig, *, choices: Mapping[str, str] | None = None, overrides: Sequence[str] = ()
+    folder: Path,
+    cfg: DictConfig,
+    *,
+    choices: Mapping[str, str] | None = None,
+    overrides: Sequence[str] = (),
+    notes: Mapping[str, str] | None = None,
 ) -> float | None:
     """One training in a folder; every rank calls this, and rank 0 alone writes.
 
@@ -63,12 +67,13 @@ def train_in(
         cfg: the config; frozen from here on.
         choices: the chosen option of every group, for the tracker.
         overrides: the words of the command line, for the tracker.
+        notes: files for the folder's `.hydra`: name -> content.
 
     Returns:
         the best value of `trainer.monitor`; None if nothing was evaluated.
 
     Raises:
-        ValueError: something does not fit, or the folder belongs to a run that is still going on.
+        ValueError: something does not fit, or the folder belongs to another run; nothing in it was touched.
     """
     from detr_exp import build  # loads torch, which --help and mistakes do not wait for
     from detr_exp.trainer import checkpoint as files
@@ -81,19 +86,20 @@ def train_in(
     elif rank() == 0 and cfg.trainer.resume == "auto" and start.record is None:
         say("trainer.resume=auto found no unfinished run with this config; this one is new")
     folder = start.folder
-    folder.mkdir(parents=True, exist_ok=True)
     if cfg.seed is None:
         with open_dict(cfg):
             cfg.seed = once(random.SystemRandom().randrange, 2**31) if start.seed is None else start.seed
     OmegaConf.set_readonly(cfg, True)
     with only_writer(folder) if rank() == 0 else nullcontext():
-        once(remove_left_overs, folder)
         _seed_everything(cfg.seed)
         trainer = build.trainer(cfg)
         with first_rank_first():
             run = build.run(cfg, folder, identity=start.identity, resume_from=start.checkpoint)
         if rank() > 0:
             run.tracker = Silent()
+        state = trainer.start(run)
+        once(remove_left_overs, folder)
+        once(begin, folder, notes or {})
         once(write, folder / "config.yaml", yaml.safe_dump(run.config, sort_keys=False, allow_unicode=True))
         run.tracker.start(
             run_dir=folder,
@@ -103,10 +109,10 @@ def train_in(
             tags=_facts(run, trainer),
             resumed=start.record is not None,
         )
-        if start.record is not None and start.checkpoint is None:
-            run.tracker.rewind(0, 0)
+        if start.record is not None or start.checkpoint is not None:
+            run.tracker.rewind(state.step, state.logged_lines)
         try:
-            best = trainer.fit(run)
+            best = trainer.fit(run, state)
             run.tracker.checkpoint(folder / files.BEST_TOTAL)
         except BaseException as error:
             run.tracker.finish(status_of(error), str(error))
@@ -130,39 +136,10 @@ def _facts(run: Run, trainer: Trainer) -> dict[str, str]:
 
 
 def _move(made: Path, home: Path) -> None:
-    """Go on in the folder `home`, with the log as well, and leave none of what Hydra has `made` for this call."""
+    """Go on in the folder `home`, and leave none of what Hydra has `made` for this call."""
     say(f"going on in {home}")
-    for handler in logging.getLogger().handlers:
-        if isinstance(handler, logging.FileHandler) and Path(handler.baseFilename).parent == made.resolve():
-            handler.close()
-            handler.baseFilename = str(home.resolve() / Path(handler.baseFilename).name)
-            (made / Path(handler.baseFilename).name).unlink(missing_ok=True)
-    if HydraConfig.initialized() and HydraConfig.get().mode is RunMode.RUN:
-        shutil.rmtree(made / ".hydra", ignore_errors=True)
     with suppress(OSError):  # somebody's own files are in it
         made.rmdir()
-
-
-@contextmanager
-def only_writer(folder: Path) -> Iterator[None]:
-    """Hold the folder; a second run in it would mix its files with those of the first.
-
-    Raises:
-        ValueError: another process holds it.
-    """
-    from filelock import FileLock, Timeout
-
-    lock = FileLock(folder / ".lock")
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        raise ValueError(
-            f"{folder} is in use by a run that is still going on; use another: hydra.run.dir=..."
-        ) from None
-    try:
-        yield
-    finally:
-        lock.release()
 
 
 def _seed_everything(seed: int) -> None:

@@ -21,6 +21,7 @@ LAYERS = {
     "mistakes": 0,
     "writing": 0,
     "terminal": 3,
+    "folder": 3,
     "compose": 1,
     "targets": 5,
     "grid": 2,

@@ -17,6 +17,7 @@ from omegaconf import OmegaConf
 
 from detr_exp import evaluate, export_weights, predict, train
 from detr_exp.compose import compose
+from detr_exp.folder import only_writer
 from detr_exp.trainer.trainer import NonFiniteError, Trainer
 
 Command = Callable[..., int]
@@ -60,7 +61,7 @@ def test_a_drawn_seed_is_recorded(tiny_run: list[str], tmp_path: Path) -> None:
 
 
 def test_a_folder_has_one_writer(tiny_run: list[str], tmp_path: Path) -> None:
-    with train.only_writer(tmp_path), pytest.raises(Timeout):
+    with only_writer(tmp_path), pytest.raises(Timeout):
         FileLock(tmp_path / ".lock").acquire(timeout=0)
     with FileLock(tmp_path / ".lock"), pytest.raises(ValueError, match=r"still going on.*hydra\.run\.dir="):
         train.train_in(tmp_path, compose(tiny_run))
@@ -71,7 +72,7 @@ def test_a_folder_has_one_writer(tiny_run: list[str], tmp_path: Path) -> None:
 def test_a_run_that_fails_says_so(
     tiny_run: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception, status: str
 ) -> None:
-    def fail(self: Trainer, run: Any) -> None:
+    def fail(self: Trainer, run: Any, state: Any) -> None:
         raise error
 
     monkeypatch.setattr(Trainer, "fit", fail)

@@ -50,14 +50,18 @@ def save_samples(path: Path, data: Any, loader: Any, count: int) -> Path:
     return path
 
 
-def look(trainer: Trainer, run: Run, state: State) -> None:
-    """Compare the evaluator with the truth, and draw what the network is going to see.
+def refuse_wrong_evaluator(run: Run) -> None:
+    """Compare the evaluator with the truth.
 
     Raises:
         ValueError: the evaluator does not give the truth full marks.
     """
     if run.data.val is not None:
         once(refuse_wrong_maps, run)
+
+
+def keep_samples(trainer: Trainer, run: Run, state: State) -> None:
+    """Draw what the network is going to see."""
     if trainer.num_pictures:
         state.loader.batch_sampler.set_epoch(state.epoch)
         path = run.output_dir / SAMPLES

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from filelock import FileLock, Timeout
-
+from detr_exp.folder import in_use, is_held
 from detr_exp.tracker.base import RECORD, RunRecord
 from detr_exp.trainer import checkpoint as files
 from detr_exp.trainer import distributed
@@ -15,11 +15,13 @@ from detr_exp.trainer.state import COUNTED, DECIDED, Run, State
 
 COSTS = "num_non_finite"  # of a matcher that counts them
 IDENTITY_TAG = "config.hash"
-LOCK = ".lock"
 BESIDE = ("world_size", "logged_lines", "nonfinite_costs", "data_fingerprint")  # the state, in a checkpoint
 
-# What may change without changing a number, as dotted prefixes.
+# Every key is in one of three classes, as dotted prefixes: these may change without changing a number of the training,
 FREE = (
+    "allow_targets",
+    "sweep_retry",
+    "sweep_fail_fast",
     "tracker",
     "metric",
     "hydra",
@@ -42,18 +44,24 @@ FREE = (
     "data.persistent_workers",
     "data.prefetch_factor",
 )
-# What the stored state has no meaning without.
+# without these the stored state has no meaning, or they have acted when it was stored; all others act from there on.
 FIXED = (
     "model",
     "seed",
     "optim.optimizer",
+    "optim.betas",
     "optim.param_groups",
     "data.category_ids",
     "data.num_classes",
     "trainer.batch_size",
+    "trainer.auto_batch_target_effective",
+    "trainer.auto_batch_max_targets_per_image",
+    "trainer.auto_batch_ema_headroom",
     "trainer.grad_accum_steps",
     "trainer.use_ema",
+    "trainer.ema_copy_first",
 )
+RULES = "optim.param_groups"  # users add entries of their own: one that was not there is a change as well
 
 
 class Origin(NamedTuple):
@@ -90,7 +98,7 @@ def origin(resume: str | None, output_dir: Path, config: Mapping[str, Any]) -> O
         config: the resolved config as it was asked for.
 
     Raises:
-        ValueError: when a named checkpoint is not there.
+        ValueError: a named checkpoint is not there, or another run is in the folder.
     """
     wanted = identity(config)
     checkpoint = find(resume, output_dir, wanted)
@@ -98,7 +106,31 @@ def origin(resume: str | None, output_dir: Path, config: Mapping[str, Any]) -> O
         return Origin(checkpoint.parent, checkpoint, RunRecord.load(checkpoint.parent), wanted)
     if resume == "auto" and checkpoint is None and is_unfinished(output_dir, wanted):
         return Origin(output_dir, None, RunRecord.load(output_dir), wanted)
+    if checkpoint is None or checkpoint.parent.resolve() != output_dir.resolve():
+        refuse_taken(output_dir)
     return Origin(output_dir, checkpoint, None, wanted)
+
+
+def refuse_taken(folder: Path) -> None:
+    """Refuse to begin a run where there is one, whose checkpoints it would replace.
+
+    Raises:
+        ValueError: says how to go on with that one, and how to replace it.
+    """
+    if not (folder / RECORD).exists() and not any(folder.glob("checkpoint*.pth")):
+        return
+    if is_held(folder):
+        raise in_use(folder)
+    try:
+        status = RunRecord.load(folder).status
+    except ValueError:
+        status = "of which no record can be read"
+    told = {"ok": "that is finished", "running": "that was killed"}.get(status, f"that has ended ({status})")
+    further = "go on with it: trainer.resume=auto; " if (folder / files.NEWEST).exists() else ""
+    raise ValueError(
+        f"{folder} holds a run {told}; {further}replace it: rm -r {shlex.quote(str(folder))}; "
+        "or use another folder: hydra.run.dir=..."
+    )
 
 
 def identity(config: Mapping[str, Any]) -> str:
@@ -143,13 +175,7 @@ def is_unfinished(folder: Path, wanted: str) -> bool:
         return False
     if record.tags.get(IDENTITY_TAG) != wanted or record.status in ("ok", "pruned"):
         return False
-    lock = FileLock(folder / LOCK)
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        return False
-    lock.release()
-    return True
+    return not is_held(folder)
 
 
 def read(path: Path, config: Mapping[str, Any]) -> dict[str, Any]:
@@ -171,9 +197,13 @@ def read(path: Path, config: Mapping[str, Any]) -> dict[str, Any]:
         )
     before, now = _compared(saved, config)
     may_change = _refuse_other_ranks(path, saved["world_size"], now["trainer.resume_world_size"])
-    fixed = [k for k in _differing(before, now) if _under(k, FIXED) and k in before and k not in may_change]
+    fixed = [
+        key
+        for key in _differing(before, now)
+        if _under(key, FIXED) and (key in before or key.startswith(RULES)) and key not in may_change
+    ]
     if fixed:
-        changes = ", ".join(f"{key} was {before[key]!r} and is {now.get(key)!r}" for key in fixed[:8])
+        changes = ", ".join(f"{key} was {before.get(key)!r} and is {now.get(key)!r}" for key in fixed[:8])
         raise ValueError(
             f"{path} cannot be continued with this config: {changes}; set them back, or start a new run from its "
             f"weights with model.weights={path}"
@@ -199,26 +229,34 @@ def _refuse_other_ranks(path: Path, before: int, allowed: str) -> tuple[str, ...
 
 
 def _reposition(saved: dict[str, Any], state: State) -> list[str]:
-    """Let another number of ranks go on after the pictures that were seen, at most a step before.
+    """Let a run whose epochs have other steps go on after the pictures that were seen, at most a step before.
+
+    Another number of ranks changes the size of a step, other data the number of steps.
 
     Returns:
         what changes.
     """
-    ranks = distributed.world_size()
-    if ranks == saved["world_size"]:
-        return []
-    before, now = saved["world_size"] * saved["batch_size"], ranks * state.batch_size * state.grad_accum_steps
-    state.batch = saved["batch"] * before // now * state.grad_accum_steps
+    ranks, before, told = distributed.world_size(), state.position, []
+    if ranks != saved["world_size"]:
+        old, now = saved["world_size"] * saved["batch_size"], ranks * state.batch_size * state.grad_accum_steps
+        state.batch = saved["batch"] * old // now * state.grad_accum_steps
+        told.append(
+            f"resumed on {ranks} rank(s) instead of {saved['world_size']}: a step is {now} images instead of "
+            f"{old * saved['grad_accum_steps']}, an epoch {state.steps_per_epoch} steps; random draws and sizes of "
+            "batches are others from here on, the schedule goes on at the same share of the run"
+        )
+    state.batch = min(state.batch, state.steps_per_epoch * state.grad_accum_steps)
     state.moved = state.epoch * state.steps_per_epoch + state.batch // state.grad_accum_steps - state.step
-    return [
-        f"resumed on {ranks} rank(s) instead of {saved['world_size']}: a step is {now} images instead of "
-        f"{before * saved['grad_accum_steps']}, an epoch {state.steps_per_epoch} steps; random draws and sizes of "
-        "batches are others from here on, the schedule goes on at the same share of the run"
-    ]
+    if not told and state.position != before:
+        told.append(
+            f"resumed with {state.steps_per_epoch} steps an epoch; the schedule goes on at step {state.position} of "
+            f"{state.total_steps}, as far as {before} was before"
+        )
+    return told
 
 
 def put_back(saved: dict[str, Any], run: Run, state: State) -> list[str]:
-    """Give a run the state of a checkpoint, and forget what it has logged since.
+    """Give a run the state of a checkpoint; no file is touched.
 
     Args:
         saved: by `read`.
@@ -230,6 +268,11 @@ def put_back(saved: dict[str, Any], run: Run, state: State) -> list[str]:
         ValueError: when a tensor does not fit.
     """
     assert run.resume_from is not None
+    _refuse_other_groups(run.resume_from, saved["optimizer"]["param_groups"], state.optimizer.param_groups)
+    reason = judged_otherwise(saved, run)
+    if reason is not None:
+        fresh = {which: best.state_dict() for which, best in state.best.items()}
+        saved = saved | {"best": fresh, "early_stopping": None}
     try:
         state.load_state_dict(saved)
     except (RuntimeError, KeyError, TypeError) as error:
@@ -240,19 +283,75 @@ def put_back(saved: dict[str, Any], run: Run, state: State) -> list[str]:
         ) from error
     if hasattr(run.criterion.matcher, COSTS):
         setattr(run.criterion.matcher, COSTS, saved["nonfinite_costs"])
-    run.tracker.rewind(state.step, saved["logged_lines"])
     before, now = _compared(saved, run.config)
     changes = [key for key in _differing(before, now) if not _under(key, FREE)]
     told = [f"resumed with {key}={now.get(key)} (was {before.get(key, 'not there')})" for key in changes]
     if saved["data_fingerprint"] != run.data.fingerprint:
         told.append("resumed with data that were changed since; the run is no repetition of an undisturbed one")
+    if reason is not None:
+        told.append(f"resumed with {reason}: the best is sought anew from here")
     told += _reposition(saved, state)
-    for which in distributed.once(
-        _without_best_file, run, [which for which, best in state.best.items() if best.best_raw is not None]
-    ):
-        state.best[which].forget()
-        told.append(f"resumed without {files.BEST[which]}, which was not beside it; the best is sought anew from here")
     return [*told, f"resumed {run.resume_from} at step {state.step} (epoch {state.epoch + 1})"]
+
+
+def judged_otherwise(saved: dict[str, Any], run: Run) -> str | None:
+    """Why the best value so far says nothing about those to come; None: they are of one kind."""
+    before, now = _compared(saved, run.config)
+    settings = [_watched(config, run.network) for config in (before, now)]
+    if settings[0] != settings[1]:
+        return f"{settings[1]} to decide what is best instead of {settings[0]}"
+    if before.get("trainer.smooth_alpha") != now.get("trainer.smooth_alpha"):
+        return "other running means of what decides what is best"
+    losses = [key for key in _differing(before, now) if _under(key, ("loss", "matcher"))]
+    if is_loss(settings[1]) and losses:
+        return f"another loss to decide what is best ({', '.join(losses[:3])})"
+    return None
+
+
+def _watched(config: dict[str, Any], network: Any) -> str:
+    """The metric that decides which epoch is best, by one name."""
+    predicts = {"keypoint_mAP": "predicts_keypoints", "segm_mAP": "predicts_masks"}
+    usual = next((name for name, attribute in predicts.items() if getattr(network, attribute, False)), "mAP")
+    return str(config.get("trainer.monitor") or usual).removeprefix("val/")
+
+
+def is_loss(name: str) -> bool:
+    """Whether less of a metric is better."""
+    return name.removeprefix("val/").startswith("loss")
+
+
+def _refuse_other_groups(path: Path, before: list[dict[str, Any]], now: list[dict[str, Any]]) -> None:
+    """Refuse rates and decays by which the parameters are sorted otherwise than their stored moments.
+
+    Raises:
+        ValueError: they are.
+    """
+    sizes = [[len(group["params"]) for group in groups] for groups in (before, now)]
+    if sizes[0] != sizes[1]:
+        told = [" + ".join(map(str, counts)) for counts in sizes]
+        raise ValueError(
+            f"{path} has its parameters in groups of {told[0]}, but the rates and decays of this config give groups of "
+            f"{told[1]}; set optim.lr_backbone to null where it was, and to another number than optim.lr where it was "
+            f"one, or start a new run from its weights with model.weights={path}"
+        )
+
+
+def bring_bests(run: Run, state: State) -> list[str]:
+    """Bring the best checkpoints along where a run goes on in another folder.
+
+    Returns:
+        sentences about those that are lost; their weights are sought anew.
+    """
+    if run.resume_from is None:
+        return []
+    evaluated = [which for which, best in state.best.items() if best.best_raw is not None]
+    lost = distributed.once(_without_best_file, run, evaluated)
+    for which in lost:
+        state.best[which].forget()
+    return [
+        f"resumed without {files.BEST[which]}, which was not beside it; the best is sought anew from here"
+        for which in lost
+    ]
 
 
 def _without_best_file(run: Run, evaluated: list[str]) -> list[str]:

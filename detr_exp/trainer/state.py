@@ -75,6 +75,7 @@ class State:
         left_out: steps that were left out since the last line of the log, as far as read.
         good_buffers: batch statistics after the last stretch without such a step.
         poor: evaluations in a row that found next to nothing; counted anew when a run goes on.
+        logged_lines: lines of `metrics.jsonl` when the state was stored.
     """
 
     network: Any
@@ -105,6 +106,7 @@ class State:
     is_given_up: bool = False
     good_buffers: list[Tensor] = field(default_factory=list)
     poor: int = 0
+    logged_lines: int = 0
 
     @property
     def position(self) -> int:
@@ -134,8 +136,13 @@ class State:
         if self.ema is not None and saved["ema"] is not None:
             average = laid_out(saved["ema"]["average"], self.ema.state_dict()["average"])
             self.ema.load_state_dict(saved["ema"] | {"average": average})
+        settings = [{k: v for k, v in group.items() if k != "params"} for group in self.optimizer.param_groups]
         self.optimizer.load_state_dict(optimizer_laid_out(saved["optimizer"], self.optimizer))
-        self.precision.scaler.load_state_dict(saved["scaler"])
+        for group, now in zip(self.optimizer.param_groups, settings):
+            group.update(now)  # moments are the file's; rates, decays and all other settings those of the config
+        if saved["scaler"]:  # empty where it was computed without
+            self.precision.scaler.load_state_dict(saved["scaler"])
+        self.logged_lines = saved["logged_lines"]
         for name in COUNTED:
             setattr(self, name, saved[name])
         self.log_sums = None if saved["log_sums"] is None else saved["log_sums"].to(self.precision.device)

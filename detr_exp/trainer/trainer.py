@@ -31,11 +31,11 @@ from detr_exp.trainer.console import Console
 from detr_exp.trainer.ema import EMA
 from detr_exp.trainer.ending import PrunedError
 from detr_exp.trainer.evaluation import as_float32
-from detr_exp.trainer.first_look import look
+from detr_exp.trainer.first_look import keep_samples, refuse_wrong_evaluator
 from detr_exp.trainer.hardware import Hardware
 from detr_exp.trainer.keeping import NonFiniteError, number_newest, save_newest
 from detr_exp.trainer.precision import Precision
-from detr_exp.trainer.resume import put_back, read
+from detr_exp.trainer.resume import bring_bests, judged_otherwise, put_back, read
 from detr_exp.trainer.selection import BestMetric, EarlyStopping
 from detr_exp.trainer.settings import refuse_wrong_settings
 from detr_exp.trainer.signals import Interrupt, Interrupted
@@ -99,16 +99,21 @@ class Trainer:
 
     # ------------------------------------------------------------------------------------------------ the whole run
 
-    def fit(self, run: Run) -> float | None:
+    def fit(self, run: Run, state: State) -> float | None:
         """Train, evaluate, keep the best; the best value of the monitored metric (None if never evaluated).
+
+        Args:
+            run: with a tracker that has been started.
+            state: by `start`.
 
         Raises:
             Interrupted: a signal came; the state is saved.
             NonFiniteError: too many steps in a row were not finite.
             PrunedError: `run.judge` gave it up; its files are whole.
-            ValueError: data, weights or settings do not fit.
         """
-        state = self.start(run)
+        for sentence in bring_bests(run, state):
+            self.console.line(sentence)
+        keep_samples(self, run, state)
         with on_for_training(), Interrupt(is_rank=distributed.world_size() > 1) as interrupt:
             while True:
                 if self.is_due(state):
@@ -123,7 +128,11 @@ class Trainer:
         return best
 
     def start(self, run: Run) -> State:
-        """Everything on its device, and the state of an earlier run if `resume` asks for it."""
+        """Everything on its device, and the state of an earlier run if `resume` asks for it; no file is touched.
+
+        Raises:
+            ValueError: data, weights or settings do not fit.
+        """
         if self.deterministic:
             torch.use_deterministic_algorithms(True, warn_only=True)
             torch.backends.cudnn.benchmark = False
@@ -170,10 +179,24 @@ class Trainer:
         if saved is not None:
             for sentence in put_back(saved, run, state):
                 self.console.line(sentence)
+            self.refuse_unjudged(saved, run, state)
         state.good_buffers = [buffer.clone() for buffer in floating_buffers(network)]
         say_start(self, run, state)
-        look(self, run, state)
+        refuse_wrong_evaluator(run)
         return state
+
+    def refuse_unjudged(self, saved: dict[str, Any], run: Run, state: State) -> None:
+        """Refuse to end a run without a best, where it is sought anew but nothing is left to train.
+
+        Raises:
+            ValueError: names what would be left.
+        """
+        reason = judged_otherwise(saved, run)
+        if reason is not None and self.has_ended(state) and not self.is_due(state):
+            raise ValueError(
+                f"{run.resume_from} is of a run that has come to its end (epoch {state.epoch}, step {state.step}) and "
+                f"cannot go on with {reason}; set it back, or train on: trainer.epochs={state.epoch + 1}"
+            )
 
     def batch(self, run: Run, network: Any, saved: dict[str, Any] | None) -> tuple[int, int]:
         """Images per device and batches per step; `auto` is decided once and kept when the run goes on.

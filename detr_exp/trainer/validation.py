@@ -15,6 +15,7 @@ from detr_exp.trainer.keeping import NonFiniteError, slim
 from detr_exp.trainer.nothing_found import watch
 from detr_exp.trainer.pictures import Pictures, keep_charts
 from detr_exp.trainer.precision import Precision
+from detr_exp.trainer.resume import is_loss
 from detr_exp.trainer.sharding import gathered_weights, laid_out
 from detr_exp.trainer.signals import Interrupt, Interrupted
 from detr_exp.trainer.skipped import note_skipped
@@ -161,10 +162,6 @@ def needs_val_loss(trainer: Trainer) -> bool:
     if trainer.compute_val_loss == "auto":
         return is_loss(trainer.monitor or "")
     return bool(trainer.compute_val_loss)
-
-
-def is_loss(name: str) -> bool:
-    return name.removeprefix("val/").startswith("loss")
 
 
 def named(trainer: Trainer, split: str, found: dict[str, float]) -> dict[str, float]:

@@ -11,7 +11,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.core.utils import env_override
 from omegaconf import DictConfig
 
-from detr_exp.tracker.base import RunRecord
+from detr_exp.tracker.base import RECORD, RunRecord
 from detr_exp.trainer.ending import PrunedError, status_of
 from detr_exp.trainer.signals import EXIT_STATUS
 from hydra_plugins.detr_exp._ledger import FINISHED, UNFINISHED, Job, Ledger, first_line, judged
@@ -64,6 +64,8 @@ class RecordedTask:
                 env_override(self.environment | self.environment_of.get(job.hash, {})),
                 FileLock(folder / JOB_LOCK, timeout=PATIENCE),
             ):
+                if (folder / RECORD).exists() and not any(word.startswith("trainer.resume=") for word in job.words):
+                    cfg.trainer.resume = "auto"  # also where a scheduler starts the job again
                 value = self.task(cfg)
         except PrunedError as error:
             self.ledger.record(job, started, "pruned", error.best, str(error))

@@ -23,7 +23,6 @@ from omegaconf import DictConfig, OmegaConf
 from detr_exp.grid import OWN_KEYS
 from detr_exp.mistakes import ConfigError, flat
 from detr_exp.terminal import say
-from detr_exp.tracker.base import RECORD
 from detr_exp.tracker.secrets import masked
 from hydra_plugins.detr_exp._ledger import FINISHED, UNFINISHED, Entry, Job, first_line
 from hydra_plugins.detr_exp._parent import parent_run
@@ -97,13 +96,10 @@ class Sweep:
         return entry.status in FINISHED or not self.retry_failed
 
     def launched(self, job: Job) -> list[str]:
-        """The words that a launcher needs to start a job, or to go on with it where it was stopped."""
+        """The words that a launcher needs to start a job."""
         self.task.jobs[job.hash] = job
-        begun = (self.folder / job.hash / RECORD).exists()
-        given = any(word.startswith("trainer.resume=") for word in job.words)
         return [
             *job.words,
-            *(["trainer.resume=auto"] if begun and not given else []),
             "hydra.sweep.dir='{}'".format(str(self.folder).replace("'", r"\'")),
             f"hydra.sweep.subdir='{job.hash}'",  # a text, whatever number it looks like
         ]
