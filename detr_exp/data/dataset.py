@@ -161,6 +161,7 @@ class DataSet:
         batch_size: int,
         seed: int,
         training: bool = False,
+        step_batches: int = 1,
         rank: int = 0,
         world_size: int = 1,
     ) -> DataLoader:
@@ -173,6 +174,7 @@ class DataSet:
             seed: decides order, sizes and augmentation of training batches.
             training: shuffled, augmented, without remainder; `loader.batch_sampler` has `set_epoch` and `set_start`.
                 Otherwise every picture once, in order, resized.
+            step_batches: batches of an optimiser step: they have one size.
             rank: of this process.
             world_size: processes that share the split.
 
@@ -207,7 +209,11 @@ class DataSet:
         sampler: TrainSampler | EvalSampler
         if training:
             sampler = TrainSampler(
-                len(part), batch_size, seed, (height, width), sizes=sizes, stop_epoch=self.stop_epoch, **ranks
+                *(len(part), batch_size, seed, (height, width)),
+                sizes=sizes,
+                step_batches=step_batches,
+                stop_epoch=self.stop_epoch,
+                **ranks,
             )
         else:
             sampler = EvalSampler(len(part), batch_size, (height, width), **ranks)

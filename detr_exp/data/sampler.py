@@ -37,7 +37,9 @@ class TrainSampler:
         batch_size: per rank.
         seed: decides the order and the sizes.
         size: (height, width) of the network.
-        sizes: (height, width) to choose from for each batch; empty: always `size`.
+        sizes: (height, width) to choose from for each optimiser step; empty: always `size`.
+        step_batches: batches of an optimiser step, which have one size (as in RF-DETR): a step does not depend on how
+            it is cut into batches.
         stop_epoch: from this epoch on every batch has `size`; None: never.
         rank: of this process.
         world_size: processes that share the epoch.
@@ -51,11 +53,13 @@ class TrainSampler:
         size: tuple[int, int],
         *,
         sizes: Sequence[tuple[int, int]] = (),
+        step_batches: int = 1,
         stop_epoch: int | None = None,
         rank: int = 0,
         world_size: int = 1,
     ) -> None:
         self.count, self.batch_size, self.seed = count, batch_size, seed
+        self.step_batches = step_batches
         self.size, self.sizes = size, list(sizes) or [size]
         self.stop_epoch, self.rank, self.world_size = stop_epoch, rank, world_size
         self.epoch = 0
@@ -82,7 +86,7 @@ class TrainSampler:
         sizes = [self.size] if self.stop_epoch is not None and self.epoch >= self.stop_epoch else self.sizes
         which = np.random.default_rng((self.seed, _SIZE, self.epoch)).integers(len(sizes), size=len(self))
         for batch in range(self.start, len(self)):
-            height, width = sizes[which[batch]]
+            height, width = sizes[which[batch // self.step_batches]]
             yield [Key(self.epoch, picture, height, width) for picture in order[batch].tolist()]
 
 
@@ -112,7 +116,10 @@ class EvalSampler:
 
 
 def multi_scale_sizes(rule: str | Sequence[int] | None, size: tuple[int, int], stride: int) -> list[tuple[int, int]]:
-    """Sizes that batches are drawn from.
+    """Sizes that the batches of a step are drawn from.
+
+    A picture goes to the drawn size at once, with antialiasing. RT-DETR takes it to `size` first and from there to the
+    drawn size by the nearest pixels, which loses detail; these two resizes are the one thing of its recipe left out.
 
     Args:
         rule: `rtdetr`: 0.75 to 1.25 times, in steps of the stride, the size itself three times (as D-FINE

@@ -208,7 +208,7 @@ class RTDETRv2(nn.Module):
         return dict.fromkeys(scores + embedding, 0)
 
     def compile(self, *args, **kwargs) -> None:
-        """Compile `body` in place; denoising queries are then rounded up to one number, so that shapes repeat."""
+        """Compile `body` in place; the number of denoising queries is then rounded up, so that shapes repeat."""
         self.fixed_denoising_size = True
         self.body = torch.compile(self.body, *args, **kwargs)  # type: ignore[method-assign]
 

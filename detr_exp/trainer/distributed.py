@@ -211,7 +211,7 @@ def shared(window: list[Batch]) -> Shared:
 def same_denoising(network: Any, most_objects: int) -> None:
     """Let all ranks make as many denoising groups as the rank with the fullest image."""
     if world_size() > 1 and getattr(network, "num_denoising", False):
-        network.denoising_groups = group_count(network.num_denoising, min(most_objects, network.num_denoising))
+        network.denoising_groups = group_count(network.num_denoising, most_objects)
 
 
 def averaged(values: Tensor) -> Tensor:

@@ -143,7 +143,7 @@ class Trainer:
         saved = None if run.resume_from is None else read(run.resume_from, run.config)
         batch_size, grad_accum_steps = self.batch(run, network, saved)
         forward = distributed.parallel(network, self.hardware.strategy)
-        loader = self.loader(run, "train", batch_size)
+        loader = self.loader(run, "train", batch_size, grad_accum_steps)
         steps_per_epoch = math.ceil(len(loader) / grad_accum_steps)
         total_steps = steps_per_epoch * self.epochs
         if self.max_steps is not None:
@@ -211,13 +211,14 @@ class Trainer:
         refuse_too_large(self, run, network, int(self.batch_size))
         return int(self.batch_size), self.grad_accum_steps
 
-    def loader(self, run: Run, split: str, batch_size: int) -> Any:
+    def loader(self, run: Run, split: str, batch_size: int, step_batches: int = 1) -> Any:
         return run.data.loader(
             split,
             network=run.network,
             batch_size=batch_size,
             seed=run.seed,
             training=split == "train",
+            step_batches=step_batches,
             rank=distributed.rank(),
             world_size=distributed.world_size(),
         )

@@ -70,6 +70,22 @@ def test_ranks_share_the_same_batches():
     assert steps(1) == steps(2) == steps(4)
 
 
+def test_the_batches_of_a_step_have_one_size_however_it_is_cut():
+    """Two ranks take the step that one takes in two batches; a resumed epoch goes on with the same sizes."""
+
+    def sizes(batch_size: int, step_batches: int, start: int = 0, **ranks: int) -> list[int]:
+        sampler = TrainSampler(410, batch_size, 0, (64, 64), sizes=SIZES, step_batches=step_batches, **ranks)
+        sampler.set_start(start)
+        return [batch[0].height for batch in sampler]
+
+    whole = sizes(8, 1)
+    assert set(whole) == {64, 96, 128}
+    cut = sizes(2, 4)
+    assert [cut[4 * i : 4 * i + 4] for i in range(51)] == [[side] * 4 for side in whole[:51]]
+    assert sizes(2, 2, rank=1, world_size=2) == [side for side in whole for _ in range(2)][: 410 // 4]
+    assert sizes(2, 4, start=8) == cut[8:]
+
+
 def test_sizes_are_drawn_per_batch_and_are_the_same_on_every_rank():
     samplers = [TrainSampler(400, 2, 0, (64, 64), sizes=SIZES, rank=rank, world_size=2) for rank in range(2)]
     drawn = [[{(key.height, key.width) for key in batch} for batch in sampler] for sampler in samplers]

@@ -42,8 +42,11 @@ class NoisyQueries(NamedTuple):
 
 
 def group_count(num_denoising: int, max_objects: int) -> int:
-    """Groups K that make about `2 * num_denoising` queries when the fullest image has `max_objects` objects."""
-    return max(1, num_denoising // max(1, max_objects))
+    """Groups K that make about `2 * num_denoising` queries when the fullest image has `max_objects` objects.
+
+    With more objects than `num_denoising`, and with none at all, there is one group.
+    """
+    return max(1, num_denoising // max_objects) if max_objects else 1
 
 
 def noisy_queries(
@@ -60,16 +63,17 @@ def noisy_queries(
     """Draw the denoising queries of a batch from the default random generator.
 
     Args:
-        num_denoising: positive queries per image, about; images with more objects use a random subset of that size.
+        num_denoising: positive queries per image, about; an image with more objects makes one group of all of them.
         label_noise_ratio: twice the share of labels replaced by a random class.
         box_noise_scale: how many half box sizes the corners of positives move at most; those of negatives move up to
             twice as far.
         groups: K where it is decided elsewhere (the same on all ranks); None derives it from this batch.
-        fixed_size: round N up to `2 * num_denoising`, so that compiled code sees one shape.
+        fixed_size: round N up to a multiple of `2 * num_denoising`, so that compiled code sees few shapes: one for all
+            images of up to `num_denoising` objects, and one more for every further `num_denoising`.
     """
-    slots, owners = _slots(targets.counts, num_denoising)
+    slots, owners = _slots(targets.counts)
     width = slots.shape[1]
-    groups = groups or group_count(num_denoising, width)
+    groups = groups or group_count(num_denoising, max(targets.counts, default=0))
     count = 2 * groups * width
     device = targets.labels.device
 
@@ -84,7 +88,8 @@ def noisy_queries(
     labels = _noisy_labels(labels, num_classes, label_noise_ratio)
     logits = inverse_sigmoid(_noisy_boxes(boxes, negative, box_noise_scale))
 
-    size = max(count, 2 * num_denoising) if fixed_size else count
+    bucket = 2 * num_denoising if fixed_size else 1
+    size = -(-count // bucket) * bucket
     if size > count:
         labels = torch.cat([labels, labels.new_full((len(labels), size - count), num_classes)], dim=1)
         logits = torch.cat([logits, logits.new_zeros(len(logits), size - count, 4)], dim=1)
@@ -92,18 +97,17 @@ def noisy_queries(
     return NoisyQueries(labels, logits, allowed, image, query, target, groups, count)
 
 
-def _slots(counts: tuple[int, ...], cap: int) -> tuple[Tensor, Tensor]:
+def _slots(counts: tuple[int, ...]) -> tuple[Tensor, Tensor]:
     """Packed object index of each slot `[B, G]`, T where there is none, and (image, slot, object) of each `[3, M]`.
 
     A batch without objects still gets one empty slot per image, so that the class embedding takes part in every step.
     """
-    width = min(max(1, *counts), cap)
-    slots = torch.full((len(counts), width), sum(counts))
+    slots = torch.full((len(counts), max(1, *counts)), sum(counts))
     owners, first = [], 0
     for image, count in enumerate(counts):
-        chosen = torch.arange(count) if count <= width else torch.randperm(count)[:width].sort().values
-        slots[image, : len(chosen)] = first + chosen
-        owners.append(torch.stack([torch.full_like(chosen, image), torch.arange(len(chosen)), first + chosen]))
+        slot = torch.arange(count)
+        slots[image, :count] = first + slot
+        owners.append(torch.stack([torch.full_like(slot, image), slot, first + slot]))
         first += count
     return slots, torch.cat(owners, dim=1)
 

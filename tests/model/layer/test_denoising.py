@@ -21,7 +21,7 @@ def some_targets(*counts, seed=0):
     return Targets.pack([Target(torch.randint(7, (len(b),), generator=generator), b) for b in boxes])
 
 
-@pytest.mark.parametrize("counts", [(2, 0, 3), (1,), (10, 4)])
+@pytest.mark.parametrize("counts", [(2, 0, 3), (1,), (10, 4), (25, 3), (11,)])
 def test_equal_those_of_transformers_with_the_same_seed(counts):
     from transformers.models.rt_detr_v2.modeling_rt_detr_v2 import get_contrastive_denoising_training_group
 
@@ -76,29 +76,41 @@ def test_every_positive_stands_for_its_object():
     assert (noisy.labels[1] == 7).all()
 
 
-@pytest.mark.parametrize(("num", "objects", "groups"), [(100, 0, 100), (100, 7, 14), (100, 100, 1), (100, 150, 1)])
+@pytest.mark.parametrize(
+    ("num", "objects", "groups"), [(100, 0, 1), (100, 1, 100), (100, 7, 14), (100, 100, 1), (100, 150, 1)]
+)
 def test_number_of_groups(num, objects, groups):
     assert group_count(num, objects) == groups
 
 
-def test_more_objects_than_queries_are_represented_by_a_random_part():
-    targets = some_targets(25, 3)
-    noisy = noisy_queries(targets, **SETTINGS)
+def test_more_objects_than_queries_are_all_denoised_in_one_group():
+    noisy = noisy_queries(some_targets(25, 3), **SETTINGS)
     assert noisy.groups == 1
-    assert noisy.labels.shape == (2, 20)
-    first = noisy.target[noisy.image == 0].tolist()
-    assert len(set(first)) == 10
-    assert set(first) < set(range(25))
-    assert first != list(range(10))
-    assert noisy.target[noisy.image == 1].tolist() == [25, 26, 27]
+    assert noisy.labels.shape == (2, 50)
+    assert noisy.target.tolist() == list(range(28))
 
 
-def test_a_batch_without_objects_still_has_queries():
-    noisy = noisy_queries(Targets(torch.zeros(0, dtype=torch.long), torch.zeros(0, 4), (0, 0)), **SETTINGS)
-    assert noisy.labels.shape[1] > 0
+@pytest.mark.parametrize(("objects", "size"), [(0, 20), (1, 20), (10, 20), (11, 40), (20, 40), (21, 60), (50, 100)])
+def test_compiled_shapes_are_few(objects, size):
+    """Multiples of twice `num_denoising`; what is added counts nowhere."""
+    noisy = noisy_queries(some_targets(objects, 0), **SETTINGS, fixed_size=True)
+    assert noisy.labels.shape == (2, size)
+    assert noisy.boxes.shape == (2, size, 4)
+    assert noisy.supervised == 2 * noisy.groups * max(1, objects)
+    assert (noisy.labels[:, noisy.supervised :] == 7).all()
+
+
+@pytest.mark.parametrize("groups", [None, 3])
+def test_a_batch_without_objects_makes_one_group_or_as_many_as_other_ranks(groups):
+    targets = Targets(torch.zeros(0, dtype=torch.long), torch.zeros(0, 4), (0, 0))
+    noisy = noisy_queries(targets, **SETTINGS, groups=groups)
+    assert noisy.labels.shape == (2, 2 * (groups or 1))
     assert (noisy.labels == 7).all()
     assert noisy.boxes.isfinite().all()
     assert len(noisy.target) == 0
+    embedding = torch.nn.Embedding(8, 4, padding_idx=7)
+    embedding(noisy.labels).sum().backward()
+    assert embedding.weight.grad is not None
 
 
 def test_the_number_of_groups_can_be_given():
