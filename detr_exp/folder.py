@@ -26,7 +26,9 @@ def notes_of_hydra(cfg: DictConfig) -> dict[str, str]:
         "hydra.yaml": HydraConfig.instance().cfg,
         "overrides.yaml": HydraConfig.get().overrides.task,
     }
-    plain = {name: masked(OmegaConf.to_container(node, resolve=False)) for name, node in known.items()}
+    plain = {
+        name: masked(OmegaConf.to_container(node, resolve=False, enum_to_str=True)) for name, node in known.items()
+    }
     return {name: yaml.safe_dump(values, sort_keys=False, allow_unicode=True) for name, values in plain.items()}
 
 
