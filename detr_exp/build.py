@@ -120,8 +120,9 @@ def run(cfg: DictConfig, output_dir: Path, *, identity: str = "", resume_from: P
     _refuse_idle_keys(cfg)
     make_optimizer, make_schedule = optimizer(cfg), schedule(cfg)
     data_set = data(cfg)
-    data_set.check()
-    if cfg.trainer.overfit_batches is not None:
+    overfits = cfg.trainer.overfit_batches is not None  # validates on what it trains on
+    data_set.check(("train",) if overfits else ("train", "val"))
+    if overfits:
         data_set = data_set.first(_pictures_to_overfit(cfg))
     made = network(cfg, data_set)
     for split in ("train", "val"):

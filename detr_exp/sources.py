@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from detr_exp.data.files import files_below, is_picture
 from detr_exp.data.picture import SUFFIXES
 
 if TYPE_CHECKING:
@@ -61,6 +62,8 @@ def open_source(source: str, every: int = 1) -> tuple[Iterator[Item], int]:
 def find_pictures(source: str | Path) -> list[Path]:
     """The picture `source`, those in the folder `source` and below, or those of a pattern, in the order of their names.
 
+    Linked folders are followed; what they lead to is read once.
+
     Raises:
         ValueError: there are none.
     """
@@ -68,8 +71,8 @@ def find_pictures(source: str | Path) -> list[Path]:
     if path.is_file():
         return [path]
     is_pattern = not path.exists() and any(mark in str(source) for mark in "*?")
-    candidates = (Path(one) for one in glob.iglob(str(path), recursive=True)) if is_pattern else path.rglob("*")
-    found = sorted(one for one in candidates if one.suffix.lower() in SUFFIXES and one.is_file())
+    candidates = [Path(one) for one in glob.iglob(str(path), recursive=True)] if is_pattern else files_below(path)[0]
+    found = sorted(one for one in candidates if is_picture(one.name) and one.is_file())
     if not found:
         what = "matches" if is_pattern else "holds" if path.is_dir() else "does not exist, so it holds"
         raise ValueError(

@@ -9,12 +9,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from detr_exp import train
 from detr_exp.check_data import main
 
 
 @pytest.fixture
 def small(tmp_path: Path) -> Path:
-    """A set of two pictures, one box without area among its three."""
+    """A set of two training pictures, one box without area among its three, and one to validate on."""
     folder = tmp_path / "small" / "train"
     folder.mkdir(parents=True)
     for i, name in enumerate(("a.png", "b.png")):
@@ -26,6 +27,11 @@ def small(tmp_path: Path) -> Path:
         "categories": [{"id": 1, "name": "cup"}],
     }
     (folder / "_annotations.coco.json").write_text(json.dumps(content))
+    other = folder.with_name("valid")
+    other.mkdir()
+    Image.fromarray(np.random.default_rng(2).integers(0, 255, (40, 60, 3), np.uint8)).save(other / "a.png")
+    content |= {"images": content["images"][:1], "annotations": content["annotations"][:1]}
+    (other / "_annotations.coco.json").write_text(json.dumps(content))
     return folder.parent
 
 
@@ -49,6 +55,22 @@ def test_errors_are_counted_and_end_with_2(command, small, capsys):
     assert "b.png is not a readable picture" in said.out
     assert "1 problem that training refuses" in said.err
     assert "Traceback" not in said.err
+
+
+def test_it_ends_as_a_training_would(command, small, tmp_path, capsys):
+    """Without a validation split and without objects both refuse, with the same words."""
+    words = ["model=rtdetrv2_tiny", "data.num_workers=0", "tracker=none", "trainer/hardware=cpu", "trainer.max_steps=1"]
+    (small / "valid").rename(small / "away")
+    path = small / "train" / "_annotations.coco.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"annotations": []}))
+    assert command(main, f"data.root={small}", "hydra.run.dir=out", "pictures=0") == 2
+    looked = capsys.readouterr().out
+    assert command(train.main, "data=auto", f"data.root={small}", f"hydra.run.dir={tmp_path / 'run'}", *words) == 2
+    trained = capsys.readouterr().err
+    for said in (looked, trained):
+        assert "the data set has no val split, only train" in said
+        assert "no object to train on" in said
+        assert "2 pictures, 0 annotations" in said
 
 
 def test_a_folder_of_no_layout_says_what_was_looked_for(command, tmp_path, capsys):

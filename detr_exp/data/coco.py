@@ -24,7 +24,8 @@ log = logging.getLogger(__name__)
 ROBOFLOW = "_annotations.coco.json"
 _FOLDERS = {"train": ("train",), "val": ("valid", "val"), "test": ("test",)}
 _REFUSED = -1  # a picture that has been complained about; its annotations need no complaint of their own
-_NO_PARENT = {"", "none", "null"}
+_NO_PARENT = {"", "none", "null", "None"}
+_OWN = "categories need ids and names of their own"
 
 
 def coco(
@@ -83,9 +84,14 @@ def _located(folder: Folder, name: str, place: Mapping[str, str | None]) -> tupl
         if complaint := folder.complaint(path):
             raise ValueError(f"data.{name}.annotations: {complaint}; it is taken relative to data.root")
         return path, images
-    for part in _FOLDERS[name]:
-        if (root / part / ROBOFLOW).is_file():
-            return root / part / ROBOFLOW, images or root / part
+    parts = [root / part for part in _FOLDERS[name] if (root / part / ROBOFLOW).is_file()]
+    if len(parts) > 1:
+        raise ValueError(
+            f"there are {' and '.join(str(part / ROBOFLOW) for part in parts)}; choose one: "
+            f"data=coco data.{name}.annotations={parts[0].name}/{ROBOFLOW}"
+        )
+    if parts:
+        return parts[0] / ROBOFLOW, images or parts[0]
     files = sorted(root.glob(f"annotations/instances_{name}*.json"))
     if len(files) > 1:
         listed = ", ".join(file.name for file in files)
@@ -112,34 +118,48 @@ def _categories(document: Mapping[str, Any], path: Path) -> list[Category]:
     """The categories that stand for objects, in the order of their ids."""
     problems = Problems(str(path))
     found: dict[int, Category] = {}
-    names: set[str] = set()
     lengths = _keypoint_lengths(document)
     for entry in document["categories"]:
         number = entry.get("id") if isinstance(entry, dict) else None
         if not is_int(number) or not isinstance(entry.get("name"), str) or not entry["name"].strip():
             problems.error("categories need an integer id and a name", f"category {short(entry)}")
-        elif number in found or entry["name"] in names:
-            kind = "categories need ids and names of their own"
-            problems.error(kind, f"category {number} {entry['name']!r}: its id or name occurs twice")
+        elif number in found:
+            problems.error(_OWN, f"category {number} {entry['name']!r}: its id or name occurs twice")
         else:
             found[number] = _category(entry, lengths.get(number, 0), problems)
-            names.add(entry["name"])
     _drop_headings(document, found, problems)
+    names = Counter(category.name for category in found.values())
+    for category in found.values():
+        if names[category.name] > 1:
+            problems.error(_OWN, f"category {category.id} {category.name!r}: its id or name occurs twice")
     problems.report()
     return sorted(found.values(), key=lambda category: category.id)
 
 
 def _drop_headings(document: Mapping[str, Any], found: dict[int, Category], problems: Problems) -> None:
-    """Leave out categories that only head others: Roboflow writes one."""
-    sound = [entry for entry in document["categories"] if isinstance(entry, dict)]
-    parents = {str(entry.get("supercategory")) for entry in sound if entry.get("supercategory") != entry.get("name")}
-    used = {a["category_id"] for a in _objects(document) if is_int(a.get("category_id"))}
-    dropped = [c for c in found.values() if c.name in parents - _NO_PARENT and c.id not in used]
+    """Leave out categories that only head others: Roboflow writes one, named like the project or like a class."""
+    parent_of = {e["id"]: str(e.get("supercategory")) for e in document["categories"] if _is_entry(e)}
+    children = {name: {i for i, parent in parent_of.items() if parent == name} for name in set(parent_of.values())}
+    used = _used(document)
+    dropped: list[Category] = []
+    for category in sorted(found.values(), key=lambda c: (parent_of[c.id] not in _NO_PARENT, c.id)):
+        heads = category.name not in _NO_PARENT and children.get(category.name, set()) - {category.id}
+        if heads and category.id not in used and category.name not in {c.name for c in dropped}:
+            dropped.append(category)
     if len(dropped) < len(found):
         for category in dropped:
             kind = "categories that only head others and that no object has were dropped"
             problems.warn(kind, f"category {category.id} {category.name!r}")
             del found[category.id]
+
+
+def _is_entry(entry: Any) -> bool:
+    return isinstance(entry, dict) and is_int(entry.get("id"))
+
+
+def _used(document: Mapping[str, Any]) -> set[int]:
+    """The categories that annotations have."""
+    return {a["category_id"] for a in _objects(document) if is_int(a.get("category_id"))}
 
 
 def _objects(document: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -255,6 +275,8 @@ def _renamed(document: Mapping[str, Any], categories: list[Category], problems: 
     """This file's category ids to the training file's: equal where id and name agree, else by name; None: unknown."""
     by_id = {category.id: category.name for category in categories}
     by_name = {category.name: category.id for category in categories}
+    points = {category.id: category.keypoints for category in categories}
+    used = _used(document)
     renamed: dict[int, int | None] = {}
     for entry in document["categories"]:
         number, name = (entry.get("id"), entry.get("name")) if isinstance(entry, dict) else (None, None)
@@ -264,9 +286,15 @@ def _renamed(document: Mapping[str, Any], categories: list[Category], problems: 
             renamed[number] = number
         else:
             renamed[number] = by_name.get(name)
-            if name in by_name:
+            if name in by_name and number in used:
                 kind = "categories have other ids than in training and were mapped by name"
                 problems.warn(kind, f"{name!r} {number} -> {by_name[name]}")
+        mapped = renamed.get(number) if is_int(number) else None
+        own = entry.get("keypoints") if isinstance(entry, dict) else None
+        named = mapped is not None and not all(point.isdigit() for point in points[mapped])
+        if named and isinstance(own, list) and own and number in used and own != points[mapped]:
+            kind = "keypoints of a category have the names and the order that they have in the training file"
+            problems.error(kind, f"{name!r}: {short(own)}, in training {short(points[mapped])}")
     return renamed
 
 
@@ -278,7 +306,7 @@ def _rows(
     renamed: Mapping[int, int | None],
     problems: Problems,
 ) -> Rows:
-    rows = Rows()
+    rows = Rows(sought=f"{len(document['annotations'])} entries in the list 'annotations'")
     counts = {category.id: len(category.keypoints) for category in categories}
     known = ", ".join(f"{c.id} {c.name!r}" for c in categories[:12])
     strange: Counter[Any] = Counter()

@@ -147,11 +147,14 @@ class DataSet:
             ValueError: there is none of this name.
         """
         if name not in self.content.read:
-            raise ValueError(
-                f"{self.content.origin}: the data set has no {name} split, only {', '.join(self.content.read)}; add "
-                f"one beside it, or name its files where the layout has keys data.{name}"
-            )
+            raise ValueError(f"{self.content.origin}: {self._lacks(name)}")
         return getattr(self, name)
+
+    def _lacks(self, name: str) -> str:
+        return (
+            f"the data set has no {name} split, only {', '.join(self.content.read)}; add one beside it, or name its "
+            f"files where the layout has keys data.{name}"
+        )
 
     def loader(
         self,
@@ -250,24 +253,40 @@ class DataSet:
         few.augment, few.multi_scale = Augment(), None
         return few
 
-    def check(self) -> None:
-        """Read all annotations and the headers of all pictures.
+    def check(self, needed: Sequence[str] = ("train", "val")) -> None:
+        """Read all annotations and the headers of all pictures; what a training and `check_data` ask before they begin.
+
+        Args:
+            needed: the splits that have to be there.
 
         Raises:
-            DataError: everything that is wrong with any split.
+            DataError: everything that is wrong with any split, or that there is nothing to train on.
         """
         errors: list[str] = []
-        for name in self.content.read:
+        for name in SPLITS:
+            problems = Problems(f"{self.content.origin}: {name}", self.on_error)
             try:
-                split = self.split(name)
-                if isinstance(split, TableSplit):
-                    problems = Problems(f"{self.content.origin}: {name}", self.on_error)
-                    check_headers(split, problems)
-                    problems.report()
+                if name in self.content.read:
+                    self._check(name, problems)
+                elif name in needed:
+                    problems.error("splits that a training needs", self._lacks(name))
+                problems.report()
             except ValueError as error:
                 errors.append(str(error))
         if errors:
             raise DataError("\n".join(errors))
+
+    def _check(self, name: str, problems: Problems) -> None:
+        split = self.split(name)
+        account, is_empty = f"{len(split)} pictures", not split.most_objects
+        if isinstance(split, TableSplit):
+            spoiled = check_headers(split, problems)
+            account = split.account + f"; {len(spoiled)} of the pictures cannot be read" * bool(spoiled)
+            is_empty = is_empty or not any(len(split.objects(i)) for i in range(len(split)) if i not in spoiled)
+        if is_empty and name == "train":
+            problems.error("no object to train on; mend the annotations, or where they are looked for", account)
+        elif is_empty:
+            problems.warn(f"no object to measure on: every mAP on {name} is -1, and no epoch is the best", account)
 
     def _read(self, name: str) -> Split:
         read: Callable[[], Split] = self.content.read[name]

@@ -5,8 +5,14 @@ from __future__ import annotations
 import codecs
 import os
 import stat
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Callable, Sequence
 from pathlib import Path
+
+from detr_exp.data.picture import SUFFIXES
+from detr_exp.data.problems import Problems
+
+_COMPANIONS = {".cache", ".csv", ".db", ".html", ".ini", ".json", ".md", ".npy", ".txt", ".xml", ".yaml", ".yml"}
 
 
 class Folder:
@@ -30,6 +36,7 @@ class Folder:
             Path(os.path.realpath(path)) for path in (self.root, *(Path(e).expanduser() for e in extra_roots))
         ]
         self._inside: dict[str, bool] = {}
+        self._pictures: dict[Path, dict[str, list[Path]]] = {}
 
     def inside(self, path: Path) -> bool:
         """Whether `path`, links followed, lies in the folder or an extra one."""
@@ -54,10 +61,93 @@ class Folder:
             )
         return None if stat.S_ISREG(mode) else f"{str(path)!r} is not a regular file"
 
+    def refuses(self, link: Path) -> str | None:
+        """Why a linked folder must not be entered; None if it may."""
+        if self.inside(link):
+            return None
+        real = os.path.realpath(link)
+        return f"{str(link)!r} lies outside data.root ({real}); allow it with data.source.extra_roots=[...]"
+
+    def files(self, start: Path, problems: Problems) -> list[Path]:
+        """Every file in a folder of the data set and below; complains about folders that cannot or must not be read."""
+        found, left_out = files_below(start, self.refuses)
+        for place, reason in left_out:
+            if self.inside(place):
+                problems.warn("folders were left out, with their pictures", f"{place} {reason}")
+            else:
+                problems.error("linked folders that lead out of the data set", reason)
+        return found
+
+    def pictures(self, place: Path) -> dict[str, list[Path]]:
+        """The pictures in a folder by their name without suffix; listed once."""
+        if place not in self._pictures:
+            found = self._pictures.setdefault(place, {})
+            for name in sorted(os.listdir(place) if place.is_dir() else ()):
+                if is_picture(name):
+                    found.setdefault(os.path.splitext(name)[0], []).append(place / name)
+        return self._pictures[place]
+
     def names(self, limit: int = 12) -> str:
         """What lies in the folder, for messages."""
         found = sorted(entry.name + ("/" if entry.is_dir() else "") for entry in self.root.iterdir())
         return ", ".join(found[:limit]) + (f", ... ({len(found)} entries)" if len(found) > limit else "") or "nothing"
+
+
+def files_below(
+    start: Path, refuse: Callable[[Path], str | None] = lambda link: None
+) -> tuple[list[Path], list[tuple[Path, str]]]:
+    """Every file in a folder and below, linked folders included.
+
+    A folder is read once: as what it is rather than by a link, and not by a link to what it lies in.
+
+    Args:
+        start: the folder.
+        refuse: why a linked folder must not be entered; None where it may.
+
+    Returns:
+        the files, by the path that led to them, and the folders that were left out, each with the reason.
+    """
+    found: list[Path] = []
+    left_out: list[tuple[Path, str]] = []
+    seen: set[str] = set()
+    folders, links = deque([start]), deque[Path]()
+    while folders or links:
+        linked = not folders
+        folder = links.popleft() if linked else folders.popleft()
+        real = os.path.realpath(folder)
+        if linked and (
+            real in seen or f"{os.path.realpath(start)}{os.sep}".startswith(f"{real.rstrip(os.sep)}{os.sep}")
+        ):
+            left_out.append((folder, f"leads to {real}, which is read already"))
+            continue
+        if linked and (reason := refuse(folder)):
+            left_out.append((folder, reason))
+            continue
+        seen.add(real)
+        try:
+            entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
+        except OSError as error:
+            left_out.append((folder, f"cannot be read ({error.strerror})"))
+            continue
+        for entry in entries:
+            if entry.is_dir(follow_symlinks=False):
+                folders.append(folder / entry.name)
+            elif entry.is_dir():
+                links.append(folder / entry.name)
+            else:
+                found.append(folder / entry.name)
+    return found, left_out
+
+
+def is_picture(name: str) -> bool:
+    """Whether a file is read as a picture, by its name; `._x.jpg` is what macOS keeps about `x.jpg`."""
+    return os.path.splitext(name)[1].lower() in SUFFIXES and not name.startswith(".")
+
+
+def companion(name: str) -> bool:
+    """Whether a file may well lie among pictures and be none."""
+    hidden = name.startswith(".") and os.path.splitext(name.lstrip("._"))[1].lower() not in SUFFIXES
+    return hidden or os.path.splitext(name)[1].lower() in _COMPANIONS
 
 
 def decoded(data: bytes, path: Path) -> str:

@@ -21,22 +21,23 @@ log = logging.getLogger(__name__)
 THREADS = 8  # a network disk answers several questions at once
 
 
-def check_headers(split: TableSplit, problems: Problems) -> None:
-    """Add to `problems` the pictures of a split whose header cannot be read or names another size."""
+def check_headers(split: TableSplit, problems: Problems) -> set[int]:
+    """Add to `problems` the pictures of a split whose header cannot be read or names another size, and return which."""
     remembered = _memory() / stamp(split)
     if remembered.exists():
-        return
+        return set()
     with ThreadPoolExecutor(THREADS) as pool:
-        complaints = [c for c in pool.map(lambda i: _complaint(split, i), range(len(split))) if c is not None]
-    for complaint in complaints:
+        complaints = {i: c for i, c in enumerate(pool.map(lambda i: _complaint(split, i), range(len(split)))) if c}
+    for complaint in complaints.values():
         problems.picture(complaint)
     if complaints:
-        return
+        return set(complaints)
     try:
         remembered.parent.mkdir(parents=True, exist_ok=True)
         remembered.touch()
     except OSError as error:
         log.info("the headers of %d pictures are sound, but this cannot be remembered: %s", len(split), error)
+    return set()
 
 
 def stamp(split: TableSplit) -> str:

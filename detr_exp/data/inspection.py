@@ -12,7 +12,6 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -102,8 +101,9 @@ def inspect(
     if data is not None:
         missing = [name for name in SPLITS if name not in data.content.read]
         found.add("note", data.content.origin, "splits that the data set does not have", missing)
-        read = {name: found.read(name, partial(data.split, name)) for name in data.content.read}
-        splits = {name: split for name, split in read.items() if split is not None}
+        found.read("the data set", data.check)
+        with collected():  # of what cannot be read, it has been said
+            splits = {name: split for name in data.content.read if (split := _readable(data, name)) is not None}
         check_pictures(found, {n: s for n, s in splits.items() if isinstance(s, TableSplit)}, data.on_error)
         found.splits = {
             name: split_facts(found, name, split, image_size, num_queries) for name, split in splits.items()
@@ -114,10 +114,17 @@ def inspect(
     return found, data
 
 
+def _readable(data: DataSet, name: str) -> Split | None:
+    try:
+        return data.split(name)
+    except ValueError:
+        return None
+
+
 def from_problems(problems: Sequence[Problems]) -> Iterator[Finding]:
     """What the readers complained about."""
     for part in problems:
-        for level, kinds in (("error", part.errors), ("warning", part.warnings)):
+        for level, kinds in (("error", part.errors), ("warning", part.warnings), ("note", part.notes)):
             yield from (Finding(level, part.source, kind, cases) for kind, cases in kinds.items())
 
 
@@ -127,13 +134,15 @@ def from_problems(problems: Sequence[Problems]) -> Iterator[Finding]:
 def check_pictures(found: Inspection, splits: Mapping[str, TableSplit], on_error: str) -> None:
     """Decode every picture: which cannot be read, are turned or misnamed, and which occur more than once."""
     places: dict[str, list[str]] = defaultdict(list)
+    said = {case for finding in found.findings for case in finding.cases}  # of headers
     with ThreadPoolExecutor(THREADS) as pool:
         for name, split in splits.items():
             problems = Problems(name, on_error)
             for index, (digest, remarks) in enumerate(pool.map(lambda i, s=split: _looked_at(s, i), range(len(split)))):
                 path = split.paths[index]
                 if digest is None:
-                    problems.picture(remarks[0])
+                    if remarks[0] not in said:
+                        problems.picture(remarks[0])
                     continue
                 places[digest].append(f"{name} {path}")
                 for remark in remarks:
@@ -184,8 +193,6 @@ def split_facts(
     )
     crowded = [f"{split.name(i)}: {counts[i]} objects" for i in np.flatnonzero(counts > num_queries).tolist()]
     found.add("warning", name, f"pictures with more objects than the {num_queries} queries", crowded)
-    twice = list(_twice(split, objects))
-    found.add("warning", name, "objects that are annotated twice, with the same class and box", twice)
     return {
         "pictures": len(split),
         "empty": int((counts == 0).sum()),
@@ -211,15 +218,6 @@ def spread(values: np.ndarray) -> dict[str, float]:
     low, middle, high = np.percentile(values, [0, 50, 99])
     numbers = {"min": low, "median": middle, "mean": values.mean(), "p99": high, "max": values.max()}
     return {name: round(float(value), 3) for name, value in numbers.items()}
-
-
-def _twice(split: Split, objects: Sequence[Any]) -> Iterator[str]:
-    for index, part in enumerate(objects):
-        rows = Counter(zip(part.categories.tolist(), map(tuple, part.boxes_xyxy.tolist())))
-        for (category, (x0, y0, x1, y1)), times in rows.items():
-            if times > 1:
-                box = f"{x1 - x0:g}x{y1 - y0:g} at ({x0:g}, {y0:g})"
-                yield f"{split.name(index)}: category {category}, {box}, {times} times"
 
 
 def class_facts(found: Inspection, data: DataSet, splits: Mapping[str, Split]) -> list[dict[str, Any]]:

@@ -22,7 +22,8 @@ class Problems:
     """What is wrong with one annotation file or folder.
 
     A kind is a sort of problem and what to do, or what was done, about it; a case says which annotation or line it is.
-    Errors end the reading in one `DataError`; warnings are logged. Of each kind at most `SHOWN` cases are listed.
+    Errors end the reading in one `DataError`; warnings are logged, and notes, more quietly. Of each kind at most
+    `SHOWN` cases are listed.
 
     Args:
         source: the file or folder that is being read.
@@ -38,12 +39,16 @@ class Problems:
         self.source, self.skip = source, on_error == "skip"
         self.errors: dict[str, list[str]] = {}
         self.warnings: dict[str, list[str]] = {}
+        self.notes: dict[str, list[str]] = {}
 
     def error(self, kind: str, case: str) -> None:
         self.errors.setdefault(kind, []).append(case)
 
     def warn(self, kind: str, case: str) -> None:
         self.warnings.setdefault(kind, []).append(case)
+
+    def note(self, kind: str, case: str) -> None:
+        self.notes.setdefault(kind, []).append(case)
 
     def picture(self, case: str) -> None:
         """A picture that is not there or cannot be read; it goes without its objects where that is allowed."""
@@ -53,12 +58,13 @@ class Problems:
             self.error("pictures that cannot be read; mend or remove them, or leave them out: data.on_error=skip", case)
 
     def report(self) -> None:
-        """Log the warnings, then raise if there were errors."""
+        """Log warnings and notes, then raise if there were errors."""
         for listener in _listeners:
             listener.append(self)
         if not _listeners:
-            for kind, cases in self.warnings.items():
-                log.warning("%s: %s (%d): %s", self.source, kind, len(cases), listed(cases, "; "))
+            for level, kinds_of_it in ((logging.WARNING, self.warnings), (logging.INFO, self.notes)):
+                for kind, cases in kinds_of_it.items():
+                    log.log(level, "%s: %s (%d): %s", self.source, kind, len(cases), listed(cases, "; "))
         if self.errors:
             count = sum(map(len, self.errors.values()))
             what = "1 problem" if count == 1 else f"{count} problems"

@@ -7,6 +7,7 @@ them (touching a Python object writes its reference count and copies its page).
 from __future__ import annotations
 
 import marshal
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,8 +16,11 @@ from typing import Any
 import numpy as np
 
 from detr_exp.data.content import Category, Objects
+from detr_exp.data.conventions import CORNER_AND_SIDES, check_convention
 from detr_exp.data.picture import read_picture
 from detr_exp.data.problems import Problems
+
+_ODD = 0x9E3779B97F4A7C15  # its powers spread the bits of a number over 64
 
 
 @dataclass
@@ -41,6 +45,8 @@ class Rows:
         area: as annotated, in square pixels; None: that of the box.
         segments: polygons or RLE; None where there is only a box.
         keypoints: flat x, y, visibility; None where there are none.
+        convention: what the four numbers of a box were taken for.
+        sought: where annotations were looked for, for the message when there are none.
     """
 
     where: list[str] = field(default_factory=list)
@@ -51,6 +57,8 @@ class Rows:
     area: list[float | None] = field(default_factory=list)
     segments: list[Any] = field(default_factory=list)
     keypoints: list[Sequence[float] | None] = field(default_factory=list)
+    convention: str = CORNER_AND_SIDES
+    sought: str = ""
 
 
 class TableSplit:
@@ -58,14 +66,17 @@ class TableSplit:
 
     Boxes that are not finite, have no area, or lie outside their picture are dropped with a warning, from training and
     from the truth. Boxes are clipped to the picture for training; the truth keeps them as annotated. Keypoints outside
-    their picture are truth too, but not trained on.
+    their picture are truth too, but not trained on. What is there twice is kept, with a warning.
 
     Args:
         pictures: in the order of the split.
         rows: their annotations, in any order.
         categories: of the training split.
         fingerprint: a hash of the annotations.
-        problems: receives the warnings.
+        problems: receives the warnings, and an error where boxes are in another convention.
+
+    Attributes:
+        account: what it has and where it was looked for, for the message when there is nothing to train on.
     """
 
     def __init__(
@@ -76,14 +87,22 @@ class TableSplit:
         self.sizes = np.array(pictures.sizes, np.int64).reshape(-1, 2)
         self.categories = categories
         self.fingerprint = fingerprint
+        _refuse_convention(rows, self.sizes, problems)
         keep = _sound(pictures, rows, self.sizes, problems)
+        _say_twice(self.paths, rows, problems)
         keep = keep[np.argsort(np.array(rows.picture, np.int64)[keep], kind="stable")]
         owner = np.array(rows.picture, np.int64)[keep]
         self.starts = np.searchsorted(owner, np.arange(len(self.paths) + 1))
-        self.most_objects = int(np.diff(self.starts).max(initial=0))
         self.boxes_xywh = np.array(rows.box_xywh, np.float64).reshape(-1, 4)[keep]
         self.category = np.array(rows.category, np.int64)[keep]
         self.crowd = np.array(rows.crowd, bool)[keep]
+        self.most_objects = int(np.bincount(owner[~self.crowd]).max(initial=0))
+        self.account = (
+            f"{len(self.paths)} pictures, {len(rows.where)} annotations: {len(rows.where) - len(keep)} dropped, "
+            f"{self.crowd.sum()} crowd or ignored, {(~self.crowd).sum()} to train on"
+            + f"; {rows.sought}"
+            * bool(rows.sought)
+        )
         given = np.array([np.nan if area is None else area for area in rows.area], np.float64)[keep]
         self.area = np.where(np.isfinite(given) & (given > 0), given, self.boxes_xywh[:, 2:].prod(1))
         self.has_masks = any(rows.segments[i] is not None and not rows.crowd[i] for i in keep.tolist())
@@ -182,6 +201,35 @@ def _sound(pictures: Pictures, rows: Rows, sizes: np.ndarray, problems: Problems
         size = f"{w:g}x{h:g} at ({x:g}, {y:g})"
         problems.warn(kind, f"{rows.where[i]}: {size} in {pictures.paths[rows.picture[i]].name!r}")
     return np.flatnonzero(finite & (area > 0))
+
+
+def _refuse_convention(rows: Rows, sizes: np.ndarray, problems: Problems) -> None:
+    areas = np.array([np.nan if area is None else area for area in rows.area], np.float64)
+    boxes = np.array(rows.box_xywh, np.float64).reshape(-1, 4)
+    owner = np.array(rows.picture, np.int64)
+    check_convention(boxes, sizes[owner], areas, rows.convention, rows.where, problems)
+
+
+def _say_twice(paths: Sequence[str], rows: Rows, problems: Problems) -> None:
+    """Warn of pictures that are listed, and of objects that are annotated, more than once."""
+    for path, times in Counter(paths).items():
+        if times > 1:
+            kind = "pictures that are listed more than once; each entry counts, with its own annotations"
+            problems.warn(kind, f"{path}: {times} times")
+    if not rows.where:
+        return
+    table = np.column_stack([rows.picture, rows.category, rows.box_xywh]).astype(np.float64) + 0.0  # -0.0 is 0.0
+    with np.errstate(over="ignore"):  # one number a row, which sorts in a tenth of the time of six
+        hashed = (table.view(np.uint64) * np.uint64(_ODD) ** np.arange(1, 7, dtype=np.uint64)).sum(1)
+    common, counts = np.unique(hashed, return_counts=True)
+    suspects = np.flatnonzero(np.isin(hashed, common[counts > 1]))
+    groups: dict[tuple[float, ...], list[int]] = {}
+    for i in suspects.tolist():
+        groups.setdefault(tuple(table[i].tolist()), []).append(i)
+    for alike in groups.values():
+        if len(alike) > 1:
+            kind = "objects that are annotated twice, with the same class and box; each counts"
+            problems.warn(kind, f"{paths[rows.picture[alike[0]]]}: {rows.where[alike[0]]}, {len(alike)} times")
 
 
 def _near(segment: Any, size: tuple[int, int]) -> Any:

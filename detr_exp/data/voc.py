@@ -2,14 +2,13 @@
 
 Two layouts: the development kit (`VOC2007/Annotations`, `ImageSets/Main`, `JPEGImages`, one or several years), and a
 folder per split with pictures and XML files side by side, as labelling tools export it. Objects marked difficult are
-neither trained on nor counted against a detector.
+neither trained on nor counted against a detector, as in the challenge, unless asked for.
 """
 
 from __future__ import annotations
 
 import codecs
 import hashlib
-import logging
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
@@ -18,12 +17,11 @@ from typing import NamedTuple
 from xml.etree import ElementTree
 
 from detr_exp.data.content import SPLITS, Category, Content, Split
-from detr_exp.data.files import Folder, decoded
-from detr_exp.data.picture import SUFFIXES, PictureError, read_size
+from detr_exp.data.conventions import TWO_CORNERS
+from detr_exp.data.files import Folder, companion, decoded, files_below, is_picture
+from detr_exp.data.picture import PictureError, read_size
 from detr_exp.data.problems import Problems, short
 from detr_exp.data.table import Pictures, Rows, TableSplit
-
-log = logging.getLogger(__name__)
 
 # The classes of the challenge; used where the files have no others.
 CHALLENGE = [
@@ -56,6 +54,7 @@ def voc(
     *,
     names: Sequence[str] | None = None,
     one_based: bool = False,
+    use_difficult: bool = False,
     extra_roots: Sequence[str] = (),
     on_error: str = "error",
 ) -> Content:
@@ -68,6 +67,7 @@ def voc(
         names: the classes in order; None: the challenge's 20, or all that the training files have, sorted.
         one_based: corners are pixels counted from 1, both of them inside the box, as in the challenge's own files; most
             tools write distances from the upper left corner instead.
+        use_difficult: objects marked difficult are trained on and counted like any others.
         extra_roots: other folders that pictures may lie in.
         on_error: `error`, or `skip` for pictures that are not there or have no readable header.
 
@@ -75,7 +75,9 @@ def voc(
         ValueError: no training pictures, or a file that cannot be used.
     """
     folder = Folder(root, extra_roots)
-    pairs = {name: _pairs(folder, name, places.get(name)) for name in SPLITS}
+    problems = Problems(str(folder.root), on_error)
+    pairs = {name: _pairs(folder, name, places.get(name), problems) for name in SPLITS}
+    problems.report()
     if not pairs["train"]:
         raise ValueError(
             f"data.root is {str(root)!r}, but there is no ImageSets/Main/trainval.txt and no train/*.xml (found: "
@@ -84,7 +86,7 @@ def voc(
     trees: dict[Path, ElementTree.Element] = {}
     categories = _categories(folder, pairs["train"], names, trees)
     read: dict[str, Callable[[], Split]] = {
-        name: partial(_split, folder, found, categories, one_based, trees, on_error)
+        name: partial(_split, folder, found, categories, one_based, use_difficult, trees, on_error)
         for name, found in pairs.items()
         if found
     }
@@ -96,25 +98,49 @@ def find_layout(root: Path) -> list[Path]:
     years = sorted(
         path.parent.parent for path in [root / "ImageSets/Main", *root.glob("VOC*/ImageSets/Main")] if path.is_dir()
     )
-    return years or ([root / "train"] if next((root / "train").glob("*.xml"), None) else [])
+    return years or ([root / "train"] if _has_xml(root / "train") else [])
 
 
-def _pairs(folder: Folder, name: str, place: str | Sequence[str] | None) -> list[_Pair]:
+def _has_xml(part: Path) -> bool:
+    return part.is_dir() and any(_is_xml(file) for file in files_below(part)[0])
+
+
+def _is_xml(file: Path) -> bool:
+    return file.suffix.lower() == ".xml" and not file.name.startswith(".")
+
+
+def _pairs(folder: Folder, name: str, place: str | Sequence[str] | None, problems: Problems) -> list[_Pair]:
     root = folder.root
     if place is not None:
         files = [root / file for file in ([place] if isinstance(place, str) else place)]
         for file in files:
             if complaint := folder.complaint(file):
                 raise ValueError(f"data.{name}: {complaint}; it is taken relative to data.root")
-        return [pair for file in files for pair in _listed(root, file)]
+        return [pair for file in files for pair in _listed(folder, file)]
     years = find_layout(root)
     if years and (years[0] / "ImageSets").is_dir():
-        return [pair for file in _kit_lists(years, name) for pair in _listed(root, file)]
-    part = next((root / part for part in _FOLDERS[name] if next((root / part).glob("*.xml"), None)), None)
-    return [] if part is None else [_Pair(_picture(file.with_suffix("")), file) for file in sorted(part.glob("*.xml"))]
+        return [pair for file in _kit_lists(years, name, problems) for pair in _listed(folder, file)]
+    parts = [root / part for part in _FOLDERS[name] if _has_xml(root / part)]
+    if len(parts) > 1:
+        problems.error("folders of one split; leave one of them there", f"{name}: {parts[0]} and {parts[1]}")
+    return _side_by_side(folder, parts[0], problems) if parts else []
 
 
-def _kit_lists(years: list[Path], name: str) -> list[Path]:
+def _side_by_side(folder: Folder, part: Path, problems: Problems) -> list[_Pair]:
+    """The XML files in a folder and below, each with its picture; says which pictures have none."""
+    files = folder.files(part, problems)
+    pairs = [_Pair(_picture(folder, file.with_suffix("")), file) for file in sorted(files) if _is_xml(file)]
+    used = {pair.picture for pair in pairs}
+    for file in files:
+        if is_picture(file.name) and file not in used:
+            kind = "pictures without XML file were left out; give those without objects an empty <annotation/>"
+            problems.warn(kind, str(file))
+        elif not is_picture(file.name) and not companion(file.name):
+            problems.warn("files that are not read as pictures were left out; convert what is one", str(file))
+    return pairs
+
+
+def _kit_lists(years: list[Path], name: str, problems: Problems) -> list[Path]:
     """The lists of a split: trainval and test where some year has an annotated test set, else train and val."""
     tests = [path for year in years if (path := _list(year, "test")) is not None and _annotated(path)]
     if name == "val":
@@ -122,6 +148,9 @@ def _kit_lists(years: list[Path], name: str) -> list[Path]:
     if name == "test":
         return []
     kind = "trainval" if tests else "train"
+    for year in years:
+        if name == "train" and _list(year, kind) is None:
+            problems.warn(f"years without ImageSets/Main/{kind}.txt were left out", str(year))
     return [path for year in years if (path := _list(year, kind)) is not None]
 
 
@@ -135,22 +164,24 @@ def _annotated(file: Path) -> bool:
     return bool(first) and os.path.isfile(file.parent.parent.parent / "Annotations" / f"{first[0]}.xml")
 
 
-def _listed(root: Path, file: Path) -> Iterator[_Pair]:
+def _listed(folder: Folder, file: Path) -> Iterator[_Pair]:
     for line in decoded(file.read_bytes(), file).splitlines():
         words = line.split()
-        if len(words) >= 2 and words[1].endswith(".xml"):
-            yield _Pair(root / words[0], root / words[1])
+        if len(words) >= 2 and words[1].lower().endswith(".xml"):
+            yield _Pair(folder.root / words[0], folder.root / words[1])
         elif words:
+            # lists of one class add whether it is in the picture; names may have spaces
+            name = words[0] if len(words) == 2 and words[1] in ("-1", "0", "1") else line.strip()
             year = file.parent.parent.parent
-            yield _Pair(_picture(year / "JPEGImages" / words[0]), year / "Annotations" / f"{words[0]}.xml")
+            yield _Pair(_picture(folder, year / "JPEGImages" / name), year / "Annotations" / f"{name}.xml")
 
 
-def _picture(stem: Path) -> Path:
+def _picture(folder: Folder, stem: Path) -> Path:
     """The picture of this name, whatever its suffix."""
-    tried = [
-        stem.with_name(stem.name + end) for suffix in (".jpg", *sorted(SUFFIXES)) for end in (suffix, suffix.upper())
-    ]
-    return next((path for path in tried if os.path.isfile(path)), tried[0])
+    usual = stem.with_name(f"{stem.name}.jpg")
+    if os.path.isfile(usual) or not stem.parent.is_dir():
+        return usual
+    return next(iter(folder.pictures(stem.parent).get(stem.name, ())), usual)
 
 
 def _categories(
@@ -166,7 +197,12 @@ def _categories(
                 found |= {_text(item, "name") for item in tree.iter("object")} - {""}
         problems.report()
         names = CHALLENGE if found <= set(CHALLENGE) else sorted(found)
-    if isinstance(names, str) or len(set(names)) != len(names):
+    strange = [name for name in names if isinstance(name, (bool, float)) or name is None]
+    if strange:
+        raise ValueError(
+            f"data.source.names has {strange[0]!r}, which is no text; put it in quotes: data.source.names=['no','1e3']"
+        )
+    if isinstance(names, str) or len({str(name) for name in names}) != len(names):
         raise ValueError(
             f"data.source.names is {short(names)}; give every class once, as a list: data.source.names=[cat,dog]"
         )
@@ -178,13 +214,15 @@ def _split(
     pairs: list[_Pair],
     categories: list[Category],
     one_based: bool,
+    use_difficult: bool,
     trees: dict[Path, ElementTree.Element],
     on_error: str,
 ) -> TableSplit:
     problems = Problems(str(folder.root), on_error)
-    pictures, rows = Pictures(), Rows()
+    pictures, rows = Pictures(), Rows(convention=TWO_CORNERS)
     number_of = {category.name: category.id for category in categories}
-    digest = hashlib.sha256(repr((categories, one_based)).encode())
+    digest = hashlib.sha256(repr((categories, one_based, *["difficult"] * use_difficult)).encode())
+    marked = 0
     for pair in pairs:
         if complaint := folder.complaint(pair.picture):
             problems.picture(complaint)
@@ -216,10 +254,17 @@ def _split(
             rows.picture.append(len(pictures.ids) - 1)
             rows.category.append(category)
             rows.box_xywh.append(box)
-            rows.crowd.append(_text(item, "difficult") == "1")
+            difficult = _text(item, "difficult").lower() in ("1", "true")
+            marked += difficult
+            rows.crowd.append(difficult and not use_difficult)
             rows.area.append(None)
             rows.segments.append(None)
             rows.keypoints.append(None)
+    rows.sought = f"objects in {len(pairs)} XML files such as {pairs[0].annotation}"
+    if marked and not use_difficult:
+        rows.sought += f"; {marked} are marked difficult: data.source.use_difficult=true takes them like others"
+        kind = "objects marked difficult are neither trained on nor counted; else: data.source.use_difficult=true"
+        problems.note(kind, f"{marked} of {len(rows.where)}")
     split = TableSplit(pictures, rows, categories, digest.hexdigest(), problems)
     problems.report()
     return split

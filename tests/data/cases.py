@@ -89,6 +89,12 @@ def file(make: Callable[[Path], object]) -> Callable[[Path], object]:
     return write
 
 
+def other(root: Path) -> Path:
+    """The second picture of a sound set."""
+    coco()(root)
+    return root / "train" / "b.png"
+
+
 def pixels(mode: str, size: tuple[int, int] = (60, 40), **saving: Any) -> Callable[[Path], object]:
     """The first picture in another mode; its name keeps saying PNG."""
 
@@ -102,7 +108,10 @@ def pixels(mode: str, size: tuple[int, int] = (60, 40), **saving: Any) -> Callab
 
 def sized(width: int, height: int) -> Callable[[Path], object]:
     def write(root: Path) -> None:
-        image(width=width, height=height)(root)
+        first, second = document()["images"]
+        there = {"id": 9, "image_id": 12, "category_id": 3, "bbox": [5, 5, 20, 20]}
+        changes = {"width": width, "height": height}
+        coco(images=[{**first, **changes}, second], annotations=[*document()["annotations"], there])(root)
         picture(root / "train" / "a.png", (height, width))
 
     return write
@@ -249,8 +258,11 @@ COCO = [
         "left out .1.: category 9",
     ),
     Case(
-        "fewer classes in validation", coco(val={"categories": [{"id": 7, "name": "cup"}], "annotations": []}), "fine"
+        "fewer classes in validation",
+        coco(val={"categories": [{"id": 7, "name": "cup"}], "annotations": document()["annotations"][:1]}),
+        "fine",
     ),
+    Case("no objects in validation", coco(val={"annotations": []}), "warning", "no object to measure on"),
     Case(
         "heading of categories",
         coco(
@@ -265,7 +277,13 @@ COCO = [
     ),
     Case("ids with gaps from zero", categories({"id": 0, "name": "x"}, {"id": 1000, "name": "y"}), "fine"),
     Case("class name with control characters", categories({"id": 9, "name": "\x1b[2J\n"}), "fine"),
-    Case("no objects at all", coco(annotations=[]), "fine"),
+    Case("no objects at all", coco(annotations=[]), "error", "no object to train on.*2 pictures, 0 annotations"),
+    Case(
+        "nothing but crowds",
+        coco(annotations=[{**a, "iscrowd": 1} for a in document()["annotations"]]),
+        "error",
+        "no object to train on.*2 crowd or ignored",
+    ),
     Case("500 objects in a picture", coco(annotations=document()["annotations"] * 250), "warning", "occur twice"),
     Case("no size", image(width=..., height=...), "fine"),
     Case("size as float", image(width=60.0), "fine"),
@@ -279,10 +297,13 @@ PICTURES = [
     Case("empty picture", file(lambda path: path.touch()), "error", "not a readable picture"),
     Case("cut picture", file(cut), "error", "cannot be decoded"),
     Case("picture bomb", file(bomb), "error", "exceeds limit|megapixels"),
-    Case("text for a picture, skipped", file(lambda path: path.write_text("x")), "warning", "left out", "skip"),
+    Case(
+        "text for a picture, skipped", file(lambda path: path.write_text("x")), "error", "left out.*no object", "skip"
+    ),
+    Case("another picture cut, skipped", lambda root: other(root).write_text("x"), "warning", "left out", "skip"),
     Case("cut picture, skipped", file(cut), "fine", on_error="skip"),
-    Case("other size, skipped", image(width=40, height=60), "warning", "left out", "skip"),
-    Case("pipe, skipped", file(lambda path: os.mkfifo(path)), "warning", "not a regular file", "skip"),
+    Case("other size, skipped", image(width=40, height=60), "error", "left out.*no object to train on", "skip"),
+    Case("pipe, skipped", file(lambda path: os.mkfifo(path)), "error", "not a regular file.*no object to", "skip"),
     Case("unknown rule for bad pictures", coco(), "error", "use error or skip", "ignore"),
     Case("JPEG named PNG", pixels("RGB", format="JPEG"), "fine"),
     Case("grey", pixels("L"), "fine"),
@@ -367,10 +388,12 @@ YOLO = [
     Case("list that leads out", listing(lambda path: path.write_text("/etc/passwd")), "error", "outside data.root"),
     Case("list in latin-1", listing(lambda path: path.write_bytes(b"\xe9.png")), "error", "save it as UTF-8"),
     Case("empty list", listing(lambda path: path.touch()), "error", "no pictures"),
-    Case("row without area", yolo("0 .5 .5 0 .1"), "warning", "without area were dropped .1.: .*p.txt:1"),
-    Case("validation that is not there", described("val: valid/images"), "warning", "there is no val split"),
+    Case(
+        "row without area", yolo("1 .5 .5 .1 .1\n0 .5 .5 0 .1"), "warning", "without area were dropped .1.: .*p.txt:2"
+    ),
+    Case("validation that is not there", described("val: valid/images"), "error", "'valid/images', but there is no"),
     Case("rows with CRLF, mark and spaces", yolo("\ufeff0\t.5  .5 .1 .1\r\n\r\n"), "fine"),
-    Case("no rows", yolo(""), "fine"),
+    Case("no rows", yolo(""), "error", "no object to train on.*1 of 2 pictures have a label file"),
     Case("polygons and boxes", yolo("0 .1 .1 .5 .1 .5 .8\n1 .5 .5 .2 .4"), "fine"),
     Case("a hair outside", yolo("0 1.004 .5 .1 .1"), "fine"),
 ]
@@ -397,10 +420,10 @@ VOC = [
     Case("unknown encoding", voc(b'<?xml version="1.0" encoding="klingon"?><a/>'), "error", "not readable XML"),
     Case("corner as text", voc(xmax="wide"), "error", "object 1: its bndbox needs four numbers"),
     Case("size of another picture", voc(size="<size><width>9</width><height>9</height></size>"), "error", "says 9x9"),
-    Case("corner not finite", voc(xmax="nan"), "warning", "not finite were dropped"),
+    Case("corner not finite", voc(xmax="nan"), "error", "not finite were dropped.*no object to train on"),
     Case("unknown size", voc(size="<size><width>0</width><height>0</height></size>"), "fine"),
     Case("VOC in UTF-16", voc(f"<annotation>{THING.format(30)}</annotation>".encode("utf-16")), "fine"),
-    Case("VOC without objects", voc("<annotation/>"), "fine"),
+    Case("VOC without objects", voc("<annotation/>"), "error", "no object to train on"),
 ]
 ROOTS = [
     Case("nothing there", lambda root: None, "error", "layout is not known. Looked for.*Found: nothing"),

@@ -26,7 +26,7 @@ def test_all_splits_are_complained_about_at_once(roboflow):
     (root / "train" / "a.png").write_bytes(b"broken")
     picture(root / "valid" / "b.png", (30, 30))
     with pytest.raises(ValueError, match=r"a\.png is not a readable picture") as error:
-        data_set(root).check()
+        data_set(root).check(["train"])
     assert "30x30 pixels but annotated as 60x40" in str(error.value)
     assert "no image" in str(error.value)
 
@@ -35,11 +35,11 @@ def test_sound_headers_are_read_once(roboflow, monkeypatch):
     root = roboflow(train=document())
     calls = []
     monkeypatch.setattr(headers, "refuse_size", lambda path, size: calls.append(path.name))
-    data_set(root).check()
-    data_set(root).check()
+    data_set(root).check(["train"])
+    data_set(root).check(["train"])
     assert sorted(calls) == ["a.png", "b.png"]
     os.utime(root / "train" / "a.png", ns=(1, 1))
-    data_set(root).check()
+    data_set(root).check(["train"])
     assert len(calls) == 4
 
 
@@ -61,13 +61,13 @@ def test_what_was_wrong_is_not_remembered(roboflow):
     (root / "train" / "a.png").write_bytes(b"broken")
     for _ in range(2):
         with pytest.raises(ValueError, match="readable"):
-            data_set(root).check()
+            data_set(root).check(["train"])
 
 
 def test_a_folder_that_cannot_be_written_does_not_matter(roboflow, memory, monkeypatch):
     (memory / "file").touch()
     monkeypatch.setenv("XDG_CACHE_HOME", str(memory / "file"))
-    data_set(roboflow(train=document())).check()
+    data_set(roboflow(train=document())).check(["train"])
 
 
 def test_bad_pictures_are_left_out_on_request_and_named(roboflow, network, caplog):
@@ -76,7 +76,7 @@ def test_bad_pictures_are_left_out_on_request_and_named(roboflow, network, caplo
     (root / "train" / "a.png").write_bytes((root / "train" / "a.png").read_bytes()[:600])
     (root / "valid" / "a.png").write_bytes(b"broken")
     with caplog.at_level(logging.WARNING):
-        data.check()
+        data.check(["train"])
     assert "left out" in caplog.text
     assert "valid/a.png" in caplog.text
     (batch,) = data.loader("train", network=network, batch_size=2, seed=0, training=True)

@@ -45,7 +45,7 @@ def use(root: Path, on_error: str) -> str:
             source = lambda root, places: auto(root, places, on_error=on_error)  # noqa: E731
             augment = Augment(flip=0.5, iou_crop=0.5, zoom_out=0.5)
             data = data_set(root, source, augment=augment, on_error=on_error)
-            data.check()
+            data.check(["train"])
             network = SimpleNamespace(image_size=(64, 96), stride=32, predicts_keypoints=data.keypoints is not None)
             for name in data.content.read:
                 network.predicts_masks = data.split(name).has_masks

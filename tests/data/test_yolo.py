@@ -9,14 +9,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from detr_exp.data.yolo import label_file, yolo
+from detr_exp.data.yolo import yolo
 
 from .conftest import picture
 
 
 def write(root: Path, rows: str = "1 0.5 0.5 0.2 0.4\n", description: str = "", split: str = "train") -> Path:
     """Two pictures of 60 x 40; the second has no text file."""
-    (root / "data.yaml").write_text(description or "names: [a, b]\ntrain: train/images\nval: valid/images\n")
+    (root / "data.yaml").write_text(description or "names: [a, b]\ntrain: train/images\n")
     for i, name in enumerate(("p.png", "q.png")):
         picture(root / split / "images" / name, seed=i)
     (root / split / "labels").mkdir(exist_ok=True)
@@ -103,7 +103,14 @@ def test_a_row_without_area_is_dropped_with_file_and_line(tmp_path, caplog):
 @pytest.mark.parametrize(
     ("description", "message"),
     [
-        ("names: [a]\ntrain: elsewhere\n", None),  # falls back to train/images
+        ("names: [a]\n", None),  # without a key, train/images
+        ("names: [a]\ntrain: elsewhere\n", "'elsewhere', but there is no"),
+        ("names: [a]\ntrain: [train/images, extra/images]\n", "'extra/images', but there is no"),
+        ("names: [a]\ntrain: [train/images, train/images/]\n", "named twice"),
+        ("names: [a]\ntrain: train/images\ntest: test/images\n", "'test/images', but there is no"),
+        ("names: [a]\ntrain: train/images\ntrain: train\n", "'train' stands twice"),
+        ("names: {0: a, 0: b}\ntrain: train/images\n", "'0' stands twice"),
+        ("names: [a]\ntrain: /content/set/train/images\n", None),  # as on another machine
         ("names: [a]\ntrain: ../train/images\n", None),  # as Roboflow writes it
         ("names: [a]\npath: /content/data\ntrain: train/images\n", None),
         ("names: [a]\ntrain: [train/images]\n", None),
@@ -148,11 +155,9 @@ def test_splits_outside_the_folder_are_refused(tmp_path):
     assert len(yolo(str(tmp_path / "set"), {}, extra_roots=[str(tmp_path / "other")]).read["train"]()) == 1
 
 
-def test_a_split_that_is_not_there_is_left_out(tmp_path, caplog):
-    with caplog.at_level(logging.WARNING):
-        content = yolo(str(write(tmp_path)), {})
-    assert set(content.read) == {"train"}
-    assert "valid/images" in caplog.text
+def test_a_split_that_is_named_and_not_there_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="val is 'valid/images', but there is no"):
+        yolo(str(write(tmp_path, description="names: [a, b]\ntrain: train/images\nval: valid/images\n")), {})
 
 
 def test_no_yaml_file_says_what_is_there(tmp_path):
@@ -166,13 +171,6 @@ def test_an_unreadable_picture_is_named(tmp_path):
     (tmp_path / "train/images/q.png").write_bytes(b"not a picture")
     with pytest.raises(ValueError, match=r"q\.png is not a readable picture"):
         read(tmp_path)
-
-
-def test_labels_stand_in_for_the_last_images_folder_below_the_root():
-    assert label_file(Path("/images/set/images/train/x.jpg"), Path("/images/set")) == Path(
-        "/images/set/labels/train/x.txt"
-    )
-    assert label_file(Path("/images/set/x.jpg"), Path("/images/set")) == Path("/images/set/x.txt")
 
 
 def test_a_bad_picture_does_not_shift_the_others(tmp_path):

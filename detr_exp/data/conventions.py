@@ -1,0 +1,117 @@
+"""Boxes written in another convention than their layout has, recognised by what does not fit otherwise.
+
+Nothing in a file says what its four numbers are. Read in the wrong way, boxes stick out of their pictures, have sides
+below zero or another area than annotated, and read in the right one all of them fit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from detr_exp.data.problems import Problems
+
+CORNER_AND_SIDES = "the upper left corner, width and height"
+TWO_CORNERS = "two corners"
+CENTRE_AND_SIDES = "the centre, width and height"
+# four numbers to the two corners
+_READ: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+    CORNER_AND_SIDES: lambda n: np.concatenate([n[:, :2], n[:, :2] + n[:, 2:]], 1),
+    TWO_CORNERS: lambda n: n,
+    CENTRE_AND_SIDES: lambda n: np.concatenate([n[:, :2] - n[:, 2:] / 2, n[:, :2] + n[:, 2:] / 2], 1),
+}
+# the upper left corner and the sides back to the numbers they were made from
+_WRITTEN: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+    CORNER_AND_SIDES: lambda b: b,
+    TWO_CORNERS: lambda b: np.concatenate([b[:, :2], b[:, :2] + b[:, 2:]], 1),
+    CENTRE_AND_SIDES: lambda b: np.concatenate([b[:, :2] + b[:, 2:] / 2, b[:, 2:]], 1),
+}
+_SLACK = 0.01  # of the picture's side, at least a pixel, that careless boxes stick out
+_SURE, _LIKELY = (10, 0.5), (4, 0.1)  # different boxes, and the part of them that does not fit
+_SAME = 1e-3  # relative difference of two areas that are the same
+_SMALLEST = 8  # pixels: in a smaller picture a box within one pixel is nothing special
+
+
+def check_convention(
+    boxes_xywh: np.ndarray,
+    sizes: np.ndarray,
+    areas: np.ndarray,
+    convention: str,
+    where: Sequence[str],
+    problems: Problems,
+) -> None:
+    """Complain about boxes that another reading of their numbers explains.
+
+    Args:
+        boxes_xywh: `[n, 4]` upper left corner and sides in pixels, as read; rows that are not finite are left aside.
+        sizes: `[n, 2]` (height, width) of their pictures.
+        areas: `[n]` as annotated, NaN where there is none.
+        convention: what their numbers were taken for.
+        where: per box what messages call it.
+        problems: gets an error where the evidence is sure, a warning where it is likely.
+    """
+    rows = np.flatnonzero(np.isfinite(boxes_xywh).all(1) & (np.abs(boxes_xywh) < 1e9).all(1))
+    if not len(rows):
+        return
+    boxes, sizes, areas = boxes_xywh[rows], sizes[rows], areas[rows]
+    if _relative(boxes, sizes, rows, where, problems):
+        return
+    numbers = _WRITTEN[convention](boxes)
+    misfits = ~_fits(numbers, sizes, convention)
+    distinct = len(np.unique(numbers, axis=0))
+    for other in _READ:
+        if other == convention:
+            continue
+        corners = _READ[other](numbers)
+        agree = _same(areas, (corners[:, 2:] - corners[:, :2]).prod(1)) & (corners[:, 2:] > corners[:, :2]).all(1)
+        agree &= ~_same(areas, boxes[:, 2:].prod(1))
+        told, part = int(np.isfinite(areas).sum()), float(misfits.mean())
+        fits = bool(_fits(numbers, sizes, other).all())
+        sure = fits and ((distinct >= _SURE[0] and part >= _SURE[1]) or (1 < told == agree.sum()))
+        likely = (fits and distinct >= _LIKELY[0] and part >= _LIKELY[1]) or agree.sum() > _LIKELY[1] * told
+        if not sure and not likely:
+            continue
+        evidence = misfits | agree
+        kind = f"boxes whose four numbers look like {other}, but are read as {convention}"
+        cases = [where[i] for i in rows[evidence].tolist()]
+        counted = f"{misfits.sum()} of {len(rows)} boxes do not fit into their picture as they are read"
+        counted += ", and as the other all do" if fits else ""
+        counted += f"; {agree.sum()} of {told} annotated areas are those of the other" if agree.any() else ""
+        if sure:
+            problems.error(f"{kind}; convert them", f"{counted}: {cases[0]} and others")
+        else:
+            for case in (counted, *cases):
+                problems.warn(f"{kind}; if so, convert them", case)
+        return
+
+
+def _relative(boxes: np.ndarray, sizes: np.ndarray, rows: np.ndarray, where: Sequence[str], problems: Problems) -> bool:
+    """Whether boxes are given in parts of the picture where pixels are expected; complains if so."""
+    within = (boxes[:, :2] > -_SLACK).all(1) & (boxes[:, :2] + boxes[:, 2:] < 1 + _SLACK).all(1)
+    within &= (boxes[:, 2:] > 0).all(1) & (sizes.min(1) >= _SMALLEST)
+    broken = (boxes != np.round(boxes)).any(1) & within
+    usable = (boxes[:, 2:] > 0).all(1)
+    kind = "boxes within the first pixel of their picture: relative numbers (0..1) where pixels are expected"
+    if broken.any() and within.sum() == usable.sum():
+        first = where[int(rows[broken][0])]
+        problems.error(f"{kind}; multiply them by width and height", f"{within.sum()} of {len(boxes)} boxes: {first}")
+        return True
+    for i in rows[within].tolist():
+        problems.warn(f"{kind}?", where[i])
+    return False
+
+
+def _fits(numbers: np.ndarray, sizes: np.ndarray, convention: str) -> np.ndarray:
+    """`[n]` whether a box has sides that are not negative and lies in its picture."""
+    corners = _READ[convention](numbers)
+    extent = sizes[:, ::-1]
+    slack = np.maximum(1, extent * _SLACK)
+    inside = (corners[:, :2] >= -slack).all(1) & (corners[:, 2:] <= extent + slack).all(1)
+    return np.asarray(inside & (corners[:, 2:] >= corners[:, :2]).all(1))
+
+
+def _same(one: np.ndarray, other: np.ndarray) -> np.ndarray:
+    """`[n]` whether two areas agree; false where one is not known."""
+    with np.errstate(invalid="ignore"):
+        return np.asarray(np.abs(one - other) <= _SAME * np.abs(other))

@@ -1,0 +1,134 @@
+"""The `data.yaml` of a YOLO data set: names, keypoints, and where the splits are.
+
+Names are what was written: YAML takes `no` for false, `12:30` for 750, `1e3` and `007` for numbers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from detr_exp.data.content import Category
+from detr_exp.data.files import decoded
+from detr_exp.data.problems import short
+
+_LARGEST = 2**20
+_MOST_KEYPOINTS = 1000
+
+
+@dataclass
+class Description:
+    """What a `data.yaml` says.
+
+    Attributes:
+        path: of the file.
+        keys: everything in it, as YAML understands it.
+        categories: the classes.
+        shape: (keypoints, 2 or 3 numbers each); None where rows have none.
+    """
+
+    path: Path
+    keys: Mapping[str, Any]
+    categories: list[Category]
+    shape: tuple[int, int] | None
+
+
+def read_description(path: Path) -> Description:
+    """Read a `data.yaml`.
+
+    Raises:
+        ValueError: it is not readable, a key stands in it twice, or something does not fit.
+    """
+    if path.stat().st_size > _LARGEST:
+        raise ValueError(f"{path} has {path.stat().st_size} bytes; a data.yaml is small, list pictures in text files")
+    try:
+        text = decoded(path.read_bytes(), path)
+        keys, node = yaml.safe_load(text), yaml.compose(text, yaml.SafeLoader)
+    except (yaml.YAMLError, ValueError, ArithmeticError, TypeError, RecursionError) as error:
+        raise ValueError(f"{path} is not readable YAML: {error}") from error
+    if not isinstance(keys, dict):
+        raise ValueError(f"{path} holds a {type(keys).__name__}; it needs keys names, train and val")
+    written = {key.value: value for key, value in _pairs(node, path)}
+    shape = _keypoint_shape(keys.get("kpt_shape"), path)
+    names = _names(written.get("names"), path)
+    if keys.get("nc", len(names)) != len(names):
+        raise ValueError(f"{path}: nc is {short(keys['nc'])}, but there are {len(names)} names; drop nc")
+    points = _keypoint_names(written.get("kpt_names"), shape[0] if shape else 0, len(names), path)
+    pairs = _flip_pairs(keys.get("flip_idx"), shape[0], path) if shape else None
+    categories = [Category(i, name, keypoints=points[i], flip_pairs=pairs) for i, name in enumerate(names)]
+    return Description(path, keys, categories, shape)
+
+
+def _pairs(node: Any, path: Path) -> list[tuple[Any, Any]]:
+    """Keys and values of a mapping, as written; each key once: YAML would keep the last one without a word."""
+    pairs = [(key, value) for key, value in node.value if isinstance(key, yaml.ScalarNode)]
+    keys = [key.value for key, _ in pairs]
+    if twice := sorted({key for key in keys if keys.count(key) > 1}):
+        line = node.start_mark.line + 1
+        raise ValueError(f"{path}: the key {short(twice[0])} stands twice below line {line}; join the two, or drop one")
+    return pairs
+
+
+def _texts(node: Any) -> list[str] | None:
+    """A list of plain values as they are written; None if it is anything else."""
+    if isinstance(node, yaml.SequenceNode) and all(isinstance(item, yaml.ScalarNode) for item in node.value):
+        return [item.value for item in node.value]
+    return None
+
+
+def _names(node: Any, path: Path) -> list[str]:
+    names = _texts(node)
+    if isinstance(node, yaml.MappingNode):
+        pairs = _pairs(node, path)
+        numbers = [key.value for key, _ in pairs]
+        if sorted(numbers) != sorted(str(i) for i in range(len(node.value))):
+            raise ValueError(f"{path}: the keys of names are {short(numbers)}; they must be 0 .. {len(numbers) - 1}")
+        if all(isinstance(value, yaml.ScalarNode) for _, value in pairs):
+            by_number = {key.value: value.value for key, value in pairs}
+            names = [by_number[str(i)] for i in range(len(pairs))]
+    if not names or not all(name.strip() for name in names):
+        found = names if names is not None else None if node is None else f"a {node.id} of other things"
+        raise ValueError(f"{path}: names is {short(found)}; give the class names as a list or as 0: name, 1: name, ...")
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise ValueError(f"{path}: names has a name twice: {short(twice)}; each class needs its own")
+    return names
+
+
+def _keypoint_shape(shape: Any, path: Path) -> tuple[int, int] | None:
+    if shape is None:
+        return None
+    sound = isinstance(shape, list) and len(shape) == 2 and all(isinstance(v, int) for v in shape)
+    if not sound or not 1 <= shape[0] <= _MOST_KEYPOINTS or shape[1] not in (2, 3):
+        raise ValueError(
+            f"{path}: kpt_shape is {short(shape)}; it is [number of keypoints, 2 or 3], of at most {_MOST_KEYPOINTS}"
+        )
+    return shape[0], shape[1]
+
+
+def _keypoint_names(node: Any, count: int, classes: int, path: Path) -> list[list[str]]:
+    """Per class the names of its keypoints: one list for all of them, or a list for each by its number."""
+    if count == 0 or node is None:
+        return [[str(k) for k in range(count)] for _ in range(classes)]
+    lists = {"all": _texts(node)}
+    if isinstance(node, yaml.MappingNode):
+        lists = {key.value: _texts(value) for key, value in _pairs(node, path)}
+        if unknown := sorted(set(lists) - {str(i) for i in range(classes)}):
+            raise ValueError(f"{path}: kpt_names has {short(unknown[0])}; its keys are classes, 0 .. {classes - 1}")
+    for key, names in lists.items():
+        if names is None or len(names) != count:
+            raise ValueError(f"{path}: kpt_names of {key} is {short(names)}; kpt_shape asks for {count} names")
+    numbered = lists.get("all") or [str(k) for k in range(count)]
+    return [list(lists.get(str(i)) or numbered) for i in range(classes)]
+
+
+def _flip_pairs(order: Any, count: int, path: Path) -> list[tuple[int, int]] | None:
+    if order is None:
+        return None
+    sound = isinstance(order, list) and all(isinstance(k, int) for k in order) and sorted(order) == list(range(count))
+    if not sound or any(order[order[k]] != k for k in range(count)):
+        raise ValueError(f"{path}: flip_idx is {short(order)}; it must exchange pairs of the numbers 0 .. {count - 1}")
+    return [(k, other) for k, other in enumerate(order) if k < other]

@@ -1,0 +1,196 @@
+"""Where the text file of a YOLO picture lies.
+
+Tools put them in a folder `labels` in place of `images` (ultralytics, Roboflow, CVAT, Label Studio), beside the
+pictures (Darknet), in `labels` in the pictures' folder, or in `labels/<split>`; in any case of letters, and below
+linked folders too.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from detr_exp.data.files import Folder, decoded, files_below
+from detr_exp.data.problems import Problems
+
+IMAGES, LABELS = "images", "labels"
+_ROW = 5  # words that a row has at least
+
+
+class Labels:
+    """The text files of a data set; folders are listed once.
+
+    Args:
+        folder: of the data set.
+    """
+
+    def __init__(self, folder: Folder) -> None:
+        self.folder = folder
+        self._children: dict[Path, dict[str, list[str]]] = {}
+        self._texts: dict[Path, dict[str, list[str]]] = {}
+        self._places: dict[tuple[Path, bool], list[Path]] = {}
+        self._said: set[Path] = set()
+
+    def of(self, picture: Path) -> list[Path]:
+        """The text files that a picture could mean, the likeliest first."""
+        found = self._at(picture)
+        if found or self._has_labels(picture.parent):
+            return found
+        real = Path(os.path.realpath(picture))  # a link may lead to a picture that has its labels where it is
+        return found if real == picture or not self.folder.inside(real) else self._at(real)
+
+    def places(self, folder: Path) -> list[Path]:
+        """The folders that are there in which the text files of a folder of pictures may lie."""
+        return self._counterparts(folder, for_labels=True)
+
+    def check(self, used: dict[Path, list[Path]], problems: Problems) -> None:
+        """Say what belongs together with nothing: label files without picture, pictures without label file.
+
+        Args:
+            used: per picture the label files it has.
+            problems: gets what is said.
+        """
+        claimed = {file for files in used.values() for file in files}
+        folders: dict[Path, list[Path]] = {}
+        for picture in used:
+            folders.setdefault(picture.parent, []).append(picture)
+        for place in dict.fromkeys(place for folder in folders for place in self.places(folder)):
+            for file in self._texts_below(place):
+                if file in claimed or file in self._said or self._has_picture(file) or not _has_rows(file):
+                    continue
+                self._said.add(file)
+                problems.warn("label files without picture were left out, with their objects", str(file))
+        for folder, pictures in folders.items():
+            bare = [picture for picture in pictures if not used[picture]]
+            if len(bare) == len(pictures) and len(bare) < len(used):
+                kind = "folders none of whose pictures has a label file; they count as pictures without objects"
+                looked = ", ".join(map(str, self.places(folder)))
+                problems.warn(
+                    kind, f"{folder}: {len(bare)} pictures, looked for {bare[0].stem}.txt and others in {looked}"
+                )
+            else:
+                for picture in bare:
+                    problems.note("pictures without label file have no objects", str(picture))
+        owner: dict[Path, Path] = {}
+        for picture, files in used.items():
+            if files and owner.setdefault(files[0], picture) != picture:
+                kind = "pictures that share a label file, for their names differ only in the suffix; rename them"
+                problems.warn(kind, f"{files[0]}: {owner[files[0]].name}, {picture.name}")
+            for other in files[1:]:
+                if _has_rows(other) and other.read_bytes() != files[0].read_bytes():
+                    kind = "label files besides the first were left out, for the picture has several that differ"
+                    problems.warn(kind, f"{other}, for {files[0]}")
+
+    def sought(self, used: dict[Path, list[Path]]) -> str:
+        """For the message when there are no objects: how many label files there are, and where they were looked for."""
+        bare = next((picture for picture, files in used.items() if not files), None)
+        text = f"{sum(map(bool, used.values()))} of {len(used)} pictures have a label file"
+        if bare is None:
+            return text
+        places = ", ".join(str(place / f"{bare.stem}.txt") for place in self.places(bare.parent))
+        return f"{text}; looked for {places}, and for a folder {LABELS} in place of {IMAGES}, beside and above"
+
+    def _at(self, picture: Path) -> list[Path]:
+        found = []
+        for place in self.places(picture.parent):
+            texts = self._listing(self._texts, place)
+            found += [
+                place / name for key in dict.fromkeys((picture.stem, picture.name)) for name in texts.get(key, ())
+            ]
+        return found
+
+    def _has_labels(self, folder: Path) -> bool:
+        return any(place != folder and self._listing(self._texts, place) for place in self.places(folder))
+
+    def _has_picture(self, file: Path) -> bool:
+        """Whether a picture of this name lies where a label file's pictures may lie."""
+        for place in self._counterparts(file.parent, for_labels=False):
+            pictures = self.folder.pictures(place)
+            stem, suffix = os.path.splitext(file.stem)
+            if file.stem in pictures or any(one.suffix == suffix for one in pictures.get(stem, ())):
+                return True
+        return False
+
+    def _texts_below(self, place: Path) -> Iterator[Path]:
+        if any(part.lower() == LABELS for part in _split(place, self._base(place))):
+            for file in files_below(place, self.folder.refuses)[0]:
+                if file.suffix.lower() == ".txt":
+                    yield file
+        else:
+            for names in self._listing(self._texts, place).values():
+                yield from (place / name for name in names)
+
+    def _counterparts(self, folder: Path, *, for_labels: bool) -> list[Path]:
+        """The folders that are there in which `folder`'s counterpart may lie: one name is dropped, another put in."""
+        if (folder, for_labels) not in self._places:
+            drop, put = (IMAGES, LABELS) if for_labels else (LABELS, IMAGES)
+            base = self._base(folder)
+            parts = _split(folder, base)
+            named = [i for i, part in enumerate(parts) if part.lower() == drop][::-1]
+            ways = [[*parts[:i], put, *parts[i + 1 :]] for i in named]  # in its place
+            ways.append(parts)  # beside
+            for rest in ([*parts[:i], *parts[i + 1 :]] for i in (*named, len(parts))):
+                ways += [[*rest[:cut], put, *rest[cut:]] for cut in range(len(rest), -1, -1)]
+                ways.append(rest)
+            found = dict.fromkeys(place for way in ways for place in self._existing(base, way))
+            self._places[folder, for_labels] = list(found)
+        return self._places[folder, for_labels]
+
+    def _existing(self, base: Path, names: list[str]) -> list[Path]:
+        """The folders of these names below each other: as they are spelled, else in other letters."""
+        places = [base]
+        for name in names:
+            found = [(place, self._listing(self._children, place).get(name.lower(), ())) for place in places]
+            exact = [place / name for place, spelled in found if name in spelled]
+            places = exact or [place / one for place, spelled in found for one in sorted(spelled)]
+        return places
+
+    def _listing(self, known: dict[Path, dict[str, list[str]]], place: Path) -> dict[str, list[str]]:
+        """Its folders by their name in small letters, or its text files by their stem."""
+        if place not in known:
+            listing: dict[str, list[str]] = {}
+            if known is self._children:
+                for name in _names(place):
+                    if not os.path.splitext(name)[1] or os.path.isdir(place / name):
+                        listing.setdefault(name.lower(), []).append(name)
+            else:
+                for name in sorted(_names(place), key=lambda name: not name.endswith(".txt")):
+                    stem, suffix = os.path.splitext(name)
+                    if suffix.lower() == ".txt":
+                        listing.setdefault(stem, []).append(name)
+            known[place] = listing
+        return known[place]
+
+    def _base(self, path: Path) -> Path:
+        roots = (self.folder.root, *self.folder.allowed)
+        return next((root for root in roots if path.is_relative_to(root)), Path(path.anchor))
+
+
+def _split(path: Path, base: Path) -> list[str]:
+    return list(path.relative_to(base).parts)
+
+
+def _names(place: Path) -> list[str]:
+    try:
+        return os.listdir(place)
+    except OSError:
+        return []
+
+
+def _has_rows(file: Path) -> bool:
+    """Whether a text file looks like rows of numbers rather than a list or a text."""
+    try:
+        lines = decoded(file.read_bytes(), file).splitlines() if file.is_file() else []
+        words = next((line.split() for line in lines if line.strip()), [])
+        return len(words) >= _ROW and all(map(_is_number, words[1:_ROW]))
+    except (OSError, ValueError):
+        return True  # nobody can say
+
+
+def _is_number(word: str) -> bool:
+    try:
+        float(word)
+    except ValueError:
+        return False
+    return True
