@@ -173,13 +173,8 @@ class OptunaSweeper(Sweeper):
     def _missing(self) -> int:
         """Trials to start or to go on with; failed ones are replaced where that is asked for."""
         states = [trial.state.name for trial in self.study.trials]
-        count = (
-            len(states)
-            - states.count("RUNNING")
-            - states.count("WAITING")
-            - (states.count("FAIL") if self.shared.retry_failed else 0)
-        )
-        return max(0, self.n_trials - count)
+        missing = ("RUNNING", "WAITING", *(("FAIL",) if self.shared.retry_failed else ()))
+        return max(0, self.n_trials - sum(state not in missing for state in states))
 
     def _trials(self, missing: int) -> Iterator[Job]:
         """Trials that an earlier start has left behind, then new ones, drawn when there is a place for them."""
@@ -196,7 +191,7 @@ class OptunaSweeper(Sweeper):
         for _ in range(missing):
             self.study.sampler = self._sampler(len(self.study.trials))
             if not self._avoid_diverged():
-                print(f"the search ends: {DRAWS} draws gave no point that has not diverged before", flush=True)
+                say(f"the search ends: {DRAWS} draws gave no point that has not diverged before")
                 return
             number = self.study.ask(self.ranges).number
             yield self._asked(self.study.trials[number])
