@@ -34,6 +34,7 @@ from detr_exp.mistakes import (
     refuse_wrong_choices,
     refuse_wrong_setting,
 )
+from detr_exp.ranges import refuse_out_of_range
 
 HERE = Path(__file__).resolve().parent
 CONF_DIR = next(folder for folder in (HERE / "conf", HERE.parent / "conf") if folder.is_dir())  # installed; a checkout
@@ -205,12 +206,13 @@ def in_our_words() -> Iterator[None]:
 
 
 def refuse_unready(cfg: DictConfig) -> None:
-    """Refuse a config with values left open or references that lead nowhere."""
+    """Refuse a config with values left open, references that lead nowhere, or numbers out of their range."""
     missing = sorted(OmegaConf.missing_keys(cfg))
     if missing:
         raise ConfigError(f"{', '.join(missing)} must be given: {' '.join(f'{key}=...' for key in missing)}")
     with in_our_words():
         OmegaConf.to_container(cfg, resolve=True)
+    refuse_out_of_range(cfg)
 
 
 def _sources(

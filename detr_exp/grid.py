@@ -64,7 +64,7 @@ def axes_of(words: Sequence[Override]) -> dict[str, list[str]]:
 
 
 def typical(loader: ConfigLoaderImpl, config_name: str, words: Sequence[Override]) -> Iterator[Composition]:
-    """Runs that show whether all can be composed: one for each choice of options, as all have the same keys.
+    """Runs that show whether all can be: one for each choice of options, and one for each further value of a key.
 
     Raises:
         ConfigError: one of them cannot.
@@ -73,3 +73,7 @@ def typical(loader: ConfigLoaderImpl, config_name: str, words: Sequence[Override
     axes = axes_of(words)
     for run in product(*(tried if key in composer.groups else tried[:1] for key, tried in axes.items())):
         yield composer.composed(read_words(run))
+    first = {key: tried[0] for key, tried in axes.items()}
+    for key, tried in axes.items():
+        for word in [] if key in composer.groups else tried[1:]:
+            yield composer.composed(read_words([*(first | {key: word}).values()]))

@@ -89,7 +89,7 @@ def build_schedule(
         warmup_shape: `linear` ((k + 1) / W), `from_zero` (k / W) or `quadratic` ((k / W)^2).
 
     Raises:
-        ValueError: for an unknown unit or shape, or a length out of range.
+        ValueError: for an unknown unit or shape.
     """
     length = warmup_steps(warmup, warmup_unit, steps_per_epoch, total_steps)
     if warmup_shape not in WARMUP_SHAPES:
@@ -109,14 +109,11 @@ def warmup_steps(warmup: float, unit: str, steps_per_epoch: int, total_steps: in
     """Length of the warm-up in optimiser steps; warns when it is a large part of the run.
 
     Raises:
-        ValueError: for an unknown unit or a length out of range.
+        ValueError: for an unknown unit.
     """
     scale = {"steps": 1, "epochs": steps_per_epoch, "fraction": total_steps}
     if unit not in scale:
         raise ValueError(f"optim.warmup_unit is {unit!r}; use steps, epochs or fraction: optim.warmup_unit=steps")
-    if warmup < 0 or (unit == "fraction" and warmup > 1):
-        allowed = "between 0 and 1 (for a number of steps: optim.warmup_unit=steps)" if unit == "fraction" else ">= 0"
-        raise ValueError(f"optim.warmup is {warmup} {unit}; it must be {allowed}: optim.warmup=0")
     length = int(warmup * scale[unit])
     if length > LONGEST_WARMUP * total_steps:
         warnings.warn(

@@ -22,6 +22,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from detr_exp.grid import OWN_KEYS
 from detr_exp.mistakes import ConfigError, flat
+from detr_exp.ranges import refuse_out_of_range
 from detr_exp.terminal import say
 from detr_exp.tracker.secrets import masked
 from hydra_plugins.detr_exp._ledger import FINISHED, UNFINISHED, Entry, Job, first_line
@@ -47,6 +48,8 @@ class Sweep:
         retry = config.get("sweep_retry")
         if retry not in (None, "failed"):
             raise ConfigError(f"sweep_retry is {retry!r}; use sweep_retry=failed, or null")
+        swept_by = {part: config.hydra[part] for part in ("sweeper", "launcher")}
+        refuse_out_of_range(OmegaConf.create({"hydra": swept_by}))
         self.retry_failed = retry == "failed"
         self.loader = cast(ConfigLoaderImpl, hydra_context.config_loader)
         self.config = config

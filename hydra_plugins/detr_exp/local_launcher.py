@@ -25,7 +25,6 @@ from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, open_dict
 
-from detr_exp.mistakes import ConfigError
 from detr_exp.trainer.signals import Interrupt, Interrupted
 from hydra_plugins.detr_exp._recorded import JobError
 
@@ -68,9 +67,6 @@ class LocalLauncher(Launcher):
     """
 
     def __init__(self, slots: int | None, threads: int | None) -> None:
-        for name, value in (("slots", slots), ("threads", threads)):
-            if value is not None and value < 1:
-                raise ConfigError(f"hydra.launcher.{name} is {value}; it must be >= 1 or null: hydra.launcher.{name}=1")
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         self.gpus = visible_gpus()
         self.slots = slots or len(self.gpus) or max(1, cores // 2)

@@ -63,11 +63,6 @@ class OptunaSweeper(Sweeper):
             if value not in WORDS[name]:
                 choices = ", ".join(str(word or "null") for word in WORDS[name])
                 raise ConfigError(f"hydra.sweeper.{name} is {value!r}; use one of {choices}")
-        for name, number, least in (("n_trials", self.n_trials, 1), ("min_epochs", self.min_epochs, 1)):
-            if number < least:
-                raise ConfigError(f"hydra.sweeper.{name} is {number}; use {least} or more")
-        if self.reduction_factor < 2:
-            raise ConfigError(f"hydra.sweeper.reduction_factor is {self.reduction_factor}; use 2 or more")
         if not set(self.objectives.values()) <= {"maximize", "minimize"}:
             raise ConfigError(f"hydra.sweeper.objectives is {self.objectives}; each is maximize or minimize")
 
@@ -130,8 +125,9 @@ class OptunaSweeper(Sweeper):
             raise ConfigError("nothing is searched; give a choice or a range: optim.lr='tag(log,interval(1e-5,1e-3))'")
 
     def _typical(self) -> Iterator[list[str]]:
-        """Words of trials that show whether all can be composed: each choice with the lowest of everything else."""
-        options = {key: getattr(given, "choices", ()) or (vars(given)["low"],) for key, given in self.ranges.items()}
+        """Words of trials that show whether all can be: each choice and both ends with the lowest of all else."""
+        ends = {key: (getattr(given, "low", None), getattr(given, "high", None)) for key, given in self.ranges.items()}
+        options = {key: getattr(given, "choices", ()) or ends[key] for key, given in self.ranges.items()}
         lowest = {key: values[0] for key, values in options.items()}
         for key, values in options.items():
             for value in values:

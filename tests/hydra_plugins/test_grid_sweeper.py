@@ -130,6 +130,8 @@ def test_every_choice_is_composed_before_hydra_composes_anything(
         (["data=shapes,coco", "loss=focal,vfl"], "data.root must be given"),
         (["loss=focal,mal,ce", "loss.focal_gamma=1,2"], "loss=ce has no key focal_gamma"),
         (["optim.lr=1e-3,2e-3", "optim.lrr=1,2"], "did you mean optim.lr?"),
+        (["seed=1,2", "optim.lr=1e-3,-1"], "optim.lr is -1; it must be"),
+        (["seed=0,1.5"], "seed is 1.5; it must be"),
     ):
         assert command(lambda: cli.main(mended, "config", ""), "--multirun", *words) == 2
         assert told in capsys.readouterr().err

@@ -148,7 +148,9 @@ def test_several_objectives_give_a_front(sweep: Sweep) -> None:
     ("words", "told"),
     [
         (["hydra.sweeper.pruner=asha"], "halving, median, hyperband, null"),
-        (["hydra.sweeper.n_trials=0"], "use 1 or more"),
+        (["hydra.sweeper.n_trials=0"], "hydra.sweeper.n_trials is 0; it must be a whole number >= 1"),
+        (["optim.weight_decay=interval(-0.1,0)"], "optim.weight_decay is -0.1; it must be"),
+        (["trainer.ema_decay=interval(0.5,1.5)"], "trainer.ema_decay is 1.5; it must be"),
         (["loss=ce", "loss.focal_gamma=interval(1,2)"], "loss=ce has no key focal_gamma"),
     ],
 )

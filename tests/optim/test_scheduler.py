@@ -84,8 +84,6 @@ def test_a_long_warmup_is_pointed_out():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"warmup": 2000, "warmup_unit": "fraction"}, "optim.warmup_unit=steps"),
-        ({"warmup": -1}, "optim.warmup is -1 steps; it must be >= 0"),
         ({"warmup_unit": "iterations"}, "use steps, epochs or fraction"),
         ({"warmup_shape": "cubic"}, "use linear, from_zero, quadratic"),
     ],
