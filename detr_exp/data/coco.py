@@ -291,8 +291,9 @@ def _renamed(document: Mapping[str, Any], categories: list[Category], problems: 
                 problems.warn(kind, f"{name!r} {number} -> {by_name[name]}")
         mapped = renamed.get(number) if is_int(number) else None
         own = entry.get("keypoints") if isinstance(entry, dict) else None
-        named = mapped is not None and not all(point.isdigit() for point in points[mapped])
-        if named and isinstance(own, list) and own and number in used and own != points[mapped]:
+        if mapped is None or number not in used or not isinstance(own, list) or not own:
+            continue
+        if own != points[mapped] and not all(point.isdigit() for point in points[mapped]):
             kind = "keypoints of a category have the names and the order that they have in the training file"
             problems.error(kind, f"{name!r}: {short(own)}, in training {short(points[mapped])}")
     return renamed

@@ -17,10 +17,10 @@ from detr_exp.data.cache import picture_cache
 from detr_exp.data.classes import ClassMap
 from detr_exp.data.content import SPLITS, Content, Split
 from detr_exp.data.headers import check_headers
-from detr_exp.data.keypoints import KeypointSchema, schema
+from detr_exp.data.keypoints import KeypointSchema, mirror_remarks, schema
 from detr_exp.data.loader import Loading, Samples
 from detr_exp.data.part import Part
-from detr_exp.data.problems import DataError, Problems
+from detr_exp.data.problems import DataError, Problems, listed
 from detr_exp.data.sampler import EvalSampler, TrainSampler, multi_scale_sizes
 from detr_exp.data.table import TableSplit
 
@@ -202,12 +202,9 @@ class DataSet:
             cache=self.cache,
             skip=self.on_error == "skip",
         )
-        if training and not samples.flippable and (self.augment.flip or self.augment.vertical_flip):
-            log.warning(
-                "%s: no keypoint is named left or right, so pictures are not mirrored; say which change places with "
-                "data.keypoint_flip_pairs=[[1,2],...], or [] if none does",
-                self.content.origin,
-            )
+        if training and with_keypoints and self.keypoints and (self.augment.flip or self.augment.vertical_flip):
+            for kind, cases in mirror_remarks(self.keypoints, self.classes, sideways=self.augment.flip > 0).items():
+                log.warning("%s: %s (%d): %s", self.content.origin, kind, len(cases), listed(cases, "; "))
         ranks = {"rank": rank, "world_size": world_size}
         sampler: TrainSampler | EvalSampler
         if training:

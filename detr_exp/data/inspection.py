@@ -7,7 +7,7 @@ something is lost or likely unwanted) or notes.
 from __future__ import annotations
 
 import hashlib
-import re
+import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -19,6 +19,7 @@ import numpy as np
 
 from detr_exp.data.content import SPLITS, Split
 from detr_exp.data.dataset import DataSet
+from detr_exp.data.keypoints import SIDEWAYS, mirror_remarks, split_words
 from detr_exp.data.picture import PictureError, oddities
 from detr_exp.data.problems import Problems, collected
 from detr_exp.data.table import TableSplit
@@ -28,7 +29,6 @@ LEVELS = ("error", "warning", "note")
 THREADS = 4
 SMALL, MEDIUM = 32**2, 96**2  # square pixels of the picture, as COCO divides sizes
 LEAST_SIDE = 4  # pixels at the network's input; a smaller object is hardly seen
-SIDEWAYS = {"left", "right", "l", "r", "lh", "rh", "east", "west", "clockwise", "counterclockwise"}
 UPRIGHT = {"up", "down", "top", "bottom", "upper", "lower", "north", "south", "upward", "downward"}
 
 
@@ -260,26 +260,17 @@ def check_names(found: Inspection, data: DataSet) -> None:
             kind = f"classes that name a direction, in pictures that are mirrored; if it matters: data.augment.{key}=0"
             found.add("warning", origin, kind, [repr(name) for name in data.classes if words & set(split_words(name))])
     schema = data.keypoints
-    if schema is not None and (augment.flip or augment.vertical_flip) and not schema.flippable:
-        kind = "keypoints whose mirror image is not known, so pictures are not mirrored: data.keypoint_flip_pairs"
-        found.add("warning", origin, kind, [", ".join(names) for names in schema.names if names])
-    elif schema is not None and augment.flip:
-        kind = "keypoints that name a side but change places with none when mirrored: data.keypoint_flip_pairs"
+    if schema is not None and (augment.flip or augment.vertical_flip):
+        for kind, cases in mirror_remarks(schema, data.classes, sideways=augment.flip > 0).items():
+            found.add("warning", origin, kind, cases)
+        kind = "keypoints that keep their place when a picture is mirrored, while others of their class change it"
         paired = [{k for pair in pairs for k in pair} for pairs in schema.flip_pairs]
-        alone = [
-            f"{data.classes[label]!r}: {name!r}"
-            for label, names in enumerate(schema.names)
-            for k, name in enumerate(names)
-            if k not in paired[label] and SIDEWAYS & set(split_words(name))
-        ]
-        found.add("warning", origin, kind, alone)
+        kept = [[name for k, name in enumerate(names) if k not in paired[i]] for i, names in enumerate(schema.names)]
+        cases = [f"{data.classes[i]!r}: {', '.join(kept[i])}" for i in range(len(kept)) if paired[i] and kept[i]]
+        found.add("note", origin, kind, cases)
     alike = defaultdict(list)
     for name in data.classes:
-        alike[" ".join(split_words(name)) or name].append(repr(name))
+        plain = unicodedata.normalize("NFKC", name).casefold()
+        alike[" ".join(split_words(plain)) or plain].append(repr(name))
     same = [" and ".join(names) for names in alike.values() if len(names) > 1]
     found.add("warning", origin, "class names that differ only in spelling", same)
-
-
-def split_words(name: str) -> list[str]:
-    """`turnLeft_2` -> turn, left, 2."""
-    return re.findall(r"[^\W\d_]+|\d+", re.sub(r"(?<=[a-z])(?=[A-Z])", " ", name).lower())

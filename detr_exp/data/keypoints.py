@@ -15,6 +15,7 @@ from detr_exp.data.content import Category
 COCO_SIGMAS = [0.026, 0.025, 0.025, 0.035, 0.035, 0.079, 0.079, 0.072, 0.072]
 COCO_SIGMAS += [0.062, 0.062, 0.107, 0.107, 0.087, 0.087, 0.089, 0.089]
 DEFAULT_SIGMA = 0.05
+SIDEWAYS = {"left", "right", "l", "r", "lh", "rh", "east", "west", "clockwise", "counterclockwise"}
 _MIRROR = {"left": "right", "right": "left", "l": "r", "r": "l"}
 
 
@@ -100,7 +101,7 @@ def schema(
 
 def pairs_by_name(names: Sequence[str]) -> list[tuple[int, int]] | None:
     """Pairs whose names differ only in one word left / right (or l / r); None when there is no such pair."""
-    words = [tuple(re.findall(r"[a-z]+|[0-9]+", re.sub(r"(?<=[a-z])(?=[A-Z])", " ", n).lower())) for n in names]
+    words = [tuple(split_words(name)) for name in names]
     place = {word: i for i, word in enumerate(words)}
     pairs = []
     for i, word in enumerate(words):
@@ -110,6 +111,46 @@ def pairs_by_name(names: Sequence[str]) -> list[tuple[int, int]] | None:
             if other is not None and i < other:
                 pairs.append((i, other))
     return pairs or None
+
+
+def split_words(name: str) -> list[str]:
+    """`turnLeft_2` -> turn, left, 2."""
+    return re.findall(r"[^\W\d_]+|\d+", re.sub(r"(?<=[a-z])(?=[A-Z])", " ", name).lower())
+
+
+def mirror_remarks(schema: KeypointSchema, classes: Sequence[str], sideways: bool) -> dict[str, list[str]]:
+    """What a mirror would do to keypoints that is likely not meant: per kind, the classes and points.
+
+    Args:
+        schema: of the data set.
+        classes: a name per label.
+        sideways: mirrored left to right; else only upside down.
+    """
+    found: dict[str, list[str]] = {}
+    for label, names in enumerate(schema.names):
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            found.setdefault("keypoints of one class have the same name", []).append(f"{classes[label]!r}: {twice}")
+        if not schema.flippable and names and not schema.flip_pairs[label]:
+            kind = (
+                "keypoints whose mirror image is not known, so pictures are not mirrored; say which change places with "
+                "data.keypoint_flip_pairs=[[1,2],...], or [] if none does"
+            )
+            found.setdefault(kind, []).append(f"{classes[label]!r}: {', '.join(names)}")
+        paired = {k for pair in schema.flip_pairs[label] for k in pair}
+        alone = [name for k, name in enumerate(names) if k not in paired]
+        sided = [n for n in alone if SIDEWAYS & set(split_words(n)) or any(_is_twin(n, other) for other in alone)]
+        if schema.flippable and sideways and sided:
+            kind = "keypoints that name a side but change places with none when mirrored: data.keypoint_flip_pairs"
+            found.setdefault(kind, []).extend(f"{classes[label]!r}: {name!r}" for name in sided)
+    return found
+
+
+def _is_twin(one: str, other: str) -> bool:
+    """`lear` and `rear`, `eyeL` and `eyeR`: the same but for l and r at one end."""
+    one, other = one.lower(), other.lower()
+    starts = {one[:1], other[:1]} == {"l", "r"} and one[1:] == other[1:]
+    return starts or ({one[-1:], other[-1:]} == {"l", "r"} and one[:-1] == other[:-1])
 
 
 def _pair(pair: Sequence[int], most: int) -> tuple[int, int]:

@@ -91,6 +91,56 @@ def test_the_heading_of_roboflows_categories_is_dropped(roboflow, caplog):
     assert "'objects'" in caplog.text
 
 
+@pytest.mark.parametrize("unused", [1, 2, None])
+@pytest.mark.parametrize("classes", [["fish"], ["fish", "trap"], ["trap", "fish", "none"]])
+def test_a_heading_may_have_the_name_of_a_class(roboflow, classes, unused):
+    root = [{"id": 0, "name": "fish", "supercategory": "none"}]
+    categories = root + [{"id": i, "name": name, "supercategory": "fish"} for i, name in enumerate(classes, 1)]
+    used = [i for i in range(1, len(categories)) if i != unused]
+    annotations = [{"id": i, "image_id": 11, "category_id": i, "bbox": [1, 1, 9, 9 + i]} for i in used]
+    content = document(categories=categories, annotations=annotations)
+    made = coco(str(roboflow(train=content, valid=content)), {})
+    assert [(c.id, c.name) for c in made.categories] == list(enumerate(classes, 1))
+    assert made.read["val"]().objects(0).categories.tolist() == used
+
+
+def test_official_categories_head_nothing(roboflow):
+    categories = [
+        {"id": 3, "name": "ball", "supercategory": "ball"},
+        {"id": 7, "name": "cup", "supercategory": "None"},
+        {"id": 9, "name": "none", "supercategory": "none"},
+    ]
+    assert len(coco(str(roboflow(train=document(categories=categories, annotations=[]))), {}).categories) == 3
+
+
+def test_what_is_there_twice_is_said(roboflow, caplog):
+    first = document()["annotations"][0]
+    images = [*document()["images"], {**document()["images"][1], "id": 13}]
+    again = [{**first, "id": 5}, {**first, "id": 6, "category_id": 3}, {**first, "id": 7, "image_id": 12}]
+    with caplog.at_level(logging.WARNING):
+        split = read(roboflow(train=document(images=images, annotations=[*document()["annotations"], *again])))
+    assert len(split.objects(0)) == 4
+    assert "annotated twice, with the same class and box; each counts (1)" in caplog.text
+    assert "annotation 1, 2 times" in caplog.text
+    assert "listed more than once" in caplog.text
+    assert f"{split.name(1)}: 2 times" in caplog.text
+
+
+def test_points_in_another_order_are_refused(roboflow):
+    def content(points: list[str]) -> dict:
+        annotations = [{**document()["annotations"][0], "keypoints": [12, 6, 2, 14, 7, 2]}]
+        return document(categories=[{"id": 7, "name": "cup", "keypoints": points}], annotations=annotations)
+
+    root = roboflow(train=content(["left", "right"]), valid=content(["right", "left"]))
+    with pytest.raises(ValueError, match="the order that they have in the training file"):
+        read(root, "val")
+
+
+def test_two_folders_of_one_split_are_refused(roboflow):
+    with pytest.raises(ValueError, match="choose one"):
+        coco(str(roboflow(train=document(), valid=document(), val=document())), {})
+
+
 def test_a_heading_that_objects_have_stays(roboflow):
     categories = [{"id": 3, "name": "ball"}, {"id": 7, "name": "cup", "supercategory": "ball"}]
     content = coco(str(roboflow(train=document(categories=categories))), {})

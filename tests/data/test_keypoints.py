@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from detr_exp.data.content import Category
-from detr_exp.data.keypoints import COCO_SIGMAS, pairs_by_name, schema
+from detr_exp.data.keypoints import COCO_SIGMAS, mirror_remarks, pairs_by_name, schema, split_words
 
 
 @pytest.mark.parametrize(
@@ -72,3 +72,30 @@ def test_sigmas():
 def test_overrides_that_do_not_fit_are_refused(settings):
     with pytest.raises(ValueError, match=r"data\.keypoint_"):
         schema([Category(1, "cup", ["0", "1"])], **settings)
+
+
+def test_words_of_a_name():
+    assert split_words("turnLeft_2") == ["turn", "left", "2"]
+    assert split_words("日本 straße") == ["日本", "straße"]
+
+
+@pytest.mark.parametrize(
+    ("names", "sided"),
+    [
+        (["left_eye", "right_eye", "lear", "rear"], ["lear", "rear"]),
+        (["left_eye", "right_eye", "footL", "footR"], []),
+        (["left_eye", "right_eye", "footl", "footr", "nose"], ["footl", "footr"]),
+        (["left_eye", "right_eye", "left_ear"], ["left_ear"]),
+        (["left_eye", "right_eye", "nose", "rim"], []),
+    ],
+)
+def test_sides_that_are_given_for_some_points_only_are_said(names, sided):
+    made = schema([Category(1, "cup", keypoints=names), Category(2, "ball")])
+    remarks = mirror_remarks(made, ["cup", "ball"], sideways=True)
+    assert [case for cases in remarks.values() for case in cases] == [f"'cup': {name!r}" for name in sided]
+    assert not mirror_remarks(made, ["cup", "ball"], sideways=False)
+
+
+def test_points_of_one_name_are_said():
+    made = schema([Category(1, "cup", keypoints=["left", "right", "right"])])
+    assert any("same name" in kind for kind in mirror_remarks(made, ["cup"], sideways=True))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import shutil
 from pathlib import Path
@@ -10,11 +11,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from detr_exp import build
 from detr_exp.data.auto import auto
 from detr_exp.data.coco import coco
 from detr_exp.data.voc import voc
 
-from .conftest import picture
+from .conftest import data_set, picture
 
 BOX = "<bndbox><xmin>{}</xmin><ymin>{}</ymin><xmax>{}</xmax><ymax>{}</ymax></bndbox>"
 
@@ -86,6 +88,64 @@ def test_difficult_objects_are_not_counted(tmp_path):
     split = voc(str(tmp_path), {}).read["train"]()
     assert len(split.objects(0)) == 0
     assert split.truth()["annotations"][0]["iscrowd"] == 1
+    whole = voc(str(tmp_path), {}, use_difficult=True).read["train"]()
+    assert len(whole.objects(0)) == 1
+    assert whole.truth()["annotations"][0]["iscrowd"] == 0
+    assert whole.fingerprint != split.fingerprint
+
+
+def test_the_recipe_follows_its_source():
+    told = [f"experiment=rtdetrv2_r18vd_120e_{name}" for name in ("voc", "coco")]
+    assert build.compose([told[0], "data.root=x"]).data.source.use_difficult
+    assert not build.compose([told[1], "data=voc", "data.root=x"]).data.source.use_difficult
+
+
+def test_nothing_but_difficult_objects_is_refused_with_the_way_out(tmp_path):
+    year(tmp_path, "VOC2007", train="ab")
+    for stem in "ab":
+        (tmp_path / f"VOC2007/Annotations/{stem}.xml").write_text(annotation(("cat", (10, 5, 30, 15)), difficult=1))
+    with pytest.raises(
+        ValueError, match=r"no object to train on(.|\n)*2 are marked difficult(.|\n)*use_difficult=true"
+    ):
+        data_set(tmp_path, voc).check(["train"])
+
+
+def test_what_a_folder_leaves_out_is_named(tmp_path, caplog):
+    for name in ("a.bmp", "deep/b.webp", "c.gif", "d.png"):
+        picture(tmp_path / "train" / name)
+    for name in ("a.xml", "deep/b.XML", "c.xml"):
+        (tmp_path / "train" / name).write_text(annotation(("cup", (10, 5, 30, 15))))
+    (tmp_path / "train" / "e.heic").touch()
+    with caplog.at_level(logging.WARNING):
+        split = voc(str(tmp_path), {}).read["train"]()
+    assert [Path(split.name(i)).name for i in range(len(split))] == ["a.bmp", "c.gif", "b.webp"]
+    assert "without XML file were left out" in caplog.text
+    assert "d.png" in caplog.text
+    assert "e.heic" in caplog.text
+
+
+def test_a_year_without_the_list_is_named(tmp_path, caplog):
+    year(tmp_path, "VOC2007", train="a", val="b")
+    year(tmp_path, "VOC2012", trainval="ab")
+    with caplog.at_level(logging.WARNING):
+        voc(str(tmp_path), {})
+    assert "years without ImageSets/Main/train.txt" in caplog.text
+    assert "VOC2012" in caplog.text
+
+
+def test_names_with_spaces_and_lists_of_one_class(tmp_path):
+    year(tmp_path, "VOC2007", train="a")
+    (tmp_path / "VOC2007/ImageSets/Main/train.txt").write_text("a -1\nmy photo 1\n")
+    picture(tmp_path / "VOC2007/JPEGImages/my photo 1.png")
+    (tmp_path / "VOC2007/Annotations/my photo 1.xml").write_text(annotation(("cat", (10, 5, 30, 15))))
+    assert names(voc(str(tmp_path), {}).read["train"]()) == ["VOC2007/a.jpg", "VOC2007/my photo 1.png"]
+
+
+@pytest.mark.parametrize("strange", [True, 1000.0, None])
+def test_names_that_yaml_has_changed_are_refused(tmp_path, strange):
+    year(tmp_path, "VOC2007", train="a")
+    with pytest.raises(ValueError, match="put it in quotes"):
+        voc(str(tmp_path), {}, names=["cat", strange])
 
 
 def test_a_folder_per_split(tmp_path):

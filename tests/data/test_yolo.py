@@ -180,3 +180,48 @@ def test_a_bad_picture_does_not_shift_the_others(tmp_path):
     split = read(tmp_path)
     assert [len(split.objects(i)) for i in range(3)] == [0, 1, 0]
     assert split.size(0) == (10, 10)
+
+
+def poses(count: int, points: int, channels: int, seed: int = 0) -> str:
+    """Rows of boxes and points in them."""
+    rng = np.random.default_rng(seed)
+    rows = []
+    for _ in range(count):
+        w, h = rng.uniform(0.05, 0.3, 2)
+        x, y = rng.uniform(0.2, 0.8, 2)
+        row = [0, x, y, w, h]
+        for _ in range(points):
+            seen = [int(rng.integers(1, 3))] if channels == 3 else []
+            row += [x + w * rng.uniform(-0.4, 0.4), y + h * rng.uniform(-0.4, 0.4), *seen]
+        rows.append(" ".join(f"{value:.6g}" for value in row))
+    return "\n".join(rows)
+
+
+@pytest.mark.parametrize(("points", "channels"), [(1, 3), (2, 3), (17, 3), (4, 2), (17, 2)])
+def test_rows_of_keypoints_without_kpt_shape_are_refused(tmp_path, points, channels):
+    rows = poses(12, points, channels)
+    with pytest.raises(ValueError, match=rf"kpt_shape: \[{points}, {channels}\]"):
+        read(write(tmp_path, rows))
+    described = f"names: [a]\ntrain: train/images\nkpt_shape: [{points}, {channels}]\n"
+    assert len(read(write(tmp_path, rows, described)).objects(0)) == 12
+
+
+@pytest.mark.parametrize("corners", [4, 5, 12])
+@pytest.mark.parametrize("reach", [0.01, 0.05, 0.2])
+def test_polygons_of_one_length_are_polygons(tmp_path, corners, reach, caplog):
+    rng = np.random.default_rng(corners)
+    angles = np.sort(rng.uniform(0, 2 * np.pi, (40, corners)), 1)
+    centres = rng.uniform(0.25, 0.75, (40, 1, 2))
+    vertices = centres + reach * np.stack([np.cos(angles), np.sin(angles)], 2)
+    rows = "\n".join("0 " + " ".join(f"{v:.6g}" for v in polygon.reshape(-1)) for polygon in vertices)
+    with caplog.at_level(logging.WARNING):
+        assert read(write(tmp_path, rows)).has_masks
+    assert not caplog.text
+
+
+def test_corners_in_place_of_centres_are_refused(tmp_path):
+    rng = np.random.default_rng(0)
+    corners = np.sort(rng.uniform(0, 1, (40, 2, 2)), 1).reshape(40, 4)
+    rows = "\n".join("0 " + " ".join(f"{v:.6g}" for v in row) for row in corners)
+    with pytest.raises(ValueError, match="look like two corners"):
+        read(write(tmp_path, rows))
