@@ -1,7 +1,7 @@
 """What the commands share: Hydra runs them, a mistake ends in one message, and the exit status says what happened.
 
-0 done, 1 failed while running, 2 a mistake in configuration or data, 130 / 143 / 75 ended by SIGINT / SIGTERM / SIGUSR1
-with the state saved.
+0 done, 1 failed while running, 2 a mistake in configuration or data, 130 / 143 / 129 / 75 ended by SIGINT / SIGTERM /
+SIGHUP / SIGUSR1 with what there was to save saved.
 """
 
 from __future__ import annotations
@@ -28,11 +28,13 @@ from omegaconf import DictConfig
 from detr_exp import grid
 from detr_exp.compose import CONF_DIR, composition, config_loader, first_words, refuse_unready
 from detr_exp.mistakes import OURS, ConfigError, groups_of, is_said_by_us
+from detr_exp.signals import Interrupt, Interrupted
 from detr_exp.terminal import guard_messages, say
 from detr_exp.tracker.secrets import mask_files
 
 Task = Callable[[DictConfig], float | None]
 DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)
+ENDINGS = (Exception, KeyboardInterrupt, Interrupted)
 
 
 def main(task: Task, config_name: str, usage: str) -> None:
@@ -54,14 +56,15 @@ def main(task: Task, config_name: str, usage: str) -> None:
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra hands over exceptions instead of printing and exiting by itself
     guard_messages()
     try:
-        args = get_args_parser().parse_args(_words(sys.argv[1:]))
-        if args.help:
-            print(usage.format(groups=options(args.config_dir)))
-            return
-        refuse_before_start(args, config_name)
-        app = hydra.main(version_base="1.3", config_path=str(CONF_DIR), config_name=config_name)
-        app(_ending_with_status(task))()
-    except (Exception, KeyboardInterrupt) as error:
+        with Interrupt(raises=True):
+            args = get_args_parser().parse_args(_words(sys.argv[1:]))
+            if args.help:
+                print(usage.format(groups=options(args.config_dir)))
+                return
+            refuse_before_start(args, config_name)
+            app = hydra.main(version_base="1.3", config_path=str(CONF_DIR), config_name=config_name)
+            app(_ending_with_status(task))()
+    except ENDINGS as error:
         if with_traceback:
             say("".join(traceback.format_exception(error)), file=sys.stderr)
         sys.exit(report(error))
@@ -76,14 +79,15 @@ def without_folder(task: Callable[[DictConfig], object], config_name: str, usage
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
     guard_messages()
     try:
-        words = sys.argv[1:]
-        if {"--help", "-h"} & set(words):
-            print(usage)
-            return
-        cfg = composition(config_loader(), config_name, list(map(_as_list, words))).cfg
-        refuse_unready(cfg)
-        task(cfg)
-    except (Exception, KeyboardInterrupt) as error:
+        with Interrupt(raises=True):
+            words = sys.argv[1:]
+            if {"--help", "-h"} & set(words):
+                print(usage)
+                return
+            cfg = composition(config_loader(), config_name, list(map(_as_list, words))).cfg
+            refuse_unready(cfg)
+            task(cfg)
+    except ENDINGS as error:
         sys.exit(report(error))
 
 
@@ -143,7 +147,7 @@ def _ending_with_status(task: Task) -> Task:
         try:
             mask_files(Path(HydraConfig.get().runtime.output_dir) / ".hydra")
             return task(cfg)
-        except (Exception, KeyboardInterrupt) as error:
+        except ENDINGS as error:
             status = report(error)
             if HydraConfig.get().mode is RunMode.MULTIRUN and status in (0, 1, 2):
                 raise
@@ -154,6 +158,7 @@ def _ending_with_status(task: Task) -> Task:
 
 def report(error: BaseException) -> int:
     """Print what went wrong, a traceback only where the fault is ours, and return the exit status."""
+    error = _behind(error)
     status = status_of(error)
     if isinstance(error, KeyboardInterrupt):
         say("interrupted", file=sys.stderr)
@@ -174,6 +179,7 @@ def report(error: BaseException) -> int:
 
 def status_of(error: BaseException) -> int:
     """The exit status for an error; 2 where what was asked for is at fault."""
+    error = _behind(error)
     if isinstance(error, KeyboardInterrupt):
         return 130
     if hasattr(error, "exit_status"):
@@ -182,3 +188,11 @@ def status_of(error: BaseException) -> int:
     of_hydra = isinstance(error, HydraException) and not isinstance(error, InstantiationException)
     of_disk = isinstance(error, OSError) and error.errno in DISK
     return 2 if mistake or of_hydra or of_disk else 1
+
+
+def _behind(error: BaseException) -> BaseException:
+    """The request to end the process, where it was that which a library stumbled over, or the error itself."""
+    behind: BaseException | None = error
+    while behind is not None and not isinstance(behind, Interrupted):
+        behind = behind.__context__
+    return error if behind is None or is_said_by_us(error) else behind

@@ -169,7 +169,7 @@ def main() -> None:
     args = get_args_parser().parse_args(sys.argv[1:])
     try:
         say(USAGE if args.help or not args.overrides else explain(args.overrides, args.config_dir))
-    except (Exception, KeyboardInterrupt) as error:
+    except cli.ENDINGS as error:
         sys.exit(cli.report(error))
 
 

@@ -18,8 +18,8 @@ import threading
 import traceback
 import uuid
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
-from types import FrameType
 from typing import Any, cast
 
 from hydra.core.hydra_config import HydraConfig
@@ -28,6 +28,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from detr_exp.compose import stored
 from detr_exp.mistakes import ConfigError
+from detr_exp.signals import Interrupt, Interrupted, ended_by
 from detr_exp.terminal import guard_messages
 from detr_exp.trainer.collector import off_until_training
 
@@ -178,11 +179,13 @@ def _on_ranks(job: Job, count: int) -> float | None:
 
     # not in the main thread, where the launcher would catch signals itself and give ranks 30 seconds to save
     launcher = threading.Thread(target=launch, name="launcher")
-    with _Forwarding() as forwarding:
+    with Interrupt(at_once=partial(_send, signal.SIGKILL)) as interrupt:
         launcher.start()
+        delivered = False
         while launcher.is_alive():
             launcher.join(0.2)
-            forwarding.deliver()
+            if interrupt.number is not None and not delivered:
+                delivered = _send(interrupt.number)
     result = ended[0]
     if isinstance(result, ChildFailedError):
         raise _reason(result) from None
@@ -229,15 +232,12 @@ def _is_peer_failed(error: BaseException) -> bool:
     return isinstance(error, PeerFailed)
 
 
-def _reason(error: Any) -> Exception:
+def _reason(error: Any) -> BaseException:
     """What the parent raises for the failures that the launcher has seen."""
-    from detr_exp.trainer.signals import EXIT_STATUS, Interrupted
-
     rank, failure = min(error.failures.items(), key=lambda item: item[1].timestamp)
     status, killed_by = failure.exitcode, -min(0, failure.exitcode)
-    for number in EXIT_STATUS:  # it came before the training had begun, so there is nothing to save
-        if killed_by == number or status == EXIT_STATUS[number]:
-            return Interrupted(number)
+    if number := ended_by(status):  # it came before the training had begun, so there is nothing to save
+        return Interrupted(number)
     told = failure.message["message"] if isinstance(failure.message, dict) else str(failure.message)
     words = told.partition(": ")[2]
     if status == 2:
@@ -246,44 +246,12 @@ def _reason(error: Any) -> Exception:
     return RanksFailed(f"rank {rank} {ending}, which stopped the others; to go on: trainer.resume=auto")
 
 
-class _Forwarding:
-    """While it is entered, the first signal goes to all ranks, which save and end; the second ends them at once."""
-
-    def __init__(self) -> None:
-        self.number: int | None = None
-        self.delivered = False
-
-    def __enter__(self) -> _Forwarding:
-        from detr_exp.trainer.signals import EXIT_STATUS
-
-        self.previous = {}
-        if threading.current_thread() is threading.main_thread():
-            self.previous = {number: signal.signal(number, self._note) for number in EXIT_STATUS}
-        return self
-
-    def __exit__(self, *raised: object) -> None:
-        for number, handler in self.previous.items():
-            signal.signal(number, handler)
-
-    def deliver(self) -> None:
-        """Forward what was noted, once there are ranks."""
-        ranks = multiprocessing.active_children()
-        if self.number is not None and ranks and not self.delivered:
-            self.delivered = True
-            _send(self.number)
-
-    def _note(self, number: int, frame: FrameType | None) -> None:
-        if self.number is not None:
-            _send(signal.SIGKILL)
-            signal.signal(number, signal.SIG_DFL)
-            os.kill(os.getpid(), number)
-        self.number = number
-
-
-def _send(number: int) -> None:
-    for child in multiprocessing.active_children():
-        if child.pid is not None:
-            os.kill(child.pid, number)
+def _send(number: int) -> bool:
+    """Send a signal to all ranks; whether there are any."""
+    pids = [child.pid for child in multiprocessing.active_children() if child.pid is not None]
+    for pid in pids:
+        os.kill(pid, number)
+    return bool(pids)
 
 
 def _silence_the_launcher() -> None:

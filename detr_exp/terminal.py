@@ -11,6 +11,7 @@ import re
 import warnings
 from typing import Any, TextIO
 
+from detr_exp.streams import keep_open
 from detr_exp.tracker.secrets import masked
 
 # control characters but for tab and newline, marks that turn the direction of writing, halves of characters
@@ -33,7 +34,12 @@ def say(*texts: object, file: TextIO | None = None) -> None:
 
 
 def guard_messages() -> None:
-    """Have every warning and every record of every logger pass through `shown`, whoever wrote it."""
+    """Have every warning and every record of every logger pass through `shown`, whoever wrote it.
+
+    What cannot be written is dropped without a word: a log on a full disk is no reason to stop.
+    """
+    keep_open()
+    logging.raiseExceptions = False
     make = logging.getLogRecordFactory()
     if getattr(make, "is_guarded", False):
         return

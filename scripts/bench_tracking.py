@@ -19,9 +19,9 @@ from measure import Row, Section, interleaved, run
 from training_step import batch_of
 
 from detr_exp import build
+from detr_exp.signals import Interrupt
 from detr_exp.structures import Batch
 from detr_exp.trainer.hardware import cpu_has_bf16
-from detr_exp.trainer.signals import Interrupt
 
 SIDE, IMAGES, STEPS = 320, 2, 2000
 AMP = "bf16" if cpu_has_bf16() else "null"

@@ -9,8 +9,8 @@ import pytest
 
 from detr_exp import cli
 from detr_exp.mistakes import ConfigError
+from detr_exp.signals import Interrupted
 from detr_exp.trainer.hardware import Hardware
-from detr_exp.trainer.signals import Interrupted
 from detr_exp.trainer.trainer import NonFiniteError
 
 
@@ -28,6 +28,14 @@ def a_mistake() -> None:
 
 def a_bug() -> None:
     int("ten")
+
+
+def a_library_stumbles() -> None:
+    """As Hydra does where it is interrupted while it reads a file."""
+    try:
+        raise Interrupted(10)
+    finally:
+        int("ten")
 
 
 def raised(error: BaseException) -> Callable[[], None]:
@@ -51,6 +59,7 @@ def raised(error: BaseException) -> Callable[[], None]:
         (raised(Interrupted(15)), 143, False),
         (raised(Interrupted(2)), 130, False),
         (raised(KeyboardInterrupt()), 130, False),
+        (a_library_stumbles, 75, False),
     ],
 )
 def test_the_status_says_whose_fault_it_was(

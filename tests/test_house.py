@@ -18,6 +18,8 @@ WITHOUT_CONF = {"ops"}
 # A module imports from lower layers and from its own folder. The longest prefix decides.
 LAYERS = {
     "structures": 0,
+    "signals": 0,
+    "streams": 0,
     "mistakes": 0,
     "writing": 0,
     "terminal": 3,

@@ -19,9 +19,9 @@ import pytest
 
 from detr_exp import launch
 from detr_exp.mistakes import ConfigError
+from detr_exp.signals import Interrupted
 from detr_exp.trainer import checkpoint as files
 from detr_exp.trainer.ending import PrunedError
-from detr_exp.trainer.signals import Interrupted
 
 TRAIN = [sys.executable, "-m", "detr_exp.train"]
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "detr_exp.train"]
@@ -142,20 +142,12 @@ def test_what_the_parent_makes_of_a_failed_rank(exitcode: int, message: Any, kin
     assert re.search(words, str(error))
 
 
-def test_a_signal_goes_to_the_ranks_once_and_the_second_time_ends_them(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_signal_goes_to_all_ranks_there_are(monkeypatch: pytest.MonkeyPatch) -> None:
     sent: list[tuple[int, int]] = []
     ranks: list[SimpleNamespace] = []
     monkeypatch.setattr(multiprocessing, "active_children", lambda: ranks)
     monkeypatch.setattr(os, "kill", lambda pid, number: sent.append((pid, number)))
-    before = signal.getsignal(signal.SIGTERM)
-    with launch._Forwarding() as forwarding:
-        forwarding._note(signal.SIGTERM, None)
-        forwarding.deliver()
-        assert sent == [], "there are no ranks yet"
-        ranks += [SimpleNamespace(pid=7), SimpleNamespace(pid=8)]
-        forwarding.deliver()
-        forwarding.deliver()
-        assert sent == [(7, signal.SIGTERM), (8, signal.SIGTERM)]
-        forwarding._note(signal.SIGTERM, None)
-        assert sent[2:] == [(7, signal.SIGKILL), (8, signal.SIGKILL), (os.getpid(), signal.SIGTERM)]
-    assert signal.getsignal(signal.SIGTERM) is before
+    assert not launch._send(signal.SIGTERM), "there are no ranks yet"
+    ranks += [SimpleNamespace(pid=7), SimpleNamespace(pid=8)]
+    assert launch._send(signal.SIGTERM)
+    assert sent == [(7, signal.SIGTERM), (8, signal.SIGTERM)]

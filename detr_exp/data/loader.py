@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import os
+import signal
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,10 +21,30 @@ from detr_exp.data.content import Objects, Split
 from detr_exp.data.picture import PictureError
 from detr_exp.data.render import blended, layer, needed, resized_plainly, target_of, together
 from detr_exp.data.sampler import EvalSampler, Key, TrainSampler
-from detr_exp.structures import Target
+from detr_exp.signals import held_back, leave_to_parent
+from detr_exp.structures import Batch, Target
 
 _AUGMENT = 3  # stream of random numbers, beside those of the sampler
 MOST_WORKERS = 8
+# what torch and the system say when a process or what it shares cannot be had, and what mends it
+WANTS = {
+    ("Too many open files", "ancdata"): "the limit of open files is too low: raise it (ulimit -n 4096), or use",
+    ("shared memory",): "shared memory (/dev/shm) is too small: give it more (docker run --shm-size=8g), or use",
+    (
+        "Cannot allocate memory",
+        "can't start new thread",
+        "Resource temporarily unavailable",
+    ): "the system gives no further process (memory, ulimit -u or -v): use",
+}
+ENDED = {
+    "SIGKILL": ", most likely because memory ran out",
+    "SIGBUS": ", most likely because shared memory (/dev/shm; docker run --shm-size=8g) is too small",
+}
+FEWER = "fewer workers: data.num_workers=1, or 0 for none"
+
+
+class WorkerError(RuntimeError):
+    """A process that loads pictures is gone or could not be had; what was learned until then can be saved."""
 
 
 @dataclass
@@ -58,8 +81,43 @@ class Loading:
             pin_memory=torch.cuda.is_available() if self.pin_memory is None else self.pin_memory,
             persistent_workers=workers > 0 and samples.augment is not None and self.persistent_workers is not False,
             prefetch_factor=(self.prefetch_factor or 2) if workers > 0 else None,
-            worker_init_fn=_one_thread,
+            worker_init_fn=_begin,
         )
+
+
+def batches(loader: Iterable[Batch]) -> Iterator[Batch]:
+    """The batches of a loader, whose workers leave signals to this process.
+
+    Raises:
+        WorkerError: between two batches, whenever a worker was lost.
+    """
+    iterator: Any = None
+    noticed = getattr(signal, "SIGCHLD", None)
+    before = noticed and signal.getsignal(noticed)
+    try:
+        with held_back():
+            iterator = iter(loader)
+            # torch would raise in the middle of a step when a worker ends; asked for a batch, it notices as well
+            if before is not None and signal.getsignal(noticed) is not before:
+                signal.signal(noticed, before)
+        yield from iterator
+    except (RuntimeError, OSError) as error:
+        if not getattr(loader, "num_workers", 0):
+            raise
+        started = iterator or getattr(loader, "_iterator", None)  # where they are kept from epoch to epoch
+        for worker in getattr(started, "_workers", ()):
+            if worker.exitcode:
+                raise WorkerError(f"{_ending(worker.exitcode)}; use {FEWER}") from None
+        for words, advice in WANTS.items():
+            if any(word in str(error) for word in words):
+                first = str(error).strip().splitlines()[-1]
+                raise WorkerError(f"pictures cannot be loaded ({first}): {advice} {FEWER}") from error
+        raise
+
+
+def _ending(exit_code: int) -> str:
+    name = signal.Signals(-exit_code).name if exit_code < 0 else f"exit status {exit_code}"
+    return f"a process that loads pictures was ended by {name}{ENDED.get(name, '')}"
 
 
 class Samples(Dataset):
@@ -166,5 +224,6 @@ def _cores() -> int:
     return max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
 
 
-def _one_thread(worker: int) -> None:
+def _begin(worker: int) -> None:
+    leave_to_parent()
     torch.set_num_threads(1)

@@ -35,7 +35,7 @@ class Console:
         if word not in BARS:
             raise ValueError(f"trainer.progress_bar is {progress_bar!r}; use {', '.join(BARS)}, true or false")
         self.is_heard = is_heard
-        self.terminal = sys.stdout.isatty()
+        self.terminal = sys.stdout is not None and sys.stdout.isatty()
         self.bar = word if self.terminal else "none"
 
     def line(self, text: str) -> None:

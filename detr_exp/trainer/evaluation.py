@@ -11,10 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from detr_exp.data.loader import batches
+from detr_exp.signals import Interrupt, Interrupted
 from detr_exp.structures import Batch, Detections, Outputs
 from detr_exp.trainer import distributed
 from detr_exp.trainer.precision import Precision
-from detr_exp.trainer.signals import Interrupt, Interrupted
 
 log = logging.getLogger(__name__)
 SHOWN = {"mAP", "mAP50", "mAP75", "mAP_small", "mAP_medium", "mAP_large"}
@@ -48,6 +49,7 @@ def evaluate(
 
     Raises:
         Interrupted: a signal came.
+        WorkerError: a process that loads pictures was lost.
     """
     was_training = network.training
     network.eval()
@@ -55,7 +57,7 @@ def evaluate(
     losses: dict[str, Tensor] = {}
     images, network_seconds, started = 0, 0.0, time.perf_counter()
     try:
-        for batch in loader:
+        for batch in batches(loader):
             moved = batch.to(precision.device, non_blocking=True)
             began = time.perf_counter()
             with precision.autocast():

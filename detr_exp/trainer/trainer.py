@@ -22,6 +22,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from detr_exp.data.loader import WorkerError, batches
+from detr_exp.signals import Interrupt, Interrupted
 from detr_exp.structures import Batch
 from detr_exp.trainer import distributed
 from detr_exp.trainer.announce import say_start
@@ -30,7 +32,7 @@ from detr_exp.trainer.collector import on_for_training
 from detr_exp.trainer.console import Console
 from detr_exp.trainer.ema import EMA
 from detr_exp.trainer.ending import PrunedError
-from detr_exp.trainer.evaluation import as_float32
+from detr_exp.trainer.evaluation import as_float32, headline
 from detr_exp.trainer.first_look import keep_samples, refuse_wrong_evaluator
 from detr_exp.trainer.hardware import Hardware
 from detr_exp.trainer.keeping import NonFiniteError, number_newest, save_newest
@@ -38,7 +40,6 @@ from detr_exp.trainer.precision import Precision
 from detr_exp.trainer.resume import bring_bests, judged_otherwise, put_back, read
 from detr_exp.trainer.selection import BestMetric, EarlyStopping
 from detr_exp.trainer.settings import refuse_wrong_settings
-from detr_exp.trainer.signals import Interrupt, Interrupted
 from detr_exp.trainer.skipped import note_skipped
 from detr_exp.trainer.state import Run, State, floating_buffers
 from detr_exp.trainer.validation import evaluate_epoch, finish
@@ -109,20 +110,25 @@ class Trainer:
         Raises:
             Interrupted: a signal came; the state is saved.
             NonFiniteError: too many steps in a row were not finite.
+            WorkerError: a process that loads pictures was lost; the state is saved.
             PrunedError: `run.judge` gave it up; its files are whole.
         """
         for sentence in bring_bests(run, state):
             self.console.line(sentence)
         keep_samples(self, run, state)
-        with on_for_training(), Interrupt(is_rank=distributed.world_size() > 1) as interrupt:
-            while True:
-                if self.is_due(state):
-                    self.close_epoch(run, state, interrupt)
-                elif self.has_ended(state):
-                    break
-                else:
-                    self.train_one_epoch(run, state, interrupt)
-        best = finish(self, run, state)
+        with on_for_training(), Interrupt(is_owned=True if distributed.world_size() > 1 else None) as interrupt:
+            try:
+                while self.is_due(state) or not self.has_ended(state):
+                    if self.is_due(state):
+                        self.close_epoch(run, state, interrupt)
+                    else:
+                        self.train_one_epoch(run, state, interrupt)
+            except WorkerError as error:  # between two steps
+                if distributed.world_size() > 1:
+                    raise  # the other ranks are in the middle of the next one
+                self.save_newest(run, state)
+                raise WorkerError(f"{error}. The state is saved; to go on: trainer.resume=auto") from error
+            best = finish(self, run, state, interrupt)
         if state.is_given_up:
             raise PrunedError(best, state.epoch_number)
         return best
@@ -236,15 +242,26 @@ class Trainer:
         return state.step > state.closed and (state.batch == 0 or self.is_exhausted(state))
 
     def close_epoch(self, run: Run, state: State, interrupt: Interrupt) -> None:
-        """Evaluate where it is time to, then save: the newest checkpoint, and sometimes a numbered one."""
+        """Evaluate where it is time to, then save: the newest checkpoint, and sometimes a numbered one.
+
+        What was found is printed when it is safe: who reads it may end the run.
+        """
+        found: dict[str, dict[str, float]] = {}
         if self.has_ended(state) or state.epoch % self.eval_interval == 0:
             try:
-                evaluate_epoch(self, run, state, interrupt)
+                found = evaluate_epoch(self, run, state, interrupt)
             except Interrupted:
                 self.save_newest(run, state)  # not closed: the evaluation is made again
                 raise
         state.closed = state.step
         self.save_newest(run, state)
+        for which, values in found.items():
+            self.console.metrics(f"epoch {state.epoch_number}/{self.epochs}  val, {which} weights", headline(values))
+        if state.early_stopping and state.early_stopping.is_reached:
+            self.console.line(
+                f"early stopping: no gain above {self.early_stopping_min_delta} in "
+                f"{self.early_stopping_patience} evaluations"
+            )
         if state.epoch % self.checkpoint_interval == 0 and state.batch == 0:
             number_newest(run, state, self.keep_checkpoints)
 
@@ -263,7 +280,7 @@ class Trainer:
         images, started = 0, time.perf_counter()
         done = state.batch // state.grad_accum_steps
         with self.console.progress(f"epoch {state.epoch + 1}/{self.epochs}", state.steps_per_epoch - done) as meter:
-            for window in windows(iter(state.loader), state.grad_accum_steps):
+            for window in windows(batches(state.loader), state.grad_accum_steps):
                 terms, skipped = self.train_step(run, state, window)
                 state.step += 1
                 state.batch += len(window)

@@ -6,6 +6,8 @@ import math
 from contextlib import nullcontext
 from typing import TYPE_CHECKING
 
+from detr_exp.data.loader import WorkerError
+from detr_exp.signals import Interrupt, Interrupted
 from detr_exp.structures import Batch, Detections
 from detr_exp.trainer import checkpoint as files
 from detr_exp.trainer.announce import say_result
@@ -17,7 +19,6 @@ from detr_exp.trainer.pictures import Pictures, keep_charts
 from detr_exp.trainer.precision import Precision
 from detr_exp.trainer.resume import is_loss
 from detr_exp.trainer.sharding import gathered_weights, laid_out
-from detr_exp.trainer.signals import Interrupt, Interrupted
 from detr_exp.trainer.skipped import note_skipped
 from detr_exp.trainer.state import Run, State, floating_buffers
 from detr_exp.trainer.worst import keep_details
@@ -26,13 +27,18 @@ if TYPE_CHECKING:
     from detr_exp.trainer.trainer import Trainer
 
 
-def evaluate_epoch(trainer: Trainer, run: Run, state: State, interrupt: Interrupt) -> None:
+def evaluate_epoch(trainer: Trainer, run: Run, state: State, interrupt: Interrupt) -> dict[str, dict[str, float]]:
     """Evaluate on the validation split, log, keep the best, and see whether to stop early.
+
+    Returns:
+        all metrics of the `ema` and the `raw` weights, as far as they were evaluated.
 
     Raises:
         Interrupted: a signal came; as if nothing had been evaluated.
+        WorkerError: a process that loads pictures was lost; as if nothing had been evaluated.
     """
     values: dict[str, float] = {}
+    evaluated: dict[str, dict[str, float]] = {}
     watched: dict[str, float] = {}
     before = {which: best.state_dict() for which, best in state.best.items()}
     epoch = state.epoch_number - 1
@@ -40,7 +46,7 @@ def evaluate_epoch(trainer: Trainer, run: Run, state: State, interrupt: Interrup
         pictures = Pictures(run.data, trainer.num_pictures, trainer.picture_threshold)
         try:
             found = evaluate_split(trainer, run, state, "val", which, needs_val_loss(trainer), pictures, interrupt)
-        except Interrupted:
+        except (Interrupted, WorkerError):
             for name, best in state.best.items():
                 best.load_state_dict(before[name])
             raise
@@ -52,8 +58,7 @@ def evaluate_epoch(trainer: Trainer, run: Run, state: State, interrupt: Interrup
             once(files.save, slim(run, state, which, found), run.output_dir / files.BEST[which])
             once(keep_details, run, "val", run.make_metric("val"), found, state.step, trainer.num_pictures)
             once(keep_charts, run, found, state.step)
-        title = f"epoch {state.epoch_number}/{trainer.epochs}  val, {which} weights"
-        trainer.console.metrics(title, headline(found))
+        evaluated[which] = found
         once(watch, trainer, run, state, which, found)
         picture = once(pictures.save, run.output_dir / "predictions", state.step)
         if picture is not None:
@@ -62,11 +67,9 @@ def evaluate_epoch(trainer: Trainer, run: Run, state: State, interrupt: Interrup
     run.tracker.log(state.step, values)
     if run.judge is not None:
         state.is_given_up = once(run.judge, state.epoch_number, watched[which])
-    if state.early_stopping and state.early_stopping.update(stopping_value(trainer, watched), epoch):
-        trainer.console.line(
-            f"early stopping: no gain above {trainer.early_stopping_min_delta} in "
-            f"{trainer.early_stopping_patience} evaluations"
-        )
+    if state.early_stopping:
+        state.early_stopping.update(stopping_value(trainer, watched), epoch)
+    return evaluated
 
 
 def evaluate_split(
@@ -110,10 +113,11 @@ def evaluate_split(
         )
 
 
-def finish(trainer: Trainer, run: Run, state: State) -> float | None:
+def finish(trainer: Trainer, run: Run, state: State, interrupt: Interrupt) -> float | None:
     """`checkpoint_best_total.pth` from the better of the two bests, the test run, and the value of the best.
 
     Raises:
+        Interrupted: a signal came; a run that goes on makes all this again.
         NonFiniteError: evaluations were made, and none of them gave a finite value.
     """
     evaluated = {which: best for which, best in state.best.items() if best.best_raw is not None}
@@ -135,7 +139,7 @@ def finish(trainer: Trainer, run: Run, state: State) -> float | None:
     values |= {f"best/{name}": value for name, value in headline(files.load(total)["metrics"]).items()}
     if trainer.run_test and run.data.test is not None:
         state.network.load_state_dict(laid_out(files.load(total)["model"], state.network.state_dict()))
-        found = evaluate_split(trainer, run, state, "test", "raw", trainer.compute_test_loss)
+        found = evaluate_split(trainer, run, state, "test", "raw", trainer.compute_test_loss, interrupt=interrupt)
         trainer.console.metrics(f"test, best {winner} weights (epoch {epoch})", headline(found))
         values |= named(trainer, "test", found)
     run.tracker.log(state.step, values)

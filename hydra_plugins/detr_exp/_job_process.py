@@ -17,11 +17,22 @@ from pathlib import Path
 from hydra.core.singleton import Singleton
 from hydra.core.utils import JobStatus, run_job, setup_globals
 
+from detr_exp.signals import Interrupt, Interrupted
+from detr_exp.terminal import guard_messages
 from detr_exp.writing import write
 from hydra_plugins.detr_exp._ledger import first_line
 
 
 def main(task: str, answer: str) -> None:
+    guard_messages()
+    try:
+        with Interrupt(raises=True):
+            work(task, answer)
+    except Interrupted as ended:
+        sys.exit(ended.exit_status)
+
+
+def work(task: str, answer: str) -> None:
     threading.Thread(target=end_with_parent, daemon=True).start()
     with open(task, "rb") as file:
         sys.path[:] = pickle.load(file)

@@ -25,6 +25,7 @@ from detr_exp.mistakes import ConfigError, flat
 from detr_exp.ranges import refuse_out_of_range
 from detr_exp.terminal import say
 from detr_exp.tracker.secrets import masked
+from detr_exp.trainer.ending import status_of
 from hydra_plugins.detr_exp._ledger import FINISHED, UNFINISHED, Entry, Job, first_line
 from hydra_plugins.detr_exp._parent import parent_run
 from hydra_plugins.detr_exp._recorded import JOB_LOCK, RecordedTask
@@ -180,7 +181,8 @@ class Sweep:
         def on_end(number: int, result: JobReturn, started: float) -> str:
             job = drawn[number]
             if self.entry_of(job) is None:  # its process is gone without having said anything
-                self.ledger.record(job, started, "failed", reason=first_line(result._return_value))
+                error = result._return_value
+                self.ledger.record(job, started, status_of(error), reason=first_line(error))
             entry = cast(Entry, self.entry_of(job))
             ended(job, entry)
             return f"{' '.join(job.swept)}  {summary_of(entry)}  ({next(count)} of {total})"

@@ -25,7 +25,7 @@ from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, open_dict
 
-from detr_exp.trainer.signals import Interrupt, Interrupted
+from detr_exp.signals import OWNED, Interrupt, Interrupted, ended_by
 from hydra_plugins.detr_exp._recorded import JobError
 
 LOG = "job.log"  # in the run folder: what a run prints
@@ -131,7 +131,7 @@ class LocalLauncher(Launcher):
         with open(task, "wb") as file:
             pickle.dump(sys.path, file)
             cloudpickle.dump((self.hydra_context, self.task_function, config, Singleton.get_state()), file)
-        environment = os.environ | dict.fromkeys(THREADS, str(self.threads))
+        environment = os.environ | dict.fromkeys(THREADS, str(self.threads)) | {OWNED: "1"}
         if self.gpus:
             environment["CUDA_VISIBLE_DEVICES"] = self.gpus[slot % len(self.gpus)]
         with open(folder / LOG, "ab") as log:
@@ -155,6 +155,8 @@ def result_of(run: Running) -> JobReturn:
             return JobReturn(status=JobStatus.FAILED, _return_value=JobError(told["error"]))
         return JobReturn(status=JobStatus.COMPLETED, _return_value=told["value"])
     code = run.process.returncode
+    if number := ended_by(code):
+        return JobReturn(status=JobStatus.FAILED, _return_value=Interrupted(number))
     how = f"by {signal.Signals(-code).name}" if code < 0 else f"with exit status {code}"
     return JobReturn(status=JobStatus.FAILED, _return_value=JobError(f"its process was ended {how}"))
 

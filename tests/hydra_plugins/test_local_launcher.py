@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from detr_exp.trainer.signals import Interrupted
+from detr_exp.signals import Interrupted
 from hydra_plugins.detr_exp.local_launcher import LocalLauncher, visible_gpus
 
 APP = """

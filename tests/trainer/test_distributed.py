@@ -14,7 +14,6 @@ from detr_exp import build
 from detr_exp.train import train_in
 from detr_exp.trainer import checkpoint as files
 from detr_exp.trainer import distributed
-from detr_exp.trainer.signals import Interrupt
 
 ACCUMULATED = "trainer.grad_accum_steps=2"
 
@@ -229,13 +228,6 @@ def test_one_process_gets_back_what_it_gave():
     assert distributed.joined(images) is images
     values = torch.ones(3)
     assert distributed.averaged(values) is values
-
-
-def test_a_rank_is_not_ended_by_the_same_signal_twice():
-    interrupt = Interrupt(is_rank=True)
-    interrupt._note(15, None)
-    interrupt._note(15, None)
-    assert interrupt.number == 15
 
 
 def test_words_for_hardware(small):

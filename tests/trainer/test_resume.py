@@ -13,10 +13,10 @@ import torch
 from filelock import FileLock
 
 from detr_exp import build
+from detr_exp.signals import Interrupted
 from detr_exp.train import train_in
 from detr_exp.trainer import checkpoint as files
 from detr_exp.trainer import resume, trainer, validation
-from detr_exp.trainer.signals import Interrupted
 from detr_exp.trainer.trainer import Trainer
 
 SPEC = importlib.util.spec_from_file_location(
