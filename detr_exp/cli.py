@@ -31,9 +31,11 @@ from detr_exp.mistakes import OURS, ConfigError, groups_of, is_said_by_us
 from detr_exp.signals import Interrupt, Interrupted
 from detr_exp.terminal import guard_messages, say
 from detr_exp.tracker.secrets import mask_files
+from detr_exp.trainer import ending
 
 Task = Callable[[DictConfig], float | None]
-DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)
+DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EFBIG)
+OPEN_FILES = (errno.EMFILE, errno.ENFILE)
 ENDINGS = (Exception, KeyboardInterrupt, Interrupted)
 
 
@@ -168,10 +170,19 @@ def report(error: BaseException) -> int:
         told = first_words(error) if isinstance(error, HydraException) else error
         if isinstance(error, OSError):
             where = error.filename or "a file of the run"
-            told = f"{where} cannot be used ({error.strerror}); free space, or choose another folder: hydra.run.dir=..."
+            mend = "raise ulimit -f" if error.errno == errno.EFBIG else "free space"
+            told = f"{where} cannot be used ({error.strerror}); {mend}, or choose another folder: hydra.run.dir=..."
         say(f"error: {told}", file=sys.stderr)
     elif isinstance(error, RuntimeError) and type(error).__module__.startswith(OURS):
         say(f"error: {error}", file=sys.stderr)
+    elif isinstance(error, OSError) and error.errno in OPEN_FILES:
+        say(f"error: {error}; raise the limit of open files: ulimit -n 4096, or data.num_workers=0", file=sys.stderr)
+    elif ending.status_of(error) == "oom":
+        first = (str(error).strip() or type(error).__name__).splitlines()[0]
+        say(
+            f"error: memory ran out ({first}); ask for less: trainer.batch_size=1, or auto",
+            file=sys.stderr,
+        )
     else:
         say("".join(traceback.format_exception(error)), file=sys.stderr)
     return status

@@ -115,7 +115,8 @@ def train_in(
             best = trainer.fit(run, state)
             run.tracker.checkpoint(folder / files.BEST_TOTAL)
         except BaseException as error:
-            run.tracker.finish(status_of(error), str(error))
+            with suppress(OSError):  # of a full disk, which ended the run
+                run.tracker.finish(status_of(error), str(error))
             raise
         run.tracker.finish()
     return best
