@@ -106,14 +106,20 @@ def ended_by(exit_code: int) -> signal.Signals | None:
 
 @contextmanager
 def held_back() -> Iterator[None]:
-    """The signals wait until the end of the block; processes started in it are born with them held back for good."""
+    """The signals wait until the end of the block; processes started in it are born with them held back for good.
+
+    Nor does a library get to hear of it when one of these ends: torch would raise in the middle of a step, where it
+    notices as well when it is asked for the next batch.
+    """
     if not hasattr(signal, "pthread_sigmask"):
         yield
         return
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, EXIT_STATUS)
+    before, on_end = signal.pthread_sigmask(signal.SIG_BLOCK, EXIT_STATUS), signal.getsignal(signal.SIGCHLD)
     try:
         yield
     finally:
+        if on_end is not None and signal.getsignal(signal.SIGCHLD) is not on_end:
+            signal.signal(signal.SIGCHLD, on_end)
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 

@@ -92,14 +92,9 @@ def batches(loader: Iterable[Batch]) -> Iterator[Batch]:
         WorkerError: between two batches, whenever a worker was lost.
     """
     iterator: Any = None
-    noticed = getattr(signal, "SIGCHLD", None)
-    before = noticed and signal.getsignal(noticed)
     try:
         with held_back():
             iterator = iter(loader)
-            # torch would raise in the middle of a step when a worker ends; asked for a batch, it notices as well
-            if before is not None and signal.getsignal(noticed) is not before:
-                signal.signal(noticed, before)
         yield from iterator
     except (RuntimeError, OSError) as error:
         if not getattr(loader, "num_workers", 0):
