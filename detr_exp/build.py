@@ -115,6 +115,7 @@ def run(cfg: DictConfig, output_dir: Path, *, identity: str = "", resume_from: P
     """
     from detr_exp.trainer.state import Run
     from detr_exp.trainer.trial import judge
+    from detr_exp.trainer.validation import refuse_unknown_monitor
 
     refuse_unready(cfg)
     _refuse_idle_keys(cfg)
@@ -127,7 +128,7 @@ def run(cfg: DictConfig, output_dir: Path, *, identity: str = "", resume_from: P
     made = network(cfg, data_set)
     for split in ("train", "val"):
         data_set.refuse(split, made)
-    return Run(
+    made_run = Run(
         data=data_set,
         network=made,
         criterion=criterion(cfg, data_set),
@@ -142,6 +143,8 @@ def run(cfg: DictConfig, output_dir: Path, *, identity: str = "", resume_from: P
         resume_from=resume_from,
         judge=judge(),
     )
+    refuse_unknown_monitor(made_run, *(cfg.trainer.get(name) for name in ("monitor", "compute_val_loss")))
+    return made_run
 
 
 def optimizer(cfg: DictConfig) -> Callable[[nn.Module], torch.optim.Optimizer]:

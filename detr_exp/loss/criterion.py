@@ -28,6 +28,12 @@ from detr_exp.matcher.hungarian import Assignment
 from detr_exp.ops.boxes import EPS
 from detr_exp.structures import Denoising, Outputs, Prediction, Targets
 
+TERMS = {  # of the last layer, by what the network predicts
+    "boxes": ("loss_class", "loss_bbox", "loss_giou"),
+    "masks": ("loss_mask_ce", "loss_mask_dice"),
+    "keypoints": ("loss_keypoint_l1", "loss_keypoint_findable", "loss_keypoint_visible", "loss_keypoint_nll"),
+}
+
 
 class _Part(NamedTuple):
     """Predictions over the same queries, with their pairs.
@@ -188,7 +194,7 @@ class SetCriterion(nn.Module):
         labels = labels.index_copy_(0, rows, targets.labels[target])
         quality = boxes.new_zeros(len(boxes)).index_copy_(0, rows, pairs.quality)
 
-        terms: dict[str, list[Tensor]] = {"loss_class": [], "loss_bbox": [], "loss_giou": []}
+        terms: dict[str, list[Tensor]] = {name: [] for name in TERMS["boxes"]}
         first_row, first_pair = 0, 0
         for part in parts:
             shape = part.pairs.query.shape
@@ -221,14 +227,16 @@ class SetCriterion(nn.Module):
         sums: dict[str, tuple[float, Tensor]] = {}
         if layers.masks is not None and targets.masks is not None:
             mask = mask_losses(part.predictions, part.pairs, targets.masks)
-            sums["loss_mask_ce"] = weights.mask_ce, mask.ce
-            sums["loss_mask_dice"] = weights.mask_dice, mask.dice
+            sums |= zip(TERMS["masks"], ((weights.mask_ce, mask.ce), (weights.mask_dice, mask.dice)))
         if layers.keypoints is not None and targets.keypoints is not None:
             keypoint = keypoint_losses(part.predictions, part.pairs, targets, self.keypoint_counts)
-            sums["loss_keypoint_l1"] = weights.keypoint_l1, keypoint.l1
-            sums["loss_keypoint_findable"] = weights.keypoint_findable, keypoint.findable
-            sums["loss_keypoint_visible"] = weights.keypoint_visible, keypoint.visible
-            sums["loss_keypoint_nll"] = weights.keypoint_nll, keypoint.nll
+            weighted = (
+                (weights.keypoint_l1, keypoint.l1),
+                (weights.keypoint_findable, keypoint.findable),
+                (weights.keypoint_visible, keypoint.visible),
+                (weights.keypoint_nll, keypoint.nll),
+            )
+            sums |= zip(TERMS["keypoints"], weighted)
         divisor = _between(1, num_boxes) * part.copies
         return {name: vector * (weight / divisor) for name, (weight, vector) in sums.items()}
 

@@ -18,6 +18,7 @@ WARMUP_SHAPES: dict[str, Callable[[int, int], float]] = {
     "quadratic": lambda step, length: (step / length) ** 2,  # DEIM
 }
 LONGEST_WARMUP = 0.3
+EPOCHS = ("milestones", "drop_epoch", "flat_epochs")  # settings that name epochs at which a rate begins to fall
 
 
 def constant(step: int, *, steps_per_epoch: int, total_steps: int, warmup_steps: int) -> float:
@@ -97,6 +98,7 @@ def build_schedule(
             f"optim.warmup_shape is {warmup_shape!r}; use {', '.join(WARMUP_SHAPES)}: optim.warmup_shape=linear"
         )
     rising = WARMUP_SHAPES[warmup_shape]
+    _point_out_epochs_after_the_end(shape, total_steps / steps_per_epoch)
     shape = partial(shape, steps_per_epoch=steps_per_epoch, total_steps=total_steps, warmup_steps=length)
 
     def schedule(step: int) -> float:
@@ -122,6 +124,20 @@ def warmup_steps(warmup: float, unit: str, steps_per_epoch: int, total_steps: in
             stacklevel=2,
         )
     return length
+
+
+def _point_out_epochs_after_the_end(shape: Callable[..., float], epochs: float) -> None:
+    """Warn where a schedule waits for an epoch that the run does not reach, so that its rate never falls there."""
+    settings = getattr(shape, "keywords", {})
+    for name in EPOCHS:
+        given = settings.get(name)
+        late = [epoch for epoch in (given if isinstance(given, Sequence) else [given]) if (epoch or 0) >= epochs]
+        if late:
+            warnings.warn(
+                f"optim.scheduler.{name} is {given}, but the run has {epochs:g} epochs: it never comes to "
+                f"{', '.join(map(str, late))}, and the learning rate does not fall there",
+                stacklevel=3,
+            )
 
 
 def _half_cosine(step: int, start: float, end: float, min_factor: float) -> float:

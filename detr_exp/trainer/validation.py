@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import difflib
 import math
+from collections.abc import Iterable
 from contextlib import nullcontext
 from typing import TYPE_CHECKING
 
 from detr_exp.data.loader import WorkerError
+from detr_exp.loss.criterion import TERMS
+from detr_exp.metric.coco import CocoMetric
 from detr_exp.signals import Interrupt, Interrupted
 from detr_exp.structures import Batch, Detections
 from detr_exp.trainer import checkpoint as files
@@ -186,9 +190,42 @@ def monitored(trainer: Trainer, found: dict[str, float]) -> float:
         ValueError: the run does not measure what `monitor` names.
     """
     name = trainer.monitor or next(n for n in ("keypoint_mAP", "segm_mAP", "mAP") if n in found)
-    if name.removeprefix("val/") not in found:
-        raise ValueError(
-            f"trainer.monitor is {name!r}, which this run does not measure; use one of {', '.join(sorted(found))}"
-        )
+    _refuse_unless_measured(name, found)
     value = found[name.removeprefix("val/")]
     return -value if is_loss(name) else value
+
+
+def refuse_unknown_monitor(run: Run, monitor: str | None, compute_val_loss: bool | str) -> None:
+    """Refuse to watch what the run's evaluations do not give: known before anything is trained, if the metric is ours.
+
+    Args:
+        run: its data, network and metric decide what is measured.
+        monitor: `trainer.monitor`.
+        compute_val_loss: `trainer.compute_val_loss`.
+
+    Raises:
+        ValueError: names what there is.
+    """
+    if monitor is None:
+        return
+    metric = run.make_metric("val", tuple(run.data.split("val").image_ids[:1]))
+    if not isinstance(metric, CocoMetric):
+        return
+    losses = {"loss", *TERMS["boxes"]}
+    for task in ("masks", "keypoints"):
+        losses |= set(TERMS[task]) if getattr(run.network, f"predicts_{task}", False) else set()
+    _refuse_unless_measured(monitor, {*metric.compute(), *(losses if compute_val_loss else ())} - {"nonfinite"})
+
+
+def _refuse_unless_measured(monitor: str, measured: Iterable[str]) -> None:
+    name, known = monitor.removeprefix("val/"), sorted(measured)
+    if name in known:
+        return
+    in_any_case = {other.casefold(): other for other in known}
+    alike = in_any_case.get(name.casefold()) or next(iter(difflib.get_close_matches(name, known, n=1)), None)
+    meant = f"did you mean trainer.monitor=val/{alike}? " if alike else ""
+    without = " (trainer.compute_val_loss=false leaves losses out)" if is_loss(monitor) and "loss" not in known else ""
+    raise ValueError(
+        f"trainer.monitor is {monitor!r}, which this run does not measure{without}; {meant}use one of "
+        f"{', '.join(known)}"
+    )

@@ -1,6 +1,7 @@
 """Schedules against the closed forms of the recipes they come from."""
 
 import math
+import warnings
 from functools import partial
 
 import pytest
@@ -74,6 +75,22 @@ def test_deim_flat_cosine():
 def test_units_of_the_warmup(warmup, unit):
     schedule = build(constant, warmup=warmup, warmup_unit=unit)
     assert schedule(38) == 39 / 40 < schedule(39) == 1.0
+
+
+@pytest.mark.parametrize(
+    ("shape", "late"),
+    [
+        (partial(multistep, milestones=[3, 10, 12], gamma=0.1), "10, 12,"),
+        (partial(step, drop_epoch=10, factor=0.1), "10,"),
+        (partial(flat_cosine, flat_epochs=11, final_epochs=0, min_factor=0.5), "11,"),
+    ],
+)
+def test_epochs_after_the_end_are_pointed_out(shape, late):
+    with pytest.warns(UserWarning, match=f"the run has 10 epochs: it never comes to {late}"):
+        build(shape)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        build(shape, epochs=20)
 
 
 def test_a_long_warmup_is_pointed_out():

@@ -266,12 +266,26 @@ def test_it_overfits_a_few_pictures(fit):
         ("trainer.eval_interval=0", r"trainer\.eval_interval"),
         ("trainer.evaluate_weights=all", "ema, raw or both"),
         ("trainer.progress_bar=fancy", "rich, tqdm, none"),
-        ("trainer.monitor=val/mAP_huge", "use one of"),
+        ("trainer.monitor=val/map50", r"did you mean trainer\.monitor=val/mAP50\?.*AP/arrow"),
+        ("trainer.monitor=AP/dragon", "which this run does not measure"),
+        ("trainer.monitor=val/segm_mAP", "which this run does not measure"),
+        ("trainer.monitor=val/nonfinite", "which this run does not measure"),
+        ("trainer.monitor=val/loss_mask_ce", "which this run does not measure"),
+        ("trainer.monitor=val/loss trainer.compute_val_loss=false", "compute_val_loss=false leaves losses out"),
     ],
 )
 def test_wrong_settings_name_the_override(small, tmp_path, word, message):
     with pytest.raises(ValueError, match=message):
         train_in(tmp_path, small("trainer.max_steps=1", *word.split()))
+    assert not (tmp_path / "metrics.jsonl").exists(), "nothing was trained"
+
+
+@pytest.mark.parametrize("monitor", ["AP/arrow", "val/F1", "loss", "val/loss_giou"])
+def test_what_is_measured_may_be_watched(fit, monitor):
+    """What is accepted before the training is there after it."""
+    folder = fit("trainer.max_steps=1", f"trainer.monitor={monitor}", "trainer.log_per_class_metrics=true")
+    best = files.load(folder / files.BEST_TOTAL)["metrics"]
+    assert monitor.removeprefix("val/") in best
 
 
 @pytest.fixture
