@@ -49,8 +49,8 @@ WORDS = (
 )
 LIMIT = 300.0  # seconds for one run
 # parts of names that are drawn anew in every run
-DRAWN = ((r"[0-9a-f]{32}", "<id>"), (r"\.[0-9a-f]{12}\.part", ".<id>.part"), (r"\d{13}\+[0-9a-f-]{36}", "<when>"))
-DRAWN = (*DRAWN, (r"\+<when>", "+<when>"), (r"(?<=/)m-<id>", "<id>"))
+DRAWN = ((r"[0-9a-f]{32}", "<id>"), (r"\.[0-9a-f]{12}\.part", ".<id>.part"), (r"\d{13}[+%][0-9A-Za-z+%-]*", "<when>"))
+DRAWN = (*DRAWN, (r"\.uploading\.\w{8}", ".uploading.<id>"))
 
 
 class Point(NamedTuple):
@@ -143,7 +143,7 @@ class Rehearsal:
             names = {path.name for folder in (one, two) for path in folder.glob("checkpoint*.pth")}
             for name in sorted(names):
                 if (one / name).exists() and (two / name).exists():
-                    found += differences(load(one / name), load(two / name), f"{two.name} {name}")
+                    found += differences(*map(told, (load(one / name), load(two / name))), f"{two.name} {name}")
                 else:
                     found.append(f"{two.name} {name} is in one of the folders only")
         return found + [f"left over: {path}" for path in self.root.rglob(".*.part")]
@@ -199,7 +199,10 @@ class Rehearsal:
                 "GROUP BY run_uuid, key, step HAVING count(*) > 1"
             ).fetchall()
             sent = {
-                run: {(key, step) for key, step in base.execute("SELECT key, step FROM metrics WHERE run_uuid = ?", (run,))}
+                run: {
+                    (key, step)
+                    for key, step in base.execute("SELECT key, step FROM metrics WHERE run_uuid = ?", (run,))
+                }
                 for (run,) in base.execute("SELECT run_uuid FROM runs").fetchall()
             }
         wanted = len(folders) + self.kind.swept
@@ -252,6 +255,12 @@ class Rehearsal:
                 os.waitpid(child, 0)
                 return 124
             time.sleep(0.02)
+
+
+def told(state: dict[str, Any]) -> dict[str, Any]:
+    """A checkpoint without how its run was begun: a sweep says `trainer.resume=auto` to jobs that go on."""
+    state["config"]["trainer"].pop("resume")
+    return state
 
 
 def normalised(path: str) -> str:

@@ -164,17 +164,27 @@ def open_store(tracking_uri: str, experiment: str) -> tuple[MlflowClient, str]:
         return client, client.create_experiment(experiment, artifact_location=location, tags=kind)
 
 
-def start_parent(tracking_uri: str, project: str, name: str, tags: dict[str, str]) -> str:
-    """A run that the runs of a sweep are shown under; its id belongs into their `DETR_EXP_PARENT_RUN`."""
+def start_parent(tracking_uri: str, project: str, name: str, tags: dict[str, str], identity: str) -> str:
+    """A run that the runs of a sweep are shown under; its id belongs into their `DETR_EXP_PARENT_RUN`.
+
+    Args:
+        identity: of the sweep; the run that was made for it is gone on with.
+    """
     client, experiment = open_store(tracking_uri, project)
-    return client.create_run(experiment, tags=tags, run_name=name).info.run_id
+    known = client.search_runs([experiment], f"tags.`{RUN_TAG}` = '{identity}'", max_results=1)
+    if known:
+        client.update_run(known[0].info.run_id, status="RUNNING")
+        return known[0].info.run_id
+    return client.create_run(experiment, tags={**tags, RUN_TAG: identity}, run_name=name).info.run_id
 
 
 def finish_parent(tracking_uri: str, project: str, run_id: str, status: str, metrics: dict[str, float]) -> None:
     """End a sweep's own run with the numbers of its best job."""
     client, _ = open_store(tracking_uri, project)
+    held = client.get_run(run_id).data.metrics
     for name, value in metrics.items():
-        client.log_metric(run_id, name, value, timestamp=int(1000 * time.time()))
+        if held.get(name) != value:
+            client.log_metric(run_id, name, value, timestamp=int(1000 * time.time()))
     client.set_tag(run_id, "status", status)
     client.set_terminated(run_id, ENDINGS.get(status, "FAILED"))
 

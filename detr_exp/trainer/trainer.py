@@ -28,6 +28,7 @@ from detr_exp.structures import Batch
 from detr_exp.trainer import distributed
 from detr_exp.trainer.announce import say_start
 from detr_exp.trainer.batch_size import choose, refuse_too_large
+from detr_exp.trainer.checkpoint import NEWEST
 from detr_exp.trainer.collector import on_for_training
 from detr_exp.trainer.console import Console
 from detr_exp.trainer.ema import EMA
@@ -116,6 +117,8 @@ class Trainer:
         for sentence in bring_bests(run, state):
             self.console.line(sentence)
         keep_samples(self, run, state)
+        if run.resume_from == run.output_dir / NEWEST and state.closed == state.step > 0:
+            self.number(run, state)  # a run that was killed may have come to this or not
         with on_for_training(), Interrupt(is_owned=True if distributed.world_size() > 1 else None) as interrupt:
             try:
                 while self.is_due(state) or not self.has_ended(state):
@@ -262,6 +265,10 @@ class Trainer:
                 f"early stopping: no gain above {self.early_stopping_min_delta} in "
                 f"{self.early_stopping_patience} evaluations"
             )
+        self.number(run, state)
+
+    def number(self, run: Run, state: State) -> None:
+        """Keep the newest checkpoint under the number of its epoch, where it is time to."""
         if state.epoch % self.checkpoint_interval == 0 and state.batch == 0:
             number_newest(run, state, self.keep_checkpoints)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import math
+import uuid
 from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
@@ -62,19 +63,19 @@ def parent_run(config: DictConfig, folder: Path, environment: dict[str, str], le
 
 
 def opened(uri: str, project: str, folder: Path, tags: dict[str, str]) -> str:
-    """The id of the sweep's run: that of an earlier start in the folder, or a new one."""
-    from detr_exp.tracker.mlflow import open_store, start_parent
+    """The id of the sweep's run: that of an earlier start in the folder, or a new one.
 
-    link = folder / LINK
-    known = json.loads(link.read_text()) if link.exists() else {}
-    if known.get("tracking_uri") == masked(uri):
-        client, _ = open_store(uri, project)
-        with contextlib.suppress(Exception):  # somebody has deleted it
-            client.update_run(known["run_id"], status="RUNNING")
-            return known["run_id"]
-    run_id = start_parent(uri, project, "/".join(folder.parts[-2:]), tags)
-    write(link, json.dumps({"run_id": run_id, "tracking_uri": uri}) + "\n")
-    return run_id
+    Raises:
+        ValueError: the file that says which it was is damaged.
+    """
+    from detr_exp.tracker.mlflow import start_parent
+    from detr_exp.tracker.runs import mapping
+
+    known = mapping(folder / LINK, json.loads)
+    if known.get("tracking_uri") != masked(uri) or "id" not in known:
+        known = {"id": uuid.uuid4().hex, "tracking_uri": masked(uri)}
+        write(folder / LINK, json.dumps(known) + "\n")  # before there is such a run: who is killed now finds it again
+    return start_parent(uri, project, "/".join(folder.parts[-2:]), tags, known["id"])
 
 
 def best_values(folder: Path, ledger: Ledger) -> dict[str, float]:

@@ -30,7 +30,9 @@ def test_eight_at_once_on_a_store_that_is_not_there_yet(tiny_run: list[str], tmp
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     store = sqlite3.connect(tmp_path / "mlflow.db")
-    parent = json.loads((tmp_path / "s" / "parent.json").read_text())["run_id"]
+    identity = json.loads((tmp_path / "s" / "parent.json").read_text())["id"]
+    found = store.execute("select run_uuid from tags where key = 'detr_exp.run' and value = ?", [identity])
+    ((parent,),) = found.fetchall()
     runs = [run for (run,) in store.execute("select run_uuid from runs where status = 'FINISHED'") if run != parent]
     assert len(runs) == 8
     parents = store.execute("select value from tags where key = 'mlflow.parentRunId'").fetchall()

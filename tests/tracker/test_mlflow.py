@@ -120,7 +120,8 @@ def test_checkpoints_and_registered_models_on_demand(tmp_path, store, checkpoint
 
 
 def test_a_sweep_has_a_run_of_its_own(tmp_path, store, monkeypatch):
-    parent = start_parent(store, "ours", "sweep", {"sweep": "focal_gamma"})
+    parent = start_parent(store, "ours", "sweep", {"sweep": "focal_gamma"}, "s" * 32)
+    assert start_parent(store, "ours", "sweep", {}, "s" * 32) == parent, "a sweep that goes on goes on with it"
     monkeypatch.setenv(PARENT_VARIABLE, parent)
     tracker = start(tmp_path, store)
     tracker.finish("oom", "out of memory")
@@ -129,7 +130,8 @@ def test_a_sweep_has_a_run_of_its_own(tmp_path, store, monkeypatch):
     assert run.data.tags["mlflow.parentRunId"] == parent
     assert run.data.tags["message"] == "out of memory"
     assert run.info.status == "FAILED"
-    assert client.get_run(parent).data.metrics == {"best/mAP": 0.5}
+    finish_parent(store, "ours", parent, "ok", {"best/mAP": 0.5})  # again
+    assert history(client, client.get_run(parent), "best/mAP") == [(0, 0.5)]
 
 
 def test_a_refusing_server_costs_nothing_and_the_run_can_be_sent_later(tmp_path, store, monkeypatch, caplog):
