@@ -20,7 +20,8 @@ class Hardware:
 
     Args:
         device: `auto` (CUDA, then MPS, then CPU) or a torch device such as `cuda:1`.
-        amp: autocast precision in training: `auto`, `bf16`, `fp16`, or null for float32.
+        amp: autocast precision in training: `auto`, `bf16`, `fp16`, `fp16_or_auto` (fp16 where it is fast and its loss
+            scaling works: CUDA without FSDP), or null for float32.
         eval_amp: the same for evaluation.
         channels_last: lay activations and weights out as NHWC; `auto` follows `amp` on a CPU (where bf16
             convolutions are slow without it) and is on for CUDA.
@@ -136,10 +137,12 @@ class Hardware:
     def _dtype(self, key: str, word: str | bool | None) -> torch.dtype | None:
         if word in OFF:
             return None
+        if word == "fp16_or_auto":
+            word = "fp16" if self.torch_device.type == "cuda" and self.strategy == "ddp" else "auto"
         if word == "auto":
             return _fastest_dtype(self.torch_device)
         if word not in AMP_DTYPES:
-            raise ValueError(f"trainer.hardware.{key} is {word!r}; use bf16, fp16, auto or null")
+            raise ValueError(f"trainer.hardware.{key} is {word!r}; use bf16, fp16, fp16_or_auto, auto or null")
         if word == "fp16" and self.torch_device.type == "cpu":
             raise ValueError(
                 f"trainer.hardware.{key} is fp16, for which a CPU has no fast arithmetic; "

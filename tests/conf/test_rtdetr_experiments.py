@@ -51,6 +51,39 @@ def test_parameters_and_their_groups(name):
     assert counted == groups
 
 
+@pytest.mark.parametrize("name", ["r18vd", "r34vd", "r50vd_m", "r50vd"])
+def test_rtdetr_decays_the_four_norms_that_its_source_does_not_find_by_name(name):
+    """There they are called `encoder.input_proj.0.1` and `decoder.enc_output.1`; their biases are found."""
+    cfg = compose([f"experiment=rtdetr_{name}_6x_coco", OFFLINE, "data.num_classes=80"])
+    with torch.device("meta"):
+        network = build.network(cfg)
+    groups = build.optimizer(cfg)(network).param_groups
+    decayed = {id(p) for group in groups if group["weight_decay"] for p in group["params"]}
+    norms = {f"encoder.input_proj.{i}.norm.weight" for i in range(3)} | {"decoder.enc_output.norm.weight"}
+    for parameter_name, parameter in network.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        spared = "norm" in parameter_name and parameter_name not in norms
+        spared |= parameter_name.startswith(("encoder.", "decoder.")) and parameter_name.endswith("bias")
+        assert (id(parameter) in decayed) is not spared, parameter_name
+
+
+@pytest.mark.parametrize(
+    ("name", "on_cuda", "on_cpu"),
+    [("rtdetr_r50vd_6x_coco", None, None), ("rtdetrv2_r50vd_6x_coco", torch.float16, "auto")],
+)
+def test_the_precision_is_that_of_the_source_where_the_device_has_it(name, on_cuda, on_cpu, monkeypatch):
+    words = [f"experiment={name}", "data.num_classes=80"]
+    auto = build.trainer(compose(["trainer/hardware=cpu"])).hardware.amp_dtype
+    here = build.trainer(compose([*words, "trainer.hardware.device=cpu"]))
+    assert here.hardware.amp_dtype is (auto if on_cpu == "auto" else on_cpu)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **_: True)
+    assert build.trainer(compose([*words, "trainer.hardware.device=cuda"])).hardware.amp_dtype is on_cuda
+    parts = build.trainer(compose([*words, "trainer.hardware.device=cuda", "trainer.hardware.strategy=fsdp"]))
+    assert parts.hardware.amp_dtype is (None if on_cuda is None else torch.bfloat16)  # where loss scaling does not work
+
+
 @pytest.mark.parametrize("name", EXPERIMENTS)
 def test_the_header_says_what_one_has_to_know(name):
     lines = (CONF_DIR / "experiment" / f"{name}.yaml").read_text().splitlines()
