@@ -123,7 +123,7 @@ def load(
         ValueError: the file is absent, damaged, not ours, of another version, or names what is not allowed.
     """
     path = find(checkpoint, weights)
-    state = files.load(path)
+    state = files.load(path, needs=("config", "classes", "category_ids"))
     config = state["config"]
     with of_this_version(path):
         config = config | {"model": _without_downloads(config["model"]), "allow_targets": list(allow_targets)}

@@ -71,7 +71,7 @@ def write_safetensors(folder: Path, checkpoint: Path) -> Path:
     """`<name>.safetensors`: what inference needs of a checkpoint, tensors and JSON only."""
     from detr_exp.trainer import checkpoint as files
 
-    state = files.load(checkpoint)
+    state = files.load(checkpoint, needs=("kind",))
     if state["kind"] != "inference":
         raise ValueError(f"{checkpoint} is a training checkpoint; give the folder of its run, or {files.BEST_TOTAL}")
     folder.mkdir(parents=True, exist_ok=True)

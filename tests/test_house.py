@@ -22,6 +22,7 @@ LAYERS = {
     "streams": 0,
     "mistakes": 0,
     "writing": 0,
+    "tensor_files": 0,
     "terminal": 3,
     "folder": 3,
     "targets": 5,

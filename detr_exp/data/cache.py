@@ -113,15 +113,18 @@ def picture_cache(where: str, gigabytes: float, root: str | None) -> PictureCach
 
 
 def _read(place: Path, stamp: tuple[int, int]) -> np.ndarray | None:
-    """`[H, W, 3]` uint8, mapped, so that only what is looked at is read; None where there is none of this stamp."""
+    """`[H, W, 3]` uint8, mapped, so that only what is looked at is read; None where no whole one of this stamp is."""
     try:
         with place.open("rb") as file:
             content = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)  # written on, it would not reach the file
     except (OSError, ValueError):
         return None
+    if len(content) < _HEADER:
+        return None
     size, changed, height, width = np.frombuffer(content, np.int64, 4).tolist()
-    pixels = np.frombuffer(content, np.uint8, offset=_HEADER).reshape(height, width, 3)
-    return pixels if (size, changed) == stamp else None
+    if (size, changed) != stamp or min(height, width) < 1 or len(content) != _HEADER + 3 * height * width:
+        return None  # of another file, or damaged
+    return np.frombuffer(content, np.uint8, offset=_HEADER).reshape(height, width, 3)
 
 
 def _remove(folder: Path, owner: int) -> None:

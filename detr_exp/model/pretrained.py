@@ -7,13 +7,17 @@ from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from detr_exp import tensor_files
 from detr_exp.model import pretrained_rfdetr, pretrained_rtdetr
+from detr_exp.tensor_files import named
 
 logger = logging.getLogger(__name__)
 
@@ -52,7 +56,8 @@ def load_weights(network: nn.Module, path: str | Path, classes: list[str] | None
     """
     weights = read_weights(path)
     if pretrained_rfdetr.is_rfdetr(weights.state):
-        network.load_state_dict(pretrained_rfdetr.from_rfdetr(weights.state, network))
+        with _whole(path, weights.origin):
+            network.load_state_dict(pretrained_rfdetr.from_rfdetr(weights.state, network))
         return
     state = _fitted(weights, network, classes, path)
     network.load_state_dict(state, strict=False)
@@ -66,22 +71,39 @@ def read_weights(path: str | Path) -> Weights:
         ValueError: when there is no such file, or nothing in it is known.
     """
     path = _file(Path(path).expanduser())
-    content = _content(path)
-    if pretrained_rfdetr.rfdetr_state(content) is not None:
-        return Weights(pretrained_rfdetr.rfdetr_state(content) or {}, "RF-DETR", None)
-    if "format" in content and "model" in content:
+    mend = "; give a file of weights, or start without: model.weights=null"
+    content = tensor_files.read(path, mend, also=pretrained_rfdetr.SAFE_GLOBALS)
+    if (state := pretrained_rfdetr.rfdetr_state(content)) is not None:
+        return Weights(state, "RF-DETR", None)
+    if isinstance(content.get("format"), int) and "model" in content:
+        tensor_files.refuse_misshapen(content, path)
         average = (content.get("ema") or {}).get("average", {})
         return Weights(content["model"] | average, "detr_exp", content.get("classes"))
-    state = (content.get("ema") or {}).get("module") or content.get("model") or content
-    state = {name.removeprefix("module."): tensor for name, tensor in state.items() if isinstance(tensor, Tensor)}
+    averaged = content["ema"].get("module") if isinstance(content.get("ema"), dict) else None
+    state = next(filter(None, map(named, (averaged, content.get("model"), content))), {})
+    state = {name.removeprefix("module."): tensor for name, tensor in state.items()}
     if pretrained_rtdetr.is_official(state):
-        return Weights(pretrained_rtdetr.from_official(state), "official RT-DETR", None)
+        with _whole(path, origin := "official RT-DETR"):
+            return Weights(pretrained_rtdetr.from_official(state), origin, None)
     if pretrained_rtdetr.is_huggingface(state):
-        return Weights(pretrained_rtdetr.from_huggingface(state), "Hugging Face RT-DETR", _names_beside(path))
+        with _whole(path, origin := "Hugging Face RT-DETR"):
+            return Weights(pretrained_rtdetr.from_huggingface(state), origin, _names_beside(path))
     raise ValueError(
         f"model.weights={path} holds none of the known kinds of weights (ours, official RT-DETR or RF-DETR, Hugging "
         f"Face RT-DETR); it begins with {', '.join(list(map(str, content))[:3]) or 'nothing'}"
     )
+
+
+@contextmanager
+def _whole(path: str | Path, origin: str) -> Iterator[None]:
+    """Say it where tensors are missing or of other shapes, which whoever puts them together finds out in many ways."""
+    try:
+        yield
+    except (LookupError, RuntimeError, TypeError) as error:
+        raise ValueError(
+            f"model.weights={path} looks like {origin}, but parts of it are missing or of another shape "
+            f"({' '.join(str(error).split())[:300]}); choose the model it was made with, or fetch the file again"
+        ) from error
 
 
 def _file(path: Path) -> Path:
@@ -95,32 +117,26 @@ def _file(path: Path) -> Path:
     return path
 
 
-def _content(path: Path) -> dict[str, Any]:
-    if path.suffix == ".safetensors":
-        from safetensors.torch import load_file
-
-        return dict(load_file(path))
-    try:
-        with torch.serialization.safe_globals([*pretrained_rfdetr.SAFE_GLOBALS]):
-            content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises many kinds; every one means "not a file of plain tensors"
-        reason = str(error).splitlines()[0][:200]
-        raise ValueError(
-            f"model.weights={path} is damaged or holds more than tensors and plain values, and was not opened "
-            f"({reason}); give a file of weights only, e.g. a .safetensors"
-        ) from error
-    if not isinstance(content, dict):
-        raise ValueError(f"model.weights={path} holds a {type(content).__name__}, not named tensors; give a checkpoint")
-    return content
-
-
 def _names_beside(path: Path) -> list[str] | None:
-    """Class names from the `config.json` that Hugging Face keeps beside the weights."""
+    """Class names from the `config.json` that Hugging Face keeps beside the weights.
+
+    Raises:
+        ValueError: it is there and cannot be read.
+    """
     config = path.with_name("config.json")
     if not config.is_file():
         return None
-    names = json.loads(config.read_text(encoding="utf-8")).get("id2label") or {}
-    return [names[key] for key in sorted(names, key=int)] or None
+    try:
+        names = json.loads(config.read_bytes()).get("id2label") or {}
+        known = [names[key] for key in sorted(names, key=int)]
+        if not all(isinstance(name, str) for name in known):
+            raise TypeError("class names are no texts")
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        raise ValueError(
+            f"{config} does not say the names of the classes as Hugging Face does, id2label: {{number: name}} "
+            f"({error}); fetch it again, or remove it to take the classes in their order"
+        ) from error
+    return known or None
 
 
 def _fitted(weights: Weights, network: Any, classes: list[str] | None, path: str | Path) -> State:

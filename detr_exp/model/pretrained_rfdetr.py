@@ -15,11 +15,12 @@ import logging
 import math
 import re
 import types
-from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from detr_exp.tensor_files import named
 
 logger = logging.getLogger(__name__)
 
@@ -114,6 +115,8 @@ GROUPED = (
 QUERIES = ("queries.content", "queries.delta")
 # Tensors whose first axis is that of the keypoints.
 BY_KEYPOINT = ("keypoint_queries.tokens", "encoder_keypoint_queries.tokens", "keypoint_position")
+AVERAGED = "average_model_state_dict"
+PREFIXES = re.compile(r"^(?:(?:module|model|_orig_mod)\.)+")
 KEYPOINT_MASK = "_kp_active_mask"  # [classes, keypoints]
 
 
@@ -126,17 +129,11 @@ def rfdetr_state(file: dict[str, Any]) -> State | None:
     """The weights in the content of a file, those that its own evaluation would use; None if it has none."""
     callbacks = file.get("callbacks")
     states = callbacks.values() if isinstance(callbacks, dict) else ()
-    averaged = next((s["average_model_state_dict"] for s in states if "average_model_state_dict" in s), None)
+    averaged = next((s[AVERAGED] for s in states if isinstance(s, dict) and AVERAGED in s), None)
     for state in (averaged, file.get("ema_model"), file.get("model"), file.get("state_dict"), file):
-        if isinstance(state, dict) and is_rfdetr(plain := dict(_without_prefixes(state))):
+        if is_rfdetr(plain := {PREFIXES.sub("", name): tensor for name, tensor in named(state).items()}):
             return plain
     return None
-
-
-def _without_prefixes(state: dict[str, Any]) -> Iterator[tuple[str, Tensor]]:
-    for name, tensor in state.items():
-        if isinstance(tensor, Tensor):
-            yield re.sub(r"^(?:(?:module|model|_orig_mod)\.)+", "", name), tensor
 
 
 def from_rfdetr(state: State, network: nn.Module) -> State:

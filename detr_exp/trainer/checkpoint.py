@@ -4,22 +4,21 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 import shutil
-import zipfile
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from detr_exp import tensor_files
+from detr_exp.tensor_files import FORMAT as FORMAT
 from detr_exp.writing import write
 
-FORMAT = 1
 NEWEST = "checkpoint.pth"
 BEST = {"raw": "checkpoint_best_regular.pth", "ema": "checkpoint_best_ema.pth"}
 BEST_TOTAL = "checkpoint_best_total.pth"
 SHARDS = "shards"
-SAFE, HEADER = ".safetensors", "detr_exp"
+SAFE = ".safetensors"
 
 
 def save(state: dict[str, Any], path: Path) -> None:
@@ -45,13 +44,17 @@ def prune(folder: Path, keep: int) -> None:
         old.unlink()
 
 
-def load(path: Path) -> dict[str, Any]:
-    """Read a checkpoint on the CPU, whole; `weights_only`, so nothing in it is executed.
+def load(path: Path, needs: tuple[str, ...] = ()) -> dict[str, Any]:
+    """Read a checkpoint on the CPU, whole; nothing in it is executed.
+
+    Args:
+        path: of the file.
+        needs: names that must be in it, besides the weights.
 
     Raises:
         ValueError: when the file is absent, damaged (its checksums are compared) or not one of ours.
     """
-    state = outlines(path)
+    state = outlines(path, needs)
     if SHARDS in state:
         from detr_exp.trainer.shards import filled
 
@@ -59,16 +62,14 @@ def load(path: Path) -> dict[str, Any]:
     return state
 
 
-def outlines(path: Path) -> dict[str, Any]:
+def outlines(path: Path, needs: tuple[str, ...] = ()) -> dict[str, Any]:
     """The same, but tensors that lie in a folder beside the file (see `shards`) are without values."""
     if not path.is_file():
         raise ValueError(f"{path} is not a file; give the path of a checkpoint (.pth) or the folder of a run")
-    advice = _alternatives(path)
-    state = _read_safetensors(path) if path.suffix == SAFE else _read(path, advice)
-    if not isinstance(state, dict) or "format" not in state:
+    state = tensor_files.read(path, _alternatives(path))
+    if "format" not in state:
         raise ValueError(f"{path} was not written by detr_exp; foreign weights go through model.weights={path}")
-    if state["format"] > FORMAT:
-        raise ValueError(f"{path} has format {state['format']}, this version reads up to {FORMAT}; update detr_exp")
+    tensor_files.refuse_misshapen(state, path, needs)
     return state
 
 
@@ -82,37 +83,7 @@ def save_safetensors(state: dict[str, Any], path: Path) -> None:
 
     tensors = {name: tensor.contiguous() for name, tensor in state["model"].items()}
     rest = json.dumps({name: value for name, value in state.items() if name != "model"})
-    write(path, serialised(tensors, {HEADER: rest}))
-
-
-def _read_safetensors(path: Path) -> dict[str, Any] | None:
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(path, "pt") as file:
-            header = (file.metadata() or {}).get(HEADER)
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is no mapping
-    except SafetensorError as error:
-        raise ValueError(f"{path} is truncated or no safetensors file ({error}){_alternatives(path)}") from error
-    return None if header is None else json.loads(header) | {"model": tensors}
-
-
-def _read(path: Path, advice: str) -> Any:
-    try:
-        with zipfile.ZipFile(path) as archive:
-            damaged = archive.testzip()
-    except zipfile.BadZipFile as error:
-        raise ValueError(f"{path} is truncated or no checkpoint ({error}){advice}") from error
-    if damaged is not None:
-        raise ValueError(f"{path} is damaged: the checksum of {damaged!r} does not match{advice}")
-    try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises many kinds; every one means "not a file of plain tensors"
-        wanted = re.search(r"GLOBAL (\S+)", str(error))
-        reason = f" (it asks for {wanted[1]})" if wanted else ""
-        raise ValueError(
-            f"{path} holds more than tensors and plain values and was not opened{reason}{advice}"
-        ) from error
+    write(path, serialised(tensors, {tensor_files.HEADER: rest}))
 
 
 def resolve(checkpoint: str | Path, weights: str | None = None) -> Path:

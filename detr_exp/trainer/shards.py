@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import pickle
+import re
 import shutil
 import uuid
 from collections.abc import Callable
@@ -23,7 +24,7 @@ from detr_exp.trainer import checkpoint as files
 from detr_exp.trainer.distributed import once
 from detr_exp.trainer.sharding import is_sharded
 
-PREFIX = "shards_"
+PREFIX, METADATA = "shards_", ".metadata"
 # What the index of a folder is made of; none of it does anything when it is called.
 NAMES = {
     "torch.distributed.checkpoint.metadata": (
@@ -83,11 +84,16 @@ def filled(state: dict[str, Any], folder: Path) -> dict[str, Any]:
     Raises:
         ValueError: parts are missing, damaged, or hold more than tensors.
     """
-    parts = folder / state[files.SHARDS]["folder"]
-    for name, digest in state[files.SHARDS]["files"].items():
-        if not (parts / name).is_file() or _digest(parts / name) != digest:
-            raise ValueError(f"{parts / name} is missing or damaged; give another checkpoint of this run")
-    _refuse_code(parts / ".metadata")
+    told = state[files.SHARDS]
+    if not isinstance(told, dict) or not re.fullmatch(f"{PREFIX}\\w+", str(told.get("folder"))):
+        raise ValueError(f"a checkpoint in {folder} names no folder of its parts; give another checkpoint of this run")
+    parts = folder / told["folder"]
+    digests = told["files"] if isinstance(told.get("files"), dict) else {}
+    for name, digest in (dict.fromkeys([METADATA]) | digests).items():
+        place = parts / Path(str(name)).name
+        if not place.is_file() or _digest(place) != digest:
+            raise ValueError(f"{place} is missing or damaged; give another checkpoint of this run")
+    _refuse_code(parts / METADATA)
     wanted: dict[str, Tensor] = {}
 
     def make(name: str, tensor: Tensor) -> Tensor:
@@ -97,7 +103,10 @@ def filled(state: dict[str, Any], folder: Path) -> dict[str, Any]:
         return wanted[name]
 
     whole = _each_tensor(state, make)
-    dcp.load(wanted, checkpoint_id=parts, no_dist=True)
+    try:
+        dcp.load(wanted, checkpoint_id=parts, no_dist=True)
+    except Exception as error:  # of its own kinds
+        raise ValueError(f"{parts} does not hold what its checkpoint names ({error}); give another one") from error
     del whole[files.SHARDS]
     return whole
 
@@ -128,5 +137,10 @@ def _refuse_code(metadata: Path) -> None:
                 return super().find_class(module, name)
             raise ValueError(f"{metadata} names {module}.{name}, which tensors do not need; it was not opened")
 
-    with open(metadata, "rb") as file:
-        Reader(file).load()
+    try:
+        with open(metadata, "rb") as file:
+            Reader(file).load()
+    except ValueError:
+        raise
+    except Exception as error:  # what reading a damaged pickle ends with is another exception each time
+        raise ValueError(f"{metadata} is damaged ({error!r}); give another checkpoint of this run") from error

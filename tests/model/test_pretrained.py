@@ -211,8 +211,8 @@ def test_files_that_cannot_be_used(tmp_path, small):
         load_weights(network, tmp_path / "foreign.pth")
     torch.save({"model": OrderedDict, "run": print}, tmp_path / "code.pth")
     (tmp_path / "broken.pth").write_bytes(b"nothing")
-    for name in ("code.pth", "broken.pth"):
-        with pytest.raises(ValueError, match="damaged or holds more than tensors"):
+    for name, told in (("code.pth", "damaged or holds more than tensors"), ("broken.pth", "damaged or no file of ten")):
+        with pytest.raises(ValueError, match=told):
             load_weights(network, tmp_path / name)
 
 

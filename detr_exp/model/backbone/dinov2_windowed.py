@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
+from detr_exp.model.backbone.weights import read_given
 from detr_exp.model.layer.attention import attend
 
 logger = logging.getLogger(__name__)
@@ -137,6 +138,8 @@ class WindowedDinov2(nn.Module):
             )
         name = TIMM_NAMES[width]
         rows, columns = self.embedding.grid
+        if isinstance(pretrained, str):
+            read_given(pretrained)  # whole and harmless; timm opens it again, and knows its names
         try:
             source = timm.create_model(
                 name,
@@ -146,7 +149,7 @@ class WindowedDinov2(nn.Module):
                 patch_size=self.patch_size,
                 img_size=(rows * self.patch_size, columns * self.patch_size),
             )
-        except (OSError, RuntimeError) as error:
+        except Exception as error:  # every way a download or a foreign file can fail is another exception
             raise ValueError(
                 f"model.backbone.pretrained is {pretrained}, but weights for {name} could not be had from there: "
                 f"{error}; name a file by model.backbone.pretrained=<file>, or start without by "

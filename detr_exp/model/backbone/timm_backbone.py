@@ -9,6 +9,10 @@ import torch
 from timm.utils.model import freeze_batch_norm_2d
 from torch import Tensor, nn
 
+from detr_exp.model.backbone.weights import read_given
+
+READING = ("checkpoint_path", "cache_dir", "features_only", "out_indices")  # files, or what has a key of its own
+
 
 class TimmBackbone(nn.Module):
     """A timm network cut to its feature maps, which are chosen by stride: their places differ from family to family.
@@ -73,8 +77,14 @@ def _create(
             f"timm {timm.__version__} has no network {name!r}; set model.backbone.name to one of timm.list_models()"
             + (f", e.g. {', '.join(near)}" if near else "")
         )
+    if reading := [key for key in options if key.startswith("pretrained") or key in READING]:
+        raise ValueError(
+            f"model.backbone.options has {', '.join(reading)}, but weights are named by model.backbone.pretrained and "
+            "maps by model.backbone.out_strides; take it out, and set e.g. model.backbone.pretrained=<file>"
+        )
     arguments: dict[str, Any] = {"pretrained": bool(pretrained), "features_only": True, **options}
     if isinstance(pretrained, str):
+        read_given(pretrained)  # whole and harmless; timm opens it again, and knows its names
         arguments["pretrained_cfg_overlay"] = {"file": pretrained}
     if out_indices is not None:
         arguments["out_indices"] = out_indices

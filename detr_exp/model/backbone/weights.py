@@ -4,10 +4,27 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
-import torch
 from torch import nn
 from torch.hub import get_dir, load_state_dict_from_url
+
+from detr_exp.tensor_files import named, read
+
+
+def read_given(source: str) -> dict[str, Any]:
+    """The content of the file that `model.backbone.pretrained` names.
+
+    Raises:
+        ValueError: there is none, or it cannot be used.
+    """
+    path = Path(source).expanduser()
+    if not path.is_file():
+        raise ValueError(
+            f"model.backbone.pretrained names {source}, which is not a file; give a file, true (download), or start "
+            "without: model.backbone.pretrained=false"
+        )
+    return read(path, "; name another file, or start without: model.backbone.pretrained=false")
 
 
 def load_pretrained(backbone: nn.Module, source: bool | str, url: str, rename: Callable[[str], str] = str) -> None:
@@ -20,7 +37,7 @@ def load_pretrained(backbone: nn.Module, source: bool | str, url: str, rename: C
     if isinstance(source, bool):
         try:
             state = load_state_dict_from_url(url, map_location="cpu", weights_only=True)
-        except OSError as error:
+        except Exception as error:  # every way a download can fail is another exception
             place = Path(get_dir()) / "checkpoints" / url.rsplit("/", 1)[-1]
             raise ValueError(
                 f"model.backbone.pretrained is true but {url} could not be downloaded ({error}); put the file at "
@@ -28,13 +45,8 @@ def load_pretrained(backbone: nn.Module, source: bool | str, url: str, rename: C
                 "model.backbone.pretrained=false"
             ) from None
     else:
-        path = Path(source).expanduser()
-        if not path.is_file():
-            raise ValueError(
-                f"model.backbone.pretrained names {source}, which is not a file; give a file, true (download) or false"
-            )
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    state = {rename(name): tensor for name, tensor in state.items()}
+        state = read_given(source)
+    state = {rename(name): tensor for name, tensor in named(state).items()}
     wanted = backbone.state_dict()
     missing = [key for key in wanted if key not in state and not key.endswith("num_batches_tracked")]
     unfit = [key for key in wanted if key in state and state[key].shape != wanted[key].shape]

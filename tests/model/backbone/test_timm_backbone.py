@@ -58,7 +58,10 @@ def test_frozen_norms_keep_their_activation():
         ({"name": "vit_tiny_patch16_224"}, r"\[8, 16, 32\] but vit_tiny_patch16_224 has maps of strides \[16\]"),
         ({"out_strides": [64]}, r"out_strides is \[64\].*\[2, 4, 8, 16, 32\]"),
         ({"options": {"colour": 1}}, r"\{'colour': 1\}.*model\.backbone\.options"),
-        ({"pretrained": "/no/where.pth"}, r"could not be loaded.*model\.backbone\.pretrained=false"),
+        ({"pretrained": "/no/where.pth"}, r"is not a file.*model\.backbone\.pretrained=false"),
+        ({"options": {"checkpoint_path": "w.pth"}}, r"options has checkpoint_path.*model\.backbone\.pretrained="),
+        ({"options": {"pretrained": True}}, r"options has pretrained, .*model\.backbone\.pretrained="),
+        ({"options": {"pretrained_cfg_overlay": {"url": "http://a.b"}}}, "options has pretrained_cfg_overlay"),
     ],
 )
 def test_mistakes(change, message):

@@ -1,0 +1,146 @@
+"""The one way in which a file of tensors is opened, whoever wrote it: nothing in it is executed, and it is whole.
+
+What a file is, its first bytes say, not its name.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import torch
+
+FORMAT = 1
+HEADER = "detr_exp"  # in the metadata of our own safetensors: all but the tensors, as JSON
+HEAD = 256
+POINTER = b"version https://git-lfs.github.com/spec/"
+ZIP, PICKLE = b"PK\x03\x04", b"\x80"
+# What stands in checkpoints of ours, as far as anybody relies on it.
+KINDS: dict[str, type | tuple[type, ...]] = {
+    "format": int,
+    "kind": str,
+    "model": dict,
+    "ema": (dict, type(None)),
+    "config": dict,
+    "classes": list,
+    "category_ids": list,
+    "keypoints": (dict, type(None)),
+    "metrics": dict,
+    "threshold": (int, float),
+    "weights": str,
+}
+
+
+def read(path: Path, mend: str, also: tuple[type, ...] = ()) -> dict[str, Any]:
+    """The content of a file that `torch.save` or safetensors has written, on the CPU.
+
+    Args:
+        path: of the file.
+        mend: ends the message about one that cannot be used.
+        also: types that may stand in it besides tensors and plain values.
+
+    Returns:
+        what its names mean; of safetensors that are ours, all that the checkpoint held.
+
+    Raises:
+        ValueError: it cannot be read, is empty, cut off, damaged, something else, or holds more than plain values.
+    """
+    try:
+        with open(path, "rb") as file:
+            head = file.read(HEAD)
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read ({error.strerror}){mend}") from error
+    if not head:
+        raise ValueError(f"{path} is empty{mend}")
+    if head.startswith(POINTER):
+        raise ValueError(f"{path} is a pointer of git-lfs in place of the file; fetch that with git lfs pull{mend}")
+    if head.lstrip()[:1] == b"<":
+        raise ValueError(f"{path} is a page of the web in place of the file; download that again{mend}")
+    if head.startswith(ZIP):
+        _refuse_damaged_archive(path, mend)
+    elif head[8:9] == b"{":
+        return _safetensors(path, mend)
+    elif not head.startswith(PICKLE):
+        raise ValueError(f"{path} is damaged or no file of tensors (it begins with {head[:8]!r}){mend}")
+    try:
+        with torch.serialization.safe_globals(list(also)), open(path, "rb") as file:
+            content = torch.load(file, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises many kinds; every one means "not a file of plain tensors"
+        wanted = re.search(r"GLOBAL (\S+)", str(error))
+        reason = f"it asks for {wanted[1]}" if wanted else " ".join(str(error).split())[:120]
+        raise ValueError(
+            f"{path} is damaged or holds more than tensors and plain values and was not opened ({reason}){mend}"
+        ) from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} holds a {type(content).__name__}, not named tensors{mend}")
+    return content
+
+
+def _refuse_damaged_archive(path: Path, mend: str) -> None:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            is_packed = any(part.compress_type != zipfile.ZIP_STORED for part in archive.infolist())
+            damaged = None if is_packed else archive.testzip()
+    except Exception as error:  # of archives, of names that are no UTF-8, of the disk
+        raise ValueError(f"{path} is truncated or no checkpoint ({error}){mend}") from error
+    if is_packed:  # what it unpacks to may be larger than any memory
+        raise ValueError(f"{path} is compressed, which files of torch are not; unpack it{mend}")
+    if damaged is not None:
+        raise ValueError(f"{path} is damaged: the checksum of {damaged!r} does not match{mend}")
+
+
+def _safetensors(path: Path, mend: str) -> dict[str, Any]:
+    from safetensors import safe_open
+
+    try:
+        with safe_open(path, "pt") as file:
+            header = (file.metadata() or {}).get(HEADER)
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is no mapping
+        rest = None if header is None else json.loads(header)
+    except Exception as error:  # of its own kind, of JSON, or of a type that torch does not have
+        raise ValueError(f"{path} is truncated or no safetensors file ({error}){mend}") from error
+    if rest is None:
+        return tensors
+    if not isinstance(rest, dict):
+        raise ValueError(f"{path} is damaged: its header holds a {type(rest).__name__}{mend}")
+    return rest | {"model": tensors}
+
+
+def named(tensors: Any) -> dict[str, torch.Tensor]:
+    """The tensors among what a file has under its names; none where these are no names."""
+    if not isinstance(tensors, dict):
+        return {}
+    return {name: value for name, value in tensors.items() if isinstance(name, str) and isinstance(value, torch.Tensor)}
+
+
+def refuse_misshapen(state: dict[str, Any], path: Path, needs: tuple[str, ...] = ()) -> None:
+    """Refuse a checkpoint of ours that has other things under its names than we write there, or lacks some.
+
+    Args:
+        state: what it holds.
+        path: of the file, for messages.
+        needs: names without which it is of no use, besides the weights.
+
+    Raises:
+        ValueError: names them, or the format of a newer version.
+    """
+    wrong = [name for name, kind in KINDS.items() if name in state and not isinstance(state[name], kind)]
+    wrong += [name for name in ("format", "model", *needs) if name not in state]
+    for name, kind in (("classes", str), ("category_ids", int)):
+        if name not in wrong and not all(isinstance(value, kind) for value in state.get(name, ())):
+            wrong.append(name)
+    if not wrong:
+        average = (state.get("ema") or {}).get("average", {})
+        wrong += [name for name, held in (("model", state["model"]), ("ema", average)) if len(named(held)) != len(held)]
+        if {"classes", "category_ids"} <= state.keys() and len(state["classes"]) != len(state["category_ids"]):
+            wrong.append("category_ids")
+    if wrong:
+        raise ValueError(
+            f"{path} is a damaged checkpoint: {', '.join(dict.fromkeys(wrong))} "
+            f"{'is' if len(wrong) == 1 else 'are'} missing or not what stands there; give another checkpoint of its run"
+        )
+    if state["format"] > FORMAT:
+        raise ValueError(f"{path} has format {state['format']}, this version reads up to {FORMAT}; update detr_exp")
