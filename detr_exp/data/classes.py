@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Sequence
 
 import numpy as np
 
 from detr_exp.data.content import Category
+from detr_exp.data.keypoints import split_words
 
 MODES = ("contiguous", "raw")
 
@@ -68,6 +70,15 @@ class ClassMap:
     def __str__(self) -> str:
         pairs = [f"{c.id} -> {label} {c.name!r}" for label, c in enumerate(self.by_label) if c is not None]
         return ", ".join(pairs[:12]) + (f", ... ({len(pairs)} in all)" if len(pairs) > 12 else "")
+
+
+def confusable(names: Sequence[str]) -> list[str]:
+    """Names that differ only in case, spaces, marks between words or the way a letter is encoded, a group each."""
+    alike: dict[str, list[str]] = {}
+    for name in names:
+        plain = unicodedata.normalize("NFKC", name).casefold()
+        alike.setdefault(" ".join(split_words(plain)) or plain, []).append(repr(name))
+    return [" and ".join(group) for group in alike.values() if len(group) > 1]
 
 
 def _printable(name: str) -> str:

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import os
 from collections.abc import Callable, Mapping, Sequence
 from copy import copy
 from dataclasses import replace
 from functools import cached_property
+from pathlib import Path
 from typing import Any, Protocol
 
 from torch.utils.data import DataLoader
 
 from detr_exp.data.augment import Augment
 from detr_exp.data.cache import picture_cache
-from detr_exp.data.classes import ClassMap
+from detr_exp.data.classes import ClassMap, confusable
 from detr_exp.data.content import SPLITS, Content, Split
+from detr_exp.data.files import is_picture
 from detr_exp.data.headers import check_headers
 from detr_exp.data.keypoints import KeypointSchema, mirror_remarks, schema
 from detr_exp.data.loader import Loading, Samples
@@ -260,6 +263,10 @@ class DataSet:
             DataError: everything that is wrong with any split, or that there is nothing to train on.
         """
         errors: list[str] = []
+        names = Problems(self.content.origin)
+        for group in confusable(self.classes):
+            names.warn("class names that differ only in spelling", group)
+        names.report()
         for name in SPLITS:
             problems = Problems(f"{self.content.origin}: {name}", self.on_error)
             try:
@@ -272,6 +279,18 @@ class DataSet:
                 errors.append(str(error))
         if errors:
             raise DataError("\n".join(errors))
+        self._name_unlisted()
+
+    def _name_unlisted(self) -> None:
+        """Say which pictures lie beside those of the splits and are in none of them."""
+        splits = [split for name in self.content.read if isinstance(split := self.split(name), TableSplit)]
+        listed_ones = {Path(path) for split in splits for path in split.paths}
+        problems = Problems(self.content.origin)
+        for place in sorted({path.parent for path in listed_ones}):
+            for name in sorted(os.listdir(place)):
+                if is_picture(name) and place / name not in listed_ones:
+                    problems.note("pictures that lie beside others and that no split lists", str(place / name))
+        problems.report()
 
     def _check(self, name: str, problems: Problems) -> None:
         split = self.split(name)

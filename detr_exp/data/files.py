@@ -23,7 +23,7 @@ class Folder:
         extra_roots: folders that links and paths may lead to besides it.
 
     Raises:
-        ValueError: the folder is not there.
+        ValueError: one of these folders is not there.
     """
 
     def __init__(self, root: str | os.PathLike[str] | None, extra_roots: Sequence[str] = ()) -> None:
@@ -32,6 +32,11 @@ class Folder:
         self.root = Path(root).expanduser()
         if not self.root.is_dir():
             raise ValueError(f"data.root is {str(root)!r}, which is not a folder; give an existing one: data.root=...")
+        if missing := [extra for extra in extra_roots if not Path(extra).expanduser().is_dir()]:
+            raise ValueError(
+                f"data.source.extra_roots has {missing[0]!r}, which is not a folder; mend it or leave it out: "
+                "data.source.extra_roots=[...]"
+            )
         self.allowed = [
             Path(os.path.realpath(path)) for path in (self.root, *(Path(e).expanduser() for e in extra_roots))
         ]

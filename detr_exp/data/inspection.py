@@ -7,7 +7,6 @@ something is lost or likely unwanted) or notes.
 from __future__ import annotations
 
 import hashlib
-import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -253,7 +252,7 @@ def class_facts(found: Inspection, data: DataSet, splits: Mapping[str, Split]) -
 
 
 def check_names(found: Inspection, data: DataSet) -> None:
-    """Names that a mirror would make wrong, and names that are easily confused."""
+    """Names that a mirror would make wrong."""
     origin, augment = data.content.origin, data.augment
     for chance, words, key in ((augment.flip, SIDEWAYS, "flip"), (augment.vertical_flip, UPRIGHT, "vertical_flip")):
         if chance:
@@ -268,9 +267,3 @@ def check_names(found: Inspection, data: DataSet) -> None:
         kept = [[name for k, name in enumerate(names) if k not in paired[i]] for i, names in enumerate(schema.names)]
         cases = [f"{data.classes[i]!r}: {', '.join(kept[i])}" for i in range(len(kept)) if paired[i] and kept[i]]
         found.add("note", origin, kind, cases)
-    alike = defaultdict(list)
-    for name in data.classes:
-        plain = unicodedata.normalize("NFKC", name).casefold()
-        alike[" ".join(split_words(plain)) or plain].append(repr(name))
-    same = [" and ".join(names) for names in alike.values() if len(names) > 1]
-    found.add("warning", origin, "class names that differ only in spelling", same)

@@ -239,7 +239,7 @@ COCO = [
     Case("crowd", one(iscrowd=1), "fine"),
     Case("skeleton of other points", posed([1, 2, 2, 3, 4, 2], skeleton=[[1, 9]]), "warning", "skeletons"),
     Case("keypoint outside", posed([1, 2, 2, 300, 4, 2]), "warning", "outside their picture are not trained on"),
-    Case("keypoints without names", posed([1, 2, 2, 3, 4, 2], keypoints=[]), "warning", "no keypoint is named"),
+    Case("keypoints without names", posed([1, 2, 2, 3, 4, 2], keypoints=[]), "warning", "mirror image is not known"),
     Case(
         "other ids in validation",
         coco(val={"categories": [{"id": 3, "name": "cup"}, {"id": 7, "name": "ball"}]}),

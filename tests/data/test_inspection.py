@@ -123,3 +123,18 @@ def test_bccd_is_known_by_its_two_boxes(real_data):
     assert [finding.source.split("/")[-2] for finding in boxes] == ["train", "valid"]
     assert [finding.cases[0].split(":")[0] for finding in boxes] == ["annotation 2288", "annotation 887"]
     assert {name: facts["objects"] for name, facts in found.splits.items()} == {"train": 2804, "val": 1137, "test": 945}
+
+
+def test_pictures_that_no_split_lists_are_named(roboflow):
+    root = roboflow(train=document(), valid=document())
+    picture(root / "train" / "c.gif")
+    assert only(kinds(root, "note"), "no split lists") == [str(root / "train" / "c.gif")]
+
+
+@pytest.mark.parametrize("pair", [("Car", "car"), ("traffic light", "traffic_light"), ("caf\u00e9", "cafe\u0301")])
+def test_names_that_are_easily_confused_are_said_by_both(roboflow, pair, caplog):
+    categories = [{"id": 7, "name": pair[0]}, {"id": 3, "name": pair[1]}]
+    root = roboflow(train=document(categories=categories), valid=document(categories=categories))
+    assert only(kinds(root), "only in spelling") == [" and ".join(map(repr, pair[::-1]))]
+    data_set(root).check()
+    assert "differ only in spelling (1)" in caplog.text
