@@ -56,7 +56,7 @@ class Tail:
             if closing:
                 self.view.close(self.record)
                 self.closed = True
-        except RefusedError as error:  # asking again would not help
+        except (RefusedError, ImportError) as error:  # asking again would not help
             self.refusal = str(error)
             logger.warning("%s; training goes on, %s holds everything", masked(self.refusal), self.folder / METRICS)
         except Exception as error:  # whatever a view does, training goes on

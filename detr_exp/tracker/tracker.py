@@ -22,6 +22,7 @@ from detr_exp.tracker.system import system_use
 PARENT_VARIABLE = "DETR_EXP_PARENT_RUN"
 CLOCK = "time/unix"
 CONFIG = "config.yaml"
+DATABASES = ("postgresql", "mysql", "mssql")  # MLflow stores whose drivers are packages of their own
 PATIENCE = 45.0  # seconds without any view taking anything
 LONGEST_WHEN_KILLED = 10.0
 
@@ -153,7 +154,10 @@ class Tracker:
 def make_views(tracking_uri: str | None, tensorboard: bool, wandb: bool) -> list[View]:
     """The views asked for, without those whose package is missing, which is said."""
     views: list[View] = []
-    if tracking_uri is not None and _installed("mlflow", "tracker=none"):
+    database = None if tracking_uri is None else _missing_driver(tracking_uri)
+    if database is not None:
+        _say_missing(database, database, "tracker=mlflow (which keeps a file)")
+    elif tracking_uri is not None and _installed("mlflow", "tracker=none"):
         from detr_exp.tracker.mlflow import MlflowView
 
         views.append(MlflowView(tracking_uri))
@@ -169,10 +173,28 @@ def make_views(tracking_uri: str | None, tensorboard: bool, wandb: bool) -> list
 
 
 def _installed(package: str, without: str) -> bool:
-    if find_spec(package) is not None:
+    spec = find_spec(package)
+    if spec is not None and spec.origin is not None:  # without: a folder of that name, such as wandb leaves behind
         return True
-    logger.warning("%s is not installed and is left out: pip install %s, or %s", package, package, without)
+    _say_missing(package, "mlflow" if package == "mlflow" else f"'detr_exp[{package}]'", without)
     return False
+
+
+def _missing_driver(tracking_uri: str) -> str | None:
+    """The package that speaks to the database of a tracking URI, where it is not installed."""
+    if tracking_uri.partition(":")[0].partition("+")[0] not in DATABASES:
+        return None
+    from sqlalchemy.engine import make_url
+
+    try:
+        make_url(tracking_uri).get_dialect().import_dbapi()
+    except ImportError as error:
+        return error.name
+    return None
+
+
+def _say_missing(package: str, wanted: str, without: str) -> None:
+    logger.warning("%s is not installed and is left out: pip install %s, or %s", package, wanted, without)
 
 
 def _set_aside(run_dir: Path) -> None:

@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import sys
 import threading
 import time
 
@@ -297,6 +298,44 @@ def test_a_missing_package_is_said_and_left_out(tmp_path, monkeypatch, caplog, s
     tracker.finish()
     assert caplog.text.count(f"{package} is not installed") == 1
     assert len(journal(tmp_path)) == 1
+
+
+def test_a_folder_of_a_packages_name_is_not_the_package(tmp_path, monkeypatch, caplog):
+    """Weights & Biases leaves a folder `wandb` where it ran, which Python takes for a package."""
+    (tmp_path / "wandb").mkdir()
+    monkeypatch.setattr(sys, "path", [str(tmp_path)])
+    monkeypatch.delitem(sys.modules, "wandb", raising=False)
+    assert module.make_views(None, False, True) == []
+    assert (
+        "wandb is not installed and is left out: pip install 'detr_exp[wandb]', or tracker.wandb=false" in caplog.text
+    )
+
+
+def test_a_database_without_its_driver_is_said_at_the_start_and_not_waited_for(tmp_path, monkeypatch, caplog):
+    monkeypatch.setitem(sys.modules, "MySQLdb", None)
+    tracker = make_tracker(tracking_uri="mysql://me:hunter2@host/runs")
+    tracker.start(run_dir=tmp_path, config={})
+    assert "MySQLdb is not installed and is left out: pip install MySQLdb" in caplog.text
+    assert "hunter2" not in caplog.text
+    assert tracker.follower is None
+    tracker.finish()
+
+
+def test_a_view_that_cannot_be_imported_is_not_waited_for(tmp_path, monkeypatch, caplog):
+    """Installed, but not whole: nothing that trying again would change."""
+
+    class Broken:
+        def open(self, folder, record):
+            raise ImportError("libfoo.so is missing")
+
+    monkeypatch.setattr(module, "make_views", lambda *_: [Broken()])
+    tracker = make_tracker()
+    tracker.start(run_dir=tmp_path, config={})
+    tracker.log(1, {"a": 1.0})
+    begin = time.perf_counter()
+    tracker.finish()
+    assert time.perf_counter() - begin < 5
+    assert "libfoo.so is missing; training goes on" in caplog.text
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")

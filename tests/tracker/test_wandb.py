@@ -38,7 +38,7 @@ def wandb(monkeypatch):
 
     fake.init = init
     monkeypatch.setitem(sys.modules, "wandb", fake)
-    monkeypatch.setattr(module, "find_spec", lambda name: name)
+    monkeypatch.setattr(module, "find_spec", lambda name: SimpleNamespace(origin="wandb/__init__.py"))
     return fake
 
 
