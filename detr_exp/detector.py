@@ -14,12 +14,12 @@ from typing import Any, cast
 import numpy as np
 import torch
 from omegaconf import DictConfig, OmegaConf
-from PIL import Image, ImageOps
+from PIL import Image
 
 from detr_exp import build
 from detr_exp.compose import stored
 from detr_exp.data.keypoints import KeypointSchema
-from detr_exp.data.picture import read_picture
+from detr_exp.data.picture import FIRST_FRAME, has_more_frames, pixels_of, pixels_of_array, read_picture
 from detr_exp.data.render import resized_plainly
 from detr_exp.mistakes import is_said_by_us
 from detr_exp.structures import Batch, Detections, Targets
@@ -31,7 +31,7 @@ from detr_exp.trainer.keeping import USUAL_THRESHOLD
 from detr_exp.trainer.precision import Precision
 
 log = logging.getLogger(__name__)
-Picture = Image.Image | np.ndarray | torch.Tensor | str | Path
+Picture = Image.Image | np.ndarray | torch.Tensor | str | Path | bytes
 
 
 @dataclass
@@ -71,8 +71,8 @@ class Detector:
         """Find objects.
 
         Args:
-            pictures: one or several, of any sizes: paths, PIL images, arrays `[H, W, 3]` uint8 RGB, or tensors
-                `[3, H, W]`, uint8 or float in 0..1, RGB.
+            pictures: one or several, of any sizes: paths, contents of files, PIL images, arrays `[H, W, 3]` RGB or
+                tensors `[3, H, W]`, uint8 or float in 0..1. Grey, alpha and 16 bits are taken as they are from files.
             threshold: lowest score; None: `self.threshold`.
 
         Returns:
@@ -92,9 +92,9 @@ class Detector:
         batch = Batch(torch.from_numpy(pixels), nothing, image_sizes).to(self.precision.device)
         with self.precision.autocast():
             outputs = self.network(batch.pixels(self.precision.memory_format))
-        given = [one.cpu() for one in self.network.postprocess(as_float32(outputs), batch.image_sizes)]
-        found = [one.finite() for one in given]
-        if count := sum(map(len, given)) - sum(map(len, found)):
+        raw = [one.cpu() for one in self.network.postprocess(as_float32(outputs), batch.image_sizes)]
+        found = [one.finite() for one in raw]
+        if count := sum(map(len, raw)) - sum(map(len, found)):
             if not self.nonfinite:
                 log.warning("%s gives predictions that are not finite; they are no detections, but counted", self.path)
             self.nonfinite += count
@@ -198,32 +198,26 @@ def of_this_version(path: Path) -> Iterator[None]:
 
 
 def as_picture(picture: Picture) -> np.ndarray:
-    """`[H, W, 3]` uint8 RGB, upright.
+    """`[H, W, 3]` uint8 RGB, upright: the same for a file, its content, and what was opened from it.
 
     Raises:
-        ValueError: it cannot be read, or is an array of another kind.
+        ValueError: it cannot be read, or is no picture.
     """
-    if isinstance(picture, str | Path):
-        return read_picture(Path(picture).expanduser())
-    if isinstance(picture, Image.Image):
-        return np.array(ImageOps.exif_transpose(picture).convert("RGB"))
-    if isinstance(picture, torch.Tensor):
-        return _bytes(picture)
-    if picture.ndim != 3 or picture.shape[2] != 3 or picture.dtype != np.uint8:
-        raise ValueError(f"an array {list(picture.shape)} of {picture.dtype} is no picture; give [H, W, 3] uint8 RGB")
-    return picture
-
-
-def _bytes(tensor: torch.Tensor) -> np.ndarray:
-    """`[3, H, W]`, bytes or 0..1, as `[H, W, 3]` uint8."""
-    is_known = tensor.dtype == torch.uint8 or tensor.is_floating_point()
-    if tensor.ndim != 3 or tensor.shape[0] != 3 or not is_known:
+    if isinstance(picture, str | Path | bytes | Image.Image):
+        source = Path(picture).expanduser() if isinstance(picture, str | Path) else picture
+        pixels = pixels_of(source) if isinstance(source, Image.Image) else read_picture(source)
+        if has_more_frames(source):
+            log.warning("%s: %s", source if isinstance(source, Path) else "a picture in memory", FIRST_FRAME)
+        return pixels
+    if not isinstance(picture, torch.Tensor):
+        return pixels_of_array(picture)
+    if picture.ndim not in (2, 3) or (picture.ndim == 3 and picture.shape[0] not in (1, 3, 4)):
         raise ValueError(
-            f"a tensor {list(tensor.shape)} of {tensor.dtype} is no picture; give [3, H, W], uint8 or float in 0..1"
+            f"a tensor {list(picture.shape)} of {picture.dtype} is no picture; give [3, H, W], uint8 or float in 0..1"
         )
-    if tensor.is_floating_point():
-        tensor = (tensor * 255).round().clamp(0, 255)
-    return tensor.detach().cpu().to(torch.uint8).permute(1, 2, 0).contiguous().numpy()
+    picture = picture.detach().cpu()
+    picture = picture.float() if picture.is_floating_point() else picture
+    return pixels_of_array((picture.permute(1, 2, 0) if picture.ndim == 3 else picture).numpy())
 
 
 def _hardware_of(config: dict[str, Any]) -> dict[str, Any]:

@@ -135,6 +135,7 @@ def description(detector: Detector, graph: Any, settings: DictConfig) -> dict[st
         "category_ids": detector.category_ids,
         "threshold": detector.threshold,
         "activation": detector.network.activation,
+        "cuts_boxes": detector.network.cuts_boxes,
         "image_size": [height, width],
         "inputs": {name: inputs[name] for name in graph.inputs},
         "outputs": graph.outputs,

@@ -32,12 +32,14 @@ Find objects: a COCO-style JSON file with scores, and every picture with boxes, 
   trainer/hardware   auto, cpu, cuda, mps; null: the checkpoint's
   allow_targets      packages of your own that the checkpoint's config names
 
-Nothing is overwritten: a file whose name is taken gets a number. Pictures that cannot be read are left out and named at
-the end; the exit status is 1 then, and 2 if there was none that could be read.
+Nothing is overwritten: a file or folder whose name is taken gets a number. Folders below the source are kept; pictures
+whose names differ in their suffix only keep it (a.jpg.txt, a.png.txt). Pictures and parts of films that cannot be read
+are left out and named at the end; the exit status is 1 then, and 2 if there was none that could be read. What was found
+is on disk when an error or a signal ends the command.
 """
 
 if TYPE_CHECKING:
-    from PIL import Image
+    import numpy as np
 
     from detr_exp.detector import Detector
     from detr_exp.sources import Item
@@ -67,47 +69,53 @@ def predict_in(folder: Path, cfg: DictConfig) -> Path:
     """
     from detr_exp import build
     from detr_exp.detector import load
-    from detr_exp.results import OUTPUTS
+    from detr_exp.results import OUTPUTS, claimed
     from detr_exp.sources import UnreadableError, open_source
     from detr_exp.trainer.console import Console
+    from detr_exp.trainer.signals import Interrupt, Interrupted
 
     if cfg.output not in OUTPUTS:
         raise ValueError(f"output is {cfg.output!r}; use one of {', '.join(OUTPUTS)}")
     items, count = open_source(str(cfg.source), cfg.every)
     hardware = build.hardware(cfg) if OmegaConf.select(cfg, "trainer.hardware") is not None else None
     detector = load(cfg.checkpoint, hardware=hardware, allow_targets=cfg.allow_targets).folded()
-    folder.mkdir(parents=True, exist_ok=True)
     output = OUTPUTS[cfg.output](folder, detector)
+    drawings = claimed(folder / "pictures", Path.mkdir) if cfg.pictures else None
     console = Console("rich")
     objects, pictures = 0, 0
     left_out: list[str] = []
-    with console.progress("predicting", count) as meter:
-        while chunk := list(islice(items, cfg.batch_size)):
-            opened = list(readable(chunk, left_out))
-            found = detector.predict([picture for _, picture in opened], cfg.threshold)
-            for (item, picture), detections in zip(opened, found):
-                output.add(item.name, item.stem, picture, detections)
-                if cfg.pictures:
-                    draw(folder / "pictures" / f"{item.stem}.jpg", picture, detections, detector)
-                objects += len(detections)
-            pictures += len(opened)
-            meter(advance=len(chunk))
+    try:
+        with console.progress("predicting", count) as meter, Interrupt() as interrupt:
+            while interrupt.number is None and (chunk := list(islice(items, cfg.batch_size))):
+                opened = list(readable(chunk, left_out))
+                found = detector.predict([picture for _, picture in opened], cfg.threshold)
+                for (item, picture), detections in zip(opened, found):
+                    output.add(item.name, item.place, picture.shape[:2], detections)
+                    objects += len(detections)
+                for (item, picture), detections in zip(opened, found):
+                    if drawings is not None:
+                        draw(drawings / f"{item.place}.jpg", picture, detections, detector)
+                pictures += len(opened)
+                meter(advance=len(chunk))
+    finally:
+        path = output.close()
+    if interrupt.number is not None:
+        raise Interrupted(interrupt.number)
     if not pictures:
         raise ValueError(f"source={cfg.source}: none of {len(left_out)} pictures could be read; see the warnings above")
     lowest = detector.threshold if cfg.threshold is None else cfg.threshold
-    path = output.close()
     console.line(f"{objects} objects in {pictures} pictures, scores above {lowest:.2f}: {path}")
     if detector.nonfinite:
         console.line(f"{detector.nonfinite} predictions were not finite: the network has diverged, train it again")
-    if cfg.pictures:
-        console.line(f"drawn: {folder / 'pictures'}")
+    if drawings is not None:
+        console.line(f"drawn: {drawings}")
     if left_out:
         names = ", ".join(left_out[:8]) + (", ..." if len(left_out) > 8 else "")
         raise UnreadableError(f"{len(left_out)} of {pictures + len(left_out)} could not be read: {names}")
     return path
 
 
-def readable(items: Sequence[Item], left_out: list[str]) -> Iterator[tuple[Item, Image.Image]]:
+def readable(items: Sequence[Item], left_out: list[str]) -> Iterator[tuple[Item, np.ndarray]]:
     """The pictures that can be read; for the others a warning, and their names in `left_out`."""
     for item in items:
         try:
@@ -117,16 +125,13 @@ def readable(items: Sequence[Item], left_out: list[str]) -> Iterator[tuple[Item,
             left_out.append(item.name)
 
 
-def draw(path: Path, picture: Image.Image, found: Detections, detector: Detector) -> None:
-    """Save the picture with its objects, under a number where the name is taken."""
-    import numpy as np
-
+def draw(path: Path, picture: np.ndarray, found: Detections, detector: Detector) -> None:
+    """Save the picture with its objects."""
     from detr_exp.ops.draw import draw_objects
-    from detr_exp.results import free
 
     path.parent.mkdir(parents=True, exist_ok=True)
     drawn = draw_objects(
-        np.asarray(picture),
+        picture,
         boxes_xyxy_px=found.boxes.numpy(),
         labels=found.labels.tolist(),
         names=detector.classes,
@@ -135,7 +140,7 @@ def draw(path: Path, picture: Image.Image, found: Detections, detector: Detector
         keypoints_px=None if found.keypoints is None else found.keypoints.numpy(),
         skeletons=[] if detector.keypoints is None else detector.keypoints.skeletons,
     )
-    write(free(path), lambda file: drawn.save(file, "JPEG", quality=92))
+    write(path, lambda file: drawn.save(file, "JPEG", quality=92))
 
 
 def main() -> None:

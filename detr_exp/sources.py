@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import glob
-import io
+import os
 import sys
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import numpy as np
 
 from detr_exp.data.files import files_below, is_picture
 from detr_exp.data.picture import SUFFIXES
-
-if TYPE_CHECKING:
-    from PIL import Image
+from detr_exp.data.whole import is_cut_short
+from detr_exp.detector import as_picture
 
 FILMS = {".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm"}
 
@@ -29,13 +32,13 @@ class Item:
 
     Attributes:
         name: what results call it: its path; of a film the path and the number of the frame.
-        stem: what files made from it are called.
-        read: gives it upright, as 8-bit RGB; raises ValueError where it cannot.
+        place: where files made from it lie, below a folder of theirs and without suffix; no two items share one.
+        read: gives it upright, `[H, W, 3]` uint8 RGB; raises ValueError where it cannot.
     """
 
     name: str
-    stem: str
-    read: Callable[[], Image.Image]
+    place: str
+    read: Callable[[], np.ndarray]
 
 
 def open_source(source: str, every: int = 1) -> tuple[Iterator[Item], int]:
@@ -56,7 +59,25 @@ def open_source(source: str, every: int = 1) -> tuple[Iterator[Item], int]:
     if path.suffix.lower() in FILMS and path.is_file():
         return _frames(path, every)
     found = find_pictures(path)
-    return iter([Item(str(one), one.stem, _reading(one)) for one in found]), len(found)
+    items = [Item(str(one), place, partial(as_picture, one)) for one, place in zip(found, places(found))]
+    return iter(items), len(found)
+
+
+def places(paths: Sequence[Path]) -> list[str]:
+    """A place for the results of each picture: its path below the folder that all share, without suffix.
+
+    Where two would be the same (`a.jpg`, `a.png`, and `A.jpg` on some disks) they keep their suffix.
+    """
+    shared = os.path.commonpath([path.parent for path in paths])
+    full = [os.path.relpath(path, shared) for path in paths]
+    found = [os.path.splitext(name)[0] for name in full]
+    while True:
+        count = Counter(place.casefold() for place in found)
+        clashing = [i for i, place in enumerate(found) if count[place.casefold()] > 1 and place != full[i]]
+        if not clashing:
+            return found
+        for i in clashing:
+            found[i] = full[i]
 
 
 def find_pictures(source: str | Path) -> list[Path]:
@@ -82,22 +103,13 @@ def find_pictures(source: str | Path) -> list[Path]:
     return found
 
 
-def _reading(path: Path) -> Callable[[], Image.Image]:
-    from PIL import Image
-
-    from detr_exp.data.picture import read_picture
-
-    return lambda: Image.fromarray(read_picture(path))
-
-
-def _from_stdin() -> Image.Image:
-    from PIL import Image, ImageOps, UnidentifiedImageError
-
+def _from_stdin() -> np.ndarray:
     try:
-        with Image.open(io.BytesIO(sys.stdin.buffer.read())) as picture:
-            return ImageOps.exif_transpose(picture).convert("RGB")
-    except (UnidentifiedImageError, OSError) as error:
-        raise ValueError("what came from standard input is no picture; as in: cat photo.jpg | ... source=-") from error
+        return as_picture(sys.stdin.buffer.read())
+    except ValueError as error:
+        raise ValueError(
+            f"what came from standard input is no picture ({error}); as in: cat photo.jpg | ... source=-"
+        ) from error
 
 
 def _frames(path: Path, every: int) -> tuple[Iterator[Item], int]:
@@ -108,14 +120,63 @@ def _frames(path: Path, every: int) -> tuple[Iterator[Item], int]:
     try:
         film: Any = av.open(str(path))
         stream = film.streams.video[0]
+        rate = float(stream.average_rate or 0)
     except (OSError, IndexError, av.FFmpegError) as error:
         raise ValueError(f"{path} cannot be read as a film ({error}); give another file") from error
-    length = stream.frames or int(float((stream.duration or 0) * (stream.time_base or 0)) * float(stream.average_rate))
+    length = stream.frames or int(float((stream.duration or 0) * (stream.time_base or 0)) * rate)
 
     def items() -> Iterator[Item]:
+        number, spoiled = 0, 0
         with film:
-            for number, frame in enumerate(film.decode(stream)):
+            for frame in _decoded(film, stream):
+                if isinstance(frame, Exception):
+                    spoiled += 1
+                    continue
                 if number % every == 0:
-                    yield Item(f"{path}#{number}", f"{path.stem}_{number:06d}", frame.to_image)
+                    yield Item(f"{path}#{number}", f"{path.stem}_{number:06d}", partial(_upright, frame))
+                number += 1
+        with path.open("rb") as file:
+            what = "the file is cut short" if is_cut_short(file) else f"{spoiled} parts are spoiled" if spoiled else ""
+        if what:
+            yield Item(f"{path} after {number} frames", "", partial(_refuse, f"{path}: {what}; {number} frames read"))
 
     return items(), -(-length // every)
+
+
+def _decoded(film: Any, stream: Any) -> Iterator[Any]:
+    """The frames of a film; what could not be decoded comes as an exception, and the film goes on."""
+    import av
+
+    packets = film.demux(stream)
+    while True:
+        try:
+            packet = next(packets, None)
+        except (OSError, av.FFmpegError) as error:
+            yield error
+            return
+        if packet is None:
+            return
+        try:
+            yield from packet.decode()
+        except av.EOFError:
+            return
+        except (OSError, av.FFmpegError) as error:
+            yield error
+
+
+def _upright(frame: Any) -> np.ndarray:
+    """A frame's pixels as a player shows them: mirrored and turned by its display matrix."""
+    pixels = frame.to_ndarray(format="rgb24")
+    matrix = frame.side_data.get("DISPLAYMATRIX")
+    if matrix is None:
+        return pixels
+    # x' = a x + c y, y' = b x + d y; rows of three, as in ISO 14496-12
+    a, b, _, c, d = np.frombuffer(bytes(matrix), np.int32)[:5].astype(float)
+    across, down = a, d
+    if abs(b) + abs(c) > abs(a) + abs(d):
+        pixels, across, down = pixels.swapaxes(0, 1), c, b
+    return np.ascontiguousarray(pixels[:: -1 if down < 0 else 1, :: -1 if across < 0 else 1])
+
+
+def _refuse(message: str) -> np.ndarray:
+    raise ValueError(message)

@@ -1,39 +1,69 @@
-"""Find objects in a picture with a file of `python -m detr_exp.export`, without detr_exp: numpy, Pillow, onnxruntime.
+"""Find objects in a picture with a file of `python -m detr_exp.export`, without PyTorch: numpy, onnxruntime, and what
+detr_exp reads pictures with (Pillow, OpenCV). Files exported with and without the steps around the network will do.
 
 python scripts/onnx_predict.py model.onnx photo.jpg found.jpg [threshold]
 """
 
 import json
 import sys
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnxruntime
-from PIL import Image, ImageDraw, ImageOps
+from PIL import Image, ImageDraw
+
+from detr_exp.data.picture import FIRST_FRAME, PictureError, has_more_frames, read_picture
 
 
 def main(model: str, photo: str, drawn: str, threshold: str = "") -> None:
     session = onnxruntime.InferenceSession(model)
     facts = json.loads(session.get_modelmeta().custom_metadata_map["detr_exp"])
-    picture = ImageOps.exif_transpose(Image.open(photo)).convert("RGB")
-    height, width = facts["image_size"]
-    resized = picture.resize((width, height), Image.Resampling.BILINEAR)
-    images = np.asarray(resized, dtype=np.float32).transpose(2, 0, 1)[None] / 255
-    logits, boxes = (output[0] for output in session.run(["logits", "boxes"], {"images": images}))
-    if facts["activation"] == "softmax":  # the last column is the background
+    try:
+        pixels = read_picture(Path(photo))
+    except PictureError as error:
+        sys.exit(f"error: {error}")
+    if has_more_frames(Path(photo)):
+        print(f"{photo}: {FIRST_FRAME}", file=sys.stderr)
+    picture = Image.fromarray(pixels)
+    size = np.array([[picture.height, picture.width]])
+    images = pixels[None]
+    if session.get_inputs()[0].type == "tensor(float)":  # else it resizes inside
+        height, width = facts["image_size"]
+        resized = picture.resize((width, height), Image.Resampling.BILINEAR)
+        images = np.asarray(resized, dtype=np.float32).transpose(2, 0, 1)[None] / 255
+    given = {"images": images, "image_sizes": size}
+    found = session.run(facts["outputs"], {entry.name: given[entry.name] for entry in session.get_inputs()})
+    outputs = {name: value[0] for name, value in zip(facts["outputs"], found)}
+    if "scores" not in outputs:
+        outputs = detections(outputs["logits"], outputs["boxes"], size[0], facts)
+    canvas = ImageDraw.Draw(picture)
+    for score, label, box in zip(outputs["scores"], outputs["labels"], outputs["boxes"]):
+        if score > float(threshold or facts["threshold"]):
+            corners = [round(float(side), 1) for side in box]
+            word = f"{facts['classes'][label]} {score:.2f}"
+            canvas.rectangle(corners, outline="red", width=2)
+            canvas.text((corners[0] + 3, corners[1] + 2), word, fill="red")
+            print(word, *corners)
+    picture.save(drawn)
+
+
+def detections(logits: Any, boxes: Any, size: Any, facts: dict[str, Any]) -> dict[str, Any]:
+    """What `export.postprocess=true` does inside: scores, labels and boxes in pixels, best first."""
+    if facts["activation"] == "softmax":  # the last column is the background; a query has its best class
         scores = np.exp(logits - logits.max(1, keepdims=True))
         scores = (scores / scores.sum(1, keepdims=True))[:, :-1]
+        queries, labels = np.arange(len(scores)), scores.argmax(1)
     else:
         scores = 1 / (1 + np.exp(-logits))
-    canvas = ImageDraw.Draw(picture)
-    queries, labels = np.nonzero(scores > float(threshold or facts["threshold"]))
-    for query, label in sorted(zip(queries, labels), key=lambda pair: -scores[pair]):
-        x, y, w, h = boxes[query] * (picture.width, picture.height, picture.width, picture.height)
-        box = [round(float(side), 1) for side in (x - w / 2, y - h / 2, x + w / 2, y + h / 2)]
-        word = f"{facts['classes'][label]} {scores[query, label]:.2f}"
-        canvas.rectangle(box, outline="red", width=2)
-        canvas.text((box[0] + 3, box[1] + 2), word, fill="red")
-        print(word, *box)
-    picture.save(drawn)
+        queries, labels = (part.ravel() for part in np.indices(scores.shape))
+    best = np.argsort(-scores[queries, labels], kind="stable")[: len(logits)]
+    queries, labels = queries[best], labels[best]
+    center, half = boxes[queries, :2], boxes[queries, 2:].clip(0) / 2
+    corners = np.concatenate([center - half, center + half], axis=1) * np.tile(size[::-1], 2)
+    if facts["cuts_boxes"]:
+        corners = corners.clip(0, np.tile(size[::-1], 2))
+    return {"scores": scores[queries, labels], "labels": labels, "boxes": corners}
 
 
 if __name__ == "__main__":

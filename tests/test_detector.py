@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -16,7 +17,8 @@ from PIL import Image
 import detr_exp
 from detr_exp import evaluate
 from detr_exp.compose import compose
-from detr_exp.detector import Detector, _without_downloads, load
+from detr_exp.data.picture import read_picture
+from detr_exp.detector import Detector, _without_downloads, as_picture, load
 from detr_exp.export_weights import export_weights_in
 
 
@@ -159,7 +161,7 @@ def test_nothing_in_nothing_out(detector: Detector) -> None:
     assert detector.predict([]) == []
 
 
-@pytest.mark.parametrize("array", [np.zeros((8, 8)), np.zeros((8, 8, 3), np.float32), np.zeros((3, 8, 8), np.uint8)])
+@pytest.mark.parametrize("array", [np.zeros((8, 8), int), np.zeros((0, 8, 3), np.uint8), np.zeros((3, 8, 8), np.uint8)])
 def test_arrays_that_are_no_pictures(detector: Detector, array: np.ndarray) -> None:
     with pytest.raises(ValueError, match=r"\[H, W, 3\] uint8"):
         detector.predict(array)
@@ -186,3 +188,83 @@ def test_a_checkpoint_cannot_allow_itself_anything(trained: Path, tmp_path: Path
 def test_no_weights_are_fetched_for_a_network_that_has_its_own() -> None:
     node: dict[str, Any] = {"weights": "hub", "backbone": {"pretrained": True, "depth": 18}, "sizes": [1]}
     assert _without_downloads(node) == {"weights": None, "backbone": {"pretrained": False, "depth": 18}, "sizes": [1]}
+
+
+GREY = np.random.default_rng(0).integers(0, 65536, (6, 9), dtype=np.uint16)
+RGBA = np.random.default_rng(1).integers(0, 256, (6, 9, 4), dtype=np.uint8)
+KINDS: dict[str, tuple[Image.Image, str]] = {
+    "grey": (Image.fromarray((GREY >> 8).astype(np.uint8)), "png"),
+    "16 bits": (Image.fromarray(GREY), "png"),
+    "16 bits, big-endian": (Image.frombytes("I;16B", GREY.shape[::-1], GREY.astype(">u2").tobytes()), "tif"),
+    "32 bits": (Image.fromarray(GREY.astype(np.int32)), "tif"),
+    "float": (Image.fromarray(GREY.astype(np.float32)), "tif"),
+    "alpha": (Image.fromarray(RGBA), "png"),
+    "palette": (Image.fromarray(RGBA[..., :3]).quantize(16), "png"),
+    "CMYK": (Image.fromarray(RGBA[..., :3]).convert("CMYK"), "tif"),
+    "bits": (Image.fromarray(RGBA[..., 0]).convert("1"), "png"),
+}
+
+
+@pytest.mark.parametrize("turned", [1, 6])
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_picture_is_the_same_through_every_door(kind: str, turned: int, tmp_path: Path) -> None:
+    image, suffix = KINDS[kind]
+    path, exif = tmp_path / f"a.{suffix}", Image.Exif()
+    exif[0x0112] = turned
+    image.save(path, exif=exif, **({"transparency": 3} if kind == "palette" else {}))
+    expected = read_picture(path)
+    assert expected.shape == ((6, 9, 3) if turned == 1 else (9, 6, 3))
+    assert len(np.unique(expected)) > (1 if kind == "bits" else 8)
+    with Image.open(path) as opened:
+        again = [as_picture(str(path)), as_picture(path.read_bytes()), as_picture(opened), as_picture(opened.copy())]
+    for found in again:
+        np.testing.assert_array_equal(found, expected)
+    planes = torch.from_numpy(expected).permute(2, 0, 1)
+    for found in (as_picture(expected), as_picture(planes), as_picture(planes / 255), as_picture(expected / 255)):
+        np.testing.assert_array_equal(found, expected)
+
+
+def test_arrays_are_taken_as_they_are_from_files(tmp_path: Path) -> None:
+    Image.fromarray(GREY).save(tmp_path / "grey.png")
+    cv2.imwrite(str(tmp_path / "colours.png"), np.stack([GREY, GREY[::-1], GREY // 2], axis=2))
+    colours = np.stack([GREY // 2, GREY[::-1], GREY], axis=2)
+    for values, name in ((GREY, "grey.png"), (GREY[..., None].astype(">u2"), "grey.png"), (colours, "colours.png")):
+        np.testing.assert_array_equal(as_picture(values), read_picture(tmp_path / name))
+    np.testing.assert_array_equal(as_picture(RGBA), RGBA[..., :3])
+    np.testing.assert_array_equal(as_picture(torch.from_numpy(RGBA).permute(2, 0, 1)), RGBA[..., :3])
+    np.testing.assert_array_equal(as_picture(RGBA[..., 0] > 99)[..., 2], np.where(RGBA[..., 0] > 99, 255, 0))
+
+
+@pytest.mark.parametrize("values", [(-2.1, 2.6), (0.0, 255.0), (0.0, float("nan")), (0.0, float("inf"))])
+def test_floats_outside_their_range_are_refused(values: tuple[float, float]) -> None:
+    tensor = torch.zeros(3, 4, 4)
+    tensor[0, 0, :2] = torch.tensor(values)
+    for picture in (tensor, tensor.half(), tensor.permute(1, 2, 0).numpy()):
+        with pytest.raises(ValueError, match=r"have to be in 0\.\.1"):
+            as_picture(picture)
+    assert as_picture(torch.full((3, 4, 4), 1 + 1e-4)).max() == 255  # what interpolation leaves
+
+
+def test_a_damaged_picture_is_refused_through_every_door(tmp_path: Path) -> None:
+    path = tmp_path / "a.jpg"
+    Image.fromarray(noise(80, 90)).save(path, quality=90)
+    content = path.read_bytes()
+    path.write_bytes(content[: len(content) // 2] + bytes(len(content) - len(content) // 2))
+    with Image.open(path) as opened:
+        for picture in (path, path.read_bytes(), opened):
+            with pytest.raises(ValueError, match="nothing but zeros"):
+                as_picture(picture)
+
+
+def test_further_frames_are_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    frames = [Image.fromarray(noise(8, 9, seed)) for seed in range(2)]
+    for suffix in ("tif", "png", "webp"):
+        path = tmp_path / f"a.{suffix}"
+        frames[0].save(
+            path, save_all=True, append_images=frames[1:], **({"lossless": True} if suffix == "webp" else {})
+        )
+        caplog.clear()
+        with Image.open(path) as opened:
+            for picture in (path, path.read_bytes(), opened):
+                np.testing.assert_array_equal(as_picture(picture), np.asarray(frames[0]))
+        assert caplog.text.count("only the first frame") == 3

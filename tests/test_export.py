@@ -83,10 +83,10 @@ def test_the_file_says_what_it_takes_and_gives(onnx: Path) -> None:
     assert session.get_inputs()[0].shape == ["batch", 3, 64, 64]
 
 
-def test_the_script_needs_nothing_of_ours(onnx: Path, trained: Path, tmp_path: Path) -> None:
+def test_the_script_needs_no_pytorch(onnx: Path, trained: Path, tmp_path: Path) -> None:
     (photo,) = pictures((50, 70))
     Image.fromarray(photo).save(tmp_path / "photo.png")
-    alone = "import runpy, sys; sys.modules['torch'] = sys.modules['detr_exp'] = None; "
+    alone = "import runpy, sys; sys.modules['torch'] = sys.modules['hydra'] = None; "
     alone += f"runpy.run_path({str(SCRIPT)!r}, run_name='__main__')"
     words = [str(onnx), str(tmp_path / "photo.png"), str(tmp_path / "found.png"), "0.0"]
     told = subprocess.run([sys.executable, "-c", alone, *words], capture_output=True, text=True, check=True).stdout

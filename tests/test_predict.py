@@ -5,6 +5,8 @@ from __future__ import annotations
 import csv
 import io
 import json
+import os
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -46,7 +48,8 @@ def test_a_folder(command: Command, trained: Path, photos: Path, capfd: pytest.C
     ]
     assert {image["width"] for image in found["images"]} == {60}
     assert [category["name"] for category in found["categories"]][:2] == ["arrow", "kite"]
-    assert sorted(path.name for path in (folder / "pictures").iterdir()) == ["a.jpg", "b.jpg", "b_2.jpg"]
+    drawn = sorted(path.relative_to(folder / "pictures").as_posix() for path in folder.glob("pictures/**/*.jpg"))
+    assert drawn == ["a.jpg", "b.jpg", "below/b.jpg"]
     known = {category["id"] for category in found["categories"]}
     for entry in found["annotations"]:
         x, y, width, height = entry["bbox"]
@@ -64,7 +67,7 @@ def test_nothing_is_overwritten(command: Command, trained: Path, photos: Path) -
     for _ in range(2):
         assert command(predict.main, *words) == 0
     assert {path.name for path in Path("mine").glob("*.json")} == {"detections.json", "detections_2.json"}
-    assert {path.name for path in Path("mine/pictures").iterdir()} == {"b.jpg", "b_2.jpg"}
+    assert [path.name for path in Path("mine").glob("pictures*/*")] == ["b.jpg", "b.jpg"]
 
 
 def test_a_picture_from_standard_input(
@@ -108,6 +111,55 @@ def test_one_picture_without_drawing(command: Command, trained: Path, photos: Pa
     assert len(found["images"]) == 1
     assert found["annotations"] == []
     assert not (folder / "pictures").exists()
+
+
+def test_a_film_that_is_cut_short(
+    command: Command, trained: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    av = pytest.importorskip("av")
+    with av.open(str(tmp_path / "film.mp4"), "w", options={"movflags": "faststart"}) as film:
+        stream = film.add_stream("mpeg4", rate=10)
+        stream.width, stream.height = 64, 48
+        for level in range(20):
+            pixels = np.random.default_rng(level).integers(0, 256, (48, 64, 3), dtype=np.uint8)
+            film.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
+        film.mux(stream.encode())
+    whole = (tmp_path / "film.mp4").read_bytes()
+    words = [f"checkpoint={trained}", "source=film.mp4", "pictures=false"]
+    assert command(predict.main, *words, "hydra.run.dir=whole") == 0
+    half = len(whole) // 2
+    for number, content in enumerate((whole[:half], whole[:half] + bytes(len(whole) - half))):
+        (tmp_path / "film.mp4").write_bytes(content)
+        assert command(predict.main, *words, f"hydra.run.dir=half{number}") == 1
+        assert "film.mp4 after" in capfd.readouterr().err
+        frames = json.loads((tmp_path / f"half{number}" / "detections.json").read_text())["images"]
+        assert 0 < len(frames) < 20
+
+
+def test_a_signal_keeps_what_was_found(
+    command: Command, trained: Path, photos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def drawn_and_ended(*_: object) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(predict, "draw", drawn_and_ended)
+    assert command(predict.main, f"checkpoint={trained}", f"source={photos}", "batch_size=1") == 143
+    assert [Path(image["file_name"]).name for image in output()[1]["images"]] == ["a.jpg"]
+
+
+def test_a_fault_keeps_what_was_found(
+    command: Command, trained: Path, photos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn: list[Path] = []
+
+    def fails_later(path: Path, *_: object) -> None:
+        drawn.append(path)
+        if len(drawn) == 2:
+            raise MemoryError
+
+    monkeypatch.setattr(predict, "draw", fails_later)
+    assert command(predict.main, f"checkpoint={trained}", f"source={photos}", "batch_size=1") == 1
+    assert [Path(image["file_name"]).name for image in output()[1]["images"]] == ["a.jpg", "b.png"]
 
 
 @pytest.mark.parametrize(

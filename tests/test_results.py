@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import csv
+import errno
 import json
+import os
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -15,7 +18,7 @@ from pycocotools import mask as codec
 from pycocotools.coco import COCO
 
 from detr_exp.data.yolo import yolo
-from detr_exp.results import Coco, Table, Yolo, free
+from detr_exp.results import Coco, Table, Yolo, claimed, free
 from detr_exp.structures import Detections
 
 SIZE = (48, 64)  # height, width
@@ -43,13 +46,9 @@ def found(*, masks: bool = False, keypoints: bool = False) -> Detections:
     )
 
 
-def picture() -> Image.Image:
-    return Image.new("RGB", (SIZE[1], SIZE[0]))
-
-
 def test_coco_reads_the_json(detector: SimpleNamespace, tmp_path: Path) -> None:
     output = Coco(tmp_path, detector)
-    output.add("a.jpg", "a", picture(), found(masks=True, keypoints=True))
+    output.add("a.jpg", "a", SIZE, found(masks=True, keypoints=True))
     read = COCO(str(output.close()))
     ape, bee = read.loadAnns([1, 2])
     assert (ape["category_id"], bee["category_id"]) == (3, 7)
@@ -68,10 +67,10 @@ def test_a_training_reads_the_text(detector: SimpleNamespace, tmp_path: Path, ta
         detector.keypoints.counts = [3, 3]
     output = Yolo(tmp_path, detector)
     objects = found(masks=task == "masks", keypoints=task == "keypoints")
-    output.add("a.jpg", "a", picture(), objects)
+    output.add("a.jpg", "a", SIZE, objects)
     output.close()
     (tmp_path / "images").mkdir()
-    picture().save(tmp_path / "images" / "a.jpg")
+    Image.new("RGB", SIZE[::-1]).save(tmp_path / "images" / "a.jpg")
     described = {"path": str(tmp_path), "train": "images", "val": "images", "names": detector.classes}
     described |= {"kpt_shape": [3, 3]} if task == "keypoints" else {}
     (tmp_path / "data.yaml").write_text(json.dumps(described))
@@ -87,7 +86,7 @@ def test_a_training_reads_the_text(detector: SimpleNamespace, tmp_path: Path, ta
 
 def test_a_table(detector: SimpleNamespace, tmp_path: Path) -> None:
     output = Table(tmp_path, detector)
-    output.add("a, b.jpg", "a", picture(), found())
+    output.add("a, b.jpg", "a", SIZE, found())
     with open(output.close(), newline="") as file:
         rows = list(csv.DictReader(file))
     assert rows[0] == {
@@ -107,3 +106,57 @@ def test_a_free_name(tmp_path: Path) -> None:
     for name in ("a.txt", "a_2.txt"):
         (tmp_path / name).touch()
     assert free(tmp_path / "a.txt") == tmp_path / "a_3.txt"
+
+
+def test_names_of_any_bytes_lose_nothing(detector: SimpleNamespace, tmp_path: Path) -> None:
+    name = os.fsdecode(b"caf\xe9.jpg")
+    for make in (Coco, Table):
+        output = make(tmp_path, detector)
+        output.add(name, "a", SIZE, found())
+        output.add("ok.jpg", "ok", SIZE, found())
+        text = output.close().read_bytes().decode()  # UTF-8, for every reader
+        assert "ok.jpg" in text
+        if make is Coco:
+            assert os.fsencode(json.loads(text)["images"][0]["file_name"]) == b"caf\xe9.jpg"
+        else:
+            assert text.splitlines()[1].startswith("caf\\udce9.jpg,")
+
+
+def test_what_was_found_is_on_disk_before_the_end(detector: SimpleNamespace, tmp_path: Path) -> None:
+    for make in (Coco, Table, Yolo):
+        make(tmp_path, detector).add("a.jpg", "below/a", SIZE, found())
+    assert len(json.loads((tmp_path / "detections.json").read_text())["annotations"]) == 2
+    assert len((tmp_path / "detections.csv").read_text().splitlines()) == 3
+    assert len((tmp_path / "labels/below/a.txt").read_text().splitlines()) == 2
+
+
+def test_a_full_disk_leaves_what_was_written(
+    detector: SimpleNamespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    output = Coco(tmp_path, detector)
+    output.add("a.jpg", "a", SIZE, found())
+
+    def full(number: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    output.add("b.jpg", "b", SIZE, found())
+    with pytest.raises(ValueError, match="could not be written"):
+        output.close()
+    assert [image["file_name"] for image in json.loads((tmp_path / "detections.json").read_text())["images"]] == [
+        "a.jpg"
+    ]
+    assert [path.name for path in tmp_path.iterdir()] == ["detections.json"]
+
+
+def test_boxes_of_the_text_stay_in_the_picture(detector: SimpleNamespace, tmp_path: Path) -> None:
+    boxes = torch.tensor([[-8.0, -4, 64, 52], [70, 5, 90, 9]])
+    output = Yolo(tmp_path, detector)
+    output.add("a.jpg", "a", SIZE, Detections(torch.ones(2), torch.tensor([1, 0]), boxes))
+    assert (output.close() / "a.txt").read_text() == "1 0.5 0.5 1 1\n"
+
+
+def test_two_writers_never_share_a_file(tmp_path: Path) -> None:
+    with ThreadPoolExecutor(8) as pool:
+        made = list(pool.map(lambda _: claimed(tmp_path / "a.json"), range(40)))
+    assert len(set(made)) == 40

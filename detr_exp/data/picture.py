@@ -1,7 +1,8 @@
-"""Pictures from files: one rule for orientation, colour modes and size."""
+"""Pictures from files, bytes and arrays: one rule for orientation, colour modes, depth and size."""
 
 from __future__ import annotations
 
+import io
 import math
 import os
 import struct
@@ -12,6 +13,8 @@ from pathlib import Path
 import cv2
 import numpy as np
 from PIL import Image, ImageOps
+
+from detr_exp.data.whole import is_filled_up
 
 cv2.setNumThreads(1)  # its threads do not survive the fork to a loader worker, and one picture needs no more
 
@@ -28,6 +31,18 @@ JPEG_SUFFIXES = {".jpeg", ".jpg"}
 MAX_PIXELS = 2**27  # 134 megapixels, 400 MB decoded; checked on the header, before anything is decoded
 _ORIENTATION = 0x0112
 _TRANSPOSED = (5, 6, 7, 8)
+# back to how a picture is stored
+_TURNED_BACK = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_90,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_270,
+}
+_HALF_LEVEL = 0.5 / 255
+_FILLED = "{} is damaged: a part of its image data is nothing but zeros, as a broken transfer leaves it; replace it"
 _END_OF_JPEG = b"\xff\xd9"
 # OpenCV's words for red, green, blue as they are stored, at the scales of libjpeg
 _STORED_RGB = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
@@ -38,7 +53,10 @@ _REDUCED = {
     8: cv2.IMREAD_REDUCED_GRAYSCALE_8,
 }
 # what Pillow raises for files that are cut off or spoiled
-_BROKEN = (OSError, SyntaxError, ValueError, TypeError, LookupError, EOFError, struct.error, zlib.error)
+_BROKEN = (OSError, SyntaxError, ValueError, TypeError, LookupError, EOFError, RuntimeError, struct.error, zlib.error)
+
+
+FIRST_FRAME = "only the first frame of a picture with several is used"
 
 
 class PictureError(ValueError):
@@ -52,8 +70,7 @@ class PictureError(ValueError):
 def read_size(path: Path) -> tuple[int, int]:
     """(height, width) of the upright picture, from the header."""
     with _opened(path) as image:
-        width, height = image.size
-        return (width, height) if _orientation(image) in _TRANSPOSED else (height, width)
+        return _sizes(image)[1]
 
 
 def refuse_size(path: Path, size: tuple[int, int]) -> None:
@@ -63,7 +80,7 @@ def refuse_size(path: Path, size: tuple[int, int]) -> None:
         PictureError: it does not.
     """
     with _opened(path) as image:
-        _fitting(path, image, size)
+        _fitting(str(path), image, size)
 
 
 def oddities(path: Path, size: tuple[int, int]) -> list[str]:
@@ -74,7 +91,7 @@ def oddities(path: Path, size: tuple[int, int]) -> list[str]:
         size: (height, width) that was annotated.
     """
     with _opened(path) as image:
-        stored, orientation = (image.height, image.width), _orientation(image)
+        (stored, _), orientation = _sizes(image), _orientation(image)
         found = []
         usual = Image.registered_extensions().get(path.suffix.lower())
         if usual is not None and image.format not in (usual, "MPO"):
@@ -85,46 +102,108 @@ def oddities(path: Path, size: tuple[int, int]) -> list[str]:
             found.append(
                 "pictures were turned as their EXIF tag says; whether the boxes were cannot be told from the size"
             )
-        if getattr(image, "is_animated", False) and image.format != "MPO":
-            found.append("only the first frame of a picture with several is used")
+        if has_more_frames(image):
+            found.append(FIRST_FRAME)
         return found
 
 
+def has_more_frames(source: Path | bytes | Image.Image) -> bool:
+    """Whether only the first of several frames or pages is read."""
+    if not isinstance(source, Image.Image):
+        with _opened(source) as image:
+            return has_more_frames(image)
+    try:
+        return getattr(source, "is_animated", False) and source.format != "MPO" and source.tell() == 0
+    except _BROKEN:
+        return False  # later ones are spoiled; they are not used
+
+
 def read_picture(
-    path: Path, size: tuple[int, int] | None = None, smallest: tuple[int, int] | None = None
+    source: Path | bytes, size: tuple[int, int] | None = None, smallest: tuple[int, int] | None = None
 ) -> np.ndarray:
     """Decode a picture to `[H, W, 3]` uint8 RGB.
 
-    Pictures are turned upright as their EXIF tag says, and boxes refer to the upright picture. Only where the
+    Pictures are turned upright as their EXIF or TIFF tag says, and boxes refer to the upright picture. Only where the
     annotated size fits the stored picture and not the upright one is the tag ignored: then the annotator did too.
-    16-bit and float pictures are scaled by their range; an alpha channel is dropped.
+    16-bit and float pictures are scaled by their range, alpha is dropped, and of several frames the first counts.
 
     Args:
-        path: the file.
+        source: the file, or its content.
         size: (height, width) the annotations were made for; None: whatever it is.
         smallest: a JPEG is decoded at 1/2, 1/4 or 1/8 where it is then not smaller than this (height, width).
 
     Raises:
-        PictureError: unreadable, too large, or of another size than annotated.
+        PictureError: unreadable, damaged, too large, or of another size than annotated.
     """
-    with _opened(path) as image:
+    with _opened(source) as image:
         orientation = _orientation(image)
-        upright = _fitting(path, image, size)
+        upright = _fitting(_name(source), image, size)
         turn = orientation > 1 and (size is None or size == upright)
-        scale = decode_scale(path, size or upright, smallest)
         is_jpeg = image.format == "JPEG"
+        content = _checked(source, image)
+        scale = 1 if isinstance(source, bytes) else decode_scale(source, size or upright, smallest)
         if is_jpeg and image.mode == "RGB" and not turn:
-            pixels = _jpeg(path, scale)
+            pixels = _jpeg(content, scale)
             if pixels is not None:
                 return pixels
         if is_jpeg and scale > 1:
             image.draft(None, (image.width // scale, image.height // scale))
-        try:
-            return np.array(_rgb(ImageOps.exif_transpose(image) if turn else image))
-        except _BROKEN as error:
+        return _decoded(image, _name(source), orientation, turn)
+
+
+def pixels_of(image: Image.Image) -> np.ndarray:
+    """What `read_picture` gives for the file that a PIL image was opened from, or the image is as it stands.
+
+    Raises:
+        PictureError: damaged or too large.
+    """
+    name = str(getattr(image, "filename", "") or "a PIL image")
+    _refuse_huge(name, image)
+    file = getattr(image, "fp", None)
+    if file is not None and not file.closed and file.seekable():  # not decoded yet
+        place = file.tell()
+        file.seek(0)
+        content = file.read()
+        file.seek(place)
+        if is_filled_up(image, content):
+            raise PictureError(_FILLED.format(name))
+    return _decoded(image, name, _orientation(image), True)
+
+
+def pixels_of_array(values: np.ndarray) -> np.ndarray:
+    """`[H, W, 3]` uint8 RGB from a picture in memory.
+
+    Args:
+        values: `[H, W]` or `[H, W, 1]` grey, `[H, W, 3]` RGB or `[H, W, 4]` RGBA, whose alpha is dropped; uint8, uint16
+            scaled by its range as a file of 16 bits is, bool, or float in 0..1.
+
+    Raises:
+        PictureError: of another kind, or outside its range.
+    """
+    is_float = np.issubdtype(values.dtype, np.floating)
+    is_known = is_float or values.dtype in (np.dtype(np.uint8), np.dtype(bool)) or values.dtype.str[1:] == "u2"
+    is_picture = values.ndim == 2 or (values.ndim == 3 and values.shape[2] in (1, 3, 4))
+    if not is_known or not is_picture or not values.size:
+        raise PictureError(
+            f"an array {list(values.shape)} of {values.dtype} is no picture; give [H, W, 3] uint8 RGB, or [H, W], "
+            "[H, W, 4], uint16, or float in 0..1"
+        )
+    if is_float:
+        low, high = float(values.min()), float(values.max())
+        if not (low >= -_HALF_LEVEL and high <= 1 + _HALF_LEVEL):
             raise PictureError(
-                f"{path} cannot be decoded ({error}); replace it or drop it from the data set"
-            ) from error
+                f"a picture of {values.dtype} has values from {low:.4g} to {high:.4g}; they have to be in 0..1, before "
+                "any normalisation: divide by 255, or give uint8"
+            )
+        values = (values.astype(np.float32) * 255).round().clip(0, 255)
+    elif values.dtype == bool:
+        values = values * np.uint8(255)
+    elif values.dtype != np.uint8:
+        # as Pillow reads files: grey to the nearest level, of colours the upper byte
+        values = values >> 8 if values.ndim == 3 and values.shape[2] > 1 else (values * (255 / 65535)).round()
+    values = values.astype(np.uint8, copy=False)
+    values = values[..., None] if values.ndim == 2 else values
+    return np.ascontiguousarray(values[..., :3] if values.shape[2] > 1 else values.repeat(3, axis=2))
 
 
 def decode_scale(path: str | Path, size: tuple[int, int], smallest: tuple[int, int] | None) -> int:
@@ -135,45 +214,96 @@ def decode_scale(path: str | Path, size: tuple[int, int], smallest: tuple[int, i
     return 8 if most >= 8 else 4 if most >= 4 else 2 if most >= 2 else 1
 
 
-def _jpeg(path: Path, scale: int) -> np.ndarray | None:
+def _checked(source: Path | bytes, image: Image.Image) -> bytes:
+    """The content of the file, where it has to be looked at.
+
+    Raises:
+        PictureError: it is filled up with zeros.
+    """
+    if image.format not in ("JPEG", "MPO", "PNG", "WEBP", "AVIF", "TIFF"):
+        return b""
+    try:
+        content = source if isinstance(source, bytes) else source.read_bytes()
+    except OSError as error:
+        raise PictureError(f"{_name(source)} cannot be read ({error.strerror}); replace it or drop it") from error
+    if is_filled_up(image, content):
+        raise PictureError(_FILLED.format(_name(source)))
+    return content
+
+
+def _jpeg(content: bytes, scale: int) -> np.ndarray | None:
     """What Pillow decodes, to the bit and a fifth sooner; None where it should have a look at the file itself: OpenCV
     fills up what is cut off without a word."""
+    if not content.endswith(_END_OF_JPEG):
+        return None
     try:
-        content = np.fromfile(path, np.uint8)
-        is_whole = content[-2:].tobytes() == _END_OF_JPEG
-        return cv2.imdecode(content, _STORED_RGB | _REDUCED[scale]) if is_whole else None
-    except (OSError, cv2.error):
+        return cv2.imdecode(np.frombuffer(content, np.uint8), _STORED_RGB | _REDUCED[scale])
+    except cv2.error:
         return None
 
 
-def _fitting(path: Path, image: Image.Image, size: tuple[int, int] | None) -> tuple[int, int]:
-    """(height, width) of the upright picture; `size` has to be that, or that of the stored one."""
+def _decoded(image: Image.Image, name: str, orientation: int, turn: bool) -> np.ndarray:
+    """All pixels, turned upright or as they are stored."""
+    try:
+        if image.format == "TIFF" and orientation in _TRANSPOSED:
+            # Pillow maps plain data of a file that it knows the name of, and then in lines of the turned picture
+            image.filename = ""  # type: ignore[attr-defined]
+        if turn and orientation > 1:
+            image = ImageOps.exif_transpose(image)
+        elif orientation > 1 and image.format == "TIFF":
+            image.load()  # Pillow turns it
+            image = image.transpose(_TURNED_BACK[orientation])
+        return np.array(_rgb(image))
+    except _BROKEN as error:
+        raise PictureError(f"{name} cannot be decoded ({error}); replace it or drop it from the data set") from error
+
+
+def _sizes(image: Image.Image) -> tuple[tuple[int, int], tuple[int, int]]:
+    """(height, width) of the picture as it is stored, and upright."""
     stored = (image.height, image.width)
-    upright = stored[::-1] if _orientation(image) in _TRANSPOSED else stored
+    if image.format == "TIFF":  # some versions of Pillow say the upright size
+        stored = (image.tag_v2.get(257, stored[0]), image.tag_v2.get(256, stored[1]))  # type: ignore[attr-defined]
+    return stored, stored[::-1] if _orientation(image) in _TRANSPOSED else stored
+
+
+def _fitting(name: str, image: Image.Image, size: tuple[int, int] | None) -> tuple[int, int]:
+    """(height, width) of the upright picture; `size` has to be that, or that of the stored one."""
+    stored, upright = _sizes(image)
     if size is not None and size not in (upright, stored):
         raise PictureError(
-            f"{path} is {upright[1]}x{upright[0]} pixels but annotated as {size[1]}x{size[0]}; mend the "
+            f"{name} is {upright[1]}x{upright[0]} pixels but annotated as {size[1]}x{size[0]}; mend the "
             "annotation file or put the original picture back"
         )
     return upright
 
 
-def _opened(path: Path) -> Image.Image:
+def _name(source: Path | bytes) -> str:
+    return "a picture in memory" if isinstance(source, bytes) else str(source)
+
+
+def _opened(source: Path | bytes) -> Image.Image:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            image = Image.open(path)
+            image = Image.open(io.BytesIO(source) if isinstance(source, bytes) else source)
     except (*_BROKEN, Image.DecompressionBombError) as error:
         raise PictureError(
-            f"{path} is not a readable picture ({error}); replace it or drop it from the data"
+            f"{_name(source)} is not a readable picture ({error}); replace it or drop it from the data"
         ) from error
-    if math.prod(image.size) > MAX_PIXELS:
+    try:
+        _refuse_huge(_name(source), image)
+    except PictureError:
         image.close()
+        raise
+    return image
+
+
+def _refuse_huge(name: str, image: Image.Image) -> None:
+    if math.prod(image.size) > MAX_PIXELS:
         raise PictureError(
-            f"{path} has {image.width}x{image.height} pixels, more than {MAX_PIXELS // 10**6} megapixels; cut it into "
+            f"{name} has {image.width}x{image.height} pixels, more than {MAX_PIXELS // 10**6} megapixels; cut it into "
             "tiles or scale it down"
         )
-    return image
 
 
 def _orientation(image: Image.Image) -> int:
@@ -191,6 +321,8 @@ def _rgb(image: Image.Image) -> Image.Image:
         top = 65535.0 if image.mode.startswith("I") and values.min() >= 0 and values.max() <= 65535 else None
         low, high = (0.0, top) if top else (values.min(), max(values.max(), values.min() + 1e-12))
         return Image.fromarray(((values - low) * (255 / (high - low))).round().astype(np.uint8)).convert("RGB")
+    if image.mode in ("RGBa", "La"):
+        image = image.convert(image.mode.upper())  # colours that were multiplied by alpha
     if image.mode == "RGB":
         image.load()  # `convert` would copy
         return image

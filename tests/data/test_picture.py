@@ -16,12 +16,12 @@ from detr_exp.data.picture import MAX_PIXELS, read_picture, read_size
 ORIENTATION = 0x0112
 
 
-def rotated(path: Path, orientation: int) -> np.ndarray:
+def rotated(path: Path, orientation: int, **settings: bool) -> np.ndarray:
     """A lossless picture of 6 x 4 with an orientation tag; returns the stored pixels."""
     pixels = np.random.default_rng(0).integers(0, 256, (4, 6, 3), np.uint8)
     exif = Image.Exif()
     exif[ORIENTATION] = orientation
-    Image.fromarray(pixels).save(path, exif=exif)
+    Image.fromarray(pixels).save(path, exif=exif, **settings)
     return pixels
 
 
@@ -38,16 +38,16 @@ def rotated(path: Path, orientation: int) -> np.ndarray:
         (8, lambda p: np.rot90(p)),
     ],
 )
-def test_pictures_are_turned_upright(tmp_path, orientation, upright):
-    pixels = upright(rotated(tmp_path / "x.png", orientation))
-    assert read_size(tmp_path / "x.png") == pixels.shape[:2]
-    np.testing.assert_array_equal(read_picture(tmp_path / "x.png"), pixels)
-    np.testing.assert_array_equal(read_picture(tmp_path / "x.png", pixels.shape[:2]), pixels)
-
-
-def test_annotations_of_the_stored_picture_keep_it_as_stored(tmp_path):
-    pixels = rotated(tmp_path / "x.png", 6)
-    np.testing.assert_array_equal(read_picture(tmp_path / "x.png", (4, 6)), pixels)
+@pytest.mark.parametrize(("suffix", "settings"), [("png", {}), ("tif", {}), ("webp", {"lossless": True})])
+def test_pictures_are_turned_upright(tmp_path, orientation, upright, suffix, settings):
+    path = tmp_path / f"x.{suffix}"
+    stored = rotated(path, orientation, **settings)
+    pixels = upright(stored)
+    assert read_size(path) == pixels.shape[:2]
+    np.testing.assert_array_equal(read_picture(path), pixels)
+    np.testing.assert_array_equal(read_picture(path, pixels.shape[:2]), pixels)
+    if orientation > 4:  # annotations of the stored picture keep it as stored
+        np.testing.assert_array_equal(read_picture(path, stored.shape[:2]), stored)
 
 
 def test_a_picture_of_another_size_is_refused(tmp_path):

@@ -1,0 +1,131 @@
+"""Files that were cut short or filled up with zeros, as broken transfers leave them, where decoders say nothing.
+
+A decoder of entropy-coded pictures goes on through zeros and draws grey. What is stored plainly (BMP, TIFF without
+compression) can be black, and its zeros tell nothing.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+import zlib
+from collections.abc import Iterator
+from typing import Any, BinaryIO
+
+_FILLER = bytes(64)
+_JPEG_MARK = re.compile(rb"\xff[^\x00\x01\xd0-\xd8\xff]")  # begins a segment: neither stuffing nor a restart nor a fill
+_SEQUENTIAL, _TABLES, _SCAN, _END = (0xC0, 0xC1), 0xC4, 0xDA, 0xD9
+_PLAIN = 1  # TIFF's word for "not compressed"
+_STRIPS, _TILES = (273, 279), (324, 325)  # TIFF's tags of places and lengths
+
+
+def is_filled_up(image: Any, content: bytes) -> bool:
+    """Whether image data of an opened picture are zeros that no encoder writes.
+
+    Args:
+        image: Pillow's, of the file.
+        content: of the file.
+    """
+    if _FILLER not in content:
+        return False
+    if image.format in ("JPEG", "MPO"):
+        return _filled_jpeg(content)
+    if image.format == "PNG":
+        return _filled_png(content)
+    if image.format == "WEBP":
+        return _filled_webp(content)
+    if image.format == "AVIF":
+        parts = [content[start:end] for name, start, end in boxes(io.BytesIO(content)) if name == b"mdat"]
+        return any(part.endswith(_FILLER) for part in parts)
+    if image.format == "TIFF" and image.tag_v2.get(259, _PLAIN) != _PLAIN:
+        pairs = [zip(image.tag_v2.get(at, ()), image.tag_v2.get(length, ())) for at, length in (_STRIPS, _TILES)]
+        return any(content[at : at + length].endswith(_FILLER) for pair in pairs for at, length in pair)
+    return False
+
+
+def is_cut_short(file: BinaryIO) -> bool:
+    """Whether a film is shorter than it says: MP4, QuickTime, AVI; of other kinds it is not known."""
+    size = file.seek(0, io.SEEK_END)
+    file.seek(0)
+    head = file.read(12)
+    if head[:4] == b"RIFF":
+        return 8 + int.from_bytes(head[4:8], "little") > size
+    if head[4:8] in (b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip"):
+        return any(end > size for _, _, end in boxes(file))
+    return False
+
+
+def boxes(file: BinaryIO) -> Iterator[tuple[bytes, int, int]]:
+    """Name, first byte of the content and end of every outermost box of an ISO base media file (ISO 14496-12)."""
+    at, whole = 0, file.seek(0, io.SEEK_END)
+    while at + 8 <= whole:
+        file.seek(at)
+        head = file.read(16)
+        length, begin = int.from_bytes(head[:4], "big"), at + 8
+        if length == 1:
+            length, begin = int.from_bytes(head[8:16], "big"), at + 16
+        elif length == 0:
+            length = whole - at
+        if length < begin - at:
+            return  # padding
+        yield head[4:8], begin, at + length
+        at += length
+
+
+def _filled_jpeg(content: bytes) -> bool:
+    """Zeros where the image data do not end, or where zeros cannot mean a flat area: with the usual Huffman tables they
+    mean a coefficient of -1 everywhere. Bytes behind the end are the camera's."""
+    at, sequential, first_symbols = 2, False, set[int]()
+    while found := _JPEG_MARK.search(content, at):
+        mark, start = content[found.start() + 1], found.end()
+        if mark == _END:
+            return False
+        at = start + int.from_bytes(content[start : start + 2], "big")
+        if mark in _SEQUENTIAL:
+            sequential = True
+        elif mark == _TABLES:
+            first_symbols.update(_first_ac_symbols(content[start + 2 : at]))
+        elif mark == _SCAN:
+            end = _JPEG_MARK.search(content, at)
+            is_odd = end is None or (sequential and any(first_symbols))
+            if is_odd and content.find(_FILLER, at, end.start() if end else len(content)) >= 0:
+                return True
+    return False
+
+
+def _first_ac_symbols(tables: bytes) -> Iterator[int]:
+    """What nothing but zeros means in each of a segment's AC tables; 0 ends a block."""
+    at = 0
+    while at + 17 < len(tables):
+        if tables[at] >> 4:
+            yield tables[at + 17]
+        at += 17 + sum(tables[at + 1 : at + 17])
+
+
+def _filled_png(content: bytes) -> bool:
+    """Zeros in image data whose sum is wrong; Pillow does not look at it."""
+    at = 8
+    while at + 12 <= len(content):
+        end = at + 8 + int.from_bytes(content[at : at + 4], "big")
+        name, data = content[at + 4 : at + 8], content[at + 8 : end]
+        if (
+            name == b"IDAT"
+            and _FILLER in data
+            and zlib.crc32(name + data) != int.from_bytes(content[end : end + 4], "big")
+        ):
+            return True
+        at = end + 4
+    return False
+
+
+def _filled_webp(content: bytes) -> bool:
+    """Zeros in place of parts, or as a good part of the image data: flat areas leave some at their end."""
+    at, whole = 12, min(len(content), 8 + int.from_bytes(content[4:8], "little"))
+    while at + 8 <= whole:
+        name, end = content[at : at + 4], at + 8 + int.from_bytes(content[at + 4 : at + 8], "little")
+        data = content[at + 8 : end]
+        zeros = len(data) - len(data.rstrip(b"\0"))
+        if name == bytes(4) or (name in (b"VP8 ", b"VP8L", b"ANMF") and zeros > max(len(_FILLER), len(data) * 9 // 20)):
+            return True
+        at = end + end % 2
+    return False
