@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import runpy
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -18,7 +20,9 @@ from detr_exp import build, engines, export
 from detr_exp.compose import compose
 from detr_exp.detector import load
 from detr_exp.model.graph import Graph, sample_discretely
+from detr_exp.model.postprocess import best_in_pixels
 from detr_exp.program import GateError, Program, differences
+from detr_exp.structures import Prediction
 
 Command = Callable[..., int]
 SCRIPT = Path(__file__).resolve().parent.parent / "scripts" / "onnx_predict.py"
@@ -203,3 +207,20 @@ def test_every_network_in_every_format(form: str, name: str, tmp_path: Path) -> 
         expected = Program(graph, engines.in_torch(graph)).outputs(given)
         apart = differences(expected, Program(graph, run).outputs(given), np.array([p.shape[:2] for p in given]))
         assert np.quantile(np.stack([apart["scores"], apart["boxes"]]), 0.9) < 1e-3
+
+
+@pytest.mark.parametrize("activation", ["sigmoid", "softmax"])
+@pytest.mark.parametrize("cut", [False, True])
+def test_the_script_makes_the_same_of_outputs(activation: str, cut: bool) -> None:
+    draw = torch.Generator().manual_seed(0)
+    pred = Prediction(torch.randn(1, 7, 4, generator=draw), torch.rand(1, 7, 4, generator=draw) * 1.5)
+    network = SimpleNamespace(activation=activation, num_queries=7, cuts_boxes=cut)
+    (expected,) = best_in_pixels(network, pred, torch.tensor([[50, 70]])).detections()
+    facts = {"activation": activation, "cuts_boxes": cut}
+    made = runpy.run_path(str(SCRIPT))["detections"](
+        pred.logits[0].numpy(), pred.boxes[0].numpy(), np.array([50, 70]), facts
+    )
+    assert made["labels"].tolist() == expected.labels.tolist()
+    assert made["scores"] == pytest.approx(expected.scores.numpy(), abs=1e-6)
+    assert made["boxes"] == pytest.approx(expected.boxes.numpy(), abs=1e-4)
+    assert bool(made["boxes"].min() < 0) is not cut
