@@ -14,19 +14,23 @@ import logging
 import os
 import sys
 import textwrap
+import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import NoReturn
 
 import hydra
 from hydra._internal.utils import get_args_parser
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException, InstantiationException
 from hydra.types import RunMode
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from detr_exp import grid
-from detr_exp.compose import CONF_DIR, composition, config_loader, first_words, refuse_unready
+from detr_exp.compose import CONF_DIR, composition, config_loader, first_words, in_our_words, refuse_unready
+from detr_exp.folder import remove_unused
 from detr_exp.mistakes import OURS, ConfigError, groups_of, is_said_by_us
 from detr_exp.signals import Interrupt, Interrupted
 from detr_exp.terminal import guard_messages, say
@@ -57,15 +61,17 @@ def main(task: Task, config_name: str, usage: str) -> None:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra hands over exceptions instead of printing and exiting by itself
     guard_messages()
+    started = time.time()
     try:
         with Interrupt(raises=True):
-            args = get_args_parser().parse_args(_words(sys.argv[1:]))
+            args = arguments(sys.argv[1:])
             if args.help:
                 print(usage.format(groups=options(args.config_dir)))
                 return
             refuse_before_start(args, config_name)
             app = hydra.main(version_base="1.3", config_path=str(CONF_DIR), config_name=config_name)
-            app(_ending_with_status(task))()
+            with _settings_of_hydra(args):
+                app(_ending_with_status(task, started))()
     except ENDINGS as error:
         if with_traceback:
             say("".join(traceback.format_exception(error)), file=sys.stderr)
@@ -128,20 +134,99 @@ def refuse_before_start(args: argparse.Namespace, config_name: str) -> None:
     cfg = composition(loader, config_name, args.overrides).cfg
     if not args.cfg:
         refuse_unready(cfg)
+    elif args.cfg == "job" and args.package not in (None, "_global_") and OmegaConf.select(cfg, args.package) is None:
+        groups = ", ".join(str(key) for key in cfg)
+        raise ConfigError(f"--package {args.package}: there is no such key; the first parts of all keys: {groups}")
 
 
-def _words(arguments: list[str]) -> list[str]:
-    """The arguments, unless a setting is spelled like an option (`--epochs 5`)."""
-    known = [option for action in get_args_parser()._actions for option in action.option_strings]
-    for argument in arguments:
-        name = argument.partition("=")[0]
+def arguments(words: list[str]) -> argparse.Namespace:
+    """What the words of a command line ask for; `sys.argv` is put in the order in which Hydra can read it.
+
+    Raises:
+        ConfigError: an option that does not exist, lacks its value, or has no meaning here.
+    """
+    parser = get_args_parser()
+    known = [option for action in parser._actions for option in action.option_strings]
+    for word in words:
+        name = word.partition("=")[0]
         if name.startswith("--") and not any(option.startswith(name) for option in known):
-            raise ConfigError(f"{argument} is no option; settings are written key=value, e.g. {name[2:]}=...")
-    return arguments
+            raise ConfigError(f"{word} is no option; settings are written key=value, e.g. {name[2:]}=...")
+    parser.error = _refuse_option  # type: ignore[method-assign]
+    args = parser.parse_intermixed_args(words)
+    _refuse_options(args)
+    options = list(words)
+    for word in reversed(args.overrides):  # Hydra wants all options before, or all after, the settings
+        del options[len(options) - 1 - options[::-1].index(word)]
+    sys.argv[1:] = [*options, *args.overrides]
+    return args
 
 
-def _ending_with_status(task: Task) -> Task:
-    """In a single run every failure ends the process; in a sweep it is shown, and left to the sweeper."""
+def _refuse_option(message: str) -> NoReturn:
+    raise ConfigError(f"{message}; --help shows what can be said")
+
+
+def _refuse_options(args: argparse.Namespace) -> None:
+    """Refuse options of Hydra that contradict each other or mean nothing here.
+
+    Raises:
+        ConfigError: says what to write instead.
+    """
+    if args.config_name is not None or args.config_path is not None:
+        option = "--config-path" if args.config_name is None else "--config-name"
+        raise ConfigError(
+            f"{option} {args.config_path or args.config_name}: every command has a config of its own; choose options "
+            "of it with group=option, and those of yours with --config-dir FOLDER experiment=NAME"
+        )
+    if args.experimental_rerun is not None:
+        raise ConfigError(
+            f"--experimental-rerun {args.experimental_rerun}: pickled files can run code and are not opened; do a run "
+            "again with python -m detr_exp.reproduce run=FOLDER"
+        )
+    asked = {
+        "--run": args.run,
+        "--multirun": args.multirun,
+        "--cfg": args.cfg,
+        "--info": args.info,
+        "--shell-completion": args.shell_completion,
+    }
+    if len(given := [name for name, value in asked.items() if value]) > 1:
+        raise ConfigError(f"{' and '.join(given)} do not go together; give one of them")
+    for option, value in (("--package", args.package), ("--resolve", args.resolve)):
+        if value and not args.cfg:
+            raise ConfigError(f"{option} is about what --cfg shows; add it: --cfg job {option}{_shown(value)}")
+    if args.shell_completion and len(args.overrides) != 1:
+        raise ConfigError("--shell-completion needs to know of what: --shell-completion install=bash")
+
+
+def _shown(value: object) -> str:
+    return "" if value is True else f" {value}"
+
+
+@contextmanager
+def _settings_of_hydra(args: argparse.Namespace) -> Iterator[None]:
+    """Tell what Hydra itself could not do: tasks report for themselves and let nothing out.
+
+    Raises:
+        ConfigError: `hydra.*` cannot be resolved, or a folder cannot be made.
+    """
+    folder = "hydra.sweep.dir" if args.multirun else "hydra.run.dir"
+    try:
+        with in_our_words():
+            yield
+    except OSError as error:
+        where = str(error.filename)[:200]
+        raise ConfigError(
+            f"{where} cannot be made or used ({error.strerror}); choose another folder: {folder}=..."
+        ) from None
+
+
+def _ending_with_status(task: Task, started: float) -> Task:
+    """In a single run every failure ends the process; in a sweep it is shown, and left to the sweeper.
+
+    Args:
+        task: what to do with a config.
+        started: time at which the command was; folders that were made since then for what is refused are removed.
+    """
 
     @functools.wraps(task)
     def run(cfg: DictConfig) -> float | None:
@@ -153,6 +238,8 @@ def _ending_with_status(task: Task) -> Task:
             status = report(error)
             if HydraConfig.get().mode is RunMode.MULTIRUN and status in (0, 1, 2):
                 raise
+            if status == 2:
+                remove_unused(Path(HydraConfig.get().runtime.output_dir), started)
             sys.exit(status)
 
     return run

@@ -6,7 +6,7 @@ Only Hydra is imported here: a mistake is answered long before torch is loaded.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass
@@ -22,7 +22,12 @@ from hydra.core.config_search_path import SearchPathQuery
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import (
+    GrammarParseError,
+    InterpolationResolutionError,
+    OmegaConfBaseException,
+    UnsupportedInterpolationType,
+)
 from yaml import YAMLError
 
 from detr_exp.mistakes import (
@@ -33,6 +38,7 @@ from detr_exp.mistakes import (
     read_words,
     refuse_wrong_choices,
     refuse_wrong_setting,
+    wrong_value,
 )
 from detr_exp.ranges import refuse_out_of_range
 
@@ -152,7 +158,9 @@ class Composer:
             values = _plain(cfg)
             for word in settings:
                 refuse_wrong_setting(word, values, choices, self.groups, self.repository)
+            _refuse_deleted(settings, sources)
             self.loader._apply_overrides_to_config(settings, cfg)
+            _refuse_wrong_references(settings, values, cfg, self.groups)
         composed = Composition(cfg, choices, list(sources))
         _refuse_unknown_keys(composed)
         return composed
@@ -207,11 +215,12 @@ def in_our_words() -> Iterator[None]:
 
 def refuse_unready(cfg: DictConfig) -> None:
     """Refuse a config with values left open, references that lead nowhere, or numbers out of their range."""
-    missing = sorted(OmegaConf.missing_keys(cfg))
+    with in_our_words():
+        missing = sorted(OmegaConf.missing_keys(cfg))
+        if not missing:
+            OmegaConf.to_container(cfg, resolve=True)
     if missing:
         raise ConfigError(f"{', '.join(missing)} must be given: {' '.join(f'{key}=...' for key in missing)}")
-    with in_our_words():
-        OmegaConf.to_container(cfg, resolve=True)
     refuse_out_of_range(cfg)
 
 
@@ -270,6 +279,41 @@ def _refuse_unknown_keys(composed: Composition) -> None:
         )
 
 
+def _refuse_deleted(words: Sequence[Override], sources: Sequence[Source]) -> None:
+    """Refuse to take out what an option's own file has: only what a recipe or the user has added may go.
+
+    Raises:
+        ConfigError: what to do instead.
+    """
+    own_calls = {word.key_or_group.rpartition(".")[0] for word in words if word.key_or_group.endswith("._target_")}
+    for word in words:
+        key = word.key_or_group
+        is_own = key.startswith(OPEN_KEYS) or key.rpartition(".")[0] in own_calls
+        if word.is_delete() and not is_own and any(_sets(source, key) for source in sources if not source.recipe):
+            raise ConfigError(f"{word.input_line}: no run can do without {key}; give it a value instead: {key}=...")
+
+
+def _refuse_wrong_references(
+    words: Sequence[Override], values: dict[str, Any], cfg: DictConfig, groups: Mapping[str, Sequence[str]]
+) -> None:
+    """Refuse references that lead to a value of the wrong kind; `refuse_unready` tells which lead nowhere.
+
+    Raises:
+        ConfigError: with the value they lead to.
+    """
+    for word in words:
+        if word.is_delete() or "${" not in str(word.value()) or not isinstance(word.value(), str):
+            continue
+        key = word.key_or_group
+        try:
+            found, present = OmegaConf.select(cfg, key), look_up(values, key)
+        except (OmegaConfBaseException, KeyError):
+            continue
+        problem = wrong_value(key, found, present, groups)
+        if problem:
+            raise ConfigError(f"{word.input_line} leads to {found!r}: {problem}")
+
+
 def _knows(source: Source, key: str) -> bool:
     """Whether a file has a key, or leaves it open."""
     values: Any = source.values
@@ -296,6 +340,15 @@ def _plain(config: Any) -> dict[str, Any]:
 
 def first_words(error: Exception) -> str:
     """Hydra's message about what it could not compose, in one line and without its internals."""
+    if isinstance(error, InterpolationResolutionError | UnsupportedInterpolationType | GrammarParseError):
+        key = getattr(error, "full_key", None)
+        reason = re.sub(r"^\w+ raised while resolving interpolation: ", "", str(error).strip().splitlines()[0])
+        if "HydraConfig was not set" in reason:
+            reason = "${hydra:...} is known inside of hydra.* only"
+        reason = reason.strip('"')
+        if not key:
+            return f"a reference leads nowhere: {reason}; write a value in its place"
+        return f"{key} refers to what is not there: {reason}; give it a value: {key}=..."
     noise = ("provider=", "See http", "Config search path:", "To append", "full_key", "reference_type", "object_type")
     lines = [line.strip() for e in (error, error.__cause__) if e is not None for line in str(e).splitlines()]
     return "; ".join(line for line in lines if line and not line.startswith(noise))

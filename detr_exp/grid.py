@@ -47,7 +47,7 @@ def axes_of(words: Sequence[Override]) -> dict[str, list[str]]:
     """What is tried of every key, in the order of the words: `optim.lr` -> `[optim.lr=1e-4, optim.lr=2e-4]`.
 
     Raises:
-        ConfigError: a range instead of a list of values.
+        ConfigError: a range instead of a list of values, no value, or the same one twice.
     """
     axes: dict[str, list[str]] = {}
     for word in words:
@@ -57,10 +57,34 @@ def axes_of(words: Sequence[Override]) -> dict[str, list[str]]:
         if not word.is_sweep_override() or word.is_hydra_override():
             axes[key] = [str(word.input_line)]
         elif word.is_discrete_sweep():
+            _refuse_repeated(word)
             axes[key] = [f"{key}={value}" for value in word.sweep_string_iterator()]
         else:
             raise ConfigError(f"{word.input_line} is no list of values; a grid needs one: {key}=a,b or range(1,9)")
     return axes
+
+
+def _refuse_repeated(word: Override) -> None:
+    """Refuse values that give no run, or the same run twice.
+
+    Raises:
+        ConfigError: names them.
+    """
+    try:
+        values = list(word.sweep_iterator())
+    except ValueError as error:  # of Python's `range`
+        raise ConfigError(
+            f"{word.input_line} cannot be counted ({error}); write it as range(first,last,step)"
+        ) from None
+    key = word.get_key_element()
+    if not values:
+        raise ConfigError(f"{word.input_line} gives no value, so there is nothing to run; give one or more: {key}=a,b")
+    seen = [(isinstance(value, bool), value if isinstance(value, int | float) else str(value)) for value in values]
+    if twice := [value for value, known in zip(values, seen) if seen.count(known) > 1]:
+        raise ConfigError(
+            f"{word.input_line} gives {twice[0]} more than once, which is the same run; leave it out, or repeat a run "
+            "with other seeds: seed=1,2"
+        )
 
 
 def typical(loader: ConfigLoaderImpl, config_name: str, words: Sequence[Override]) -> Iterator[Composition]:

@@ -139,20 +139,20 @@ def refuse_wrong_setting(
         plain = str(word.input_line).lstrip("+")
         raise ConfigError(f"{word.input_line}: {key} is there already; write it without '+': {plain}")
     if not word.is_delete():
-        problem = _wrong_value(key, word.value(), present, groups)
+        problem = wrong_value(key, word.value(), present, groups)
         if problem:
             raise ConfigError(f"{word.input_line}: {problem}")
 
 
-def _wrong_value(key: str, value: Any, present: Any, groups: Groups) -> str | None:
+def wrong_value(key: str, value: Any, present: Any, groups: Groups) -> str | None:
     """Why `value` cannot take the place of `present`, or None."""
     group = key.replace(".", "/")
     if group in groups and isinstance(value, str):
         return f"options are chosen with a slash: {group}={value} ({_options(group, groups)})"
     if isinstance(value, float) and not math.isfinite(value):
         return f"this is read as a number; for a text of that name write {_quoted(key, str(value))}"
-    if value is None or value == "auto":
-        return None
+    if value is None or value == "auto" or (isinstance(value, str) and "${" in value):
+        return None  # a reference is looked at when it is resolved
     if isinstance(present, dict) and not isinstance(value, dict):
         return f"{key} holds several keys; set one of them: " + ", ".join(f"{key}.{name}" for name in present)
     if isinstance(present, list) and not isinstance(value, list):

@@ -6,7 +6,7 @@ import random
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import yaml
 from hydra.core.hydra_config import HydraConfig
@@ -48,8 +48,8 @@ def train(cfg: DictConfig) -> float | None:
     """One training in Hydra's output folder; the best value of `trainer.monitor`, for a sweeper."""
     job = HydraConfig.get()
     choices = {group: option for group, option in job.runtime.choices.items() if option and "hydra/" not in group}
-    folder = Path(job.runtime.output_dir)
-    return launch.train(folder, cfg, choices, job.overrides.task, job.job_logging, notes_of_hydra(cfg))
+    folder, words = Path(job.runtime.output_dir), OmegaConf.to_container(job.overrides.task, resolve=False)
+    return launch.train(folder, cfg, choices, cast(list[str], words), job.job_logging, notes_of_hydra(cfg))
 
 
 def train_in(

@@ -51,6 +51,11 @@ class Sweep:
             raise ConfigError(f"sweep_retry is {retry!r}; use sweep_retry=failed, or null")
         swept_by = {part: config.hydra[part] for part in ("sweeper", "launcher")}
         refuse_out_of_range(OmegaConf.create({"hydra": swept_by}))
+        if any(word.startswith("hydra.sweep.subdir=") for word in config.hydra.overrides.hydra):
+            raise ConfigError(
+                "hydra.sweep.subdir is not for a sweep whose runs are found again by their folders: each is named by "
+                "what is swept; leave it out, and choose the folder above them: hydra.sweep.dir=..."
+            )
         self.retry_failed = retry == "failed"
         self.loader = cast(ConfigLoaderImpl, hydra_context.config_loader)
         self.config = config

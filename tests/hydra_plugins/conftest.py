@@ -27,9 +27,8 @@ def sweep(command: Callable[..., int], capsys: pytest.CaptureFixture[str]) -> Ca
 
     def run(task: Callable[[Any], Any], *words: str) -> Swept:
         capsys.readouterr()
-        status = command(
-            lambda: cli.main(task, "config", ""), "--multirun", "tracker=none", "hydra.sweep.dir=s", *words
-        )
+        folder = ("hydra.sweep.dir=s", "hydra.output_subdir=.hydra")  # which a training writes itself
+        status = command(lambda: cli.main(task, "config", ""), "--multirun", "tracker=none", *folder, *words)
         said = capsys.readouterr()
         ledger = Path("s/sweep.jsonl")
         lines = [json.loads(line) for line in ledger.read_text().splitlines()] if ledger.exists() else []

@@ -67,11 +67,11 @@ def test_fail_fast_starts_nothing_after_a_failure(sweep: Sweep) -> None:
 
 
 def test_a_sweep_that_was_stopped_goes_on(sweep: Sweep) -> None:
-    words: list[list[str]] = []
+    resumed: list[str | None] = []
 
     def stopped(cfg: DictConfig) -> float:
-        words.append(list(HydraConfig.get().overrides.task))
-        if len(words) == 2:  # as a training that has saved its state on SIGTERM
+        resumed.append(cfg.trainer.resume)
+        if len(resumed) == 2:  # as a training that has saved its state on SIGTERM
             (Path(HydraConfig.get().runtime.output_dir) / "run.json").write_text("{}")
             sys.exit(143)
         return 1.0
@@ -82,8 +82,8 @@ def test_a_sweep_that_was_stopped_goes_on(sweep: Sweep) -> None:
     second = sweep(stopped, "optim.lr=1e-3,2e-3,3e-3")
     assert second.status == 0
     assert statuses(second.lines[2:]) == [(1, "ok"), (2, "ok")]
-    assert "trainer.resume=auto" in words[2]
-    assert "trainer.resume=auto" not in words[3]
+    assert resumed[2] == "auto"
+    assert resumed[3] is None
 
 
 def test_another_configuration_is_refused_with_the_difference(sweep: Sweep) -> None:
