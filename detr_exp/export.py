@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -78,17 +79,23 @@ def export_in(folder: Path, cfg: DictConfig) -> Path:
     exact, graph = graphs(detector, settings)
     path = free(folder / f"model{engines.SUFFIX.get(cfg.format, '')}")
     facts = description(detector, graph, settings)
-    engines.write(cfg.format, graph, path, facts=facts, batch_size=settings.batch_size, half=settings.half)
-    found = Program(exact, engines.open_file(cfg.format, path), settings.batch_size)
-    expected = Program(exact, engines.in_torch(exact))
-    try:
-        compare_outputs(expected, found, pictures_of(cfg, data), None if settings.half else settings.max_difference)
-        if settings.max_map_drop is not None:
-            compare_map(cfg, detector, data, found)
-    except GateError:
-        for written in folder.glob(f"{path.stem}.*"):
-            written.rename(free(written.with_name(f"{path.stem}_rejected{written.suffix}")))
-        raise
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".export-", dir=folder) as aside:  # no file has its name before it is whole
+        made = Path(aside) / path.name
+        engines.write(cfg.format, graph, made, facts=facts, batch_size=settings.batch_size, half=settings.half)
+        found = Program(exact, engines.open_file(cfg.format, made), settings.batch_size)
+        expected = Program(exact, engines.in_torch(exact))
+        files = sorted(made.parent.iterdir(), key=lambda file: file == made)  # what belongs to it comes before it
+        try:
+            compare_outputs(expected, found, pictures_of(cfg, data), None if settings.half else settings.max_difference)
+            if settings.max_map_drop is not None:
+                compare_map(cfg, detector, data, found)
+        except GateError:
+            for file in files:
+                file.rename(free(folder / f"{path.stem}_rejected{file.suffix}"))
+            raise
+        for file in files:
+            file.replace(folder / file.name)
     return path
 
 
