@@ -79,7 +79,7 @@ def compare_in(folder: Path, cfg: DictConfig) -> dict[str, Any]:
 
     if cfg.resamples < 1 or not 0 < cfg.level < 1:
         raise ValueError(f"resamples={cfg.resamples} level={cfg.level} is no interval; use resamples=1000 level=0.95")
-    sides = [load_all(find(_plain(words), cfg.root)) for words in (cfg.a, cfg.b)]
+    sides = [_readable(load_all(find(_plain(words), cfg.root))) for words in (cfg.a, cfg.b)]
     hardware = build.hardware(cfg) if OmegaConf.select(cfg, "trainer.hardware") is not None else None
     first = load(sides[0][0].folder, hardware=hardware, allow_targets=cfg.allow_targets)
     told = combined(first.cfg, cfg)
@@ -95,6 +95,31 @@ def compare_in(folder: Path, cfg: DictConfig) -> dict[str, Any]:
     say(text(found))
     say(f"written to {folder}")
     return found
+
+
+def _readable(side: list[PastRun]) -> list[PastRun]:
+    """The runs of a side whose checkpoint can be read; the others are named.
+
+    Raises:
+        ValueError: there is none.
+    """
+    from detr_exp.trainer import checkpoint as files
+
+    if len(side) == 1:
+        return side  # said where it is read
+    kept, damaged = [], []
+    for run in side:
+        try:
+            files.load(files.resolve(run.folder))
+        except ValueError as error:
+            damaged.append(error)
+        else:
+            kept.append(run)
+    if not kept:
+        raise damaged[0]
+    for reason in damaged:
+        say(f"warning: left out: {reason}")
+    return kept
 
 
 def _evaluated(

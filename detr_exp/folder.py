@@ -14,9 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from detr_exp.tracker.base import RECORD
 from detr_exp.tracker.secrets import masked
-from detr_exp.writing import write
-
-LOCK = ".lock"
+from detr_exp.writing import LOCK, write
 
 
 def notes_of_hydra(cfg: DictConfig) -> dict[str, str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import os
 import uuid
 from collections.abc import Callable
@@ -10,6 +11,7 @@ from typing import IO
 
 DEVICES = (Path("/dev"), Path("/dev/fd"))  # `/dev/stdout` may be a file that somebody else goes on writing in
 HEX = 12
+LOCK = ".lock"  # in a folder that one process at a time works in
 SHOWN = 40  # characters of a file's name in that of the file aside, which may not be longer than the system allows
 
 
@@ -50,11 +52,20 @@ def write(path: Path, content: str | bytes | Callable[[IO[bytes]], object]) -> N
         raise ValueError(f"{path} could not be written ({reason}){kept}; free space or set hydra.run.dir") from error
 
 
-def remove_left_overs(folder: Path) -> None:
-    """Delete what processes that were killed while they wrote have left in a folder that nobody else writes in."""
-    left = f".*.{'[0-9a-f]' * HEX}.part"
-    for path in (*folder.glob(left), *folder.glob(f"*/{left}")):
-        path.unlink(missing_ok=True)
+def remove_left_overs(place: Path) -> None:
+    """Delete what processes that were killed while they wrote have left, where nobody else writes now.
+
+    Args:
+        place: a file that would have been written; or a folder that is held, with the folders in it that have no lock
+            of their own.
+    """
+    folders, name = [place.parent], glob.escape(place.name[:SHOWN])
+    if place.is_dir():
+        inside = [path for path in place.iterdir() if path.is_dir() and not (path / LOCK).exists()]
+        folders, name = [place, *inside], "*"
+    for folder in folders:
+        for path in folder.glob(f".{name}.{'[0-9a-f]' * HEX}.part"):
+            path.unlink(missing_ok=True)
 
 
 def _keep_names(folder: Path) -> None:

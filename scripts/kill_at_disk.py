@@ -69,8 +69,8 @@ class Kind(NamedTuple):
     tracked: bool
 
 
-def _store(root: Path) -> str:
-    return f"tracker.tracking_uri=sqlite:///{root}/store/mlflow.db"
+def _short(root: Path) -> tuple[str, ...]:
+    return "tracker=mlflow", f"tracker.tracking_uri=sqlite:///{root}/store/mlflow.db", "trainer.epochs=1"
 
 
 KINDS = {
@@ -78,13 +78,13 @@ KINDS = {
         lambda root: [*WORDS, "tracker=none", "trainer.resume=auto", f"hydra.run.dir={root}/run"], False, False
     ),
     "store": Kind(
-        lambda root: [*WORDS, "tracker=mlflow", _store(root), "trainer.resume=auto", f"hydra.run.dir={root}/run"],
+        lambda root: [*WORDS, *_short(root), "trainer.resume=auto", f"hydra.run.dir={root}/run"],
         *(False, True),
     ),
     "sweep": Kind(
         lambda root: [
-            *("--multirun", *WORDS, "tracker=mlflow", _store(root), "optim.lr=1e-4,2e-4"),
-            f"hydra.sweep.dir={root}/sweep",
+            *("--multirun", *WORDS, *_short(root), "trainer.num_pictures=0"),
+            *("optim.lr=1e-4,2e-4", f"hydra.sweep.dir={root}/sweep"),
         ],
         *(True, True),
     ),

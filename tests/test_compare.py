@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -77,8 +79,12 @@ def test_a_run_against_itself_and_another(
     assert command(compare.main, f"a={trained}", f"b={trained}", *words) == 0
     found = json.loads(Path("out/compare.json").read_text())
     assert (found["difference"], found["interval"], found["config"]) == (0.0, [0.0, 0.0], [])
-    assert command(compare.main, f"a=[{trained},other]", "b=other", "data.split=train", *words) == 0
+    for torn, name in (("torn1", "checkpoint_best_total.pth"), ("torn2", "run.json")):
+        shutil.copytree(trained, torn)
+        os.truncate(Path(torn) / name, 100)
+    assert command(compare.main, f"a=[{trained},torn1,other,torn2]", "b=other", "data.split=train", *words) == 0
     said = capsys.readouterr().out
+    assert "left out: torn1/checkpoint_best_total.pth is truncated" in said
     assert "train split" in said
     assert "(2 runs)" in said
     assert "loss.class_loss._target_" in said

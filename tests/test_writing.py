@@ -98,5 +98,14 @@ def test_what_killed_processes_left_is_removed_and_nothing_else(tmp_path: Path) 
     for path in others:
         path.touch()
     assert sum(path.is_file() for path in tmp_path.rglob("*")) == 5
+    (tmp_path / "run").mkdir()
+    others += [tmp_path / "run" / name for name in (".lock", ".of_another_run.0123456789ab.part")]
+    for path in others:
+        path.touch()
+    with pytest.raises(KeyboardInterrupt):
+        write(tmp_path / "[a].db", killed)
+    remove_left_overs(tmp_path / "[a].db")
+    assert not list(tmp_path.glob(".[[]a*"))
+    assert list(tmp_path.glob(".checkpoint*")), "that of another file"
     remove_left_overs(tmp_path)
     assert sorted(path for path in tmp_path.rglob("*") if path.is_file()) == sorted(others)

@@ -12,7 +12,7 @@ from pathlib import Path
 from urllib.parse import quote
 
 from detr_exp.tracker.base import RefusedError
-from detr_exp.writing import write
+from detr_exp.writing import remove_left_overs, write
 
 BESIDE = ("-journal", "-wal", "-shm")  # what SQLite keeps beside a file, and would apply to a new one of that name
 WITHOUT_RUNS = ("alembic_version", "workspaces")  # tables that are filled while a store is made
@@ -70,6 +70,7 @@ def _make(file: Path) -> None:
         content = made.read_bytes()
     for left_over in (file, *(file.with_name(file.name + end) for end in BESIDE)):  # these only without their file
         left_over.unlink(missing_ok=True)
+    remove_left_overs(file)
     write(file, content)
 
 

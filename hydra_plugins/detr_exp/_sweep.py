@@ -26,6 +26,7 @@ from detr_exp.ranges import refuse_out_of_range
 from detr_exp.terminal import say
 from detr_exp.tracker.secrets import masked
 from detr_exp.trainer.ending import status_of
+from detr_exp.writing import remove_left_overs
 from hydra_plugins.detr_exp._ledger import FINISHED, UNFINISHED, Entry, Job, first_line
 from hydra_plugins.detr_exp._parent import parent_run
 from hydra_plugins.detr_exp._recorded import JOB_LOCK, RecordedTask
@@ -92,6 +93,7 @@ class Sweep:
                 f"{self.folder} is in use by a sweep that is still going on; use another: hydra.sweep.dir=..."
             ) from None
         try:
+            remove_left_overs(self.folder)
             with parent_run(self.config, self.folder, self.task.environment, self.ledger):
                 yield
         finally:
