@@ -36,6 +36,7 @@ from detr_exp.mistakes import (
     groups_of,
     look_up,
     read_words,
+    refuse_no_metric,
     refuse_wrong_choices,
     refuse_wrong_setting,
     wrong_value,
@@ -46,6 +47,7 @@ HERE = Path(__file__).resolve().parent
 CONF_DIR = next(folder for folder in (HERE / "conf", HERE.parent / "conf") if folder.is_dir())  # installed; a checkout
 MOST_VALUES = 100_000  # of a stored config; ours have some hundreds
 # mappings to which recipes and users add entries of their own; what reads them refuses what it does not know
+METRIC = "detr_exp.metric.coco.CocoMetric"
 OPEN_KEYS = ("optim.param_groups", "optim.optimizer")
 
 
@@ -214,7 +216,9 @@ def in_our_words() -> Iterator[None]:
 
 
 def refuse_unready(cfg: DictConfig) -> None:
-    """Refuse a config with values left open, references that lead nowhere, or numbers out of their range."""
+    """Refuse a config with values left open, references that lead nowhere, numbers out of their range, or a monitor
+    that our metric never gives.
+    """
     with in_our_words():
         missing = sorted(OmegaConf.missing_keys(cfg))
         if not missing:
@@ -222,6 +226,8 @@ def refuse_unready(cfg: DictConfig) -> None:
     if missing:
         raise ConfigError(f"{', '.join(missing)} must be given: {' '.join(f'{key}=...' for key in missing)}")
     refuse_out_of_range(cfg)
+    if OmegaConf.select(cfg, "metric._target_") == METRIC:
+        refuse_no_metric(OmegaConf.select(cfg, "trainer.monitor"))
 
 
 def _sources(

@@ -23,6 +23,12 @@ from omegaconf import OmegaConf
 
 Groups = Mapping[str, Sequence[str]]
 QUOTES = "\"'"
+TASKS = ("", "segm_", "keypoint_")
+METRICS = (
+    *("mAP", "mAP50", "mAP75", "mAP_small", "mAP_medium", "mAP_large", "mAP_max_dets", "mAP50_max_dets"),
+    *("mAR", "mAR_1", "mAR_10", "mAR_small", "mAR_medium", "mAR_large", "mAR_max_dets"),
+    *("F1", "F1_threshold", "precision", "recall"),
+)
 OURS = ("detr_exp", "hydra_plugins")
 
 
@@ -101,7 +107,7 @@ def refuse_wrong_choices(words: Iterable[Override], groups: Groups) -> None:
                 f"{key}=[...], or quote a text that holds a comma: {_quoted(key, word.get_value_string())}"
             )
         if "/" in key and key not in groups:
-            raise ConfigError(f"there is no group {key}; {_meant(key, groups)}groups: {', '.join(groups)}")
+            raise ConfigError(f"there is no group {key}; {did_you_mean(key, groups)}groups: {', '.join(groups)}")
         if key not in groups:
             continue
         if word.is_delete():
@@ -110,7 +116,9 @@ def refuse_wrong_choices(words: Iterable[Override], groups: Groups) -> None:
             raise ConfigError(f"{word.input_line}: options are chosen without '+': {key}={value}")
         if value is not None and value not in groups[key]:
             elsewhere = [f"{group}={value}" for group in groups if value in groups[group] and group.startswith(key)]
-            meant = f"did you mean {elsewhere[0]}? " if elsewhere else _meant(str(value), groups[key], f"{key}={{}}")
+            meant = (
+                f"did you mean {elsewhere[0]}? " if elsewhere else did_you_mean(str(value), groups[key], f"{key}={{}}")
+            )
             raise ConfigError(f"{key}={word.get_value_string()} does not exist; {meant}{_options(key, groups)}")
 
 
@@ -175,6 +183,22 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
+def refuse_no_metric(monitor: str | None) -> None:
+    """Refuse a `trainer.monitor` that no evaluation gives, whatever the network and the data.
+
+    Raises:
+        ConfigError: names what there is.
+    """
+    name = str(monitor or METRICS[0]).removeprefix("val/")
+    known = [f"{task}{metric}" for task in TASKS for metric in METRICS]
+    if name not in known and not name.startswith(("loss", *(f"{task}AP/" for task in TASKS))):
+        raise ConfigError(
+            f"trainer.monitor is {monitor!r}, which no evaluation measures; "
+            f"{did_you_mean(name, known, 'trainer.monitor=val/{}')}use {', '.join(METRICS)}, AP/<class>, these with "
+            f"{' or '.join(TASKS[1:])} before them, or loss"
+        )
+
+
 def unknown_key(
     key: str, values: dict[str, Any], choices: Mapping[str, str | None], groups: Groups, repository: IConfigRepository
 ) -> str:
@@ -189,7 +213,7 @@ def unknown_key(
     others = [f"{group}={o}" for o in groups[group] if o != option and _has(repository, group, o, inside)]
     if others:
         return f"{group}={option} has no key {inside}; {', '.join(others)} {'have' if others[1:] else 'has'} it. {has}"
-    return f"there is no key {key}; {_meant(key, known) or _meant_anywhere(key, known, groups)}{has}"
+    return f"there is no key {key}; {did_you_mean(key, known) or _meant_anywhere(key, known, groups)}{has}"
 
 
 def _meant_anywhere(key: str, known: Sequence[str], groups: Groups) -> str:
@@ -201,7 +225,7 @@ def _meant_anywhere(key: str, known: Sequence[str], groups: Groups) -> str:
     for found in (chosen, [*same, *longer]):
         if found:
             return f"did you mean {' or '.join(found[:3])}? "
-    return _meant(key, [*known, *groups])
+    return did_you_mean(key, [*known, *groups])
 
 
 def _owner(key: str, choices: Mapping[str, str | None]) -> str:
@@ -245,7 +269,7 @@ def flat(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
             yield from flat(value, f"{prefix}{name}.")
 
 
-def _meant(word: str, known: Iterable[str], template: str = "{}") -> str:
+def did_you_mean(word: str, known: Iterable[str], template: str = "{}") -> str:
     nearest = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
     return f"did you mean {template.format(nearest[0])}? " if nearest else ""
 

@@ -10,8 +10,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
-from detr_exp import compare
+from detr_exp import compare, evaluate
 from detr_exp.compare import Side, config_difference, spread, statistics
 from detr_exp.compose import compose
 from detr_exp.tracker.base import RunRecord
@@ -103,3 +104,20 @@ def test_a_run_against_itself_and_another(
 def test_mistakes(command: Command, capfd: pytest.CaptureFixture[str], words: list[str], told: str) -> None:
     assert command(compare.main, *words) == 2
     assert told in capfd.readouterr().err
+
+
+def test_a_diverged_network_has_nothing_to_compare(
+    command: Command, trained: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Nor does an evaluation give it a number: the official tool matches boxes of NaN with everything."""
+    broken = tmp_path / "broken"
+    shutil.copytree(trained, broken)
+    state = torch.load(broken / "checkpoint_best_total.pth", weights_only=True)
+    state["model"] = {name: tensor * float("nan") for name, tensor in state["model"].items()}
+    torch.save(state, broken / "checkpoint_best_total.pth")
+    assert command(compare.main, f"a={trained}", f"b={broken}") == 2
+    assert "not finite, so it has no result to compare" in capfd.readouterr().err
+    assert command(evaluate.main, f"checkpoint={broken}", f"hydra.run.dir={tmp_path}/out") == 0
+    values = json.loads((tmp_path / "out/metrics.json").read_text())
+    assert values["mAP"] is values["mAP50"] is None
+    assert values["nonfinite"] > 0

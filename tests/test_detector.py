@@ -20,6 +20,7 @@ from detr_exp.compose import compose
 from detr_exp.data.picture import read_picture
 from detr_exp.detector import Detector, _without_downloads, as_picture, load
 from detr_exp.export_weights import export_weights_in
+from detr_exp.structures import Detections
 
 
 @pytest.fixture
@@ -268,3 +269,21 @@ def test_further_frames_are_said(tmp_path: Path, caplog: pytest.LogCaptureFixtur
             for picture in (path, path.read_bytes(), opened):
                 np.testing.assert_array_equal(as_picture(picture), np.asarray(frames[0]))
         assert caplog.text.count("only the first frame") == 3
+
+
+def test_a_diverged_network_finds_nothing_and_says_so(trained: Path, caplog: pytest.LogCaptureFixture) -> None:
+    detector = load(trained)
+    right = detector.predict([noise(50, 80)] * 2, threshold=0.0)[0]
+    postprocess = detector.network.postprocess
+
+    def half(*given: Any) -> list[Detections]:
+        found = postprocess(*given)
+        for one in found:
+            one.boxes[::2] = float("nan")
+        return found
+
+    detector.network.postprocess = half
+    found = detector.predict([noise(50, 80)] * 2, threshold=0.0)
+    assert all(torch.equal(one.boxes, right.boxes[1::2]) for one in found)
+    assert detector.nonfinite == 2 * len(right.boxes[::2])
+    assert caplog.text.count("not finite") == 1

@@ -98,6 +98,8 @@ def test_the_command_trains(command: Command, tiny_run: list[str]) -> None:
         (["optim.lr=-1"], "optim.lr is -1; it must be a number >= 0: optim.lr=0.0001"),
         (["loss=focal", "loss.focal_gamma=-1"], "loss.focal_gamma is -1; it must be"),
         (["model.backbone.freeze_at=5"], "model.backbone.freeze_at is 5; it must be a whole number in [-1, 4]"),
+        (["trainer.monitor=val/map50"], "did you mean trainer.monitor=val/mAP50?"),
+        (["--multirun", "trainer.monitor=mAP,accuracy"], "trainer.monitor is 'accuracy', which no evaluation measures"),
         (["trainer.epochs=0"], "trainer.epochs is 0; it must be"),
         (["--epochs", "5"], "settings are written key=value"),
         (["hydra.run.dri=x"], "hydra.run.dri"),

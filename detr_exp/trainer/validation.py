@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import math
 from collections.abc import Iterable
 from contextlib import nullcontext
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING
 from detr_exp.data.loader import WorkerError
 from detr_exp.loss.criterion import TERMS
 from detr_exp.metric.coco import CocoMetric
+from detr_exp.mistakes import did_you_mean
 from detr_exp.signals import Interrupt, Interrupted
 from detr_exp.structures import Batch, Detections
 from detr_exp.trainer import checkpoint as files
@@ -221,11 +221,9 @@ def _refuse_unless_measured(monitor: str, measured: Iterable[str]) -> None:
     name, known = monitor.removeprefix("val/"), sorted(measured)
     if name in known:
         return
-    in_any_case = {other.casefold(): other for other in known}
-    alike = in_any_case.get(name.casefold()) or next(iter(difflib.get_close_matches(name, known, n=1)), None)
-    meant = f"did you mean trainer.monitor=val/{alike}? " if alike else ""
     without = " (trainer.compute_val_loss=false leaves losses out)" if is_loss(monitor) and "loss" not in known else ""
     raise ValueError(
-        f"trainer.monitor is {monitor!r}, which this run does not measure{without}; {meant}use one of "
+        f"trainer.monitor is {monitor!r}, which this run does not measure{without}; "
+        f"{did_you_mean(name, known, 'trainer.monitor=val/{}')}use one of "
         f"{', '.join(known)}"
     )

@@ -12,6 +12,7 @@ from pycocotools.cocoeval import COCOeval
 
 from detr_exp.metric import backend as protocol
 from detr_exp.metric.coco import CocoMetric
+from detr_exp.mistakes import METRICS, TASKS, ConfigError, refuse_no_metric
 from detr_exp.structures import Detections
 
 CATEGORIES = [7, 3, 11]  # label 0 is category 7: not sorted on purpose
@@ -310,3 +311,16 @@ def test_predictions_that_are_not_finite_are_no_detections(backend, what, bad):
     added = sum(len(random_detections(np.random.default_rng(7), truth, image_id, 3)) for image_id in found)
     assert metric.compute() == expected.compute() | {"nonfinite": added}
     assert added > 0 == expected.compute()["nonfinite"]
+
+
+def test_what_is_measured_may_be_named_as_the_monitor():
+    truth, _ = case(seed=0, num_images=2)
+    metric = make_metric(truth, iou_types=("bbox", "segm", "keypoints"), keypoint_sigmas=[[0.1] * 4] * 3)
+    names = set(metric.compute()) - {"nonfinite"}
+    for name in names:
+        refuse_no_metric(name)
+        refuse_no_metric(f"val/{name}")
+    assert {f"{task}{name}" for task in TASKS[:2] for name in METRICS} <= names, "nothing is promised in vain"
+    for name in ("nonfinite", "map", "AP", "box_mAP"):
+        with pytest.raises(ConfigError, match="no evaluation measures"):
+            refuse_no_metric(name)
