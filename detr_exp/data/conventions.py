@@ -59,7 +59,6 @@ def check_convention(
         return
     numbers = _WRITTEN[convention](boxes)
     misfits = ~_fits(numbers, sizes, convention)
-    distinct = len(np.unique(numbers, axis=0))
     for other in _READ:
         if other == convention:
             continue
@@ -67,7 +66,8 @@ def check_convention(
         agree = _same(areas, (corners[:, 2:] - corners[:, :2]).prod(1)) & (corners[:, 2:] > corners[:, :2]).all(1)
         agree &= ~_same(areas, boxes[:, 2:].prod(1))
         told, part = int(np.isfinite(areas).sum()), float(misfits.mean())
-        fits = bool(_fits(numbers, sizes, other).all())
+        fits = (part > 0 or agree.any()) and bool(_fits(numbers, sizes, other).all())
+        distinct = len(np.unique(numbers, axis=0)) if fits else 0
         sure = fits and ((distinct >= _SURE[0] and part >= _SURE[1]) or (1 < told == agree.sum()))
         likely = (fits and distinct >= _LIKELY[0] and part >= _LIKELY[1]) or agree.sum() > _LIKELY[1] * told
         if not sure and not likely:

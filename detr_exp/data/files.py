@@ -12,6 +12,7 @@ from pathlib import Path
 from detr_exp.data.picture import SUFFIXES
 from detr_exp.data.problems import Problems
 
+_CLOSED = "cannot be read"
 _COMPANIONS = {".cache", ".csv", ".db", ".html", ".ini", ".json", ".md", ".npy", ".txt", ".xml", ".yaml", ".yml"}
 
 
@@ -77,7 +78,9 @@ class Folder:
         """Every file in a folder of the data set and below; complains about folders that cannot or must not be read."""
         found, left_out = files_below(start, self.refuses)
         for place, reason in left_out:
-            if self.inside(place):
+            if reason.startswith(_CLOSED):
+                problems.error("folders that cannot be read; give yourself the right to", f"{place} {reason}")
+            elif self.inside(place):
                 problems.warn("folders were left out, with their pictures", f"{place} {reason}")
             else:
                 problems.error("linked folders that lead out of the data set", reason)
@@ -132,7 +135,7 @@ def files_below(
         try:
             entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
         except OSError as error:
-            left_out.append((folder, f"cannot be read ({error.strerror})"))
+            left_out.append((folder, f"{_CLOSED} ({error.strerror})"))
             continue
         for entry in entries:
             if entry.is_dir(follow_symlinks=False):

@@ -174,8 +174,10 @@ def _split(path: Path, base: Path) -> list[str]:
 def _names(place: Path) -> list[str]:
     try:
         return os.listdir(place)
-    except OSError:
+    except (FileNotFoundError, NotADirectoryError):
         return []
+    except OSError as error:  # not as if there were no labels
+        raise ValueError(f"{place} cannot be read ({error.strerror}); give yourself the right to") from error
 
 
 def _has_rows(file: Path) -> bool:

@@ -166,7 +166,12 @@ def _split(
     pictures, found = Pictures(), Rows(convention=CENTRE_AND_SIDES)
     rows = RowReader(categories, description.shape)
     digest = hashlib.sha256(repr((categories, description.shape)).encode())
-    times = Counter(file for entry in entries for file in _listed(folder, description, entry, problems))
+    times: Counter[Path] = Counter()
+    for entry in entries:
+        listed = list(_listed(folder, description, entry, problems))
+        times.update(listed)
+        if not listed:
+            problems.error("no pictures in folders or lists that are named; mend or drop them", f"{name}: {entry}")
     used: dict[Path, list[Path]] = {}
     for file in sorted(times):
         if times[file] > 1:
@@ -201,5 +206,5 @@ def _split(
     split = TableSplit(pictures, found, categories, digest.hexdigest(), problems)
     problems.report()
     if not len(split):
-        raise ValueError(f"{path}: no pictures in {', '.join(map(str, entries))}; a {name} split needs at least one")
+        raise ValueError(f"{path}: no picture of the {name} split can be read; a split needs at least one")
     return split

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -165,3 +166,29 @@ def test_no_labels_at_all_says_where_they_were_looked_for(tmp_path):
     root = write(tmp_path, ["train/pictures/p.png", "train/labels/p.txt"], "train/pictures")
     with pytest.raises(ValueError, match=r"no object to train on(.|\n)*0 of 1 pictures(.|\n)*train/pictures/p\.txt"):
         data_set(root, yolo).check(["train"])
+
+
+def test_a_folder_of_a_list_without_pictures_is_refused(tmp_path):
+    root = write(
+        tmp_path, ["train/images/p.png", "train/labels/p.txt", "more/images/q.txt"], "[train/images, more/images]"
+    )
+    with pytest.raises(ValueError, match=r"no pictures in folders or lists that are named(.|\n)*more/images"):
+        counts(root)
+
+
+@pytest.mark.parametrize("closed", ["train/images/far", "train/labels"])
+def test_a_folder_that_cannot_be_read_is_not_taken_for_empty(tmp_path, monkeypatch, closed):
+    root = write(tmp_path, ["train/images/p.png", "train/labels/p.txt", "train/images/far/q.png"])
+
+    def closing(look: Callable) -> Callable:
+        def refuse(place):
+            if Path(place) == root / closed:
+                raise PermissionError(13, "Permission denied", str(place))
+            return look(place)
+
+        return refuse
+
+    monkeypatch.setattr(os, "listdir", closing(os.listdir))
+    monkeypatch.setattr(os, "scandir", closing(os.scandir))
+    with pytest.raises(ValueError, match=rf"{closed} cannot be read .Permission denied"):
+        counts(root)
