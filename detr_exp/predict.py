@@ -70,9 +70,9 @@ def predict_in(folder: Path, cfg: DictConfig) -> Path:
     from detr_exp import build
     from detr_exp.detector import load
     from detr_exp.results import OUTPUTS, claimed
+    from detr_exp.signals import Interrupt, Interrupted
     from detr_exp.sources import UnreadableError, open_source
     from detr_exp.trainer.console import Console
-    from detr_exp.trainer.signals import Interrupt, Interrupted
 
     if cfg.output not in OUTPUTS:
         raise ValueError(f"output is {cfg.output!r}; use one of {', '.join(OUTPUTS)}")
