@@ -5,8 +5,9 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from detr_exp.model.head.mask import finite_masks
 from detr_exp.model.postprocess import best_detections, best_in_pixels
-from detr_exp.structures import Prediction
+from detr_exp.structures import MaskLogits, Prediction
 
 LOGITS = torch.tensor([[[0.0, 2.0, -1.0], [3.0, 1.0, -2.0]]])
 
@@ -59,3 +60,15 @@ def test_what_is_not_finite_is_no_sure_detection(what, activation, bad):
     assert 0 < len(left) == len(found) - int(gone.sum()) < len(found)
     kept = before.scores[~gone]
     assert torch.equal(left.scores, kept)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_masks_of_numbers_that_are_not_finite_are_told(bad):
+    """As pixels they are true or false, and nothing tells them apart."""
+    masks = MaskLogits(torch.randn(2, 4, 3, 3), torch.randn(2, 5, 4), torch.zeros(1))
+    masks.queries[0, 3, 1] = bad
+    chosen = torch.tensor([4, 3, 0])
+    assert finite_masks(masks, 0, chosen).tolist() == [True, False, True]
+    assert finite_masks(masks, 1, chosen).all()
+    masks.features[1, 0, 0, 0] = bad
+    assert not finite_masks(masks, 1, chosen).any()
