@@ -27,7 +27,7 @@ EXIT_STATUS = {
 }
 OWNED = "DETR_EXP_OWNED"  # environment of processes that another one asks to end, and ends if they do not
 SAME = 1.0  # seconds in which signals are one request: `timeout` and closing terminals send theirs twice
-WATCH = 5.0  # seconds between looks whether the parent still lives
+WATCH = 5.0  # seconds between looks whether the parent still lives, and from its SIGTERM to the end
 
 
 class Interrupted(BaseException):
@@ -124,10 +124,9 @@ def held_back() -> Iterator[None]:
 
 
 def leave_to_parent() -> None:
-    """Let signals end this process only where its parent insists: at the second SIGTERM from it, or when it is gone.
+    """Let signals end this process only when its parent means it: after a SIGTERM from that one, or when it is gone.
 
-    The first may have been one to the whole group. Loaders end their workers in another way, and insist at the end of
-    the process.
+    After, not at once: that one may have sent it to its whole group, and have use for this process until it ends.
     """
     if hasattr(signal, "sigtimedwait"):
         signal.pthread_sigmask(signal.SIG_BLOCK, EXIT_STATUS)
@@ -137,8 +136,9 @@ def leave_to_parent() -> None:
 def _wait_for_parent(parent: int) -> None:
     creator = multiprocessing.parent_process()
     senders = {parent, creator.pid if creator else parent}  # a fork server stands between the two
-    asked = 0
-    while os.getppid() == parent and asked < 2:
+    while os.getppid() == parent:
         told = signal.sigtimedwait({signal.SIGTERM}, WATCH)
-        asked += told is not None and told.si_pid in senders
+        if told is not None and told.si_pid in senders:
+            time.sleep(WATCH)
+            break
     os._exit(0)

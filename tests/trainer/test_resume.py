@@ -13,6 +13,7 @@ import torch
 from filelock import FileLock
 
 from detr_exp import build
+from detr_exp.data.loader import WorkerError
 from detr_exp.signals import Interrupted
 from detr_exp.train import train_in
 from detr_exp.trainer import checkpoint as files
@@ -181,6 +182,42 @@ def test_a_signal_during_an_evaluation_ends_it(small, fit, tmp_path, monkeypatch
             train_in(folder, small(*words))
     assert (newest(folder)["epoch"], newest(folder)["closed"]) == (1, 0)
     train_in(folder, small(*words))
+    assert rehearsal.compare(undisturbed, folder) == []
+
+
+def test_a_signal_during_the_test_run_ends_it(small, tmp_path, monkeypatch):
+    words, folder = (*EXACT, "trainer.run_test=true", "trainer.epochs=1"), tmp_path / "ended"
+    evaluate = validation.evaluate_split
+
+    def evaluate_and_signal(trainer, run, state, split, *args, **settings):
+        if split == "test":
+            signal.raise_signal(signal.SIGTERM)
+        return evaluate(trainer, run, state, split, *args, **settings)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(validation, "evaluate_split", evaluate_and_signal)
+        with pytest.raises(Interrupted):
+            train_in(folder, small(*words))
+    assert newest(folder)["closed"] == newest(folder)["step"]
+    assert train_in(folder, small(*words)) is not None
+
+
+def test_a_worker_that_is_lost_costs_nothing(small, fit, tmp_path, monkeypatch):
+    """Between the first step and the second, with a step that is in no checkpoint yet."""
+    undisturbed = fit(*EXACT, folder="undisturbed")
+    batches = trainer.batches
+
+    def lost(loader):
+        yield next(batches(loader))
+        raise WorkerError("gone")
+
+    folder = tmp_path / "ended"
+    with monkeypatch.context() as patch:
+        patch.setattr(trainer, "batches", lost)
+        with pytest.raises(WorkerError, match=r"gone\. The state is saved; to go on: trainer\.resume=auto"):
+            train_in(folder, small(*EXACT))
+    assert newest(folder)["step"] == 1
+    train_in(folder, small(*EXACT))
     assert rehearsal.compare(undisturbed, folder) == []
 
 
