@@ -61,6 +61,10 @@ class RunRecord:
             record = cls(**json.loads(path.read_text()))
             if wrong := [name for name, kind in KINDS.items() if not isinstance(getattr(record, name), kind)]:
                 raise TypeError(f"{', '.join(wrong)} are no such values as a run has")
+            if not all(
+                isinstance(text, str) for text in (*record.tags.values(), *record.params.values(), *record.words)
+            ):
+                raise TypeError("tags, params and words are texts")
             return record
         except (OSError, ValueError, TypeError, RecursionError) as error:
             raise ValueError(f"{path} cannot be read ({error}); give the folder of a run: run=outputs/...") from error

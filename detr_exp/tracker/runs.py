@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -49,7 +50,12 @@ class PastRun:
         """Raises: ValueError when `folder` is no run's, or one of its files is damaged."""
         record = RunRecord.load(folder)
         config = mapping(folder / CONFIG, yaml.safe_load)
-        return cls(folder, record, config, JsonLines.read(folder / METRICS), mapping(folder / CLASSES, json.loads))
+        lines, tables = JsonLines.read(folder / METRICS), mapping(folder / CLASSES, json.loads)
+        if not all(map(_is_measured, lines)):
+            raise ValueError(f"{folder / METRICS} is damaged (a line has no step, or no numbers); restore or remove it")
+        if not all(isinstance(rows, list) and all(map(_is_row, rows)) for rows in tables.values()):
+            raise ValueError(f"{folder / CLASSES} is damaged (a row is none of a class); restore or remove it")
+        return cls(folder, record, config, lines, tables)
 
     @cached_property
     def monitor(self) -> str:
@@ -148,7 +154,7 @@ def load_all(folders: Sequence[Path], words: str | Sequence[str] = ()) -> list[P
         logger.warning("left out: %s", reason)
     for word in [words] if isinstance(words, str) else words:
         sweep = Path(str(word)).expanduser()
-        latest = {entry["hash"]: entry for entry in JsonLines.read(sweep / LEDGER)}
+        latest = {entry["hash"]: entry for entry in JsonLines.read(sweep / LEDGER) if _is_entry(entry)}
         for entry in latest.values():
             folder = (sweep / entry["hash"]).resolve()
             facts = {"status": entry["status"], "message": entry["reason"]}
@@ -212,6 +218,25 @@ def mapping(path: Path, parse: Callable[[str], Any]) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise ValueError(f"{path} is damaged (it holds {found!r:.40}); restore or remove it")
     return found
+
+
+def _is_measured(line: dict[str, Any]) -> bool:
+    """Whether a line of `metrics.jsonl` says when, and holds what is written there."""
+    return isinstance(line.get("step"), int) and all(
+        value is None or (isinstance(value, int | float) and math.isfinite(value)) for value in line.values()
+    )
+
+
+def _is_row(row: Any) -> bool:
+    """Whether this is of a table of classes."""
+    kinds = {"class": str, "objects": int, "AP": (int, float)}
+    return isinstance(row, dict) and all(isinstance(row.get(name), kind) for name, kind in kinds.items())
+
+
+def _is_entry(line: dict[str, Any]) -> bool:
+    """Whether this is a line of a ledger, of a version that says as much as this one reads."""
+    kinds = {"hash": str, "status": str, "overrides": list, "seconds": (int, float), "reason": (str, type(None))}
+    return all(name in line and isinstance(line[name], kind) for name, kind in kinds.items())
 
 
 def _natural(path: Path) -> list[tuple[int, str]]:

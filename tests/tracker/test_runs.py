@@ -1,10 +1,13 @@
 """Finding the folders of runs, and reading them."""
 
 import json
+from datetime import datetime
 
 import pytest
 
+from detr_exp.mistakes import is_said_by_us
 from detr_exp.tracker.base import RunRecord
+from detr_exp.tracker.page import render
 from detr_exp.tracker.runs import PastRun, find, find_one, load_all
 
 LINES = [
@@ -120,3 +123,47 @@ def test_a_torn_line_in_a_ledger_hides_no_other(tmp_path, caplog):
     (run,) = load_all([], str(tmp_path))
     assert (run.record.name, run.status) == ("h", "failed")
     assert "sweep.jsonl: 1 of 2 lines" in caplog.text
+
+
+FILES = ["run.json", "metrics.jsonl", "config.yaml", "classes.json", "mlflow.json", "sweep.jsonl"]
+DAMAGE = [
+    b"",
+    b"\xff\xfe\x00",
+    b"version https://git-lfs.github.com/spec/v1\n",
+    b"<html>\n",
+    b"[]\n",
+    b"3\n",
+    b"{}\n",
+    b"[" * 5000 + b"\n",
+    b'{"step": "x", "val/mAP": 1}\n',
+    b'{"step": 1, "val/mAP": [1]}\n',
+    b'{"step": 1, "val/mAP": 1e999, "time/unix": "a"}\n',
+    b"trainer: [1]\n",
+    b"trainer: {monitor: 3}\n",
+    b'!!python/object/apply:os.system ["exit"]\n',
+    b'{"bbox": [3]}\n',
+    b'{"bbox": [{"class": 1}]}\n',
+    b'{"run_id": 3}\n',
+    b'{"id": "a", "project": "p", "name": "n", "tags": {"a": [1]}}\n',
+    b'{"id": "a", "project": "p", "name": "n", "words": [3]}\n',
+    b'{"hash": 3, "status": 3, "reason": 3, "overrides": 3, "seconds": "x"}\n',
+]
+
+
+@pytest.mark.parametrize("damage", DAMAGE, ids=lambda damage: damage[:30].decode("latin-1").strip() or "empty")
+@pytest.mark.parametrize("name", FILES)
+def test_damaged_files_of_one_run_are_told_and_end_nothing(tmp_path, name, damage):
+    sweep, broken = tmp_path / "sweep", tmp_path / "sweep" / "a"
+    make(broken, "a" * 32, status="ok")
+    make(sweep / "b", "b" * 32, status="ok")
+    (sweep / name if name == "sweep.jsonl" else broken / name).write_bytes(damage)
+    runs = load_all(find(str(sweep), tmp_path), str(sweep))
+    assert sweep / "b" in [run.folder for run in runs]
+    assert "<html" in render(runs, title="t", about="x", now=datetime.now())
+    assert find_one("bbbbbb", tmp_path) == sweep / "b"
+    told = []
+    try:
+        PastRun.load(broken)
+    except ValueError as error:
+        told.append(error)
+    assert all(is_said_by_us(error) and name in str(error) for error in told)
