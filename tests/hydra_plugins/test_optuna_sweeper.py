@@ -14,8 +14,10 @@ import pytest
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
+from detr_exp.mistakes import ConfigError
 from detr_exp.trainer.ending import PrunedError
 from detr_exp.trainer.trial import STUDY, VARIABLE, judge, storage
+from hydra_plugins.detr_exp.optuna_sweeper import mend
 
 optuna = pytest.importorskip("optuna")
 Sweep = Callable[..., Any]
@@ -174,3 +176,14 @@ def test_a_point_at_which_a_training_diverged_is_not_tried_again(sweep: Sweep) -
 
     done = sweep(diverging, "hydra/sweeper=optuna", "matcher.cost_class=5,6", "hydra.sweep.dir=t")
     assert "no point that has not diverged" in done.out
+
+
+def test_a_journal_loses_its_torn_line_and_is_refused_with_another(tmp_path: Path) -> None:
+    journal = tmp_path / "journal"
+    journal.write_bytes(b'{"a": 1}\n{"a": 2}\n{"a"')
+    mend(journal)
+    assert journal.read_bytes() == b'{"a": 1}\n{"a": 2}\n'
+    journal.write_bytes(damaged := b'{"a": 1}\n\0\0\0\n{"a": 2}\n')
+    with pytest.raises(ConfigError, match=r"journal is damaged at line 2 of 3 .*hydra\.sweep\.dir="):
+        mend(journal)
+    assert journal.read_bytes() == damaged
