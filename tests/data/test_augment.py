@@ -8,7 +8,16 @@ import torch
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 
-from detr_exp.data.augment import Augment, plain, planned
+from detr_exp.data.augment import (
+    CROP_ASPECT,
+    CROP_OVERLAPS,
+    CROP_SCALE,
+    CROP_TRIES,
+    Augment,
+    _iou_crop,
+    plain,
+    planned,
+)
 
 SIZE, OUT = (48, 64), (96, 96)
 BOXES = np.array([[4, 4, 16, 20], [30, 10, 60, 44], [20, 30, 26, 40], [0, 0, 64, 6]], float)
@@ -182,3 +191,63 @@ def test_pictures_without_objects_and_of_any_shape(empty):
 def test_settings_out_of_range_are_refused(settings):
     with pytest.raises(ValueError, match=rf"data\.augment\.{next(iter(settings))}"):
         Augment(**settings)
+
+
+class Draws:
+    """The same random numbers for our crop, which draws all tries at once, and for torchvision's, one by one."""
+
+    def __init__(self, seed: int, size: tuple[int, int]) -> None:
+        source = np.random.default_rng(seed)
+        self.options = source.integers(len(CROP_OVERLAPS), size=20)
+        self.tries = source.random((20, CROP_TRIES, 4), np.float32)
+        self.size, self.option, self.place = size, -1, [0, 0]
+
+    def integers(self, high: int) -> int:
+        self.option += 1
+        self.place = [0, 0]
+        return int(self.options[self.option])
+
+    def random(self, shape: tuple[int, int]) -> np.ndarray:
+        return self.tries[self.option].astype(float)
+
+    def rand(self, count: int) -> torch.Tensor:
+        """The sides of the next try; then where it lies, unless its aspect ratio has ended it."""
+        number, half = self.place
+        numbers = self.tries[self.option, number]
+        low, high = CROP_SCALE
+        width, height = (int(side * (low + (high - low) * share)) for side, share in zip(self.size[::-1], numbers[:2]))
+        goes_on = half == 0 and CROP_ASPECT[0] <= width / height <= CROP_ASPECT[1]
+        self.place = [number, 1] if goes_on else [number + 1, 0]
+        return torch.from_numpy(numbers[2 * half : 2 * half + 2].copy())
+
+
+def cropped_by_torchvision(draws: Draws, boxes: np.ndarray, monkeypatch) -> dict:
+    """What its random IoU crop and then its sanitising leave of boxes and their numbers."""
+    sample = {
+        "image": tv_tensors.Image(torch.zeros(1, *draws.size, dtype=torch.uint8)),
+        "boxes": tv_tensors.BoundingBoxes(torch.tensor(boxes), format="XYXY", canvas_size=draws.size),
+        "labels": torch.arange(len(boxes)),
+    }
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "randint", lambda *_, **settings: torch.tensor([draws.integers(settings["high"])]))
+        patch.setattr(torch, "rand", draws.rand)
+        return v2.SanitizeBoundingBoxes(min_size=1)(v2.RandomIoUCrop()(sample))
+
+
+@pytest.mark.parametrize("size", [(480, 640), (64, 64)])
+def test_a_crop_and_what_it_keeps_are_torchvisions_for_the_same_draws(size, monkeypatch):
+    """Draw by draw: what sanitising removes afterwards are boxes below a pixel, which a plan drops as well."""
+    height, width = size
+    shares = np.array([[0.1, 0.1, 0.8, 0.9], [0.02, 0.02, 0.1, 0.1], [0.9, 0.8, 1.0, 1.0], [0.4, 0.6, 0.4004, 0.6004]])
+    boxes = shares * [width, height, width, height]
+    shrunk = 0
+    for seed in range(150):
+        view, within = _iou_crop(Draws(seed, size), (0, 0, width, height), boxes)
+        found = cropped_by_torchvision(Draws(seed, size), boxes, monkeypatch)
+        out = (view[3] - view[1], view[2] - view[0])
+        assert tuple(found["image"].shape[-2:]) == out
+        plan = planned(size, boxes, out, view, within, False, False, None)
+        assert plan.keep.tolist() == found["labels"].tolist()
+        np.testing.assert_allclose(plan.boxes_xyxy, found["boxes"].numpy(), atol=1e-3)
+        shrunk += view != (0, 0, width, height)
+    assert shrunk > 100
