@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from detr_exp.data.coco_categories import read_categories, renamed
 from detr_exp.data.content import SPLITS, Category, Content, Split
 from detr_exp.data.fields import is_int, is_number, points, segments
 from detr_exp.data.files import Folder, decoded
@@ -24,8 +25,6 @@ log = logging.getLogger(__name__)
 ROBOFLOW = "_annotations.coco.json"
 _FOLDERS = {"train": ("train",), "val": ("valid", "val"), "test": ("test",)}
 _REFUSED = -1  # a picture that has been complained about; its annotations need no complaint of their own
-_NO_PARENT = {"", "none", "null", "None"}
-_OWN = "categories need ids and names of their own"
 
 
 def coco(
@@ -55,7 +54,7 @@ def coco(
         )
     path = found["train"][0]
     document = _document(path)
-    categories = _categories(document, path)
+    categories = read_categories(document, path)
     held = {"train": document}  # until it is read as a split, so that a large file is parsed only once
     read: dict[str, Callable[[], Split]] = {
         name: partial(_split, folder, name, *place, categories, held, on_error)
@@ -114,85 +113,6 @@ def _document(path: Path) -> dict[str, Any]:
     return document
 
 
-def _categories(document: Mapping[str, Any], path: Path) -> list[Category]:
-    """The categories that stand for objects, in the order of their ids."""
-    problems = Problems(str(path))
-    found: dict[int, Category] = {}
-    lengths = _keypoint_lengths(document)
-    for entry in document["categories"]:
-        number = entry.get("id") if isinstance(entry, dict) else None
-        if not is_int(number) or not isinstance(entry.get("name"), str) or not entry["name"].strip():
-            problems.error("categories need an integer id and a name", f"category {short(entry)}")
-        elif number in found:
-            problems.error(_OWN, f"category {number} {entry['name']!r}: its id or name occurs twice")
-        else:
-            found[number] = _category(entry, lengths.get(number, 0), problems)
-    _drop_headings(document, found, problems)
-    names = Counter(category.name for category in found.values())
-    for category in found.values():
-        if names[category.name] > 1:
-            problems.error(_OWN, f"category {category.id} {category.name!r}: its id or name occurs twice")
-    problems.report()
-    return sorted(found.values(), key=lambda category: category.id)
-
-
-def _drop_headings(document: Mapping[str, Any], found: dict[int, Category], problems: Problems) -> None:
-    """Leave out categories that only head others: Roboflow writes one, named like the project or like a class."""
-    parent_of = {e["id"]: str(e.get("supercategory")) for e in document["categories"] if _is_entry(e)}
-    children = {name: {i for i, parent in parent_of.items() if parent == name} for name in set(parent_of.values())}
-    used = _used(document)
-    dropped: list[Category] = []
-    for category in sorted(found.values(), key=lambda c: (parent_of[c.id] not in _NO_PARENT, c.id)):
-        heads = category.name not in _NO_PARENT and children.get(category.name, set()) - {category.id}
-        if heads and category.id not in used and category.name not in {c.name for c in dropped}:
-            dropped.append(category)
-    if len(dropped) < len(found):
-        for category in dropped:
-            kind = "categories that only head others and that no object has were dropped"
-            problems.warn(kind, f"category {category.id} {category.name!r}")
-            del found[category.id]
-
-
-def _is_entry(entry: Any) -> bool:
-    return isinstance(entry, dict) and is_int(entry.get("id"))
-
-
-def _used(document: Mapping[str, Any]) -> set[int]:
-    """The categories that annotations have."""
-    return {a["category_id"] for a in _objects(document) if is_int(a.get("category_id"))}
-
-
-def _objects(document: Mapping[str, Any]) -> list[dict[str, Any]]:
-    return [annotation for annotation in document["annotations"] if isinstance(annotation, dict)]
-
-
-def _category(entry: Mapping[str, Any], annotated: int, problems: Problems) -> Category:
-    """`annotated`: keypoints that its annotations have; used where the category itself names none."""
-    names = entry.get("keypoints") or []
-    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        problems.error("keypoints of a category are a list of names", f"category {entry['id']} {entry['name']!r}")
-        names = []
-    names = names or [str(k) for k in range(annotated)]
-    lines = entry.get("skeleton") or []
-    sound = isinstance(lines, list) and all(
-        isinstance(line, list) and len(line) == 2 and all(is_int(k) and 1 <= k <= len(names) for k in line)
-        for line in lines
-    )
-    if not sound:
-        problems.warn("skeletons that do not fit their keypoints are not drawn", f"category {entry['id']}")
-        lines = []
-    return Category(entry["id"], entry["name"], list(names), [(a - 1, b - 1) for a, b in lines])
-
-
-def _keypoint_lengths(document: Mapping[str, Any]) -> dict[int, int]:
-    lengths: dict[int, int] = {}
-    for annotation in _objects(document):
-        given, category = annotation.get("keypoints"), annotation.get("category_id")
-        if isinstance(given, list) and len(given) % 3 == 0 and is_int(category):
-            lengths[category] = max(lengths.get(category, 0), len(given) // 3)
-    return lengths
-
-
 def _split(
     folder: Folder,
     name: str,
@@ -205,7 +125,7 @@ def _split(
     document = held.pop(name, None) or _document(path)
     problems = Problems(str(path), on_error)
     pictures, index_of = _pictures(folder, name, path, images, document, problems)
-    rows = _rows(document, pictures, index_of, categories, _renamed(document, categories, problems), problems)
+    rows = _rows(document, pictures, index_of, categories, renamed(document, categories, problems), problems)
     split = TableSplit(pictures, rows, categories, document["sha256"], problems)
     problems.report()
     if not len(split):
@@ -269,34 +189,6 @@ def _image_folder(folder: Folder, name: str, path: Path, document: Mapping[str, 
     raise ValueError(
         f"{path}: its first picture {first!r:.200} is in none of {where}; name the folder: data.{name}.images=..."
     )
-
-
-def _renamed(document: Mapping[str, Any], categories: list[Category], problems: Problems) -> dict[int, int | None]:
-    """This file's category ids to the training file's: equal where id and name agree, else by name; None: unknown."""
-    by_id = {category.id: category.name for category in categories}
-    by_name = {category.name: category.id for category in categories}
-    points = {category.id: category.keypoints for category in categories}
-    used = _used(document)
-    renamed: dict[int, int | None] = {}
-    for entry in document["categories"]:
-        number, name = (entry.get("id"), entry.get("name")) if isinstance(entry, dict) else (None, None)
-        if not is_int(number) or not isinstance(name, str):
-            problems.error("categories need an integer id and a name", f"category {short(entry)}")
-        elif by_id.get(number) == name:
-            renamed[number] = number
-        else:
-            renamed[number] = by_name.get(name)
-            if name in by_name and number in used:
-                kind = "categories have other ids than in training and were mapped by name"
-                problems.warn(kind, f"{name!r} {number} -> {by_name[name]}")
-        mapped = renamed.get(number) if is_int(number) else None
-        own = entry.get("keypoints") if isinstance(entry, dict) else None
-        if mapped is None or number not in used or not isinstance(own, list) or not own:
-            continue
-        if own != points[mapped] and not all(point.isdigit() for point in points[mapped]):
-            kind = "keypoints of a category have the names and the order that they have in the training file"
-            problems.error(kind, f"{name!r}: {short(own)}, in training {short(points[mapped])}")
-    return renamed
 
 
 def _rows(

@@ -208,7 +208,6 @@ class DataSet:
         if training and with_keypoints and self.keypoints and (self.augment.flip or self.augment.vertical_flip):
             for kind, cases in mirror_remarks(self.keypoints, self.classes, sideways=self.augment.flip > 0).items():
                 log.warning("%s: %s (%d): %s", self.content.origin, kind, len(cases), listed(cases, "; "))
-        ranks = {"rank": rank, "world_size": world_size}
         sampler: TrainSampler | EvalSampler
         if training:
             sampler = TrainSampler(
@@ -216,10 +215,11 @@ class DataSet:
                 sizes=sizes,
                 step_batches=step_batches,
                 stop_epoch=self.stop_epoch,
-                **ranks,
+                rank=rank,
+                world_size=world_size,
             )
         else:
-            sampler = EvalSampler(len(part), batch_size, (height, width), **ranks)
+            sampler = EvalSampler(len(part), batch_size, (height, width), rank=rank, world_size=world_size)
         return self.loading.loader(samples, sampler)
 
     def refuse(self, split: str, network: Network) -> None:
