@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import re
+import sys
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -45,7 +46,7 @@ class Range(NamedTuple):
     def holds(self, value: Any) -> bool:
         if not _is_number(value):
             return isinstance(value, str) and value in self.words
-        if not math.isfinite(value):
+        if value != value or abs(value) > sys.float_info.max:  # a whole number may be too large to be asked isfinite
             return False
         if self.whole and not isinstance(value, int):
             return False

@@ -79,7 +79,7 @@ def wrong(row: Row) -> list[Any]:
     outside = [least - step if not row.range.above else least] * math.isfinite(least)
     outside += [most + step if not row.range.below else most] * math.isfinite(most)
     no_numbers = [] if row.free else [True, "many", "1e-3", {"a": 1}]
-    return [math.nan, math.inf, -math.inf, *outside, *no_numbers, *([1.5] if row.range.whole else [])]
+    return [math.nan, math.inf, -math.inf, 10**400, *outside, *no_numbers, *([1.5] if row.range.whole else [])]
 
 
 @pytest.mark.parametrize("key", ROWS)
