@@ -142,3 +142,16 @@ def test_a_full_disk_is_no_error(tmp_path, root, monkeypatch):
 def test_wrong_settings_are_refused(root, settings, word):
     with pytest.raises(ValueError, match=word):
         data_set(root, **settings)
+
+
+@pytest.mark.parametrize("cut", [0, 8, 31, 32, 5000, -1], ids=str)
+def test_a_damaged_file_is_decoded_anew(root, cut):
+    split = data_set(root).split("train")
+    folder = root.parent / "kept"
+    folder.mkdir()
+    right = PictureCache(folder, 1e9).picture(split, 0)
+    (kept,) = folder.iterdir()
+    kept.write_bytes(kept.read_bytes()[:cut])
+    assert np.array_equal(PictureCache(folder, 1e9).picture(split, 0), right)
+    (kept,) = folder.iterdir()
+    assert len(kept.read_bytes()) == 32 + right.nbytes
