@@ -146,11 +146,10 @@ def _evaluated(
             if iou_type not in metric.iou_types:
                 judged = f"by which {sides[0][0].folder} was judged"
                 raise ValueError(f"{run.folder} gives no {iou_type}, {judged}; compare it with runs of its own task")
-            settings = detector.cfg.trainer
             loader = data.loader(
                 cfg.data.split,
                 network=detector.network,
-                batch_size=settings.eval_batch_size or settings.batch_size,
+                batch_size=detector.batch_size,
                 seed=detector.cfg.seed,
             )
             if count := evaluate(detector.network, loader, metric, detector.precision).get("nonfinite"):

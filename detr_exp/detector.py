@@ -48,6 +48,7 @@ class Detector:
         path: the checkpoint.
         keypoints: the keypoint schema of the data it was trained on, or None.
         nonfinite: predictions so far that were not finite, and therefore are no detections.
+        batch_size: images of a batch when the training evaluated.
     """
 
     network: Any
@@ -59,6 +60,7 @@ class Detector:
     path: Path
     keypoints: KeypointSchema | None
     nonfinite: int = 0
+    batch_size: int = 1
 
     def folded(self) -> Detector:
         """This detector with norms folded into convolutions: faster, and not the same to the last digit."""
@@ -145,6 +147,7 @@ def load(
         cfg=cfg,
         path=path,
         keypoints=keypoints,
+        batch_size=_batch_size_of(cfg, state),
     )
 
 
@@ -161,6 +164,12 @@ def find(checkpoint: str | Path, weights: str | None = None) -> Path:
 
         checkpoint = find_one(str(checkpoint))
     return files.resolve(checkpoint, weights)
+
+
+def _batch_size_of(cfg: DictConfig, state: dict[str, Any]) -> int:
+    """What an evaluation of the training took at a time; one where it was left to the machine and not written down."""
+    trained = cfg.trainer.batch_size if cfg.trainer.batch_size != "auto" else state.get("batch_size", 1)
+    return cfg.trainer.eval_batch_size or trained
 
 
 def _weights(state: dict[str, Any], path: Path, weights: str | None) -> dict[str, torch.Tensor]:

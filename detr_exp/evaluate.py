@@ -73,7 +73,7 @@ def evaluate_in(folder: Path, cfg: DictConfig) -> dict[str, float]:
     loader = data.loader(
         cfg.data.split,
         network=detector.network,
-        batch_size=cfg.batch_size or told.trainer.eval_batch_size or told.trainer.batch_size,
+        batch_size=cfg.batch_size or detector.batch_size,
         seed=told.seed,
     )
     console = Console("rich")

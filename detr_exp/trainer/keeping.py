@@ -62,6 +62,7 @@ def slim(run: Run, state: State, which: str, metrics: dict[str, float]) -> dict[
         "weights": which,
         "epoch": state.epoch_number,
         "step": state.step,
+        "batch_size": state.batch_size,
         "metrics": metrics,
         "threshold": metrics.get("F1_threshold", USUAL_THRESHOLD),
         "operating_points": run.make_metric("val").operating_points() if metrics else {},
