@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import errno
+import os
+import re
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig
 
-from detr_exp import cli
+from detr_exp import cli, folder
 from detr_exp.mistakes import ConfigError
 from detr_exp.signals import Interrupted
 from detr_exp.trainer.hardware import Hardware
@@ -75,3 +80,80 @@ def test_the_status_says_whose_fault_it_was(
     told = capsys.readouterr().err
     assert ("Traceback" in told) == traceback
     assert told.strip()
+
+
+def alone() -> float:
+    raise AssertionError("nothing was to be started")
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["data.source.seed=${oc.env:NO_SUCH_VARIABLE}"], r"NO_SUCH_VARIABLE.*data\.source\.seed=\.\.\."),
+        (["optim.lr=${optim.lrr}"], r"optim\.lr refers to what is not there.*optim\.lrr"),
+        (["optim.lr=${optim.lr}"], "Recursive"),
+        (["optim.lr=${unheard:3}"], "unheard"),
+        (["optim.lr=${oc.env:HOME}"], r"leads to .* takes a number"),
+        (["hydra.run.dir=${oc.env:NO_SUCH_VARIABLE}"], r"NO_SUCH_VARIABLE.*hydra\.run\.dir=\.\.\."),
+        (["~optim.lr"], r"no run can do without optim\.lr"),
+        (["--config-name", "other"], r"--config-name other.*group=option"),
+        (["--config-path", "/elsewhere"], "--config-path /elsewhere"),
+        (["--package", "loss"], "--cfg job --package loss"),
+        (["--cfg", "job", "--package", "lost"], "there is no such key"),
+        (["--resolve"], "--cfg job --resolve"),
+        (["--multirun", "--cfg", "job"], "do not go together"),
+        (["--info", "everything"], "invalid choice"),
+        (["--shell-completion"], "install=bash"),
+        (["--experimental-rerun", "job.pickle"], "can run code"),
+        (["hydra.run.dri=x"], "dri"),
+        (["hydra.run.dir=../file"], r"File exists.*hydra\.run\.dir="),
+        (["hydra.run.dir=../file/run"], r"Not a directory.*hydra\.run\.dir="),
+        ([f"hydra.run.dir={'x' * 300}"], r"too long.*hydra\.run\.dir="),
+        (["--multirun", "seed=range(0,0)"], "gives no value"),
+        (["--multirun", "seed=range(1,3,0)"], "cannot be counted"),
+        (["--multirun", "loss="], "does not exist"),
+        (["--multirun", "seed=1,2,1"], "gives 1 more than once"),
+        (["--multirun", "optim.lr=1e-4,0.0001"], "more than once"),
+        (["--multirun", "seed=1,2", "hydra.sweep.subdir=same"], r"hydra\.sweep\.dir="),
+        (["--multirun", "seed=1,2", "hydra.sweep.subdir=${hydra.job.num}"], r"hydra\.job\.num"),
+        (["--multirun", "seed=1,2", "hydra.sweep.dir=../file"], r"File exists.*hydra\.sweep\.dir="),
+        (["tracker=none", "--multirun", "seed=1,1"], "more than once"),
+    ],
+)
+def test_a_mistake_about_hydra_is_one_sentence_and_leaves_nothing(
+    command: Callable[..., int],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    words: list[str],
+    told: str,
+) -> None:
+    (tmp_path / "file").touch()
+    here = tmp_path / "here"
+    here.mkdir()
+    monkeypatch.chdir(here)
+    assert command(lambda: cli.main(lambda cfg: alone(), "config", ""), *words) == 2
+    said = capsys.readouterr()
+    assert len(said.err.splitlines()) == 1
+    assert re.search(told, said.err), said.err
+    assert not list(here.iterdir())
+
+
+def test_a_refused_command_leaves_no_folder_but_the_users_own(
+    command: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refuse(cfg: DictConfig) -> float:
+        with folder.only_writer(Path(HydraConfig.get().runtime.output_dir)):
+            raise_in_our_name()
+        return 0.0
+
+    os.utime(tmp_path, (1, 1))
+    (tmp_path / "mine").mkdir()
+    os.utime(tmp_path / "mine", (1, 1))
+    for place in ("mine", "made/for/it"):
+        assert command(lambda: cli.main(refuse, "config", ""), f"hydra.run.dir={place}") == 2
+    assert [path.name for path in tmp_path.rglob("*") if "made" in str(path)] == []
+
+
+def raise_in_our_name() -> None:
+    a_mistake()

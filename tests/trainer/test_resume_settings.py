@@ -1,0 +1,196 @@
+"""What becomes of settings that are changed when a run goes on: each acts, is refused, or changes no number."""
+
+from pathlib import Path
+
+import pytest
+
+from detr_exp import build
+from detr_exp.compose import compose
+from detr_exp.detector import load
+from detr_exp.train import train_in
+from detr_exp.trainer import checkpoint as files
+from detr_exp.trainer.resume import FIXED, FREE, flat
+
+FEW = ("data.train=4", "data.val=2", "data.test=2", "trainer.num_pictures=0")
+OTHERS = ("lr", "lr_backbone", "weight_decay", "scheduler", "warmup", "warmup_unit", "warmup_shape")
+OF_TRAINER = (
+    "_target_",
+    "epochs",
+    "overfit_batches",
+    "max_steps",
+    "eval_batch_size",
+    "clip_max_norm",
+    "ema_decay",
+    "ema_tau",
+    "ema_update_interval",
+    "eval_interval",
+    "evaluate_weights",
+    "monitor",
+    "compute_val_loss",
+    "skip_best_epochs",
+    "smooth_alpha",
+    "early_stopping",
+    "early_stopping_patience",
+    "early_stopping_min_delta",
+    "early_stopping_use_ema",
+    "deterministic",
+    "log_every_steps",
+    "log_per_class_metrics",
+)
+OF_HARDWARE = ("_target_", "device", "amp", "eval_amp", "channels_last", "gradient_checkpointing", "compile", "threads")
+OF_DATA = ("_target_", "root", "source", "augment", "train", "val", "test", "multi_scale", "stop_epoch", "on_error")
+ACTS = (
+    "loss",
+    "matcher",
+    *(f"optim.{name}" for name in OTHERS),
+    *(f"trainer.{name}" for name in OF_TRAINER),
+    *(f"trainer.hardware.{name}" for name in (*OF_HARDWARE, "strategy", "sync_bn")),
+    *(f"data.{name}" for name in (*OF_DATA, "keypoint_flip_pairs", "keypoint_sigmas")),
+)
+
+
+def under(key, prefixes):
+    return any(key == prefix or key.startswith(f"{prefix}.") for prefix in prefixes)
+
+
+@pytest.fixture(scope="module")
+def stored(small, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("stored")
+    train_in(folder, small(*FEW, "trainer.max_steps=1"))
+    return folder
+
+
+@pytest.fixture
+def resumed(small, stored, tmp_path):
+    """Words -> run and state as they are when the stored run goes on with them, before anything is trained."""
+
+    def start(*words):
+        cfg = small(*FEW, "trainer.max_steps=2", *words)
+        run = build.run(cfg, tmp_path, resume_from=stored / files.NEWEST)
+        return build.trainer(cfg).start(run)
+
+    return start
+
+
+@pytest.mark.parametrize("data", ["shapes", "auto", "coco", "yolo", "voc"])
+def test_every_key_is_of_one_class(data):
+    root = [] if data == "shapes" else ["data.root=/data"]
+    for words in ([f"data={data}"], [f"data={data}", "loss=mal", "metric=fast", "optim/scheduler=multistep"]):
+        keys = flat(build.plain(compose([*words, *root])))
+        wrong = [key for key in keys if sum(under(key, prefixes) for prefixes in (FREE, FIXED, ACTS)) != 1]
+        assert not wrong
+
+
+def rates(state):
+    return sorted({group["initial_lr"] for group in state.optimizer.param_groups})
+
+
+def decays(state):
+    return sorted({group["weight_decay"] for group in state.optimizer.param_groups})
+
+
+@pytest.mark.filterwarnings("ignore:optim.warmup takes")
+@pytest.mark.parametrize(
+    ("word", "found", "value"),
+    [
+        ("optim.lr=5e-3", rates, [5e-3]),
+        ("optim.weight_decay=0.5", decays, [0.0, 0.5]),
+        ("trainer.ema_decay=0.5", lambda state: state.ema.decay_at(10**6), 0.5),
+        ("trainer.ema_tau=7", lambda state: state.ema.tau, 7),
+        ("trainer.ema_update_interval=3", lambda state: state.ema.update_interval, 3),
+        ("trainer.skip_best_epochs=1", lambda state: state.best["ema"].skip_epochs, 1),
+        ("trainer.smooth_alpha=0.5", lambda state: state.best["ema"].smooth_alpha, 0.5),
+        ("optim.warmup=1", lambda state: state.schedule(0), 0.5),
+        ("optim/scheduler=cosine", lambda state: state.schedule(state.total_steps), 0.0),
+    ],
+)
+def test_changed_settings_act(resumed, capsys, word, found, value):
+    assert found(resumed()) != value
+    assert found(resumed(word)) == pytest.approx(value)
+    assert "resumed with" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("word", "told"),
+    [
+        ("optim.betas=[0.5,0.9]", r"optim\.betas was \[0\.9, 0\.999\] and is \[0\.5, 0\.9\]"),
+        ("optim.param_groups.norm.weight_decay=0.1", r"optim\.param_groups\.norm\.weight_decay was 0\.0 and is 0\.1"),
+        ("+optim.param_groups.head={match: score, lr: 0.01}", r"optim\.param_groups\.head\.lr was None and is 0\.01"),
+        ("trainer.ema_copy_first=true", r"trainer\.ema_copy_first was False and is True"),
+        ("trainer.auto_batch_target_effective=32", r"auto_batch_target_effective was 16 and is 32"),
+        ("optim.lr_backbone=1e-5", r"in groups of .* give groups of .* optim\.lr_backbone"),
+    ],
+)
+def test_settings_that_cannot_act_are_refused(resumed, word, told):
+    with pytest.raises(ValueError, match=rf"{told}.*model\.weights="):
+        resumed(word)
+
+
+def test_another_metric_begins_its_best_anew(resumed, capsys):
+    assert resumed("trainer.monitor=val/mAP").best["ema"].best_raw is not None, "which was watched before"
+    for words in (["trainer.monitor=val/loss"], ["trainer.smooth_alpha=0.5"]):
+        state = resumed(*words)
+        assert state.best["ema"].best_raw is None
+        assert state.best["ema"].count == 0
+        assert "the best is sought anew from here" in capsys.readouterr().out
+
+
+def test_nothing_is_left_to_judge_by_another_metric(resumed):
+    with pytest.raises(ValueError, match=r"has come to its end.*instead of mAP; set it back.*trainer\.epochs="):
+        resumed("trainer.monitor=val/loss", "trainer.max_steps=1")
+
+
+def test_the_schedule_goes_on_at_the_same_share_of_an_epoch_of_other_data(small, stored, tmp_path, capsys):
+    whole = tmp_path / "whole"
+    train_in(whole, small(*FEW, "trainer.epochs=1"))
+    cfg = small(*FEW, "data.train=12", "trainer.epochs=2")
+    state = build.trainer(cfg).start(build.run(cfg, tmp_path, resume_from=whole / files.NEWEST))
+    assert (state.step, state.position, state.steps_per_epoch) == (2, 6, 6)
+    assert "goes on at step 6 of 12" in capsys.readouterr().out
+
+
+def everything(folder):
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file() and path.name != ".lock"}
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (
+            [],
+            r"holds a run that is finished; go on with it: trainer\.resume=auto; replace it: rm -r .*hydra\.run\.dir=",
+        ),
+        (["trainer.resume=auto", "seed=3"], "seed was 0 and is 3"),
+        (["trainer.resume=auto", "optim.lr_backbone=1e-5"], "in groups of"),
+        (["trainer.resume=auto", "optim.warmup=2"], r"optim\.warmup"),
+        (["trainer.resume=auto", "model.image_size=[65,64]"], "must be multiples of"),
+    ],
+)
+def test_a_run_that_is_refused_touches_nothing(small, stored, words, told):
+    before = everything(stored)
+    with pytest.raises(ValueError, match=told):
+        train_in(stored, small(*FEW, *words), notes={"config.yaml": "of another"})
+    assert everything(stored) == before
+
+
+def test_an_unfinished_run_is_not_replaced_either(small, stored, tmp_path):
+    (tmp_path / "run.json").write_text((stored / "run.json").read_text().replace('"ok"', '"running"'))
+    with pytest.raises(ValueError, match="holds a run that was killed; replace it"):
+        train_in(tmp_path, small(*FEW))
+
+
+def test_a_finished_run_ends_again_with_its_value(small, stored):
+    cfg = small(*FEW, "trainer.max_steps=1", "trainer.resume=auto")
+    best = files.load(stored / files.BEST_TOTAL)["metrics"]["mAP"]
+    assert train_in(stored, cfg, notes={"config.yaml": "again"}) == pytest.approx(best)
+    assert (stored / ".hydra" / "config.yaml").read_text() == "again"
+
+
+def test_a_batch_size_that_was_left_to_the_machine_is_known_from_the_checkpoint(stored, tmp_path):
+    state = files.load(stored / files.BEST_TOTAL)
+    state["config"]["trainer"]["batch_size"] = "auto"
+    path = Path(tmp_path / "best.pth")
+    files.save(state, path)
+    assert load(path).batch_size == 2
+    files.save({name: value for name, value in state.items() if name != "batch_size"}, path)
+    assert load(path).batch_size == 1
