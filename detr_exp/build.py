@@ -234,7 +234,9 @@ def _refuse_idle_keys(cfg: DictConfig) -> None:
         "loss": inspect.signature(SetCriterion).parameters,
         "optim": (*RATES, *WARMUP, "betas", "param_groups", "optimizer", "scheduler"),
     }
-    references = " ".join(re.findall(r"\$\{[^}]*", OmegaConf.to_yaml(cfg)))
+    references = " ".join(re.findall(r"(?<!\\)\$\{[^}]*", OmegaConf.to_yaml(cfg)))
+    if not references:  # out of a file, resolved; it was looked at when it was asked for
+        return
     for group, known in taken.items():
         idle = [key for key in cfg[group] if key not in known and not re.search(rf"\b{re.escape(key)}\b", references)]
         if idle:
