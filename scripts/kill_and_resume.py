@@ -54,7 +54,6 @@ RUNS = {
         *("trainer.ema_update_interval=2", "trainer.ema_copy_first=true", "tracker=none"),
     ),
 }
-CHECKPOINTS = ("checkpoint.pth", "checkpoint_6.pth", "checkpoint_best_ema.pth", "checkpoint_best_total.pth")
 
 
 def start(folder: Path, words: tuple[str, ...], moment: str = "none") -> int:
@@ -147,9 +146,10 @@ def compare(one: Path, two: Path) -> list[str]:
     from detr_exp.trainer.checkpoint import load
 
     found = differences(metrics(one), metrics(two), "metrics")
-    for name in CHECKPOINTS:
-        if (one / name).exists() or (two / name).exists():
-            found += differences(load(one / name), load(two / name), name)
+    names = [{path.name for path in folder.glob("checkpoint*.pth")} for folder in (one, two)]
+    found += [f"{name} is in one of the folders only" for name in sorted(names[0] ^ names[1])]
+    for name in sorted(names[0] & names[1]):
+        found += differences(load(one / name), load(two / name), name)
     return found
 
 

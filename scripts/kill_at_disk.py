@@ -34,10 +34,10 @@ import warnings
 from collections import Counter, defaultdict
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 sys.path[:0] = [str(Path(__file__).resolve().parent), str(Path(__file__).resolve().parent.parent)]
-from kill_and_resume import RTDETR, differences, metrics  # noqa: E402
+from kill_and_resume import RTDETR, compare, metrics  # noqa: E402
 
 SOURCE = Path(__file__).with_suffix(".c")
 WORDS = (
@@ -134,18 +134,11 @@ class Rehearsal:
 
     def compared(self) -> list[str]:
         """Where run folders differ from those of the undisturbed run, and what was left over."""
-        from detr_exp.trainer.checkpoint import load
-
         found = []
         for one in sorted(path.parent for path in self.peace.rglob("metrics.jsonl")):
             two = self.root / one.relative_to(self.peace)
-            found += differences(metrics(one), metrics(two), f"{two.name} metrics")
-            names = {path.name for folder in (one, two) for path in folder.glob("checkpoint*.pth")}
-            for name in sorted(names):
-                if (one / name).exists() and (two / name).exists():
-                    found += differences(*map(told, (load(one / name), load(two / name))), f"{two.name} {name}")
-                else:
-                    found.append(f"{two.name} {name} is in one of the folders only")
+            # a sweep says `trainer.resume=auto` to jobs that go on
+            found += [f"{two.name} {line}" for line in compare(one, two) if ".config.trainer.resume:" not in line]
         return found + [f"left over: {path}" for path in self.root.rglob(".*.part")]
 
     def _train(self, point: Point | None, recorded: bool) -> None:
@@ -255,12 +248,6 @@ class Rehearsal:
                 os.waitpid(child, 0)
                 return 124
             time.sleep(0.02)
-
-
-def told(state: dict[str, Any]) -> dict[str, Any]:
-    """A checkpoint without how its run was begun: a sweep says `trainer.resume=auto` to jobs that go on."""
-    state["config"]["trainer"].pop("resume")
-    return state
 
 
 def normalised(path: str) -> str:

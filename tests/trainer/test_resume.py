@@ -228,8 +228,9 @@ def test_a_worker_that_is_lost_costs_nothing(small, fit, tmp_path, monkeypatch):
         pytest.param("trainer.max_steps=4", "evaluate_epoch", trainer, 1, marks=pytest.mark.slow),
         pytest.param("trainer.run_test=true", "evaluate_split", validation, 2, marks=pytest.mark.slow),
         ("trainer.run_test=true", "say_result", validation, 1),
+        ("trainer.checkpoint_interval=2", "number_newest", trainer, 1),
     ],
-    ids=["within an epoch", "at the end of one", "in the test run", "when all was logged"],
+    ids=["within an epoch", "at the end of one", "in the test run", "when all was logged", "before it was numbered"],
 )
 def test_what_follows_on_the_last_step_is_made_up_for(small, fit, ended, tmp_path, words, at, where, calls):
     words = (*EXACT, words, "trainer.checkpoint_every_steps=1", "trainer.eval_interval=2")
