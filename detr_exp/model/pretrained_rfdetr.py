@@ -27,7 +27,7 @@ logger = logging.getLogger(__name__)
 State = dict[str, Tensor]
 
 # What a file may contain besides tensors and plain values.
-SAFE_GLOBALS = [argparse.Namespace, types.SimpleNamespace]
+SAFE_GLOBALS = (argparse.Namespace, types.SimpleNamespace)
 
 VIT = r"^backbone\.0\.encoder\.encoder\."
 NECK = r"^((?:keypoint_)?neck\.)"

@@ -7,7 +7,7 @@ not two dimensions (convolutions, norms, biases) are trained by AdamW, as its au
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -53,14 +53,14 @@ class Muon(torch.optim.Optimizer):
         given = list(params)
         groups = given if given and isinstance(given[0], dict) else [{"params": given}]
         whole = [part for group in groups for part in ([group] if "muon" in group else _parts(group, set()))]
-        own = {True: self.muon.defaults, False: self.adamw.defaults}
+        own: dict[Any, dict[str, Any]] = {True: self.muon.defaults, False: self.adamw.defaults}
         rates = {"lr": lr, "weight_decay": weight_decay}
         super().__init__([{**own[group["muon"]], **rates, **group} for group in whole], rates)
 
     @staticmethod
-    def split(groups: list[dict[str, Any]], network: nn.Module) -> list[dict[str, Any]]:
+    def split(groups: list[dict[str, Any]], network: Any) -> list[dict[str, Any]]:
         """Groups for this optimiser: each one's matrices of hidden layers, and the rest of it."""
-        heads = getattr(network, "class_tensors", dict)()
+        heads: Collection[str] = network.class_tensors() if hasattr(network, "class_tensors") else ()
         others = {id(parameter) for name, parameter in network.named_parameters() if name in heads}
         others |= {id(module.weight) for module in network.modules() if isinstance(module, nn.Embedding)}
         return [part for group in groups for part in _parts(group, others)]

@@ -229,13 +229,14 @@ def _is_measured(line: dict[str, Any]) -> bool:
 
 def _is_row(row: Any) -> bool:
     """Whether this is of a table of classes."""
-    kinds = {"class": str, "objects": int, "AP": (int, float)}
+    kinds: dict[str, Any] = {"class": str, "objects": int, "AP": (int, float)}
     return isinstance(row, dict) and all(isinstance(row.get(name), kind) for name, kind in kinds.items())
 
 
 def _is_entry(line: dict[str, Any]) -> bool:
     """Whether this is a line of a ledger, of a version that says as much as this one reads."""
-    kinds = {"hash": str, "status": str, "overrides": list, "seconds": (int, float), "reason": (str, type(None))}
+    kinds: dict[str, Any] = {"hash": str, "status": str, "overrides": list, "seconds": (int, float)}
+    kinds["reason"] = (str, type(None))
     return all(name in line and isinstance(line[name], kind) for name, kind in kinds.items())
 
 

@@ -81,7 +81,7 @@ def opened(uri: str, project: str, folder: Path, tags: dict[str, str]) -> str:
 def best_values(folder: Path, ledger: Ledger) -> dict[str, float]:
     """What the best run was judged by, and what it says of its best evaluation."""
     best = max(ledger.latest().values(), key=score, default=None)
-    if not math.isfinite(score(best)):
+    if best is None or best.metric is None or not math.isfinite(score(best)):
         return {}
     return {"best/monitor": best.metric, **last_values(folder / best.hash, "best/")}
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor, nn
@@ -53,7 +53,7 @@ def freeze_batch_norms(module: nn.Module) -> None:
             freeze_batch_norms(child)
 
 
-def freeze_stages(stem: nn.Module, stages: Sequence[nn.Module], freeze_at: int) -> None:
+def freeze_stages(stem: nn.Module, stages: Iterable[nn.Module], freeze_at: int) -> None:
     """Keep parts of a backbone as they are: no gradients, and no batch statistics that follow the data.
 
     Args:
@@ -62,12 +62,13 @@ def freeze_stages(stem: nn.Module, stages: Sequence[nn.Module], freeze_at: int) 
     Raises:
         ValueError: there are not as many.
     """
+    stages = list(stages)
     if not -1 <= freeze_at <= len(stages):
         raise ValueError(
             f"model.backbone.freeze_at is {freeze_at}, but this backbone has {len(stages)} stages; use -1 (train all), "
             f"0 (freeze the stem) or up to {len(stages)}: model.backbone.freeze_at={len(stages)}"
         )
-    for part in [stem, *list(stages)[:freeze_at]] if freeze_at >= 0 else []:
+    for part in [stem, *stages[:freeze_at]] if freeze_at >= 0 else []:
         part.requires_grad_(False)
         freeze_batch_norms(part)
 
