@@ -154,8 +154,8 @@ def is_picture(name: str) -> bool:
 
 def companion(name: str) -> bool:
     """Whether a file may well lie among pictures and be none."""
-    hidden = name.startswith(".") and os.path.splitext(name.lstrip("._"))[1].lower() not in SUFFIXES
-    return hidden or os.path.splitext(name)[1].lower() in _COMPANIONS
+    hidden = name.startswith(".") and os.path.splitext(name)[1].lower() not in SUFFIXES
+    return hidden or name.startswith("._") or os.path.splitext(name)[1].lower() in _COMPANIONS
 
 
 def decoded(data: bytes, path: Path) -> str:

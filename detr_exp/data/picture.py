@@ -8,7 +8,9 @@ import os
 import struct
 import warnings
 import zlib
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -31,6 +33,7 @@ JPEG_SUFFIXES = {".jpeg", ".jpg"}
 MAX_PIXELS = 2**27  # 134 megapixels, 400 MB decoded; checked on the header, before anything is decoded
 _ORIENTATION = 0x0112
 _TRANSPOSED = (5, 6, 7, 8)
+_PHOTOMETRIC, _WHITE_IS_ZERO = 262, 0  # TIFF's
 # back to how a picture is stored
 _TURNED_BACK = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -244,6 +247,8 @@ def _jpeg(content: bytes, scale: int) -> np.ndarray | None:
 
 def _decoded(image: Image.Image, name: str, orientation: int, turn: bool) -> np.ndarray:
     """All pixels, turned upright or as they are stored."""
+    # of 16 bits Pillow gives what is stored, of 8 it makes white from zeros where the file says so
+    is_negative = image.mode.startswith("I;16") and _tags(image).get(_PHOTOMETRIC) == _WHITE_IS_ZERO
     try:
         if image.format == "TIFF" and orientation in _TRANSPOSED:
             # Pillow maps plain data of a file that it knows the name of, and then in lines of the turned picture
@@ -253,16 +258,22 @@ def _decoded(image: Image.Image, name: str, orientation: int, turn: bool) -> np.
         elif orientation > 1 and image.format == "TIFF":
             image.load()  # Pillow turns it
             image = image.transpose(_TURNED_BACK[orientation])
-        return np.array(_rgb(image))
+        pixels = np.array(_rgb(image))
+        return 255 - pixels if is_negative else pixels
     except _BROKEN as error:
         raise PictureError(f"{name} cannot be decoded ({error}); replace it or drop it from the data set") from error
+
+
+def _tags(image: Image.Image) -> Mapping[int, Any]:
+    """Of a TIFF, by their number."""
+    return getattr(image, "tag_v2", {})
 
 
 def _sizes(image: Image.Image) -> tuple[tuple[int, int], tuple[int, int]]:
     """(height, width) of the picture as it is stored, and upright."""
     stored = (image.height, image.width)
     if image.format == "TIFF":  # some versions of Pillow say the upright size
-        stored = (image.tag_v2.get(257, stored[0]), image.tag_v2.get(256, stored[1]))  # type: ignore[attr-defined]
+        stored = (_tags(image).get(257, stored[0]), _tags(image).get(256, stored[1]))
     return stored, stored[::-1] if _orientation(image) in _TRANSPOSED else stored
 
 

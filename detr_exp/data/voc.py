@@ -171,8 +171,10 @@ def _listed(folder: Folder, file: Path) -> Iterator[_Pair]:
             yield _Pair(folder.root / words[0], folder.root / words[1])
         elif words:
             # lists of one class add whether it is in the picture; names may have spaces
-            name = words[0] if len(words) == 2 and words[1] in ("-1", "0", "1") else line.strip()
-            year = file.parent.parent.parent
+            name, year = line.strip(), file.parent.parent.parent
+            is_told = len(words) == 2 and words[1] in ("-1", "0", "1")
+            if is_told and not os.path.isfile(year / "Annotations" / f"{name}.xml"):
+                name = words[0]
             yield _Pair(_picture(folder, year / "JPEGImages" / name), year / "Annotations" / f"{name}.xml")
 
 

@@ -65,6 +65,7 @@ def test_keypoint_names_belong_to_their_class(tmp_path):
     [
         ("names: [a, ' ']", "names is"),
         ("names: [a, [b]]", "names is"),
+        ("names: classes.txt", "names is 'classes.txt'"),
         ("names: {0: a, 1: {b: c}}", "names is"),
         ("names: {a: 0, b: 1}", r"they must be 0 \.\. 1"),
         ("names: [no, 'no']", "name twice: \\['no'\\]"),

@@ -25,7 +25,8 @@ def test_what_pillow_opens_counts_as_a_picture():
     ("name", "counts", "expected"),
     [
         ("a.JPG", True, False),
-        ("._a.jpg", False, False),
+        ("._a.jpg", False, True),
+        (".a.jpg", False, False),
         (".DS_Store", False, True),
         ("a.heic", False, False),
         ("a.txt", False, True),

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from detr_exp.data.picture import MAX_PIXELS, read_picture, read_size
+from detr_exp.data.picture import MAX_PIXELS, pixels_of, read_picture, read_size
 
 ORIENTATION = 0x0112
 
@@ -73,6 +73,16 @@ def test_sixteen_bits_are_scaled_by_their_range(tmp_path):
     ramp = np.array([[0, 257 * 100, 65535]], np.uint16)
     Image.fromarray(ramp).save(tmp_path / "x.png")
     assert read_picture(tmp_path / "x.png")[0, :, 0].tolist() == [0, 100, 255]
+
+
+def test_white_may_be_zero_in_sixteen_bits(tmp_path):
+    ramp = np.array([[65535, 257 * 155, 0]], np.uint16)
+    for orientation, expected in ((1, [0, 100, 255]), (2, [255, 100, 0])):
+        Image.fromarray(ramp).save(tmp_path / "x.tif", tiffinfo={262: 0, 274: orientation})
+        assert read_picture(tmp_path / "x.tif")[0, :, 0].tolist() == expected
+        with Image.open(tmp_path / "x.tif") as image:
+            image.load()
+            assert pixels_of(image)[0, :, 0].tolist() == expected
 
 
 def test_floats_are_scaled_by_their_values(tmp_path):

@@ -141,6 +141,14 @@ def test_names_with_spaces_and_lists_of_one_class(tmp_path):
     assert names(voc(str(tmp_path), {}).read["train"]()) == ["VOC2007/a.jpg", "VOC2007/my photo 1.png"]
 
 
+def test_a_name_that_ends_in_a_number_is_not_another_pictures(tmp_path):
+    year(tmp_path, "VOC2007", train="a")
+    picture(tmp_path / "VOC2007/JPEGImages/a 1.jpg")
+    (tmp_path / "VOC2007/Annotations/a 1.xml").write_text(annotation(("cat", (10, 5, 30, 15))))
+    (tmp_path / "VOC2007/ImageSets/Main/train.txt").write_text("a 1\na  1\n")
+    assert names(voc(str(tmp_path), {}).read["train"]()) == ["VOC2007/a 1.jpg", "VOC2007/a.jpg"]
+
+
 @pytest.mark.parametrize("strange", [True, 1000.0, None])
 def test_names_that_yaml_has_changed_are_refused(tmp_path, strange):
     year(tmp_path, "VOC2007", train="a")
