@@ -20,6 +20,8 @@ from detr_exp.data.whole import is_cut_short
 from detr_exp.detector import as_picture
 
 FILMS = {".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm"}
+_RESULTS = (".jpg", ".txt")  # what is made of a picture
+_LONGEST, _SHORT = 255, 200  # bytes of a file's name: what systems allow, and what is kept of one that is too long
 
 
 class UnreadableError(RuntimeError):
@@ -66,18 +68,42 @@ def open_source(source: str, every: int = 1) -> tuple[Iterator[Item], int]:
 def places(paths: Sequence[Path]) -> list[str]:
     """A place for the results of each picture: its path below the folder that all share, without suffix.
 
-    Where two would be the same (`a.jpg`, `a.png`, and `A.jpg` on some disks) they keep their suffix.
+    Where two would be the same (`a.jpg`, `a.png`, and `A.jpg` on some disks), or a result's name that of a folder, they
+    keep their suffix, and get a number where that does not help or is too long for a name.
     """
     shared = os.path.commonpath([path.parent for path in paths])
     full = [os.path.relpath(path, shared) for path in paths]
-    found = [os.path.splitext(name)[0] for name in full]
+    folders = {str(folder).casefold() for name in full for folder in Path(name).parents}
+    tries = [0] * len(full)
     while True:
+        found = [_place(name, number, i) for i, (name, number) in enumerate(zip(full, tries))]
         count = Counter(place.casefold() for place in found)
-        clashing = [i for i, place in enumerate(found) if count[place.casefold()] > 1 and place != full[i]]
+        clashing = [
+            i
+            for i, place in enumerate(found)
+            if (count[place.casefold()] > 1 and tries[i] != 1) or not _is_free(place, folders)
+        ]
         if not clashing:
             return found
         for i in clashing:
-            found[i] = full[i]
+            tries[i] += 1
+
+
+def _place(name: str, number: int, index: int) -> str:
+    """The first, second ... place that the results of a picture of this name may have; from the third on by its index,
+    which no other has."""
+    if number == 1:
+        return name
+    folder, last = os.path.split(os.path.splitext(name)[0])
+    if number > 1:
+        last = f"{os.fsencode(last)[:_SHORT].decode(errors='ignore')}_{index + 1}-{number}"
+    return os.path.join(folder, last)
+
+
+def _is_free(place: str, folders: set[str]) -> bool:
+    """Whether files of results may have this place's name."""
+    fits = len(os.fsencode(os.path.basename(place))) + max(map(len, _RESULTS)) <= _LONGEST
+    return fits and not any(f"{place}{suffix}".casefold() in folders for suffix in _RESULTS)
 
 
 def find_pictures(source: str | Path) -> list[Path]:

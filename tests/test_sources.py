@@ -20,10 +20,16 @@ from detr_exp.sources import _upright, places
         (["p/1.jpg", "p/1.png", "p/1.jpg.png"], ["1.jpg", "1.png", "1.jpg.png"]),
         (["p/x.jpg", "p/X.jpg"], ["x.jpg", "X.jpg"]),
         (["a.b/1.jpg", "a/b/1.jpg"], ["a.b/1", "a/b/1"]),
+        (["p/x.png", "p/x.jpg/1.png", "p/y.jpg", "p/y.txt/1.jpg"], ["x.png", "x.jpg/1", "y.jpg", "y.txt/1"]),
+        (["p/x.png", "p/x.jpg/1.png", "p/x.png.txt/1.png"], ["x_1-2", "x.jpg/1", "x.png.txt/1"]),
+        ([f"p/{'m' * 251}.jpg"], ["m" * 251]),
+        ([f"p/{'m' * 251}.jpg", f"p/{'m' * 251}.png"], [f"{'m' * 200}_1-2", f"{'m' * 200}_2-2"]),
     ],
 )
 def test_no_two_pictures_share_a_place(paths: list[str], expected: list[str]) -> None:
-    assert places([Path(path) for path in paths]) == expected
+    found = places([Path(path) for path in paths])
+    assert found == expected
+    assert len(set(found)) == len(found)
 
 
 @pytest.mark.parametrize("turns", range(4))

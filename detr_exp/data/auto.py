@@ -36,5 +36,5 @@ def auto(
         f"annotations/instances_train*.json (COCO), {' or '.join(yolo.FILES)} (YOLO), ImageSets/Main and "
         f"train/*.xml (Pascal VOC). Found: {folder.names()}. Choose the folder above or below, or "
         "name the files: data=coco data.train.annotations=... data.train.images=... or data=yolo data.source.file=...; "
-        "YOLO labels that come with classes.txt or obj.names need a data.yaml of the lines names: [...], train: and val:"
+        "YOLO labels that come with classes.txt or obj.names need a data.yaml with names: [...], train: and val:"
     )
