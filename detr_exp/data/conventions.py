@@ -86,6 +86,46 @@ def check_convention(
         return
 
 
+def check_extents(
+    what: str, extents: np.ndarray, boxes_xywh: np.ndarray, where: Sequence[str], problems: Problems
+) -> None:
+    """Complain about outlines or keypoints that are written in another unit or scale than their boxes.
+
+    Args:
+        what: they are, for messages.
+        extents: `[n, 4]` two corners of what each spans, in pixels as read; NaN where there is nothing.
+        boxes_xywh: `[n, 4]` upper left corner and sides in pixels.
+        where: per box what messages call it.
+        problems: gets an error where all are relative numbers, a warning where a good part lies away from its box.
+    """
+    rows = np.flatnonzero(np.isfinite(extents).all(1))
+    if not len(rows):
+        return
+    spans, boxes = extents[rows], _READ[CORNER_AND_SIDES](boxes_xywh[rows])
+    relative = (spans > -_SLACK).all(1) & (spans < 1 + _SLACK).all(1) & (spans != np.round(spans)).any(1)
+    relative &= (boxes[:, 2:] > _SMALLEST).all(1)
+    away = relative | (spans[:, 2:] < boxes[:, :2] - 1).any(1) | (spans[:, :2] > boxes[:, 2:] + 1).any(1)
+    if relative.all():
+        kind = f"{what} within the first pixel of their picture, unlike their boxes: relative numbers (0..1)"
+        problems.error(f"{kind}; multiply them by width and height", f"all {len(rows)}: {where[rows[0]]} and others")
+    elif away.mean() > _LIKELY[1]:
+        for i in rows[away].tolist():
+            problems.warn(f"{what} that lie away from their box: in another unit, or for another size?", where[i])
+
+
+def spans(outlines: Sequence[Sequence[Sequence[float]] | None]) -> np.ndarray:
+    """`[n, 4]` two corners of what the polygons of each object span; NaN where there are none."""
+    found = np.full((len(outlines), 4), np.nan)
+    rows = [i for i, outline in enumerate(outlines) if outline]
+    if rows:
+        parts = [[len(polygon) for polygon in outlines[i] or ()] for i in rows]
+        points = np.fromiter((v for i in rows for polygon in outlines[i] or () for v in polygon), float).reshape(-1, 2)
+        starts = np.cumsum([0, *(sum(part) // 2 for part in parts[:-1])])
+        found[rows, :2] = np.minimum.reduceat(points, starts)
+        found[rows, 2:] = np.maximum.reduceat(points, starts)
+    return found
+
+
 def _relative(boxes: np.ndarray, sizes: np.ndarray, rows: np.ndarray, where: Sequence[str], problems: Problems) -> bool:
     """Whether boxes are given in parts of the picture where pixels are expected; complains if so."""
     within = (boxes[:, :2] > -_SLACK).all(1) & (boxes[:, :2] + boxes[:, 2:] < 1 + _SLACK).all(1)

@@ -16,10 +16,11 @@ from typing import Any
 import numpy as np
 
 from detr_exp.data.content import Category, Objects
-from detr_exp.data.conventions import CORNER_AND_SIDES, check_convention
+from detr_exp.data.conventions import CORNER_AND_SIDES, check_convention, check_extents, spans
 from detr_exp.data.picture import read_picture
 from detr_exp.data.problems import Problems
 
+_TELLING = 10_000  # objects whose outlines and keypoints are compared with their boxes
 _ODD = 0x9E3779B97F4A7C15  # its powers spread the bits of a number over 64
 
 
@@ -112,6 +113,18 @@ class TableSplit:
             rows, keep, self.sizes[owner], problems, max((len(c.keypoints) for c in categories), default=0)
         )
         self.has_keypoints = self.keypoints is not None
+        self._refuse_units([rows.segments[i] for i in keep.tolist()], [rows.where[i] for i in keep.tolist()], problems)
+
+    def _refuse_units(self, segments: list[Any], where: list[str], problems: Problems) -> None:
+        """Compare outlines and keypoints with their boxes, of so many objects that more tell nothing new."""
+        rows = range(0, len(where), max(1, len(where) // _TELLING))
+        boxes, names = self.boxes_xywh[rows], [where[i] for i in rows]
+        outlines = [segments[i] if isinstance(segments[i], list) else None for i in rows]
+        check_extents("outlines", spans(outlines), boxes, names, problems)
+        if self.keypoints is not None:
+            points = np.where(self.keypoints[rows][..., 2:] > 0, self.keypoints[rows][..., :2], np.nan)
+            low, high = np.fmin.reduce(points, 1), np.fmax.reduce(points, 1)
+            check_extents("keypoints", np.concatenate([low, high], 1), boxes, names, problems)
 
     def __len__(self) -> int:
         return len(self.paths)

@@ -5,7 +5,14 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from detr_exp.data.conventions import CENTRE_AND_SIDES, CORNER_AND_SIDES, TWO_CORNERS, check_convention
+from detr_exp.data.conventions import (
+    CENTRE_AND_SIDES,
+    CORNER_AND_SIDES,
+    TWO_CORNERS,
+    check_convention,
+    check_extents,
+    spans,
+)
 from detr_exp.data.problems import Problems
 
 HEIGHT, WIDTH = 480, 640
@@ -99,3 +106,33 @@ def test_numbers_that_are_none_do_not_matter():
     problems = complaints(given, CORNER_AND_SIDES)
     assert not problems.errors
     assert not problems.warnings
+
+
+def outlined(scale: float, count: int = 20, shift: float = 0.0) -> Problems:
+    """Complaints about triangles in boxes, their corners multiplied and moved; every second object has two parts."""
+    given, problems = boxes(count), Problems("here")
+    low, high = given[:, :2], given[:, :2] + given[:, 2:]
+    outlines = []
+    for i, ((x0, y0), (x1, y1)) in enumerate(zip((low * scale + shift).tolist(), (high * scale + shift).tolist())):
+        outlines.append(None if i == 1 else [[x0, y0, x1, y0, x0, y1], *[[x0, y1, x1, y1, x1, y0]] * (i % 2)])
+    found = spans(outlines)
+    assert np.isnan(found[1]).all()
+    np.testing.assert_allclose(np.delete(found, 1, 0), np.delete(np.concatenate([low, high], 1), 1, 0) * scale + shift)
+    check_extents("outlines", found, given, [f"object {i}" for i in range(count)], problems)
+    return problems
+
+
+def test_outlines_in_their_boxes_are_left_in_peace():
+    problems = outlined(1.0)
+    assert not problems.errors
+    assert not problems.warnings
+
+
+def test_outlines_in_relative_numbers_are_refused():
+    assert any("relative numbers" in kind for kind in outlined(1 / WIDTH).errors)
+
+
+def test_outlines_for_another_size_are_warned_of():
+    problems = outlined(4.0, shift=300.0)
+    assert not problems.errors
+    assert any("away from their box" in kind for kind in problems.warnings)
