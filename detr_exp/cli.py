@@ -12,6 +12,7 @@ import functools
 import gc
 import logging
 import os
+import re
 import sys
 import textwrap
 import time
@@ -194,8 +195,13 @@ def _refuse_options(args: argparse.Namespace) -> None:
     for option, value in (("--package", args.package), ("--resolve", args.resolve)):
         if value and not args.cfg:
             raise ConfigError(f"{option} is about what --cfg shows; add it: --cfg job {option}{_shown(value)}")
-    if args.shell_completion and len(args.overrides) != 1:
-        raise ConfigError("--shell-completion needs to know of what: --shell-completion install=bash")
+    if args.shell_completion and not re.fullmatch(
+        "(install|uninstall|query)=(bash|fish|zsh)", " ".join(args.overrides)
+    ):
+        raise ConfigError(
+            f"--shell-completion {' '.join(args.overrides)} cannot be done; of which shell, and what? "
+            "--shell-completion install=bash, or fish or zsh, or uninstall=..."
+        )
 
 
 def _shown(value: object) -> str:

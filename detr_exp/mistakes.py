@@ -30,6 +30,7 @@ METRICS = (
     *("F1", "F1_threshold", "precision", "recall"),
 )
 OURS = ("detr_exp", "hydra_plugins")
+FOLDERS = ("hydra.run.dir", "hydra.sweep.dir")
 
 
 class ConfigError(ValueError):
@@ -100,6 +101,10 @@ def refuse_wrong_choices(words: Iterable[Override], groups: Groups) -> None:
     for word in words:
         key, value = word.key_or_group, word.value()
         if word.is_hydra_override():
+            if key in FOLDERS and value in ("", None):
+                raise ConfigError(
+                    f"{word.input_line} names no folder, as where a variable is not set; use {key}=FOLDER"
+                )
             continue
         if word.is_sweep_override():
             raise ConfigError(
@@ -114,6 +119,8 @@ def refuse_wrong_choices(words: Iterable[Override], groups: Groups) -> None:
             raise ConfigError(f"{word.input_line}: every run needs a {key}; choose one: {_options(key, groups)}")
         if word.is_add() or word.is_force_add():
             raise ConfigError(f"{word.input_line}: options are chosen without '+': {key}={value}")
+        if value is None and not word.is_delete():
+            raise ConfigError(f"{word.input_line} chooses nothing; leave it out, or use one of {_options(key, groups)}")
         if value is not None and value not in groups[key]:
             elsewhere = [f"{group}={value}" for group in groups if value in groups[group] and group.startswith(key)]
             meant = (

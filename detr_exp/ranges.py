@@ -82,11 +82,12 @@ SHARE = Range(0, 1)
 BELOW_ONE = Range(0, 1, below=True)
 FROZEN = Range(-1, 4, whole=True)  # stages of both backbones that have them
 
-# (prefix, range, names): `name?` may be null, `name[]` may be a list of such numbers, `name*` may be something else
-# altogether, which is looked at elsewhere; `name:value` is for the value of the key that `DECIDED_BY` names
+# (prefix, range, names): `name?` may be null, `name[]` may be a list of such numbers, `name[2]` is a list of two,
+# `name*` may be something else altogether, which is looked at elsewhere; `name:value` is for the value of the key that
+# `DECIDED_BY` names
 TABLE: tuple[tuple[str, Range, str], ...] = (
     ("", SEED, "seed?"),
-    ("", COUNT, "every num_queries resamples batch_size? image_size[]"),
+    ("", COUNT, "every num_queries resamples batch_size? image_size[2]"),
     ("", WHOLE, "pictures*"),
     ("", SHARE, "threshold?"),
     ("", Range(0, 1, above=True, below=True, mended=0.95), "level"),
@@ -99,10 +100,11 @@ TABLE: tuple[tuple[str, Range, str], ...] = (
     ("hydra.sweeper.", WHOLE, "startup_trials"),
     ("hydra.sweeper.", Range(2, whole=True), "reduction_factor"),
     # data
-    ("data.", WHOLE, "train* val* test* stop_epoch? num_workers? keypoint_flip_pairs[]?"),
+    ("data.", WHOLE, "train* val* test* stop_epoch? keypoint_flip_pairs[]?"),
+    ("data.", Range(0, 1024, whole=True), "num_workers?"),
     ("data.", COUNT, "num_classes? multi_scale[]?* prefetch_factor?"),
     ("data.", POSITIVE, "cache_gb keypoint_sigmas[]?"),
-    ("data.source.", COUNT, "size"),
+    ("data.source.", Range(1, 8192, whole=True), "size"),
     ("data.source.", SEED, "seed"),
     ("data.augment.", SHARE, "photometric zoom_out iou_crop resize_crop flip vertical_flip mosaic mixup"),
     ("data.augment.", Range(1), "zoom_out_max"),
@@ -117,14 +119,14 @@ TABLE: tuple[tuple[str, Range, str], ...] = (
     ("matcher.", SHARE, "alpha"),
     ("metric.", COUNT, "eval_max_dets"),
     # the network
-    ("model.", COUNT, "image_size[] hidden_dim num_layers num_heads num_cross_heads num_points[] dim_feedforward"),
+    ("model.", COUNT, "image_size[2] hidden_dim num_layers num_heads num_cross_heads num_points[] dim_feedforward"),
     ("model.", COUNT, "num_queries num_groups"),
     ("model.", ANY_WHOLE, "eval_idx"),
     ("model.", WHOLE, "num_denoising keypoint_counts[]?"),
-    ("model.", SHARE, "label_noise_ratio pixel_mean[]?"),
+    ("model.", SHARE, "label_noise_ratio pixel_mean[3]?"),
     ("model.", BELOW_ONE, "dropout attention_dropout activation_dropout"),
     ("model.", NOT_NEGATIVE, "box_noise_scale score_alpha"),
-    ("model.", POSITIVE, "offset_scale pixel_std[]?"),
+    ("model.", POSITIVE, "offset_scale pixel_std[3]?"),
     ("model.mask_head.", COUNT, "downsample"),
     ("model.neck.", COUNT, "num_bottlenecks hidden_dim num_heads dim_feedforward in_channels[]? feat_strides[]?"),
     ("model.neck.", WHOLE, "num_encoder_layers use_encoder_idx[]"),
@@ -141,13 +143,13 @@ TABLE: tuple[tuple[str, Range, str], ...] = (
     ("optim.param_groups.*.", NOT_NEGATIVE, "lr? lr_factor weight_decay?"),
     ("optim.param_groups.*.", Range(0, 1, above=True, mended=0.8), "layer_decay?"),
     ("optim.param_groups.*.", COUNT, "num_layers?"),
-    ("optim.optimizer.", BELOW_ONE, "betas[] momentum"),
+    ("optim.optimizer.", BELOW_ONE, "betas[2] momentum"),
     ("optim.optimizer.", NOT_NEGATIVE, "eps[]? lr_decay initial_accumulator_value lambd alpha t0 momentum_decay"),
     ("optim.optimizer.", SHARE, "rho dampening"),
     ("optim.optimizer.", Range(most=0, mended=-0.8), "beta2_decay"),
     ("optim.optimizer.", Range(1), "d"),
     ("optim.optimizer.", Range(1, 99, whole=True, mended=5), "ns_steps"),
-    ("optim.optimizer.", POSITIVE, "etas[] step_sizes[]"),
+    ("optim.optimizer.", POSITIVE, "etas[2] step_sizes[2]"),
     ("optim.scheduler.", SHARE, "min_factor"),
     ("optim.scheduler.", NOT_NEGATIVE, "flat_epochs? final_epochs milestones[] gamma drop_epoch factor"),
     # training
@@ -174,16 +176,26 @@ class Row(NamedTuple):
     range: Range
     nullable: bool
     listed: bool
+    length: int | None
     free: bool
 
+    def __str__(self) -> str:
+        many = f"a list of {self.length}, each " if self.length else ""
+        return f"{many}{self.range}{', or null' if self.nullable else ''}"
+
     def faults(self, value: Any) -> Iterator[Any]:
-        """The numbers in `value` that are out of range, or `value` itself where it is none."""
-        if value is None and not self.nullable:
+        """The numbers in `value` that are out of range, or `value` itself where it is none, or of another length."""
+        many = isinstance(value, list) and self.listed
+        if value is None:
+            if not self.nullable:
+                yield value
+        elif self.length and not (many and len(value) == self.length):
             yield value
-        elif isinstance(value, list) and self.listed:
+        elif many:
+            one = self._replace(length=None, free=False)
             for item in value:
-                yield from self.faults(item)
-        elif value is not None and not self.range.holds(value) and (not self.free or _is_number(value)):
+                yield from one.faults(item)
+        elif not self.range.holds(value) and (not self.free or _is_number(value)):
             yield value
 
 
@@ -195,8 +207,9 @@ def _rows() -> dict[str, Row]:
     rows = {}
     for prefix, allowed, names in TABLE:
         between = "" if prefix.endswith(".") or not prefix else "."
-        for name, listed, nullable, free in re.findall(r"([\w:]+)(\[\])?(\?)?(\*)?", names):
-            rows[f"{prefix}{between}{name}"] = Row(allowed, bool(nullable), bool(listed), bool(free))
+        for name, listed, length, nullable, free in re.findall(r"([\w:]+)(\[(\d?)\])?(\?)?(\*)?", names):
+            many = int(length) if length else None
+            rows[f"{prefix}{between}{name}"] = Row(allowed, bool(nullable), bool(listed), many, bool(free))
     return rows
 
 
@@ -221,11 +234,11 @@ def refuse_out_of_range(cfg: DictConfig) -> None:
         for fault in row.faults(value):
             name = _set_by(key, written)
             found = "null" if fault is None else fault
-            whole = f" (in {value})" if isinstance(value, list) else ""
-            mended = row.range.example
-            needed = f"{row.range}{', or null' if row.nullable else ''}"
+            whole = f" (in {value})" if isinstance(value, list) and fault is not value else ""
+            count = row.length or (max(1, len(value)) if isinstance(value, list) else None)
+            mended = _word(row.range.example, count)
             advice = f"; {row.range.advice}" if row.range.advice else ""
-            raise ConfigError(f"{name} is {found}{whole}; it must be {needed}: {name}={_word(mended, value)}{advice}")
+            raise ConfigError(f"{name} is {found}{whole}; it must be {row}: {name}={mended}{advice}")
 
 
 def row_of(key: str, values: dict[str, Any]) -> Row | None:
@@ -253,5 +266,5 @@ def _set_by(key: str, written: dict[str, Any]) -> str:
     return key
 
 
-def _word(mended: float, value: Any) -> str:
-    return f"[{','.join([f'{mended:g}'] * max(1, len(value)))}]" if isinstance(value, list) else f"{mended:g}"
+def _word(mended: float, count: int | None) -> str:
+    return f"{mended:g}" if count is None else f"[{','.join([f'{mended:g}'] * count)}]"

@@ -104,6 +104,7 @@ def alone() -> float:
         (["--multirun", "--cfg", "job"], "do not go together"),
         (["--info", "everything"], "invalid choice"),
         (["--shell-completion"], "install=bash"),
+        (["--shell-completion", "install=nope"], "install=bash"),
         (["--experimental-rerun", "job.pickle"], "can run code"),
         (["hydra.run.dri=x"], "dri"),
         (["hydra.run.dir=../file"], r"File exists.*hydra\.run\.dir="),

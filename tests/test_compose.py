@@ -67,6 +67,9 @@ def test_entries_can_be_added_to_open_mappings() -> None:
         (["+experiment=demo"], ["without '+': experiment=demo"]),
         (["experiment=dmo"], ["did you mean experiment=demo?"]),
         (["~loss"], ["every run needs a loss"]),
+        (["loss=null"], ["loss=null chooses nothing", "options of loss: bce"]),
+        (["optim/scheduler=null"], ["optim/scheduler=null chooses nothing"]),
+        (["hydra.run.dir="], ["hydra.run.dir= names no folder"]),
         (["loss=[vfl,focal]"], ["loss=[vfl,focal] does not exist"]),
         # values
         (["trainer.epochs=ten"], ["takes a number: trainer.epochs="]),

@@ -86,7 +86,8 @@ def wrong(row: Row) -> list[Any]:
 def test_what_is_out_of_range_is_refused_by_name(key: str) -> None:
     row, name = ROWS[key], key.partition(":")[0].replace("*", "mine")
     for value in wrong(row):
-        for given in [value, [row.range.example, value]] if row.listed else [value]:
+        many = [row.range.example] * ((row.length or 2) - 1)
+        for given in [value, [*many, value]] if row.listed else [value]:
             if isinstance(given, dict):
                 continue  # its own keys are looked at
             with pytest.raises(ConfigError, match=rf"{re.escape(name)} is .*it must be .*: {re.escape(name)}="):
@@ -94,8 +95,25 @@ def test_what_is_out_of_range_is_refused_by_name(key: str) -> None:
     if not row.nullable:
         with pytest.raises(ConfigError, match="is null"):
             refuse_out_of_range(nested(key, None))
-    for value in (row.range.example, *row.range.words, *([None] if row.nullable else [])):
+    one = row.range.example
+    for value in ([one] * row.length if row.length else one, *row.range.words, *([None] if row.nullable else [])):
         refuse_out_of_range(nested(key, value))
+
+
+@pytest.mark.parametrize("key", [key for key, row in ROWS.items() if row.length])
+def test_lists_of_another_length_are_refused(key: str) -> None:
+    row = ROWS[key]
+    assert row.length
+    right = [row.range.example] * row.length
+    for given in ([], right[:-1], [*right, row.range.example], row.range.example):
+        with pytest.raises(ConfigError, match=rf"{key} is .*; it must be a list of {row.length}, each .*: {key}=\["):
+            refuse_out_of_range(nested(key, given))
+
+
+def test_what_is_listed_are_numbers() -> None:
+    refuse_out_of_range(nested("data.multi_scale", "rtdetr"))
+    with pytest.raises(ConfigError, match=r"data\.multi_scale is 64 \(in \['64'\]\)"):
+        refuse_out_of_range(nested("data.multi_scale", ["64"]))
 
 
 def test_a_reference_is_told_as_the_key_that_is_set() -> None:

@@ -150,10 +150,14 @@ def norm_parameters(network: nn.Module) -> set[str]:
 
 def _parse(name: str, entry: Mapping[str, Any]) -> Rule:
     where = f"optim.param_groups.{name}"
+    if not isinstance(entry, Mapping):
+        raise ValueError(f"{where} is {entry!r}; it must be a rule: {where}.match='head' {where}.lr=1e-4")
     known = {field.name for field in fields(Rule)}
     if unknown := set(entry) - known:
         raise ValueError(f"{where} has {', '.join(sorted(unknown))}; a rule knows {', '.join(sorted(known))}")
     rule = Rule(**entry)
+    if not isinstance(rule.norms, bool):
+        raise ValueError(f"{where}.norms is {rule.norms!r}; it must be true or false: {where}.norms=true")
     if rule.match is None and not rule.norms:
         raise ValueError(
             f"{where} has no match; it needs a regular expression, {where}.match='head', or {where}.norms=true"
@@ -166,8 +170,8 @@ def _parse(name: str, entry: Mapping[str, Any]) -> Rule:
     for key in ("match", "no_weight_decay", "block", "stem"):
         pattern = getattr(rule, key)
         try:
-            re.compile(pattern or "")
-        except re.error as error:
+            re.compile("" if pattern is None and key in ("match", "no_weight_decay") else pattern)
+        except (re.error, TypeError) as error:
             raise ValueError(f"{where}.{key} is {pattern!r}, no regular expression ({error}): {where}=null") from error
     return rule
 

@@ -370,7 +370,7 @@ class Trainer:
             how many there were.
 
         Raises:
-            NonFiniteError: `nonfinite_limit` in a row.
+            NonFiniteError: `nonfinite_limit` in a row, or every step of a shorter run, which has learnt nothing.
         """
         if not state.unread:
             return 0
@@ -384,7 +384,7 @@ class Trainer:
             state.good_buffers = [buffer.clone() for buffer in buffers]
         for (step, image_ids, _), flag in zip(state.unread, flags):
             state.bad_in_a_row = state.bad_in_a_row + 1 if flag else 0
-            if state.bad_in_a_row >= self.nonfinite_limit:
+            if state.bad_in_a_row >= min(self.nonfinite_limit, state.total_steps):
                 everyone = [i for ids in distributed.gathered(image_ids[:16]) for i in ids]
                 raise NonFiniteError(
                     f"loss or gradients were not finite in {state.bad_in_a_row} steps in a row, the last at step "

@@ -121,6 +121,10 @@ def test_fused_adamw_takes_the_groups_and_skips_a_step():
         ({"norm": {"lr": 1.0}}, r"has no match.*norm\.norms=true"),
         ({"norm": {"norms": True, "match": "^head"}}, r"norms that match '\^head'.*no trainable parameter"),
         ({"norm": {"match": "norm", "layer_decay": 0.8}}, "needs both or neither"),
+        ({"norm": 3}, r"param_groups\.norm is 3; it must be a rule"),
+        ({"norm": {"match": 3}}, r"norm\.match is 3, no regular expression"),
+        ({"norm": {"match": "norm", "block": None}}, r"norm\.block is None, no regular expression"),
+        ({"norm": {"norms": "no", "match": "norm"}}, r"norm\.norms is 'no'; it must be true or false"),
     ],
 )
 def test_rules_that_cannot_be_meant_are_refused(rules, message):

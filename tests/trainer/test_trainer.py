@@ -182,6 +182,11 @@ def test_non_finite_steps_are_left_out_then_end_the_run(small, tmp_path, monkeyp
     assert all(torch.isfinite(t).all() for t in state["model"].values())
 
 
+def test_a_run_without_a_finite_step_has_not_trained(small, tmp_path):
+    with pytest.raises(NonFiniteError, match=r"1 steps in a row"):
+        train_in(tmp_path, small("loss.weight_class=1e39", "trainer.max_steps=1"))
+
+
 @pytest.mark.parametrize("copied", [True, False])
 def test_the_first_average_is_a_copy_where_asked_for(fit, copied):
     state = files.load(fit("trainer.max_steps=1", f"trainer.ema_copy_first={copied}") / files.NEWEST)
