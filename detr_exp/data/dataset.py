@@ -20,7 +20,7 @@ from detr_exp.data.classes import ClassMap, confusable
 from detr_exp.data.content import SPLITS, Content, Split
 from detr_exp.data.files import is_picture
 from detr_exp.data.headers import check_headers
-from detr_exp.data.keypoints import KeypointSchema, mirror_remarks, schema
+from detr_exp.data.keypoints import FlipPairs, KeypointSchema, mirror_remarks, schema
 from detr_exp.data.loader import Loading, Samples
 from detr_exp.data.part import Part
 from detr_exp.data.problems import DataError, Problems, listed
@@ -61,7 +61,8 @@ class DataSet:
         augment: of training pictures.
         multi_scale: sizes of training batches; see `sampler.multi_scale_sizes`.
         stop_epoch: strong augmentation and multi-scale end at this epoch; None: never.
-        keypoint_flip_pairs: 0-based pairs of keypoints that change places in a mirror; None: from their names.
+        keypoint_flip_pairs: 0-based pairs of keypoints that change places in a mirror, for every class or by the name
+            of a class; None: from their names.
         keypoint_sigmas: OKS scale per keypoint; None: COCO's for its 17 points, else 0.05.
         on_error: `error`, or `skip` to leave out pictures that cannot be decoded; sources have an `on_error` of their
             own for what they read of a picture.
@@ -95,7 +96,7 @@ class DataSet:
         augment: Augment,
         multi_scale: str | Sequence[int] | None = None,
         stop_epoch: int | None = None,
-        keypoint_flip_pairs: Sequence[Sequence[int]] | None = None,
+        keypoint_flip_pairs: FlipPairs | None = None,
         keypoint_sigmas: Sequence[float] | None = None,
         on_error: str = "error",
         cache: str = "none",

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any, TypeAlias
 
 import numpy as np
 
@@ -15,6 +16,7 @@ from detr_exp.data.content import Category
 COCO_SIGMAS = [0.026, 0.025, 0.025, 0.035, 0.035, 0.079, 0.079, 0.072, 0.072]
 COCO_SIGMAS += [0.062, 0.062, 0.107, 0.107, 0.087, 0.087, 0.089, 0.089]
 DEFAULT_SIGMA = 0.05
+FlipPairs: TypeAlias = "Sequence[Sequence[int]] | Mapping[str, Sequence[Sequence[int]]]"
 SIDEWAYS = {"left", "right", "l", "r", "lh", "rh", "east", "west", "clockwise", "counterclockwise"}
 _MIRROR = {"left": "right", "right": "left", "l": "r", "r": "l"}
 
@@ -59,14 +61,15 @@ class KeypointSchema:
 def schema(
     by_label: Sequence[Category | None],
     *,
-    flip_pairs: Sequence[Sequence[int]] | None = None,
+    flip_pairs: FlipPairs | None = None,
     sigmas: Sequence[float] | None = None,
 ) -> KeypointSchema | None:
     """The schema of a data set's categories; None when no category has keypoints.
 
     Args:
         by_label: the category of each label; None where a label is unused.
-        flip_pairs: overrules what the categories or the names of their keypoints say, for every class.
+        flip_pairs: overrules what the categories or the names of their keypoints say: pairs for every class, or a
+            mapping that has the pairs of some classes by their names.
         sigmas: overrules the OKS scales.
 
     Raises:
@@ -80,13 +83,13 @@ def schema(
             f"data.keypoint_sigmas has {len(sigmas)} values {list(sigmas)}, but the data have {most} keypoints; give "
             "one positive number for each, or null"
         )
-    given = None if flip_pairs is None else [_pair(pair, most) for pair in flip_pairs]
+    given = _given(flip_pairs, [category for category in by_label if category], most)
     pairs: list[list[tuple[int, int]]] = []
     flippable = True
     for category in by_label:
         found: list[tuple[int, int]] | None = []
         if category is not None and category.keypoints:
-            found = category.flip_pairs if given is None else given
+            found = given.get(category.name, category.flip_pairs)
             found = pairs_by_name(category.keypoints) if found is None else found
             flippable = flippable and found is not None
         pairs.append([(a, b) for a, b in found or [] if max(a, b) < len(category.keypoints)] if category else [])
@@ -153,13 +156,32 @@ def _is_twin(one: str, other: str) -> bool:
     return starts or ({one[-1:], other[-1:]} == {"l", "r"} and one[:-1] == other[:-1])
 
 
-def _pair(pair: Sequence[int], most: int) -> tuple[int, int]:
-    if len(pair) != 2 or not all(0 <= k < most for k in pair) or pair[0] == pair[1]:
+def _given(flip_pairs: FlipPairs | None, categories: Sequence[Category], most: int) -> dict[str, list[tuple[int, int]]]:
+    """The pairs that were given, per name of a class."""
+    if flip_pairs is None:
+        return {}
+    if not isinstance(flip_pairs, Mapping):
+        for_all = [_pair(pair, most) for pair in (flip_pairs if isinstance(flip_pairs, Sequence) else [flip_pairs])]
+        return {category.name: for_all for category in categories}
+    counts = {category.name: len(category.keypoints) for category in categories if category.keypoints}
+    by_name = {str(name): pairs for name, pairs in flip_pairs.items()}
+    for name, pairs in by_name.items():
+        if name not in counts or not isinstance(pairs, Sequence):
+            raise ValueError(
+                f"data.keypoint_flip_pairs has {name!r}: {pairs}; give lists of pairs by the names of classes with "
+                f"keypoints, {', '.join(map(repr, counts))}: data.keypoint_flip_pairs={{{next(iter(counts))}: [[0,1]]}}"
+            )
+    return {name: [_pair(pair, counts[name]) for pair in pairs] for name, pairs in by_name.items()}
+
+
+def _pair(pair: Any, most: int) -> tuple[int, int]:
+    numbers = list(pair) if isinstance(pair, Sequence) and not isinstance(pair, str) else [pair]
+    if len(numbers) != 2 or not all(isinstance(k, int) and 0 <= k < most for k in numbers) or len(set(numbers)) < 2:
         raise ValueError(
-            f"data.keypoint_flip_pairs has {list(pair)}; a pair is two different numbers of 0 .. {most - 1}, for "
+            f"data.keypoint_flip_pairs has {pair}; a pair is two different numbers of 0 .. {most - 1}, for "
             "example data.keypoint_flip_pairs=[[1,2],[3,4]]"
         )
-    return pair[0], pair[1]
+    return numbers[0], numbers[1]
 
 
 def _sigmas(by_label: Sequence[Category | None], most: int) -> list[float]:

@@ -67,11 +67,23 @@ def test_sigmas():
         {"flip_pairs": [[0, 2]]},
         {"flip_pairs": [[1, 1]]},
         {"flip_pairs": [[0]]},
+        {"flip_pairs": [0, 1]},
+        {"flip_pairs": 3},
+        {"flip_pairs": {"cup": [[0, 2]]}},
+        {"flip_pairs": {"cup": 0}},
+        {"flip_pairs": {"ball": [[0, 1]]}},
     ],
 )
 def test_overrides_that_do_not_fit_are_refused(settings):
     with pytest.raises(ValueError, match=r"data\.keypoint_"):
         schema([Category(1, "cup", ["0", "1"])], **settings)
+
+
+def test_pairs_of_one_class_leave_those_of_others():
+    hand, car = Category(1, "hand", ["left", "right"]), Category(2, "car", ["front", "rear", "port", "starboard"])
+    told = schema([hand, car], flip_pairs={"car": [[2, 3]]})
+    assert told.flip_pairs == [[(0, 1)], [(2, 3)]]
+    assert told.flippable
 
 
 def test_words_of_a_name():
