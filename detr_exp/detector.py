@@ -15,6 +15,11 @@ import numpy as np
 import torch
 from omegaconf import DictConfig, OmegaConf
 from PIL import Image
+from torch import nn
+from torch.nn.modules.module import (
+    register_module_buffer_registration_hook,
+    register_module_parameter_registration_hook,
+)
 
 from detr_exp import build
 from detr_exp.compose import stored
@@ -31,6 +36,7 @@ from detr_exp.trainer.keeping import USUAL_THRESHOLD
 from detr_exp.trainer.precision import Precision
 
 log = logging.getLogger(__name__)
+ROOM, SMALL = 4, 1 << 22  # numbers a network may have for each one in its file, and in any case
 Picture = Image.Image | np.ndarray | torch.Tensor | str | Path | bytes
 
 
@@ -133,8 +139,10 @@ def load(
         keypoints = KeypointSchema(**state["keypoints"]) if state.get("keypoints") else None
         # what was trained on is told, not read: the data need not be on this machine
         trained_on = SimpleNamespace(num_classes=len(state["classes"]), classes=state["classes"], keypoints=keypoints)
-        network = build.network(cfg, trained_on)
-        network.load_state_dict(_weights(state, path, weights))
+        tensors = _weights(state, path, weights)
+        with _no_larger_than(tensors):
+            network = build.network(cfg, trained_on)
+        network.load_state_dict(tensors)
         if hardware is None:
             hardware = build.hardware(stored({"trainer": {"hardware": _hardware_of(config)}}, path))
             hardware = replace(hardware, compile=hardware.compile and compiled, gradient_checkpointing=False)
@@ -164,6 +172,32 @@ def find(checkpoint: str | Path, weights: str | None = None) -> Path:
 
         checkpoint = find_one(str(checkpoint))
     return files.resolve(checkpoint, weights)
+
+
+@contextmanager
+def _no_larger_than(tensors: dict[str, torch.Tensor]) -> Iterator[None]:
+    """Refuse to make a network that these tensors cannot fill, before its memory is touched.
+
+    Raises:
+        ValueError: it has many times as many numbers as they have.
+    """
+    left = ROOM * sum(tensor.numel() for tensor in tensors.values()) + SMALL
+
+    def count(module: nn.Module, name: str, made: torch.Tensor | None) -> None:
+        nonlocal left
+        left -= 0 if made is None else made.numel()
+        if left < 0:
+            raise ValueError("its config describes a network many times as large as its tensors")
+
+    hooks = [
+        register_module_parameter_registration_hook(count),
+        register_module_buffer_registration_hook(count),
+    ]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 def _batch_size_of(cfg: DictConfig, state: dict[str, Any]) -> int:

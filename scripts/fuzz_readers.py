@@ -4,7 +4,7 @@
     python scripts/fuzz_readers.py coco yolo --seconds 60 these, a minute together
 
 The inputs are those of a sound data set, checkpoint or text, changed by libFuzzer, which follows what of the package
-is reached (atheris: `pip install atheris`), and by `changed`, which knows JSON. A finding is any exception but a
+is reached (atheris: `pip install -e '.[fuzz]'`), and by `changed`, which knows JSON. A finding is any exception but a
 refusal, twenty seconds for one input, or more than four gigabytes; it is printed with its place, its input is kept in
 `outputs/fuzz/`, and the exit status is 1.
 """

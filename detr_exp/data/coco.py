@@ -75,7 +75,7 @@ def _located(folder: Folder, name: str, place: Mapping[str, str | None]) -> tupl
     root = folder.root
     given = place.get("images")
     images = root / given if given is not None else None
-    if images is not None and not images.is_dir():
+    if images is not None and not os.path.isdir(images):
         raise ValueError(f"data.{name}.images is {given!r}, but {str(images)!r} is not a folder; give an existing one")
     annotations = place.get("annotations")
     if annotations is not None:

@@ -31,9 +31,9 @@ class Folder:
         if not root:
             raise ValueError("data.root is not set; give the folder of the data set: data.root=/path/to/data")
         self.root = Path(root).expanduser()
-        if not self.root.is_dir():
+        if not os.path.isdir(self.root):
             raise ValueError(f"data.root is {str(root)!r}, which is not a folder; give an existing one: data.root=...")
-        if missing := [extra for extra in extra_roots if not Path(extra).expanduser().is_dir()]:
+        if missing := [extra for extra in extra_roots if not os.path.isdir(Path(extra).expanduser())]:
             raise ValueError(
                 f"data.source.extra_roots has {missing[0]!r}, which is not a folder; mend it or leave it out: "
                 "data.source.extra_roots=[...]"

@@ -181,7 +181,7 @@ def _listed(folder: Folder, file: Path) -> Iterator[_Pair]:
 def _picture(folder: Folder, stem: Path) -> Path:
     """The picture of this name, whatever its suffix."""
     usual = stem.with_name(f"{stem.name}.jpg")
-    if os.path.isfile(usual) or not stem.parent.is_dir():
+    if os.path.isfile(usual) or not os.path.isdir(stem.parent):
         return usual
     return next(iter(folder.pictures(stem.parent).get(stem.name, ())), usual)
 

@@ -51,7 +51,7 @@ def yolo(
     """
     folder = Folder(root, extra_roots)
     path = folder.root / file if file else find_file(folder.root)
-    if path is None or not path.is_file():
+    if path is None or not os.path.isfile(path):
         raise ValueError(
             f"data.root is {str(root)!r}, but there is no {file or 'data.yaml'} (found: {folder.names()}); name the "
             "file: data.source.file=..."
@@ -103,7 +103,7 @@ def _entries(folder: Folder, description: Description, name: str, problems: Prob
         inner = Path(*(part for part in Path(item).parts if part not in ("..", ".", os.sep)))
         tried = list(dict.fromkeys((base / item, path.parent / item, folder.root / inner)))
         moved = _moved(folder.root, item) if Path(item).is_absolute() else None
-        candidates = [place for place in (*tried, *([moved] if moved else [])) if place.exists()]
+        candidates = [place for place in (*tried, *([moved] if moved else [])) if os.path.exists(place)]
         inside = [place for place in candidates if folder.inside(place)]
         if candidates and not inside:
             kind = "folders or lists outside data.root; allow their folder with data.source.extra_roots=[...]"
@@ -126,7 +126,7 @@ def _moved(root: Path, item: str) -> Path | None:
     """Where a path of another machine would be below `root`: after its folder's name, or by two last names or more."""
     parts = Path(item).parts[1:]
     starts = [i for i, part in enumerate(parts) if i == 0 or parts[i - 1] == root.resolve().name or len(parts) - i >= 2]
-    return next((place for i in starts if (place := root.joinpath(*parts[i:])).exists()), None)
+    return next((place for i in starts if os.path.exists(place := root.joinpath(*parts[i:]))), None)
 
 
 def _listed(folder: Folder, description: Description, entry: Path, problems: Problems) -> Iterator[Path]:
@@ -140,9 +140,9 @@ def _listed(folder: Folder, description: Description, entry: Path, problems: Pro
         if line.strip():
             item = Path(line.strip())
             tried = [entry.parent / item, description.path.parent / item, folder.root / item]
-            found = next((place for place in tried if place.exists()), tried[0])
+            found = next((place for place in tried if os.path.exists(place)), tried[0])
             plain = Path(os.path.normpath(found))
-            yield plain if plain.exists() else found
+            yield plain if os.path.exists(plain) else found
 
 
 def _in_folder(folder: Folder, entry: Path, problems: Problems) -> Iterator[Path]:

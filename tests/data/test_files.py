@@ -65,3 +65,9 @@ def test_a_link_to_what_lies_above_is_not_entered(tmp_path):
 def test_an_extra_root_has_to_be_there(tmp_path):
     with pytest.raises(ValueError, match=r"extra_roots has .*nowhere"):
         Folder(tmp_path, [str(tmp_path / "nowhere")])
+
+
+def test_a_name_that_no_disk_has_is_a_folder_that_is_not_there():
+    for name in ("x" * 5000, "a\0b"):
+        with pytest.raises(ValueError, match="not a folder"):
+            Folder(name)
