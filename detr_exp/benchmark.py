@@ -136,7 +136,7 @@ def networks(cfg: DictConfig) -> Iterator[tuple[str, Any]]:
 def published() -> list[str]:
     """Recipes that somebody published."""
     files = sorted((CONF_DIR / "experiment").glob("*.yaml"))
-    return [path.stem for path in files if "# Published: nothing" not in path.read_text()]
+    return [path.stem for path in files if "# Published: nothing" not in path.read_text(encoding="utf-8")]
 
 
 def of_recipe(name: str) -> Any:
@@ -216,7 +216,7 @@ def peak_memory(call: Callable[[], object]) -> float | None:
         return (torch.cuda.max_memory_allocated() - before) / 2**20
     try:
         ctypes.CDLL("libc.so.6").malloc_trim(0)  # what was freed goes back, so that it counts when it is taken again
-        Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
+        Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")  # the peak starts anew
         before = _status("VmRSS")
         call()
         return (_status("VmHWM") - before) / 1024
@@ -309,7 +309,7 @@ def _times(call: Callable[[], object], rounds: int) -> list[float]:
 
 def _status(name: str) -> int:
     """Kibibytes, of this process."""
-    lines = Path("/proc/self/status").read_text().splitlines()
+    lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith(name))
 
 

@@ -273,7 +273,7 @@ def report(error: BaseException) -> int:
     elif ending.status_of(error) == "oom":
         first = (str(error).strip() or type(error).__name__).splitlines()[0]
         say(
-            f"error: memory ran out ({first}); ask for less: trainer.batch_size=1, or auto",
+            f"error: memory ran out ({first}); ask for less: trainer.batch_size=1, or auto; or raise ulimit -v and -u",
             file=sys.stderr,
         )
     else:

@@ -169,7 +169,7 @@ def _tensorrt(graph: Graph, path: Path, facts: str, batch_size: int | None, half
             profile.set_shape(name, (1, *rest), (1, *rest), (LARGEST_BATCH, *rest))
         config.add_optimization_profile(profile)
     path.write_bytes(builder.build_serialized_network(network, config))
-    path.with_suffix(".json").write_text(facts + "\n")
+    path.with_suffix(".json").write_text(facts + "\n", encoding="utf-8")
 
 
 def _run_tensorrt(path: Path, threads: int | None) -> Run:

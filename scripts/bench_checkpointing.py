@@ -60,7 +60,7 @@ def grown(words: tuple[str, ...], side: int, images: int) -> int:
 
 def status(field: str) -> int:
     """Bytes of this process by the system's account; the highest so far is `VmHWM` (`ru_maxrss` is inherited)."""
-    lines = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+    lines = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text(encoding="utf-8").splitlines())
     return 1024 * int(lines[field].split()[0])
 
 

@@ -66,7 +66,7 @@ def folder_of(root: Path, sizes: Iterable[tuple[int, int]]) -> None:
     content = {"images": images, "annotations": annotations, "categories": [{"id": 1, "name": "thing"}]}
     for name in ("train", "valid"):
         text = json.dumps(content if name == "train" else {**content, "images": [], "annotations": []})
-        (root / name / "_annotations.coco.json").write_text(text)
+        (root / name / "_annotations.coco.json").write_text(text, encoding="utf-8")
 
 
 def samples(root: Path, training: bool, *words: str) -> Any:

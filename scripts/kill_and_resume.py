@@ -154,7 +154,7 @@ def compare(one: Path, two: Path) -> list[str]:
 
 
 def metrics(folder: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
 
 
 def disturb(folder: Path, words: tuple[str, ...], plan: list[str]) -> int:
@@ -162,7 +162,7 @@ def disturb(folder: Path, words: tuple[str, ...], plan: list[str]) -> int:
     kills, identity = 0, None
     for moment in plan:
         kills += start(folder, words, moment) != 0
-        record = json.loads((folder / "run.json").read_text())
+        record = json.loads((folder / "run.json").read_text(encoding="utf-8"))
         identity = identity or record["id"]
         if record["id"] != identity:
             raise RuntimeError(f"after {moment} the run has another name")

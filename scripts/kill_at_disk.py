@@ -113,9 +113,9 @@ class Rehearsal:
         """Run in peace, keep what comes of it; how often there was which operation on which files."""
         self._fresh()
         if self.run(recorded=True) != 0:
-            raise RuntimeError(f"the undisturbed run failed: {self.said.read_text()[-3000:]}")
+            raise RuntimeError(f"the undisturbed run failed: {self.said.read_text(encoding='utf-8')[-3000:]}")
         self.root.rename(self.peace)
-        lines = [line.split(" ", 1) for line in self.log.read_text().splitlines()]
+        lines = [line.split(" ", 1) for line in self.log.read_text(encoding="utf-8").splitlines()]
         return Counter((operation, normalised(path)) for operation, path in lines)
 
     def wrong(self, point: Point) -> tuple[bool, list[str]]:
@@ -123,13 +123,15 @@ class Rehearsal:
         self._fresh()
         ended = self.run(point)
         if ended not in (0, -signal.SIGKILL):
-            return False, [f"the first run ended with {ended}: {self.said.read_text()[-1500:]}"]
+            return False, [f"the first run ended with {ended}: {self.said.read_text(encoding='utf-8')[-1500:]}"]
         again = self.run()
         if again != 0:
-            return True, [f"the command given again ended with {again}: {self.said.read_text()[-1500:]}"]
+            return True, [
+                f"the command given again ended with {again}: {self.said.read_text(encoding='utf-8')[-1500:]}"
+            ]
         found = self.compared()
         if self._forked(self._look) != 0:
-            found.append(f"store, ledger or report do not open: {self.said.read_text()[-1500:]}")
+            found.append(f"store, ledger or report do not open: {self.said.read_text(encoding='utf-8')[-1500:]}")
         return ended == -signal.SIGKILL, found
 
     def compared(self) -> list[str]:
@@ -152,7 +154,7 @@ class Rehearsal:
         train.main()
         if recorded:
             self.library.kill_at(b"", b"", b"", 0, b"")
-            (self.log.with_name("modules")).write_text("\n".join(sys.modules))
+            (self.log.with_name("modules")).write_text("\n".join(sys.modules), encoding="utf-8")
 
     def _look(self) -> None:
         """Open what other commands open; raises where something is wrong."""
@@ -203,7 +205,7 @@ class Rehearsal:
         wrong += [f"{going_on} runs in the store have not ended"] if going_on else []
         wrong += [f"{key} at step {step} is in the store twice" for key, step in twice]
         for folder in folders:
-            run = json.loads((folder / "mlflow.json").read_text())["run_id"]
+            run = json.loads((folder / "mlflow.json").read_text(encoding="utf-8"))["run_id"]
             lines = metrics(folder)
             logged = {(key, line["step"]) for line in lines for key in line if key not in ("step", "time/unix")}
             wrong += [f"{key} at step {step} is not in the store" for key, step in sorted(logged - sent[run])][:3]
@@ -223,8 +225,8 @@ class Rehearsal:
                 with open(self.said, "wb") as said:
                     os.dup2(said.fileno(), 1)
                     os.dup2(said.fileno(), 2)
-                sys.stdout = open(1, "w", closefd=False)  # noqa: SIM115
-                sys.stderr = open(2, "w", closefd=False)  # noqa: SIM115
+                sys.stdout = open(1, "w", encoding="utf-8", closefd=False)  # noqa: SIM115
+                sys.stderr = open(2, "w", encoding="utf-8", closefd=False)  # noqa: SIM115
                 os.chdir(self.root)
                 task()
                 status = 0
@@ -301,7 +303,7 @@ def load_modules(names: Path) -> None:
     """Load what a run has loaded, so that those forked from here need not."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        for name in names.read_text().splitlines():
+        for name in names.read_text(encoding="utf-8").splitlines():
             if name not in sys.modules and not name.startswith("__"):
                 try:
                     importlib.import_module(name)

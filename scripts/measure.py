@@ -149,7 +149,7 @@ def run(name: str, bench: Callable[[int], Section], doc: str | None, rounds: int
 
 def write(name: str, section: Section, rounds: int) -> None:
     """Put the section into the page and make the table at its top anew."""
-    page = PAGE.read_text() if PAGE.exists() else ""
+    page = PAGE.read_text(encoding="utf-8") if PAGE.exists() else ""
     sections = dict(re.findall(r"<!-- begin (\w+) -->\n(.*?)<!-- end \1 -->", page, flags=re.DOTALL))
     sections[name] = "\n".join(
         [
@@ -161,7 +161,7 @@ def write(name: str, section: Section, rounds: int) -> None:
     )
     names = sorted(sections, key=lambda n: (ORDER.index(n) if n in ORDER else len(ORDER), n))
     blocks = [f"<!-- begin {n} -->\n{sections[n]}<!-- end {n} -->\n" for n in names]
-    PAGE.write_text("\n".join([HEAD, summary([sections[n] for n in names]), *blocks]))
+    PAGE.write_text("\n".join([HEAD, summary([sections[n] for n in names]), *blocks]), encoding="utf-8")
 
 
 def summary(sections: Sequence[str]) -> str:
@@ -207,7 +207,7 @@ def device() -> str:
     import torch
 
     info = Path("/proc/cpuinfo")
-    found = re.search(r"model name\s*:\s*(.+)", info.read_text()) if info.exists() else None
+    found = re.search(r"model name\s*:\s*(.+)", info.read_text(encoding="utf-8")) if info.exists() else None
     name = found[1].strip() if found else platform.processor()
     units = [("AVX512-BF16", torch.cpu._is_avx512_bf16_supported()), ("AMX", torch.cpu._is_amx_tile_supported())]
     traits = ", ".join(unit if there else f"no {unit}" for unit, there in units)

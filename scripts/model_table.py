@@ -65,7 +65,7 @@ def published(name: str) -> dict[str, str]:
     Raises:
         ValueError: the header is not written like the others.
     """
-    header = (CONF_DIR / "experiment" / f"{name}.yaml").read_text()
+    header = (CONF_DIR / "experiment" / f"{name}.yaml").read_text(encoding="utf-8")
     found, ours = PUBLISHED.search(header), OURS.search(header)
     if found is None or ours is None:
         raise ValueError(f"{name}.yaml needs the lines '# Published: <numbers> (<source>).' and '# Ours: <number>.'")

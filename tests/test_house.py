@@ -14,6 +14,7 @@ ROOT = Path(__file__).resolve().parent.parent
 CONF, PACKAGE, TESTS = ROOT / "conf", ROOT / "detr_exp", ROOT / "tests"
 WITHOUT_PACKAGE = {"experiment", "sweep", "hydra"}
 WITHOUT_CONF = {"ops"}
+TREES = ("detr_exp", "hydra_plugins", "scripts")
 
 # A module imports from lower layers and from its own folder. The longest prefix decides.
 LAYERS = {
@@ -154,6 +155,20 @@ def test_what_is_printed_goes_through_one_door(path: Path) -> None:
     """`terminal.say` masks secrets and escapes what would steer a terminal; help texts and drawn tables are ours."""
     if path.stem not in ("terminal", "_table", "cli"):
         assert not [line for name, line in calls(path) if name == "print"], f"{path} prints; use terminal.say"
+
+
+@pytest.mark.parametrize(
+    "path", [path for tree in TREES for path in sorted((ROOT / tree).rglob("*.py"))], ids=lambda path: path.stem
+)
+def test_text_files_are_utf8_whatever_the_machine_speaks(path: Path) -> None:
+    for call in (node for node in ast.walk(ast.parse(path.read_text("utf-8"))) if isinstance(node, ast.Call)):
+        name, words = ast.unparse(call.func), {word.arg for word in call.keywords}
+        given = [
+            word.value for word in (*call.args, *(w.value for w in call.keywords)) if isinstance(word, ast.Constant)
+        ]
+        is_text = name.endswith((".read_text", ".write_text", "FileHandler"))
+        is_text |= name == "open" and not any(isinstance(value, str) and "b" in value for value in given)
+        assert not is_text or "encoding" in words or "utf-8" in given, f"{path}:{call.lineno}: say encoding='utf-8'"
 
 
 def test_the_three_trees_mirror_each_other() -> None:

@@ -67,7 +67,7 @@ class Training:
 
     @property
     def status(self) -> str:
-        return json.loads((self.folder / "run.json").read_text())["status"]
+        return json.loads((self.folder / "run.json").read_text("utf-8"))["status"]
 
 
 @pytest.fixture
@@ -149,11 +149,13 @@ def test_a_signal_to_a_sweep(start: Callable[..., Training], tmp_path: Path, lau
     os.killpg(training.process.pid, signal.SIGTERM)
     training.end(143)
     assert list(sweep.glob("*/checkpoint.pth"))
-    assert {json.loads(path.read_text())["status"] for path in sweep.glob("*/run.json")} == {"killed"}
+    assert {json.loads(path.read_text("utf-8"))["status"] for path in sweep.glob("*/run.json")} == {"killed"}
 
 
 def workers_of(pid: int) -> list[int]:
-    return [int(child) for path in Path(f"/proc/{pid}/task").glob("*/children") for child in path.read_text().split()]
+    return [
+        int(child) for path in Path(f"/proc/{pid}/task").glob("*/children") for child in path.read_text("utf-8").split()
+    ]
 
 
 @pytest.mark.slow
@@ -249,6 +251,8 @@ def limited(what: int, value: int) -> Callable[[], None]:
     ("what", "value", "status", "words"),
     [
         ("RLIMIT_FSIZE", 150_000, 2, "File too large"),
+        ("RLIMIT_NOFILE", 24, 1, "Too many open files.*ulimit -n 4096.*data.num_workers=1, or 0"),
+        ("RLIMIT_AS", 1_200_000_000, 1, "memory ran out"),
     ],
 )
 def test_limits_are_said_in_a_sentence(
@@ -272,11 +276,11 @@ def test_the_second_of_two_writers_is_refused_and_the_first_goes_on(start: Calla
 
 
 def test_every_row_of_the_page_names_a_test() -> None:
-    page = (ROOT / "docs" / "reliability.md").read_text()
+    page = (ROOT / "docs" / "reliability.md").read_text("utf-8")
     rows = [line for line in page.splitlines() if line.startswith("| ") and "---" not in line][1:]
     assert len(rows) > 10
     for row in rows:
         named = re.findall(r"`(tests/[\w/]+\.py)::(\w+)`", row)
         assert named, row
         for path, test in named:
-            assert f"def {test}(" in (ROOT / path).read_text(), f"{path} has no {test}"
+            assert f"def {test}(" in (ROOT / path).read_text("utf-8"), f"{path} has no {test}"

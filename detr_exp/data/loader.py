@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
+import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
+from multiprocessing.queues import Queue
+from types import TracebackType
 from typing import Any
 
 import numpy as np
 import torch
+from torch._utils import ExceptionWrapper
 from torch.utils.data import DataLoader, Dataset
 
 from detr_exp.data.augment import MIX_SHARE, Augment, Plan, plain
@@ -26,6 +31,9 @@ from detr_exp.structures import Batch, Target
 
 _AUGMENT = 3  # stream of random numbers, beside those of the sampler
 MOST_WORKERS = 8
+OPEN_FILES = (
+    65536  # enough for any number of workers; where there is no limit, some programs go through all there may be
+)
 # what torch and the system say when a process or what it shares cannot be had, and what mends it
 WANTS = {
     ("Too many open files", "ancdata"): "the limit of open files is too low: raise it (ulimit -n 4096), or use",
@@ -73,6 +81,8 @@ class Loading:
         workers = self.num_workers
         if workers is None:
             workers = min(_cores(), MOST_WORKERS, len(sampler))
+        if workers > 0:
+            _allow_open_files()
         return DataLoader(
             samples,
             batch_sampler=sampler,
@@ -102,7 +112,7 @@ def batches(loader: Iterable[Batch]) -> Iterator[Batch]:
         started = iterator or getattr(loader, "_iterator", None)  # where they are kept from epoch to epoch
         for worker in getattr(started, "_workers", ()):
             if worker.exitcode:
-                raise WorkerError(f"{_ending(worker.exitcode)}; use {FEWER}") from None
+                raise WorkerError(f"{_ending(worker.exitcode)} use {FEWER}") from None
         for words, advice in WANTS.items():
             if any(word in str(error) for word in words):
                 first = str(error).strip().splitlines()[-1]
@@ -111,8 +121,10 @@ def batches(loader: Iterable[Batch]) -> Iterator[Batch]:
 
 
 def _ending(exit_code: int) -> str:
+    if exit_code == errno.EMFILE:
+        return "a process that loads pictures may not open further files: raise the limit (ulimit -n 4096), or"
     name = signal.Signals(-exit_code).name if exit_code < 0 else f"exit status {exit_code}"
-    return f"a process that loads pictures was ended by {name}{ENDED.get(name, '')}"
+    return f"a process that loads pictures was ended by {name}{ENDED.get(name, '')};"
 
 
 class Samples(Dataset):
@@ -219,6 +231,31 @@ def _cores() -> int:
     return max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
 
 
+def _allow_open_files() -> None:
+    """Raise the limit of open files of this process and those it starts as far as a process may: each tensor is one."""
+    try:
+        import resource
+    except ImportError:  # not on this system
+        return
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    most = OPEN_FILES if hard == resource.RLIM_INFINITY else min(hard, OPEN_FILES)
+    if soft != resource.RLIM_INFINITY and soft < most:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
+
+
 def _begin(worker: int) -> None:
+    """In a new worker: it says what keeps it from handing over a batch, which would be waited for without end."""
     leave_to_parent()
     torch.set_num_threads(1)
+    Queue._on_queue_feeder_error = _hand_over_error  # type: ignore[method-assign,assignment]
+    sys.excepthook = _end_with
+
+
+def _hand_over_error(queue: Queue, error: BaseException, item: tuple[int, Any]) -> None:
+    """In place of a batch that cannot be put into shared memory."""
+    queue.put((item[0], ExceptionWrapper(exc_info=(type(error), error, None), where="a process that loads pictures")))
+
+
+def _end_with(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """End the worker when the thread fails that passes its open files on."""
+    os._exit(getattr(error, "errno", None) or 1)

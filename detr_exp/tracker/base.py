@@ -58,7 +58,7 @@ class RunRecord:
         """Raises: ValueError when `folder` is no run folder."""
         path = folder / RECORD
         try:
-            record = cls(**json.loads(path.read_text()))
+            record = cls(**json.loads(path.read_text(encoding="utf-8")))
             if wrong := [name for name, kind in KINDS.items() if not isinstance(getattr(record, name), kind)]:
                 raise TypeError(f"{', '.join(wrong)} are no such values as a run has")
             if not all(

@@ -90,4 +90,5 @@ def git() -> dict[str, str]:
 
 def _git(checkout: Path, *words: str) -> str:
     command = ["git", "-C", str(checkout), *words]
-    return subprocess.run(command, check=True, capture_output=True, text=True, timeout=10).stdout.strip()
+    done = subprocess.run(command, check=True, capture_output=True, timeout=10)
+    return done.stdout.decode("utf-8", "replace").strip()

@@ -193,7 +193,7 @@ def _of_environment() -> list[str]:
 def mask_files(folder: Path) -> None:
     """Take the secrets out of the YAML files of a folder."""
     for path in folder.glob("*.yaml"):
-        text = path.read_text()
+        text = path.read_text(encoding="utf-8")
         if masked(text) == text and not any(map(names_secret, set(re.findall(r"[\w-]+", text)))):
             continue  # which is most, and reading YAML takes long
         values = yaml.safe_load(text)

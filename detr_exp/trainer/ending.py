@@ -10,7 +10,10 @@ STATUSES = {
     "MemoryError": "oom",
     "PrunedError": "pruned",
 }
-OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")
+OUT_OF_MEMORY = (
+    *("out of memory", "can't allocate memory", "cannot allocate memory", "not enough memory", "bad_alloc"),
+    *("unable to allocate", "failed to map segment", "can't start new thread", "thread constructor failed"),
+)
 
 
 class PrunedError(Exception):
@@ -36,4 +39,4 @@ def status_of(error: BaseException) -> str:
     for kind in type(error).__mro__:
         if kind.__name__ in STATUSES:
             return STATUSES[kind.__name__]
-    return "oom" if any(words in str(error) for words in OUT_OF_MEMORY) else "failed"
+    return "oom" if any(words in str(error).lower() for words in OUT_OF_MEMORY) else "failed"

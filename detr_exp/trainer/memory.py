@@ -80,7 +80,7 @@ def available(device: torch.device) -> int | None:
 def _free_in_machine() -> int | None:
     info = Path("/proc/meminfo")
     if info.exists():
-        fields = dict(line.split(":", 1) for line in info.read_text().splitlines())
+        fields = dict(line.split(":", 1) for line in info.read_text(encoding="utf-8").splitlines())
         if "MemAvailable" in fields:
             return int(fields["MemAvailable"].split()[0]) * 1024
     try:
@@ -92,8 +92,8 @@ def _free_in_machine() -> int | None:
 def _free_in_group(folder: Path = Path("/sys/fs/cgroup")) -> int | None:
     """What a container may still take (cgroup v2); file caches count as free."""
     try:
-        limit, used = ((folder / f"memory.{name}").read_text().strip() for name in ("max", "current"))
-        caches = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
+        limit, used = ((folder / f"memory.{name}").read_text(encoding="utf-8").strip() for name in ("max", "current"))
+        caches = dict(line.split() for line in (folder / "memory.stat").read_text(encoding="utf-8").splitlines())
     except OSError:
         return None
     return None if limit == "max" else int(limit) - int(used) + int(caches.get("inactive_file", 0))

@@ -24,7 +24,7 @@ def note_skipped(run: Run, step: int, batches: Sequence[Batch]) -> None:
     if not found:
         return
     path = run.output_dir / FILE
-    known = path.read_text().splitlines() if path.exists() else []
+    known = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
     if new := sorted(found.difference(known)):
         write(path, "".join(f"{sentence}\n" for sentence in (*known, *new)))
         run.tracker.log(step, {"data/skipped_pictures": len(known) + len(new)})

@@ -150,7 +150,7 @@ class LocalLauncher(Launcher):
 def result_of(run: Running) -> JobReturn:
     """What a process that has ended left behind."""
     if run.answer.exists():
-        told = json.loads(run.answer.read_text())
+        told = json.loads(run.answer.read_text(encoding="utf-8"))
         if "error" in told:
             return JobReturn(status=JobStatus.FAILED, _return_value=JobError(told["error"]))
         return JobReturn(status=JobStatus.COMPLETED, _return_value=told["value"])
