@@ -9,12 +9,13 @@ from __future__ import annotations
 import io
 import re
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, BinaryIO
 
 _FILLER = bytes(64)
 _JPEG_MARK = re.compile(rb"\xff[^\x00\x01\xd0-\xd8\xff]")  # begins a segment: neither stuffing nor a restart nor a fill
 _SEQUENTIAL, _TABLES, _SCAN, _END = (0xC0, 0xC1), 0xC4, 0xDA, 0xD9
+_SKIP = 0xF0  # JPEG's symbol for 16 coefficients that are zero
 _PLAIN = 1  # TIFF's word for "not compressed"
 _STRIPS, _TILES = (273, 279), (324, 325)  # TIFF's tags of places and lengths
 
@@ -75,7 +76,7 @@ def boxes(file: BinaryIO) -> Iterator[tuple[bytes, int, int]]:
 def _filled_jpeg(content: bytes) -> bool:
     """Zeros where the image data do not end, or where zeros cannot mean a flat area: with the usual Huffman tables they
     mean a coefficient of -1 everywhere. Bytes behind the end are the camera's."""
-    at, sequential, first_symbols = 2, False, set[int]()
+    at, sequential, tables = 2, False, dict[int, bool]()
     while found := _JPEG_MARK.search(content, at):
         mark, start = content[found.start() + 1], found.end()
         if mark == _END:
@@ -84,22 +85,33 @@ def _filled_jpeg(content: bytes) -> bool:
         if mark in _SEQUENTIAL:
             sequential = True
         elif mark == _TABLES:
-            first_symbols.update(_first_ac_symbols(content[start + 2 : at]))
+            tables.update(_ac_tables(content[start + 2 : at]))
         elif mark == _SCAN:
             end = _JPEG_MARK.search(content, at)
-            is_odd = end is None or (sequential and any(first_symbols))
+            is_odd = end is None or (
+                any(tables.values()) if sequential else _is_odd_scan(content[start + 2 : at], tables)
+            )
             if is_odd and content.find(_FILLER, at, end.start() if end else len(content)) >= 0:
                 return True
     return False
 
 
-def _first_ac_symbols(tables: bytes) -> Iterator[int]:
-    """What nothing but zeros means in each of a segment's AC tables; 0 ends a block."""
+def _is_odd_scan(head: bytes, tables: Mapping[int, bool]) -> bool:
+    """Whether zeros are odd in a scan of a progressive picture: where it begins AC coefficients, its table says; equal
+    DC coefficients and refinements may be zeros."""
+    return len(head) == 6 and head[3] > 0 and head[5] >> 4 == 0 and tables.get(head[2] & 15, False)
+
+
+def _ac_tables(segment: bytes) -> Iterator[tuple[int, bool]]:
+    """The number of each AC table of a segment, and whether nothing but zeros is odd with it: they mean a coefficient,
+    or the end of a block again and again where the table has a symbol for many blocks that end."""
     at = 0
-    while at + 17 < len(tables):
-        if tables[at] >> 4:
-            yield tables[at + 17]
-        at += 17 + sum(tables[at + 1 : at + 17])
+    while at + 17 < len(segment):
+        symbols = segment[at + 17 : at + 17 + sum(segment[at + 1 : at + 17])]
+        if segment[at] >> 4 and symbols:
+            ends_many = any(symbol % 16 == 0 and 0 < symbol < _SKIP for symbol in symbols)
+            yield segment[at] & 15, symbols[0] % 16 > 0 or ends_many
+        at += 17 + sum(segment[at + 1 : at + 17])
 
 
 def _filled_png(content: bytes) -> bool:

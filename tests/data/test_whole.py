@@ -64,8 +64,9 @@ def test_flat_pictures_are_whole(kind, settings, level):
     assert read_picture(saved(Image.fromarray(flat), kind, settings)).shape == flat.shape
 
 
-def test_zeros_inside_a_photograph_with_the_usual_tables():
-    content = saved(textured(), "JPEG", {"quality": 90})
+@pytest.mark.parametrize("progressive", [False, True])
+def test_zeros_inside_a_photograph(progressive):
+    content = saved(textured(noise=progressive), "JPEG", {"quality": 90, "progressive": progressive})
     third = len(content) // 3
     with pytest.raises(PictureError, match="nothing but zeros"):
         read_picture(content[:third] + bytes(third) + content[2 * third :])
