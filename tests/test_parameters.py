@@ -364,11 +364,15 @@ def test_rates_and_length_of_the_recipes(recipe: str) -> None:
     with torch.device("meta"):
         made = build.network(cfg)
     groups = build.optimizer(cfg)(made).param_groups
+    layers = {name: module for name, module in made.named_modules() if "Norm" in type(module).__name__}
+    norms = {
+        f"{layer}.{name}" for layer, module in layers.items() for name, _ in module.named_parameters(recurse=False)
+    }
     rates = {id(p): (group["lr"], group["weight_decay"]) for group in groups for p in group["params"]}
     kinds: dict[tuple[bool, bool], set[tuple[float, float]]] = {}
     for name, parameter in made.named_parameters():
         if id(parameter) in rates:
-            place = name.startswith("backbone."), "norm" in name or "bn" in name
+            place = name.startswith("backbone."), name in norms
             kinds.setdefault(place, set()).add(rates[id(parameter)])
     assert kinds == {
         (True, False): {(1e-6, 0.005)},
