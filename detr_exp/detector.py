@@ -252,8 +252,13 @@ def as_picture(picture: Picture) -> np.ndarray:
         if has_more_frames(source):
             log.warning("%s: %s", source if isinstance(source, Path) else "a picture in memory", FIRST_FRAME)
         return pixels
-    if not isinstance(picture, torch.Tensor):
+    if isinstance(picture, np.ndarray):
         return pixels_of_array(picture)
+    if not isinstance(picture, torch.Tensor):
+        raise ValueError(
+            f"a {type(picture).__name__} is no picture; give a path, the content of a file as bytes, a PIL image, an "
+            "array or a tensor"
+        )
     if picture.ndim not in (2, 3) or (picture.ndim == 3 and picture.shape[0] not in (1, 3, 4)):
         raise ValueError(
             f"a tensor {list(picture.shape)} of {picture.dtype} is no picture; give [3, H, W], uint8 or float in 0..1"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import io
 import json
 import os
 import shutil
@@ -337,3 +338,9 @@ def test_a_config_of_a_giant_is_refused_before_its_memory_is_touched(trained: Pa
     torch.save(state, tmp_path / "giant.pth")
     with pytest.raises(ValueError, match="many times as large as its tensors"):
         load(tmp_path / "giant.pth")
+
+
+@pytest.mark.parametrize("thing", [[[0, 1]], bytearray(b"x"), None, io.BytesIO(b"x")])
+def test_what_is_no_picture_at_all_is_told(thing):
+    with pytest.raises(ValueError, match="is no picture; give a path"):
+        as_picture(thing)
