@@ -7,7 +7,7 @@ from itertools import product
 
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override
+from hydra.core.override_parser.types import Override, QuotedString
 
 from detr_exp.compose import Composer, Composition, refuse_unready
 from detr_exp.mistakes import ConfigError, read_words
@@ -57,14 +57,14 @@ def axes_of(words: Sequence[Override]) -> dict[str, list[str]]:
         if not word.is_sweep_override() or word.is_hydra_override():
             axes[key] = [str(word.input_line)]
         elif word.is_discrete_sweep():
-            _refuse_repeated(word)
+            refuse_repeated(word)
             axes[key] = [f"{key}={value}" for value in word.sweep_string_iterator()]
         else:
             raise ConfigError(f"{word.input_line} is no list of values; a grid needs one: {key}=a,b or range(1,9)")
     return axes
 
 
-def _refuse_repeated(word: Override) -> None:
+def refuse_repeated(word: Override) -> None:
     """Refuse values that give no run, or the same run twice.
 
     Raises:
@@ -79,7 +79,8 @@ def _refuse_repeated(word: Override) -> None:
     key = word.get_key_element()
     if not values:
         raise ConfigError(f"{word.input_line} gives no value, so there is nothing to run; give one or more: {key}=a,b")
-    seen = [(isinstance(value, bool), value if isinstance(value, int | float) else str(value)) for value in values]
+    texts = [value.text if isinstance(value, QuotedString) else value for value in values]
+    seen = [(isinstance(text, bool), text if isinstance(text, int | float | None) else str(text)) for text in texts]
     if twice := [value for value, known in zip(values, seen) if seen.count(known) > 1]:
         raise ConfigError(
             f"{word.input_line} gives {twice[0]} more than once, which is the same run; leave it out, or repeat a run "

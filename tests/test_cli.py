@@ -114,6 +114,7 @@ def alone() -> float:
         (["--multirun", "seed=range(1,3,0)"], "cannot be counted"),
         (["--multirun", "loss="], "does not exist"),
         (["--multirun", "seed=1,2,1"], "gives 1 more than once"),
+        (["--multirun", "loss=focal,'focal'"], "gives focal more than once"),
         (["--multirun", "optim.lr=1e-4,0.0001"], "more than once"),
         (["--multirun", "seed=1,2", "hydra.sweep.subdir=same"], r"hydra\.sweep\.dir="),
         (["--multirun", "seed=1,2", "hydra.sweep.subdir=${hydra.job.num}"], r"hydra\.job\.num"),

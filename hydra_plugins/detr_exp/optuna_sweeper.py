@@ -17,7 +17,7 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
 from detr_exp.compose import composition, refuse_unready
-from detr_exp.grid import OWN_KEYS
+from detr_exp.grid import OWN_KEYS, refuse_repeated
 from detr_exp.mistakes import ConfigError
 from detr_exp.terminal import say
 from detr_exp.tracker.base import RunRecord
@@ -125,9 +125,8 @@ class OptunaSweeper(Sweeper):
             raise ConfigError("nothing is searched; give a choice or a range: optim.lr='tag(log,interval(1e-5,1e-3))'")
 
     def _typical(self) -> Iterator[list[str]]:
-        """Words of trials that show whether all can be: each choice and both ends with the lowest of all else."""
-        ends = {key: (getattr(given, "low", None), getattr(given, "high", None)) for key, given in self.ranges.items()}
-        options = {key: getattr(given, "choices", ()) or ends[key] for key, given in self.ranges.items()}
+        """Words of trials that show whether all can be: each choice, ends and a fraction with all else at its lowest."""
+        options = {key: getattr(given, "choices", None) or ends_of(given) for key, given in self.ranges.items()}
         lowest = {key: values[0] for key, values in options.items()}
         for key, values in options.items():
             for value in values:
@@ -298,18 +297,36 @@ class OptunaSweeper(Sweeper):
 
 
 def distribution(word: Override) -> optuna.distributions.BaseDistribution:
-    """What Optuna calls the choice or range that a word gives."""
+    """What Optuna calls the choice or range that a word gives.
+
+    Raises:
+        ConfigError: there is nothing in it, the same twice, or a tag that does nothing.
+    """
     from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
-    given = word.value()
-    if isinstance(given, IntervalSweep):
-        assert given.start is not None
-        assert given.end is not None
-        is_log = "log" in given.tags
-        if isinstance(given.start, int) and isinstance(given.end, int):
-            return IntDistribution(given.start, given.end, log=is_log)
-        return FloatDistribution(float(given.start), float(given.end), log=is_log)
-    return CategoricalDistribution([str(value) for value in word.sweep_string_iterator()])
+    given, key = cast(Any, word.value()), word.get_key_element()
+    is_interval = isinstance(given, IntervalSweep)
+    if unknown := sorted(set(given.tags) - ({"log"} if is_interval else set())):
+        raise ConfigError(
+            f"{word.input_line} has the tag {unknown[0]}, which means nothing here; the only one is log, of a range: "
+            f"{key}='tag(log,interval(1e-5,1e-3))'"
+        )
+    if not is_interval:
+        refuse_repeated(word)
+        return CategoricalDistribution([str(value) for value in word.sweep_string_iterator()])
+    low, high, is_log = given.start, given.end, "log" in given.tags
+    if not (math.isfinite(low) and math.isfinite(high) and low < high and (low > 0 or not is_log)):
+        scale = " on a logarithmic scale, which begins above 0" if is_log else ""
+        raise ConfigError(f"{word.input_line} is no range{scale}; write it as {key}='interval(lowest,highest)'")
+    if isinstance(low, int) and isinstance(high, int):
+        return IntDistribution(low, high, log=is_log)
+    return FloatDistribution(float(low), float(high), log=is_log)
+
+
+def ends_of(given: Any) -> tuple[float, ...]:
+    """Both ends of a range, and what is between whole numbers where fractions are drawn."""
+    between = () if isinstance(given.low, int) else (given.low + (given.high - given.low) / math.pi,)
+    return (given.low, given.high, *between)
 
 
 def word_of(key: str, value: Any) -> str:

@@ -64,6 +64,25 @@ def test_the_total_is_reached_over_several_starts_and_no_draw_is_repeated(sweep:
     assert "another study" in other.err
 
 
+@pytest.mark.parametrize(
+    ("word", "told"),
+    [
+        ("optim.lr=interval(1,0)", "is no range"),
+        ("optim.lr=interval(1,1)", "is no range"),
+        ("optim.lr=tag(log,interval(0,1))", "above 0"),
+        ("optim.lr=tag(lgo,interval(1e-4,1e-3))", "has the tag lgo"),
+        ("optim.lr=tag(log,choice(1e-4,1e-3))", "has the tag log"),
+        ("seed=range(1,1)", "gives no value"),
+        ("loss=choice(focal,'focal')", "more than once"),
+        ("trainer.epochs=interval(1,3)", "must be a whole number"),
+    ],
+)
+def test_what_cannot_be_searched_is_refused(sweep: Sweep, word: str, told: str) -> None:
+    done = sweep(goodness, "hydra/sweeper=optuna", word)
+    assert (done.status, done.lines) == (2, [])
+    assert told in done.err
+
+
 def test_failures_are_failed_trials_with_their_reason(sweep: Sweep) -> None:
     def broken(cfg: DictConfig) -> float | None:
         number = HydraConfig.get().job.num
