@@ -94,7 +94,7 @@ TABLE: tuple[tuple[str, Range, str], ...] = (
     ("benchmark.", COUNT, "batch_sizes[] rounds"),
     ("export.", COUNT, "batch_size? pictures"),
     ("export.", NOT_NEGATIVE, "max_difference? max_map_drop?"),
-    ("hydra.launcher.", COUNT, "slots? threads?"),
+    ("hydra.launcher.", Range(1, 1024, whole=True), "slots? threads?"),
     ("hydra.sweeper.", COUNT, "n_trials min_epochs"),
     ("hydra.sweeper.", Range(0, 2**31 - 1, whole=True), "seed"),
     ("hydra.sweeper.", WHOLE, "startup_trials"),
@@ -164,7 +164,7 @@ TABLE: tuple[tuple[str, Range, str], ...] = (
     ("trainer.", BELOW_ONE, "smooth_alpha"),
     ("trainer.", BELOW_ONE._replace(mended=0.999), "ema_decay"),
     ("trainer.", Range(0, 1, above=True, mended=0.7), "auto_batch_ema_headroom"),
-    ("trainer.hardware.", COUNT, "threads?"),
+    ("trainer.hardware.", Range(1, 1024, whole=True), "threads?"),
     ("trainer.hardware.", COUNT_OR_AUTO, "devices"),
 )
 DECIDED_BY = {"loss.class_loss.alpha": "loss.class_loss._target_", "optim.warmup": "optim.warmup_unit"}

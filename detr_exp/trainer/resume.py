@@ -154,7 +154,7 @@ def find(resume: str | None, output_dir: Path, wanted: str) -> Path | None:
     if resume is None:
         return None
     if resume != "auto":
-        path = Path(resume).expanduser()
+        path = Path(str(resume)).expanduser()  # a switch or a number is no file either
         path = path / files.NEWEST if path.is_dir() else path
         if not path.is_file():
             raise ValueError(f"trainer.resume is {resume}, but no checkpoint is there; use trainer.resume=auto or null")
@@ -302,6 +302,8 @@ def judged_otherwise(saved: dict[str, Any], run: Run) -> str | None:
         return f"{settings[1]} to decide what is best instead of {settings[0]}"
     if before.get("trainer.smooth_alpha") != now.get("trainer.smooth_alpha"):
         return "other running means of what decides what is best"
+    if before.get("metric.eval_max_dets") != now.get("metric.eval_max_dets"):
+        return "another number of detections that count (metric.eval_max_dets)"
     losses = [key for key in _differing(before, now) if _under(key, ("loss", "matcher"))]
     if is_loss(settings[1]) and losses:
         return f"another loss to decide what is best ({', '.join(losses[:3])})"

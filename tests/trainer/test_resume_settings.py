@@ -9,7 +9,7 @@ from detr_exp.compose import compose
 from detr_exp.detector import load
 from detr_exp.train import train_in
 from detr_exp.trainer import checkpoint as files
-from detr_exp.trainer.resume import FIXED, FREE, flat
+from detr_exp.trainer.resume import FIXED, FREE, find, flat
 
 FEW = ("data.train=4", "data.val=2", "data.test=2", "trainer.num_pictures=0")
 OTHERS = ("lr", "lr_backbone", "weight_decay", "scheduler", "warmup", "warmup_unit", "warmup_shape")
@@ -128,11 +128,18 @@ def test_settings_that_cannot_act_are_refused(resumed, word, told):
 
 def test_another_metric_begins_its_best_anew(resumed, capsys):
     assert resumed("trainer.monitor=val/mAP").best["ema"].best_raw is not None, "which was watched before"
-    for words in (["trainer.monitor=val/loss"], ["trainer.smooth_alpha=0.5"]):
+    for words in (["trainer.monitor=val/loss"], ["trainer.smooth_alpha=0.5"], ["metric.eval_max_dets=3"]):
         state = resumed(*words)
         assert state.best["ema"].best_raw is None
         assert state.best["ema"].count == 0
         assert "the best is sought anew from here" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("word", [True, 5, "", "nowhere"])
+def test_what_is_no_checkpoint_is_said(tmp_path, monkeypatch, word):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match=r"no checkpoint is there; use trainer\.resume=auto"):
+        find(word, tmp_path, "")
 
 
 def test_nothing_is_left_to_judge_by_another_metric(resumed):
