@@ -167,7 +167,7 @@ def find(checkpoint: str | Path, weights: str | None = None) -> Path:
     """
     if weights not in (None, "ema", "raw"):
         raise ValueError(f"weights is {weights!r}; use ema, raw, or null for those of the file")
-    if re.fullmatch("[0-9a-f]{32}", str(checkpoint)) and not Path(checkpoint).exists():
+    if re.fullmatch("[0-9a-f]{32}", str(checkpoint)) and not Path(str(checkpoint)).exists():
         from detr_exp.tracker.runs import find_one
 
         checkpoint = find_one(str(checkpoint))

@@ -30,7 +30,7 @@ class Folder:
     def __init__(self, root: str | os.PathLike[str] | None, extra_roots: Sequence[str] = ()) -> None:
         if not root:
             raise ValueError("data.root is not set; give the folder of the data set: data.root=/path/to/data")
-        self.root = Path(root).expanduser()
+        self.root = Path(str(root)).expanduser()
         if not os.path.isdir(self.root):
             raise ValueError(f"data.root is {str(root)!r}, which is not a folder; give an existing one: data.root=...")
         if missing := [extra for extra in extra_roots if not os.path.isdir(Path(extra).expanduser())]:

@@ -70,7 +70,7 @@ def read_weights(path: str | Path) -> Weights:
     Raises:
         ValueError: when there is no such file, or nothing in it is known.
     """
-    path = _file(Path(path).expanduser())
+    path = _file(Path(str(path)).expanduser())
     mend = "; give a file of weights, or start without: model.weights=null"
     content = tensor_files.read(path, mend, also=pretrained_rfdetr.SAFE_GLOBALS)
     if (state := pretrained_rfdetr.rfdetr_state(content)) is not None:

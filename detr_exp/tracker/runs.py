@@ -118,7 +118,7 @@ def find(words: str | Sequence[str], root: str | Path = "outputs") -> list[Path]
         ValueError: a word that means none.
     """
     found: dict[Path, None] = {}
-    for word in [words] if isinstance(words, str) else words:
+    for word in words if isinstance(words, Sequence) and not isinstance(words, str) else [words]:
         folder = Path(str(word)).expanduser()
         matching = _below(folder) if folder.is_dir() else _with_id(str(word), Path(root).expanduser())
         if not matching:
@@ -152,7 +152,7 @@ def load_all(folders: Sequence[Path], words: str | Sequence[str] = ()) -> list[P
         raise damaged[0]
     for reason in damaged:
         logger.warning("left out: %s", reason)
-    for word in [words] if isinstance(words, str) else words:
+    for word in words if isinstance(words, Sequence) and not isinstance(words, str) else [words]:
         sweep = Path(str(word)).expanduser()
         latest = {entry["hash"]: entry for entry in JsonLines.read(sweep / LEDGER) if _is_entry(entry)}
         for entry in latest.values():

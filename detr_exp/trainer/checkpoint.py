@@ -96,7 +96,7 @@ def resolve(checkpoint: str | Path, weights: str | None = None) -> Path:
     Raises:
         ValueError: when there is none.
     """
-    path = Path(checkpoint).expanduser()
+    path = Path(str(checkpoint)).expanduser()
     if not path.is_dir():
         return path
     bests = (BEST_TOTAL, BEST["ema"], BEST["raw"]) if weights is None else (BEST[weights],)

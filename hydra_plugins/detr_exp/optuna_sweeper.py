@@ -125,7 +125,7 @@ class OptunaSweeper(Sweeper):
             raise ConfigError("nothing is searched; give a choice or a range: optim.lr='tag(log,interval(1e-5,1e-3))'")
 
     def _typical(self) -> Iterator[list[str]]:
-        """Words of trials that show whether all can be: each choice, ends and a fraction, the others at their lowest."""
+        """Words of trials that show whether all can be: each choice, both ends, a fraction; else the lowest."""
         options = {key: getattr(given, "choices", None) or ends_of(given) for key, given in self.ranges.items()}
         lowest = {key: values[0] for key, values in options.items()}
         for key, values in options.items():
