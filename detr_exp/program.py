@@ -96,12 +96,20 @@ def differences(expected: Arrays, found: Arrays, sizes: np.ndarray) -> dict[str,
     Returns:
         for each output `[B * Q]`, the largest difference in the query: of scores where there are logits, of boxes and
         points in sizes of the picture.
+
+    Raises:
+        ValueError: scores or boxes of one of them are not finite.
     """
     apart: dict[str, list[np.ndarray]] = {name: [] for name in expected}
     for image, size in enumerate(sizes):
         one, other = (dict(_in_units(outputs, image, size)) for outputs in (expected, found))
         names = [name for name in ("logits", "scores", "labels", "boxes") if name in one]
         cost = np.abs(_stacked(one, names)[:, None] - _stacked(other, names)[None]).max(-1)
+        if not np.isfinite(cost).all():
+            raise ValueError(
+                "scores or boxes are not finite, so nothing can be compared; export a checkpoint of a run that "
+                "has not diverged, or where its own are finite, in full precision: export.half=false"
+            )
         rows, columns = linear_sum_assignment(cost)
         for name, value in one.items():
             gap = np.abs(value[rows] - other[name][columns])

@@ -22,6 +22,15 @@ def test_queries_are_matched_by_what_they_say() -> None:
     assert sorted(apart) == pytest.approx([0] * 9 + [0.25])
 
 
+@pytest.mark.parametrize("bad", ["logits", "boxes"])
+def test_what_is_not_finite_is_not_compared(bad: str) -> None:
+    right = {"logits": np.zeros((1, 2, 3)), "boxes": np.ones((1, 2, 4))}
+    wrong = right | {bad: right[bad] * np.nan}
+    for pair in [(right, wrong), (wrong, right)]:
+        with pytest.raises(ValueError, match="not finite"):
+            differences(*pair, np.array([[10, 10]]))
+
+
 def test_pixels_are_compared_in_sizes_of_the_picture() -> None:
     one = {"scores": np.ones((1, 1)), "labels": np.zeros((1, 1), int), "boxes": np.array([[[0.0, 0, 10, 10]]])}
     other = one | {"boxes": np.array([[[0.0, 0, 20, 10]]])}

@@ -140,7 +140,7 @@ def files_below(
         for entry in entries:
             if entry.is_dir(follow_symlinks=False):
                 folders.append(folder / entry.name)
-            elif entry.is_dir():
+            elif os.path.isdir(entry):  # asked so, a link that leads to itself is none
                 links.append(folder / entry.name)
             else:
                 found.append(folder / entry.name)

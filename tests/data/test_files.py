@@ -57,8 +57,9 @@ def test_a_link_to_what_lies_above_is_not_entered(tmp_path):
     (tmp_path / "other" / "y.jpg").touch()
     (tmp_path / "set" / "images" / "up").symlink_to("../..")
     (tmp_path / "set" / "images" / "aside").symlink_to("../../other")
+    (tmp_path / "set" / "images" / "itself").symlink_to("itself")
     found, left_out = files_below(tmp_path / "set" / "images")
-    assert [file.name for file in found] == ["y.jpg"]
+    assert [file.name for file in found] == ["itself", "y.jpg"]
     assert [path.name for path, _ in left_out] == ["up"]
 
 

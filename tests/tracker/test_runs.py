@@ -39,7 +39,14 @@ def test_a_folder_a_sweep_and_ids(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("word", "told"), [("aa", "no run in"), ("beefbeef", "no run in"), (".", "holds no runs"), ("ffffffff", "2 runs")]
+    ("word", "told"),
+    [
+        ("aa", "no run in"),
+        ("beefbeef", "no run in"),
+        (".", "holds no runs"),
+        ("ffffffff", "2 runs"),
+        (True, "no run in"),
+    ],
 )
 def test_words_that_mean_no_run_or_several(tmp_path, monkeypatch, word, told):
     (tmp_path / "empty").mkdir()

@@ -111,6 +111,10 @@ def test_resolve_prefers_the_best(tmp_path):
     assert files.resolve(tmp_path).name == files.BEST_TOTAL
 
 
+def test_switches_and_numbers_are_names():
+    assert [str(files.resolve(name)) for name in (True, 5)] == ["True", "5"]
+
+
 def test_config_hash_ignores_order():
     assert files.config_hash({"a": 1, "b": {"c": 2, "d": 3}}) == files.config_hash({"b": {"d": 3, "c": 2}, "a": 1})
     assert files.config_hash({"a": 1}) != files.config_hash({"a": 2})
