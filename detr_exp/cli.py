@@ -34,6 +34,7 @@ from detr_exp.compose import CONF_DIR, composition, config_loader, first_words, 
 from detr_exp.folder import remove_unused
 from detr_exp.mistakes import OURS, ConfigError, groups_of, is_said_by_us
 from detr_exp.signals import Interrupt, Interrupted
+from detr_exp.streams import name_files_in_utf8
 from detr_exp.terminal import guard_messages, say
 from detr_exp.tracker.secrets import mask_files
 from detr_exp.trainer import ending
@@ -55,6 +56,7 @@ def main(task: Task, config_name: str, usage: str) -> None:
     Raises:
         SystemExit: unless everything went well.
     """
+    name_files_in_utf8()
     if "torch" not in sys.modules:
         gc.freeze()  # what is loaded by now stays: to look through it for garbage would delay the answer to a mistake
     with_traceback = "HYDRA_FULL_ERROR" in os.environ
@@ -85,6 +87,7 @@ def without_folder(task: Callable[[DictConfig], object], config_name: str, usage
     Raises:
         SystemExit: unless everything went well.
     """
+    name_files_in_utf8()
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
     guard_messages()
     try:

@@ -29,6 +29,7 @@ from omegaconf import DictConfig, OmegaConf
 from detr_exp.compose import stored
 from detr_exp.mistakes import ConfigError
 from detr_exp.signals import Interrupt, Interrupted, ended_by
+from detr_exp.streams import name_files_in_utf8
 from detr_exp.terminal import guard_messages
 from detr_exp.trainer.collector import off_until_training
 
@@ -119,6 +120,7 @@ def follow() -> None:
     Raises:
         SystemExit: unless everything went well.
     """
+    name_files_in_utf8()
     from detr_exp.trainer import distributed
 
     text = distributed.meeting_point()[0].get(JOB).decode()

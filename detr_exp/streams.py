@@ -22,6 +22,14 @@ class _Lenient(io.FileIO):
         return written
 
 
+def name_files_in_utf8() -> None:
+    """Begin this process anew where its locale knows ASCII only (`LC_ALL=C PYTHONUTF8=0`): not so names."""
+    if sys.getfilesystemencoding() == "ascii":
+        os.environ["PYTHONUTF8"] = "1"
+        os.environ.setdefault("PYTHONIOENCODING", "ascii:backslashreplace")
+        os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
+
+
 def keep_open() -> None:
     """Make the standard streams of this process ones that never fail.
 

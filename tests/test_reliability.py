@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from detr_exp.trainer import checkpoint as files
 
@@ -185,6 +186,23 @@ def test_the_reader_of_a_help_text_may_leave() -> None:
     command = f"'{sys.executable}' -m detr_exp.train --help | head -n 1; exit ${{PIPESTATUS[0]}}"
     done = subprocess.run(["bash", "-c", command], cwd=ROOT, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.slow
+def test_names_of_any_alphabet_where_the_locale_knows_ascii_only(tmp_path: Path, tiny_run: list[str]) -> None:
+    root, folder = tmp_path / "Daten 日本", tmp_path / "run"
+    (root / "images").mkdir(parents=True)
+    (root / "labels").mkdir()
+    for name in ("größe", "猫"):
+        Image.new("RGB", (64, 64), "gray").save(root / "images" / f"{name}.png")
+        (root / "labels" / f"{name}.txt").write_text("0 0.5 0.5 0.3 0.3\n1 0.3 0.3 0.2 0.2\n", encoding="utf-8")
+    (root / "data.yaml").write_text("train: images\nval: images\nnames: [Tür, 猫]\n", encoding="utf-8")
+    plain = "LC_ALL=C PYTHONUTF8=0 PYTHONCOERCECLOCALE=0 exec RUN"
+    words = [word for word in tiny_run if not word.startswith("data")]
+    words += ["trainer.run_test=false", "data=yolo", f'data.root="{root}"', WORKERS]
+    out, _ = Training(folder, words, shell=plain).end(0)
+    assert out.isascii()
+    assert "猫" in (folder / "config.yaml").read_text("utf-8") + (folder / "run.log").read_text("utf-8")
 
 
 # -------------------------------------------------------------------------------------------------------------- limits

@@ -247,7 +247,7 @@ def _begin(worker: int) -> None:
     """In a new worker: it says what keeps it from handing over a batch, which would be waited for without end."""
     leave_to_parent()
     torch.set_num_threads(1)
-    Queue._on_queue_feeder_error = _hand_over_error  # type: ignore[method-assign,assignment]
+    Queue._on_queue_feeder_error = _hand_over_error  # type: ignore[attr-defined]
     sys.excepthook = _end_with
 
 
