@@ -19,6 +19,7 @@ import traceback
 import uuid
 from dataclasses import asdict, dataclass
 from functools import partial
+from multiprocessing import resource_tracker
 from pathlib import Path
 from typing import Any, cast
 
@@ -28,7 +29,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from detr_exp.compose import stored
 from detr_exp.mistakes import ConfigError
-from detr_exp.signals import Interrupt, Interrupted, ended_by
+from detr_exp.signals import Interrupt, Interrupted, ended_by, held_back
 from detr_exp.streams import name_files_in_utf8
 from detr_exp.terminal import guard_messages
 from detr_exp.trainer.collector import off_until_training
@@ -171,6 +172,8 @@ def _on_ranks(job: Job, count: int) -> float | None:
         start_method="spawn",
     )
     _silence_the_launcher()
+    with held_back():  # signals to the group would end the tracker, and what it tracks be lost
+        resource_tracker.ensure_running()
     ended: list[Any] = []
 
     def launch() -> None:

@@ -59,7 +59,9 @@ class Training:
         out, err = self.process.communicate(timeout=300)
         assert "Traceback" not in out + err
         assert self.process.returncode == status, out + err
-        assert subprocess.run(["pgrep", "-g", str(self.process.pid)], stdout=subprocess.DEVNULL, check=False).returncode
+        assert subprocess.run(
+            ["pgrep", "-r", "DRST", "-g", str(self.process.pid)], stdout=subprocess.DEVNULL, check=False
+        ).returncode
         return out, err
 
     @property
