@@ -15,7 +15,6 @@ import os
 import signal
 import sys
 import threading
-import traceback
 import uuid
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -223,11 +222,11 @@ def _rank(job: Job) -> float | BaseException | None:
 
 def _quiet_status(error: BaseException) -> int:
     """The exit status for an error; only what nobody else reports is printed."""
-    from detr_exp.cli import status_of
+    from detr_exp.cli import report, status_of
 
     status = status_of(error)
     if status == 1 and not _is_peer_failed(error):
-        traceback.print_exception(error)
+        report(error)
     return status
 
 

@@ -172,6 +172,36 @@ def test_a_worker_that_is_killed_is_named_and_the_state_saved(start: Callable[..
     assert training.step >= 2
 
 
+@pytest.mark.slow
+def test_a_worker_of_one_rank_that_is_killed_ends_all_ranks(start: Callable[..., Training]) -> None:
+    training = start(WORKERS, *LONG, "trainer.hardware.devices=2")
+    training.wait_for(2)
+    ranks = [pid for pid in workers_of(training.process.pid) if len(workers_of(pid)) >= 2]
+    os.kill(workers_of(ranks[-1])[0], signal.SIGKILL)
+    _, err = training.end(1)
+    assert "was ended by SIGKILL, most likely because memory ran out" in err
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("shell", ["RUN | head -n 1; exit ${PIPESTATUS[0]}", "exec RUN >&- 2>&- <&-", "TERM"])
+def test_predictions_are_kept(trained: Path, tmp_path: Path, shell: str) -> None:
+    pictures, folder = tmp_path / "pictures", tmp_path / "found"
+    pictures.mkdir()
+    for number in range(2000 if shell == "TERM" else 2):
+        Image.new("RGB", (64, 64), "gray").save(pictures / f"{number}.png")
+    words = [sys.executable, "-m", "detr_exp.predict", f"checkpoint={trained}", f"source={pictures}", "threshold=0.01"]
+    words += ["batch_size=1", f"hydra.run.dir={folder}"]
+    command = shell.replace("TERM", "exec RUN").replace("RUN", " ".join(f"'{word}'" for word in words))
+    process = subprocess.Popen(["bash", "-c", command], cwd=ROOT, stderr=subprocess.PIPE, text=True)
+    if shell == "TERM":
+        while not list(folder.glob("pictures/*")):
+            time.sleep(0.02)
+        process.terminate()
+    _, err = process.communicate(timeout=300)
+    assert (process.returncode, "Traceback" in err) == (143 if shell == "TERM" else 0, False)
+    assert json.loads((folder / "detections.json").read_text("utf-8"))
+
+
 # ------------------------------------------------------------------------------------------------------------- streams
 
 

@@ -88,7 +88,7 @@ def loaders(small, tmp_path, monkeypatch):
             return step(self, run, state, window)
 
         monkeypatch.setattr(loading, "DataLoader", Seen)
-        monkeypatch.setattr(loading, "_one_thread", sign)
+        monkeypatch.setattr(loading, "_begin", sign)
         monkeypatch.setattr(TrainSampler, "__iter__", count)
         monkeypatch.setattr(Trainer, "train_step", note)
         usual = ("data.train=12", "data.val=1", "trainer.eval_interval=2", "trainer.num_pictures=0")
@@ -172,7 +172,7 @@ def test_tensorboard_and_wandb_get_what_is_logged(small, tmp_path, monkeypatch):
     wandb = SimpleNamespace(login=lambda prompt: True, Settings=dict, Image=lambda *_, **__: None)
     wandb.init = lambda **given: (settings.update(given), session)[1]
     monkeypatch.setitem(sys.modules, "wandb", wandb)
-    monkeypatch.setattr("detr_exp.tracker.tracker.find_spec", lambda name: name)
+    monkeypatch.setattr("detr_exp.tracker.tracker.find_spec", lambda name: SimpleNamespace(origin=name))
     words = ("tracker.tensorboard=true", "tracker.wandb=true", "tracker.project=blood", "tracker.run=first")
     train_in(tmp_path, small(*ONE_STEP, *words))
     assert (settings["project"], settings["name"]) == ("blood", "first")
