@@ -50,6 +50,9 @@ class Sweep:
         retry = config.get("sweep_retry")
         if retry not in (None, "failed"):
             raise ConfigError(f"sweep_retry is {retry!r}; use sweep_retry=failed, or null")
+        fail_fast = config.get("sweep_fail_fast") or False
+        if not isinstance(fail_fast, bool):
+            raise ConfigError(f"sweep_fail_fast is {fail_fast!r}; use true or false: sweep_fail_fast=true")
         swept_by = {part: config.hydra[part] for part in ("sweeper", "launcher")}
         refuse_out_of_range(OmegaConf.create({"hydra": swept_by}))
         if any(word.startswith("hydra.sweep.subdir=") for word in config.hydra.overrides.hydra):
@@ -64,7 +67,7 @@ class Sweep:
         if not any(word.startswith("hydra.sweep.dir=") for word in config.hydra.overrides.hydra):
             self.folder /= name_of(config)
         config.hydra.sweep.dir = str(self.folder)
-        self.task = RecordedTask(task_function, self.folder, fail_fast=bool(config.get("sweep_fail_fast")))
+        self.task = RecordedTask(task_function, self.folder, fail_fast=fail_fast)
         self.ledger = self.task.ledger
         try:
             self.launcher: Launcher = Plugins.instance().instantiate_launcher(

@@ -114,6 +114,9 @@ def test_a_word_that_is_not_known_is_refused(sweep: Sweep) -> None:
     refused = sweep(mended, GRID, "sweep_retry=all")
     assert refused.status == 2
     assert "sweep_retry=failed" in refused.err
+    refused = sweep(mended, GRID, "sweep_fail_fast=no")
+    assert refused.status == 2, "a text, which would mean yes"
+    assert "sweep_fail_fast is 'no'" in refused.err
     assert "no list of values" in sweep(mended, "optim.lr=interval(1,2)").err
 
 
