@@ -74,7 +74,10 @@ def loaders(small, tmp_path, monkeypatch):
                 super().__init__(*args, **settings)
                 made.append(self)
 
+        begin = loading._begin
+
         def sign(worker):
+            begin(worker)
             if torch.utils.data.get_worker_info().dataset.augment is not None:
                 (folder / f"worker-{os.getpid()}").touch()
 
