@@ -122,7 +122,9 @@ def test_auto_goes_on_in_the_folder_of_the_unfinished_run(small, ended, tmp_path
     made = tmp_path / "day" / "new"
     made.mkdir()
     file = logging.FileHandler(made / "run.log", delay=True)
+    file.setLevel(logging.ERROR)  # whatever level earlier tests have left to the package's loggers
     held = MemoryHandler(1000, flushLevel=100, target=file, flushOnClose=False)
+    held.setLevel(logging.ERROR)
     logging.getLogger().addHandler(held)
     try:
         logging.getLogger().error("held back")

@@ -82,7 +82,7 @@ def test_pretrained_weights_from_a_file(tmp_path, randomise):
 
 
 def test_pretrained_weights_that_do_not_fit_or_exist(tmp_path, monkeypatch):
-    with pytest.raises(ValueError, match=r"pretrained names /no/where.*or false"):
+    with pytest.raises(ValueError, match=r"pretrained names /no/where.*pretrained=false"):
         PResNet(**TINY, **OPEN | {"pretrained": "/no/where"})
     torch.save({"conv1.conv1_1.conv.weight": torch.zeros(1)}, tmp_path / "weights.pth")
     with pytest.raises(ValueError, match=r"lacks .* and 50 more|lacks .*more and has another shape for conv1\.conv1_1"):
