@@ -31,15 +31,15 @@ from omegaconf import DictConfig, OmegaConf
 
 from detr_exp import grid
 from detr_exp.compose import CONF_DIR, composition, config_loader, first_words, in_our_words, refuse_unready
-from detr_exp.folder import remove_unused
+from detr_exp.folder import begin, notes_of_hydra, refuse_run_folder, remove_unused
 from detr_exp.mistakes import OURS, ConfigError, groups_of, is_said_by_us
 from detr_exp.signals import Interrupt, Interrupted
 from detr_exp.streams import name_files_in_utf8
 from detr_exp.terminal import guard_messages, say
-from detr_exp.tracker.secrets import mask_files
 from detr_exp.trainer import ending
 
 Task = Callable[[DictConfig], float | None]
+TRAINING = ("config", "reproduce")  # primary configs of the commands that train
 DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EFBIG)
 OPEN_FILES = (errno.EMFILE, errno.ENFILE)
 ENDINGS = (Exception, KeyboardInterrupt, Interrupted)
@@ -74,7 +74,7 @@ def main(task: Task, config_name: str, usage: str) -> None:
             refuse_before_start(args, config_name)
             app = hydra.main(version_base="1.3", config_path=str(CONF_DIR), config_name=config_name)
             with _settings_of_hydra(args):
-                app(_ending_with_status(task, started))()
+                app(_ending_with_status(task, started, trains=config_name in TRAINING))()
     except ENDINGS as error:
         if with_traceback:
             say("".join(traceback.format_exception(error)), file=sys.stderr)
@@ -229,27 +229,35 @@ def _settings_of_hydra(args: argparse.Namespace) -> Iterator[None]:
         ) from None
 
 
-def _ending_with_status(task: Task, started: float) -> Task:
+def _ending_with_status(task: Task, started: float, trains: bool) -> Task:
     """In a single run every failure ends the process; in a sweep it is shown, and left to the sweeper.
 
     Args:
         task: what to do with a config.
         started: time at which the command was; folders that were made since then for what is refused are removed.
+        trains: whether the task itself decides when its folder may be written to.
     """
 
     @functools.wraps(task)
     def run(cfg: DictConfig) -> float | None:
         guard_messages()  # a sweep may have started this process
+        folder = Path(HydraConfig.get().runtime.output_dir)
         try:
-            mask_files(Path(HydraConfig.get().runtime.output_dir) / ".hydra")
-            return task(cfg)
+            if not trains:
+                refuse_run_folder(folder)
+            result = task(cfg)
         except ENDINGS as error:
             status = report(error)
+            if status != 2 and not trains:
+                begin(folder, notes_of_hydra(cfg))
             if HydraConfig.get().mode is RunMode.MULTIRUN and status in (0, 1, 2):
                 raise
             if status == 2:
-                remove_unused(Path(HydraConfig.get().runtime.output_dir), started)
+                remove_unused(folder, started)
             sys.exit(status)
+        if not trains:
+            begin(folder, notes_of_hydra(cfg))
+        return result
 
     return run
 

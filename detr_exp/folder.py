@@ -44,6 +44,16 @@ def begin(folder: Path, notes: Mapping[str, str]) -> None:
             root.addHandler(held.target)
 
 
+def refuse_run_folder(folder: Path) -> None:
+    """Keep commands that do not train out of the folders of trainings, whose files they would mix with theirs.
+
+    Raises:
+        ValueError: there is a training in it.
+    """
+    if (folder / RECORD).exists():
+        raise ValueError(f"{folder} is the folder of a training; give the results one of their own: hydra.run.dir=...")
+
+
 @contextmanager
 def only_writer(folder: Path) -> Iterator[None]:
     """Hold the folder; a second run in it would mix its files with those of the first.

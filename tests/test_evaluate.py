@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -125,3 +126,18 @@ def test_classes_are_matched_by_name(capsys: pytest.CaptureFixture[str]) -> None
     assert "left out: elk" in capsys.readouterr().out
     with pytest.raises(ValueError, match="no name in common"):
         evaluate.category_ids_by_name(detector("cat"), data(elk=1))
+
+
+def test_a_training_is_kept_and_what_is_refused_leaves_nothing(
+    command: Callable[..., int], trained: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    run = shutil.copytree(trained, tmp_path / "run")
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    assert command(evaluate.main, f"checkpoint={run}", f"hydra.run.dir={run}") == 2
+    assert "is the folder of a training" in capfd.readouterr().err
+    assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
+    assert command(evaluate.main, "checkpoint=nowhere", "hydra.run.dir=out") == 2
+    assert not Path("out").exists()
+    assert command(evaluate.main, f"checkpoint={run}", "hydra.run.dir=out") == 0
+    assert Path("out/.hydra/overrides.yaml").is_file()
+    assert Path("out/run.log").is_file()

@@ -11,12 +11,7 @@ import functools
 import os
 import re
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
-
-import yaml
-
-from detr_exp.writing import write
 
 MASK = "***"
 SHORTEST = 8  # characters of an environment's secret; shorter ones are words that occur by themselves
@@ -188,14 +183,3 @@ def _of_environment() -> list[str]:
     named = {value for name, value in os.environ.items() if len(value) >= SHORTEST and names_secret(name)}
     found = (value for value in named if not value.isalpha() and not os.path.exists(value))
     return sorted(found, key=len, reverse=True)
-
-
-def mask_files(folder: Path) -> None:
-    """Take the secrets out of the YAML files of a folder."""
-    for path in folder.glob("*.yaml"):
-        text = path.read_text(encoding="utf-8")
-        if masked(text) == text and not any(map(names_secret, set(re.findall(r"[\w-]+", text)))):
-            continue  # which is most, and reading YAML takes long
-        values = yaml.safe_load(text)
-        if masked(values) != values:
-            write(path, yaml.safe_dump(masked(values), sort_keys=False, allow_unicode=True))
