@@ -16,6 +16,7 @@ def clock(monkeypatch):
     monkeypatch.setattr(time, "monotonic", lambda: now[0])
     monkeypatch.setattr(os, "kill", lambda pid, number: sent.append((pid, number)))
     before = {number: signal.getsignal(number) for number in EXIT_STATUS}
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # the tests themselves may run under `nohup`
     yield now, sent
     for number, handler in before.items():
         signal.signal(number, handler)

@@ -91,7 +91,7 @@ def _names(node: Any, path: Path) -> list[str]:
             by_number = {key.value: value.value for key, value in pairs}
             names = [by_number[str(i)] for i in range(len(pairs))]
     if not names or not all(name.strip() for name in names):
-        found = names
+        found: Any = names
         if names is None and node is not None:
             found = node.value if isinstance(node, yaml.ScalarNode) else f"a {node.id} of other things"
         raise ValueError(f"{path}: names is {short(found)}; give the class names as a list or as 0: name, 1: name, ...")

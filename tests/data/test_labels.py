@@ -126,7 +126,7 @@ def test_what_is_left_out_of_a_folder_is_named(tmp_path):
     picture(root / "train/mask.png")
     (root / "data.yaml").write_text("names: [a]\ntrain: train\n")
     assert counts(root) == [1, 1]
-    assert [Path(name).name for name in said(root, "not read as pictures")] == ["._p.png", "photo.heic", "raw.cr2"]
+    assert [Path(name).name for name in said(root, "not read as pictures")] == ["photo.heic", "raw.cr2"]
     assert said(root, "pictures outside") == [str(root / "train/mask.png")]
 
 
