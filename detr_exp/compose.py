@@ -45,10 +45,9 @@ from detr_exp.ranges import refuse_out_of_range
 
 HERE = Path(__file__).resolve().parent
 CONF_DIR = next(folder for folder in (HERE / "conf", HERE.parent / "conf") if folder.is_dir())  # installed; a checkout
-MOST_VALUES = 100_000  # of a stored config; ours have some hundreds
 # mappings to which recipes and users add entries of their own; what reads them refuses what it does not know
 METRIC = "detr_exp.metric.coco.CocoMetric"
-OPEN_KEYS = ("optim.param_groups", "optim.optimizer")
+OPEN_KEYS = ("optim.param_groups", "optim.optimizer", "loss.terms")
 
 
 @dataclass(frozen=True)
@@ -166,44 +165,6 @@ class Composer:
         composed = Composition(cfg, choices, list(sources))
         _refuse_unknown_keys(composed)
         return composed
-
-
-def stored(values: Any, file: Path) -> DictConfig:
-    """A config out of a file, which was resolved when it was written, so that nothing in it is a reference.
-
-    Args:
-        values: what the file holds.
-        file: its path, for messages.
-
-    Raises:
-        ConfigError: it is no config.
-    """
-    if not isinstance(values, dict) or not values:
-        raise ConfigError(f"{file} holds no config but {type(values).__name__}; give another run or checkpoint")
-    try:
-        return OmegaConf.create(literal(values))
-    except ConfigError as error:
-        raise ConfigError(f"the config in {file} {error}; give another run or checkpoint") from None
-
-
-def literal(value: Any, room: Iterator[int] | None = None) -> Any:
-    """Nested plain values for a config, in which whatever looks like a reference is text.
-
-    Raises:
-        ConfigError: there are other values, or more of them than a config has.
-    """
-    room = iter(range(MOST_VALUES)) if room is None else room
-    if next(room, None) is None:
-        raise ConfigError(f"has more than {MOST_VALUES} values")
-    if isinstance(value, dict) and all(isinstance(name, str | int) for name in value):
-        return {name: literal(inner, room) for name, inner in value.items()}
-    if isinstance(value, list | tuple):
-        return [literal(inner, room) for inner in value]
-    if isinstance(value, str):
-        return re.sub(r"(\\*)\$\{", r"\1\1\\${", value)
-    if value is None or isinstance(value, bool | int | float):
-        return value
-    raise ConfigError(f"holds {type(value).__name__} among its values")
 
 
 @contextmanager

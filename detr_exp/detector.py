@@ -22,11 +22,11 @@ from torch.nn.modules.module import (
 )
 
 from detr_exp import build
-from detr_exp.compose import stored
 from detr_exp.data.keypoints import KeypointSchema
 from detr_exp.data.picture import FIRST_FRAME, has_more_frames, pixels_of, pixels_of_array, read_picture
 from detr_exp.data.render import resized_plainly
 from detr_exp.mistakes import is_said_by_us
+from detr_exp.stored import stored
 from detr_exp.structures import Batch, Detections, Targets
 from detr_exp.targets import MisfitError
 from detr_exp.trainer import checkpoint as files

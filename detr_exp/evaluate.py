@@ -12,7 +12,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from detr_exp import cli
-from detr_exp.compose import literal
+from detr_exp.stored import literal
 from detr_exp.terminal import say
 from detr_exp.writing import write
 

@@ -26,9 +26,9 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from detr_exp.compose import stored
 from detr_exp.mistakes import ConfigError
 from detr_exp.signals import Interrupt, Interrupted, ended_by, held_back
+from detr_exp.stored import stored
 from detr_exp.streams import name_files_in_utf8
 from detr_exp.terminal import guard_messages
 from detr_exp.trainer.collector import off_until_training

@@ -10,8 +10,8 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from detr_exp import cli, launch
-from detr_exp.compose import stored
 from detr_exp.mistakes import look_up
+from detr_exp.stored import stored
 from detr_exp.terminal import say
 from detr_exp.tracker.provenance import environment
 from detr_exp.tracker.runs import PastRun, find_one

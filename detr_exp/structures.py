@@ -6,11 +6,44 @@ K keypoints, M matched pairs. Boxes are cxcywh in 0..1 of the image unless a nam
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, fields, replace
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
+
+Tree = TypeVar("Tree")
+
+
+def mapped(tree: Tree, change: Callable[[Tensor], Tensor]) -> Tree:
+    """A copy of a tree of named tuples, lists and mappings with its tensors changed.
+
+    What is no tensor stays as it is, and so does the bias of masks, which has no leading axes of layers and images.
+    """
+    made: Any = tree
+    if isinstance(tree, Tensor):
+        made = change(tree)
+    elif isinstance(tree, tuple) and hasattr(tree, "_fields"):
+        shared = ("bias",) if isinstance(tree, MaskLogits) else ()
+        made = type(tree)(*(part if name in shared else mapped(part, change) for name, part in zip(tree._fields, tree)))
+    elif isinstance(tree, (list, tuple)):
+        made = type(tree)(mapped(part, change) for part in tree)
+    elif isinstance(tree, dict):
+        made = {name: mapped(part, change) for name, part in tree.items()}
+    return made
+
+
+def leaves(tree: object) -> Iterator[Tensor]:
+    """The tensors that `mapped` changes, in order."""
+    found: list[Tensor] = []
+    mapped(tree, lambda tensor: found.append(tensor) or tensor)  # type: ignore[func-returns-value]
+    return iter(found)
+
+
+def predicted(prediction: object, name: str) -> Any:
+    """A field of a prediction; None where it is None, or the network's type of predictions has no such field."""
+    return getattr(prediction, name, None)
 
 
 @dataclass
@@ -22,12 +55,14 @@ class Target:
         boxes: `[n, 4]` float32, cxcywh in 0..1.
         masks: `[n, H, W]` bool at the size of the network's input, or None.
         keypoints: `[n, K, 3]` float32 (x, y in 0..1, visibility 0/1/2; unlabelled points are all zero), or None.
+        extra: `[n, ...]`, by name: what else is known of the objects, for loss terms of one's own.
     """
 
     labels: Tensor
     boxes: Tensor
     masks: Tensor | None = None
     keypoints: Tensor | None = None
+    extra: dict[str, Tensor] = field(default_factory=dict)
 
 
 @dataclass
@@ -40,6 +75,7 @@ class Targets:
         counts: objects per image, on the host, so that nobody has to ask the device for them.
         masks: `[T, H, W]` bool, or None.
         keypoints: `[T, K, 3]` float32, or None.
+        extra: `[T, ...]`, by name.
     """
 
     labels: Tensor
@@ -47,6 +83,7 @@ class Targets:
     counts: tuple[int, ...]
     masks: Tensor | None = None
     keypoints: Tensor | None = None
+    extra: dict[str, Tensor] = field(default_factory=dict)
 
     @classmethod
     def pack(cls, targets: list[Target]) -> Targets:
@@ -62,6 +99,7 @@ class Targets:
             counts=tuple(len(target.labels) for target in targets),
             masks=joined("masks"),
             keypoints=joined("keypoints"),
+            extra={name: torch.cat([target.extra[name] for target in targets]) for name in targets[0].extra},
         )
 
     def __len__(self) -> int:
@@ -143,11 +181,7 @@ class Prediction(NamedTuple):
 
     def at(self, layer: int) -> Prediction:
         """One layer of a stacked prediction."""
-        masks = None
-        if self.masks is not None:
-            masks = MaskLogits(self.masks.features[layer], self.masks.queries[layer], self.masks.bias)
-        keypoints = None if self.keypoints is None else self.keypoints[layer]
-        return Prediction(self.logits[layer], self.boxes[layer], masks, keypoints)
+        return mapped(self, lambda tensor: tensor[layer])
 
 
 class Denoising(NamedTuple):
@@ -159,6 +193,7 @@ class Denoising(NamedTuple):
         query: `[M]` int64, its place on the query axis.
         target: `[M]` int64, the object (packed index) it is a noisy copy of.
         groups: how many copies of the ground truth there are; divides the loss.
+        initial: like `Outputs.initial`.
     """
 
     layers: Prediction
@@ -166,6 +201,7 @@ class Denoising(NamedTuple):
     query: Tensor
     target: Tensor
     groups: int
+    initial: Prediction | None = None
 
 
 class Outputs(NamedTuple):
@@ -177,17 +213,19 @@ class Outputs(NamedTuple):
         encoder: predictions of the selected encoder tokens: logits `[B, G * Q, C]`; None in evaluation.
         denoising: None in evaluation.
         groups: query groups G that are matched independently (group-DETR); query axis is group-major.
+        initial: of networks that predict before their first layer: logits `[B, G * Q, C]`; None in evaluation.
     """
 
     layers: Prediction
     encoder: Prediction | None = None
     denoising: Denoising | None = None
     groups: int = 1
+    initial: Prediction | None = None
 
     @property
     def pred(self) -> Prediction:
         """The last layer's prediction: logits `[B, Q, C]`, boxes `[B, Q, 4]`."""
-        return self.layers.at(-1)
+        return mapped(self.layers, lambda tensor: tensor[-1])
 
 
 @dataclass
@@ -237,17 +275,20 @@ class Detections:
 
 def _moved(value, device: torch.device, non_blocking: bool):
     """A copy of a dataclass with every tensor (and nested dataclass) on `device`."""
-    movable = (Tensor, Targets)
-    moved = {
-        f.name: item.to(device, non_blocking=non_blocking)
-        for f in fields(value)
-        if isinstance(item := getattr(value, f.name), movable)
-    }
-    return replace(value, **moved)
+    return _changed(value, lambda tensor: tensor.to(device, non_blocking=non_blocking))
 
 
 def _pinned(value):
     """A copy of a dataclass with every tensor in page-locked memory."""
-    movable = (Tensor, Targets)
-    pinned = {f.name: item.pin_memory() for f in fields(value) if isinstance(item := getattr(value, f.name), movable)}
-    return replace(value, **pinned)
+    return _changed(value, lambda tensor: tensor.pin_memory())
+
+
+def _changed(value, change: Callable[[Tensor], Tensor]):
+    parts = {f.name: getattr(value, f.name) for f in fields(value)}
+    return replace(
+        value,
+        **{
+            name: _changed(part, change) if isinstance(part, Targets) else mapped(part, change)
+            for name, part in parts.items()
+        },
+    )

@@ -7,16 +7,19 @@ from __future__ import annotations
 
 import functools
 import inspect
+import re
 from collections.abc import Collection, Iterator
 from typing import Any
 
 import yaml
 from hydra.utils import get_object
 
-from detr_exp.compose import CONF_DIR
+from detr_exp.compose import CONF_DIR, OPEN_KEYS
 from detr_exp.mistakes import ConfigError
 
 TARGET, PARTIAL = "_target_", "_partial_"
+_REFERENCE = re.compile(r"\$\{([\w.]+)\}")
+_PACKAGE = re.compile(r"# @package (\w+)\n")
 
 
 class MisfitError(ConfigError):
@@ -27,11 +30,18 @@ class MisfitError(ConfigError):
 def shown(group: str) -> dict[str, set[str]]:
     """Key of a node -> what the options of a group call there."""
     found: dict[str, set[str]] = {}
+    references: list[tuple[str, str]] = []
     for file in (CONF_DIR / group).rglob("*.yaml"):
         if TARGET in (text := file.read_text(encoding="utf-8")):
-            package = ".".join(file.relative_to(CONF_DIR).parent.parts)
+            header = _PACKAGE.match(text)
+            package = header[1] if header else ".".join(file.relative_to(CONF_DIR).parent.parts)
             for key, node in _nodes(yaml.safe_load(text), package):
-                found.setdefault(key, set()).add(node[TARGET])
+                found.setdefault(place(key), set()).add(node[TARGET])
+                told = ((f"{key}.{name}", _REFERENCE.fullmatch(str(value))) for name, value in node.items())
+                references += [(place(where), refers[1]) for where, refers in told if refers]
+    for key, named in references:  # a reference to a node stands for it
+        if named in found:
+            found.setdefault(key, set()).update(found[named])
     return found
 
 
@@ -49,7 +59,7 @@ def refuse(node: Any, group: str, allowed: Collection[str]) -> None:
         ConfigError: names the key and what may stand there.
     """
     own: list[tuple[str, str]] = []
-    for key, found in _nodes(node, group):
+    for key, found in sorted(_nodes(node, group), key=lambda node: node[0].count(".")):  # before what refers to it
         target = found[TARGET]
         if not isinstance(target, str):
             raise ConfigError(f"{key}._target_ is {target!r}; it is the dotted name of a class or function")
@@ -57,7 +67,7 @@ def refuse(node: Any, group: str, allowed: Collection[str]) -> None:
             raise ConfigError(f"{key}.{words[0]} is no argument; name the arguments of {target} by their keys")
         if target.partition(".")[0] in allowed:
             own.append((key, target))
-        elif target not in shown(group).get(key, ()) and not (_is_below(key, own) and _is_shown(target, group)):
+        elif target not in shown(group).get(place(key), ()) and not (_is_below(key, own) and _is_shown(target, group)):
             raise ConfigError(_not_allowed(key, target))
     for key, target in own:
         if home := _elsewhere(target, allowed):
@@ -76,6 +86,15 @@ def _nodes(node: Any, key: str) -> Iterator[tuple[str, dict[str, Any]]]:
             yield from _nodes(value, f"{key}[{index}]")
 
 
+def place(key: str) -> str:
+    """A key with `*` for the name of an entry in a mapping to which users add entries of their own."""
+    above = next((above for above in OPEN_KEYS if key.startswith(f"{above}.")), None)
+    if above is None:
+        return key
+    _, dot, inside = key[len(above) + 1 :].partition(".")
+    return f"{above}.*{dot}{inside}"
+
+
 def _is_shown(target: str, group: str) -> bool:
     return any(target in there for there in shown(group).values())
 
@@ -87,7 +106,7 @@ def _is_below(key: str, own: list[tuple[str, str]]) -> bool:
 def _not_allowed(key: str, target: str) -> str:
     from detr_exp.optim.optimizer import UNFIT
 
-    here = sorted(shown(key.partition(".")[0]).get(key, ()))
+    here = sorted(shown(key.partition(".")[0]).get(place(key), ()))
     may = f"configs may name {', '.join(here)} there" if here else "a plain value stands there, and nothing is called"
     package, _, rest = target.partition(".")
     if package in ("torch", __package__):  # to allow a whole library would allow what runs, reads and writes anything

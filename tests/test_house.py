@@ -29,6 +29,7 @@ LAYERS = {
     "targets": 5,
     "ranges": 1,
     "compose": 2,
+    "stored": 3,
     "grid": 3,
     "ops": 1,
     "model.layer": 2,

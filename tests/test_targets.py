@@ -17,8 +17,9 @@ from omegaconf import DictConfig, OmegaConf
 
 import detr_exp
 from detr_exp import build, targets
-from detr_exp.compose import CONF_DIR, compose, literal, stored
+from detr_exp.compose import CONF_DIR, compose
 from detr_exp.mistakes import ConfigError
+from detr_exp.stored import literal, stored
 
 GROUPS = ("data", "loss", "matcher", "metric", "model", "optim", "tracker", "trainer")
 HERE = Path("a_checkpoint.pth")
@@ -76,7 +77,7 @@ def test_nothing_outside_the_list_is_called_wherever_it_stands(
     everywhere = sorted(names | {"os.system", "builtins.exec", "torch.hub.load", "pathlib.Path.write_text"})
     passed: dict[str, set[str]] = {}
     paths = list(positions(config[group]))
-    shown = {key_of(group, path): targets.shown(group).get(key_of(group, path), set()) for path in paths}
+    shown = {key_of(group, path): targets.shown(group).get(targets.place(key_of(group, path)), set()) for path in paths}
     for number, path in enumerate(paths):
         for target in {*everywhere[number % share :: share], *shown[key_of(group, path)]}:
             try:

@@ -1,45 +1,42 @@
-"""Box losses of matched pairs.
+"""Box losses of matched pairs, and the overlap that the class losses ask of a score.
 
-Legend: P pairs. Boxes are cxcywh in 0..1.
+Legend: P pairs. Boxes are cxcywh in 0..1. All are terms (see `loss.term`): matches -> of each stack `[l, M]`.
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
-import torch
 from torch import Tensor
 
-from detr_exp.ops.boxes import cxcywh_to_xyxy, iou_and_giou
+from detr_exp.loss.matches import Matches
 
 
-class PairLosses(NamedTuple):
-    """Of each pair, unreduced.
-
-    Attributes:
-        bbox: `[P]` L1 distance, summed over the four coordinates.
-        giou: `[P]` one less the generalised IoU.
-        quality: `[P]` overlap in 0..1 without gradient: what the class losses ask of the score.
-    """
-
-    bbox: Tensor
-    giou: Tensor
-    quality: Tensor
+def l1(matches: Matches) -> list[Tensor]:
+    """L1 distance, summed over the four coordinates."""
+    return matches.by_layer((matches.boxes - matches.target_boxes).abs().sum(-1))
 
 
-def pair_losses(boxes: Tensor, target_boxes: Tensor, boxes_weight_format: str | None = None) -> PairLosses:
-    """Compare predicted boxes with their objects.
+def giou(matches: Matches, *, overlap: str | None) -> list[Tensor]:
+    """One less the generalised IoU (Rezatofighi et al. 2019).
 
     Args:
-        boxes: `[P, 4]`.
-        target_boxes: `[P, 4]`.
-        boxes_weight_format: None, or "iou" / "giou": the overlap that weighs the GIoU loss (well-placed boxes count
-            more) and is the quality; GIoU counts as zero where it is negative.
+        overlap: None, or what weighs each pair, so that well-placed boxes count more; see `quality`.
     """
-    iou, giou = iou_and_giou(*cxcywh_to_xyxy(torch.stack((boxes, target_boxes))))
-    bbox = (boxes - target_boxes).abs().sum(-1)
-    quality = giou.detach().clamp(min=0) if boxes_weight_format == "giou" else iou.detach()
-    giou_loss = 1 - giou
-    if boxes_weight_format is not None:
-        giou_loss = giou_loss * quality
-    return PairLosses(bbox, giou_loss, quality)
+    loss = 1 - matches.overlaps[1]
+    return matches.by_layer(loss if overlap is None else loss * quality(matches, overlap=overlap))
+
+
+def quality(matches: Matches, *, overlap: str | None) -> Tensor:
+    """How well the matched boxes are placed, in 0..1 without gradient: `[P]`.
+
+    Args:
+        overlap: "iou", which None means as well, or "giou", which counts as zero where it is negative.
+
+    Raises:
+        ValueError: another word.
+    """
+    if overlap not in (None, "iou", "giou"):
+        raise ValueError(
+            f"loss.boxes_weight_format is {overlap!r}; it may be null, iou or giou: loss.boxes_weight_format=iou"
+        )
+    iou, giou = matches.overlaps
+    return giou.detach().clamp(min=0) if overlap == "giou" else iou.detach()

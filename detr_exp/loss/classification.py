@@ -10,9 +10,35 @@ the matched boxes in 0..1, detached, 0 where there is none. Label smoothing of 0
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from detr_exp.loss.box import quality
+from detr_exp.loss.matches import Matches
+
+
+def of_queries(matches: Matches, *, loss: Callable[..., Tensor], overlap: str | None) -> list[Tensor]:
+    """A class loss on the queries of all layers, as a term (see `loss.term`): of each stack `[l, B * Q * C]`.
+
+    A prediction with fewer classes than the data is class-agnostic: any object is its class 0.
+
+    Args:
+        loss: one of those below, with its shape bound.
+        overlap: what scores are judged by; see `loss.box.quality`.
+    """
+    found = []
+    placed = matches.to_queries(quality(matches, overlap=overlap))
+    for stack, labels, overlaps in zip(matches.stacks, matches.labels, placed):
+        logits = stack.prediction.logits
+        num_classes = logits.shape[-1] - (matches.activation == "softmax")
+        if num_classes < matches.num_classes:
+            labels = (labels == matches.num_classes).to(labels.dtype)
+        values = loss(logits.flatten(0, 2), labels.flatten(), overlaps.flatten(), num_classes=num_classes)
+        found.append(values.view(len(logits), -1))
+    return found
 
 
 def vfl(

@@ -1,11 +1,10 @@
 """Who is supervised by whom, and with what weight.
 
-Legend: L decoder layers, B images, Q queries (all groups), C logits, N rows (a query of a layer of an image),
-M matched pairs of a layer, P matched pairs of everything.
+Legend: L decoder layers, B images, Q queries (all groups), C logits, M matched pairs of a layer.
 
 Two parts are supervised: the decoder layers with the encoder's tokens, matched anew at every step, and the denoising
-queries, who know their objects. Boxes and pairs of both are handled together; the class loss runs on all layers of a
-prediction at once.
+queries, who know their objects. What is asked of them is a table of terms; terms over the same layers and pairs share
+what they compute of both.
 
 Counts (of boxes, of images) may be numbers or 0-dim tensors. They stay what they are: a number costs no operator, and
 a tensor on the device is never waited for.
@@ -14,19 +13,17 @@ a tensor on the device is never waited for.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from detr_exp.loss.box import pair_losses
-from detr_exp.loss.keypoint import keypoint_losses
-from detr_exp.loss.mask import mask_losses
-from detr_exp.matcher.cost import TaskWeights
-from detr_exp.matcher.hungarian import Assignment
+from detr_exp.loss.matches import Matches, Stack, full_precision, last_pairs, layer_of, union_pairs
+from detr_exp.loss.term import Term
+from detr_exp.matcher.hungarian import Assignment, Matcher
 from detr_exp.ops.boxes import EPS
-from detr_exp.structures import Denoising, Outputs, Prediction, Targets
+from detr_exp.structures import Denoising, Outputs, Prediction, Targets, leaves, mapped, predicted
 
 TERMS = {  # of the last layer, by what the network predicts
     "boxes": ("loss_class", "loss_bbox", "loss_giou"),
@@ -35,20 +32,11 @@ TERMS = {  # of the last layer, by what the network predicts
 }
 
 
-class _Part(NamedTuple):
-    """Predictions over the same queries, with their pairs.
+class Counts(NamedTuple):
+    """Of the whole effective batch: objects, and images."""
 
-    Attributes:
-        predictions: stacked, logits `[l_i, B, Q, C_i]`, boxes `[l_i, B, Q, 4]`; together `l` layers.
-        pairs: `[l, M]`.
-        suffixes: of the term names, one a layer.
-        copies: how often each object occurs: query groups, denoising groups.
-    """
-
-    predictions: list[Prediction]
-    pairs: Assignment
-    suffixes: list[str]
-    copies: int
+    boxes: float | Tensor
+    images: float | Tensor
 
 
 class SetCriterion(nn.Module):
@@ -56,23 +44,11 @@ class SetCriterion(nn.Module):
 
     Args:
         num_classes: K.
-        class_loss: see `detr_exp.loss.classification`, with its shape bound.
         activation: "sigmoid" (K logits) or "softmax" (K + 1, background last).
-        matcher: see `detr_exp.matcher.hungarian`.
-        weight_class: weight of the class loss.
-        weight_bbox: weight of the L1 box loss.
-        weight_giou: weight of the GIoU loss.
-        weight_mask_ce: weight of the masks' cross-entropy, and of its matching cost; where masks are predicted.
-        weight_mask_dice: of the masks' Dice loss.
-        weight_keypoint_l1: of the keypoints' distance, and of its matching cost; where keypoints are predicted.
-        weight_keypoint_findable: of "the point is labelled".
-        weight_keypoint_visible: of "the point is visible".
-        weight_keypoint_nll: of the keypoints' likelihood.
-        share_matched_indices: match the last layer only and supervise all decoder layers with its pairs.
-        boxes_weight_format: None, "iou" or "giou"; see `detr_exp.loss.box`.
+        matcher: see `detr_exp.matcher.hungarian`; told the weights of all terms, some of which are costs as well.
+        terms: name -> loss; null leaves one out. The name is that in the log, `loss_<name><suffix>`.
+        share_matched_indices: terms with `pairs: own` take the last layer's pairs for all decoder layers.
         aux_loss: supervise the intermediate layers, the encoder and the denoising queries, not only the last layer.
-        eos_coef: weight of background in the class loss, where that divides by the sum of weights (softmax); None
-            where it divides by objects.
         keypoint_counts: keypoints of each class slot, where keypoints are predicted.
     """
 
@@ -80,50 +56,22 @@ class SetCriterion(nn.Module):
         self,
         *,
         num_classes: int,
-        class_loss: Callable[..., Tensor],
         activation: str,
-        matcher: Callable[..., Assignment],
-        weight_class: float,
-        weight_bbox: float,
-        weight_giou: float,
-        weight_mask_ce: float,
-        weight_mask_dice: float,
-        weight_keypoint_l1: float,
-        weight_keypoint_findable: float,
-        weight_keypoint_visible: float,
-        weight_keypoint_nll: float,
+        matcher: Matcher,
+        terms: Mapping[str, Term | None],
         share_matched_indices: bool,
-        boxes_weight_format: str | None,
         aux_loss: bool,
-        eos_coef: float | None = None,
         keypoint_counts: Sequence[int] = (),
     ) -> None:
         super().__init__()
-        if boxes_weight_format not in (None, "iou", "giou"):
-            raise ValueError(
-                f"loss.boxes_weight_format is {boxes_weight_format!r}; it may be null, iou or giou: "
-                "loss.boxes_weight_format=iou"
-            )
         self.num_classes = num_classes
-        self.class_loss = class_loss
         self.activation = activation
         self.matcher = matcher
-        self.weight_class = weight_class
-        self.weight_bbox = weight_bbox
-        self.weight_giou = weight_giou
+        self.terms = {name: term for name, term in terms.items() if term is not None}
         self.share_matched_indices = share_matched_indices
-        self.boxes_weight_format = boxes_weight_format
         self.aux_loss = aux_loss
-        self.eos_coef = eos_coef
         self.keypoint_counts = tuple(keypoint_counts)
-        self.task_weights = TaskWeights(
-            mask_ce=weight_mask_ce,
-            mask_dice=weight_mask_dice,
-            keypoint_l1=weight_keypoint_l1,
-            keypoint_findable=weight_keypoint_findable,
-            keypoint_visible=weight_keypoint_visible,
-            keypoint_nll=weight_keypoint_nll,
-        )
+        self.weights = {name: term.weight for name, term in self.terms.items()}
 
     def forward(
         self, outputs: Outputs, targets: Targets, num_boxes: float | Tensor, num_images: float | Tensor | None = None
@@ -135,110 +83,80 @@ class SetCriterion(nn.Module):
             targets: ground truth of this batch.
             num_boxes: objects of the whole effective batch: all micro-batches of an accumulation window, mean over the
                 ranks. Terms of micro-batches then simply add up.
-            num_images: images of the same; needed only by a class loss that divides by the sum of weights. None: this
-                batch is all there is.
+            num_images: images of the same; needed only by a term that divides by queries. None: this batch is all
+                there is.
 
         Returns:
-            Weighted 0-dim terms `loss_<part><suffix>` and their sum `total`. Suffixes: none for the last layer,
+            Weighted 0-dim terms `loss_<name><suffix>` and their sum `total`. Suffixes: none for the last layer,
             `_aux_<i>`, `_enc`, `_dn_<i>`.
         """
         with torch.autocast(outputs.layers.logits.device.type, enabled=False):
             unsupervised = None
             if not self.aux_loss:
-                unsupervised, outputs = outputs, Outputs(_last(outputs.layers), groups=outputs.groups)
-            parts = self._parts(outputs, targets)
-            images = len(targets.counts) if num_images is None else num_images
-            terms = self._box_and_class_terms(parts, targets, num_boxes, images)
-            terms |= self._task_terms(parts[0], targets, num_boxes)
-            total = torch.cat(list(terms.values())).sum()
+                unsupervised = outputs
+                outputs = Outputs(mapped(outputs.layers, lambda tensor: tensor[-1:]), groups=outputs.groups)
+            self._check(outputs.layers, targets)
+            counts = Counts(num_boxes, len(targets.counts) if num_images is None else num_images)
+            found = self._found(outputs, targets, counts)
+            total = torch.cat([vector for _, _, vector in found]).sum()
             if unsupervised is not None:
-                total = total + 0 * _sum(unsupervised)
-        suffixes = [suffix for part in parts for suffix in part.suffixes]
+                idle = [tensor.float().sum() for tensor in _differentiable(unsupervised)]
+                total = total + 0 * torch.stack(idle).sum()
         named = {
-            f"{name}{suffix}": term
-            for name, vector in terms.items()
-            for suffix, term in zip(suffixes, vector.unbind(), strict=False)
+            f"loss_{name}{suffix}": term
+            for name, suffixes, vector in found
+            for suffix, term in zip(suffixes, vector.unbind(), strict=True)
         }
         return {**named, "total": total}
 
-    def _parts(self, outputs: Outputs, targets: Targets) -> list[_Part]:
-        """The matched predictions, and the denoising queries where there are any."""
-        predictions = [_full_precision(outputs.layers)]
-        num_layers = len(predictions[0].boxes)
-        suffixes = [*(f"_aux_{i}" for i in range(num_layers - 1)), ""]
-        if outputs.encoder is not None:
-            predictions.append(_full_precision(_stacked(outputs.encoder)))
-            suffixes.append("_enc")
-        self._check(predictions[0], targets)
-        parts = [_Part(predictions, self._match(predictions, targets, outputs.groups), suffixes, outputs.groups)]
-        if outputs.denoising is not None:
-            parts.append(_denoising_part(outputs.denoising))
-        return parts
+    def names(self, tasks: Collection[str]) -> list[str]:
+        """The terms that apply to a network that predicts `tasks`, of `masks` and `keypoints`, beside boxes."""
+        missing = {"masks", "keypoints"} - set(tasks)
+        return [name for name, term in self.terms.items() if not missing & set(term.needs)]
 
-    def _match(self, predictions: list[Prediction], targets: Targets, groups: int) -> Assignment:
-        if not self.share_matched_indices:
-            return self.matcher(predictions, targets, groups, self.task_weights, self.keypoint_counts)
-        layers, *others = predictions
-        pairs = self.matcher([_last(layers), *others], targets, groups, self.task_weights, self.keypoint_counts)
-        image, query, target = (torch.cat((index[:1].expand(len(layers.boxes), -1), index[1:])) for index in pairs[:3])
-        return Assignment(image, query, target, pairs.counts)
+    def _found(self, outputs: Outputs, targets: Targets, counts: Counts) -> list[tuple[str, list[str], Tensor]]:
+        """(term, suffixes, its values over these layers), term by term and stack by stack."""
+        stacks = self._stacks(outputs, targets)
+        shared: dict[tuple[int, ...], Matches] = {}
+        found = []
+        for name, term in self.terms.items():
+            mine = [stack for stack in stacks[self._rule(term)] if term.applies(stack, targets)]
+            if not mine:
+                continue
+            matches = Matches(mine, targets, self.num_classes, self.activation, self.keypoint_counts)
+            matches = shared.setdefault(tuple(map(id, mine)), matches)
+            for stack, values in zip(mine, term.function(matches), strict=True):
+                sums = values if values.ndim == 1 else values.flatten(1).sum(1)
+                found.append((name, stack.suffixes, sums * (term.weight / _divisor(term, stack, counts))))
+        return found
 
-    def _box_and_class_terms(
-        self, parts: list[_Part], targets: Targets, num_boxes: float | Tensor, num_images: float | Tensor
-    ) -> dict[str, Tensor]:
-        """Vectors of terms over the layers of all parts."""
-        boxes = torch.cat([prediction.boxes.flatten(0, 2) for part in parts for prediction in part.predictions])
-        rows, target = _flat_pairs(parts)
-        pairs = pair_losses(boxes[rows], targets.boxes.to(boxes.dtype)[target], self.boxes_weight_format)
-        labels = torch.full((len(boxes),), self.num_classes, dtype=torch.int64, device=boxes.device)
-        labels = labels.index_copy_(0, rows, targets.labels[target])
-        quality = boxes.new_zeros(len(boxes)).index_copy_(0, rows, pairs.quality)
+    def _rule(self, term: Term) -> str:
+        return "last" if self.share_matched_indices and term.pairs == "own" else term.pairs
 
-        terms: dict[str, list[Tensor]] = {name: [] for name in TERMS["boxes"]}
-        first_row, first_pair = 0, 0
-        for part in parts:
-            shape = part.pairs.query.shape
-            mine = slice(first_pair, first_pair + shape.numel())
-            first_pair = mine.stop
-            divisor = _between(1, num_boxes) * part.copies
-            terms["loss_bbox"].append(pairs.bbox[mine].view(shape).sum(1) * (self.weight_bbox / divisor))
-            terms["loss_giou"].append(pairs.giou[mine].view(shape).sum(1) * (self.weight_giou / divisor))
-            if self.eos_coef is not None:
-                num_queries = part.predictions[0].boxes.shape[2] * num_images
-                divisor = _sum_of_weights(num_queries, num_boxes * part.copies, self.eos_coef)
-            for prediction in part.predictions:
-                mine = slice(first_row, first_row + prediction.boxes.shape[:3].numel())
-                first_row = mine.stop
-                sums = self._class_sums(prediction.logits, labels[mine], quality[mine])
-                terms["loss_class"].append(sums * (self.weight_class / divisor))
-        return {name: torch.cat(vectors) for name, vectors in terms.items()}
-
-    def _class_sums(self, logits: Tensor, labels: Tensor, quality: Tensor) -> Tensor:
-        """Class loss of each layer of a prediction, summed over its queries."""
-        num_classes = logits.shape[-1] - (self.activation == "softmax")
-        if num_classes < self.num_classes:  # class-agnostic: any object is class 0
-            labels = (labels == self.num_classes).to(labels.dtype)
-        loss = self.class_loss(logits.flatten(0, 2), labels, quality, num_classes=num_classes)
-        return loss.view(len(logits), -1).sum(1)
-
-    def _task_terms(self, part: _Part, targets: Targets, num_boxes: float | Tensor) -> dict[str, Tensor]:
-        """Vectors of mask and keypoint terms over the matched layers, where the network predicts them."""
-        weights, layers = self.task_weights, part.predictions[0]
-        sums: dict[str, tuple[float, Tensor]] = {}
-        if layers.masks is not None and targets.masks is not None:
-            mask = mask_losses(part.predictions, part.pairs, targets.masks)
-            sums |= zip(TERMS["masks"], ((weights.mask_ce, mask.ce), (weights.mask_dice, mask.dice)))
-        if layers.keypoints is not None and targets.keypoints is not None:
-            keypoint = keypoint_losses(part.predictions, part.pairs, targets, self.keypoint_counts)
-            weighted = (
-                (weights.keypoint_l1, keypoint.l1),
-                (weights.keypoint_findable, keypoint.findable),
-                (weights.keypoint_visible, keypoint.visible),
-                (weights.keypoint_nll, keypoint.nll),
-            )
-            sums |= zip(TERMS["keypoints"], weighted)
-        divisor = _between(1, num_boxes) * part.copies
-        return {name: vector * (weight / divisor) for name, (weight, vector) in sums.items()}
+    def _stacks(self, outputs: Outputs, targets: Targets) -> dict[str, list[Stack]]:
+        """The predictions with their pairs, for each rule by which terms choose pairs."""
+        predictions = _matched_predictions(outputs)
+        layers, *others = [prediction for _, _, prediction in predictions]
+        rules = {self._rule(term) for term in self.terms.values()}
+        last = len(layers.boxes) - 1
+        if rules == {"last"}:  # the others need not be matched
+            layers, last = mapped(layers, lambda tensor: tensor[-1:]), 0
+        solved = self.matcher([layers, *others], targets, outputs.groups, self.weights, self.keypoint_counts)
+        denoising = [] if outputs.denoising is None else _denoising_stacks(outputs.denoising, len(targets))
+        stacks: dict[str, list[Stack]] = {}
+        for rule in rules:
+            pairs = solved
+            if rule == "last":
+                pairs = last_pairs(layer_of(solved, slice(last, None)), len(predictions[0][2].boxes))
+            elif rule == "union":
+                pairs = union_pairs(solved, last)
+            first, stacks[rule] = 0, []
+            for place, suffixes, prediction in predictions:
+                mine = layer_of(pairs, slice(first, first + len(suffixes)))
+                first += len(suffixes)
+                stacks[rule].append(Stack(frozenset([place]), prediction, mine, suffixes, outputs.groups, len(targets)))
+            stacks[rule] += denoising
+        return stacks
 
     def _check(self, prediction: Prediction, targets: Targets) -> None:
         needed = self.num_classes + (self.activation == "softmax")
@@ -248,39 +166,68 @@ class SetCriterion(nn.Module):
                 f"with a {self.activation} loss need {needed}; build the network with num_classes={self.num_classes} "
                 f"and activation={self.activation!r}"
             )
-        if prediction.masks is not None and targets.masks is None:
-            raise ValueError(
-                "the network predicts masks, but the data have none; use data with polygons or RLE, or a model "
-                "without masks: model=rfdetr"
-            )
-        if prediction.keypoints is not None and (targets.keypoints is None or not self.keypoint_counts):
-            raise ValueError(
-                "the network predicts keypoints, but the data have none; use data with keypoints, or a model "
-                "without them: model=rfdetr"
-            )
+        for task, annotated, words in (
+            ("masks", targets.masks is not None, "polygons or RLE"),
+            ("keypoints", targets.keypoints is not None and bool(self.keypoint_counts), "keypoints"),
+        ):
+            if predicted(prediction, task) is not None and not annotated:
+                raise ValueError(
+                    f"the network predicts {task}, but the data have none; use data with {words}, or a model without "
+                    f"{task}: model=rfdetr"
+                )
 
 
-def _flat_pairs(parts: list[_Part]) -> tuple[Tensor, Tensor]:
-    """Rows (into the flattened predictions of all parts, one after another) and packed objects of all pairs, `[P]`."""
-    rows, first = [], 0
-    for part in parts:
-        _, num_images, num_queries, _ = part.predictions[0].boxes.shape
-        size = num_images * num_queries
-        end = first + len(part.suffixes) * size
-        starts = torch.arange(first, end, size, device=part.pairs.query.device)
-        rows.append((starts[:, None] + part.pairs.image * num_queries + part.pairs.query).flatten())
-        first = end
-    return torch.cat(rows), torch.cat([part.pairs.target.flatten() for part in parts])
+def _matched_predictions(outputs: Outputs) -> list[tuple[str, list[str], Prediction]]:
+    """(place, suffixes, stacked predictions in full precision) of what has to be matched."""
+    layers = full_precision(outputs.layers)
+    found = [("layers", [*(f"_aux_{i}" for i in range(len(layers.boxes) - 1)), ""], layers)]
+    for place, suffix, one in (("initial", "_pre", outputs.initial), ("encoder", "_enc", outputs.encoder)):
+        if one is not None:
+            found.append((place, [suffix], _stacked(one)))
+    return found
 
 
-def _denoising_part(denoising: Denoising) -> _Part:
-    num_layers = len(denoising.layers.boxes)
-    image, query, target = (
-        index.expand(num_layers, -1) for index in (denoising.image, denoising.query, denoising.target)
-    )
-    pairs = Assignment(image, query, target, counts=())
-    suffixes = [f"_dn_{i}" for i in range(num_layers)]
-    return _Part([_full_precision(denoising.layers)], pairs, suffixes, denoising.groups)
+def _denoising_stacks(denoising: Denoising, num_objects: int) -> list[Stack]:
+    """The noisy queries, who know their objects."""
+
+    def stack(place: str, prediction: Prediction, suffixes: list[str]) -> Stack:
+        image, query, target = (
+            index.expand(len(suffixes), -1) for index in (denoising.image, denoising.query, denoising.target)
+        )
+        pairs = Assignment(image, query, target, counts=())
+        return Stack(frozenset(["denoising", place]), prediction, pairs, suffixes, denoising.groups, num_objects)
+
+    layers = full_precision(denoising.layers)
+    stacks = [stack("layers", layers, [f"_dn_{i}" for i in range(len(layers.boxes))])]
+    if denoising.initial is not None:
+        stacks.append(stack("initial", _stacked(denoising.initial), ["_dn_pre"]))
+    return stacks
+
+
+def _stacked(prediction: Prediction) -> Prediction:
+    """A single prediction as a stack of one layer, in full precision."""
+    return mapped(full_precision(prediction), lambda tensor: tensor[None])
+
+
+def _divisor(term: Term, stack: Stack, counts: Counts) -> float | Tensor:
+    if term.divide == "queries":
+        assert term.background is not None
+        num_queries = stack.prediction.boxes.shape[2] * counts.images
+        return _sum_of_weights(num_queries, counts.boxes * stack.copies, term.background)
+    objects = _between(1, counts.boxes)
+    if term.divide == "objects" or "denoising" in stack.place:
+        return objects * stack.copies
+    return objects * pairs_per_object(stack)
+
+
+def pairs_per_object(stack: Stack) -> float | Tensor:
+    """Pairs of a layer for each object of this batch, on all ranks together: the union is counted after matching."""
+    num_pairs, num_objects = stack.pairs.query.shape[1], stack.num_objects
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        both = torch.tensor([num_pairs, num_objects], dtype=torch.float32, device=stack.pairs.query.device)
+        torch.distributed.all_reduce(both)
+        return torch.where(both[1] > 0, both[0] / both[1].clamp(min=1), stack.copies)
+    return num_pairs / num_objects if num_objects else stack.copies
 
 
 def _sum_of_weights(num_queries: float | Tensor, num_positives: float | Tensor, background: float) -> float | Tensor:
@@ -297,42 +244,9 @@ def _between(low: float, value: float | Tensor, high: float = math.inf) -> float
     return value.clamp(low, high) if isinstance(value, Tensor) else min(max(low, value), high)
 
 
-def _full_precision(prediction: Prediction) -> Prediction:
-    """Half precision to float32; wider stays."""
-    return _each(prediction, lambda tensor: tensor if tensor.dtype == torch.float64 else tensor.float())
-
-
-def _stacked(prediction: Prediction) -> Prediction:
-    """A single prediction as a stack of one layer."""
-    return _each(prediction, lambda tensor: tensor[None])
-
-
-def _last(prediction: Prediction) -> Prediction:
-    return _each(prediction, lambda tensor: tensor[-1:])
-
-
-def _each(prediction: Prediction, change: Callable[[Tensor], Tensor]) -> Prediction:
-    """A prediction with its tensors changed (a mask bias, which has no layers, stays)."""
-    masks, keypoints = prediction.masks, prediction.keypoints
-    if masks is not None:
-        masks = masks._replace(features=change(masks.features), queries=change(masks.queries))
-    if keypoints is not None:
-        keypoints = change(keypoints)
-    return Prediction(change(prediction.logits), change(prediction.boxes), masks, keypoints)
-
-
-def _sum(outputs: Outputs) -> Tensor:
-    """Sum of all predictions, to keep what is not supervised in the graph: every parameter needs a gradient."""
-    predictions = [outputs.layers]
-    if outputs.encoder is not None:
-        predictions.append(outputs.encoder)
-    if outputs.denoising is not None:
-        predictions.append(outputs.denoising.layers)
-    sums = [tensor.float().sum() for prediction in predictions for tensor in _tensors(prediction)]
-    return torch.stack(sums).sum()
-
-
-def _tensors(prediction: Prediction) -> list[Tensor]:
-    masks = () if prediction.masks is None else (prediction.masks.features, prediction.masks.queries)
-    keypoints = () if prediction.keypoints is None else (prediction.keypoints,)
-    return [prediction.logits, prediction.boxes, *masks, *keypoints]
+def _differentiable(outputs: Outputs) -> list[Tensor]:
+    """All predictions, to keep what is not supervised in the graph: every parameter needs a gradient."""
+    denoising = outputs.denoising
+    parts = [outputs.layers, outputs.initial, outputs.encoder]
+    parts += [] if denoising is None else [denoising.layers, denoising.initial]
+    return [tensor for part in parts for tensor in leaves(part)]

@@ -1,37 +1,45 @@
-"""Keypoint losses of matched pairs.
+"""Keypoint losses of matched pairs, as terms (see `loss.term`): of each stack `[l, M]`.
 
-Legend: S layers, M pairs of a layer, K keypoints of a class slot.
+Legend: P pairs, K keypoints of a class slot.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
+from torch import Tensor
 
-from detr_exp.matcher.hungarian import Assignment
+from detr_exp.loss.matches import Matches
 from detr_exp.ops.keypoints import KeypointErrors, existing_keypoints, keypoint_errors, slot_keypoints
-from detr_exp.structures import Prediction, Targets
 
 
-def keypoint_losses(
-    predictions: Sequence[Prediction], pairs: Assignment, targets: Targets, counts: Sequence[int]
-) -> KeypointErrors:
-    """Errors of all layers that have keypoints, each summed over its pairs: `[S]`.
+def l1(matches: Matches) -> list[Tensor]:
+    """Distance of the labelled points."""
+    return matches.by_layer(matches.once(errors).l1)
 
-    Args:
-        predictions: stacked, keypoints `[l, B, Q, slots * K, 8]`.
-        pairs: of all their layers.
-        targets: ground truth with keypoints.
-        counts: keypoints of each class slot.
-    """
+
+def findable(matches: Matches) -> list[Tensor]:
+    """Cross-entropy of "the point is labelled"."""
+    return matches.by_layer(matches.once(errors).findable)
+
+
+def visible(matches: Matches) -> list[Tensor]:
+    """Cross-entropy of "the point is visible"."""
+    return matches.by_layer(matches.once(errors).visible)
+
+
+def nll(matches: Matches) -> list[Tensor]:
+    """Negative log-likelihood of the labelled points."""
+    return matches.by_layer(matches.once(errors).nll)
+
+
+def errors(matches: Matches) -> KeypointErrors:
+    """Errors of all pairs, `[P]`; each is read in the slot of its object's class."""
+    counts, targets = matches.keypoint_counts, matches.targets
     assert targets.keypoints is not None
-    keypoints = torch.cat([item.keypoints for item in predictions if item.keypoints is not None])
-    rows = torch.arange(len(keypoints), device=keypoints.device)[:, None]
-    image, query, target = (index[: len(keypoints)] for index in pairs[:3])
-    labels = targets.labels[target]
-    predicted = slot_keypoints(keypoints, len(counts))[rows, image, query, labels]
-    exists = existing_keypoints(counts, keypoints.device)[labels]
-    area = targets.boxes[:, 2:].prod(-1).to(predicted.dtype)[target]
-    errors = keypoint_errors(predicted, targets.keypoints.to(predicted.dtype)[target], area, exists)
-    return KeypointErrors(*(error.sum(1) for error in errors))
+    labels = targets.labels[matches.target]
+    stacks = [stack.prediction.keypoints for stack in matches.stacks]
+    slots = torch.cat([slot_keypoints(one, len(counts)).flatten(0, 2) for one in stacks if one is not None])
+    predicted = slots[matches.rows, labels]
+    exists = existing_keypoints(counts, predicted.device)[labels]
+    area = targets.boxes[:, 2:].prod(-1).to(predicted.dtype)[matches.target]
+    return keypoint_errors(predicted, targets.keypoints.to(predicted.dtype)[matches.target], area, exists)

@@ -5,16 +5,17 @@ Legend: S layers, M pairs of a layer, D mask dimensions, h x w the mask head's s
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from operator import itemgetter
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from detr_exp.matcher.hungarian import Assignment, mask_layers
+from detr_exp.loss.matches import Matches
+from detr_exp.matcher.hungarian import Assignment
 from detr_exp.ops.points import PIXELS_PER_POINT, sample_bilinear, sample_nearest, uncertain_points
-from detr_exp.structures import MaskLogits, Prediction
+from detr_exp.structures import MaskLogits, mapped
 
 
 class MaskLosses(NamedTuple):
@@ -29,16 +30,33 @@ class MaskLosses(NamedTuple):
     dice: Tensor
 
 
-def mask_losses(predictions: Sequence[Prediction], pairs: Assignment, target_masks: Tensor) -> MaskLosses:
-    """Losses of all layers that have masks, each at points of its own.
+def ce(matches: Matches) -> list[Tensor]:
+    """Binary cross-entropy at points, as a term (see `loss.term`)."""
+    return [losses.ce for losses in matches.once(point_losses)]
 
-    Args:
-        predictions: stacked, over the same queries.
-        pairs: of all their layers.
-        target_masks: `[T, H, W]` bool.
+
+def dice(matches: Matches) -> list[Tensor]:
+    """Dice loss at the same points, as a term."""
+    return [losses.dice for losses in matches.once(point_losses)]
+
+
+def point_losses(matches: Matches) -> list[MaskLosses]:
+    """Losses of all layers that have masks, each at points of its own; of each stack.
+
+    Points are drawn layer by layer, the last decoder layer first: RF-DETR's order, so that a seed gives its draws.
     """
-    losses = {layer: _layer_losses(masks, pairs, layer, target_masks) for layer, masks in mask_layers(predictions)}
-    return MaskLosses(*(torch.stack(parts) for parts in zip(*(losses[layer] for layer in sorted(losses)))))
+    target_masks = matches.targets.masks
+    assert target_masks is not None
+    places = [(n, layer) for n, stack in enumerate(matches.stacks) for layer in range(len(stack.suffixes))]
+    last = len(matches.stacks[0].suffixes) - 1
+    found = {}
+    for n, layer in (places[last], *places[:last], *places[last + 1 :]):
+        stack = matches.stacks[n]
+        masks = mapped(stack.prediction.masks, itemgetter(layer))
+        assert masks is not None
+        found[n, layer] = _layer_losses(masks, stack.pairs, layer, target_masks)
+    by_stack = [[found[n, layer] for layer in range(len(stack.suffixes))] for n, stack in enumerate(matches.stacks)]
+    return [MaskLosses(*(torch.stack(parts) for parts in zip(*losses))) for losses in by_stack]
 
 
 def _layer_losses(masks: MaskLogits, pairs: Assignment, layer: int, target_masks: Tensor) -> tuple[Tensor, Tensor]:

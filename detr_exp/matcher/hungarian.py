@@ -6,8 +6,9 @@ training step that waits for the device.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
+from operator import itemgetter
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -22,7 +23,7 @@ from detr_exp.matcher.cost import (
     sigmoid_class_cost,
     softmax_class_cost,
 )
-from detr_exp.structures import MaskLogits, Prediction, Targets
+from detr_exp.structures import MaskLogits, Prediction, Targets, mapped, predicted
 
 # Stands for a cost that is not a number. Large enough to be avoided wherever there is a choice, small enough to leave
 # the solver's float64 exact to 1e-7 on the other costs.
@@ -41,12 +42,29 @@ class Assignment(NamedTuple):
         query: `[S, M]` int64, place on the query axis (groups included); ascending within an image.
         target: `[S, M]` int64, packed index of the object.
         counts: pairs per image, on the host; they sum to M.
+        host: `[3, S, M]` image, query and target as they were solved, for whoever has to look into them; None where
+            they were made on the device.
     """
 
     image: Tensor
     query: Tensor
     target: Tensor
     counts: tuple[int, ...]
+    host: np.ndarray | None = None
+
+
+class Matcher(Protocol):
+    """Pairs objects with queries."""
+
+    def __call__(
+        self,
+        predictions: Sequence[Prediction],
+        targets: Targets,
+        groups: int,
+        weights: Mapping[str, float],
+        keypoint_counts: Sequence[int],
+        /,
+    ) -> Assignment: ...
 
 
 class HungarianMatcher:
@@ -95,7 +113,7 @@ class HungarianMatcher:
         predictions: Sequence[Prediction],
         targets: Targets,
         groups: int = 1,
-        task_weights: TaskWeights | None = None,
+        weights: Mapping[str, float] | None = None,
         keypoint_counts: Sequence[int] = (),
     ) -> Assignment:
         """Match every layer of every prediction.
@@ -105,7 +123,8 @@ class HungarianMatcher:
                 fewer classes than the first is class-agnostic, and every object is its class 0.
             targets: ground truth, on the predictions' device.
             groups: query groups G matched independently; group-major on the query axis.
-            task_weights: what masks and keypoints cost, where they are predicted; None: nothing.
+            weights: of the losses, by name; those of masks and keypoints (see `TaskWeights`) are costs as well, where
+                they are predicted. None: nothing.
             keypoint_counts: keypoints of each class slot.
         """
         boxes = torch.cat([prediction.boxes for prediction in predictions])
@@ -113,15 +132,16 @@ class HungarianMatcher:
         pairs_per_image = tuple(groups * min(count, size) for count in targets.counts)
         if not len(targets):
             empty = torch.zeros(len(boxes), 0, dtype=torch.int64, device=boxes.device)
-            return Assignment(empty, empty, empty, pairs_per_image)
+            return Assignment(empty, empty, empty, pairs_per_image, np.zeros((3, len(boxes), 0), dtype=np.int64))
         image = to_device(np.repeat(np.arange(len(targets.counts)), targets.counts), boxes.device)
         costs = self._costs(predictions, boxes, targets, image)
-        if task_weights is not None:
+        if weights is not None:
+            task_weights = TaskWeights(**{name: weights[name] for name in TaskWeights._fields if name in weights})
             _add_mask_costs(costs, predictions, targets, task_weights)
             _add_keypoint_costs(costs, predictions, targets, image, keypoint_counts, task_weights)
         pairs = solve(self._finite(to_host(costs)), targets.counts, groups)
         matched_image, query, target = to_device(pairs, boxes.device)
-        return Assignment(matched_image, query, target, pairs_per_image)
+        return Assignment(matched_image, query, target, pairs_per_image, pairs)
 
     def compile(self) -> None:
         """Compile the cost of class and box; the first steps wait for it."""
@@ -173,7 +193,8 @@ def mask_layers(predictions: Sequence[Prediction]) -> list[tuple[int, MaskLogits
 
     Points are drawn layer by layer, the last decoder layer first: RF-DETR's order, so that a seed gives its draws.
     """
-    layers = [prediction.at(i).masks for prediction in predictions for i in range(len(prediction.boxes))]
+    stacks = [(predicted(prediction, "masks"), len(prediction.boxes)) for prediction in predictions]
+    layers = [mapped(masks, itemgetter(i)) for masks, count in stacks for i in range(count)]
     last = len(predictions[0].boxes) - 1
     order = (last, *range(last), *range(last + 1, len(layers)))
     return [(layer, masks) for layer in order if (masks := layers[layer]) is not None]
@@ -190,7 +211,7 @@ def _add_keypoint_costs(
     first = 0
     for prediction in predictions:
         end = first + len(prediction.boxes)
-        keypoints = prediction.keypoints
+        keypoints = predicted(prediction, "keypoints")
         if keypoints is not None:
             num_points = keypoints.shape[0] * keypoints.shape[2] * max(keypoint_counts)
             for chunk in _chunks(len(targets), num_points, costs.device):

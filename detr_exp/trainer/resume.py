@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from detr_exp.folder import in_use, is_held
+from detr_exp.stored import as_before
 from detr_exp.tracker.base import RECORD, RunRecord
 from detr_exp.trainer import checkpoint as files
 from detr_exp.trainer import distributed
@@ -135,7 +136,7 @@ def refuse_taken(folder: Path) -> None:
 
 def identity(config: Mapping[str, Any]) -> str:
     """The hash of everything in a resolved config that decides the numbers of a run."""
-    kept = {key: value for key, value in flat(config).items() if not _under(key, FREE)}
+    kept = {key: value for key, value in flat(as_before(config)).items() if not _under(key, FREE)}
     return files.config_hash(kept)
 
 

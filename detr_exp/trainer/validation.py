@@ -5,10 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from contextlib import nullcontext
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from detr_exp.data.loader import WorkerError
-from detr_exp.loss.criterion import TERMS
 from detr_exp.metric.coco import CocoMetric
 from detr_exp.mistakes import did_you_mean
 from detr_exp.signals import Interrupt, Interrupted
@@ -211,9 +210,9 @@ def refuse_unknown_monitor(run: Run, monitor: str | None, compute_val_loss: bool
     metric = run.make_metric("val", tuple(run.data.split("val").image_ids[:1]))
     if not isinstance(metric, CocoMetric):
         return
-    losses = {"loss", *TERMS["boxes"]}
-    for task in ("masks", "keypoints"):
-        losses |= set(TERMS[task]) if getattr(run.network, f"predicts_{task}", False) else set()
+    tasks = [task for task in ("masks", "keypoints") if getattr(run.network, f"predicts_{task}", False)]
+    terms: Any = run.criterion
+    losses = {"loss", *(f"loss_{name}" for name in terms.names(tasks))}
     _refuse_unless_measured(monitor, {*metric.compute(), *(losses if compute_val_loss else ())} - {"nonfinite"})
 
 

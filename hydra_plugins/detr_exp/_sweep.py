@@ -23,6 +23,7 @@ from omegaconf import DictConfig, OmegaConf
 from detr_exp.grid import OWN_KEYS
 from detr_exp.mistakes import ConfigError, flat
 from detr_exp.ranges import refuse_out_of_range
+from detr_exp.stored import as_before
 from detr_exp.terminal import say
 from detr_exp.tracker.secrets import masked
 from detr_exp.trainer.ending import status_of
@@ -259,4 +260,4 @@ def summary_of(entry: Entry) -> str:
 def _values(config: Any) -> dict[str, Any]:
     """Every key of a config with its unresolved value."""
     plain = cast(dict[str, Any], OmegaConf.to_container(config, resolve=False))
-    return {key: value for key, value in flat(plain) if not (isinstance(value, dict) and value)}
+    return {key: value for key, value in flat(as_before(plain)) if not (isinstance(value, dict) and value)}

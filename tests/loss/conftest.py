@@ -1,10 +1,12 @@
+from dataclasses import replace
 from functools import partial
 
 import pytest
 import torch
 
-from detr_exp.loss import classification
+from detr_exp.loss import box, classification, keypoint, mask
 from detr_exp.loss.criterion import SetCriterion
+from detr_exp.loss.term import Term
 from detr_exp.matcher.hungarian import HungarianMatcher
 from detr_exp.structures import Denoising, Outputs, Prediction, Target, Targets
 
@@ -16,6 +18,25 @@ SHAPES = {
     "ce": {"eos_coef": 0.1, "label_smoothing": 0.0},
     "ia_bce": {"alpha": 0.25},
 }
+KEYPOINT_PARTS = ("l1", "findable", "visible", "nll")
+WEIGHTS = {"class": 1.0, "bbox": 5.0, "giou": 2.0, "mask_ce": 5.0, "mask_dice": 5.0}
+WEIGHTS |= {f"keypoint_{part}": 1.0 for part in KEYPOINT_PARTS}
+
+
+def make_terms(loss, overlap=None, eos_coef=None, **changes) -> dict[str, Term]:
+    """The table of `conf/loss/terms/detr.yaml`; `weight_<name>` changes the weight of a term."""
+    weights = {name: changes.pop(f"weight_{name}", weight) for name, weight in WEIGHTS.items()}
+    assert not changes
+    divide = {} if eos_coef is None else {"divide": "queries", "background": eos_coef}
+    terms = {
+        "class": Term(function=partial(classification.of_queries, loss=loss, overlap=overlap), weight=0, **divide),
+        "bbox": Term(function=box.l1, weight=0),
+        "giou": Term(function=partial(box.giou, overlap=overlap), weight=0),
+    }
+    for task, module, parts in (("mask", mask, ("ce", "dice")), ("keypoint", keypoint, KEYPOINT_PARTS)):
+        places = {"at": ["layers", "encoder"], "needs": [f"{task}s"], "needs_targets": [f"{task}s"]}
+        terms |= {f"{task}_{part}": Term(function=getattr(module, part), weight=0, **places) for part in parts}
+    return {name: replace(term, weight=weights[name]) for name, term in terms.items()}
 
 
 @pytest.fixture
@@ -27,23 +48,12 @@ def make_criterion():
         matcher = HungarianMatcher(
             activation=activation, cost_class=2.0, cost_bbox=5.0, cost_giou=2.0, alpha=0.25, gamma=2.0
         )
-        settings = {
-            "class_loss": partial(getattr(classification, name), **SHAPES[name]),
-            "weight_class": 1.0,
-            "weight_bbox": 5.0,
-            "weight_giou": 2.0,
-            "weight_mask_ce": 5.0,
-            "weight_mask_dice": 5.0,
-            "weight_keypoint_l1": 1.0,
-            "weight_keypoint_findable": 1.0,
-            "weight_keypoint_visible": 1.0,
-            "weight_keypoint_nll": 1.0,
-            "share_matched_indices": False,
-            "boxes_weight_format": None,
-            "aux_loss": True,
-            "eos_coef": 0.1 if name == "ce" else None,
-        }
-        return SetCriterion(num_classes=num_classes, activation=activation, matcher=matcher, **(settings | changes))
+        settings = {"share_matched_indices": False, "aux_loss": True}
+        settings |= {name: changes.pop(name) for name in [*settings, "keypoint_counts"] if name in changes}
+        loss = changes.pop("class_loss", None) or partial(getattr(classification, name), **SHAPES[name])
+        eos_coef = changes.pop("eos_coef", 0.1 if name == "ce" else None)
+        table = make_terms(loss, changes.pop("boxes_weight_format", None), eos_coef, **changes)
+        return SetCriterion(num_classes=num_classes, activation=activation, matcher=matcher, terms=table, **settings)
 
     return make
 

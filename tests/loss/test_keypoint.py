@@ -1,12 +1,23 @@
 import pytest
 import torch
 
-from detr_exp.loss.keypoint import keypoint_losses
+from detr_exp.loss import keypoint
+from detr_exp.loss.matches import Matches, Stack
 from detr_exp.matcher.hungarian import Assignment
 from detr_exp.ops.keypoints import existing_keypoints, keypoint_errors
 from detr_exp.structures import Outputs, Prediction, Target, Targets
 
 COUNTS = [2, 0, 3]
+
+
+def keypoint_losses(
+    layers: list[Prediction], pairs: Assignment, targets: Targets, counts: list[int]
+) -> tuple[torch.Tensor, ...]:
+    """Of each layer of one stack, summed over its pairs."""
+    stack = Stack(frozenset(["layers"]), layers[0], pairs, [""] * len(layers[0].boxes), 1, len(targets))
+    matches = Matches([stack], targets, num_classes=3, activation="sigmoid", keypoint_counts=tuple(counts))
+    terms = (keypoint.l1, keypoint.findable, keypoint.visible, keypoint.nll)
+    return tuple(term(matches)[0].sum(1) for term in terms)
 
 
 @pytest.fixture

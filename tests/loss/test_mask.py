@@ -3,7 +3,8 @@ import torch
 import torch.nn.functional as F
 
 from detr_exp.loss import mask
-from detr_exp.loss.mask import mask_losses, matched_logits
+from detr_exp.loss.mask import MaskLosses, matched_logits, point_losses
+from detr_exp.loss.matches import Matches, Stack
 from detr_exp.matcher import cost, hungarian
 from detr_exp.matcher.hungarian import Assignment
 from detr_exp.structures import MaskLogits, Outputs, Prediction, Target, Targets
@@ -24,6 +25,14 @@ def layers():
     features = torch.randn(2, 2, 5, SIZE, SIZE, generator=g).requires_grad_()
     masks = MaskLogits(features, torch.randn(2, 2, 4, 5, generator=g).requires_grad_(), torch.tensor([0.2]))
     return Prediction(torch.zeros(2, 2, 4, 3), torch.zeros(2, 2, 4, 4), masks)
+
+
+def mask_losses(layers: list[Prediction], pairs: Assignment, target_masks: torch.Tensor) -> MaskLosses:
+    """Of the layers of one stack."""
+    stack = Stack(frozenset(["layers"]), layers[0], pairs, [""] * len(layers[0].boxes), 1, len(target_masks))
+    labels = torch.zeros(len(target_masks), dtype=torch.int64)
+    targets = Targets(labels, torch.zeros(len(target_masks), 4), pairs.counts, masks=target_masks)
+    return point_losses(Matches([stack], targets, num_classes=3, activation="sigmoid"))[0]
 
 
 def objects() -> torch.Tensor:
@@ -123,7 +132,7 @@ def test_weights_act_in_loss_and_matching(scene, make_criterion, monkeypatch):
 
     def matched(weight: float):
         criterion = make_criterion(num_classes=3, weight_mask_ce=weight, weight_mask_dice=weight)
-        pairs = criterion.matcher([outputs.layers], targets, 1, criterion.task_weights)
+        pairs = criterion.matcher([outputs.layers], targets, 1, criterion.weights)
         return pairs.query[-1].tolist(), pairs.target[-1].tolist()
 
     torch.manual_seed(0)

@@ -146,7 +146,7 @@ def test_pairs(task, make_criterion):
     theirs = criterion.matcher(as_oracle_outputs(outputs), per_image(targets, task), group_detr=GROUPS)
     ours = make_criterion("ia_bce", num_classes=CLASSES, keypoint_counts=KEYPOINTS)
     torch.manual_seed(1)
-    pairs = ours.matcher([outputs.layers], targets, GROUPS, ours.task_weights, ours.keypoint_counts)
+    pairs = ours.matcher([outputs.layers], targets, GROUPS, ours.weights, ours.keypoint_counts)
     first = (0, 5, 5)
     for b, (query, target) in enumerate(theirs):
         mine = pairs.image[0] == b

@@ -1,0 +1,66 @@
+"""A row of the table of losses: what is computed, where, for which pairs, and what divides it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from detr_exp.loss.matches import Matches, Stack
+from detr_exp.structures import Targets, predicted
+
+PLACES = ("layers", "initial", "encoder", "denoising")
+PAIRS = ("own", "last", "union")
+DIVISORS = ("objects", "pairs", "queries")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Term:
+    """One loss.
+
+    Attributes:
+        function: matches -> of each stack `[l, ...]`, unreduced; the criterion sums all axes but the first.
+        weight: of the term.
+        at: where it applies: `layers`, `initial` (what a network predicts before its first layer), `encoder`,
+            `denoising`.
+        pairs: `own`: those of each layer; `last`: those of the last layer for all decoder layers; `union`: those of all
+            layers and the encoder together. Denoising queries know their objects, whatever stands here.
+        divide: by the `objects` of the step; by their `pairs`, counted after matching; or by the weights of all
+            `queries`: one with an object, `background` without.
+        background: see `divide`.
+        needs: fields of predictions without which the term does not apply.
+        needs_targets: fields of targets likewise.
+
+    Raises:
+        ValueError: another word for `at`, `pairs` or `divide`, or no `background` where it is needed.
+    """
+
+    function: Callable[[Matches], Sequence[Tensor]]
+    weight: float
+    at: Sequence[str] = PLACES
+    pairs: str = "own"
+    divide: str = "objects"
+    background: float | None = None
+    needs: Sequence[str] = ()
+    needs_targets: Sequence[str] = ()
+
+    def __post_init__(self) -> None:
+        for key, values, known in (
+            ("at", self.at, PLACES),
+            ("pairs", (self.pairs,), PAIRS),
+            ("divide", (self.divide,), DIVISORS),
+        ):
+            if wrong := [value for value in values if value not in known]:
+                raise ValueError(f"a loss term has {key}: {wrong[0]!r}; use {', '.join(known)}")
+        if self.divide == "queries" and self.background is None:
+            raise ValueError("a loss term with divide: queries needs the weight of background: background: 0.1")
+
+    def applies(self, stack: Stack, targets: Targets) -> bool:
+        """Whether these predictions are asked for this term."""
+        annotated = {**targets.extra, "masks": targets.masks, "keypoints": targets.keypoints}
+        return (
+            stack.place <= set(self.at)
+            and all(predicted(stack.prediction, name) is not None for name in self.needs)
+            and all(annotated.get(name) is not None for name in self.needs_targets)
+        )
