@@ -6,9 +6,7 @@ from functools import partial
 
 import torch
 
-from detr_exp.loss.classification import ia_bce
-from detr_exp.loss.criterion import SetCriterion
-from detr_exp.matcher.hungarian import HungarianMatcher
+from detr_exp import build
 from detr_exp.model.backbone.dinov2_windowed import WindowedDinov2
 from detr_exp.model.head.mask import MaskHead
 from detr_exp.model.neck.projector import Projector
@@ -114,26 +112,9 @@ def padded_batch(height, width):
     return images, mask
 
 
-def criterion_for(num_classes, **changes):
+def criterion_for(num_classes, keypoint_counts=(), **weights):
     """Our criterion with the package's weights."""
-    settings = dict(
-        num_classes=num_classes,
-        class_loss=partial(ia_bce, alpha=0.25),
-        activation="sigmoid",
-        matcher=HungarianMatcher(
-            cost_class=2.0, cost_bbox=5.0, cost_giou=2.0, alpha=0.25, gamma=2.0, activation="sigmoid"
-        ),
-        weight_class=1.0,
-        weight_bbox=5.0,
-        weight_giou=2.0,
-        weight_mask_ce=5.0,
-        weight_mask_dice=5.0,
-        weight_keypoint_l1=1.0,
-        weight_keypoint_findable=1.0,
-        weight_keypoint_visible=1.0,
-        weight_keypoint_nll=1.0,
-        share_matched_indices=False,
-        boxes_weight_format=None,
-        aux_loss=True,
-    )
-    return SetCriterion(**settings | changes)
+    words = [f"loss.{name}={weight}" for name, weight in weights.items()]
+    made = build.criterion(build.compose(["loss=ia_bce", f"data.num_classes={num_classes}", *words]))
+    made.keypoint_counts = tuple(keypoint_counts)
+    return made

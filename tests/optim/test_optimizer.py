@@ -115,7 +115,9 @@ class_loss:
     (tmp_path / "loss" / "mine.yaml").write_text(text)
     cfg = build.compose([*tiny_run, "loss=mine"], config_dir=tmp_path)
     if is_read:
-        assert build.run(cfg, tmp_path / "run").criterion.class_loss.keywords["gamma"] == 2.0
+        assert (
+            build.run(cfg, tmp_path / "run").criterion.terms["class"].function.keywords["loss"].keywords["gamma"] == 2.0
+        )
     else:
         with pytest.raises(ConfigError, match=r"loss\.weight_box, which nothing reads; .*~loss\.weight_box"):
             build.run(cfg, tmp_path / "run")
