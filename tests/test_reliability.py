@@ -327,7 +327,7 @@ def test_the_second_of_two_writers_is_refused_and_the_first_goes_on(start: Calla
 
 def test_every_row_of_the_page_names_a_test() -> None:
     page = (ROOT / "docs" / "reliability.md").read_text("utf-8")
-    rows = [line for line in page.splitlines() if line.startswith("| ") and "---" not in line][1:]
+    rows = [line for line in page.partition("\n## ")[0].splitlines() if line.startswith("| ") and "---" not in line][1:]
     assert len(rows) > 10
     for row in rows:
         named = re.findall(r"`(tests/[\w/]+\.py)::(\w+)`", row)
