@@ -11,7 +11,7 @@ __all__ = ["load"]
 def __getattr__(name: str) -> Any:
     """`load` without importing torch before it is asked for."""
     if name == "load":
-        from detr_exp.detector import load
+        from detr_exp.inference.detector import load
 
         return load
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -16,7 +16,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from detr_exp import cli
-from detr_exp.compose import CONF_DIR
+from detr_exp.config.compose import CONF_DIR
 from detr_exp.writing import write
 
 USAGE = """\
@@ -43,7 +43,7 @@ in MiB. GFLOPs are two for each multiply-add. The table is also written as bench
 if TYPE_CHECKING:
     import numpy as np
 
-    from detr_exp.program import Program
+    from detr_exp.deploy.program import Program
 
 IN_TORCH = ("eager", "folded", "bf16", "compiled", "compiled_bf16")
 EXPORTED = ("onnx", "torchscript", "openvino")
@@ -99,7 +99,7 @@ def benchmark_in(folder: Path, cfg: DictConfig) -> list[Measured]:
     for form in wanted:
         if form not in (*IN_TORCH, *EXPORTED):
             raise ValueError(f"benchmark.forms has {form!r}; use some of {', '.join((*IN_TORCH, *EXPORTED))}")
-    hardware, console = build.trainer(cfg).hardware, Console("rich")
+    hardware, console = build.hardware(cfg), Console("rich")
     picture = _picture(cfg.benchmark.picture)
     rows: list[Measured] = []
     height, width = picture.shape[:2]
@@ -120,13 +120,13 @@ def benchmark_in(folder: Path, cfg: DictConfig) -> list[Measured]:
 def networks(cfg: DictConfig) -> Iterator[tuple[str, Any]]:
     """The networks to measure, with their names, one at a time."""
     from detr_exp import build
-    from detr_exp.detector import load
+    from detr_exp.inference.detector import load
 
     if cfg.published:
         for name in published():
             yield name, of_recipe(name)
     elif cfg.checkpoint is not None:
-        detector = load(cfg.checkpoint, hardware=build.trainer(cfg).hardware, allow_targets=cfg.allow_targets)
+        detector = load(cfg.checkpoint, hardware=build.hardware(cfg), allow_targets=cfg.allow_targets)
         yield detector.path.stem, detector.network
     else:
         cfg.model.weights = None
@@ -184,9 +184,9 @@ def in_form(network: Any, form: str, folder: Path) -> Program:
 
     import torch
 
-    from detr_exp import engines
-    from detr_exp.model.graph import Graph
-    from detr_exp.program import Program
+    from detr_exp.deploy import engines
+    from detr_exp.deploy.graph import Graph
+    from detr_exp.deploy.program import Program
 
     own = copy.deepcopy(network)
     if form != "eager":
@@ -289,7 +289,7 @@ def _labels(cfg: DictConfig, number: int) -> Any:
 def _picture(path: str | None) -> np.ndarray:
     import numpy as np
 
-    from detr_exp.detector import as_picture
+    from detr_exp.inference.detector import as_picture
 
     noise = np.random.default_rng(0).integers(0, 256, (480, 640, 3), dtype=np.uint8)
     return noise if path is None else as_picture(path)

@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING, Any, cast
 from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf
 
-from detr_exp.compose import compose as compose
-from detr_exp.compose import refuse_unready
-from detr_exp.mistakes import ConfigError
-from detr_exp.targets import PARTIAL, TARGET, refuse, refuse_misfit
+from detr_exp.config.compose import compose as compose
+from detr_exp.config.compose import refuse_unready
+from detr_exp.config.mistakes import ConfigError
+from detr_exp.config.targets import PARTIAL, TARGET, refuse, refuse_misfit
 
 if TYPE_CHECKING:
     import torch
@@ -86,12 +86,14 @@ def criterion(cfg: DictConfig, data: Any = None) -> nn.Module:
 
 def trainer(cfg: DictConfig) -> Trainer:
     """The engine, with its settings."""
-    return _made(cfg, "trainer")
+    from detr_exp.trainer.trainer import Trainer
+
+    return Trainer(_made(cfg, "trainer"))
 
 
 def hardware(cfg: DictConfig) -> Hardware:
-    """Where to compute, for commands that have no trainer."""
-    return _made(cfg, "trainer")["hardware"]
+    """Where to compute."""
+    return instantiate(_settings(cfg, "trainer")["hardware"], "trainer.hardware")
 
 
 def plain(cfg: DictConfig) -> dict[str, Any]:

@@ -119,7 +119,7 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str]:
 
 def draw(folder: Path, cfg: DictConfig, data: DataSet) -> Path:
     """Training pictures after augmentation, as a network of this size would get them."""
-    from detr_exp.trainer.first_look import save_samples
+    from detr_exp.trainer.diagnosis.sanity import save_samples
 
     size = tuple(cfg.image_size)
     told = SimpleNamespace(image_size=size, stride=1, predicts_masks=data.has_masks)

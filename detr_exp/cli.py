@@ -29,14 +29,14 @@ from hydra.errors import HydraException, InstantiationException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from detr_exp import grid
-from detr_exp.compose import CONF_DIR, composition, config_loader, first_words, in_our_words, refuse_unready
+from detr_exp.config import grid
+from detr_exp.config.compose import CONF_DIR, composition, config_loader, first_words, in_our_words, refuse_unready
+from detr_exp.config.mistakes import OURS, ConfigError, groups_of, is_said_by_us
 from detr_exp.folder import begin, notes_of_hydra, refuse_run_folder, remove_unused
-from detr_exp.mistakes import OURS, ConfigError, groups_of, is_said_by_us
 from detr_exp.signals import Interrupt, Interrupted
 from detr_exp.streams import name_files_in_utf8
 from detr_exp.terminal import guard_messages, say
-from detr_exp.trainer import ending
+from detr_exp.trainer import run_status
 
 Task = Callable[[DictConfig], float | None]
 TRAINING = ("config", "reproduce")  # primary configs of the commands that train
@@ -281,7 +281,7 @@ def report(error: BaseException) -> int:
         say(f"error: {error}", file=sys.stderr)
     elif isinstance(error, OSError) and error.errno in OPEN_FILES:
         say(f"error: {error}; raise the limit of open files: ulimit -n 4096, or data.num_workers=0", file=sys.stderr)
-    elif ending.status_of(error) == "oom":
+    elif run_status.status_of(error) == "oom":
         first = (str(error).strip() or type(error).__name__).splitlines()[0]
         say(
             f"error: memory ran out ({first}); ask for less: trainer.batch_size=1, or auto; or raise ulimit -v and -u",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -12,10 +12,9 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from detr_exp import cli
-from detr_exp.evaluate import category_ids_by_name, combined
-from detr_exp.mistakes import flat
+from detr_exp.config.mistakes import flat
+from detr_exp.runs.past import PastRun, find, load_all
 from detr_exp.terminal import say
-from detr_exp.tracker.runs import PastRun, find, load_all
 from detr_exp.writing import write
 
 USAGE = """\
@@ -39,6 +38,8 @@ PLACES = ("tracker.", "hydra.", "trainer.resume", "trainer.progress_bar")  # cha
 
 if TYPE_CHECKING:
     import numpy as np
+
+    from detr_exp.inference.on_data import OnData
 
 
 @dataclass
@@ -74,20 +75,17 @@ def compare_in(folder: Path, cfg: DictConfig) -> dict[str, Any]:
     Raises:
         ValueError: runs or data cannot be read, or have nothing in common.
     """
-    from detr_exp import build
-    from detr_exp.detector import load
+    from detr_exp.inference.on_data import on_data, open_detector
 
     if cfg.resamples < 1 or not 0 < cfg.level < 1:
         raise ValueError(f"resamples={cfg.resamples} level={cfg.level} is no interval; use resamples=1000 level=0.95")
     sides = [_readable(load_all(find(_plain(words), cfg.root))) for words in (cfg.a, cfg.b)]
-    hardware = build.hardware(cfg) if OmegaConf.select(cfg, "trainer.hardware") is not None else None
-    first = load(sides[0][0].folder, hardware=hardware, allow_targets=cfg.allow_targets)
-    told = combined(first.cfg, cfg)
-    OmegaConf.update(told, "metric.backend", "pycocotools")  # shows which detection found what
-    data = build.data(told)
-    if told.data.get("root") == first.cfg.data.get("root") and "_target_" not in _plain(cfg.data):
+    opened = on_data(open_detector(cfg, sides[0][0].folder), cfg)
+    OmegaConf.update(opened.cfg, "metric.backend", "pycocotools")  # shows which detection found what
+    data, trained_on = opened.data, opened.detector.cfg.data
+    if opened.cfg.data.get("root") == trained_on.get("root") and "_target_" not in _plain(cfg.data):
         _say_other_data(sides, data.fingerprint)
-    a, b, classes = _evaluated(sides, cfg, told, data, hardware)
+    a, b, classes = _evaluated(sides, cfg, opened)
     found = {"split": cfg.data.split, **statistics(a, b, classes, cfg.level)}
     found["config"] = [list(row) for row in config_difference(a.runs, b.runs)]
     folder.mkdir(parents=True, exist_ok=True)
@@ -122,18 +120,15 @@ def _readable(side: list[PastRun]) -> list[PastRun]:
     return kept
 
 
-def _evaluated(
-    sides: list[list[PastRun]], cfg: DictConfig, told: DictConfig, data: Any, hardware: Any
-) -> tuple[Side, Side, list[str]]:
+def _evaluated(sides: list[list[PastRun]], cfg: DictConfig, opened: OnData) -> tuple[Side, Side, list[str]]:
     """Both sides, evaluated on the same images and the same draws of them, and the classes all of them know."""
     import numpy as np
 
-    from detr_exp import build
-    from detr_exp.detector import load
+    from detr_exp.inference.on_data import open_detector
     from detr_exp.metric.bootstrap import average_precision, draws, matched
-    from detr_exp.trainer.evaluation import evaluate
 
     iou_type = {"val/segm_mAP": "segm", "val/keypoint_mAP": "keypoints"}.get(sides[0][0].monitor, "bbox")
+    data = opened.data
     times = draws(len(data.split(cfg.data.split).image_ids), cfg.resamples)
     once = np.ones((1, times.shape[1]), dtype=int)
     known = list(data.category_ids)
@@ -141,18 +136,12 @@ def _evaluated(
     for side in sides:
         results.append([])
         for run in side:
-            detector = load(run.folder, hardware=hardware, allow_targets=cfg.allow_targets)
-            metric = build.metric(told, data, detector.network, category_ids_by_name(detector, data))(cfg.data.split)
+            one = replace(opened, detector=open_detector(cfg, run.folder))
+            metric = one.metric(cfg.data.split)
             if iou_type not in metric.iou_types:
                 judged = f"by which {sides[0][0].folder} was judged"
                 raise ValueError(f"{run.folder} gives no {iou_type}, {judged}; compare it with runs of its own task")
-            loader = data.loader(
-                cfg.data.split,
-                network=detector.network,
-                batch_size=detector.batch_size,
-                seed=detector.cfg.seed,
-            )
-            if count := evaluate(detector.network, loader, metric, detector.precision).get("nonfinite"):
+            if count := one.evaluate(one.loader(cfg.data.split), metric).get("nonfinite"):
                 raise ValueError(
                     f"{run.folder}: {count:.0f} predictions of its network are not finite, so it has no result to "
                     f"compare; leave it out, and name the runs of its side one by one"

@@ -6,14 +6,12 @@ import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from detr_exp import cli
-from detr_exp.stored import literal
-from detr_exp.terminal import say
 from detr_exp.writing import write
 
 USAGE = """\
@@ -32,9 +30,6 @@ Evaluate a checkpoint by the COCO protocol. Network, classes and, unless told ot
   trainer/hardware   auto, cpu, cuda, mps; null: the checkpoint's
   allow_targets      packages of your own that the checkpoint's config names
 """
-
-if TYPE_CHECKING:
-    from detr_exp.detector import Detector
 
 
 def evaluate(cfg: DictConfig) -> float:
@@ -55,32 +50,18 @@ def evaluate_in(folder: Path, cfg: DictConfig) -> dict[str, float]:
     Raises:
         ValueError: checkpoint and data cannot be read or have nothing in common.
     """
-    from detr_exp import build
-    from detr_exp.detector import load, of_this_version
+    from detr_exp.inference.on_data import on_data, open_detector
     from detr_exp.metric.charts import save_charts
     from detr_exp.trainer.console import Console
-    from detr_exp.trainer.evaluation import evaluate as run_evaluation
     from detr_exp.trainer.evaluation import headline
 
-    hardware = build.hardware(cfg) if OmegaConf.select(cfg, "trainer.hardware") is not None else None
-    detector = load(
-        cfg.checkpoint, hardware=hardware, allow_targets=cfg.allow_targets, weights=cfg.weights, compiled=True
-    )
-    told = combined(detector.cfg, cfg)
-    with of_this_version(detector.path):
-        data = build.data(told)
-    metric = build.metric(told, data, detector.network, category_ids_by_name(detector, data))(cfg.data.split)
-    loader = data.loader(
-        cfg.data.split,
-        network=detector.network,
-        batch_size=cfg.batch_size or detector.batch_size,
-        seed=told.seed,
-    )
+    detector = open_detector(cfg, compiled=True)
+    opened = on_data(detector, cfg)
+    metric = opened.metric(cfg.data.split)
+    loader = opened.loader(cfg.data.split, cfg.batch_size)
     console = Console("rich")
     with console.progress(f"evaluating {cfg.data.split}", len(loader)) as meter:
-        found = run_evaluation(
-            detector.network, loader, metric, detector.precision, on_batch=lambda batch, detections: meter()
-        )
+        found = opened.evaluate(loader, metric, on_batch=lambda batch, detections: meter())
     plain = {name: value if math.isfinite(value) else None for name, value in found.items()}
     tables = {iou_type: metric.table(iou_type) for iou_type in metric.iou_types}
     folder.mkdir(parents=True, exist_ok=True)
@@ -92,51 +73,6 @@ def evaluate_in(folder: Path, cfg: DictConfig) -> dict[str, float]:
         console.line(per_class(iou_type, rows))
     console.line(f"written to {folder}")
     return found
-
-
-def combined(trained: DictConfig, cfg: DictConfig) -> DictConfig:
-    """The config of the checkpoint with what the command line says about data and metric."""
-    told = trained.copy()
-    said = literal(OmegaConf.to_container(cfg.data, resolve=True))
-    del said["split"]
-    if "_target_" in said:
-        told.data = said
-    else:
-        # the number of classes is that of the data, which may be others than those trained on
-        given = {name: value for name, value in said.items() if value is not None}
-        told.data = OmegaConf.merge(told.data, given, {"num_classes": None})
-    if OmegaConf.select(cfg, "metric") is not None:
-        told.metric = cfg.metric
-    return told
-
-
-def category_ids_by_name(detector: Detector, data: Any) -> list[int]:
-    """The data set's category id for every label of the network, by the names of the classes.
-
-    Labels that the data do not have get ids that do not occur; classes that the network does not know are left out
-    of the evaluation, which is said.
-
-    Raises:
-        ValueError: no class has the same name.
-    """
-    if detector.classes == data.classes:
-        return list(data.category_ids)
-    id_of = {name.casefold(): number for name, number in zip(data.classes, data.category_ids)}
-    shared = [name for name in detector.classes if name.casefold() in id_of]
-    if not shared:
-        raise ValueError(
-            f"{detector.path} knows {_some(detector.classes)}, but the data set has {_some(data.classes)}: no name in "
-            "common; evaluate data with the same classes: data=... data.root=..."
-        )
-    known = {name.casefold() for name in shared}
-    unknown = [name for name in data.classes if name.casefold() not in known]
-    say(f"classes are matched by name: {_some(shared)}" + (f"; left out: {_some(unknown)}" if unknown else ""))
-    unused = max(data.category_ids) + 1
-    return [id_of.get(name.casefold(), unused + label) for label, name in enumerate(detector.classes)]
-
-
-def _some(names: Sequence[str], limit: int = 8) -> str:
-    return ", ".join(names[:limit]) + (f", ... ({len(names)} in all)" if len(names) > limit else "")
 
 
 def per_class(iou_type: str, rows: Sequence[dict[str, Any]]) -> str:

@@ -12,11 +12,11 @@ from hydra._internal.utils import get_args_parser
 from omegaconf import DictConfig, OmegaConf
 
 from detr_exp import cli
-from detr_exp.compose import Composition, composition, config_loader
-from detr_exp.mistakes import ConfigError, flat, look_up, read_words
-from detr_exp.stored import literal
+from detr_exp.config.compose import Composition, composition, config_loader
+from detr_exp.config.mistakes import ConfigError, flat, look_up, read_words
+from detr_exp.config.stored import literal
+from detr_exp.runs.past import PastRun, find_one
 from detr_exp.terminal import say
-from detr_exp.tracker.runs import PastRun, find_one
 from detr_exp.tracker.secrets import masked
 
 USAGE = """\

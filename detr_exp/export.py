@@ -5,10 +5,10 @@ from __future__ import annotations
 import copy
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from detr_exp import cli
 from detr_exp.terminal import say
@@ -42,8 +42,9 @@ as model_rejected.*, and the exit status is 1.
 if TYPE_CHECKING:
     import numpy as np
 
-    from detr_exp.detector import Detector
-    from detr_exp.program import Program
+    from detr_exp.deploy.program import Program
+    from detr_exp.inference.detector import Detector
+    from detr_exp.inference.on_data import OnData
 
 MEASURED = ("mAP", "segm_mAP", "keypoint_mAP")
 AT_ONCE = 4  # pictures, where any number goes
@@ -69,13 +70,13 @@ def export_in(folder: Path, cfg: DictConfig) -> Path:
         ValueError: the checkpoint, the data or the settings cannot be used.
         GateError: the file gives something else than the checkpoint.
     """
-    from detr_exp import engines
-    from detr_exp.program import GateError, Program
-    from detr_exp.results import free
+    from detr_exp.deploy import engines
+    from detr_exp.deploy.program import GateError, Program
+    from detr_exp.inference.writers import free
 
     settings = cfg.export
-    detector = opened(cfg)
-    data = dataset(cfg, detector) if settings.source is None or settings.max_map_drop is not None else None
+    detector = in_float32(cfg)
+    opened = checked_on(cfg, detector) if settings.source is None or settings.max_map_drop is not None else None
     exact, graph = graphs(detector, settings)
     path = free(folder / f"model{engines.SUFFIX.get(cfg.format, '')}")
     facts = description(detector, graph, settings)
@@ -87,9 +88,10 @@ def export_in(folder: Path, cfg: DictConfig) -> Path:
         expected = Program(exact, engines.in_torch(exact))
         files = sorted(made.parent.iterdir(), key=lambda file: file == made)  # what belongs to it comes before it
         try:
-            compare_outputs(expected, found, pictures_of(cfg, data), None if settings.half else settings.max_difference)
+            largest = None if settings.half else settings.max_difference
+            compare_outputs(expected, found, pictures_of(cfg, opened), largest)
             if settings.max_map_drop is not None:
-                compare_map(cfg, detector, data, found)
+                compare_map(cfg, cast("OnData", opened), found)
         except GateError:
             for file in files:
                 file.rename(free(folder / f"{path.stem}_rejected{file.suffix}"))
@@ -99,22 +101,20 @@ def export_in(folder: Path, cfg: DictConfig) -> Path:
     return path
 
 
-def opened(cfg: DictConfig) -> Detector:
+def in_float32(cfg: DictConfig) -> Detector:
     """The checkpoint in float32, in the memory layout that engines expect."""
     import torch
 
-    from detr_exp import build
-    from detr_exp.detector import load
+    from detr_exp.inference.on_data import open_detector
 
-    hardware = build.hardware(cfg) if OmegaConf.select(cfg, "trainer.hardware") is not None else None
-    detector = load(cfg.checkpoint, hardware=hardware, allow_targets=cfg.allow_targets)
+    detector = open_detector(cfg)
     detector.network.to(memory_format=torch.contiguous_format)
     return detector
 
 
 def graphs(detector: Detector, settings: DictConfig) -> tuple[Any, Any]:
     """The network as it was trained, and folded for export, with the same steps around them."""
-    from detr_exp.model.graph import Graph, sample_discretely
+    from detr_exp.deploy.graph import Graph, sample_discretely
 
     if settings.sampling not in (None, "discrete"):
         raise ValueError(f"export.sampling is {settings.sampling!r}; use discrete, or null for what was trained")
@@ -151,30 +151,27 @@ def description(detector: Detector, graph: Any, settings: DictConfig) -> dict[st
     }
 
 
-def pictures_of(cfg: DictConfig, data: Any) -> list[np.ndarray]:
+def pictures_of(cfg: DictConfig, opened: OnData | None) -> list[np.ndarray]:
     """The pictures on which outputs are compared."""
-    from detr_exp.detector import as_picture
-    from detr_exp.sources import find_pictures
+    from detr_exp.inference.detector import as_picture
+    from detr_exp.inference.images import find_pictures
 
     if cfg.export.source is not None:
         return [as_picture(path) for path in find_pictures(cfg.export.source)[: cfg.export.pictures]]
-    split = data.split(cfg.data.split)
+    split = cast("OnData", opened).data.split(cfg.data.split)
     return [split.picture(index) for index in range(min(cfg.export.pictures, len(split)))]
 
 
-def dataset(cfg: DictConfig, detector: Detector) -> Any:
-    """The data on which the file is checked.
+def checked_on(cfg: DictConfig, detector: Detector) -> OnData:
+    """The detector beside the data on which the file is checked.
 
     Raises:
         ValueError: they cannot be read.
     """
-    from detr_exp import build
-    from detr_exp.detector import of_this_version
-    from detr_exp.evaluate import combined
+    from detr_exp.inference.on_data import on_data
 
     try:
-        with of_this_version(detector.path):
-            return build.data(combined(detector.cfg, cfg))
+        return on_data(detector, cfg)
     except ValueError as error:
         raise ValueError(
             f"{error}. To check the file without these data: export.max_map_drop=null export.source=<pictures>"
@@ -194,7 +191,7 @@ def compare_outputs(
     """
     import numpy as np
 
-    from detr_exp.program import GateError, differences
+    from detr_exp.deploy.program import GateError, differences
 
     sizes = np.array([picture.shape[:2] for picture in pictures])
     apart = differences(expected.outputs(pictures), found.outputs(pictures), sizes)
@@ -210,7 +207,7 @@ def compare_outputs(
     return usual
 
 
-def compare_map(cfg: DictConfig, detector: Detector, data: Any, found: Program) -> dict[str, float]:
+def compare_map(cfg: DictConfig, opened: OnData, found: Program) -> dict[str, float]:
     """Say the mAP of checkpoint and file on the split, each by the steps its users would take.
 
     Returns:
@@ -219,16 +216,13 @@ def compare_map(cfg: DictConfig, detector: Detector, data: Any, found: Program) 
     Raises:
         GateError: more than `export.max_map_drop`.
     """
-    from detr_exp import build, engines
-    from detr_exp.evaluate import category_ids_by_name, combined
-    from detr_exp.model.graph import Graph
-    from detr_exp.program import GateError, Program
+    from detr_exp.deploy import engines
+    from detr_exp.deploy.graph import Graph
+    from detr_exp.deploy.program import GateError, Program
 
-    plain = Graph(detector.network, preprocess=False, postprocess=False).eval()
-    metric = build.metric(combined(detector.cfg, cfg), data, detector.network, category_ids_by_name(detector, data))(
-        cfg.data.split
-    )
-    split = data.split(cfg.data.split)
+    plain = Graph(opened.detector.network, preprocess=False, postprocess=False).eval()
+    metric = opened.metric(cfg.data.split)
+    split = opened.data.split(cfg.data.split)
     before = evaluated(metric, split, Program(plain, engines.in_torch(plain)), "checkpoint")
     after = evaluated(metric, split, found, "file")
     drops = {name: before[name] - after[name] for name in MEASURED if name in before}

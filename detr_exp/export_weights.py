@@ -14,7 +14,7 @@ from detr_exp.terminal import say
 from detr_exp.writing import write
 
 if TYPE_CHECKING:
-    from detr_exp.detector import Detector
+    from detr_exp.inference.detector import Detector
 
 USAGE = """\
 Write the weights of a checkpoint in another layout.
@@ -49,7 +49,7 @@ def export_weights_in(folder: Path, cfg: DictConfig) -> Path:
     Raises:
         ValueError: the checkpoint cannot be read, or the format has no words for its network.
     """
-    from detr_exp.detector import find, load
+    from detr_exp.inference.detector import find, load
     from detr_exp.model.rtdetrv2 import RTDETRv2
 
     if cfg.format not in FORMATS:

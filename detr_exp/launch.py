@@ -26,12 +26,12 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from detr_exp.mistakes import ConfigError
+from detr_exp.config.mistakes import ConfigError
+from detr_exp.config.stored import stored
 from detr_exp.signals import Interrupt, Interrupted, ended_by, held_back
-from detr_exp.stored import stored
 from detr_exp.streams import name_files_in_utf8
 from detr_exp.terminal import guard_messages
-from detr_exp.trainer.collector import off_until_training
+from detr_exp.trainer.garbage_collection import off_until_training
 
 JOB = "job"
 
@@ -89,10 +89,10 @@ def train(
     """
     with off_until_training():
         from detr_exp import build
-        from detr_exp.train import train_in
         from detr_exp.trainer import distributed
+        from detr_exp.training import train_in
 
-        hardware = build.trainer(cfg).hardware
+        hardware = build.hardware(cfg)
         if not distributed.started_as_rank() and hardware.num_ranks == 1:
             return train_in(folder, cfg, choices=choices, overrides=overrides, notes=notes)
     config, logs = (cast(dict[str, Any], OmegaConf.to_container(node, resolve=True)) for node in (cfg, log))
@@ -146,11 +146,11 @@ def _train(job: Job) -> float | None:
     """The part of one rank."""
     from detr_exp import build
     from detr_exp.cli import status_of
-    from detr_exp.train import train_in
     from detr_exp.trainer import distributed
+    from detr_exp.training import train_in
 
     cfg = stored(job.config, Path(job.folder))
-    with distributed.process_group(build.trainer(cfg).hardware.torch_device, status_of):
+    with distributed.process_group(build.hardware(cfg).torch_device, status_of):
         return train_in(Path(job.folder), cfg, choices=job.choices, overrides=job.overrides, notes=job.notes)
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from detr_exp import cli
 from detr_exp.writing import write
@@ -41,8 +41,8 @@ is on disk when an error or a signal ends the command.
 if TYPE_CHECKING:
     import numpy as np
 
-    from detr_exp.detector import Detector
-    from detr_exp.sources import Item
+    from detr_exp.inference.detector import Detector
+    from detr_exp.inference.images import Item
     from detr_exp.structures import Detections
 
 log = logging.getLogger("detr_exp.predict")
@@ -67,18 +67,16 @@ def predict_in(folder: Path, cfg: DictConfig) -> Path:
         ValueError: the checkpoint cannot be used, or there is no picture that can be read.
         UnreadableError: some pictures could not be read; the others are done.
     """
-    from detr_exp import build
-    from detr_exp.detector import load
-    from detr_exp.results import OUTPUTS, claimed
+    from detr_exp.inference.images import UnreadableError, open_source
+    from detr_exp.inference.on_data import open_detector
+    from detr_exp.inference.writers import OUTPUTS, claimed
     from detr_exp.signals import Interrupt, Interrupted
-    from detr_exp.sources import UnreadableError, open_source
     from detr_exp.trainer.console import Console
 
     if cfg.output not in OUTPUTS:
         raise ValueError(f"output is {cfg.output!r}; use one of {', '.join(OUTPUTS)}")
     items, count = open_source(str(cfg.source), cfg.every)
-    hardware = build.hardware(cfg) if OmegaConf.select(cfg, "trainer.hardware") is not None else None
-    detector = load(cfg.checkpoint, hardware=hardware, allow_targets=cfg.allow_targets).folded()
+    detector = open_detector(cfg).folded()
     output = OUTPUTS[cfg.output](folder, detector)
     drawings = claimed(folder / "pictures", Path.mkdir) if cfg.pictures else None
     console = Console("rich")

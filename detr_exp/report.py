@@ -10,9 +10,9 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from detr_exp import cli
+from detr_exp.runs.page import render
+from detr_exp.runs.past import find, load_all
 from detr_exp.terminal import say
-from detr_exp.tracker.page import render
-from detr_exp.tracker.runs import find, load_all
 from detr_exp.writing import write
 
 USAGE = """\

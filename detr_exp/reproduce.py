@@ -10,11 +10,11 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from detr_exp import cli, launch
-from detr_exp.mistakes import look_up
-from detr_exp.stored import stored
+from detr_exp.config.mistakes import look_up
+from detr_exp.config.stored import stored
+from detr_exp.runs.past import PastRun, find_one
 from detr_exp.terminal import say
 from detr_exp.tracker.provenance import environment
-from detr_exp.tracker.runs import PastRun, find_one
 from detr_exp.tracker.secrets import MASK
 from detr_exp.tracker.tracker import CONFIG
 
@@ -97,7 +97,7 @@ def facts(cfg: DictConfig) -> dict[str, str]:
     """What this machine and the data are now, by the names of the tags."""
     from detr_exp import build
 
-    return {"hardware": build.trainer(cfg).hardware.describe(), "data.fingerprint": build.data(cfg).fingerprint}
+    return {"hardware": build.hardware(cfg).describe(), "data.fingerprint": build.data(cfg).fingerprint}
 
 
 def changes(before: dict[str, str], now: dict[str, str]) -> list[str]:

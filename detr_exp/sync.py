@@ -8,10 +8,10 @@ from omegaconf import DictConfig
 
 from detr_exp import cli
 from detr_exp.folder import only_writer
+from detr_exp.runs.past import find
 from detr_exp.terminal import say
 from detr_exp.tracker.base import RunRecord
 from detr_exp.tracker.follower import Follower, Tail
-from detr_exp.tracker.runs import find
 from detr_exp.tracker.secrets import MASK
 from detr_exp.tracker.tracker import make_views
 

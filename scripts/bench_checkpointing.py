@@ -38,7 +38,7 @@ def kept(words: tuple[str, ...], side: int, images: int) -> int:
     """Bytes that a forward pass keeps for the backward pass."""
     batch, cfg = batch_of(images, side), config(side, *words)
     torch.manual_seed(0)
-    network = build.trainer(cfg).hardware.place(build.network(cfg)).train()
+    network = build.hardware(cfg).place(build.network(cfg)).train()
     criterion = build.criterion(cfg)
 
     def loss() -> object:

@@ -82,8 +82,8 @@ def accuracy(checkpoint: str) -> list[Row]:
 
     from detr_exp import build
     from detr_exp.benchmark import in_form
-    from detr_exp.detector import load
     from detr_exp.export import evaluated
+    from detr_exp.inference.detector import load
 
     detector = load(checkpoint)
     detector.network.to(memory_format=torch.contiguous_format)

@@ -15,7 +15,7 @@ from measure import Section, beside, run
 TRAIN = ["-m", "detr_exp.train"]
 BUILD = """
 from detr_exp import build
-from detr_exp.trainer.collector import off_until_training
+from detr_exp.trainer.garbage_collection import off_until_training
 cfg = build.compose(["model=rtdetrv2_tiny", "data=shapes"])
 with off_until_training():
     from detr_exp.tracker.tracker import Tracker
@@ -25,7 +25,7 @@ with off_until_training():
 """
 COMMAND = """
 from detr_exp import cli, train
-from detr_exp.trainer.collector import off_until_training
+from detr_exp.trainer.garbage_collection import off_until_training
 
 def started(cfg):
     with off_until_training():

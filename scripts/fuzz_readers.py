@@ -370,7 +370,7 @@ def fuzz(name: str, seconds: int) -> None:
         import detr_exp.cli
         import detr_exp.data.auto
         import detr_exp.data.dataset
-        import detr_exp.detector
+        import detr_exp.inference.detector
         import detr_exp.model.pretrained
         import detr_exp.tracker.secrets  # noqa: F401
     import logging

@@ -161,7 +161,7 @@ class Rehearsal:
         from omegaconf import OmegaConf
 
         from detr_exp.report import report_in
-        from detr_exp.tracker.runs import find, load_all
+        from detr_exp.runs.past import find, load_all
         from hydra_plugins.detr_exp._ledger import Ledger
 
         folder = self.root / ("sweep" if self.kind.swept else "run")

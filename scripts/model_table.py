@@ -15,7 +15,7 @@ import torch
 
 from detr_exp.benchmark import gigaflops, of_recipe
 from detr_exp.benchmark import published as recipes
-from detr_exp.compose import CONF_DIR
+from detr_exp.config.compose import CONF_DIR
 
 DOCUMENT = Path(__file__).resolve().parent.parent / "docs" / "models.md"
 INTRODUCTION = """\

@@ -21,7 +21,6 @@ from detr_exp import build
 from detr_exp.model.pretrained_rtdetr import huggingface_config
 from detr_exp.structures import Batch, Target, Targets
 from detr_exp.trainer.ema import EMA
-from detr_exp.trainer.precision import Precision
 
 CLASSES, CLIP = 80, 0.1
 FP32 = ("trainer.hardware.amp=null", "trainer.hardware.channels_last=false")
@@ -65,7 +64,7 @@ def ours(batch: Batch, cfg: Any) -> Step:
         forward=network,
         optimizer=build.optimizer(cfg)(network),
         ema=EMA(network, decay=cfg.trainer.ema_decay, tau=cfg.trainer.ema_tau),
-        precision=Precision(trainer.hardware.torch_device, trainer.hardware.amp_dtype, trainer.hardware.memory_format),
+        precision=trainer.settings.hardware.precision(),
         schedule=lambda step: 1.0,
         parameters=[p for p in network.parameters() if p.requires_grad],
     )

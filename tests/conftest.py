@@ -47,8 +47,8 @@ def tiny_run() -> list[str]:
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a finished tiny run."""
-    from detr_exp.compose import compose
-    from detr_exp.train import train_in
+    from detr_exp.config.compose import compose
+    from detr_exp.training import train_in
 
     folder = tmp_path_factory.mktemp("trained")
     train_in(folder, compose(TINY_RUN))

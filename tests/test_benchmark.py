@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from detr_exp import benchmark
-from detr_exp.compose import compose
+from detr_exp.config.compose import compose
 
 TINY = ["model=rtdetrv2_tiny", "model.image_size=[64,64]", "model.num_queries=20", "trainer/hardware=cpu"]
 

@@ -13,7 +13,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from detr_exp import cli, folder
-from detr_exp.mistakes import ConfigError
+from detr_exp.config.mistakes import ConfigError
 from detr_exp.signals import Interrupted
 from detr_exp.trainer.hardware import Hardware
 from detr_exp.trainer.trainer import NonFiniteError

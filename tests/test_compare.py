@@ -14,10 +14,10 @@ import torch
 
 from detr_exp import compare, evaluate
 from detr_exp.compare import Side, config_difference, spread, statistics
-from detr_exp.compose import compose
+from detr_exp.config.compose import compose
+from detr_exp.runs.past import PastRun
 from detr_exp.tracker.base import RunRecord
-from detr_exp.tracker.runs import PastRun
-from detr_exp.train import train_in
+from detr_exp.training import train_in
 
 Command = Callable[..., int]
 

@@ -13,8 +13,8 @@ from types import SimpleNamespace
 import pytest
 
 from detr_exp import evaluate
-from detr_exp.compose import compose
-from detr_exp.train import train_in
+from detr_exp.config.compose import compose
+from detr_exp.training import train_in
 
 Command = Callable[..., int]
 

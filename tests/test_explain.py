@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from detr_exp import explain, train
-from detr_exp.compose import CONF_DIR
+from detr_exp.config.compose import CONF_DIR
 from detr_exp.explain import explain as say
 
 RECIPE = "experiment=rtdetrv2_r18vd_120e_coco"

@@ -16,12 +16,13 @@ import pytest
 import torch
 from PIL import Image
 
-from detr_exp import build, engines, export
-from detr_exp.compose import compose
-from detr_exp.detector import load
-from detr_exp.model.graph import Graph, sample_discretely
+from detr_exp import build, export
+from detr_exp.config.compose import compose
+from detr_exp.deploy import engines
+from detr_exp.deploy.graph import Graph, sample_discretely
+from detr_exp.deploy.program import GateError, Program, differences
+from detr_exp.inference.detector import load
 from detr_exp.model.postprocess import best_in_pixels
-from detr_exp.program import GateError, Program, differences
 from detr_exp.structures import Prediction
 
 Command = Callable[..., int]

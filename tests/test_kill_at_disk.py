@@ -22,7 +22,7 @@ import ctypes, itertools, json, os, shutil, signal, sys
 from pathlib import Path
 from detr_exp.tracker.base import RunRecord
 from detr_exp.tracker.jsonl import JsonLines
-from detr_exp.tracker.runs import find, load_all
+from detr_exp.runs.past import find, load_all
 from detr_exp.writing import remove_left_overs, write
 from hydra_plugins.detr_exp._ledger import Entry, Ledger
 from hydra_plugins.detr_exp.optuna_sweeper import mend

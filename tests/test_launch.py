@@ -18,10 +18,10 @@ from typing import Any
 import pytest
 
 from detr_exp import launch
-from detr_exp.mistakes import ConfigError
+from detr_exp.config.mistakes import ConfigError
 from detr_exp.signals import Interrupted
 from detr_exp.trainer import checkpoint as files
-from detr_exp.trainer.ending import PrunedError
+from detr_exp.trainer.run_status import PrunedError
 
 TRAIN = [sys.executable, "-m", "detr_exp.train"]
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "detr_exp.train"]

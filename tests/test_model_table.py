@@ -10,7 +10,7 @@ from types import ModuleType
 import pytest
 import torch
 
-from detr_exp.compose import CONF_DIR
+from detr_exp.config.compose import CONF_DIR
 
 SCRIPT = Path(__file__).resolve().parent.parent / "scripts" / "model_table.py"
 SMALL = ("rtdetrv2_r18vd_120e_coco", "rtdetrv2_r18vd_120e_voc", "rfdetr_nano_coco", "rfdetr_keypoint_coco")

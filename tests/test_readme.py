@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from detr_exp.compose import compose
+from detr_exp.config.compose import compose
 
 README = (Path(__file__).resolve().parent.parent / "README.md").read_text()
 SHELL = "\n".join(re.findall(r"```sh\n(.*?)```", README, re.DOTALL))

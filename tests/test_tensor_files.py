@@ -18,9 +18,9 @@ from safetensors.torch import save_file
 
 from detr_exp import build, tensor_files
 from detr_exp.cli import status_of
-from detr_exp.compose import compose
-from detr_exp.detector import load
+from detr_exp.config.compose import compose
 from detr_exp.export_weights import write_safetensors
+from detr_exp.inference.detector import load
 from detr_exp.model.pretrained import load_weights, read_weights
 from detr_exp.model.pretrained_rtdetr import to_huggingface, to_official
 

@@ -6,7 +6,7 @@ import re
 import shlex
 from pathlib import Path
 
-from detr_exp.compose import compose
+from detr_exp.config.compose import compose
 from detr_exp.explain import explain
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"

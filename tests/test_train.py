@@ -15,8 +15,8 @@ import pytest
 from filelock import FileLock, Timeout
 from omegaconf import OmegaConf
 
-from detr_exp import evaluate, export_weights, predict, train
-from detr_exp.compose import compose
+from detr_exp import evaluate, export_weights, predict, train, training
+from detr_exp.config.compose import compose
 from detr_exp.folder import only_writer
 from detr_exp.trainer.trainer import NonFiniteError, Trainer
 
@@ -32,7 +32,7 @@ def series(folder: Path, name: str) -> list[tuple[int, float]]:
 
 
 def test_a_run_folder_holds_everything(tiny_run: list[str], tmp_path: Path) -> None:
-    best = train.train_in(tmp_path, compose([*tiny_run, "trainer.log_every_steps=1"]))
+    best = training.train_in(tmp_path, compose([*tiny_run, "trainer.log_every_steps=1"]))
     assert best == series(tmp_path, "val/mAP")[-1][1]
     assert [step for step, _ in series(tmp_path, "train/loss")] == [1, 2]
     config = OmegaConf.load(tmp_path / "config.yaml")
@@ -47,16 +47,16 @@ def test_a_run_folder_holds_everything(tiny_run: list[str], tmp_path: Path) -> N
 def test_a_seed_decides_everything(tiny_run: list[str], tmp_path: Path) -> None:
     words = [*tiny_run, "trainer.log_every_steps=1"]
     for name, seed in (("a", 1), ("b", 1), ("c", 2)):
-        train.train_in(tmp_path / name, compose([*words, f"seed={seed}"]))
+        training.train_in(tmp_path / name, compose([*words, f"seed={seed}"]))
     losses = {name: series(tmp_path / name, "train/loss") for name in "abc"}
     assert losses["a"] == losses["b"] != losses["c"]
 
 
 def test_a_drawn_seed_is_recorded(tiny_run: list[str], tmp_path: Path) -> None:
-    train.train_in(tmp_path / "drawn", compose([*tiny_run, "seed=null"]))
+    training.train_in(tmp_path / "drawn", compose([*tiny_run, "seed=null"]))
     seed = OmegaConf.load(tmp_path / "drawn" / "config.yaml").seed
     assert isinstance(seed, int)
-    train.train_in(tmp_path / "again", compose([*tiny_run, f"seed={seed}"]))
+    training.train_in(tmp_path / "again", compose([*tiny_run, f"seed={seed}"]))
     assert series(tmp_path / "drawn", "val/mAP") == series(tmp_path / "again", "val/mAP")
 
 
@@ -64,7 +64,7 @@ def test_a_folder_has_one_writer(tiny_run: list[str], tmp_path: Path) -> None:
     with only_writer(tmp_path), pytest.raises(Timeout):
         FileLock(tmp_path / ".lock").acquire(timeout=0)
     with FileLock(tmp_path / ".lock"), pytest.raises(ValueError, match=r"still going on.*hydra\.run\.dir="):
-        train.train_in(tmp_path, compose(tiny_run))
+        training.train_in(tmp_path, compose(tiny_run))
     assert not (tmp_path / "metrics.jsonl").exists()
 
 
@@ -77,7 +77,7 @@ def test_a_run_that_fails_says_so(
 
     monkeypatch.setattr(Trainer, "fit", fail)
     with pytest.raises(type(error), match="broke"):
-        train.train_in(tmp_path, compose(tiny_run))
+        training.train_in(tmp_path, compose(tiny_run))
     record = json.loads((tmp_path / "run.json").read_text())
     assert (record["status"], record["message"]) == (status, "broke")
 

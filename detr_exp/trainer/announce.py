@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from detr_exp.trainer import checkpoint as files
 from detr_exp.trainer import distributed
+from detr_exp.trainer.console import Console
+from detr_exp.trainer.settings import Settings
 from detr_exp.trainer.state import Run, State
 
-if TYPE_CHECKING:
-    from detr_exp.trainer.trainer import Trainer
 
-
-def say_start(trainer: Trainer, run: Run, state: State) -> None:
+def say_start(console: Console, settings: Settings, run: Run, state: State) -> None:
     """What is trained on what."""
     parameters = sum(p.numel() for p in state.network.parameters())
     trained = sum(p.numel() for p in state.parameters)
@@ -22,24 +19,24 @@ def say_start(trainer: Trainer, run: Run, state: State) -> None:
     sizes = ", ".join(f"{len(split)} {name}" for name, split in splits if split is not None)
     names = ", ".join(run.data.classes[:8]) + (", ..." if len(run.data.classes) > 8 else "")
     start = f"weights of {run.config['model']['weights']}" if run.config["model"]["weights"] else "random weights"
-    trainer.console.facts(
+    console.facts(
         f"training {run.config['model']['_target_'].rpartition('.')[2]}",
         {
             "network": f"{parameters:,} parameters ({trained:,} trained), {height} x {width} px, {start}",
             "data": f"{run.data.content.origin}: {sizes} images",
             "classes": f"{run.data.num_classes}: {names}",
-            "device": trainer.hardware.describe(),
+            "device": settings.hardware.describe(),
             "batch": f"{state.batch_size * state.grad_accum_steps * ranks} images a step "
             f"({state.batch_size} x {state.grad_accum_steps} accumulated{f' x {ranks} ranks' if ranks > 1 else ''})",
-            "length": f"{trainer.epochs} epochs, {state.total_steps} steps, seed {run.seed}",
+            "length": f"{settings.epochs} epochs, {state.total_steps} steps, seed {run.seed}",
             "folder": str(run.output_dir),
         },
     )
 
 
-def say_result(trainer: Trainer, run: Run, result: str) -> None:
+def say_result(console: Console, settings: Settings, run: Run, result: str) -> None:
     """What came out, and where it lies."""
     places = {"run": run.output_dir, "checkpoint": run.output_dir / files.BEST_TOTAL}
-    if trainer.num_pictures:
+    if settings.num_pictures:
         places["pictures"] = run.output_dir / "predictions"
-    trainer.console.facts(result, {name: str(place) for name, place in places.items()})
+    console.facts(result, {name: str(place) for name, place in places.items()})

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -13,11 +13,8 @@ from detr_exp.data.sampler import multi_scale_sizes
 from detr_exp.structures import Batch, Target, Targets
 from detr_exp.trainer.evaluation import as_float32
 from detr_exp.trainer.memory import available, saved_bytes, untouched
-from detr_exp.trainer.precision import Precision
+from detr_exp.trainer.settings import Settings
 from detr_exp.trainer.state import Run
-
-if TYPE_CHECKING:
-    from detr_exp.trainer.trainer import Trainer
 
 MOST = 128  # larger batches are not tried
 SPARE = 0.9  # of what fits: memory is not one piece, and other programs need some
@@ -35,7 +32,7 @@ class Need(NamedTuple):
         return self.fixed + images * self.per_image
 
 
-def choose(trainer: Trainer, run: Run, network: Any, devices: int = 1) -> tuple[int, int]:
+def choose(settings: Settings, run: Run, network: Any, devices: int = 1) -> tuple[int, int]:
     """Batch size and accumulation for `trainer.batch_size=auto`.
 
     A step is tried on devices that say when their memory ends. On a CPU a step that does not fit would end the process:
@@ -48,16 +45,16 @@ def choose(trainer: Trainer, run: Run, network: Any, devices: int = 1) -> tuple[
     Raises:
         ValueError: not even one image fits.
     """
-    fits = fits_by_estimate if trainer.hardware.torch_device.type == "cpu" else fits_by_trial
-    largest = largest_that_fits(fits(trainer, run, network), min(MOST, len(run.data.train)))
+    fits = fits_by_estimate if settings.hardware.torch_device.type == "cpu" else fits_by_trial
+    largest = largest_that_fits(fits(settings, run, network), min(MOST, len(run.data.train)))
     if not largest:
-        free = available(trainer.hardware.torch_device) or 0
-        raise ValueError(_too_large(trainer, run, network, need_of(trainer, run, network), free, 1))
-    headroom = trainer.auto_batch_ema_headroom if trainer.use_ema else 1.0
-    return decide(largest, headroom, trainer.auto_batch_target_effective, devices)
+        free = available(settings.hardware.torch_device) or 0
+        raise ValueError(_too_large(settings, run, network, need_of(settings, run, network), free, 1))
+    headroom = settings.auto_batch_ema_headroom if settings.use_ema else 1.0
+    return decide(largest, headroom, settings.auto_batch_target_effective, devices)
 
 
-def refuse_too_large(trainer: Trainer, run: Run, network: Any, batch_size: int) -> None:
+def refuse_too_large(settings: Settings, run: Run, network: Any, batch_size: int) -> None:
     """Refuse a batch that cannot fit, before anything is trained; costs the forward pass of one image.
 
     Only what is certain counts: activations, gradients, moments and the average, no intermediate results.
@@ -65,12 +62,12 @@ def refuse_too_large(trainer: Trainer, run: Run, network: Any, batch_size: int) 
     Raises:
         ValueError: with the numbers and what to lower.
     """
-    free = available(trainer.hardware.torch_device)
+    free = available(settings.hardware.torch_device)
     if free is None:
         return
-    need = need_of(trainer, run, network)
+    need = need_of(settings, run, network)
     if need.of(batch_size) > free:
-        raise ValueError(_too_large(trainer, run, network, need, free, batch_size))
+        raise ValueError(_too_large(settings, run, network, need, free, batch_size))
 
 
 def largest_that_fits(fits: Callable[[int], bool], most: int) -> int:
@@ -103,20 +100,20 @@ def decide(largest: int, headroom: float, target: int, devices: int) -> tuple[in
     return batch_size, max(1, math.ceil(math.ceil(target / devices) / batch_size))
 
 
-def fits_by_estimate(trainer: Trainer, run: Run, network: Any) -> Callable[[int], bool]:
+def fits_by_estimate(settings: Settings, run: Run, network: Any) -> Callable[[int], bool]:
     """Whether so many images need no more than is free."""
-    need, free = need_of(trainer, run, network), available(trainer.hardware.torch_device)
+    need, free = need_of(settings, run, network), available(settings.hardware.torch_device)
     return lambda images: free is None or need.of(images) <= free
 
 
-def fits_by_trial(trainer: Trainer, run: Run, network: Any) -> Callable[[int], bool]:
+def fits_by_trial(settings: Settings, run: Run, network: Any) -> Callable[[int], bool]:
     """Whether a forward and a backward pass of so many images, beside moments and average, end well."""
 
     def fits(images: int) -> bool:
         with untouched(network):
             try:
                 beside = [p.new_empty(STATES - 1, *p.shape) for p in network.parameters() if p.requires_grad]
-                loss_of(trainer, run, network, images).backward()
+                loss_of(settings, run, network, images).backward()
                 del beside
             except RuntimeError as error:  # MPS has no class of its own for it
                 if "out of memory" not in str(error):
@@ -127,20 +124,20 @@ def fits_by_trial(trainer: Trainer, run: Run, network: Any) -> Callable[[int], b
     return fits
 
 
-def need_of(trainer: Trainer, run: Run, network: Any) -> Need:
+def need_of(settings: Settings, run: Run, network: Any) -> Need:
     """What one more image needs, and what all batches need alike."""
     with untouched(network):
-        saved = saved_bytes(network, lambda: loss_of(trainer, run, network, 1))
+        saved = saved_bytes(network, lambda: loss_of(settings, run, network, 1))
     trained = sum(p.numel() * p.element_size() for p in network.parameters() if p.requires_grad)
-    states = STATES if trainer.use_ema else STATES - 1
+    states = STATES if settings.use_ema else STATES - 1
     return Need(fixed=states * trained + saved.weights, per_image=saved.activations)
 
 
-def loss_of(trainer: Trainer, run: Run, network: Any, images: int) -> Tensor:
+def loss_of(settings: Settings, run: Run, network: Any, images: int) -> Tensor:
     """The loss of a batch at the largest scale, every image as crowded as the most crowded one of the data."""
-    device = trainer.hardware.torch_device
-    precision = Precision(device, trainer.hardware.amp_dtype, trainer.hardware.memory_format)
-    batch = crowded(run, network, images, trainer.auto_batch_max_targets_per_image).to(device)
+    device = settings.hardware.torch_device
+    precision = settings.hardware.precision()
+    batch = crowded(run, network, images, settings.auto_batch_max_targets_per_image).to(device)
     network.train()
     with precision.autocast():
         # `forward` itself: a compiled network would be compiled for this batch too
@@ -167,15 +164,15 @@ def crowded(run: Run, network: Any, images: int, most_targets: int) -> Batch:
     )
 
 
-def _too_large(trainer: Trainer, run: Run, network: Any, need: Need, free: int, batch_size: int) -> str:
+def _too_large(settings: Settings, run: Run, network: Any, need: Need, free: int, batch_size: int) -> str:
     sizes = multi_scale_sizes(run.data.multi_scale, tuple(network.image_size), network.stride)
     height, width = max(sizes, key=math.prod)
     remedies = ["a smaller model.image_size"]
-    if not trainer.hardware.gradient_checkpointing:
+    if not settings.hardware.gradient_checkpointing:
         remedies.insert(0, "trainer.hardware.gradient_checkpointing=true")
     for smaller in range(batch_size - 1, 0, -1):
         if batch_size % smaller == 0 and need.of(smaller) <= SPARE * free:
-            accumulated = batch_size // smaller * trainer.grad_accum_steps
+            accumulated = batch_size // smaller * settings.grad_accum_steps
             remedies.insert(0, f"trainer.batch_size={smaller} trainer.grad_accum_steps={accumulated}")
             break
     return (

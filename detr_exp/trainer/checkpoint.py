@@ -12,12 +12,12 @@ import torch
 
 from detr_exp import tensor_files
 from detr_exp.tensor_files import FORMAT as FORMAT
+from detr_exp.trainer.sharding import PREFIX, SHARDS
 from detr_exp.writing import write
 
 NEWEST = "checkpoint.pth"
 BEST = {"raw": "checkpoint_best_regular.pth", "ema": "checkpoint_best_ema.pth"}
 BEST_TOTAL = "checkpoint_best_total.pth"
-SHARDS = "shards"
 SAFE = ".safetensors"
 
 
@@ -56,7 +56,7 @@ def load(path: Path, needs: tuple[str, ...] = ()) -> dict[str, Any]:
     """
     state = outlines(path, needs)
     if SHARDS in state:
-        from detr_exp.trainer.shards import filled
+        from detr_exp.trainer.shards import filled  # torch.distributed.checkpoint takes its time to import
 
         state = filled(state, path.parent)
     return state
@@ -71,6 +71,15 @@ def outlines(path: Path, needs: tuple[str, ...] = ()) -> dict[str, Any]:
         raise ValueError(f"{path} was not written by detr_exp; foreign weights go through model.weights={path}")
     tensor_files.refuse_misshapen(state, path, needs)
     return state
+
+
+def remove_unnamed_parts(folder: Path) -> None:
+    """Delete the parts of sharded states that no checkpoint of a run folder names any more."""
+    states = [outlines(path) for path in folder.glob("checkpoint*.pth")]
+    named = {state[SHARDS]["folder"] for state in states if SHARDS in state}
+    for parts in folder.glob(f"{PREFIX}*"):
+        if parts.name not in named:
+            shutil.rmtree(parts, ignore_errors=True)
 
 
 def save_safetensors(state: dict[str, Any], path: Path) -> None:

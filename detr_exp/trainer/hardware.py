@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from detr_exp.trainer import distributed
+from detr_exp.trainer.precision import Precision
 
 AMP_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 OFF = (None, False, "null", "off", "none", "false")
@@ -157,6 +158,10 @@ class Hardware:
             # on a CPU bf16 convolutions are up to 3x slower than fp32 in NCHW and up to 7x faster in NHWC
             wanted = self.torch_device.type == "cuda" or self.amp_dtype is not None
         return torch.channels_last if wanted else torch.contiguous_format
+
+    def precision(self, evaluating: bool = False) -> Precision:
+        """In what type and layout to compute, when training or evaluating."""
+        return Precision(self.torch_device, self.eval_amp_dtype if evaluating else self.amp_dtype, self.memory_format)
 
     def place(self, network: Any) -> Any:
         """The network on the device, in the memory layout, with checkpointing and compilation as asked for."""

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from detr_exp.config.stored import as_before
 from detr_exp.folder import in_use, is_held
-from detr_exp.stored import as_before
 from detr_exp.tracker.base import RECORD, RunRecord
 from detr_exp.trainer import checkpoint as files
 from detr_exp.trainer import distributed

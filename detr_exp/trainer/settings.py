@@ -1,28 +1,87 @@
-"""Which words the settings of a training may have, and which of them fit together; numbers are in `ranges.py`."""
+"""The settings of a training: which words they may have, and which fit together; ranges are in `config/ranges.py`."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import Any
 
-if TYPE_CHECKING:
-    from detr_exp.trainer.trainer import Trainer
+from detr_exp.trainer.hardware import Hardware
 
 
-def refuse_wrong_settings(trainer: Trainer) -> None:
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """The values of `conf/trainer/`, where their meaning and cost stand.
+
+    Raises:
+        ValueError: for a value out of its range.
+    """
+
+    hardware: Hardware
+    # length
+    epochs: int
+    max_steps: int | None
+    overfit_batches: int | None
+    early_stopping: bool
+    early_stopping_patience: int
+    early_stopping_min_delta: float
+    early_stopping_use_ema: bool
+    # batch and step
+    batch_size: int | str
+    auto_batch_target_effective: int
+    auto_batch_max_targets_per_image: int
+    auto_batch_ema_headroom: float
+    grad_accum_steps: int
+    clip_max_norm: float | None
+    nonfinite_limit: int
+    deterministic: bool
+    # averaging
+    use_ema: bool
+    ema_decay: float
+    ema_tau: float
+    ema_update_interval: int
+    ema_copy_first: bool
+    # evaluation
+    eval_interval: int
+    eval_batch_size: int | None
+    evaluate_weights: str
+    monitor: str | None
+    compute_val_loss: bool | str
+    run_test: bool
+    compute_test_loss: bool
+    skip_best_epochs: int
+    smooth_alpha: float
+    # checkpoints
+    checkpoint_interval: int
+    checkpoint_every_steps: int | None
+    keep_checkpoints: int
+    resume: str | None
+    resume_world_size: str
+    # what is shown
+    log_every_steps: int
+    log_per_class_metrics: bool
+    progress_bar: str | bool | None
+    num_pictures: int
+    picture_threshold: float
+
+    def __post_init__(self) -> None:
+        _refuse_wrong(self)
+
+
+def _refuse_wrong(settings: Settings) -> None:
     """Refuse words that mean nothing, and settings that do not go together.
 
     Raises:
         ValueError: with the value, what it may be, and a word that mends it.
     """
-    batch_size, accumulated = trainer.batch_size, trainer.grad_accum_steps
+    batch_size, accumulated = settings.batch_size, settings.grad_accum_steps
     if batch_size == "auto" and accumulated > 1:
         raise ValueError(
             f"trainer.batch_size=auto decides how many batches are accumulated, but trainer.grad_accum_steps is "
             f"{accumulated}; leave it out, and set what both give: trainer.auto_batch_target_effective=16"
         )
-    ranks = trainer.resume_world_size
+    ranks = settings.resume_world_size
     _refuse_unless(ranks in ("same", "any"), "resume_world_size", ranks, "same or any", "same")
-    which, loss = trainer.evaluate_weights, trainer.compute_val_loss
+    which, loss = settings.evaluate_weights, settings.compute_val_loss
     _refuse_unless(which in ("ema", "raw", "both"), "evaluate_weights", which, "ema, raw or both", "ema")
     _refuse_unless(loss in (True, False, "auto"), "compute_val_loss", loss, "true, false or auto", "auto")
 

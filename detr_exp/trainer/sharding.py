@@ -15,6 +15,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+SHARDS, PREFIX = "shards", "shards_"  # where a checkpoint names the folder of its parts, and how that begins
 SHARE = 0.02  # of all parameters, from which on a block of the backbone is gathered and freed on its own
 
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import pickle
 import re
-import shutil
 import uuid
 from collections.abc import Callable
 from pathlib import Path
@@ -20,11 +19,10 @@ import torch
 import torch.distributed.checkpoint as dcp
 from torch import Tensor
 
-from detr_exp.trainer import checkpoint as files
 from detr_exp.trainer.distributed import once
-from detr_exp.trainer.sharding import is_sharded
+from detr_exp.trainer.sharding import PREFIX, SHARDS, is_sharded
 
-PREFIX, METADATA = "shards_", ".metadata"
+METADATA = ".metadata"
 # What the index of a folder is made of; none of it does anything when it is called.
 NAMES = {
     "torch.distributed.checkpoint.metadata": (
@@ -43,8 +41,13 @@ NAMES = {
 }
 
 
-def save(state: dict[str, Any], path: Path) -> None:
+def save(state: dict[str, Any], path: Path, write: Callable[[dict[str, Any], Path], None]) -> None:
     """Write a state with sharded tensors; all ranks call this.
+
+    Args:
+        state: nested, with sharded tensors in it.
+        path: of the file that names the parts.
+        write: makes that file.
 
     Raises:
         ValueError: the folder cannot be written; the previous checkpoint is untouched.
@@ -60,22 +63,12 @@ def save(state: dict[str, Any], path: Path) -> None:
     outlined = _each_tensor(state, outline)
     folder = path.with_name(once(lambda: PREFIX + uuid.uuid4().hex[:12]))
     dcp.save(sharded, checkpoint_id=folder)
-    once(_point, outlined, path, folder)
+    once(_point, outlined, path, folder, write)
 
 
-def _point(outlined: dict[str, Any], path: Path, folder: Path) -> None:
+def _point(outlined: dict[str, Any], path: Path, folder: Path, write: Callable[[dict[str, Any], Path], None]) -> None:
     digests = {file.name: _digest(file) for file in sorted(folder.iterdir())}
-    files.save(outlined | {files.SHARDS: {"folder": folder.name, "files": digests}}, path)
-    remove_unnamed(path.parent)
-
-
-def remove_unnamed(folder: Path) -> None:
-    """Delete the parts that no checkpoint of a run folder names any more."""
-    states = [files.outlines(path) for path in folder.glob("checkpoint*.pth")]
-    named = {state[files.SHARDS]["folder"] for state in states if files.SHARDS in state}
-    for parts in folder.glob(f"{PREFIX}*"):
-        if parts.name not in named:
-            shutil.rmtree(parts, ignore_errors=True)
+    write(outlined | {SHARDS: {"folder": folder.name, "files": digests}}, path)
 
 
 def filled(state: dict[str, Any], folder: Path) -> dict[str, Any]:
@@ -84,7 +77,7 @@ def filled(state: dict[str, Any], folder: Path) -> dict[str, Any]:
     Raises:
         ValueError: parts are missing, damaged, or hold more than tensors.
     """
-    told = state[files.SHARDS]
+    told = state[SHARDS]
     if not isinstance(told, dict) or not re.fullmatch(f"{PREFIX}\\w+", str(told.get("folder"))):
         raise ValueError(f"a checkpoint in {folder} names no folder of its parts; give another checkpoint of this run")
     parts = folder / told["folder"]
@@ -107,7 +100,7 @@ def filled(state: dict[str, Any], folder: Path) -> dict[str, Any]:
         dcp.load(wanted, checkpoint_id=parts, no_dist=True)
     except Exception as error:  # of its own kinds
         raise ValueError(f"{parts} does not hold what its checkpoint names ({error}); give another one") from error
-    del whole[files.SHARDS]
+    del whole[SHARDS]
     return whole
 
 

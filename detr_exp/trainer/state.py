@@ -55,6 +55,19 @@ class Run:
     resume_from: Path | None = None
     judge: Callable[[int, float], bool] | None = None
 
+    def loader(self, split: str, batch_size: int, step_batches: int = 1) -> Any:
+        """Batches of a split, this rank's part; see `data.dataset.DataSet.loader`."""
+        return self.data.loader(
+            split,
+            network=self.network,
+            batch_size=batch_size,
+            seed=self.seed,
+            training=split == "train",
+            step_batches=step_batches,
+            rank=distributed.rank(),
+            world_size=distributed.world_size(),
+        )
+
 
 @dataclass
 class State:

@@ -29,75 +29,29 @@ from detr_exp.trainer import distributed
 from detr_exp.trainer.announce import say_start
 from detr_exp.trainer.batch_size import choose, refuse_too_large
 from detr_exp.trainer.checkpoint import NEWEST
-from detr_exp.trainer.collector import on_for_training
+from detr_exp.trainer.checkpoint_content import NonFiniteError, number_newest, save_newest
 from detr_exp.trainer.console import Console
+from detr_exp.trainer.diagnosis.sanity import keep_samples, refuse_wrong_evaluator
+from detr_exp.trainer.diagnosis.skipped_images import note_skipped
 from detr_exp.trainer.ema import EMA
-from detr_exp.trainer.ending import PrunedError
 from detr_exp.trainer.evaluation import as_float32, headline
-from detr_exp.trainer.first_look import keep_samples, refuse_wrong_evaluator
-from detr_exp.trainer.hardware import Hardware
-from detr_exp.trainer.keeping import NonFiniteError, number_newest, save_newest
-from detr_exp.trainer.precision import Precision
+from detr_exp.trainer.garbage_collection import on_for_training
 from detr_exp.trainer.resume import bring_bests, judged_otherwise, put_back, read
+from detr_exp.trainer.run_status import PrunedError
 from detr_exp.trainer.selection import BestMetric, EarlyStopping
-from detr_exp.trainer.settings import refuse_wrong_settings
-from detr_exp.trainer.skipped import note_skipped
+from detr_exp.trainer.settings import Settings
 from detr_exp.trainer.state import Run, State, floating_buffers
 from detr_exp.trainer.validation import evaluate_epoch, finish
 
 
-@dataclass(kw_only=True)
+@dataclass
 class Trainer:
-    """Settings of a training; their meaning and cost stand in `conf/trainer/default.yaml`.
+    """Trains a `Run` by its settings, and says on a console how it goes."""
 
-    Raises:
-        ValueError: for a value out of its range.
-    """
-
-    hardware: Hardware
-    epochs: int
-    overfit_batches: int | None
-    max_steps: int | None
-    batch_size: int | str
-    auto_batch_target_effective: int
-    auto_batch_max_targets_per_image: int
-    auto_batch_ema_headroom: float
-    eval_batch_size: int | None
-    grad_accum_steps: int
-    clip_max_norm: float | None
-    use_ema: bool
-    ema_decay: float
-    ema_tau: float
-    ema_update_interval: int
-    ema_copy_first: bool
-    eval_interval: int
-    evaluate_weights: str
-    monitor: str | None
-    compute_val_loss: bool | str
-    run_test: bool
-    compute_test_loss: bool
-    checkpoint_interval: int
-    checkpoint_every_steps: int | None
-    keep_checkpoints: int
-    resume: str | None
-    resume_world_size: str
-    skip_best_epochs: int
-    smooth_alpha: float
-    early_stopping: bool
-    early_stopping_patience: int
-    early_stopping_min_delta: float
-    early_stopping_use_ema: bool
-    nonfinite_limit: int
-    deterministic: bool
-    log_every_steps: int
-    log_per_class_metrics: bool
-    progress_bar: str | bool | None
-    num_pictures: int
-    picture_threshold: float
+    settings: Settings
 
     def __post_init__(self) -> None:
-        refuse_wrong_settings(self)
-        self.console = Console(self.progress_bar, is_heard=distributed.rank() == 0)
+        self.console = Console(self.settings.progress_bar, is_heard=distributed.rank() == 0)
 
     # ------------------------------------------------------------------------------------------------ the whole run
 
@@ -116,7 +70,7 @@ class Trainer:
         """
         for sentence in bring_bests(run, state):
             self.console.line(sentence)
-        keep_samples(self, run, state)
+        keep_samples(self.settings, run, state)
         if run.resume_from == run.output_dir / NEWEST and state.closed == state.step > 0:
             self.number(run, state)  # a run that was killed may have come to this or not
         with on_for_training(), Interrupt(is_owned=True if distributed.world_size() > 1 else None) as interrupt:
@@ -131,7 +85,7 @@ class Trainer:
                     raise  # the other ranks are in the middle of the next one
                 self.save_newest(run, state)
                 raise WorkerError(f"{error}. The state is saved; to go on: trainer.resume=auto") from error
-            best = finish(self, run, state, interrupt)
+            best = finish(self.settings, self.console, run, state, interrupt)
         if state.is_given_up:
             raise PrunedError(best, state.epoch_number)
         return best
@@ -142,46 +96,49 @@ class Trainer:
         Raises:
             ValueError: data, weights or settings do not fit.
         """
-        if self.deterministic:
+        settings = self.settings
+        if settings.deterministic:
             torch.use_deterministic_algorithms(True, warn_only=True)
             torch.backends.cudnn.benchmark = False
-        network = self.hardware.place(run.network)
-        run.criterion.to(self.hardware.torch_device)
-        if self.hardware.compile and hasattr(run.criterion.matcher, "compile"):
+        network = settings.hardware.place(run.network)
+        run.criterion.to(settings.hardware.torch_device)
+        if settings.hardware.compile and hasattr(run.criterion.matcher, "compile"):
             run.criterion.matcher.compile()
         saved = None if run.resume_from is None else read(run.resume_from, run.config)
         batch_size, grad_accum_steps = self.batch(run, network, saved)
-        forward = distributed.parallel(network, self.hardware.strategy)
-        loader = self.loader(run, "train", batch_size, grad_accum_steps)
+        forward = distributed.parallel(network, settings.hardware.strategy)
+        loader = run.loader("train", batch_size, grad_accum_steps)
         steps_per_epoch = math.ceil(len(loader) / grad_accum_steps)
-        total_steps = steps_per_epoch * self.epochs
-        if self.max_steps is not None:
-            total_steps = min(total_steps, self.max_steps)
+        total_steps = steps_per_epoch * settings.epochs
+        if settings.max_steps is not None:
+            total_steps = min(total_steps, settings.max_steps)
         state = State(
             network=network,
             forward=forward,
             optimizer=run.make_optimizer(network),
             ema=EMA(
                 network,
-                decay=self.ema_decay,
-                tau=self.ema_tau,
-                update_interval=self.ema_update_interval,
-                copy_first=self.ema_copy_first,
+                decay=settings.ema_decay,
+                tau=settings.ema_tau,
+                update_interval=settings.ema_update_interval,
+                copy_first=settings.ema_copy_first,
             )
-            if self.use_ema
+            if settings.use_ema
             else None,
-            precision=Precision(self.hardware.torch_device, self.hardware.amp_dtype, self.hardware.memory_format),
+            precision=settings.hardware.precision(),
             schedule=run.make_schedule(steps_per_epoch, total_steps),
             loader=loader,
             batch_size=batch_size,
             grad_accum_steps=grad_accum_steps,
             steps_per_epoch=steps_per_epoch,
             total_steps=total_steps,
-            best={which: BestMetric(self.skip_best_epochs, self.smooth_alpha) for which in ("raw", "ema")},
+            best={which: BestMetric(settings.skip_best_epochs, settings.smooth_alpha) for which in ("raw", "ema")},
             early_stopping=EarlyStopping(
-                self.early_stopping_patience, self.early_stopping_min_delta, self.skip_best_epochs
+                settings.early_stopping_patience,
+                settings.early_stopping_min_delta,
+                settings.skip_best_epochs,
             )
-            if self.early_stopping
+            if settings.early_stopping
             else None,
             parameters=[p for p in network.parameters() if p.requires_grad],
         )
@@ -190,7 +147,7 @@ class Trainer:
                 self.console.line(sentence)
             self.refuse_unjudged(saved, run, state)
         state.good_buffers = [buffer.clone() for buffer in floating_buffers(network)]
-        say_start(self, run, state)
+        say_start(self.console, settings, run, state)
         refuse_wrong_evaluator(run)
         return state
 
@@ -213,32 +170,20 @@ class Trainer:
         Raises:
             ValueError: the batch does not fit into memory.
         """
-        if self.batch_size == "auto":
+        if self.settings.batch_size == "auto":
             if saved is not None:
                 return saved["batch_size"], saved["grad_accum_steps"]
-            return min(distributed.gathered(choose(self, run, network, distributed.world_size())))
-        refuse_too_large(self, run, network, int(self.batch_size))
-        return int(self.batch_size), self.grad_accum_steps
-
-    def loader(self, run: Run, split: str, batch_size: int, step_batches: int = 1) -> Any:
-        return run.data.loader(
-            split,
-            network=run.network,
-            batch_size=batch_size,
-            seed=run.seed,
-            training=split == "train",
-            step_batches=step_batches,
-            rank=distributed.rank(),
-            world_size=distributed.world_size(),
-        )
+            return min(distributed.gathered(choose(self.settings, run, network, distributed.world_size())))
+        refuse_too_large(self.settings, run, network, int(self.settings.batch_size))
+        return int(self.settings.batch_size), self.settings.grad_accum_steps
 
     def is_exhausted(self, state: State) -> bool:
-        return self.max_steps is not None and state.step >= self.max_steps
+        return self.settings.max_steps is not None and state.step >= self.settings.max_steps
 
     def has_ended(self, state: State) -> bool:
         """Whether nothing is left to train."""
         stopped = state.is_given_up or (state.early_stopping is not None and state.early_stopping.is_reached)
-        return stopped or state.epoch >= self.epochs or self.is_exhausted(state)
+        return stopped or state.epoch >= self.settings.epochs or self.is_exhausted(state)
 
     def is_due(self, state: State) -> bool:
         """Whether training has come to the end of an epoch, or of the run, and what follows on it is not done yet."""
@@ -250,27 +195,29 @@ class Trainer:
         What was found is printed when it is safe: who reads it may end the run.
         """
         found: dict[str, dict[str, float]] = {}
-        if self.has_ended(state) or state.epoch % self.eval_interval == 0:
+        if self.has_ended(state) or state.epoch % self.settings.eval_interval == 0:
             try:
-                found = evaluate_epoch(self, run, state, interrupt)
+                found = evaluate_epoch(self.settings, self.console, run, state, interrupt)
             except Interrupted:
                 self.save_newest(run, state)  # not closed: the evaluation is made again
                 raise
         state.closed = state.step
         self.save_newest(run, state)
         for which, values in found.items():
-            self.console.metrics(f"epoch {state.epoch_number}/{self.epochs}  val, {which} weights", headline(values))
+            self.console.metrics(
+                f"epoch {state.epoch_number}/{self.settings.epochs}  val, {which} weights", headline(values)
+            )
         if state.early_stopping and state.early_stopping.is_reached:
             self.console.line(
-                f"early stopping: no gain above {self.early_stopping_min_delta} in "
-                f"{self.early_stopping_patience} evaluations"
+                f"early stopping: no gain above {self.settings.early_stopping_min_delta} in "
+                f"{self.settings.early_stopping_patience} evaluations"
             )
         self.number(run, state)
 
     def number(self, run: Run, state: State) -> None:
         """Keep the newest checkpoint under the number of its epoch, where it is time to."""
-        if state.epoch % self.checkpoint_interval == 0 and state.batch == 0:
-            number_newest(run, state, self.keep_checkpoints)
+        if state.epoch % self.settings.checkpoint_interval == 0 and state.batch == 0:
+            number_newest(run, state, self.settings.keep_checkpoints)
 
     def save_newest(self, run: Run, state: State) -> None:
         self.settle(state)
@@ -286,7 +233,9 @@ class Trainer:
         sampler.set_start(state.batch)
         images, started = 0, time.perf_counter()
         done = state.batch // state.grad_accum_steps
-        with self.console.progress(f"epoch {state.epoch + 1}/{self.epochs}", state.steps_per_epoch - done) as meter:
+        with self.console.progress(
+            f"epoch {state.epoch + 1}/{self.settings.epochs}", state.steps_per_epoch - done
+        ) as meter:
             for window in windows(batches(state.loader), state.grad_accum_steps):
                 terms, skipped = self.train_step(run, state, window)
                 state.step += 1
@@ -297,12 +246,12 @@ class Trainer:
                 state.log_sums = terms if state.log_sums is None else state.log_sums + terms
                 state.log_count += 1
                 words = ""
-                if state.step % self.log_every_steps == 0 or state.step == state.total_steps:
+                if state.step % self.settings.log_every_steps == 0 or state.step == state.total_steps:
                     rate = images / (time.perf_counter() - started)
                     loss = self.log_train(run, state, rate)
                     words = f"loss {loss:.3f}  {rate:.1f} images/s"
                 meter(words)
-                if self.checkpoint_every_steps and state.step % self.checkpoint_every_steps == 0:
+                if self.settings.checkpoint_every_steps and state.step % self.settings.checkpoint_every_steps == 0:
                     self.save_newest(run, state)
                 if number := distributed.signalled(interrupt.number):
                     self.save_newest(run, state)
@@ -339,7 +288,7 @@ class Trainer:
                 sums[name] = sums[name] + value.detach() if micro else value.detach()
         terms = distributed.averaged(torch.stack(list(sums.values())))
         total = terms[list(sums).index("total")]
-        norm, skipped = state.precision.step(state.optimizer, state.parameters, self.clip_max_norm, total)
+        norm, skipped = state.precision.step(state.optimizer, state.parameters, self.settings.clip_max_norm, total)
         if state.ema is not None:
             state.ema.update(skipped)
         state.term_names = [*sums, "grad_norm"]
@@ -384,7 +333,7 @@ class Trainer:
             state.good_buffers = [buffer.clone() for buffer in buffers]
         for (step, image_ids, _), flag in zip(state.unread, flags):
             state.bad_in_a_row = state.bad_in_a_row + 1 if flag else 0
-            if state.bad_in_a_row >= min(self.nonfinite_limit, state.total_steps):
+            if state.bad_in_a_row >= min(self.settings.nonfinite_limit, state.total_steps):
                 everyone = [i for ids in distributed.gathered(image_ids[:16]) for i in ids]
                 raise NonFiniteError(
                     f"loss or gradients were not finite in {state.bad_in_a_row} steps in a row, the last at step "

@@ -5,32 +5,32 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from contextlib import nullcontext
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from detr_exp.config.mistakes import did_you_mean
 from detr_exp.data.loader import WorkerError
 from detr_exp.metric.coco import CocoMetric
-from detr_exp.mistakes import did_you_mean
 from detr_exp.signals import Interrupt, Interrupted
 from detr_exp.structures import Batch, Detections
 from detr_exp.trainer import checkpoint as files
 from detr_exp.trainer.announce import say_result
+from detr_exp.trainer.checkpoint_content import NonFiniteError, slim
+from detr_exp.trainer.console import Console
+from detr_exp.trainer.diagnosis.no_detections import watch
+from detr_exp.trainer.diagnosis.predictions import Pictures, keep_charts
+from detr_exp.trainer.diagnosis.skipped_images import note_skipped
+from detr_exp.trainer.diagnosis.worst_images import keep_details
 from detr_exp.trainer.distributed import once, same_buffers
 from detr_exp.trainer.evaluation import evaluate, headline
-from detr_exp.trainer.keeping import NonFiniteError, slim
-from detr_exp.trainer.nothing_found import watch
-from detr_exp.trainer.pictures import Pictures, keep_charts
-from detr_exp.trainer.precision import Precision
 from detr_exp.trainer.resume import is_loss
+from detr_exp.trainer.settings import Settings
 from detr_exp.trainer.sharding import gathered_weights, laid_out
-from detr_exp.trainer.skipped import note_skipped
 from detr_exp.trainer.state import Run, State, floating_buffers
-from detr_exp.trainer.worst import keep_details
-
-if TYPE_CHECKING:
-    from detr_exp.trainer.trainer import Trainer
 
 
-def evaluate_epoch(trainer: Trainer, run: Run, state: State, interrupt: Interrupt) -> dict[str, dict[str, float]]:
+def evaluate_epoch(
+    settings: Settings, console: Console, run: Run, state: State, interrupt: Interrupt
+) -> dict[str, dict[str, float]]:
     """Evaluate on the validation split, log, keep the best, and see whether to stop early.
 
     Returns:
@@ -45,24 +45,26 @@ def evaluate_epoch(trainer: Trainer, run: Run, state: State, interrupt: Interrup
     watched: dict[str, float] = {}
     before = {which: best.state_dict() for which, best in state.best.items()}
     epoch = state.epoch_number - 1
-    for which in weights_to_evaluate(trainer, state):
-        pictures = Pictures(run.data, trainer.num_pictures, trainer.picture_threshold)
+    for which in weights_to_evaluate(settings, state):
+        pictures = Pictures(run.data, settings.num_pictures, settings.picture_threshold)
         try:
-            found = evaluate_split(trainer, run, state, "val", which, needs_val_loss(trainer), pictures, interrupt)
+            found = evaluate_split(
+                settings, console, run, state, "val", which, needs_val_loss(settings), pictures, interrupt
+            )
         except (Interrupted, WorkerError):
             for name, best in state.best.items():
                 best.load_state_dict(before[name])
             raise
-        if trainer.evaluate_weights == "both":
+        if settings.evaluate_weights == "both":
             values |= {f"val/{which}_{name}": value for name, value in found.items() if "/" not in name}
-        values |= named(trainer, "val", found)
-        watched[which] = monitored(trainer, found)
+        values |= named(settings, "val", found)
+        watched[which] = monitored(settings, found)
         if state.best[which].update(watched[which], epoch):
             once(files.save, slim(run, state, which, found), run.output_dir / files.BEST[which])
-            once(keep_details, run, "val", run.make_metric("val"), found, state.step, trainer.num_pictures)
+            once(keep_details, run, "val", run.make_metric("val"), found, state.step, settings.num_pictures)
             once(keep_charts, run, found, state.step)
         evaluated[which] = found
-        once(watch, trainer, run, state, which, found)
+        once(watch, console, run, state, which, found)
         picture = once(pictures.save, run.output_dir / "predictions", state.step)
         if picture is not None:
             run.tracker.image(picture, "predictions", state.step)
@@ -71,12 +73,13 @@ def evaluate_epoch(trainer: Trainer, run: Run, state: State, interrupt: Interrup
     if run.judge is not None:
         state.is_given_up = once(run.judge, state.epoch_number, watched[which])
     if state.early_stopping:
-        state.early_stopping.update(stopping_value(trainer, watched), epoch)
+        state.early_stopping.update(stopping_value(settings, watched), epoch)
     return evaluated
 
 
 def evaluate_split(
-    trainer: Trainer,
+    settings: Settings,
+    console: Console,
     run: Run,
     state: State,
     split: str,
@@ -90,12 +93,12 @@ def evaluate_split(
     Raises:
         Interrupted: a signal came.
     """
-    loader = trainer.loader(run, split, trainer.eval_batch_size or state.batch_size)
+    loader = run.loader(split, settings.eval_batch_size or state.batch_size)
     weights = state.ema.swapped(state.network) if which == "ema" and state.ema else nullcontext()
     with (
         weights,
         gathered_weights(state.network),
-        trainer.console.progress(f"evaluating {split}", len(loader)) as meter,
+        console.progress(f"evaluating {split}", len(loader)) as meter,
     ):
         same_buffers(floating_buffers(state.network))
 
@@ -109,14 +112,14 @@ def evaluate_split(
             state.network,
             loader,
             run.make_metric(split),
-            Precision(trainer.hardware.torch_device, trainer.hardware.eval_amp_dtype, trainer.hardware.memory_format),
+            settings.hardware.precision(evaluating=True),
             criterion=run.criterion if with_loss else None,
             on_batch=on_batch,
             interrupt=interrupt,
         )
 
 
-def finish(trainer: Trainer, run: Run, state: State, interrupt: Interrupt) -> float | None:
+def finish(settings: Settings, console: Console, run: Run, state: State, interrupt: Interrupt) -> float | None:
     """`checkpoint_best_total.pth` from the better of the two bests, the test run, and the value of the best.
 
     Raises:
@@ -128,59 +131,61 @@ def finish(trainer: Trainer, run: Run, state: State, interrupt: Interrupt) -> fl
     total = run.output_dir / files.BEST_TOTAL
     if winner is None and (lost := sum(best.lost for best in state.best.values())):
         raise NonFiniteError(
-            f"{trainer.monitor or 'mAP'} was no finite number in any of {lost} evaluations, so no checkpoint is the "
+            f"{settings.monitor or 'mAP'} was no finite number in any of {lost} evaluations, so no checkpoint is the "
             f"best; the last weights are in {run.output_dir / files.NEWEST}. Lower optim.lr"
         )
     if winner is None:
-        once(files.save, slim(run, state, weights_to_evaluate(trainer, state)[-1], {}), total)
-        say_result(trainer, run, f"no evaluation counted; the last weights are in {total}")
+        once(files.save, slim(run, state, weights_to_evaluate(settings, state)[-1], {}), total)
+        say_result(console, settings, run, f"no evaluation counted; the last weights are in {total}")
         return None
     once(files.duplicate, run.output_dir / files.BEST[winner], total)
     best = evaluated[winner]
     epoch = (best.best_epoch or 0) + 1
     values = {"best/epoch": float(epoch)}
     values |= {f"best/{name}": value for name, value in headline(files.load(total)["metrics"]).items()}
-    if trainer.run_test and run.data.test is not None:
+    if settings.run_test and run.data.test is not None:
         state.network.load_state_dict(laid_out(files.load(total)["model"], state.network.state_dict()))
-        found = evaluate_split(trainer, run, state, "test", "raw", trainer.compute_test_loss, interrupt=interrupt)
-        trainer.console.metrics(f"test, best {winner} weights (epoch {epoch})", headline(found))
-        values |= named(trainer, "test", found)
+        found = evaluate_split(
+            settings, console, run, state, "test", "raw", settings.compute_test_loss, interrupt=interrupt
+        )
+        console.metrics(f"test, best {winner} weights (epoch {epoch})", headline(found))
+        values |= named(settings, "test", found)
     run.tracker.log(state.step, values)
-    say_result(trainer, run, f"best {best.best_raw:.4f} at epoch {epoch} ({winner} weights)")
+    say_result(console, settings, run, f"best {best.best_raw:.4f} at epoch {epoch} ({winner} weights)")
     return best.best_raw
 
 
-def weights_to_evaluate(trainer: Trainer, state: State) -> tuple[str, ...]:
+def weights_to_evaluate(settings: Settings, state: State) -> tuple[str, ...]:
     """Which weights are evaluated; where there are two, the last one gives the headline `val/mAP`."""
     if state.ema is None:
         return ("raw",)
-    return {"ema": ("ema",), "raw": ("raw",), "both": ("raw", "ema")}[trainer.evaluate_weights]
+    return {"ema": ("ema",), "raw": ("raw",), "both": ("raw", "ema")}[settings.evaluate_weights]
 
 
-def stopping_value(trainer: Trainer, watched: dict[str, float]) -> float:
+def stopping_value(settings: Settings, watched: dict[str, float]) -> float:
     """The monitored value that early stopping looks at: that of the EMA weights if asked for, else the better one."""
-    if trainer.early_stopping_use_ema and "ema" in watched:
+    if settings.early_stopping_use_ema and "ema" in watched:
         return watched["ema"]
     return max(watched.values(), key=lambda value: value if math.isfinite(value) else -math.inf)
 
 
-def needs_val_loss(trainer: Trainer) -> bool:
+def needs_val_loss(settings: Settings) -> bool:
     """Whether evaluations compute the loss; `auto`: where the run watches it."""
-    if trainer.compute_val_loss == "auto":
-        return is_loss(trainer.monitor or "")
-    return bool(trainer.compute_val_loss)
+    if settings.compute_val_loss == "auto":
+        return is_loss(settings.monitor or "")
+    return bool(settings.compute_val_loss)
 
 
-def named(trainer: Trainer, split: str, found: dict[str, float]) -> dict[str, float]:
+def named(settings: Settings, split: str, found: dict[str, float]) -> dict[str, float]:
     """An evaluation's values under the names they are logged by."""
     return {
         name.replace("time/", f"time/{split}_") if name.startswith("time/") else f"{split}/{name}": value
         for name, value in found.items()
-        if trainer.log_per_class_metrics or "AP/" not in name
+        if settings.log_per_class_metrics or "AP/" not in name
     }
 
 
-def monitored(trainer: Trainer, found: dict[str, float]) -> float:
+def monitored(settings: Settings, found: dict[str, float]) -> float:
     """The value that decides which epoch is best: keypoint, else mask, else box mAP unless `monitor` names one.
 
     More is better; a loss is therefore negated.
@@ -188,7 +193,7 @@ def monitored(trainer: Trainer, found: dict[str, float]) -> float:
     Raises:
         ValueError: the run does not measure what `monitor` names.
     """
-    name = trainer.monitor or next(n for n in ("keypoint_mAP", "segm_mAP", "mAP") if n in found)
+    name = settings.monitor or next(n for n in ("keypoint_mAP", "segm_mAP", "mAP") if n in found)
     _refuse_unless_measured(name, found)
     value = found[name.removeprefix("val/")]
     return -value if is_loss(name) else value

@@ -68,8 +68,8 @@ def opened(uri: str, project: str, folder: Path, tags: dict[str, str]) -> str:
     Raises:
         ValueError: the file that says which it was is damaged.
     """
+    from detr_exp.runs.past import mapping
     from detr_exp.tracker.mlflow import start_parent
-    from detr_exp.tracker.runs import mapping
 
     known = mapping(folder / LINK, json.loads)
     if known.get("tracking_uri") != masked(uri) or "id" not in known:

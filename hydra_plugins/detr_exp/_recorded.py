@@ -13,7 +13,7 @@ from omegaconf import DictConfig
 
 from detr_exp.signals import EXIT_STATUS
 from detr_exp.tracker.base import RECORD, RunRecord
-from detr_exp.trainer.ending import PrunedError, status_of
+from detr_exp.trainer.run_status import PrunedError, status_of
 from hydra_plugins.detr_exp._ledger import FINISHED, UNFINISHED, Job, Ledger, first_line, judged
 
 JOB_LOCK = ".job.lock"  # held by the process that works in the folder

@@ -20,13 +20,13 @@ from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext
 from omegaconf import DictConfig, OmegaConf
 
-from detr_exp.grid import OWN_KEYS
-from detr_exp.mistakes import ConfigError, flat
-from detr_exp.ranges import refuse_out_of_range
-from detr_exp.stored import as_before
+from detr_exp.config.grid import OWN_KEYS
+from detr_exp.config.mistakes import ConfigError, flat
+from detr_exp.config.ranges import refuse_out_of_range
+from detr_exp.config.stored import as_before
 from detr_exp.terminal import say
 from detr_exp.tracker.secrets import masked
-from detr_exp.trainer.ending import status_of
+from detr_exp.trainer.run_status import status_of
 from detr_exp.writing import remove_left_overs
 from hydra_plugins.detr_exp._ledger import FINISHED, UNFINISHED, Entry, Job, first_line
 from hydra_plugins.detr_exp._parent import parent_run

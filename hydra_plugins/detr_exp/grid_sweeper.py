@@ -10,8 +10,8 @@ from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
 
-from detr_exp import grid
-from detr_exp.compose import composition, refuse_unready
+from detr_exp.config import grid
+from detr_exp.config.compose import composition, refuse_unready
 from detr_exp.terminal import say
 from hydra_plugins.detr_exp._ledger import Job
 from hydra_plugins.detr_exp._sweep import Sweep, hash_of

@@ -16,9 +16,9 @@ from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
-from detr_exp.compose import composition, refuse_unready
-from detr_exp.grid import OWN_KEYS, refuse_repeated
-from detr_exp.mistakes import ConfigError
+from detr_exp.config.compose import composition, refuse_unready
+from detr_exp.config.grid import OWN_KEYS, refuse_repeated
+from detr_exp.config.mistakes import ConfigError
 from detr_exp.terminal import say
 from detr_exp.tracker.base import RunRecord
 from detr_exp.trainer.trial import JOURNAL, STUDY, VARIABLE, storage

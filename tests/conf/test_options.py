@@ -12,7 +12,7 @@ import pytest
 from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf
 
-from detr_exp.compose import CONF_DIR, compose, refuse_unready
+from detr_exp.config.compose import CONF_DIR, compose, refuse_unready
 
 SPECIAL = {"_target_", "_partial_", "_convert_", "_recursive_", "_args_"}
 RECIPES = ("experiment", "sweep")

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from detr_exp import build
-from detr_exp.compose import CONF_DIR, compose
+from detr_exp.config.compose import CONF_DIR, compose
 from detr_exp.optim.param_groups import parameter_groups
 from detr_exp.structures import Target, Targets
 
@@ -74,12 +74,12 @@ def test_rtdetr_decays_the_four_norms_that_its_source_does_not_find_by_name(name
 )
 def test_the_precision_is_that_of_the_source_where_the_device_has_it(name, on_cuda, on_cpu, monkeypatch):
     words = [f"experiment={name}", "data.num_classes=80"]
-    auto = build.trainer(compose(["trainer/hardware=cpu"])).hardware.amp_dtype
+    auto = build.hardware(compose(["trainer/hardware=cpu"])).amp_dtype
     here = build.trainer(compose([*words, "trainer.hardware.device=cpu"]))
     assert here.hardware.amp_dtype is (auto if on_cpu == "auto" else on_cpu)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **_: True)
-    assert build.trainer(compose([*words, "trainer.hardware.device=cuda"])).hardware.amp_dtype is on_cuda
+    assert build.hardware(compose([*words, "trainer.hardware.device=cuda"])).amp_dtype is on_cuda
     parts = build.trainer(compose([*words, "trainer.hardware.device=cuda", "trainer.hardware.strategy=fsdp"]))
     assert parts.hardware.amp_dtype is (None if on_cuda is None else torch.bfloat16)  # where loss scaling does not work
 

@@ -9,7 +9,7 @@ import pytest
 import yaml
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
-from detr_exp.compose import CONF_DIR, compose
+from detr_exp.config.compose import CONF_DIR, compose
 
 FILES = sorted((CONF_DIR / "sweep").glob("*.yaml"))
 

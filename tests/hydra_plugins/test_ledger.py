@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from detr_exp.signals import Interrupted
-from detr_exp.trainer.ending import PrunedError, status_of
+from detr_exp.trainer.run_status import PrunedError, status_of
 from detr_exp.trainer.trainer import NonFiniteError
 from hydra_plugins.detr_exp._ledger import Entry, Job, Ledger, best_first, first_line, judged
 from hydra_plugins.detr_exp._parent import best_values

@@ -14,8 +14,8 @@ import pytest
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-from detr_exp.mistakes import ConfigError
-from detr_exp.trainer.ending import PrunedError
+from detr_exp.config.mistakes import ConfigError
+from detr_exp.trainer.run_status import PrunedError
 from detr_exp.trainer.trial import STUDY, VARIABLE, judge, storage
 from hydra_plugins.detr_exp.optuna_sweeper import mend
 

@@ -10,9 +10,9 @@ from pycocotools import mask as codec
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
+from detr_exp.config.mistakes import METRICS, TASKS, ConfigError, refuse_no_metric
 from detr_exp.metric import backend as protocol
 from detr_exp.metric.coco import CocoMetric
-from detr_exp.mistakes import METRICS, TASKS, ConfigError, refuse_no_metric
 from detr_exp.structures import Detections
 
 CATEGORIES = [7, 3, 11]  # label 0 is category 7: not sorted on purpose

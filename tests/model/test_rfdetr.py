@@ -5,7 +5,7 @@ import torch
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
-from detr_exp.compose import compose
+from detr_exp.config.compose import compose
 from detr_exp.model.backbone.dinov2_windowed import WindowedDinov2
 from detr_exp.model.neck.projector import Projector
 from detr_exp.model.rfdetr import RFDETR

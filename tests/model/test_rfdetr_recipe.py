@@ -9,7 +9,7 @@ import torch
 from omegaconf import OmegaConf
 from rfdetr_peer import peer, settings_of
 
-from detr_exp.compose import compose
+from detr_exp.config.compose import compose
 from detr_exp.model.pretrained_rfdetr import _joined, _renamed
 from detr_exp.model.rfdetr import RFDETR
 from detr_exp.optim.param_groups import parameter_groups

@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 from detr_exp import build
-from detr_exp.compose import CONF_DIR
-from detr_exp.mistakes import ConfigError
+from detr_exp.config.compose import CONF_DIR
+from detr_exp.config.mistakes import ConfigError
 from detr_exp.optim.optimizer import OPTIMIZERS, UNFIT
 
 OPTIONS = sorted(path.stem for path in (CONF_DIR / "optim").glob("*.yaml"))

@@ -3,7 +3,7 @@
 import pytest
 
 from detr_exp import build
-from detr_exp.train import train_in
+from detr_exp.training import train_in
 
 SMALL = [
     "data=shapes",

@@ -6,11 +6,11 @@ import pytest
 import torch
 
 from detr_exp import build
-from detr_exp.train import train_in
 from detr_exp.trainer import batch_size as module
 from detr_exp.trainer import checkpoint as files
 from detr_exp.trainer.batch_size import crowded, decide, fits_by_trial, largest_that_fits, need_of
 from detr_exp.trainer.trainer import Trainer
+from detr_exp.training import train_in
 
 ONE_STEP = ("data.train=24", "data.val=1", "trainer.max_steps=1", "trainer.num_pictures=0")
 AUTO = (*ONE_STEP, "trainer.batch_size=auto")

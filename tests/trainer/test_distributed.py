@@ -11,9 +11,9 @@ import torch
 import two_ranks
 
 from detr_exp import build
-from detr_exp.train import train_in
 from detr_exp.trainer import checkpoint as files
 from detr_exp.trainer import distributed
+from detr_exp.training import train_in
 
 ACCUMULATED = "trainer.grad_accum_steps=2"
 
@@ -236,12 +236,12 @@ def test_words_for_hardware(small):
         "trainer.hardware.sync_bn=true": "CUDA only.*freeze_norm",
     }
     for word, told in cases.items():
-        hardware = build.trainer(small(word, *(["trainer.hardware.devices=2"] if "sync" in word else []))).hardware
+        hardware = build.hardware(small(word, *(["trainer.hardware.devices=2"] if "sync" in word else [])))
         with pytest.raises(ValueError, match=told):
             _ = hardware.num_ranks
     for word, told in {"strategy=zero": "ddp or fsdp", "sync_bn=maybe": "true, false or auto"}.items():
         with pytest.raises(ValueError, match=told):
             build.trainer(small(f"trainer.hardware.{word}"))
     with pytest.raises(ValueError, match="torchrun has started 4 ranks"):
-        build.trainer(small("trainer.hardware.devices=2")).hardware.refuse_ranks(4)
-    assert build.trainer(small("trainer.hardware.devices=auto")).hardware.num_ranks >= 1
+        build.hardware(small("trainer.hardware.devices=2")).refuse_ranks(4)
+    assert build.hardware(small("trainer.hardware.devices=auto")).num_ranks >= 1

@@ -10,9 +10,9 @@ import torch
 from detr_exp import build
 from detr_exp.model.rtdetrv2 import RTDETRv2
 from detr_exp.structures import Detections
-from detr_exp.train import train_in
 from detr_exp.trainer import checkpoint as files
 from detr_exp.trainer import validation
+from detr_exp.training import train_in
 
 ONE_STEP = ("data.train=2", "data.val=1", "trainer.max_steps=1", "trainer.num_pictures=0")
 FOUR_EPOCHS = ("data.train=4", "data.val=2", "data.test=2", "trainer.epochs=4", "trainer.num_pictures=0")

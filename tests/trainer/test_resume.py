@@ -15,10 +15,10 @@ from filelock import FileLock
 from detr_exp import build
 from detr_exp.data.loader import WorkerError
 from detr_exp.signals import Interrupted
-from detr_exp.train import train_in
 from detr_exp.trainer import checkpoint as files
 from detr_exp.trainer import resume, trainer, validation
 from detr_exp.trainer.trainer import Trainer
+from detr_exp.training import train_in
 
 SPEC = importlib.util.spec_from_file_location(
     "kill_and_resume", Path(__file__).parents[2] / "scripts" / "kill_and_resume.py"

@@ -5,11 +5,11 @@ from pathlib import Path
 import pytest
 
 from detr_exp import build
-from detr_exp.compose import compose
-from detr_exp.detector import load
-from detr_exp.train import train_in
+from detr_exp.config.compose import compose
+from detr_exp.inference.detector import load
 from detr_exp.trainer import checkpoint as files
 from detr_exp.trainer.resume import FIXED, FREE, find, flat
+from detr_exp.training import train_in
 
 FEW = ("data.train=4", "data.val=2", "data.test=2", "trainer.num_pictures=0")
 OTHERS = ("lr", "lr_backbone", "weight_decay", "scheduler", "warmup", "warmup_unit", "warmup_shape")

@@ -15,9 +15,9 @@ from detr_exp import build, train
 from detr_exp.data import loader as loading
 from detr_exp.data.sampler import TrainSampler
 from detr_exp.model.rtdetrv2 import RTDETRv2
-from detr_exp.train import train_in
 from detr_exp.trainer import checkpoint as files
 from detr_exp.trainer.trainer import Trainer
+from detr_exp.training import train_in
 
 ONE_STEP = ("data.train=2", "data.val=1", "trainer.max_steps=1", "trainer.num_pictures=0")
 
@@ -136,7 +136,7 @@ def test_precision_of_training_and_evaluation(small, tmp_path, monkeypatch):
 
 def test_the_network_goes_to_the_device(small):
     cfg = small("trainer.hardware.device=meta")  # stands for a device this machine does not have
-    placed = build.trainer(cfg).hardware.place(build.network(cfg))
+    placed = build.hardware(cfg).place(build.network(cfg))
     assert {parameter.device.type for parameter in placed.parameters()} == {"meta"}
 
 

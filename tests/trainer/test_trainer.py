@@ -11,9 +11,9 @@ import torch
 from detr_exp import build
 from detr_exp.signals import Interrupted
 from detr_exp.tracker.base import RunRecord
-from detr_exp.train import train_in
 from detr_exp.trainer import checkpoint as files
 from detr_exp.trainer.trainer import NonFiniteError, Trainer
+from detr_exp.training import train_in
 
 
 def lines(folder):

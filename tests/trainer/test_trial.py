@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from detr_exp.compose import compose
-from detr_exp.train import train_in
+from detr_exp.config.compose import compose
 from detr_exp.trainer import trial
-from detr_exp.trainer.ending import PrunedError
+from detr_exp.trainer.run_status import PrunedError
+from detr_exp.training import train_in
 
 
 def test_it_ends_after_that_evaluation_and_keeps_its_files(

@@ -21,11 +21,11 @@ from detr_exp import build
 from detr_exp.cli import status_of
 from detr_exp.signals import Interrupted
 from detr_exp.structures import Batch, Targets
-from detr_exp.train import train_in
 from detr_exp.trainer import distributed
 from detr_exp.trainer.sharding import whole
 from detr_exp.trainer.trainer import Trainer
 from detr_exp.trainer.validation import evaluate_split
+from detr_exp.training import train_in
 
 SHAPES = (
     "data=shapes",

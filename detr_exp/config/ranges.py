@@ -1,0 +1,270 @@
+"""Which values the numbers of a config may have: one table, looked at before anything is read, made or started.
+
+The key that takes a number has the range, whatever key it is a reference to (`${loss.focal_gamma}`). What is in no row
+belongs to a part of the user's own, as does everything below a `_target_` that is not ours, and has no range.
+What depends on other keys (heads that divide a width, a picture that strides divide) is told by the parts themselves.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import sys
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+from omegaconf import DictConfig, OmegaConf
+
+from detr_exp.config.mistakes import ConfigError, flat
+
+OURS = ("detr_exp.", "hydra_plugins.detr_exp.", "torch.optim.")
+
+
+class Range(NamedTuple):
+    """Numbers from `least` to `most`.
+
+    Attributes:
+        least: lowest value.
+        most: highest value.
+        whole: no fractions.
+        above: `least` itself is too low.
+        below: `most` itself is too high.
+        words: what may stand in place of a number.
+        mended: a value for the message; None: the lowest.
+        advice: added to the message.
+    """
+
+    least: float = -math.inf
+    most: float = math.inf
+    whole: bool = False
+    above: bool = False
+    below: bool = False
+    words: tuple[str, ...] = ()
+    mended: float | None = None
+    advice: str = ""
+
+    def holds(self, value: Any) -> bool:
+        if not _is_number(value):
+            return isinstance(value, str) and value in self.words
+        if value != value or abs(value) > sys.float_info.max:  # a whole number may be too large to be asked isfinite
+            return False
+        if self.whole and not isinstance(value, int):
+            return False
+        over = value > self.least if self.above else value >= self.least
+        return over and (value < self.most if self.below else value <= self.most)
+
+    def __str__(self) -> str:
+        kind = "a whole number" if self.whole else "a number"
+        low, high = (str(int(limit)) if limit % 1 == 0 else str(limit) for limit in (self.least, self.most))
+        bounds = ""
+        if math.isfinite(self.least) and math.isfinite(self.most):
+            bounds = f" in {'(' if self.above else '['}{low}, {high}{')' if self.below else ']'}"
+        elif math.isfinite(self.least):
+            bounds = f" {'>' if self.above else '>='} {low}"
+        elif math.isfinite(self.most):
+            bounds = f" {'<' if self.below else '<='} {high}"
+        return kind + bounds + "".join(f", or {word}" for word in self.words)
+
+    @property
+    def example(self) -> float:
+        lowest = self.least if math.isfinite(self.least) else min(self.most, 0)
+        return (lowest if self.mended is None else self.mended) + 0
+
+
+ANY_WHOLE = Range(whole=True)
+WHOLE = Range(0, whole=True)
+COUNT = Range(1, whole=True)
+COUNT_OR_AUTO = COUNT._replace(words=("auto",))
+SEED = Range(0, 2**63 - 1, whole=True)
+NOT_NEGATIVE = Range(0)
+POSITIVE = Range(0, above=True, mended=1)
+SHARE = Range(0, 1)
+BELOW_ONE = Range(0, 1, below=True)
+FROZEN = Range(-1, 4, whole=True)  # stages of both backbones that have them
+
+# (prefix, range, names): `name?` may be null, `name[]` may be a list of such numbers, `name[2]` is a list of two,
+# `name*` may be something else altogether, which is looked at elsewhere; `name:value` is for the value of the key that
+# `DECIDED_BY` names
+TABLE: tuple[tuple[str, Range, str], ...] = (
+    ("", SEED, "seed?"),
+    ("", COUNT, "every num_queries resamples batch_size? image_size[2]"),
+    ("", WHOLE, "pictures*"),
+    ("", SHARE, "threshold?"),
+    ("", Range(0, 1, above=True, below=True, mended=0.95), "level"),
+    ("benchmark.", COUNT, "batch_sizes[] rounds"),
+    ("export.", COUNT, "batch_size? pictures"),
+    ("export.", NOT_NEGATIVE, "max_difference? max_map_drop?"),
+    ("hydra.launcher.", Range(1, 1024, whole=True), "slots? threads?"),
+    ("hydra.sweeper.", COUNT, "n_trials min_epochs"),
+    ("hydra.sweeper.", Range(0, 2**31 - 1, whole=True), "seed"),
+    ("hydra.sweeper.", WHOLE, "startup_trials"),
+    ("hydra.sweeper.", Range(2, whole=True), "reduction_factor"),
+    # data
+    ("data.", WHOLE, "train* val* test* stop_epoch? keypoint_flip_pairs[]?"),
+    ("data.", Range(0, 1024, whole=True), "num_workers?"),
+    ("data.", COUNT, "num_classes? multi_scale[]?* prefetch_factor?"),
+    ("data.", POSITIVE, "cache_gb keypoint_sigmas[]?"),
+    ("data.source.", Range(1, 8192, whole=True), "size"),
+    ("data.source.", SEED, "seed"),
+    ("data.augment.", SHARE, "photometric zoom_out iou_crop resize_crop flip vertical_flip mosaic mixup"),
+    ("data.augment.", Range(1), "zoom_out_max"),
+    # losses and matching
+    ("loss.", NOT_NEGATIVE, "weight_class weight_bbox weight_giou weight_mask_ce weight_mask_dice"),
+    ("loss.", NOT_NEGATIVE, "weight_keypoint_l1 weight_keypoint_findable weight_keypoint_visible weight_keypoint_nll"),
+    ("loss.class_loss.", NOT_NEGATIVE, "gamma alpha"),
+    ("loss.class_loss.alpha:detr_exp.loss.classification.", SHARE, "focal ia_bce"),
+    ("loss.class_loss.", SHARE, "eos_coef"),
+    ("loss.class_loss.", BELOW_ONE, "label_smoothing"),
+    ("matcher.", NOT_NEGATIVE, "cost_class cost_bbox cost_giou gamma"),
+    ("matcher.", SHARE, "alpha"),
+    ("metric.", COUNT, "eval_max_dets"),
+    # the network
+    ("model.", COUNT, "image_size[2] hidden_dim num_layers num_heads num_cross_heads num_points[] dim_feedforward"),
+    ("model.", COUNT, "num_queries num_groups"),
+    ("model.", ANY_WHOLE, "eval_idx"),
+    ("model.", WHOLE, "num_denoising keypoint_counts[]?"),
+    ("model.", SHARE, "label_noise_ratio pixel_mean[3]?"),
+    ("model.", BELOW_ONE, "dropout attention_dropout activation_dropout"),
+    ("model.", NOT_NEGATIVE, "box_noise_scale score_alpha"),
+    ("model.", POSITIVE, "offset_scale pixel_std[3]?"),
+    ("model.mask_head.", COUNT, "downsample"),
+    ("model.neck.", COUNT, "num_bottlenecks hidden_dim num_heads dim_feedforward in_channels[]? feat_strides[]?"),
+    ("model.neck.", WHOLE, "num_encoder_layers use_encoder_idx[]"),
+    ("model.neck.", BELOW_ONE, "dropout"),
+    ("model.neck.", POSITIVE, "pe_temperature expansion depth_mult"),
+    ("model.backbone.", COUNT, "width num_heads patch_size num_windows out_blocks[] position_grid? out_strides[]"),
+    ("model.backbone.", COUNT, "depth widths[] blocks[]?"),
+    ("model.backbone.", BELOW_ONE, "drop_path"),
+    ("model.backbone.", FROZEN, "freeze_at"),
+    # optimisers; those of torch share names
+    ("optim.", Range(0, mended=1e-4), "lr lr_backbone? weight_decay"),
+    ("optim.", NOT_NEGATIVE, "warmup"),
+    ("optim.", SHARE._replace(advice="of steps: optim.warmup_unit=steps"), "warmup:fraction"),
+    ("optim.param_groups.*.", NOT_NEGATIVE, "lr? lr_factor weight_decay?"),
+    ("optim.param_groups.*.", Range(0, 1, above=True, mended=0.8), "layer_decay?"),
+    ("optim.param_groups.*.", COUNT, "num_layers?"),
+    ("optim.optimizer.", BELOW_ONE, "betas[2] momentum"),
+    ("optim.optimizer.", NOT_NEGATIVE, "eps[]? lr_decay initial_accumulator_value lambd alpha t0 momentum_decay"),
+    ("optim.optimizer.", SHARE, "rho dampening"),
+    ("optim.optimizer.", Range(most=0, mended=-0.8), "beta2_decay"),
+    ("optim.optimizer.", Range(1), "d"),
+    ("optim.optimizer.", Range(1, 99, whole=True, mended=5), "ns_steps"),
+    ("optim.optimizer.", POSITIVE, "etas[2] step_sizes[2]"),
+    ("optim.scheduler.", SHARE, "min_factor"),
+    ("optim.scheduler.", NOT_NEGATIVE, "flat_epochs? final_epochs milestones[] gamma drop_epoch factor"),
+    # training
+    ("trainer.", COUNT, "epochs grad_accum_steps auto_batch_target_effective auto_batch_max_targets_per_image"),
+    ("trainer.", COUNT, "ema_update_interval eval_interval checkpoint_interval log_every_steps"),
+    ("trainer.", COUNT, "early_stopping_patience nonfinite_limit"),
+    ("trainer.", COUNT, "overfit_batches? max_steps? eval_batch_size? checkpoint_every_steps?"),
+    ("trainer.", COUNT_OR_AUTO, "batch_size"),
+    ("trainer.", WHOLE, "keep_checkpoints skip_best_epochs num_pictures"),
+    ("trainer.", NOT_NEGATIVE, "ema_tau early_stopping_min_delta clip_max_norm?"),
+    ("trainer.", SHARE, "picture_threshold"),
+    ("trainer.", BELOW_ONE, "smooth_alpha"),
+    ("trainer.", BELOW_ONE._replace(mended=0.999), "ema_decay"),
+    ("trainer.", Range(0, 1, above=True, mended=0.7), "auto_batch_ema_headroom"),
+    ("trainer.hardware.", Range(1, 1024, whole=True), "threads?"),
+    ("trainer.hardware.", COUNT_OR_AUTO, "devices"),
+)
+DECIDED_BY = {"loss.class_loss.alpha": "loss.class_loss._target_", "optim.warmup": "optim.warmup_unit"}
+
+
+class Row(NamedTuple):
+    """What may stand under a key; see `TABLE`."""
+
+    range: Range
+    nullable: bool
+    listed: bool
+    length: int | None
+    free: bool
+
+    def __str__(self) -> str:
+        many = f"a list of {self.length}, each " if self.length else ""
+        return f"{many}{self.range}{', or null' if self.nullable else ''}"
+
+    def faults(self, value: Any) -> Iterator[Any]:
+        """The numbers in `value` that are out of range, or `value` itself where it is none, or of another length."""
+        many = isinstance(value, list) and self.listed
+        if value is None:
+            if not self.nullable:
+                yield value
+        elif self.length and not (many and len(value) == self.length):
+            yield value
+        elif many:
+            one = self._replace(length=None, free=False)
+            for item in value:
+                yield from one.faults(item)
+        elif not self.range.holds(value) and (not self.free or _is_number(value)):
+            yield value
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _rows() -> dict[str, Row]:
+    rows = {}
+    for prefix, allowed, names in TABLE:
+        between = "" if prefix.endswith(".") or not prefix else "."
+        for name, listed, length, nullable, free in re.findall(r"([\w:]+)(\[(\d?)\])?(\?)?(\*)?", names):
+            many = int(length) if length else None
+            rows[f"{prefix}{between}{name}"] = Row(allowed, bool(nullable), bool(listed), many, bool(free))
+    return rows
+
+
+ROWS = _rows()
+
+
+def refuse_out_of_range(cfg: DictConfig) -> None:
+    """Refuse numbers that no run can have.
+
+    Args:
+        cfg: a whole config without missing values, or some of its groups.
+
+    Raises:
+        ConfigError: names the key as it is set on the command line, its value, its range, and a word that mends it.
+    """
+    values = _flat(OmegaConf.to_container(cfg, resolve=True))
+    written = _flat(OmegaConf.to_container(cfg, resolve=False))
+    for key, value in values.items():
+        row = row_of(key, values)
+        if row is None or not _is_ours(key, values):
+            continue
+        for fault in row.faults(value):
+            name = _set_by(key, written)
+            found = "null" if fault is None else fault
+            whole = f" (in {value})" if isinstance(value, list) and fault is not value else ""
+            count = row.length or (max(1, len(value)) if isinstance(value, list) else None)
+            mended = _word(row.range.example, count)
+            advice = f"; {row.range.advice}" if row.range.advice else ""
+            raise ConfigError(f"{name} is {found}{whole}; it must be {row}: {name}={mended}{advice}")
+
+
+def row_of(key: str, values: dict[str, Any]) -> Row | None:
+    """The row for a key, or None where it has no range."""
+    named = re.sub(r"^(optim\.param_groups)\.[^.]+\.", r"\1.*.", key)
+    decided = ROWS.get(f"{named}:{values.get(DECIDED_BY[named])}") if named in DECIDED_BY else None
+    return decided or ROWS.get(named)
+
+
+def _is_ours(key: str, values: dict[str, Any]) -> bool:
+    """Whether the part that takes a key is not the user's own: the nearest `_target_` above it says so."""
+    parts = key.split(".")
+    above = (values.get(".".join([*parts[:count], "_target_"])) for count in range(len(parts) - 1, 0, -1))
+    return str(next(filter(None, above), OURS[0])).startswith(OURS)
+
+
+def _flat(values: Any) -> dict[str, Any]:
+    return {key: value for key, value in flat(values) if not (isinstance(value, dict) and value)}
+
+
+def _set_by(key: str, written: dict[str, Any]) -> str:
+    """The key that a user sets: where `key` is a reference, the one it refers to."""
+    while found := re.fullmatch(r"\$\{([\w.]+)\}", str(written.get(key))):
+        key = found.group(1)
+    return key
+
+
+def _word(mended: float, count: int | None) -> str:
+    return f"{mended:g}" if count is None else f"[{','.join([f'{mended:g}'] * count)}]"

@@ -1,0 +1,1 @@
+"""A trained network as one graph, and the engines that run it."""

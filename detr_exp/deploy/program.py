@@ -1,0 +1,137 @@
+"""A graph in some form, run on pictures: what goes in is made from them, what comes out is read as detections."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from scipy.optimize import linear_sum_assignment
+from torch.nn import functional as F
+
+from detr_exp.data.render import resized_plainly
+from detr_exp.deploy.engines import Run
+from detr_exp.deploy.graph import Graph
+from detr_exp.model.head.mask import MASKS_AT_ONCE
+from detr_exp.structures import Detections, MaskLogits, Outputs, Prediction
+
+Arrays = dict[str, np.ndarray]
+
+
+class GateError(RuntimeError):
+    """A file does not give what its checkpoint gives."""
+
+
+@dataclass(frozen=True)
+class Program:
+    """A graph and something that runs it.
+
+    Attributes:
+        graph: says what goes in and comes out, and reads the outputs where that is not inside.
+        run: PyTorch, or a file.
+        batch_size: exactly so many pictures at a time; None: any number.
+    """
+
+    graph: Graph
+    run: Run
+    batch_size: int | None = None
+
+    def inputs(self, pictures: Sequence[np.ndarray]) -> list[np.ndarray]:
+        """Arrays in the graph's order, from pictures `[H, W, 3]` uint8; of one size where they are resized inside."""
+        if self.graph.preprocess:
+            return [np.stack(pictures)]
+        pixels = np.stack([resized_plainly(picture, self.graph.network.image_size) for picture in pictures])
+        images = np.ascontiguousarray(pixels.transpose(0, 3, 1, 2), dtype=np.float32) / 255
+        sizes = np.array([picture.shape[:2] for picture in pictures])
+        return [images, sizes] if self.graph.postprocess else [images]
+
+    def outputs(self, pictures: Sequence[np.ndarray]) -> Arrays:
+        """What comes out for any number of pictures of any sizes, by name."""
+        at_once = 1 if self.graph.preprocess else len(pictures)
+        size = self.batch_size or at_once
+        parts = []
+        for start in range(0, len(pictures), min(size, at_once)):
+            chunk = list(pictures[start : start + min(size, at_once)])
+            filled = chunk + chunk[-1:] * (size - len(chunk))
+            parts.append([found[: len(chunk)] for found in self.run(self.inputs(filled))])
+        return {name: np.concatenate(found) for name, found in zip(self.graph.outputs, zip(*parts))}
+
+    def detect(self, pictures: Sequence[np.ndarray]) -> list[Detections]:
+        """Detections of each picture in its pixels."""
+        found = {name: torch.from_numpy(value) for name, value in self.outputs(pictures).items()}
+        sizes = [picture.shape[:2] for picture in pictures]
+        if self.graph.postprocess:
+            return [_one(found, image, size) for image, size in enumerate(sizes)]
+        masks = None
+        if "masks" in found:
+            # dense masks are the inner products of themselves with unit vectors
+            count = found["masks"].shape[1]
+            masks = MaskLogits(found["masks"][None], torch.eye(count).expand(1, len(sizes), -1, -1), torch.zeros(1))
+        keypoints = found["keypoints"][None] if "keypoints" in found else None
+        layers = Prediction(found["logits"][None], found["boxes"][None], masks, keypoints)
+        return self.graph.network.postprocess(Outputs(layers), torch.tensor(sizes))
+
+
+def _one(found: dict[str, torch.Tensor], image: int, size: tuple[int, int]) -> Detections:
+    """Detections of one picture from the outputs of a graph with postprocessing."""
+    own = {name: value[image] for name, value in found.items()}
+    if "masks" in own:
+        parts = own["masks"][:, None].split(MASKS_AT_ONCE)
+        large = [F.interpolate(part, size=size, mode="bilinear", align_corners=False)[:, 0] > 0 for part in parts]
+        own["masks"] = torch.cat(large)
+    return Detections(**own)
+
+
+def differences(expected: Arrays, found: Arrays, sizes: np.ndarray) -> dict[str, np.ndarray]:
+    """How far the outputs of two programs are apart, in each query of each picture.
+
+    Queries are matched by what they say, one to one: the last digits decide the order of nearly equal ones.
+
+    Args:
+        expected, found: of `Program.outputs`.
+        sizes: `[B, 2]` (height, width) of the pictures.
+
+    Returns:
+        for each output `[B * Q]`, the largest difference in the query: of scores where there are logits, of boxes and
+        points in sizes of the picture.
+
+    Raises:
+        ValueError: scores or boxes of one of them are not finite.
+    """
+    apart: dict[str, list[np.ndarray]] = {name: [] for name in expected}
+    for image, size in enumerate(sizes):
+        one, other = (dict(_in_units(outputs, image, size)) for outputs in (expected, found))
+        names = [name for name in ("logits", "scores", "labels", "boxes") if name in one]
+        cost = np.abs(_stacked(one, names)[:, None] - _stacked(other, names)[None]).max(-1)
+        if not np.isfinite(cost).all():
+            raise ValueError(
+                "scores or boxes are not finite, so nothing can be compared; export a checkpoint of a run that "
+                "has not diverged, or where its own are finite, in full precision: export.half=false"
+            )
+        rows, columns = linear_sum_assignment(cost)
+        for name, value in one.items():
+            gap = np.abs(value[rows] - other[name][columns])
+            apart[name].append(np.nanmax(gap, axis=1, initial=0))
+    return {name: np.concatenate(parts) for name, parts in apart.items()}
+
+
+def _in_units(outputs: Arrays, image: int, size: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
+    height, width = size
+    for name, batch in outputs.items():
+        value = batch[image].astype(np.float64)
+        value = value.reshape(len(value), -1)
+        if name in ("logits", "masks"):
+            value = 1 / (1 + np.exp(-value.clip(-50, 50)))
+        elif name == "boxes" and "scores" in outputs:
+            value = value / [width, height, width, height]
+        elif name == "keypoints" and "scores" in outputs:
+            value = value / np.tile([width, height, 1], value.shape[1] // 3)
+        elif name == "keypoint_covariance":
+            value = value / (height * width)
+        yield name, value
+
+
+def _stacked(outputs: dict[str, Any], names: Sequence[str]) -> np.ndarray:
+    return np.concatenate([outputs[name] for name in names], axis=1)

@@ -1,0 +1,1 @@
+"""A trained detector on images, videos and data sets."""

@@ -1,0 +1,284 @@
+"""A checkpoint, ready for use: network, classes, threshold."""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
+import numpy as np
+import torch
+from omegaconf import DictConfig, OmegaConf
+from PIL import Image
+from torch import nn
+from torch.nn.modules.module import (
+    register_module_buffer_registration_hook,
+    register_module_parameter_registration_hook,
+)
+
+from detr_exp import build
+from detr_exp.config.mistakes import is_said_by_us
+from detr_exp.config.stored import stored
+from detr_exp.config.targets import MisfitError
+from detr_exp.data.keypoints import KeypointSchema
+from detr_exp.data.picture import FIRST_FRAME, has_more_frames, pixels_of, pixels_of_array, read_picture
+from detr_exp.data.render import resized_plainly
+from detr_exp.structures import Batch, Detections, Targets
+from detr_exp.trainer import checkpoint as files
+from detr_exp.trainer.checkpoint_content import USUAL_THRESHOLD
+from detr_exp.trainer.evaluation import as_float32
+from detr_exp.trainer.hardware import Hardware
+from detr_exp.trainer.precision import Precision
+
+log = logging.getLogger(__name__)
+ROOM, SMALL = 4, 1 << 22  # numbers a network may have for each one in its file, and in any case
+Picture = Image.Image | np.ndarray | torch.Tensor | str | Path | bytes
+
+
+@dataclass
+class Detector:
+    """A trained network and what it needs to be used.
+
+    Attributes:
+        network: on its device, in evaluation mode.
+        classes: a name per label.
+        category_ids: the id of each label in the annotations it was trained on.
+        threshold: lowest score that counts, where precision and recall balanced best.
+        precision: where and in what type it computes.
+        cfg: the config it was trained with.
+        path: the checkpoint.
+        keypoints: the keypoint schema of the data it was trained on, or None.
+        nonfinite: predictions so far that were not finite, and therefore are no detections.
+        batch_size: images of a batch when the training evaluated.
+    """
+
+    network: Any
+    classes: list[str]
+    category_ids: list[int]
+    threshold: float
+    precision: Precision
+    cfg: DictConfig
+    path: Path
+    keypoints: KeypointSchema | None
+    nonfinite: int = 0
+    batch_size: int = 1
+
+    def folded(self) -> Detector:
+        """This detector with norms folded into convolutions: faster, and not the same to the last digit."""
+        if hasattr(self.network, "deploy"):
+            self.network.deploy()
+        return self
+
+    @torch.inference_mode()
+    def predict(self, pictures: Picture | Sequence[Picture], threshold: float | None = None) -> list[Detections]:
+        """Find objects.
+
+        Args:
+            pictures: one or several, of any sizes: paths, contents of files, PIL images, arrays `[H, W, 3]` RGB or
+                tensors `[3, H, W]`, uint8 or float in 0..1. Grey, alpha and 16 bits are taken as they are from files.
+            threshold: lowest score; None: `self.threshold`.
+
+        Returns:
+            one `Detections` per picture, best first, boxes in its pixels.
+
+        Raises:
+            ValueError: a picture cannot be read, or is no picture.
+        """
+        given = [pictures] if isinstance(pictures, Picture) else pictures
+        opened = [as_picture(picture) for picture in given]
+        if not opened:
+            return []
+        size = self.network.image_size
+        pixels = np.stack([resized_plainly(picture, size) for picture in opened])
+        image_sizes = torch.tensor([picture.shape[:2] for picture in opened])
+        nothing = Targets(torch.zeros(0, dtype=torch.int64), torch.zeros(0, 4), (0,) * len(opened))
+        batch = Batch(torch.from_numpy(pixels), nothing, image_sizes).to(self.precision.device)
+        with self.precision.autocast():
+            outputs = self.network(batch.pixels(self.precision.memory_format))
+        raw = [one.cpu() for one in self.network.postprocess(as_float32(outputs), batch.image_sizes)]
+        found = [one.finite() for one in raw]
+        if count := sum(map(len, raw)) - sum(map(len, found)):
+            if not self.nonfinite:
+                log.warning("%s gives predictions that are not finite; they are no detections, but counted", self.path)
+            self.nonfinite += count
+        lowest = self.threshold if threshold is None else threshold
+        return [detections.above(lowest) for detections in found]
+
+
+def load(
+    checkpoint: str | Path,
+    *,
+    hardware: Hardware | None = None,
+    allow_targets: Sequence[str] = (),
+    weights: str | None = None,
+    compiled: bool = False,
+) -> Detector:
+    """Open a checkpoint.
+
+    Args:
+        checkpoint: a file, the folder of a run (its best), or the id of a run, ours or MLflow's.
+        hardware: None: as it was trained, where this machine has such a device.
+        allow_targets: packages of your own that its config may name.
+        weights: "ema" or "raw"; None: those of the file, of a training checkpoint the average.
+        compiled: also compile where the training did, for its very numbers; takes minutes.
+
+    Raises:
+        ValueError: the file is absent, damaged, not ours, of another version, or names what is not allowed.
+    """
+    path = find(checkpoint, weights)
+    state = files.load(path, needs=("config", "classes", "category_ids"))
+    config = state["config"]
+    with of_this_version(path):
+        config = config | {"model": _without_downloads(config["model"]), "allow_targets": list(allow_targets)}
+        cfg = stored(config, path)
+        keypoints = KeypointSchema(**state["keypoints"]) if state.get("keypoints") else None
+        # what was trained on is told, not read: the data need not be on this machine
+        trained_on = SimpleNamespace(num_classes=len(state["classes"]), classes=state["classes"], keypoints=keypoints)
+        tensors = _weights(state, path, weights)
+        with _no_larger_than(tensors):
+            network = build.network(cfg, trained_on)
+        network.load_state_dict(tensors)
+        if hardware is None:
+            hardware = build.hardware(stored({"trainer": {"hardware": _hardware_of(config)}}, path))
+            hardware = replace(hardware, compile=hardware.compile and compiled, gradient_checkpointing=False)
+    return Detector(
+        network=hardware.place(network).eval(),
+        classes=state["classes"],
+        category_ids=state["category_ids"],
+        threshold=state.get("threshold", state.get("metrics", {}).get("F1_threshold", USUAL_THRESHOLD)),
+        precision=hardware.precision(evaluating=True),
+        cfg=cfg,
+        path=path,
+        keypoints=keypoints,
+        batch_size=_batch_size_of(cfg, state),
+    )
+
+
+def find(checkpoint: str | Path, weights: str | None = None) -> Path:
+    """The file meant by a path, a run's folder or the id of a run.
+
+    Raises:
+        ValueError: there is none.
+    """
+    if weights not in (None, "ema", "raw"):
+        raise ValueError(f"weights is {weights!r}; use ema, raw, or null for those of the file")
+    if re.fullmatch("[0-9a-f]{32}", str(checkpoint)) and not Path(str(checkpoint)).exists():
+        from detr_exp.runs.past import find_one
+
+        checkpoint = find_one(str(checkpoint))
+    return files.resolve(checkpoint, weights)
+
+
+@contextmanager
+def _no_larger_than(tensors: dict[str, torch.Tensor]) -> Iterator[None]:
+    """Refuse to make a network that these tensors cannot fill, before its memory is touched.
+
+    Raises:
+        ValueError: it has many times as many numbers as they have.
+    """
+    left = ROOM * sum(tensor.numel() for tensor in tensors.values()) + SMALL
+
+    def count(module: nn.Module, name: str, made: torch.Tensor | None) -> None:
+        nonlocal left
+        left -= 0 if made is None else made.numel()
+        if left < 0:
+            raise ValueError("its config describes a network many times as large as its tensors")
+
+    hooks = [
+        register_module_parameter_registration_hook(count),
+        register_module_buffer_registration_hook(count),
+    ]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _batch_size_of(cfg: DictConfig, state: dict[str, Any]) -> int:
+    """What an evaluation of the training took at a time; one where it was left to the machine and not written down."""
+    trained = cfg.trainer.batch_size if cfg.trainer.batch_size != "auto" else state.get("batch_size", 1)
+    return cfg.trainer.eval_batch_size or trained
+
+
+def _weights(state: dict[str, Any], path: Path, weights: str | None) -> dict[str, torch.Tensor]:
+    """The tensors asked for: those of a file for inference, or of a training with or without the average."""
+    average = (state.get("ema") or {}).get("average")
+    if state.get("kind") == "training":
+        if weights == "ema" and average is None:
+            raise ValueError(f"{path} has no averaged weights: it was trained with trainer.use_ema=false; weights=raw")
+        return state["model"] | ({} if weights == "raw" or average is None else average)
+    if weights is not None and state.get("weights", weights) != weights:
+        raise ValueError(
+            f"{path} holds the {state['weights']} weights only; give the folder of the run, which may have both, or "
+            f"its {files.NEWEST}"
+        )
+    return state["model"]
+
+
+@contextmanager
+def of_this_version(path: Path) -> Iterator[None]:
+    """Say it where a checkpoint's config or tensors are not those of this version.
+
+    Raises:
+        ValueError: they are not, in whatever way a part that is made of them finds out.
+    """
+    try:
+        yield
+    except Exception as error:
+        if isinstance(error, ValueError) and is_said_by_us(error) and not isinstance(error, MisfitError):
+            raise
+        cause = f"{type(error).__name__}: {error}".strip().splitlines()
+        raise ValueError(
+            f"{path} was written by another version of detr_exp and does not fit this one "
+            f"({' '.join(line.strip() for line in cause[:2])[:300]}); use the version that wrote it, or train again"
+        ) from error
+
+
+def as_picture(picture: Picture) -> np.ndarray:
+    """`[H, W, 3]` uint8 RGB, upright: the same for a file, its content, and what was opened from it.
+
+    Raises:
+        ValueError: it cannot be read, or is no picture.
+    """
+    if isinstance(picture, str | Path | bytes | Image.Image):
+        source = Path(picture).expanduser() if isinstance(picture, str | Path) else picture
+        pixels = pixels_of(source) if isinstance(source, Image.Image) else read_picture(source)
+        if has_more_frames(source):
+            log.warning("%s: %s", source if isinstance(source, Path) else "a picture in memory", FIRST_FRAME)
+        return pixels
+    if isinstance(picture, np.ndarray):
+        return pixels_of_array(picture)
+    if not isinstance(picture, torch.Tensor):
+        raise ValueError(
+            f"a {type(picture).__name__} is no picture; give a path, the content of a file as bytes, a PIL image, an "
+            "array or a tensor"
+        )
+    if picture.ndim not in (2, 3) or (picture.ndim == 3 and picture.shape[0] not in (1, 3, 4)):
+        raise ValueError(
+            f"a tensor {list(picture.shape)} of {picture.dtype} is no picture; give [3, H, W], uint8 or float in 0..1"
+        )
+    picture = picture.detach().cpu()
+    picture = picture.float() if picture.is_floating_point() else picture
+    return pixels_of_array((picture.permute(1, 2, 0) if picture.ndim == 3 else picture).numpy())
+
+
+def _hardware_of(config: dict[str, Any]) -> dict[str, Any]:
+    """Where it was trained, in today's words: what an older version did not know yet is as in a training today."""
+    known = cast(dict[str, Any], OmegaConf.to_container(build.compose().trainer.hardware, resolve=True))
+    return known | {name: value for name, value in config["trainer"]["hardware"].items() if name in known}
+
+
+def _without_downloads(node: Any) -> Any:
+    """A model's config without weights to start from: the checkpoint has its own."""
+    if isinstance(node, list):
+        return [_without_downloads(value) for value in node]
+    if not isinstance(node, dict):
+        return node
+    starts = {"weights": None, "pretrained": False}
+    return {name: starts[name] if name in starts else _without_downloads(value) for name, value in node.items()}

@@ -1,0 +1,208 @@
+"""What was found in pictures, as files: COCO's JSON, YOLO's text, or a table."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from detr_exp.metric.coco import encode
+from detr_exp.ops.polygons import polygons_of_mask
+from detr_exp.writing import write
+
+if TYPE_CHECKING:
+    from detr_exp.inference.detector import Detector
+    from detr_exp.structures import Detections
+
+COLUMNS = ("picture", "class", "score", "x0", "y0", "x1", "y1")
+SEEN = 0.5  # a keypoint that is likelier there than not is visible in YOLO's text
+SHARE = 20  # times as long as a file of results takes to write, nothing more is written
+SURE = 4  # digits after the point of scores and pixels
+
+
+class Coco:
+    """`detections.json`: COCO's `images`, `categories` and `annotations`, these with a `score` as in COCO's results.
+
+    Masks are run-length codes in `segmentation` and outlines in `polygons`; `keypoints` are x, y and confidence, and
+    `keypoint_covariance` is in squared pixels.
+    """
+
+    def __init__(self, folder: Path, detector: Detector) -> None:
+        self.file = Growing(claimed(folder / "detections.json"))
+        self.detector = detector
+        categories = [{"id": number, "name": name} for number, name in zip(detector.category_ids, detector.classes)]
+        self.result: dict[str, Any] = {"images": [], "categories": categories, "annotations": []}
+
+    def add(self, name: str, place: str, size: tuple[int, int], found: Detections) -> None:
+        image_id = len(self.result["images"]) + 1
+        image = {"id": image_id, "file_name": name, "width": size[1], "height": size[0]}
+        self.result["images"].append(image)
+        codes = None if found.masks is None else encode(found.masks)
+        for i, (score, label, box) in enumerate(
+            zip(found.scores.tolist(), found.labels.tolist(), found.boxes.tolist())
+        ):
+            entry = {
+                "id": len(self.result["annotations"]) + 1,
+                "image_id": image_id,
+                "category_id": self.detector.category_ids[label],
+                "bbox": [box[0], box[1], box[2] - box[0], box[3] - box[1]],
+                "score": score,
+            }
+            if codes is not None and found.masks is not None:
+                entry["segmentation"] = codes[i] | {"counts": codes[i]["counts"].decode()}
+                entry["polygons"] = polygons_of_mask(found.masks[i].numpy())
+            points, covariance = _keypoints(found, i, label, self.detector)
+            if points is not None:
+                entry["keypoints"] = points.flatten().tolist()
+                entry["keypoint_covariance"] = _finite(covariance.tolist())
+            self.result["annotations"].append(entry)
+        self.file.offer(self._text)
+
+    def close(self) -> Path:
+        return self.file.save(self._text)
+
+    def _text(self) -> str:
+        return json.dumps(self.result, ensure_ascii=False) + "\n"
+
+
+class Yolo:
+    """`labels/<picture>.txt`, as `data=yolo` reads it, and `classes.txt`; without scores. Boxes are cut to the picture.
+
+    A row has the class and, in 0..1 of the picture, a box; for masks the outline of its largest part instead, for
+    keypoints also x, y and 2 or 0, for there or not.
+    """
+
+    def __init__(self, folder: Path, detector: Detector) -> None:
+        self.folder, self.detector = claimed(folder / "labels", Path.mkdir), detector
+        write(claimed(folder / "classes.txt"), encoded("\n".join(detector.classes) + "\n"))
+
+    def add(self, name: str, place: str, size: tuple[int, int], found: Detections) -> None:
+        sides = np.array(size[::-1])
+        rows = []
+        for i, (label, box) in enumerate(zip(found.labels.tolist(), found.boxes.numpy())):
+            low, high = (box.reshape(2, 2) / sides).clip(0, 1)
+            numbers = [*((low + high) / 2), *(high - low)]
+            if (high <= low).any():
+                continue  # beside the picture
+            if found.masks is not None:
+                outlines = polygons_of_mask(found.masks[i].numpy())
+                if not outlines:
+                    continue
+                numbers = list((np.reshape(max(outlines, key=_area), (-1, 2)) / sides).clip(0, 1).flatten())
+            points, _ = _keypoints(found, i, label, self.detector)
+            if points is not None:
+                there = points[:, 2:] > SEEN
+                numbers += list((np.concatenate([points[:, :2] / sides, there * 2], axis=1) * there).flatten())
+            rows.append(" ".join([str(label), *(f"{number:.6g}" for number in numbers)]))
+        path = self.folder / f"{place}.txt"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write(path, "".join(f"{row}\n" for row in rows))
+
+    def close(self) -> Path:
+        return self.folder
+
+
+class Table:
+    """`detections.csv`: a row for every object; boxes in pixels."""
+
+    def __init__(self, folder: Path, detector: Detector) -> None:
+        self.file, self.detector = Growing(claimed(folder / "detections.csv")), detector
+        self.rows: list[tuple[Any, ...]] = [COLUMNS]
+
+    def add(self, name: str, place: str, size: tuple[int, int], found: Detections) -> None:
+        for score, label, box in zip(found.scores.tolist(), found.labels.tolist(), found.boxes.tolist()):
+            numbers = (round(number, SURE) for number in (score, *box))
+            self.rows.append((name, self.detector.classes[label], *numbers))
+        self.file.offer(self._text)
+
+    def close(self) -> Path:
+        return self.file.save(self._text)
+
+    def _text(self) -> str:
+        text = io.StringIO()
+        csv.writer(text).writerows(self.rows)
+        return text.getvalue()
+
+
+class Growing:
+    """A file of results that is written again as they grow, and always whole.
+
+    Writing takes at most a small share of the time, so that a fault loses little and a long run is not slowed.
+
+    Args:
+        path: an empty file.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.next = 0.0
+
+    def offer(self, text: Callable[[], str]) -> None:
+        """Write, unless the last time was too short ago."""
+        if time.monotonic() >= self.next:
+            self.save(text)
+
+    def save(self, text: Callable[[], str]) -> Path:
+        """Write; what was there stays where that fails."""
+        start = time.monotonic()
+        write(self.path, encoded(text()))
+        self.next = time.monotonic() + SHARE * (time.monotonic() - start)
+        return self.path
+
+
+OUTPUTS: dict[str, Callable[[Path, Any], Coco | Yolo | Table]] = {"coco": Coco, "yolo": Yolo, "csv": Table}
+
+
+def claimed(path: Path, make: Callable[[Path], object] = lambda path: path.touch(exist_ok=False)) -> Path:
+    """`path`, made as a file or otherwise, with a number after its name where something is there already."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    while True:
+        tried = free(path)
+        try:
+            make(tried)
+        except FileExistsError:
+            continue  # somebody was faster
+        return tried
+
+
+def free(path: Path) -> Path:
+    """`path`, or with a number after its name where something is there already."""
+    number = 1
+    tried = path
+    while os.path.lexists(tried):
+        number += 1
+        tried = path.with_name(f"{path.stem}_{number}{path.suffix}")
+    return tried
+
+
+def encoded(text: str) -> bytes:
+    """UTF-8; bytes of a file's name that are none stand there as JSON writes them, `\\udce9`."""
+    return text.encode("utf-8", "backslashreplace")
+
+
+def _keypoints(found: Detections, i: int, label: int, detector: Detector) -> tuple[Any, Any]:
+    """Points `[k, 3]` and covariances `[k, 2, 2]` of the k keypoints that the object's class has."""
+    if found.keypoints is None or found.keypoint_covariance is None:
+        return None, None
+    count = len(found.keypoints[i]) if detector.keypoints is None else detector.keypoints.counts[label]
+    return found.keypoints[i, :count].numpy(), found.keypoint_covariance[i, :count].numpy()
+
+
+def _finite(value: Any) -> Any:
+    """Nested lists with null for what JSON has no word for."""
+    if isinstance(value, list):
+        return [_finite(item) for item in value]
+    return value if math.isfinite(value) else None
+
+
+def _area(outline: list[float]) -> float:
+    x, y = outline[::2], outline[1::2]
+    return abs(sum(x[i - 1] * y[i] - x[i] * y[i - 1] for i in range(len(x)))) / 2

@@ -1,0 +1,1 @@
+"""What finished runs have left behind: read, compared and shown."""

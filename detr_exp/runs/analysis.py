@@ -1,0 +1,145 @@
+"""What several runs say together: which settings differ, which of them mattered, which runs are on the front.
+
+Legend: n runs with a result, g different values of a setting.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from detr_exp.runs.past import PastRun
+
+NO_NUMBERS = ("tracker.", "hydra.", "trainer.resume", "trainer.progress_bar")  # keys that change no result
+BINS = 4
+FEWEST = 4  # runs with a result, to speak of importance
+
+
+class Setting(NamedTuple):
+    """Something that is not the same in all runs.
+
+    Attributes:
+        name: the key or group, as on the command line.
+        others: further keys that change exactly when it does.
+        values: one per run, as text; `-` where a run has none.
+    """
+
+    name: str
+    others: list[str]
+    values: list[str]
+
+
+class Importance(NamedTuple):
+    """How much of the differences between results goes with one setting.
+
+    Attributes:
+        name: of the setting.
+        share: of the variance of the results that its values explain, 0..1, corrected for their number.
+        trend: Spearman's rank correlation with the result, -1..1; None where its values are no numbers or only two.
+        means: its values (or ranges of them) with the mean result of each, best first.
+    """
+
+    name: str
+    share: float
+    trend: float | None
+    means: list[tuple[str, float]]
+
+
+def settings(runs: Sequence[PastRun]) -> list[Setting]:
+    """What differs, words of the command lines first; keys that always change together are one setting."""
+    configs = [flat(run.config) for run in runs]
+    words = {word.partition("=")[0].lstrip("+~"): None for run in runs for word in run.record.words}
+    keys = {key: None for config in configs for key in config if not key.startswith(NO_NUMBERS)}
+    found: dict[tuple[int, ...], Setting] = {}
+    for key in dict.fromkeys([*(word for word in words if not word.startswith(NO_NUMBERS)), *keys]):
+        values = [_value(run, config, key) for run, config in zip(runs, configs)]
+        pattern = tuple(values.index(value) for value in values)
+        if len(set(pattern)) == 1:
+            continue
+        if pattern in found:
+            found[pattern].others.append(key)
+        else:
+            found[pattern] = Setting(key, [], values)
+    return list(found.values())
+
+
+def _value(run: PastRun, config: Mapping[str, Any], key: str) -> str:
+    """Of a key in the config, of a group in the tags, else of the word itself (a run that did not get far)."""
+    if key in config:
+        return "null" if config[key] is None else str(config[key])
+    said = (word.partition("=")[2] for word in run.record.words if word.partition("=")[0] == key)
+    return run.record.tags.get(key) or next(said, "-")
+
+
+def importance(setting: Setting, scores: Sequence[float | None]) -> Importance | None:
+    """How much a setting mattered by itself; None where there are too few results to say.
+
+    The share is epsilon squared: 1 - (variance within its values / variance of all), each with its degrees of
+    freedom. Numbers that are nearly all different are put into quarters first.
+    """
+    pairs = [(value, score) for value, score in zip(setting.values, scores) if score is not None]
+    if len(pairs) < FEWEST:
+        return None
+    results = np.array([score for _, score in pairs])
+    numbers = [_number(value) for value, _ in pairs]
+    labels = [value for value, _ in pairs]
+    if len(set(labels)) > len(labels) / 2:
+        if None in numbers or len(labels) < 2 * BINS:
+            return None
+        labels = _quarters(np.array(numbers, dtype=float))
+    groups = {label: results[[other == label for other in labels]] for label in dict.fromkeys(labels)}
+    within = sum(((group - group.mean()) ** 2).sum() for group in groups.values())
+    total = ((results - results.mean()) ** 2).sum()
+    share = 0.0
+    if total > 0 and 1 < len(groups) < len(results):
+        share = 1 - (within / (len(results) - len(groups))) / (total / (len(results) - 1))
+    trend = None
+    if None not in numbers and len(set(numbers)) > 2 and total > 0:
+        trend = float(np.corrcoef(_ranks(np.array(numbers, dtype=float)), _ranks(results))[0, 1])
+    means = sorted(((label, float(group.mean())) for label, group in groups.items()), key=lambda pair: -pair[1])
+    return Importance(setting.name, float(min(1.0, max(0.0, share))), trend, means)
+
+
+def front(points: Sequence[tuple[float, float]]) -> list[int]:
+    """Places of the points that no other beats.
+
+    Args:
+        points: (cost, gain) each.
+    """
+    best, kept = float("-inf"), []
+    for place in sorted(range(len(points)), key=lambda place: (points[place][0], -points[place][1])):
+        if points[place][1] > best:
+            best = points[place][1]
+            kept.append(place)
+    return kept
+
+
+def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """A nested mapping as dotted keys."""
+    found: dict[str, Any] = {}
+    for key, value in values.items():
+        found |= flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) and value else {f"{prefix}{key}": value}
+    return found
+
+
+def _number(text: str) -> float | None:
+    try:
+        return float(text)
+    except ValueError:
+        return None
+
+
+def _quarters(numbers: np.ndarray) -> list[str]:
+    """For each number the range of its quarter."""
+    edges = np.quantile(numbers, np.linspace(0, 1, BINS + 1))
+    place = np.clip(np.searchsorted(edges, numbers, side="right") - 1, 0, BINS - 1)
+    return [f"{edges[i]:.3g} .. {edges[i + 1]:.3g}" for i in place]
+
+
+def _ranks(numbers: np.ndarray) -> np.ndarray:
+    """Ranks, the mean of them for equal numbers."""
+    _, places, counts = np.unique(numbers, return_inverse=True, return_counts=True)
+    last = np.cumsum(counts)
+    return (last - (counts - 1) / 2)[places]

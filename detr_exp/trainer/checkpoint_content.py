@@ -1,0 +1,98 @@
+"""What of a run is kept in checkpoints: everything to go on with, or the little that inference needs."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from dataclasses import asdict
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from detr_exp.trainer import checkpoint as files
+from detr_exp.trainer import distributed
+from detr_exp.trainer.resume import COSTS
+from detr_exp.trainer.sharding import is_sharded, own_part, whole
+from detr_exp.trainer.state import Run, State
+
+USUAL_THRESHOLD = 0.5  # where the checkpoint has never been evaluated
+
+
+class NonFiniteError(RuntimeError):
+    """Loss, gradients or weights were not finite."""
+
+
+def save_newest(run: Run, state: State) -> None:
+    """Everything to go on with, as `checkpoint.pth`.
+
+    Raises:
+        NonFiniteError: the weights are not finite; the previous file stays.
+    """
+    kept = state.state_dict()
+    refuse_non_finite(kept["model"], files.NEWEST)
+    counted = {"logged_lines": run.tracker.lines, "nonfinite_costs": getattr(run.criterion.matcher, COSTS, 0)}
+    content = facts(run) | kept | counted | {"kind": "training"}
+    if any(is_sharded(tensor) for tensor in kept["model"].values()):
+        from detr_exp.trainer import shards  # torch.distributed.checkpoint takes a while to load
+
+        shards.save(content, run.output_dir / files.NEWEST, files.save)
+        distributed.once(files.remove_unnamed_parts, run.output_dir)
+    else:
+        distributed.once(files.save, content, run.output_dir / files.NEWEST)
+
+
+def number_newest(run: Run, state: State, keep: int) -> None:
+    """A copy of `checkpoint.pth` under the number of its epoch; all but the last `keep` of these are deleted."""
+    distributed.once(files.duplicate, run.output_dir / files.NEWEST, run.output_dir / f"checkpoint_{state.epoch}.pth")
+    distributed.once(files.prune, run.output_dir, keep)
+
+
+def slim(run: Run, state: State, which: str, metrics: dict[str, float]) -> dict[str, Any]:
+    """All that inference needs of the EMA or the raw weights, and nothing else.
+
+    Raises:
+        NonFiniteError: the weights are not finite.
+    """
+    weights = state.ema.swapped(state.network) if which == "ema" and state.ema else nullcontext()
+    with weights:
+        model = {name: whole(tensor).clone() for name, tensor in state.network.state_dict().items()}
+    refuse_non_finite(model, files.BEST[which])
+    return facts(run) | {
+        "kind": "inference",
+        "model": model,
+        "weights": which,
+        "epoch": state.epoch_number,
+        "step": state.step,
+        "batch_size": state.batch_size,
+        "metrics": metrics,
+        "threshold": metrics.get("F1_threshold", USUAL_THRESHOLD),
+        "operating_points": run.make_metric("val").operating_points() if metrics else {},
+        "pixel_mean": state.network.pixel_mean.flatten().tolist(),
+        "pixel_std": state.network.pixel_std.flatten().tolist(),
+        "image_size": list(state.network.image_size),
+    }
+
+
+def facts(run: Run) -> dict[str, Any]:
+    """What every checkpoint says about itself."""
+    return {
+        "format": files.FORMAT,
+        "config": run.config,
+        "config_identity": run.identity,
+        "classes": list(run.data.classes),
+        "category_ids": list(run.data.category_ids),
+        "keypoints": None if run.data.keypoints is None else asdict(run.data.keypoints),
+        "data_fingerprint": run.data.fingerprint,
+    }
+
+
+def refuse_non_finite(model: dict[str, Tensor], name: str) -> None:
+    """Raises: NonFiniteError when a tensor of `model` is not finite; asks the device once."""
+    floating = {key: own_part(tensor) for key, tensor in model.items() if tensor.is_floating_point()}
+    finite = torch.stack([torch.isfinite(tensor).all() for tensor in floating.values()]).all()
+    if not all(distributed.gathered(bool(finite))):
+        wrong = [key for key, tensor in floating.items() if not torch.isfinite(tensor).all()]
+        raise NonFiniteError(
+            f"{name} was not written, because weights are not finite ({len(wrong)} tensors: {', '.join(wrong[:5])}); "
+            "the previous one stays. Lower optim.lr, or try trainer.hardware.amp=null"
+        )

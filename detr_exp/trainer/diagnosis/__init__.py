@@ -1,0 +1,1 @@
+"""What a training looks at to say what may be wrong with it."""

@@ -1,0 +1,165 @@
+"""Before the first step: does the evaluator agree with the data, and what does the network get to see?"""
+
+from __future__ import annotations
+
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from detr_exp.data.augment import plain
+from detr_exp.ops.boxes import cxcywh_to_xyxy
+from detr_exp.ops.draw import draw_objects, sheet
+from detr_exp.structures import Detections, Target
+from detr_exp.trainer.distributed import once
+from detr_exp.trainer.settings import Settings
+from detr_exp.trainer.state import Run, State
+from detr_exp.writing import write
+
+SAMPLES = "training_samples.png"
+MOST_PICTURES = 64  # a second, whatever the size of the data set
+MOST_OBJECTS = 20  # of a picture: the protocol looks at no more poses than that
+LEAST_SIDE = 8  # pixels; rounding changes smaller objects too much
+LEAST_BOX_AS_MASK = 64  # where a box is drawn for want of an outline, its sides are rounded to whole pixels
+LEAST_SCORE = 0.99
+
+
+def save_samples(path: Path, data: Any, loader: Any, count: int) -> Path:
+    """A sheet of the first training samples of the running epoch, exactly as the network gets them.
+
+    Args:
+        path: the file.
+        data: gives class names and skeletons.
+        loader: of training batches.
+        count: samples on the sheet.
+    """
+    keys = islice((key for batch in loader.batch_sampler for key in batch), count)
+    skeletons = [] if data.keypoints is None else data.keypoints.skeletons
+    pictures = []
+    for key in keys:
+        sample = loader.dataset[key]
+        pictures.append(_drawn(sample.image.numpy(), sample.target, data.classes, skeletons))
+    drawn = sheet(pictures, tile=360)
+    write(path, lambda file: drawn.save(file, "PNG"))
+    return path
+
+
+def refuse_wrong_evaluator(run: Run) -> None:
+    """Compare the evaluator with the truth.
+
+    Raises:
+        ValueError: the evaluator does not give the truth full marks.
+    """
+    if run.data.val is not None:
+        once(refuse_wrong_maps, run)
+
+
+def keep_samples(settings: Settings, run: Run, state: State) -> None:
+    """Draw what the network is going to see."""
+    if settings.num_pictures:
+        state.loader.batch_sampler.set_epoch(state.epoch)
+        path = run.output_dir / SAMPLES
+        once(save_samples, path, run.data, state.loader, 2 * settings.num_pictures)
+        run.tracker.image(path, "training_samples", state.step)
+
+
+def refuse_wrong_maps(run: Run, split: str = "val") -> None:
+    """Give the evaluator the targets of training as if the network had found them: it must be content.
+
+    The targets come by way of the class map and the geometry that training uses, the truth by way of the evaluator; a
+    mistake in either shows as a score below 1. A few pictures that have every class are enough. Left out are those
+    where even perfect predictions score less: cut or tiny objects, more of them than the protocol looks at.
+
+    Raises:
+        ValueError: it is not; names the classes.
+    """
+    samples = run.data.loader(split, network=run.network, batch_size=1, seed=run.seed).dataset
+    indices = _comparable(samples)
+    if not indices:
+        return
+    metric = run.make_metric(split, tuple(samples.split.image_ids[i] for i in indices))
+    for index in indices:
+        metric.update([samples.split.image_ids[index]], [_as_found(samples, index)])
+    found = metric.compute()
+    wrong = {name: value for name, value in found.items() if name.endswith("mAP") and 0 <= value < LEAST_SCORE}
+    if wrong:
+        classes = [row["class"] for row in metric.table() if 0 <= row["AP"] < LEAST_SCORE]
+        raise ValueError(
+            f"the evaluator gives the truth itself {', '.join(f'{n} {v:.3f}' for n, v in wrong.items())} instead of 1 "
+            f"({', '.join(classes[:8]) or 'all classes'}): labels or sizes of the {split} split do not fit; "
+            "compare them with python -m detr_exp.check_data"
+        )
+
+
+def _comparable(samples: Any) -> list[int]:
+    """Pictures for the comparison: spread over the split, every class among them."""
+    split = samples.split
+    chosen: list[int] = []
+    known: set[int] = set()
+    stride = max(1, len(split) // MOST_PICTURES)
+    for turn in range(stride):
+        for index in range(turn, len(split), stride):
+            objects = split.objects(index)
+            classes = set(objects.categories.tolist())
+            if (turn and classes <= known) or not 0 < len(objects) <= MOST_OBJECTS or not _whole(split, index):
+                continue
+            chosen.append(index)
+            known |= classes
+        if turn and len(chosen) >= 2 * MOST_PICTURES:
+            break
+    return sorted(chosen)
+
+
+def _whole(split: Any, index: int) -> bool:
+    """Whether all objects of a picture lie inside it, and are so large that drawing them changes little."""
+    height, width = split.size(index)
+    objects = split.objects(index)
+    boxes, segments = objects.boxes_xyxy, objects.segments or []
+    points = [boxes, *(polygon for segment in segments if isinstance(segment, list) for polygon in segment)]
+    corners = np.concatenate([np.reshape(part, (-1, 2)) for part in points])
+    least = LEAST_SIDE if all(segment is not None for segment in segments) else LEAST_BOX_AS_MASK
+    large = (boxes[:, 2:] - boxes[:, :2]).min() >= least
+    return bool(large and (corners >= 0).all() and (corners <= (width, height)).all())
+
+
+def _as_found(samples: Any, index: int) -> Detections:
+    """The targets of a picture as detections of score 1, in its pixels."""
+    split = samples.split
+    height, width = split.size(index)
+    objects = split.objects(index)
+    target = samples.target(objects, plain((height, width), objects.boxes_xyxy, (height, width)))
+    boxes = cxcywh_to_xyxy(target.boxes) * torch.tensor([width, height, width, height])
+    scores = torch.ones(len(boxes))
+    keypoints = None
+    if target.keypoints is not None:
+        keypoints = target.keypoints * torch.tensor([width, height, 1.0])
+        labelled = keypoints[..., 2:] > 0
+        # COCO ignores objects without labelled points, and what is found near their middle; they come last
+        keypoints = torch.where(labelled, keypoints, _middles(boxes))
+        scores[~labelled.flatten(1).any(1)] = 0.5
+    return Detections(scores, target.labels, boxes, target.masks, keypoints)
+
+
+def _middles(boxes: Tensor) -> Tensor:
+    """`[n, 1, 3]` x, y, 0 of the centres of boxes `[n, 4]`."""
+    return torch.cat([(boxes[:, :2] + boxes[:, 2:]) / 2, torch.zeros(len(boxes), 1)], 1)[:, None]
+
+
+def _drawn(pixels: np.ndarray, target: Target, names: list[str], skeletons: list[list[tuple[int, int]]]) -> Image.Image:
+    height, width = pixels.shape[:2]
+    keypoints = None
+    if target.keypoints is not None:
+        keypoints = target.keypoints.numpy() * np.array([width, height, 1], np.float32)
+    return draw_objects(
+        pixels,
+        boxes_xyxy_px=cxcywh_to_xyxy(target.boxes).numpy() * np.array([width, height, width, height]),
+        labels=target.labels.tolist(),
+        names=names,
+        masks=None if target.masks is None else target.masks.numpy(),
+        keypoints_px=keypoints,
+        skeletons=skeletons,
+    )

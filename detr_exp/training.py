@@ -1,0 +1,122 @@
+"""One training in a folder: from a config to a finished, recorded run."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import yaml
+from omegaconf import DictConfig, OmegaConf, open_dict
+
+from detr_exp.folder import begin, only_writer
+from detr_exp.terminal import say
+from detr_exp.trainer.run_status import status_of
+from detr_exp.writing import remove_left_overs, write
+
+if TYPE_CHECKING:
+    from detr_exp.trainer.hardware import Hardware
+    from detr_exp.trainer.state import Run
+
+
+def train_in(
+    folder: Path,
+    cfg: DictConfig,
+    *,
+    choices: Mapping[str, str] | None = None,
+    overrides: Sequence[str] = (),
+    notes: Mapping[str, str] | None = None,
+) -> float | None:
+    """One training in a folder; every rank calls this, and rank 0 alone writes.
+
+    Args:
+        folder: for `config.yaml`, `metrics.jsonl`, checkpoints and pictures; made if absent.
+        cfg: the config; frozen from here on.
+        choices: the chosen option of every group, for the tracker.
+        overrides: the words of the command line, for the tracker.
+        notes: files for the folder's `.hydra`: name -> content.
+
+    Returns:
+        the best value of `trainer.monitor`; None if nothing was evaluated.
+
+    Raises:
+        ValueError: something does not fit, or the folder belongs to another run; nothing in it was touched.
+    """
+    from detr_exp import build  # loads torch, which --help and mistakes do not wait for
+    from detr_exp.trainer import checkpoint as files
+    from detr_exp.trainer.distributed import Silent, first_rank_first, once, rank
+    from detr_exp.trainer.resume import origin
+
+    start = once(origin, cfg.trainer.resume, folder, build.plain(cfg))
+    if start.folder != folder:
+        once(_move, folder, start.folder)
+    elif rank() == 0 and cfg.trainer.resume == "auto" and start.record is None:
+        say("trainer.resume=auto found no unfinished run with this config; this one is new")
+    folder = start.folder
+    if cfg.seed is None:
+        with open_dict(cfg):
+            cfg.seed = once(random.SystemRandom().randrange, 2**31) if start.seed is None else start.seed
+    OmegaConf.set_readonly(cfg, True)
+    with only_writer(folder) if rank() == 0 else nullcontext():
+        _seed_everything(cfg.seed)
+        trainer = build.trainer(cfg)
+        with first_rank_first():
+            run = build.run(cfg, folder, identity=start.identity, resume_from=start.checkpoint)
+        if rank() > 0:
+            run.tracker = Silent()
+        state = trainer.start(run)
+        once(remove_left_overs, folder)
+        once(begin, folder, notes or {})
+        once(write, folder / "config.yaml", yaml.safe_dump(run.config, sort_keys=False, allow_unicode=True))
+        run.tracker.start(
+            run_dir=folder,
+            config=run.config,
+            choices=choices,
+            overrides=overrides,
+            tags=_facts(run, trainer.settings.hardware),
+            resumed=start.record is not None,
+        )
+        if start.record is not None or start.checkpoint is not None:
+            run.tracker.rewind(state.step, state.logged_lines)
+        try:
+            best = trainer.fit(run, state)
+            run.tracker.checkpoint(folder / files.BEST_TOTAL)
+        except BaseException as error:
+            with suppress(OSError):  # of a full disk, which ended the run
+                run.tracker.finish(status_of(error), str(error))
+            raise
+        run.tracker.finish()
+    return best
+
+
+def _facts(run: Run, hardware: Hardware) -> dict[str, str]:
+    """What one looks for among many runs."""
+    from detr_exp.trainer.resume import IDENTITY_TAG
+
+    facts = {
+        IDENTITY_TAG: run.identity,
+        "data.fingerprint": run.data.fingerprint,
+        "seed": str(run.seed),
+        "hardware": hardware.describe(),
+        "parameters": str(sum(parameter.numel() for parameter in run.network.parameters())),
+    }
+    return facts | ({} if run.resume_from is None else {"resumed.from": str(run.resume_from)})
+
+
+def _move(made: Path, home: Path) -> None:
+    """Go on in the folder `home`, and leave none of what Hydra has `made` for this call."""
+    say(f"going on in {home}")
+    with suppress(OSError):  # somebody's own files are in it
+        made.rmdir()
+
+
+def _seed_everything(seed: int) -> None:
+    """The draws outside of a training step: starting weights, and whatever a user's own module draws."""
+    import numpy as np
+    import torch
+
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
