@@ -25,11 +25,13 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
+    from detr_exp.protocols import Labels, Network
     from detr_exp.trainer.hardware import Hardware
     from detr_exp.trainer.state import Run
     from detr_exp.trainer.trainer import Trainer
 
 RATES = ("lr", "lr_backbone", "weight_decay")  # what makes parameter groups
+IOU_TYPES = {"bbox": "boxes", "segm": "masks", "keypoints": "keypoints"}  # of metrics, and the tasks they measure
 WARMUP = ("warmup", "warmup_unit", "warmup_shape")
 
 
@@ -38,7 +40,7 @@ def data(cfg: DictConfig) -> Any:
     return _made(cfg, "data")
 
 
-def network(cfg: DictConfig, data: Any = None) -> nn.Module:
+def network(cfg: DictConfig, data: Labels | None = None) -> Network:
     """The network, with the weights of `model.weights` if there are any.
 
     Args:
@@ -53,7 +55,7 @@ def network(cfg: DictConfig, data: Any = None) -> nn.Module:
     told = {"num_classes": _num_classes(cfg, data), "activation": cfg.loss.activation}
     if "keypoint_counts" in _arguments(cfg, "model"):
         told["keypoint_counts"] = _keypoint_counts(cfg, data)
-    made = _made(cfg, "model", without=("weights",), **told)
+    made: Network = _made(cfg, "model", without=("weights",), **told)
     _refuse_size(made)
     if cfg.model.weights is not None:
         from detr_exp.model.pretrained import load_weights
@@ -62,7 +64,7 @@ def network(cfg: DictConfig, data: Any = None) -> nn.Module:
     return made
 
 
-def criterion(cfg: DictConfig, data: Any = None) -> nn.Module:
+def criterion(cfg: DictConfig, data: Labels | None = None) -> nn.Module:
     """The losses: `criterion(outputs, targets, num_boxes)` gives weighted terms and their `total`.
 
     Args:
@@ -183,27 +185,26 @@ def schedule(cfg: DictConfig) -> Callable[[int, int], Callable[[int], float]]:
 
 
 def metric(
-    cfg: DictConfig, data: Any, network: nn.Module, category_ids: Sequence[int] | None = None
+    cfg: DictConfig, data: Any, network: Network, category_ids: Sequence[int] | None = None
 ) -> Callable[..., Any]:
     """Split -> metric that holds its truth, or that of some images, and compares what the network predicts.
 
     Args:
         cfg: see `compose`.
         data: the truth.
-        network: says whether it predicts masks and keypoints.
+        network: says what it predicts.
         category_ids: the data set's id of every label, where the network was trained on another one; None: its own.
     """
     from detr_exp.data.part import restricted
 
     make = _made(cfg, "metric")
-    predicts = {"segm": "predicts_masks", "keypoints": "predicts_keypoints"}
-    iou_types = ["bbox", *(name for name, attribute in predicts.items() if getattr(network, attribute, False))]
+    iou_types = [name for name, task in IOU_TYPES.items() if task in network.tasks]
     ids = data.category_ids if category_ids is None else category_ids
     names = dict(zip(data.category_ids, data.classes))
     schema = data.keypoints
     of_id = {} if schema is None else dict(zip(data.category_ids, schema.counts))
     sigmas = None if schema is None else [schema.sigmas[: of_id.get(number, 0)] for number in ids]
-    for number, predicted in zip(ids, getattr(network, "keypoint_counts", [])):
+    for number, predicted in zip(ids, network.keypoint_counts):
         if of_id.get(number, predicted) != predicted:
             raise ValueError(
                 f"class {names[number]!r} has {of_id[number]} keypoints in the data, but the network predicts "
@@ -248,7 +249,7 @@ def _refuse_idle_keys(cfg: DictConfig) -> None:
             )
 
 
-def _keypoint_counts(cfg: DictConfig, data: Any) -> list[int]:
+def _keypoint_counts(cfg: DictConfig, data: Labels | None) -> list[int]:
     """Keypoints of each label.
 
     Raises:
@@ -280,11 +281,11 @@ def _pictures_to_overfit(cfg: DictConfig) -> int:
     return batches * size * world_size()
 
 
-def _num_classes(cfg: DictConfig, data: Any) -> int:
+def _num_classes(cfg: DictConfig, data: Labels | None) -> int:
     return cfg.data.num_classes if data is None else data.num_classes
 
 
-def _refuse_size(network: Any) -> None:
+def _refuse_size(network: Network) -> None:
     """Refuse image sides that the network cannot divide, before anything is trained on them."""
     size, stride = list(network.image_size), network.stride
     if any(side % stride for side in size):

@@ -122,8 +122,8 @@ def draw(folder: Path, cfg: DictConfig, data: DataSet) -> Path:
     from detr_exp.trainer.diagnosis.sanity import save_samples
 
     size = tuple(cfg.image_size)
-    told = SimpleNamespace(image_size=size, stride=1, predicts_masks=data.has_masks)
-    told.predicts_keypoints = data.keypoints is not None
+    told = SimpleNamespace(image_size=size, stride=1, tasks=("boxes",))
+    told.tasks += ("masks",) * data.has_masks + ("keypoints",) * (data.keypoints is not None)
     loader = data.loader("train", network=told, batch_size=1, seed=cfg.seed, training=True)
     folder.mkdir(parents=True, exist_ok=True)
     return save_samples(folder / "training_samples.png", data, loader, cfg.pictures)

@@ -156,8 +156,7 @@ def _use(folder: Path) -> None:
     network = SimpleNamespace(
         image_size=(32, 32),
         stride=32,
-        predicts_keypoints=data.keypoints is not None,
-        predicts_masks=data.train.has_masks,
+        tasks=("boxes", *["masks"] * data.train.has_masks, *["keypoints"] * (data.keypoints is not None)),
     )
     for split in data.content.read:
         data.split(split).truth()

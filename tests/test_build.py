@@ -171,7 +171,7 @@ def test_data_with_other_keypoints_are_not_evaluated() -> None:
     cfg = build.compose(["model=rfdetr_keypoint", "data=shapes", "data.num_workers=0"])
     data = build.data(cfg)
     counts = list(data.keypoints.counts)
-    trained_on = SimpleNamespace(predicts_keypoints=True, keypoint_counts=counts)
+    trained_on = SimpleNamespace(tasks=("boxes", "keypoints"), keypoint_counts=counts)
     assert build.metric(cfg, data, trained_on)("val").sigmas == [[0.05] * count for count in counts]
     trained_on.keypoint_counts = [4, 5, *counts[2:]]
     with pytest.raises(ValueError, match="class 'kite' has 4 keypoints in the data, but the network predicts 5"):

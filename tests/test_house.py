@@ -24,6 +24,7 @@ LAYERS = {
     "writing": 0,
     "tensor_files": 0,
     "ops": 1,
+    "protocols": 1,
     "model.layer": 2,
     "matcher": 2,
     "optim": 2,

@@ -39,12 +39,12 @@ class Source(Protocol):
 class Network(Protocol):
     """What a loader has to know of a network.
 
-    A network that learns masks or keypoints says so with attributes `predicts_masks` and `predicts_keypoints`;
-    without them, batches carry boxes only.
+    Batches carry masks and keypoints for a network that has these `tasks`; see `protocols.Network`.
     """
 
     image_size: tuple[int, int]
     stride: int
+    tasks: tuple[str, ...]
 
 
 class DataSet:
@@ -190,8 +190,7 @@ class DataSet:
         """
         self.refuse(split, network)
         part = self.split(split)
-        with_masks = getattr(network, "predicts_masks", False)
-        with_keypoints = getattr(network, "predicts_keypoints", False)
+        with_masks, with_keypoints = ("masks" in network.tasks, "keypoints" in network.tasks)
         height, width = network.image_size
         sizes = multi_scale_sizes(self.multi_scale if training else None, (height, width), network.stride)
         samples = Samples(
@@ -231,8 +230,8 @@ class DataSet:
         """
         part = self.split(split)
         lacks = {
-            "masks": getattr(network, "predicts_masks", False) and not part.has_masks,
-            "keypoints": getattr(network, "predicts_keypoints", False) and self.keypoints is None,
+            "masks": "masks" in network.tasks and not part.has_masks,
+            "keypoints": "keypoints" in network.tasks and self.keypoints is None,
         }
         for what in (name for name, is_absent in lacks.items() if is_absent):
             raise ValueError(

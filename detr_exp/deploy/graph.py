@@ -41,8 +41,8 @@ class Graph(nn.Module):
         super().__init__()
         self.network = network
         self.preprocess, self.postprocess = preprocess, postprocess
-        masks = ["masks"] if getattr(network, "predicts_masks", False) else []
-        keypoints = ["keypoints"] if getattr(network, "predicts_keypoints", False) else []
+        masks = [task for task in network.tasks if task == "masks"]
+        keypoints = [task for task in network.tasks if task == "keypoints"]
         self.inputs = ["images", "image_sizes"] if postprocess and not preprocess else ["images"]
         self.outputs = ["logits", "boxes", *masks, *keypoints]
         if postprocess:

@@ -13,10 +13,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from detr_exp import tensor_files
 from detr_exp.model import pretrained_rfdetr, pretrained_rtdetr
+from detr_exp.protocols import Network
 from detr_exp.tensor_files import named
 
 logger = logging.getLogger(__name__)
@@ -41,7 +42,7 @@ class Weights(NamedTuple):
     classes: list[str] | None
 
 
-def load_weights(network: nn.Module, path: str | Path, classes: list[str] | None = None) -> None:
+def load_weights(network: Network, path: str | Path, classes: list[str] | None = None) -> None:
     """Load a file of ours, of the official RT-DETR, RT-DETRv2 or RF-DETR code or of Hugging Face into `network`.
 
     Class by class, what the network knows about a name the file knows too is carried over. Without names on both sides

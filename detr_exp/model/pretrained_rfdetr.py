@@ -242,8 +242,8 @@ def _first_class_row(state: State, network: Any, rows: int, wanted: int) -> int 
         return None
     if rows in (wanted, wanted + 1):
         return 0
-    ours = getattr(network, "keypoint_counts", None)
-    if ours is None or rows < wanted:
+    ours = network.keypoint_counts
+    if not ours or rows < wanted:
         return None
     theirs = tuple(state[KEYPOINT_MASK].sum(1).tolist())
     return {ours: 0, (0, *ours): 1}.get(theirs)

@@ -84,7 +84,8 @@ class RFDETR(nn.Module):
         self.image_size = (image_size[0], image_size[1])
         self.num_queries = num_queries
         self.num_groups = num_groups
-        self.predicts_masks = mask_head is not None
+        self.tasks: tuple[str, ...] = ("boxes",) if mask_head is None else ("boxes", "masks")
+        self.keypoint_counts: tuple[int, ...] = ()
         for name, values in (("pixel_mean", pixel_mean), ("pixel_std", pixel_std)):
             values = values or getattr(backbone, name)
             self.register_buffer(name, torch.tensor(values, dtype=torch.float32).view(3, 1, 1), persistent=False)
@@ -114,6 +115,9 @@ class RFDETR(nn.Module):
     def set_gradient_checkpointing(self, enabled: bool = True) -> None:
         """Recompute the backbone's activations in the backward pass; the decoder's are small."""
         self.backbone.set_gradient_checkpointing(enabled)
+
+    def agree_on_denoising(self, most_objects: int) -> None:
+        """There are no denoising queries, so nothing depends on the number of objects."""
 
     def forward(self, images: Tensor, targets: Targets | None = None, padding_mask: Tensor | None = None) -> Outputs:
         """Predict objects.

@@ -80,7 +80,7 @@ class RFDETRKeypoint(nn.Module):
         self.image_size = (image_size[0], image_size[1])
         self.num_queries = num_queries
         self.num_groups = num_groups
-        self.predicts_keypoints = True
+        self.tasks = ("boxes", "keypoints")
         for name, values in (("pixel_mean", pixel_mean), ("pixel_std", pixel_std)):
             values = values or getattr(backbone, name)
             self.register_buffer(name, torch.tensor(values, dtype=torch.float32).view(3, 1, 1), persistent=False)
@@ -120,6 +120,9 @@ class RFDETRKeypoint(nn.Module):
     def set_gradient_checkpointing(self, enabled: bool = True) -> None:
         """Recompute the backbone's activations in the backward pass."""
         self.backbone.set_gradient_checkpointing(enabled)
+
+    def agree_on_denoising(self, most_objects: int) -> None:
+        """There are no denoising queries, so nothing depends on the number of objects."""
 
     def forward(self, images: Tensor, targets: Targets | None = None, padding_mask: Tensor | None = None) -> Outputs:
         """Predict objects and their keypoints `[..., C * K, 8]`, class by class.

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from detr_exp.model.layer.conv import ConvNorm
 from detr_exp.model.layer.decoder_layer import DecoderLayer
-from detr_exp.model.layer.denoising import NoisyQueries, noisy_queries
+from detr_exp.model.layer.denoising import NoisyQueries, group_count, noisy_queries
 from detr_exp.model.layer.mlp import MLP
 from detr_exp.model.layer.query_selection import SELECTIONS, anchor_logits, inverse_sigmoid, top_cells
 from detr_exp.model.neck.hybrid_encoder import HybridEncoder, RepVggBlock
@@ -92,6 +92,8 @@ class RTDETRv2(nn.Module):
         self.num_classes = num_classes
         self.activation = activation
         self.cuts_boxes = False  # as the published code does not
+        self.tasks: tuple[str, ...] = ("boxes",)
+        self.keypoint_counts: tuple[int, ...] = ()
         self.num_queries = num_queries
         self.image_size = (image_size[0], image_size[1])
         self.num_denoising = num_denoising
@@ -181,6 +183,11 @@ class RTDETRv2(nn.Module):
             groups=self.denoising_groups,
             fixed_size=self.fixed_denoising_size,
         )
+
+    def agree_on_denoising(self, most_objects: int) -> None:
+        """Make as many denoising groups as fit an image with so many objects, whatever the batch has."""
+        if self.num_denoising:
+            self.denoising_groups = group_count(self.num_denoising, most_objects)
 
     def body(self, images: Tensor, noisy: NoisyQueries | None, padding_mask: Tensor | None) -> RawOutputs:
         """The network proper: no host-side decisions on values, so that it compiles as one graph."""

@@ -151,9 +151,9 @@ def crowded(run: Run, network: Any, images: int, most_targets: int) -> Batch:
     sizes = multi_scale_sizes(run.data.multi_scale, tuple(network.image_size), network.stride)
     height, width = max(sizes, key=math.prod)
     count = max(1, min(most_targets, run.data.train.most_objects))
-    masks = torch.zeros(count, height, width, dtype=torch.bool) if getattr(network, "predicts_masks", False) else None
+    masks = torch.zeros(count, height, width, dtype=torch.bool) if "masks" in network.tasks else None
     keypoints = None
-    if getattr(network, "predicts_keypoints", False):
+    if "keypoints" in network.tasks:
         keypoints = torch.tensor([0.5, 0.5, 2.0]).expand(count, max(run.data.keypoints.counts), 3).clone()
     boxes = torch.tensor([0.5, 0.5, 0.2, 0.2]).expand(count, 4).clone()
     target = Target(torch.zeros(count, dtype=torch.int64), boxes, masks, keypoints)

@@ -20,7 +20,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from detr_exp.model.layer.denoising import group_count
+from detr_exp.protocols import Network
 from detr_exp.structures import Batch
 from detr_exp.trainer.sharding import shard
 
@@ -208,10 +208,10 @@ def shared(window: list[Batch]) -> Shared:
     return Shared(boxes, images, everyone[:, 2:].amax(0).tolist())
 
 
-def same_denoising(network: Any, most_objects: int) -> None:
+def same_denoising(network: Network, most_objects: int) -> None:
     """Let all ranks make as many denoising groups as the rank with the fullest image."""
-    if world_size() > 1 and getattr(network, "num_denoising", False):
-        network.denoising_groups = group_count(network.num_denoising, most_objects)
+    if world_size() > 1:
+        network.agree_on_denoising(most_objects)
 
 
 def averaged(values: Tensor) -> Tensor:

@@ -313,8 +313,8 @@ def judged_otherwise(saved: dict[str, Any], run: Run) -> str | None:
 
 def _watched(config: dict[str, Any], network: Any) -> str:
     """The metric that decides which epoch is best, by one name."""
-    predicts = {"keypoint_mAP": "predicts_keypoints", "segm_mAP": "predicts_masks"}
-    usual = next((name for name, attribute in predicts.items() if getattr(network, attribute, False)), "mAP")
+    of_task = {"keypoints": "keypoint_mAP", "masks": "segm_mAP"}
+    usual = next((name for task, name in of_task.items() if task in network.tasks), "mAP")
     return str(config.get("trainer.monitor") or usual).removeprefix("val/")
 
 

@@ -215,9 +215,8 @@ def refuse_unknown_monitor(run: Run, monitor: str | None, compute_val_loss: bool
     metric = run.make_metric("val", tuple(run.data.split("val").image_ids[:1]))
     if not isinstance(metric, CocoMetric):
         return
-    tasks = [task for task in ("masks", "keypoints") if getattr(run.network, f"predicts_{task}", False)]
     terms: Any = run.criterion
-    losses = {"loss", *(f"loss_{name}" for name in terms.names(tasks))}
+    losses = {"loss", *(f"loss_{name}" for name in terms.names(run.network.tasks))}
     _refuse_unless_measured(monitor, {*metric.compute(), *(losses if compute_val_loss else ())} - {"nonfinite"})
 
 

@@ -73,4 +73,4 @@ def data_set(root: Path, source: Any = coco, **settings: Any) -> DataSet:
 
 @pytest.fixture
 def network() -> SimpleNamespace:
-    return SimpleNamespace(image_size=(64, 96), stride=32)
+    return SimpleNamespace(image_size=(64, 96), stride=32, tasks=("boxes",))

@@ -22,7 +22,7 @@ from detr_exp.data.dataset import DataSet
 from detr_exp.data.sampler import Key
 
 SIZES = [(300, 400), (256, 256), (100, 140)]
-NETWORK = SimpleNamespace(image_size=(64, 64), stride=32)
+NETWORK = SimpleNamespace(image_size=(64, 64), stride=32, tasks=("boxes",))
 
 
 @pytest.fixture

@@ -15,6 +15,7 @@ from PIL import Image
 from detr_exp.data.augment import Augment
 from detr_exp.data.dataset import DataSet
 from detr_exp.data.shapes import shapes
+from detr_exp.protocols import TASKS
 from detr_exp.structures import Batch
 
 from .conftest import data_set, document
@@ -42,7 +43,7 @@ def epoch(data: DataSet, network, number: int, start: int = 0, **settings) -> li
 
 
 def test_a_batch_has_the_promised_shapes():
-    network = SimpleNamespace(image_size=(64, 96), stride=32, predicts_masks=True, predicts_keypoints=True)
+    network = SimpleNamespace(image_size=(64, 96), stride=32, tasks=TASKS)
     data = drawn()
     batch = next(iter(data.loader("train", network=network, batch_size=4, seed=0, training=True)))
     count = len(batch.targets)
@@ -145,16 +146,16 @@ def test_what_is_missing_is_said(roboflow, network, caplog):
     assert "no val and no test split" in caplog.text
     with pytest.raises(ValueError, match="has no val split"):
         data.loader("val", network=network, batch_size=1, seed=0)
-    network.predicts_masks = True
+    network.tasks = ("boxes", "masks")
     with pytest.raises(ValueError, match="no masks"):
         data.loader("train", network=network, batch_size=1, seed=0)
-    network.predicts_masks, network.predicts_keypoints = False, True
+    network.tasks = ("boxes", "keypoints")
     with pytest.raises(ValueError, match="no keypoints"):
         data.loader("train", network=network, batch_size=1, seed=0)
 
 
 def test_keypoints_without_pairs_are_not_mirrored(roboflow, network, caplog):
-    network.predicts_keypoints = True
+    network.tasks = ("boxes", "keypoints")
     categories = [{"id": 7, "name": "cup", "keypoints": ["rim", "foot"]}, {"id": 3, "name": "ball"}]
     annotations = [{**document()["annotations"][0], "keypoints": [12, 6, 2, 20, 7, 2]}]
     root = roboflow(train=document(categories=categories, annotations=annotations))
@@ -199,14 +200,14 @@ def test_settings_out_of_range_are_refused(network, settings):
 def test_bccd_and_people_load_augmented(real_data):
     from detr_exp.data.auto import auto
 
-    network = SimpleNamespace(image_size=(96, 96), stride=32)
+    network = SimpleNamespace(image_size=(96, 96), stride=32, tasks=("boxes",))
     augment = Augment(**STRONG)
     for folder in ("bccd_coco", "bccd_yolo"):
         data = data_set(real_data / folder, auto, augment=augment)
         batch = next(iter(data.loader("train", network=network, batch_size=8, seed=0, training=True)))
         assert batch.image_sizes.tolist() == [[480, 640]] * 8
         assert len(batch.targets) > 8
-    network.predicts_masks = network.predicts_keypoints = True
+    network.tasks = TASKS
     place = {"annotations": "person_keypoints.json", "images": None}
     data = data_set(real_data / "coco_person", augment=augment, train=place)
     batch = next(iter(data.loader("train", network=network, batch_size=4, seed=0, training=True)))

@@ -46,9 +46,10 @@ def use(root: Path, on_error: str) -> str:
             augment = Augment(flip=0.5, iou_crop=0.5, zoom_out=0.5)
             data = data_set(root, source, augment=augment, on_error=on_error)
             data.check(["train"])
-            network = SimpleNamespace(image_size=(64, 96), stride=32, predicts_keypoints=data.keypoints is not None)
+            network = SimpleNamespace(image_size=(64, 96), stride=32)
+            poses = ["keypoints"] * (data.keypoints is not None)
             for name in data.content.read:
-                network.predicts_masks = data.split(name).has_masks
+                network.tasks = ("boxes", *["masks"] * data.split(name).has_masks, *poses)
                 data.split(name).truth()
                 for training in (True, False):
                     list(data.loader(name, network=network, batch_size=2, seed=0, training=training))

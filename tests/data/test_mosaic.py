@@ -15,6 +15,7 @@ from detr_exp.data.dataset import DataSet
 from detr_exp.data.render import resized_plainly
 from detr_exp.data.sampler import Key
 from detr_exp.data.shapes import shapes
+from detr_exp.protocols import TASKS
 
 OUT = (96, 128)
 COLOURS = np.array([[255, 0, 0], [0, 255, 0], [0, 0, 255], [255, 255, 0], [0, 255, 255]])
@@ -66,7 +67,7 @@ def flags(**augment: float) -> DataSet:
 
 
 def samples(data: DataSet, seed: int = 0):
-    network = SimpleNamespace(image_size=OUT, stride=32, predicts_masks=True, predicts_keypoints=True)
+    network = SimpleNamespace(image_size=OUT, stride=32, tasks=TASKS)
     return data.loader("train", network=network, batch_size=1, seed=seed, training=True).dataset
 
 

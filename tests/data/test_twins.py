@@ -72,7 +72,7 @@ def write(root: Path, poses: bool) -> tuple[Path, Path]:
 
 def compared(root: Path, poses: bool) -> list:
     """Batches of both, which have to be the same."""
-    network = SimpleNamespace(image_size=(96, 128), stride=32, predicts_masks=not poses, predicts_keypoints=poses)
+    network = SimpleNamespace(image_size=(96, 128), stride=32, tasks=("boxes", "keypoints" if poses else "masks"))
     batches = []
     for folder in write(root, poses):
         data = data_set(folder, auto)

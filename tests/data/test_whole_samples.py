@@ -114,7 +114,7 @@ def ours(root: Path, seed: int, count: int, *words: str) -> list[list[Draw]]:
     """Draws of every picture, as a worker of the loader makes them."""
     usual = ["data=coco", f"data.root={root}", "data/augment=rtdetr", "data.num_workers=0", "data.stop_epoch=null"]
     data = build.data(build.compose([*usual, *words]))
-    network = SimpleNamespace(image_size=(SIDE, SIDE), stride=32)
+    network = SimpleNamespace(image_size=(SIDE, SIDE), stride=32, tasks=("boxes",))
     samples = data.loader("train", network=network, batch_size=1, seed=seed, training=True).dataset
 
     def draw(epoch: int, picture: int) -> Draw:

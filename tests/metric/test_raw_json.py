@@ -18,6 +18,7 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from detr_exp import build
+from detr_exp.protocols import TASKS
 from detr_exp.structures import Detections
 
 HEIGHT, WIDTH = 160, 200
@@ -139,7 +140,7 @@ def test_our_numbers_are_those_of_coco(root: Path, tmp_path: Path, iou_type: str
     cfg = build.compose(["data=auto", f"data.root={root}", f"data.keypoint_sigmas={SIGMAS}", f"metric={backend}"])
     data = build.data(cfg)
     found = detections(root, {number: label for label, number in enumerate(data.category_ids)})
-    network = SimpleNamespace(predicts_masks=iou_type == "segm", predicts_keypoints=iou_type == "keypoints")
+    network = SimpleNamespace(tasks=("boxes", {"segm": "masks"}.get(iou_type, iou_type)), keypoint_counts=())
     metric = build.metric(cfg, data, network)("val")
     metric.update(list(found), list(found.values()))
     values = metric.compute()
@@ -171,7 +172,8 @@ def test_objects_without_points_are_ignored_where_their_points_lie_in_them(
     root, file = real_data / "coco_person", "person_keypoints.json"
     words = [f"data.{split}.annotations={file}" for split in ("train", "val")]
     cfg = build.compose(["data=coco", f"data.root={root}", *words])
-    metric = build.metric(cfg, build.data(cfg), SimpleNamespace(predicts_masks=True, predicts_keypoints=True))("val")
+    network = SimpleNamespace(tasks=TASKS, keypoint_counts=())
+    metric = build.metric(cfg, build.data(cfg), network)("val")
     truth = json.loads((root / file).read_text())
     found = {}
     for image in truth["images"]:

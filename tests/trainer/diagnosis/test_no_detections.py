@@ -110,9 +110,9 @@ def test_a_short_run_from_random_weights(run, state):
 
 def test_it_is_said_once_after_several_evaluations(run, state):
     said = []
-    trainer = SimpleNamespace(console=SimpleNamespace(line=said.append))
+    console = SimpleNamespace(line=said.append)
     for value in (0.0, 0.005, 0.02, *[0.001] * (EVALUATIONS + 3)):
-        watch(trainer, run, state, "raw", {"mAP50": value})
+        watch(console, run, state, "raw", {"mAP50": value})
     (sentence,) = said
     assert f"in {EVALUATIONS} evaluations" in sentence
     assert "trainer.overfit_batches=1" in sentence

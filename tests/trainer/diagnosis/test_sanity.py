@@ -23,9 +23,8 @@ def told(words: list[str], **wrong):
     """As much of a run as the comparison needs; `wrong` replaces what the metric is told of the data."""
     cfg = build.compose(["model=rtdetrv2_tiny", "data.num_workers=0", *words])
     data = build.data(cfg)
-    network = SimpleNamespace(
-        image_size=(64, 64), stride=32, predicts_masks=data.has_masks, predicts_keypoints=data.keypoints is not None
-    )
+    tasks = ("boxes", *["masks"] * data.has_masks, *["keypoints"] * (data.keypoints is not None))
+    network = SimpleNamespace(image_size=(64, 64), stride=32, tasks=tasks, keypoint_counts=())
     metric = build.metric(cfg, data, network, **wrong)
     return SimpleNamespace(data=data, network=network, seed=0, make_metric=metric)
 
@@ -103,7 +102,7 @@ def test_few_pictures_by_heart(small, tmp_path):
     run = build.run(cfg, tmp_path)
     assert len(run.data.train) == len(run.data.val) == 2
     assert run.data.test is None
-    network = SimpleNamespace(image_size=(64, 64), stride=32)
+    network = SimpleNamespace(image_size=(64, 64), stride=32, tasks=("boxes",))
     (one,) = run.data.loader("train", network=network, batch_size=2, seed=0, training=True)
     (two,) = run.data.loader("val", network=network, batch_size=2, seed=0)
     order = [one.image_ids.index(number) for number in two.image_ids]

@@ -1,0 +1,201 @@
+"""What the parts of an experiment ask of each other: the members that one of your own needs.
+
+Nothing is inherited from these. What has the members fits; what lacks some is refused by their names before anything
+is trained (`missing`). Abilities that a part may do without are protocols of their own, asked for by `isinstance`.
+The contracts of data (`Source`, `Split`) are in `data/content.py`, that of matchers in `matcher/hungarian.py`.
+
+Legend: B images, Q queries, C classes, N keypoints of all classes, n detections of an image.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol, TypeVar, runtime_checkable
+
+import numpy as np
+from torch import Tensor, nn
+
+from detr_exp.structures import Detections, Outputs, Targets
+
+T = TypeVar("T")
+TASKS = ("boxes", "masks", "keypoints")
+
+
+def missing(thing: object, protocol: type) -> list[str]:
+    """Members of a protocol that an object or a class does not have; in their order."""
+    wanted = [*protocol.__annotations__, *vars(protocol)]
+    names = dict.fromkeys(name for name in wanted if name == "__call__" or not name.startswith("_"))
+    absent = [name for name in names if not hasattr(thing, name)]
+    return ["forward", *absent] if _computes_nothing(thing) else absent
+
+
+def _computes_nothing(thing: object) -> bool:
+    return isinstance(thing, nn.Module) and type(thing).forward is nn.Module.forward
+
+
+class Network(Protocol):
+    """A detector; an `nn.Module`, of which the last members are."""
+
+    image_size: tuple[int, int]  # (height, width) it is made for
+    stride: int  # both sides of its images are multiples of it
+    num_queries: int  # Q, and so the most detections of an image
+    activation: str  # "sigmoid", or "softmax" with one more logit, the last, for the background
+    tasks: tuple[str, ...]  # what it predicts, of TASKS
+    keypoint_counts: tuple[int, ...]  # keypoints of each class; () where it predicts none
+    cuts_boxes: bool  # whether detections are cut to the image
+    pixel_mean: Tensor  # [3, 1, 1] of RGB in 0..1, a buffer
+    pixel_std: Tensor  # [3, 1, 1], likewise
+
+    def __call__(self, images: Tensor, targets: Targets | None = None, padding_mask: Tensor | None = None) -> Outputs:
+        """`forward`: images `[B, 3, H, W]` RGB in 0..1, and padding_mask `[B, H, W]` bool, True where there is none."""
+
+    def postprocess(self, outputs: Outputs, image_sizes: Tensor, max_detections: int | None = None) -> list[Detections]:
+        """Detections of each image in pixels; `image_sizes` is `[B, 2]` (height, width) of the original images."""
+
+    def class_tensors(self) -> dict[str, int]:
+        """Tensors of the state dict that depend on the classes, and their axis of classes."""
+
+    def agree_on_denoising(self, most_objects: int) -> None:
+        """Prepare for a batch of which an image, of any rank, has so many objects: denoising queries depend on it."""
+
+    def set_gradient_checkpointing(self, enabled: bool = True) -> None:
+        """Recompute activations in the backward pass instead of keeping them."""
+
+    def deploy(self) -> Network:
+        """Fold and drop what only trains. In place, and not to be trained again."""
+
+    training: bool
+
+    def compile(self, *args: Any, **kwargs: Any) -> None: ...
+    def eval(self) -> Any: ...
+    def train(self, mode: bool = True) -> Any: ...
+    def to(self, *args: Any, **kwargs: Any) -> Any: ...
+    def modules(self) -> Iterator[nn.Module]: ...
+    def parameters(self) -> Iterator[nn.Parameter]: ...
+    def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]: ...
+    def buffers(self) -> Iterator[Tensor]: ...
+    def state_dict(self) -> dict[str, Tensor]: ...
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True) -> Any: ...
+
+
+class Backbone(Protocol):
+    """Images to maps; an `nn.Module`."""
+
+    out_channels: list[int]  # of each map
+    out_strides: list[int]  # pixels of a cell of each map, ascending
+    pixel_mean: Sequence[float]  # three numbers: of RGB in 0..1, as its weights were trained
+    pixel_std: Sequence[float]  # likewise
+
+    def __call__(self, images: Tensor) -> list[Tensor]:
+        """`forward`: `[B, 3, H, W]` -> a map `[B, channels, H / stride, W / stride]` for each of `out_strides`."""
+
+    def set_gradient_checkpointing(self, enabled: bool = True) -> None:
+        """Recompute activations in the backward pass instead of keeping them."""
+
+
+@runtime_checkable
+class Strided(Protocol):
+    """A backbone whose images need sides that are multiples of more than the strides of its maps."""
+
+    stride: int
+
+
+class Metric(Protocol):
+    """An evaluator that holds the truth of a split."""
+
+    def reset(self) -> None:
+        """Forget all detections."""
+
+    def update(self, image_ids: Sequence[int], detections: Sequence[Detections]) -> None:
+        """Take the detections of some images."""
+
+    def merge(self, gather: Callable[[T], list[T]]) -> None:
+        """Add what the other ranks took: `gather(part)` gives rank 0 the parts of all ranks, the others their own."""
+
+    def compute(self) -> dict[str, float]:
+        """All values of the detections so far, by name; called on rank 0."""
+
+
+class ImageFindings(Protocol):
+    """What was found in one image, on the host."""
+
+    scores: np.ndarray  # [n]
+    labels: np.ndarray  # [n]
+    boxes: np.ndarray  # [n, 4] x, y, width, height in pixels
+
+
+@runtime_checkable
+class PerImage(Protocol):
+    """A metric that keeps what was found in each image: causes of failure and the worst images are read from it."""
+
+    @property
+    def images(self) -> Mapping[int, ImageFindings]:
+        """By image id, since `reset`."""
+
+
+@runtime_checkable
+class PerClass(Protocol):
+    """A metric with a row for each class, which is shown and kept."""
+
+    iou_types: tuple[str, ...]  # what it compares: "bbox", "segm", "keypoints"
+
+    def table(self, iou_type: str = "bbox") -> list[dict[str, Any]]:
+        """After `compute`, a row per label with at least `class`, its name, and `AP`."""
+
+    def operating_points(self) -> dict[str, list[dict[str, Any]]]:
+        """Of each of `iou_types` and each class the `threshold` to use; empty before `compute`."""
+
+
+class Keypoints(Protocol):
+    """Keypoints of all classes; K is the largest number any class has."""
+
+    names: list[list[str]]  # of each label's keypoints
+    skeletons: list[list[tuple[int, int]]]  # of each label the 0-based pairs joined by a line
+    sigmas: list[float]  # [K] OKS scales
+
+    @property
+    def counts(self) -> list[int]:
+        """Keypoints of each label."""
+
+
+class Labels(Protocol):
+    """The classes that a network tells apart: those of a data set, or of a checkpoint."""
+
+    classes: list[str]  # a name per label; empty where they are not known
+    category_ids: list[int]  # of the annotations, per label
+    num_classes: int
+
+    @property
+    def keypoints(self) -> Keypoints | None: ...
+
+
+class Tracker(Protocol):
+    """Where a run is written down."""
+
+    def start(
+        self,
+        *,
+        run_dir: Path,
+        config: Mapping[str, Any],
+        choices: Mapping[str, str | None] | None = None,
+        overrides: Iterable[str] = (),
+        tags: Mapping[str, str] | None = None,
+        resumed: bool = False,
+    ) -> None:
+        """Begin, or go on with, the run of a folder."""
+
+    def log(self, step: int, values: Mapping[str, float]) -> None: ...
+    def artifact(self, path: Path, step: int = 0) -> None: ...
+    def image(self, path: Path, name: str, step: int) -> None: ...
+    def checkpoint(self, path: Path, step: int = 0) -> None: ...
+
+    @property
+    def lines(self) -> int:
+        """Lines of metrics so far: a resumed run forgets those that came after its checkpoint."""
+
+    def rewind(self, step: int, lines: int | None = None) -> None:
+        """Forget what was logged after `step`, and metrics after the first `lines`."""
+
+    def finish(self, status: str = "ok", message: str | None = None) -> None:
+        """End the run."""
