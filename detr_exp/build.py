@@ -25,7 +25,8 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
-    from detr_exp.protocols import Labels, Network
+    from detr_exp.model.adapter.slim import BaseFile
+    from detr_exp.protocols import Adapter, Labels, Network
     from detr_exp.trainer.hardware import Hardware
     from detr_exp.trainer.state import Run
     from detr_exp.trainer.trainer import Trainer
@@ -41,27 +42,66 @@ def data(cfg: DictConfig) -> Any:
 
 
 def network(cfg: DictConfig, data: Labels | None = None) -> Network:
-    """The network, with the weights of `model.weights` if there are any.
+    """The network, with the weights of `model.weights` and the adapter of `model.adapter`, if there are any.
 
     Args:
         cfg: see `compose`.
         data: gives the classes; if absent, `data.num_classes` does, and if that is null the data set of the config.
 
     Raises:
-        ValueError: image size, stride, weights or classes do not fit each other.
+        ValueError: image size, stride, weights, adapter or classes do not fit each other.
     """
+    adapts = has_adapter(cfg)
     if data is None and cfg.data.num_classes is None:
         data = _made(cfg, "data")
     told = {"num_classes": _num_classes(cfg, data), "activation": cfg.loss.activation}
     if "keypoint_counts" in _arguments(cfg, "model"):
         told["keypoint_counts"] = _keypoint_counts(cfg, data)
-    made: Network = _made(cfg, "model", without=("weights",), **told)
+    made: Network = _made(cfg, "model", without=("weights", "adapter"), **told)
     _refuse_size(made)
     if cfg.model.weights is not None:
         from detr_exp.model.pretrained import load_weights
 
-        load_weights(made, cfg.model.weights, None if data is None else data.classes)
+        load = functools.partial(load_weights, made, cfg.model.weights, None if data is None else data.classes)
+        _adapt(cfg, cast("nn.Module", made), load) if adapts else load()
     return made
+
+
+def has_adapter(cfg: DictConfig) -> bool:
+    """Whether an adapter is trained in place of the weights that the network begins with.
+
+    Raises:
+        ConfigError: there are no such weights.
+    """
+    if cfg.model.get("adapter") is None:
+        return False
+    if cfg.model.weights is None:
+        raise ConfigError(
+            f"model.adapter is {cfg.model.adapter._target_.rpartition('.')[2]}, but there are no weights that it could "
+            "adapt; name them, model.weights=<file>, or train the whole network: model/adapter=null"
+        )
+    return True
+
+
+def _adapt(cfg: DictConfig, network: nn.Module, load: Callable[[], None]) -> None:
+    from detr_exp.model.adapter.slim import undetermined_by
+
+    adapter: Adapter = instantiate(_settings(cfg, "model")["adapter"], "model.adapter")
+    adapter.adapt(network, undetermined_by(load, network))
+
+
+def base(cfg: DictConfig) -> BaseFile | None:
+    """The file that checkpoints name in place of the weights that an adapter leaves as they are; None: they hold all.
+
+    Raises:
+        ValueError: there is no such file.
+    """
+    if not has_adapter(cfg):
+        return None
+    from detr_exp.model.adapter.slim import BaseFile
+    from detr_exp.model.pretrained import weights_file
+
+    return BaseFile.of(weights_file(cfg.model.weights))
 
 
 def criterion(cfg: DictConfig, data: Labels | None = None) -> nn.Module:
@@ -129,6 +169,7 @@ def run(cfg: DictConfig, output_dir: Path, *, identity: str = "", resume_from: P
     data_set.check(("train",) if overfits else ("train", "val"))
     if overfits:
         data_set = data_set.first(_pictures_to_overfit(cfg))
+    begun_from = base(cfg)  # before it is read: what is trained beside another content must not bear this hash
     made = network(cfg, data_set)
     for split in ("train", "val"):
         data_set.refuse(split, made)
@@ -146,6 +187,7 @@ def run(cfg: DictConfig, output_dir: Path, *, identity: str = "", resume_from: P
         identity=identity,
         resume_from=resume_from,
         judge=judge(),
+        base=begun_from,
     )
     refuse_unknown_monitor(made_run, *(cfg.trainer.get(name) for name in ("monitor", "compute_val_loss")))
     return made_run
@@ -165,7 +207,8 @@ def optimizer(cfg: DictConfig) -> Callable[[nn.Module], torch.optim.Optimizer]:
     split = getattr(optim["optimizer"].func, "split", None)  # one that treats parameters differently by what they are
 
     def make(network: nn.Module) -> torch.optim.Optimizer:
-        groups = parameter_groups(network, optim["param_groups"], **{name: optim[name] for name in RATES})
+        rates = {name: optim[name] for name in RATES}
+        groups = parameter_groups(network, optim["param_groups"], may_idle=has_adapter(cfg), **rates)
         return optim["optimizer"](groups if split is None else split(groups, network))
 
     return make

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -55,7 +56,7 @@ def export_weights_in(folder: Path, cfg: DictConfig) -> Path:
     if cfg.format not in FORMATS:
         raise ValueError(f"format is {cfg.format!r}; use one of {', '.join(FORMATS)}")
     if cfg.format == "safetensors":
-        return write_safetensors(folder, find(cfg.checkpoint))
+        return write_safetensors(folder, find(cfg.checkpoint), cfg.allow_targets)
     detector = load(cfg.checkpoint, allow_targets=cfg.allow_targets)
     if not isinstance(detector.network, RTDETRv2):
         raise ValueError(
@@ -67,13 +68,17 @@ def export_weights_in(folder: Path, cfg: DictConfig) -> Path:
     return write(folder, detector)
 
 
-def write_safetensors(folder: Path, checkpoint: Path) -> Path:
-    """`<name>.safetensors`: what inference needs of a checkpoint, tensors and JSON only."""
+def write_safetensors(folder: Path, checkpoint: Path, allow_targets: Sequence[str] = ()) -> Path:
+    """`<name>.safetensors`: what inference needs of a checkpoint, tensors and JSON only; adapters are merged."""
+    from detr_exp.inference.detector import load
     from detr_exp.trainer import checkpoint as files
 
     state = files.load(checkpoint, needs=("kind",))
     if state["kind"] != "inference":
         raise ValueError(f"{checkpoint} is a training checkpoint; give the folder of its run, or {files.BEST_TOTAL}")
+    if state.pop("base", None) is not None:
+        state["model"] = load(checkpoint, allow_targets=allow_targets).network.cpu().state_dict()
+        del state["config"]["model"]["adapter"]
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / checkpoint.with_suffix(files.SAFE).name
     files.save_safetensors(state, path)

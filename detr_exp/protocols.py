@@ -9,7 +9,7 @@ Legend: B images, Q queries, C classes, N keypoints of all classes, n detections
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
@@ -92,6 +92,21 @@ class Backbone(Protocol):
 
     def set_gradient_checkpointing(self, enabled: bool = True) -> None:
         """Recompute activations in the backward pass instead of keeping them."""
+
+
+class Adapter(Protocol):
+    """Few trained parameters beside a network whose own stay as they are: one step between weights and optimiser."""
+
+    def adapt(self, network: nn.Module, anew: Collection[str]) -> None:
+        """Freeze what is not to be trained and add what is, in place.
+
+        What checkpoints hold of the network is all but its frozen parameters. Weights that are computed from others
+        are registered by `torch.nn.utils.parametrize`, which `deploy` merges.
+
+        Args:
+            network: with its starting weights.
+            anew: names of the parameters that these do not determine, such as the rows of new classes: to be trained.
+        """
 
 
 @runtime_checkable

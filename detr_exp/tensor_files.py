@@ -5,6 +5,7 @@ What a file is, its first bytes say, not its name.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 import zipfile
@@ -31,6 +32,7 @@ KINDS: dict[str, type | tuple[type, ...]] = {
     "metrics": dict,
     "threshold": (int, float),
     "weights": str,
+    "base": dict,
 }
 
 
@@ -107,6 +109,15 @@ def _safetensors(path: Path, mend: str) -> dict[str, Any]:
     if not isinstance(rest, dict):
         raise ValueError(f"{path} is damaged: its header holds a {type(rest).__name__}{mend}")
     return rest | {"model": tensors}
+
+
+def sha256_of(path: Path) -> str:
+    """SHA-256 of a file, in hex digits."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(2**20):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 def named(tensors: Any) -> dict[str, torch.Tensor]:

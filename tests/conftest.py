@@ -38,7 +38,7 @@ TINY_RUN = [
 ]
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def tiny_run() -> list[str]:
     """Words for a training that takes a second."""
     return list(TINY_RUN)

@@ -36,6 +36,7 @@ LAYERS = {
     "model.backbone": 3,
     "model.neck": 3,
     "model.head": 3,
+    "model.adapter": 3,
     "loss": 3,
     "folder": 4,
     "runs": 4,

@@ -136,6 +136,9 @@ TABLE: tuple[tuple[str, Range, str], ...] = (
     ("model.backbone.", COUNT, "depth widths[] blocks[]?"),
     ("model.backbone.", BELOW_ONE, "drop_path"),
     ("model.backbone.", FROZEN, "freeze_at"),
+    ("model.adapter.", COUNT, "rank"),
+    ("model.adapter.", POSITIVE, "alpha"),
+    ("model.adapter.", BELOW_ONE, "dropout"),
     # optimisers; those of torch share names
     ("optim.", Range(0, mended=1e-4), "lr lr_backbone? weight_decay"),
     ("optim.", NOT_NEGATIVE, "warmup"),

@@ -28,6 +28,7 @@ from detr_exp.config.targets import MisfitError
 from detr_exp.data.keypoints import KeypointSchema
 from detr_exp.data.picture import FIRST_FRAME, has_more_frames, pixels_of, pixels_of_array, read_picture
 from detr_exp.data.render import resized_plainly
+from detr_exp.model.adapter.slim import find_base, load_own_state, merge
 from detr_exp.structures import Batch, Detections, Targets
 from detr_exp.trainer import checkpoint as files
 from detr_exp.trainer.checkpoint_content import USUAL_THRESHOLD
@@ -133,21 +134,24 @@ def load(
     path = find(checkpoint, weights)
     state = files.load(path, needs=("config", "classes", "category_ids"))
     config = state["config"]
+    base = find_base(state["base"], path) if "base" in state else None
     with of_this_version(path):
-        config = config | {"model": _without_downloads(config["model"]), "allow_targets": list(allow_targets)}
+        model = _without_downloads(config["model"]) | {"weights": None if base is None else str(base)}
+        config = config | {"model": model, "allow_targets": list(allow_targets)}
         cfg = stored(config, path)
         keypoints = KeypointSchema(**state["keypoints"]) if state.get("keypoints") else None
         # what was trained on is told, not read: the data need not be on this machine
         trained_on = SimpleNamespace(num_classes=len(state["classes"]), classes=state["classes"], keypoints=keypoints)
         tensors = _weights(state, path, weights)
-        with _no_larger_than(tensors):
+        with _no_larger_than(tensors, base):
             network = build.network(cfg, trained_on)
-        network.load_state_dict(tensors)
+        network.load_state_dict(tensors) if base is None else load_own_state(cast(nn.Module, network), tensors)
         if hardware is None:
             hardware = build.hardware(stored({"trainer": {"hardware": _hardware_of(config)}}, path))
             hardware = replace(hardware, compile=hardware.compile and compiled, gradient_checkpointing=False)
+    network = hardware.place(network).eval()
     return Detector(
-        network=hardware.place(network).eval(),
+        network=network if base is None else merge(network),  # on its device, where the training computed the sum
         classes=state["classes"],
         category_ids=state["category_ids"],
         threshold=state.get("threshold", state.get("metrics", {}).get("F1_threshold", USUAL_THRESHOLD)),
@@ -175,13 +179,14 @@ def find(checkpoint: str | Path, weights: str | None = None) -> Path:
 
 
 @contextmanager
-def _no_larger_than(tensors: dict[str, torch.Tensor]) -> Iterator[None]:
-    """Refuse to make a network that these tensors cannot fill, before its memory is touched.
+def _no_larger_than(tensors: dict[str, torch.Tensor], base: Path | None) -> Iterator[None]:
+    """Refuse to make a network that these tensors, and a file of others, cannot fill, before its memory is touched.
 
     Raises:
         ValueError: it has many times as many numbers as they have.
     """
-    left = ROOM * sum(tensor.numel() for tensor in tensors.values()) + SMALL
+    beside = 0 if base is None else base.stat().st_size // 2  # no number takes less
+    left = ROOM * (sum(tensor.numel() for tensor in tensors.values()) + beside) + SMALL
 
     def count(module: nn.Module, name: str, made: torch.Tensor | None) -> None:
         nonlocal left

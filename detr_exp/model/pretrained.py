@@ -71,13 +71,14 @@ def read_weights(path: str | Path) -> Weights:
     Raises:
         ValueError: when there is no such file, or nothing in it is known.
     """
-    path = _file(Path(str(path)).expanduser())
+    path = weights_file(path)
     mend = "; give a file of weights, or start without: model.weights=null"
     content = tensor_files.read(path, mend, also=pretrained_rfdetr.SAFE_GLOBALS)
     if (state := pretrained_rfdetr.rfdetr_state(content)) is not None:
         return Weights(state, "RF-DETR", None)
     if isinstance(content.get("format"), int) and "model" in content:
         tensor_files.refuse_misshapen(content, path)
+        _refuse_slim(content, path)
         average = (content.get("ema") or {}).get("average", {})
         return Weights(content["model"] | average, "detr_exp", content.get("classes"))
     averaged = content["ema"].get("module") if isinstance(content.get("ema"), dict) else None
@@ -95,6 +96,14 @@ def read_weights(path: str | Path) -> Weights:
     )
 
 
+def _refuse_slim(content: dict[str, Any], path: Path) -> None:
+    if "base" in content:
+        raise ValueError(
+            f"model.weights={path} holds an adapter and not the weights that it adapts; put both into one file, "
+            f"python -m detr_exp.export_weights checkpoint={path} format=safetensors, and give that"
+        )
+
+
 @contextmanager
 def _whole(path: str | Path, origin: str) -> Iterator[None]:
     """Say it where tensors are missing or of other shapes, which whoever puts them together finds out in many ways."""
@@ -107,7 +116,13 @@ def _whole(path: str | Path, origin: str) -> Iterator[None]:
         ) from error
 
 
-def _file(path: Path) -> Path:
+def weights_file(path: str | Path) -> Path:
+    """The file that `model.weights` means.
+
+    Raises:
+        ValueError: there is none.
+    """
+    path = Path(str(path)).expanduser()
     if path.is_dir():
         found = [path / name for name in _IN_FOLDER if (path / name).is_file()]
         if not found:

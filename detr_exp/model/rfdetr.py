@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from detr_exp.model.adapter.slim import merge
 from detr_exp.model.head.detection import DetectionHead
 from detr_exp.model.head.mask import finite_masks, masks_in_pixels
 from detr_exp.model.layer.group_decoder_layer import GroupDecoderLayer
@@ -174,7 +175,7 @@ class RFDETR(nn.Module):
 
     def deploy(self) -> RFDETR:
         """Drop the query groups that only train. In place, and not to be trained again."""
-        self.eval()
+        merge(self.eval())
         self.queries.keep_groups(1)
         self.num_groups = 1
         return self

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from detr_exp.model.adapter.slim import merge
 from detr_exp.model.head.detection import DetectionHead
 from detr_exp.model.head.keypoint import (
     CHANNELS,
@@ -200,7 +201,7 @@ class RFDETRKeypoint(nn.Module):
 
     def deploy(self) -> RFDETRKeypoint:
         """Drop the query groups and heads that only train. In place, and not to be trained again."""
-        self.eval()
+        merge(self.eval())
         self.queries.keep_groups(1)
         self.num_groups = 1
         del self.encoder_keypoint_queries, self.encoder_keypoint_head

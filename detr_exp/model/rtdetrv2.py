@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from detr_exp.model.adapter.slim import merge
 from detr_exp.model.layer.conv import ConvNorm
 from detr_exp.model.layer.decoder_layer import DecoderLayer
 from detr_exp.model.layer.denoising import NoisyQueries, group_count, noisy_queries
@@ -232,7 +233,7 @@ class RTDETRv2(nn.Module):
     @torch.no_grad()
     def deploy(self) -> RTDETRv2:
         """Fold every norm into its convolution and drop what only trains. In place, and not to be trained again."""
-        self.eval()
+        merge(self.eval())
         for module in list(self.modules()):
             if isinstance(module, (ConvNorm, RepVggBlock)):
                 module.fold()

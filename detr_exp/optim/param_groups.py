@@ -74,6 +74,7 @@ def parameter_groups(
     lr: float,
     lr_backbone: float | None = None,
     weight_decay: float = 0.0,
+    may_idle: bool = False,
 ) -> list[dict[str, Any]]:
     """Trainable parameters sorted into optimiser groups.
 
@@ -86,6 +87,7 @@ def parameter_groups(
         lr: base learning rate.
         lr_backbone: base learning rate of the backbone; None: `lr`.
         weight_decay: for parameters whose rule does not set it.
+        may_idle: whether rules and rates may decide for nothing, since an adapter has frozen what they are for.
 
     Returns:
         groups for a `torch.optim.Optimizer`: `name`, `params`, `lr`, `initial_lr`, `weight_decay`.
@@ -114,8 +116,9 @@ def parameter_groups(
             values = parsed[owner].hyperparameters(name, base, weight_decay)
         base_used |= in_backbone and (owner not in parsed or parsed[owner].lr is None)
         sorted_.setdefault(owner, {}).setdefault(values, []).append(parameter)
-    _refuse_unused(parsed, sorted_, first_match)
-    if lr_backbone is not None and not base_used:
+    if not may_idle:
+        _refuse_unused(parsed, sorted_, first_match)
+    if lr_backbone is not None and not base_used and not may_idle:
         raise ValueError(
             f"optim.lr_backbone is {lr_backbone}, but no trainable parameter named {BACKBONE}* uses it; it needs one "
             "whose rule sets no lr of its own: optim.lr_backbone=null"

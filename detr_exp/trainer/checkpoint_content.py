@@ -55,7 +55,7 @@ def slim(run: Run, state: State, which: str, metrics: dict[str, float]) -> dict[
     """
     weights = state.ema.swapped(state.network) if which == "ema" and state.ema else nullcontext()
     with weights:
-        model = {name: whole(tensor).clone() for name, tensor in state.network.state_dict().items()}
+        model = {name: whole(tensor).clone() for name, tensor in state.weights().items()}
     refuse_non_finite(model, files.BEST[which])
     return facts(run) | {
         "kind": "inference",
@@ -83,6 +83,7 @@ def facts(run: Run) -> dict[str, Any]:
         "category_ids": list(run.data.category_ids),
         "keypoints": None if run.data.keypoints is None else asdict(run.data.keypoints),
         "data_fingerprint": run.data.fingerprint,
+        **({} if run.base is None else {"base": asdict(run.base)}),
     }
 
 

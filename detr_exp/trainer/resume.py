@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 from detr_exp.config.stored import as_before
 from detr_exp.folder import in_use, is_held
+from detr_exp.model.adapter.slim import BaseFile
 from detr_exp.tracker.base import RECORD, RunRecord
 from detr_exp.trainer import checkpoint as files
 from detr_exp.trainer import distributed
@@ -269,6 +270,7 @@ def put_back(saved: dict[str, Any], run: Run, state: State) -> list[str]:
         ValueError: when a tensor does not fit.
     """
     assert run.resume_from is not None
+    _refuse_other_base(run.resume_from, saved.get("base"), run.base)
     _refuse_other_groups(run.resume_from, saved["optimizer"]["param_groups"], state.optimizer.param_groups)
     reason = judged_otherwise(saved, run)
     if reason is not None:
@@ -321,6 +323,26 @@ def _watched(config: dict[str, Any], network: Any) -> str:
 def is_loss(name: str) -> bool:
     """Whether less of a metric is better."""
     return name.removeprefix("val/").startswith("loss")
+
+
+def _refuse_other_base(path: Path, before: dict[str, Any] | None, now: BaseFile | None) -> None:
+    """Refuse to go on with an adapter beside other weights than it was trained with, or where there was none.
+
+    Raises:
+        ValueError: it would be so.
+    """
+    if now is None:
+        return  # a config that has lost the adapter differs in its keys
+    if before is None:
+        raise ValueError(
+            f"{path} was trained without an adapter and cannot go on with one; take model/adapter=null, or start a new "
+            f"run from its weights with model.weights={path}"
+        )
+    if before.get("sha256") != now.sha256:
+        raise ValueError(
+            f"{path} holds an adapter for the base with sha256 {str(before.get('sha256'))[:12]}..., but {now.path} is "
+            f"another one ({now.sha256[:12]}...); put that base back there"
+        )
 
 
 def _refuse_other_groups(path: Path, before: list[dict[str, Any]], now: list[dict[str, Any]]) -> None:

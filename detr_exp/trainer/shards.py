@@ -7,7 +7,6 @@ the file is renamed into place last, so that at every instant the file is whole 
 
 from __future__ import annotations
 
-import hashlib
 import pickle
 import re
 import uuid
@@ -19,6 +18,7 @@ import torch
 import torch.distributed.checkpoint as dcp
 from torch import Tensor
 
+from detr_exp.tensor_files import sha256_of
 from detr_exp.trainer.distributed import once
 from detr_exp.trainer.sharding import PREFIX, SHARDS, is_sharded
 
@@ -67,7 +67,7 @@ def save(state: dict[str, Any], path: Path, write: Callable[[dict[str, Any], Pat
 
 
 def _point(outlined: dict[str, Any], path: Path, folder: Path, write: Callable[[dict[str, Any], Path], None]) -> None:
-    digests = {file.name: _digest(file) for file in sorted(folder.iterdir())}
+    digests = {file.name: sha256_of(file) for file in sorted(folder.iterdir())}
     write(outlined | {SHARDS: {"folder": folder.name, "files": digests}}, path)
 
 
@@ -84,7 +84,7 @@ def filled(state: dict[str, Any], folder: Path) -> dict[str, Any]:
     digests = told["files"] if isinstance(told.get("files"), dict) else {}
     for name, digest in (dict.fromkeys([METADATA]) | digests).items():
         place = parts / Path(str(name)).name
-        if not place.is_file() or _digest(place) != digest:
+        if not place.is_file() or sha256_of(place) != digest:
             raise ValueError(f"{place} is missing or damaged; give another checkpoint of this run")
     _refuse_code(parts / METADATA)
     wanted: dict[str, Tensor] = {}
@@ -111,14 +111,6 @@ def _each_tensor(nest: Any, change: Callable[[str, Tensor], Tensor], name: str =
     if isinstance(nest, list | tuple):
         return type(nest)(_each_tensor(value, change, f"{name}.{i}") for i, value in enumerate(nest))
     return change(name, nest) if isinstance(nest, Tensor) else nest
-
-
-def _digest(path: Path) -> str:
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while block := file.read(2**20):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def _refuse_code(metadata: Path) -> None:

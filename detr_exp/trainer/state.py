@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from detr_exp.model.adapter.slim import BaseFile, load_own_state, own_state
 from detr_exp.trainer import distributed
 from detr_exp.trainer.ema import EMA
 from detr_exp.trainer.precision import Precision
@@ -39,6 +40,7 @@ class Run:
         identity: tells runs of the same config from others; see `resume.identity`.
         resume_from: the checkpoint to go on from, or None.
         judge: (epoch from 1, monitored value) -> whether to give up; None: never.
+        base: the file that has the frozen parameters, where an adapter is trained; None: checkpoints hold all.
     """
 
     data: Any
@@ -54,6 +56,7 @@ class Run:
     identity: str = ""
     resume_from: Path | None = None
     judge: Callable[[int, float], bool] | None = None
+    base: BaseFile | None = None
 
     def loader(self, split: str, batch_size: int, step_batches: int = 1) -> Any:
         """Batches of a split, this rank's part; see `data.dataset.DataSet.loader`."""
@@ -78,6 +81,7 @@ class State:
         grad_accum_steps: micro-batches of a step.
         epoch: epochs finished.
         batch: micro-batches taken of the running epoch.
+        is_slim: whether the frozen parameters are those of `Run.base`, and not kept.
         forward: the network as training steps call it: itself, or what averages its gradients over ranks.
         step: optimiser steps taken.
         moved: steps by which the run is further than `step` says, since the number of ranks was changed.
@@ -104,6 +108,7 @@ class State:
     total_steps: int
     best: dict[str, BestMetric]
     early_stopping: EarlyStopping | None
+    is_slim: bool = False
     epoch: int = 0
     batch: int = 0
     step: int = 0
@@ -131,9 +136,22 @@ class State:
         """The epoch of the last step, counted from 1."""
         return math.ceil(self.position / self.steps_per_epoch)
 
+    def weights(self) -> dict[str, Tensor]:
+        """The tensors of the network that checkpoints hold."""
+        return own_state(self.network) if self.is_slim else self.network.state_dict()
+
+    def load_weights(self, weights: dict[str, Tensor]) -> None:
+        """Load what `weights` gave, or whole tensors of these names.
+
+        Raises:
+            RuntimeError: they do not fit.
+        """
+        weights = laid_out(weights, self.network.state_dict())
+        load_own_state(self.network, weights) if self.is_slim else self.network.load_state_dict(weights)
+
     def state_dict(self) -> dict[str, Any]:
         return {
-            "model": self.network.state_dict(),
+            "model": self.weights(),
             "ema": self.ema.state_dict() if self.ema else None,
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.precision.scaler.state_dict(),
@@ -145,7 +163,7 @@ class State:
         }
 
     def load_state_dict(self, saved: dict[str, Any]) -> None:
-        self.network.load_state_dict(laid_out(saved["model"], self.network.state_dict()))
+        self.load_weights(saved["model"])
         if self.ema is not None and saved["ema"] is not None:
             average = laid_out(saved["ema"]["average"], self.ema.state_dict()["average"])
             self.ema.load_state_dict(saved["ema"] | {"average": average})

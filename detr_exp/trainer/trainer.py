@@ -141,6 +141,7 @@ class Trainer:
             if settings.early_stopping
             else None,
             parameters=[p for p in network.parameters() if p.requires_grad],
+            is_slim=run.base is not None,
         )
         if saved is not None:
             for sentence in put_back(saved, run, state):

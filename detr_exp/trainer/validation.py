@@ -24,7 +24,7 @@ from detr_exp.trainer.distributed import once, same_buffers
 from detr_exp.trainer.evaluation import evaluate, headline
 from detr_exp.trainer.resume import is_loss
 from detr_exp.trainer.settings import Settings
-from detr_exp.trainer.sharding import gathered_weights, laid_out
+from detr_exp.trainer.sharding import gathered_weights
 from detr_exp.trainer.state import Run, State, floating_buffers
 
 
@@ -144,7 +144,7 @@ def finish(settings: Settings, console: Console, run: Run, state: State, interru
     values = {"best/epoch": float(epoch)}
     values |= {f"best/{name}": value for name, value in headline(files.load(total)["metrics"]).items()}
     if settings.run_test and run.data.test is not None:
-        state.network.load_state_dict(laid_out(files.load(total)["model"], state.network.state_dict()))
+        state.load_weights(files.load(total)["model"])
         found = evaluate_split(
             settings, console, run, state, "test", "raw", settings.compute_test_loss, interrupt=interrupt
         )
