@@ -13,6 +13,7 @@ from typing import Any
 
 import yaml
 
+from detr_exp.config.stored import upgraded
 from detr_exp.tracker.base import RECORD, RunRecord
 from detr_exp.tracker.follower import METRICS
 from detr_exp.tracker.jsonl import JsonLines
@@ -34,7 +35,7 @@ class PastRun:
     Attributes:
         folder: where it is.
         record: who and what it was.
-        config: everything that was set, resolved, without secrets.
+        config: everything that was set, resolved, without secrets; in today's words, whatever version has written it.
         lines: of `metrics.jsonl`.
         tables: a row per class of the best evaluation, by kind of evaluation, boxes first.
     """
@@ -49,7 +50,7 @@ class PastRun:
     def load(cls, folder: Path) -> PastRun:
         """Raises: ValueError when `folder` is no run's, or one of its files is damaged."""
         record = RunRecord.load(folder)
-        config = mapping(folder / CONFIG, yaml.safe_load)
+        config = upgraded(mapping(folder / CONFIG, yaml.safe_load))
         lines, tables = JsonLines.read(folder / METRICS), mapping(folder / CLASSES, json.loads)
         if not all(map(_is_measured, lines)):
             raise ValueError(f"{folder / METRICS} is damaged (a line has no step, or no numbers); restore or remove it")
