@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from detr_exp.deploy.program import Program
+    from detr_exp.protocols import Labels
 
 IN_TORCH = ("eager", "folded", "bf16", "compiled", "compiled_bf16")
 EXPORTED = ("onnx", "torchscript", "openvino")
@@ -271,9 +272,10 @@ def type_name(cfg: DictConfig) -> str:
     return choices.get("experiment") or choices.get("model") or cfg.model._target_.rpartition(".")[-1]
 
 
-def _labels(cfg: DictConfig, number: int) -> Any:
+def _labels(cfg: DictConfig, number: int) -> Labels:
     """What a network asks of data: COCO's labels, with RF-DETR's category ids, unless the words say how many."""
-    from types import SimpleNamespace
+    from detr_exp.data.classes import KnownLabels
+    from detr_exp.data.keypoints import DEFAULT_SIGMA, KeypointSchema
 
     counts = cfg.model.get("keypoint_counts") or [17] * (cfg.data.num_classes or number)
     if cfg.data.num_classes is None and "keypoint_counts" in cfg.model:
@@ -281,9 +283,9 @@ def _labels(cfg: DictConfig, number: int) -> Any:
         number = len(counts)
     elif cfg.data.num_classes is None and cfg.data.category_ids == "raw":
         number = 91
-    return SimpleNamespace(
-        num_classes=cfg.data.num_classes or number, classes=None, keypoints=SimpleNamespace(counts=list(counts))
-    )
+    names = [[str(point) for point in range(count)] for count in counts]
+    keypoints = KeypointSchema(names, [[]] * len(names), [[]] * len(names), [DEFAULT_SIGMA] * max(counts), False)
+    return KnownLabels(cfg.data.num_classes or number, keypoints=keypoints)
 
 
 def _picture(path: str | None) -> np.ndarray:

@@ -19,7 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 from detr_exp.config.compose import compose as compose
 from detr_exp.config.compose import refuse_unready
 from detr_exp.config.mistakes import ConfigError
-from detr_exp.config.targets import PARTIAL, TARGET, refuse, refuse_misfit
+from detr_exp.config.targets import PARTIAL, TARGET, refuse, refuse_incomplete, refuse_misfit
 
 if TYPE_CHECKING:
     import torch
@@ -62,7 +62,7 @@ def network(cfg: DictConfig, data: Labels | None = None) -> Network:
     if cfg.model.weights is not None:
         from detr_exp.model.pretrained import load_weights
 
-        load = functools.partial(load_weights, made, cfg.model.weights, None if data is None else data.classes)
+        load = functools.partial(load_weights, made, cfg.model.weights, None if data is None else data.classes or None)
         _adapt(cfg, cast("nn.Module", made), load) if adapts else load()
     return made
 
@@ -241,6 +241,8 @@ def metric(
     from detr_exp.data.part import restricted
 
     make = _made(cfg, "metric")
+    if inspect.isclass(make.func):  # known before any truth is read
+        refuse_incomplete(make.func, "metric", cfg.metric[TARGET])
     iou_types = [name for name, task in IOU_TYPES.items() if task in network.tasks]
     ids = data.category_ids if category_ids is None else category_ids
     names = dict(zip(data.category_ids, data.classes))
@@ -257,13 +259,11 @@ def metric(
     @functools.cache
     def of_split(split: str, image_ids: tuple[int, ...] | None = None) -> Any:
         truth = data.split(split).truth()
-        return make(
-            truth=truth if image_ids is None else restricted(truth, image_ids),
-            category_ids=ids,
-            classes=[names.get(number, f"label {label}") for label, number in enumerate(ids)],
-            iou_types=iou_types,
-            keypoint_sigmas=sigmas,
-        )
+        truth = truth if image_ids is None else restricted(truth, image_ids)
+        classes = [names.get(number, f"label {label}") for label, number in enumerate(ids)]
+        told = dict(truth=truth, category_ids=ids, classes=classes, iou_types=iou_types, keypoint_sigmas=sigmas)
+        refuse_misfit(make, told, f"metric: {cfg.metric[TARGET]}")
+        return refuse_incomplete(make(**told), "metric", cfg.metric[TARGET])
 
     return of_split
 
@@ -390,4 +390,4 @@ def instantiate(node: Any, key: str, **told: Any) -> Any:
     if is_partial:
         return functools.partial(target, **given)
     refuse_misfit(target, given, f"{key}: {node[TARGET]}")
-    return target(**given)
+    return refuse_incomplete(target(**given), key, node[TARGET])

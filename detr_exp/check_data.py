@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from hydra.core.hydra_config import HydraConfig
@@ -117,14 +116,22 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str]:
         yield "  ".join(cells)
 
 
+@dataclass
+class Canvas:
+    """A network as far as its batches depend on it; see `data.dataset.Network`."""
+
+    image_size: tuple[int, int]
+    tasks: tuple[str, ...]
+    stride: int = 1
+
+
 def draw(folder: Path, cfg: DictConfig, data: DataSet) -> Path:
     """Training pictures after augmentation, as a network of this size would get them."""
     from detr_exp.trainer.diagnosis.sanity import save_samples
 
-    size = tuple(cfg.image_size)
-    told = SimpleNamespace(image_size=size, stride=1, tasks=("boxes",))
-    told.tasks += ("masks",) * data.has_masks + ("keypoints",) * (data.keypoints is not None)
-    loader = data.loader("train", network=told, batch_size=1, seed=cfg.seed, training=True)
+    height, width = cfg.image_size
+    tasks = ("boxes", *["masks"] * data.has_masks, *["keypoints"] * (data.keypoints is not None))
+    loader = data.loader("train", network=Canvas((height, width), tasks), batch_size=1, seed=cfg.seed, training=True)
     folder.mkdir(parents=True, exist_ok=True)
     return save_samples(folder / "training_samples.png", data, loader, cfg.pictures)
 

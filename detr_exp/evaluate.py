@@ -31,27 +31,34 @@ Evaluate a checkpoint by the COCO protocol. Network, classes and, unless told ot
   allow_targets      packages of your own that the checkpoint's config names
 """
 
+COLUMNS = {"objects": 9, "AP": 7, "AP50": 7, "f1": 7, "precision": 11, "recall": 8, "threshold": 11}  # and their widths
+TITLES = {"f1": "F1"}
+
 
 def evaluate(cfg: DictConfig) -> float:
-    """One evaluation in Hydra's output folder; mAP of the boxes."""
-    return evaluate_in(Path(HydraConfig.get().runtime.output_dir), cfg)["mAP"]
+    """One evaluation in Hydra's output folder; the first of its values, mAP of the boxes with ours."""
+    from detr_exp.trainer.evaluation import headline
+
+    return next(iter(headline(evaluate_in(Path(HydraConfig.get().runtime.output_dir), cfg)).values()))
 
 
 def evaluate_in(folder: Path, cfg: DictConfig) -> dict[str, float]:
-    """Evaluate and write `metrics.json`, `classes.json` and pictures of curves and confusions into a folder.
+    """Evaluate and write `metrics.json`, and as far as the metric has them `classes.json` and charts, into a folder.
 
     Args:
         folder: made if absent.
         cfg: see `conf/evaluate.yaml`.
 
     Returns:
-        all metrics; see `metric.coco.CocoMetric.compute`.
+        all metrics; see `metric.coco.CocoMetric.compute`, or that of your own.
 
     Raises:
         ValueError: checkpoint and data cannot be read or have nothing in common.
     """
     from detr_exp.inference.on_data import on_data, open_detector
+    from detr_exp.metric.backend import CocoEvaluation
     from detr_exp.metric.charts import save_charts
+    from detr_exp.protocols import PerClass
     from detr_exp.trainer.console import Console
     from detr_exp.trainer.evaluation import headline
 
@@ -63,13 +70,15 @@ def evaluate_in(folder: Path, cfg: DictConfig) -> dict[str, float]:
     with console.progress(f"evaluating {cfg.data.split}", len(loader)) as meter:
         found = opened.evaluate(loader, metric, on_batch=lambda batch, detections: meter())
     plain = {name: value if math.isfinite(value) else None for name, value in found.items()}
-    tables = {iou_type: metric.table(iou_type) for iou_type in metric.iou_types}
+    rows_of = {kind: metric.table(kind) for kind in metric.iou_types} if isinstance(metric, PerClass) else {}
     folder.mkdir(parents=True, exist_ok=True)
     write(folder / "metrics.json", json.dumps(plain, indent=1) + "\n")
-    write(folder / "classes.json", json.dumps(tables, indent=1, ensure_ascii=False) + "\n")
-    save_charts(metric, folder)
+    if rows_of:
+        write(folder / "classes.json", json.dumps(rows_of, indent=1, ensure_ascii=False) + "\n")
+    if isinstance(metric, CocoEvaluation):
+        save_charts(metric, folder)
     console.metrics(f"{detector.path}  {cfg.data.split}", headline(found))
-    for iou_type, rows in tables.items():
+    for iou_type, rows in rows_of.items():
         console.line(per_class(iou_type, rows))
     console.line(f"written to {folder}")
     return found
@@ -78,13 +87,12 @@ def evaluate_in(folder: Path, cfg: DictConfig) -> dict[str, float]:
 def per_class(iou_type: str, rows: Sequence[dict[str, Any]]) -> str:
     """A line per class that has objects: AP, and the threshold with its best F1."""
     width = max(len(row["class"]) for row in rows)
-    lines = [f"{iou_type:<{width}}  objects     AP   AP50     F1  precision  recall  threshold"]
+    columns = {name: space for name, space in COLUMNS.items() if name in rows[0]}
+    lines = [f"{iou_type:<{width}}" + "".join(f"{TITLES.get(name, name):>{space}}" for name, space in columns.items())]
     for row in rows:
         if row["objects"]:
-            lines.append(
-                f"{row['class']:<{width}}  {row['objects']:>7}  {row['AP']:.3f}  {row['AP50']:.3f}  {row['f1']:.3f}"
-                f"      {row['precision']:.3f}   {row['recall']:.3f}      {row['threshold']:.3f}"
-            )
+            cells = (f"{row[name]:>{space}{'' if name == 'objects' else '.3f'}}" for name, space in columns.items())
+            lines.append(f"{row['class']:<{width}}" + "".join(cells))
     return "\n".join(lines)
 
 

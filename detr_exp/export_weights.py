@@ -16,6 +16,7 @@ from detr_exp.writing import write
 
 if TYPE_CHECKING:
     from detr_exp.inference.detector import Detector
+    from detr_exp.model.rtdetrv2 import RTDETRv2
 
 USAGE = """\
 Write the weights of a checkpoint in another layout.
@@ -58,14 +59,15 @@ def export_weights_in(folder: Path, cfg: DictConfig) -> Path:
     if cfg.format == "safetensors":
         return write_safetensors(folder, find(cfg.checkpoint), cfg.allow_targets)
     detector = load(cfg.checkpoint, allow_targets=cfg.allow_targets)
-    if not isinstance(detector.network, RTDETRv2):
+    network = detector.network
+    if not isinstance(network, RTDETRv2):
         raise ValueError(
-            f"{detector.path} holds a {type(detector.network).__name__}, and only RT-DETR can be exported "
+            f"{detector.path} holds a {type(network).__name__}, and only RT-DETR can be exported "
             "this way; give a checkpoint of model=rtdetrv2"
         )
-    detector.network.cpu()
+    network.cpu()
     write = {"huggingface": write_huggingface, "official": write_official}[cfg.format]
-    return write(folder, detector)
+    return write(folder, detector, network)
 
 
 def write_safetensors(folder: Path, checkpoint: Path, allow_targets: Sequence[str] = ()) -> Path:
@@ -85,7 +87,7 @@ def write_safetensors(folder: Path, checkpoint: Path, allow_targets: Sequence[st
     return path
 
 
-def write_huggingface(folder: Path, detector: Detector) -> Path:
+def write_huggingface(folder: Path, detector: Detector, network: RTDETRv2) -> Path:
     """`model.safetensors`, `config.json` and `preprocessor_config.json`, as `save_pretrained` lays them out."""
     from safetensors.torch import save as serialised
 
@@ -93,9 +95,9 @@ def write_huggingface(folder: Path, detector: Detector) -> Path:
 
     model = cast(dict[str, Any], OmegaConf.to_container(detector.cfg.model, resolve=True))
     config = huggingface_config(model, detector.classes)
-    state = without_layers_beyond(detector.network.state_dict(), detector.network.decoder.eval_idx)
+    state = without_layers_beyond(network.state_dict(), network.decoder.eval_idx)
     state = to_huggingface(state, num_points=model["num_points"])
-    height, width = detector.network.image_size
+    height, width = network.image_size
     pictures = {
         "image_processor_type": "RTDetrImageProcessor",
         "do_resize": True,
@@ -113,13 +115,12 @@ def write_huggingface(folder: Path, detector: Detector) -> Path:
     return folder
 
 
-def write_official(folder: Path, detector: Detector) -> Path:
+def write_official(folder: Path, detector: Detector, network: RTDETRv2) -> Path:
     """`rtdetrv2.pth` with the key `model`, as the official code's tuning and export read it."""
     import torch
 
     from detr_exp.model.pretrained_rtdetr import to_official
 
-    network = detector.network
     state = to_official(
         network.state_dict(), num_points=list(detector.cfg.model.num_points), spatial_shapes=network.spatial_shapes()
     )

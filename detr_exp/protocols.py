@@ -26,7 +26,7 @@ def missing(thing: object, protocol: type) -> list[str]:
     """Members of a protocol that an object or a class does not have; in their order."""
     wanted = [*protocol.__annotations__, *vars(protocol)]
     names = dict.fromkeys(name for name in wanted if name == "__call__" or not name.startswith("_"))
-    absent = [name for name in names if not hasattr(thing, name)]
+    absent = [name for name in names if not (hasattr(type(thing), name) or hasattr(thing, name))]
     return ["forward", *absent] if _computes_nothing(thing) else absent
 
 
@@ -79,6 +79,13 @@ class Network(Protocol):
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True) -> Any: ...
 
 
+@runtime_checkable
+class KeypointScored(Protocol):
+    """A network that lowers the scores of detections with uncertain keypoints; its files do so, too."""
+
+    score_alpha: float  # how much; see `model.head.keypoint`
+
+
 class Backbone(Protocol):
     """Images to maps; an `nn.Module`."""
 
@@ -114,6 +121,20 @@ class Strided(Protocol):
     """A backbone whose images need sides that are multiples of more than the strides of its maps."""
 
     stride: int
+
+
+@runtime_checkable
+class Counting(Protocol):
+    """A matcher that counts costs that were not finite, since the start of the run."""
+
+    num_non_finite: int
+
+
+@runtime_checkable
+class Compiling(Protocol):
+    """A matcher a part of which can be compiled, in place."""
+
+    def compile(self) -> Any: ...
 
 
 class Metric(Protocol):
@@ -156,7 +177,7 @@ class PerClass(Protocol):
     iou_types: tuple[str, ...]  # what it compares: "bbox", "segm", "keypoints"
 
     def table(self, iou_type: str = "bbox") -> list[dict[str, Any]]:
-        """After `compute`, a row per label with at least `class`, its name, and `AP`."""
+        """After `compute`, a row per label with at least `class`, its name, `objects`, how many there are, and `AP`."""
 
     def operating_points(self) -> dict[str, list[dict[str, Any]]]:
         """Of each of `iou_types` and each class the `threshold` to use; empty before `compute`."""

@@ -14,6 +14,7 @@ import pytest
 
 from detr_exp import evaluate
 from detr_exp.config.compose import compose
+from detr_exp.inference.on_data import category_ids_by_name
 from detr_exp.training import train_in
 
 Command = Callable[..., int]
@@ -119,13 +120,13 @@ def data(**ids: int) -> SimpleNamespace:
 
 
 def test_classes_are_matched_by_name(capsys: pytest.CaptureFixture[str]) -> None:
-    assert evaluate.category_ids_by_name(detector("cat", "dog"), data(cat=3, dog=7)) == [3, 7]
+    assert category_ids_by_name(detector("cat", "dog"), data(cat=3, dog=7)) == [3, 7]
     assert capsys.readouterr().out == ""
-    assert evaluate.category_ids_by_name(detector("cat", "dog"), data(Dog=1, Cat=2)) == [2, 1]
-    assert evaluate.category_ids_by_name(detector("cat", "dog", "cow"), data(cow=4, elk=9)) == [10, 11, 4]
+    assert category_ids_by_name(detector("cat", "dog"), data(Dog=1, Cat=2)) == [2, 1]
+    assert category_ids_by_name(detector("cat", "dog", "cow"), data(cow=4, elk=9)) == [10, 11, 4]
     assert "left out: elk" in capsys.readouterr().out
     with pytest.raises(ValueError, match="no name in common"):
-        evaluate.category_ids_by_name(detector("cat"), data(elk=1))
+        category_ids_by_name(detector("cat"), data(elk=1))
 
 
 def test_a_training_is_kept_and_what_is_refused_leaves_nothing(

@@ -9,7 +9,7 @@ import functools
 import inspect
 import re
 from collections.abc import Collection, Iterator
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
 from hydra.utils import get_object
@@ -17,6 +17,7 @@ from hydra.utils import get_object
 from detr_exp.config.compose import CONF_DIR, OPEN_KEYS
 from detr_exp.config.mistakes import ConfigError
 
+Made = TypeVar("Made")
 TARGET, PARTIAL = "_target_", "_partial_"
 _REFERENCE = re.compile(r"\$\{([\w.]+)\}")
 _PACKAGE = re.compile(r"# @package (\w+)\n")
@@ -152,3 +153,33 @@ def refuse_misfit(target: Any, given: dict[str, Any], what: str) -> None:
         signature.bind(**given)
     except TypeError as error:
         raise MisfitError(f"{what} {error}; give the keys that it takes, and no others") from error
+
+
+def refuse_incomplete(made: Made, key: str, target: str) -> Made:
+    """What was made, unless it lacks what the other parts ask of it.
+
+    Args:
+        made: an object, or a class of which objects are to be made.
+        key: of its node; a part that nobody has a contract with is as it likes.
+        target: what made it.
+
+    Raises:
+        ConfigError: names the members.
+    """
+    from detr_exp import protocols
+    from detr_exp.matcher.hungarian import Matcher
+
+    contracts: dict[str, type] = {
+        "model": protocols.Network,
+        "model.backbone": protocols.Backbone,
+        "matcher": Matcher,
+        "metric": protocols.Metric,
+        "tracker": protocols.Tracker,
+    }
+    contract = contracts.get(key)
+    if contract is not None and (lacking := protocols.missing(made, contract)):
+        raise ConfigError(
+            f"{key}: {target} has no {', '.join(lacking)}; it needs all that {contract.__module__}.{contract.__name__} "
+            f"lists: add what is missing, or choose another, {key.replace('.', '/')}=..."
+        )
+    return made

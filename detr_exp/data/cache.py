@@ -50,7 +50,7 @@ class PictureCache:
         path = split.name(index)
         try:
             stat = os.stat(path)
-        except OSError:  # drawn, not read; or gone, which the split says better
+        except (OSError, ValueError):  # drawn, not read; or gone, which the split says better
             return split.picture(index, smallest)
         scale = decode_scale(path, split.size(index), smallest)
         place = self.folder / f"{hashlib.sha1(path.encode()).hexdigest()}-{scale}"

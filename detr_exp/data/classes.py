@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import unicodedata
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 
 from detr_exp.data.content import Category
-from detr_exp.data.keypoints import split_words
+from detr_exp.data.keypoints import KeypointSchema, split_words
 
 MODES = ("contiguous", "raw")
 
@@ -70,6 +71,23 @@ class ClassMap:
     def __str__(self) -> str:
         pairs = [f"{c.id} -> {label} {c.name!r}" for label, c in enumerate(self.by_label) if c is not None]
         return ", ".join(pairs[:12]) + (f", ... ({len(pairs)} in all)" if len(pairs) > 12 else "")
+
+
+@dataclass
+class KnownLabels:
+    """Labels without their data; see `protocols.Labels`.
+
+    Attributes:
+        classes: a name per label; empty where they are not known.
+        category_ids: of the annotations, per label; empty likewise.
+        num_classes: labels the network has to tell apart.
+        keypoints: of each label, or None.
+    """
+
+    num_classes: int
+    classes: list[str] = field(default_factory=list)
+    category_ids: list[int] = field(default_factory=list)
+    keypoints: KeypointSchema | None = None
 
 
 def confusable(names: Sequence[str]) -> list[str]:

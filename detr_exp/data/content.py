@@ -99,3 +99,9 @@ class Content:
     origin: str
     categories: list[Category]
     read: Mapping[str, Callable[[], Split]]
+
+
+class Source(Protocol):
+    """Reads one layout, or makes images: `data.root` and what `data.train`, `val`, `test` say, to the content."""
+
+    def __call__(self, root: str | None, places: Mapping[str, Any], /) -> Content: ...

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from copy import copy
 from dataclasses import replace
 from functools import cached_property
@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader
 from detr_exp.data.augment import Augment
 from detr_exp.data.cache import picture_cache
 from detr_exp.data.classes import ClassMap, confusable
-from detr_exp.data.content import SPLITS, Content, Split
+from detr_exp.data.content import SPLITS, Source, Split
 from detr_exp.data.files import is_picture
 from detr_exp.data.headers import check_headers
 from detr_exp.data.keypoints import FlipPairs, KeypointSchema, mirror_remarks, schema
@@ -26,14 +26,9 @@ from detr_exp.data.part import Part
 from detr_exp.data.problems import DataError, Problems, listed
 from detr_exp.data.sampler import EvalSampler, TrainSampler, multi_scale_sizes
 from detr_exp.data.table import TableSplit
+from detr_exp.protocols import missing
 
 log = logging.getLogger(__name__)
-
-
-class Source(Protocol):
-    """Reads one layout: `data.root` and the places of the splits to their content."""
-
-    def __call__(self, root: str | None, places: Mapping[str, Any], /) -> Content: ...
 
 
 class Network(Protocol):
@@ -306,4 +301,10 @@ class DataSet:
 
     def _read(self, name: str) -> Split:
         read: Callable[[], Split] = self.content.read[name]
-        return read()
+        split = read()
+        if lacking := missing(split, Split):
+            raise DataError(
+                f"{self.content.origin}: the {name} split, a {type(split).__name__}, has no {', '.join(lacking)}; a "
+                f"split needs all that {Split.__module__}.Split lists: add these to it, or choose another data.source"
+            )
+        return split

@@ -13,8 +13,6 @@ original pictures. Normalisation by mean and standard deviation is always inside
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -22,6 +20,7 @@ from torch.nn import functional as F
 from detr_exp.model.head.keypoint import rows, with_keypoints
 from detr_exp.model.layer.deformable_attention import DeformableAttention
 from detr_exp.model.postprocess import best_in_pixels
+from detr_exp.protocols import KeypointScored, Network
 from detr_exp.structures import Prediction
 
 
@@ -37,7 +36,7 @@ class Graph(nn.Module):
         inputs, outputs: names, in order.
     """
 
-    def __init__(self, network: Any, *, preprocess: bool, postprocess: bool) -> None:
+    def __init__(self, network: Network, *, preprocess: bool, postprocess: bool) -> None:
         super().__init__()
         self.network = network
         self.preprocess, self.postprocess = preprocess, postprocess
@@ -82,9 +81,8 @@ class Graph(nn.Module):
             return *best[:3], pred.masks._replace(queries=rows(pred.masks.queries, best.queries)).dense()
         if pred.keypoints is None:
             return best[:3]
-        return with_keypoints(
-            best, pred.keypoints, pred.boxes, network.keypoint_counts, image_sizes, network.score_alpha
-        )
+        alpha = network.score_alpha if isinstance(network, KeypointScored) else 0.0
+        return with_keypoints(best, pred.keypoints, pred.boxes, network.keypoint_counts, image_sizes, alpha)
 
 
 def resized(images: Tensor, size: tuple[int, int]) -> Tensor:
@@ -96,7 +94,7 @@ def resized(images: Tensor, size: tuple[int, int]) -> Tensor:
     return planes.clamp(0, 255) / 255
 
 
-def sample_discretely(network: nn.Module) -> None:
+def sample_discretely(network: Network) -> None:
     """Let deformable attention read single cells: for engines that have no `grid_sample`. In place."""
     for module in network.modules():
         if isinstance(module, DeformableAttention):

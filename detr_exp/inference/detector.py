@@ -8,7 +8,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any, cast
 
 import numpy as np
@@ -25,10 +24,12 @@ from detr_exp import build
 from detr_exp.config.mistakes import is_said_by_us
 from detr_exp.config.stored import stored
 from detr_exp.config.targets import MisfitError
+from detr_exp.data.classes import KnownLabels
 from detr_exp.data.keypoints import KeypointSchema
 from detr_exp.data.picture import FIRST_FRAME, has_more_frames, pixels_of, pixels_of_array, read_picture
 from detr_exp.data.render import resized_plainly
 from detr_exp.model.adapter.slim import find_base, load_own_state, merge
+from detr_exp.protocols import Network
 from detr_exp.structures import Batch, Detections, Targets
 from detr_exp.trainer import checkpoint as files
 from detr_exp.trainer.checkpoint_content import USUAL_THRESHOLD
@@ -58,7 +59,7 @@ class Detector:
         batch_size: images of a batch when the training evaluated.
     """
 
-    network: Any
+    network: Network
     classes: list[str]
     category_ids: list[int]
     threshold: float
@@ -71,8 +72,7 @@ class Detector:
 
     def folded(self) -> Detector:
         """This detector with norms folded into convolutions: faster, and not the same to the last digit."""
-        if hasattr(self.network, "deploy"):
-            self.network.deploy()
+        self.network.deploy()
         return self
 
     @torch.inference_mode()
@@ -141,7 +141,8 @@ def load(
         cfg = stored(config, path)
         keypoints = KeypointSchema(**state["keypoints"]) if state.get("keypoints") else None
         # what was trained on is told, not read: the data need not be on this machine
-        trained_on = SimpleNamespace(num_classes=len(state["classes"]), classes=state["classes"], keypoints=keypoints)
+        classes, ids = state["classes"], state["category_ids"]
+        trained_on = KnownLabels(len(classes), classes, ids, keypoints)
         tensors = _weights(state, path, weights)
         with _no_larger_than(tensors, base):
             network = build.network(cfg, trained_on)

@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import importlib
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from types import ModuleType
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
+
+from detr_exp.protocols import ImageFindings
 
 PACKAGES = {"pycocotools": ("pycocotools",), "fast": ("ultrafast_pycocotools", "pycocotools")}
 
@@ -35,6 +37,41 @@ class Curves:
     recall: np.ndarray
     matches: list[tuple[np.ndarray, np.ndarray]]
     objects: np.ndarray
+
+
+@runtime_checkable
+class CocoEvaluation(Protocol):
+    """What charts, confusions and comparisons read of a metric after `compute`; one that has it gets them.
+
+    Attributes:
+        iou_types: `bbox`, `segm`, `keypoints`, as far as they are compared.
+        category_ids, classes: of every label.
+        sigmas: see `coco.CocoMetric`.
+        image_info: of every image of the truth, by id.
+        truth: indexed by the backend.
+        images: `coco.ImageDetections` by image id.
+        curves: of each of `iou_types`.
+        limits: detections per image and category that the last axis of the curves stands for.
+    """
+
+    iou_types: tuple[str, ...]
+    category_ids: list[int]
+    classes: list[str]
+    sigmas: Sequence[Sequence[float]] | None
+    image_info: dict[int, Any]
+    truth: Any
+    curves: dict[str, Curves]
+
+    @property
+    def images(self) -> Mapping[int, ImageFindings]: ...
+
+    @property
+    def limits(self) -> list[int]: ...
+
+    def table(self, iou_type: str = "bbox") -> list[dict[str, Any]]: ...
+
+    def detections(self, iou_type: str) -> Any:
+        """What was given since `reset`, indexed by the backend."""
 
 
 @lru_cache

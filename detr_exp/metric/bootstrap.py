@@ -15,7 +15,8 @@ from typing import NamedTuple
 import numpy as np
 
 from detr_exp.metric import backend as protocol
-from detr_exp.metric.coco import OFFICIAL, OFFICIAL_KEYPOINTS, CocoMetric
+from detr_exp.metric.backend import CocoEvaluation
+from detr_exp.metric.coco import OFFICIAL, OFFICIAL_KEYPOINTS
 
 RECALLS = np.linspace(0, 1, 101)
 LARGEST = 2_000_000  # numbers held at once
@@ -37,7 +38,7 @@ class Category(NamedTuple):
     objects: np.ndarray
 
 
-def matched(metric: CocoMetric, iou_type: str, category_ids: Sequence[int]) -> list[Category]:
+def matched(metric: CocoEvaluation, iou_type: str, category_ids: Sequence[int]) -> list[Category]:
     """Match what a metric was given to its truth, for each of the categories.
 
     Args:

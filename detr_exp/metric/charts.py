@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from detr_exp.metric.coco import OFFICIAL, PREFIX, CocoMetric
+from detr_exp.metric.backend import CocoEvaluation
+from detr_exp.metric.coco import OFFICIAL, PREFIX
 from detr_exp.metric.confusion import confusion
 from detr_exp.writing import write
 
@@ -15,7 +16,7 @@ MOST_LABELLED = 12  # curves with a legend entry each; more are drawn in grey, w
 MOST_COUNTED = 25  # classes up to which the matrix shows its numbers
 
 
-def save_charts(metric: CocoMetric, folder: Path) -> list[Path]:
+def save_charts(metric: CocoEvaluation, folder: Path) -> list[Path]:
     """Write `confusion.png` and, per task, `pr_curves.png` (`segm_...`, `keypoint_...`); valid after `compute`.
 
     Args:
@@ -33,7 +34,7 @@ def save_charts(metric: CocoMetric, folder: Path) -> list[Path]:
     return [*paths, folder / "confusion.png"]
 
 
-def pr_picture(metric: CocoMetric, path: Path, iou_type: str = "bbox") -> None:
+def pr_picture(metric: CocoEvaluation, path: Path, iou_type: str = "bbox") -> None:
     """Precision over recall of every class that has objects, at IoU (or OKS) 0.5; a dot marks the best F1."""
     curves = metric.curves[iou_type]
     limit = 0 if iou_type == "keypoints" else metric.limits.index(OFFICIAL)
@@ -60,7 +61,7 @@ def pr_picture(metric: CocoMetric, path: Path, iou_type: str = "bbox") -> None:
     write(path, lambda file: figure.savefig(file, dpi=110))
 
 
-def confusion_picture(metric: CocoMetric, path: Path) -> None:
+def confusion_picture(metric: CocoEvaluation, path: Path) -> None:
     """The matrix of `confusion`: colours are parts of a row, numbers are objects."""
     matrix = confusion(metric)
     present = np.flatnonzero((matrix.sum(0) + matrix.sum(1))[:-1])  # classes that are neither there nor detected

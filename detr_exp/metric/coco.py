@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -55,7 +55,7 @@ class CocoMetric:
             are computed with this one (a detector of 300 queries is not cut by 500).
 
     Attributes:
-        images: what `update` was given since `reset`, by image id. Ranks merge theirs before `compute`.
+        images: what `update` was given since `reset`, by image id.
 
     Raises:
         ValueError: when truth and settings do not fit.
@@ -107,6 +107,12 @@ class CocoMetric:
                 keypoints=_host(found.keypoints).astype(float) if found.keypoints is not None else None,
                 nonfinite=len(given) - len(found),
             )
+
+    def merge(self, gather: Callable[[dict[int, ImageDetections]], list[dict[int, ImageDetections]]]) -> None:
+        """Take what other ranks were given of their images; see `protocols.Metric`."""
+        parts = gather(self.images)
+        if len(parts) > 1:
+            self.images = dict(sorted(item for part in parts for item in part.items()))
 
     def compute(self) -> dict[str, float]:
         """All metrics of the detections so far.

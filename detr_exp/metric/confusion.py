@@ -13,12 +13,12 @@ from typing import Any
 
 import numpy as np
 
-from detr_exp.metric.coco import CocoMetric
+from detr_exp.metric.backend import CocoEvaluation
 
 LEAST_IOU = 0.5
 
 
-def confusion(metric: CocoMetric) -> np.ndarray:
+def confusion(metric: CocoEvaluation) -> np.ndarray:
     """Objects by what they are and what they were taken for, from box detections; valid after `metric.compute()`.
 
     Returns:

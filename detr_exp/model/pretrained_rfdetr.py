@@ -18,8 +18,9 @@ import types
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from detr_exp.protocols import Network
 from detr_exp.tensor_files import named
 
 logger = logging.getLogger(__name__)
@@ -136,7 +137,7 @@ def rfdetr_state(file: dict[str, Any]) -> State | None:
     return None
 
 
-def from_rfdetr(state: State, network: nn.Module) -> State:
+def from_rfdetr(state: State, network: Network) -> State:
     """Weights in the names of `network`, complete.
 
     Says in one line what was left out, and in one what was done to the class head.

@@ -27,6 +27,7 @@ from detr_exp.model.layer.group_decoder_layer import GroupDecoderLayer
 from detr_exp.model.layer.group_queries import GroupQueries, Start
 from detr_exp.model.layer.memory import Memory
 from detr_exp.model.postprocess import best_in_pixels
+from detr_exp.protocols import Backbone, Strided
 from detr_exp.structures import Detections, Outputs, Prediction, Targets
 
 
@@ -63,7 +64,7 @@ class RFDETR(nn.Module):
         *,
         num_classes: int,
         activation: str,
-        backbone: nn.Module,
+        backbone: Backbone,
         neck: Callable[..., nn.Module],
         image_size: list[int],
         pixel_mean: list[float] | None,
@@ -87,12 +88,12 @@ class RFDETR(nn.Module):
         self.num_groups = num_groups
         self.tasks: tuple[str, ...] = ("boxes",) if mask_head is None else ("boxes", "masks")
         self.keypoint_counts: tuple[int, ...] = ()
-        for name, values in (("pixel_mean", pixel_mean), ("pixel_std", pixel_std)):
-            values = values or getattr(backbone, name)
+        mean, std = pixel_mean or backbone.pixel_mean, pixel_std or backbone.pixel_std
+        for name, values in (("pixel_mean", mean), ("pixel_std", std)):
             self.register_buffer(name, torch.tensor(values, dtype=torch.float32).view(3, 1, 1), persistent=False)
         self.backbone = backbone
         self.neck = neck(channels=backbone.out_channels, strides=backbone.out_strides, hidden_dim=hidden_dim)
-        self.stride = getattr(backbone, "stride", max(self.neck.out_strides))
+        self.stride = backbone.stride if isinstance(backbone, Strided) else max(self.neck.out_strides)
         num_logits = num_classes + (activation == "softmax")
         self.queries = GroupQueries(
             hidden_dim=hidden_dim, num_logits=num_logits, num_queries=num_queries, num_groups=num_groups

@@ -28,6 +28,7 @@ from detr_exp.model.layer.memory import Memory
 from detr_exp.model.layer.mlp import MLP
 from detr_exp.model.postprocess import best_in_pixels
 from detr_exp.model.rfdetr import class_tensors
+from detr_exp.protocols import Backbone, Strided
 from detr_exp.structures import Detections, Outputs, Prediction, Targets
 
 
@@ -55,7 +56,7 @@ class RFDETRKeypoint(nn.Module):
         activation: str,
         keypoint_counts: list[int],
         score_alpha: float,
-        backbone: nn.Module,
+        backbone: Backbone,
         neck: Callable[..., nn.Module],
         image_size: list[int],
         pixel_mean: list[float] | None,
@@ -82,13 +83,13 @@ class RFDETRKeypoint(nn.Module):
         self.num_queries = num_queries
         self.num_groups = num_groups
         self.tasks = ("boxes", "keypoints")
-        for name, values in (("pixel_mean", pixel_mean), ("pixel_std", pixel_std)):
-            values = values or getattr(backbone, name)
+        mean, std = pixel_mean or backbone.pixel_mean, pixel_std or backbone.pixel_std
+        for name, values in (("pixel_mean", mean), ("pixel_std", std)):
             self.register_buffer(name, torch.tensor(values, dtype=torch.float32).view(3, 1, 1), persistent=False)
         self.backbone = backbone
         made_for = dict(channels=backbone.out_channels, strides=backbone.out_strides, hidden_dim=hidden_dim)
         self.neck, self.keypoint_neck = neck(**made_for), neck(**made_for)
-        self.stride = getattr(backbone, "stride", max(self.neck.out_strides))
+        self.stride = backbone.stride if isinstance(backbone, Strided) else max(self.neck.out_strides)
         num_logits = num_classes + (activation == "softmax")
         self.queries = GroupQueries(
             hidden_dim=hidden_dim, num_logits=num_logits, num_queries=num_queries, num_groups=num_groups

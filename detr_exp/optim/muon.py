@@ -7,11 +7,13 @@ not two dimensions (convolutions, norms, biases) are trained by AdamW, as its au
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
 from torch import nn
+
+from detr_exp.protocols import Network
 
 
 class Muon(torch.optim.Optimizer):
@@ -58,9 +60,9 @@ class Muon(torch.optim.Optimizer):
         super().__init__([{**own[group["muon"]], **rates, **group} for group in whole], rates)
 
     @staticmethod
-    def split(groups: list[dict[str, Any]], network: Any) -> list[dict[str, Any]]:
+    def split(groups: list[dict[str, Any]], network: Network) -> list[dict[str, Any]]:
         """Groups for this optimiser: each one's matrices of hidden layers, and the rest of it."""
-        heads: Collection[str] = network.class_tensors() if hasattr(network, "class_tensors") else ()
+        heads = network.class_tensors()
         others = {id(parameter) for name, parameter in network.named_parameters() if name in heads}
         others |= {id(module.weight) for module in network.modules() if isinstance(module, nn.Embedding)}
         return [part for group in groups for part in _parts(group, others)]

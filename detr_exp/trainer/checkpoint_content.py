@@ -9,11 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from detr_exp.protocols import PerClass
 from detr_exp.trainer import checkpoint as files
 from detr_exp.trainer import distributed
-from detr_exp.trainer.resume import COSTS
 from detr_exp.trainer.sharding import is_sharded, own_part, whole
-from detr_exp.trainer.state import Run, State
+from detr_exp.trainer.state import Run, State, nonfinite_costs
 
 USUAL_THRESHOLD = 0.5  # where the checkpoint has never been evaluated
 
@@ -30,7 +30,7 @@ def save_newest(run: Run, state: State) -> None:
     """
     kept = state.state_dict()
     refuse_non_finite(kept["model"], files.NEWEST)
-    counted = {"logged_lines": run.tracker.lines, "nonfinite_costs": getattr(run.criterion.matcher, COSTS, 0)}
+    counted = {"logged_lines": run.tracker.lines, "nonfinite_costs": nonfinite_costs(run)}
     content = facts(run) | kept | counted | {"kind": "training"}
     if any(is_sharded(tensor) for tensor in kept["model"].values()):
         from detr_exp.trainer import shards  # torch.distributed.checkpoint takes a while to load
@@ -57,6 +57,7 @@ def slim(run: Run, state: State, which: str, metrics: dict[str, float]) -> dict[
     with weights:
         model = {name: whole(tensor).clone() for name, tensor in state.weights().items()}
     refuse_non_finite(model, files.BEST[which])
+    metric = run.make_metric("val") if metrics else None
     return facts(run) | {
         "kind": "inference",
         "model": model,
@@ -66,7 +67,7 @@ def slim(run: Run, state: State, which: str, metrics: dict[str, float]) -> dict[
         "batch_size": state.batch_size,
         "metrics": metrics,
         "threshold": metrics.get("F1_threshold", USUAL_THRESHOLD),
-        "operating_points": run.make_metric("val").operating_points() if metrics else {},
+        "operating_points": metric.operating_points() if isinstance(metric, PerClass) else {},
         "pixel_mean": state.network.pixel_mean.flatten().tolist(),
         "pixel_std": state.network.pixel_std.flatten().tolist(),
         "image_size": list(state.network.image_size),

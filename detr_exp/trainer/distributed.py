@@ -167,13 +167,13 @@ def signalled(number: int | None) -> int | None:
     return int(highest) or None
 
 
-def joined(images: dict[int, T]) -> dict[int, T]:
-    """What each rank has found on its images: on rank 0 that of all of them, by image."""
+def gathered_by_first(part: T) -> list[T]:
+    """On rank 0 the parts of all ranks, by rank; on the others their own."""
     if world_size() == 1:
-        return images
+        return [part]
     parts: list[Any] | None = [None] * world_size() if rank() == 0 else None
-    dist.gather_object(images, parts)
-    return images if parts is None else dict(sorted(item for part in parts for item in part.items()))
+    dist.gather_object(part, parts)
+    return [part] if parts is None else parts
 
 
 @contextmanager

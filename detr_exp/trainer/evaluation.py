@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from detr_exp.data.loader import batches
+from detr_exp.protocols import Metric, Network
 from detr_exp.signals import Interrupt, Interrupted
 from detr_exp.structures import Batch, Detections, Outputs
 from detr_exp.trainer import distributed
@@ -23,21 +24,21 @@ SHOWN = {"mAP", "mAP50", "mAP75", "mAP_small", "mAP_medium", "mAP_large"}
 
 @torch.inference_mode()
 def evaluate(
-    network: Any,
+    network: Network,
     loader: Iterable[Batch],
-    metric: Any,
+    metric: Metric,
     precision: Precision,
     *,
     criterion: nn.Module | None = None,
     on_batch: Callable[[Batch, list[Detections]], None] | None = None,
     interrupt: Interrupt | None = None,
 ) -> dict[str, float]:
-    """Run `network` over `loader` and compute the COCO metrics; with several ranks, of what all of them have found.
+    """Run `network` over `loader` and compute the metric; with several ranks, of what all of them have found.
 
     Args:
         network: in any mode; it is evaluated in `eval()` mode and left as it was.
         loader: batches of the split `metric` holds the truth of.
-        metric: a `detr_exp.metric.coco.CocoMetric`; reset first.
+        metric: reset first.
         precision: where and in what type to compute.
         criterion: also compute the loss (`loss`, mean over images).
         on_batch: called with every batch and its detections, on the CPU; those that are not finite are left out.
@@ -78,7 +79,7 @@ def evaluate(
         network.train(was_training)
     if interrupt is not None and (number := distributed.signalled(interrupt.number)):
         raise Interrupted(number)
-    metric.images = distributed.joined(metric.images)
+    metric.merge(distributed.gathered_by_first)
     values = judged(distributed.once(metric.compute))
     values["time/network_ms"] = 1000 * network_seconds / max(1, images)
     parts = distributed.gathered(({name: float(value) for name, value in losses.items()}, images))
@@ -116,7 +117,8 @@ def as_float32(value: Any) -> Any:
 
 
 def headline(found: dict[str, float]) -> dict[str, float]:
-    """The few values a person wants first, task by task."""
-    return {
+    """The few values a person wants first, task by task; of an evaluator with other names, all that are of no class."""
+    shown = {
         name: value for name, value in found.items() if name.removeprefix("segm_").removeprefix("keypoint_") in SHOWN
     }
+    return shown or {name: value for name, value in found.items() if "/" not in name and name != "nonfinite"}

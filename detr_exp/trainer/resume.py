@@ -10,12 +10,12 @@ from typing import Any, NamedTuple
 from detr_exp.config.stored import as_before
 from detr_exp.folder import in_use, is_held
 from detr_exp.model.adapter.slim import BaseFile
+from detr_exp.protocols import Counting
 from detr_exp.tracker.base import RECORD, RunRecord
 from detr_exp.trainer import checkpoint as files
 from detr_exp.trainer import distributed
 from detr_exp.trainer.state import COUNTED, DECIDED, Run, State
 
-COSTS = "num_non_finite"  # of a matcher that counts them
 IDENTITY_TAG = "config.hash"
 BESIDE = ("world_size", "logged_lines", "nonfinite_costs", "data_fingerprint")  # the state, in a checkpoint
 
@@ -284,8 +284,8 @@ def put_back(saved: dict[str, Any], run: Run, state: State) -> list[str]:
             f"({' '.join(str(error).split())[:300]}); start a new run from its weights with "
             f"model.weights={run.resume_from}"
         ) from error
-    if hasattr(run.criterion.matcher, COSTS):
-        setattr(run.criterion.matcher, COSTS, saved["nonfinite_costs"])
+    if isinstance(run.criterion.matcher, Counting):
+        run.criterion.matcher.num_non_finite = saved["nonfinite_costs"]
     before, now = _compared(saved, run.config)
     changes = [key for key in _differing(before, now) if not _under(key, FREE)]
     told = [f"resumed with {key}={now.get(key)} (was {before.get(key, 'not there')})" for key in changes]

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from detr_exp.model.adapter.slim import BaseFile, load_own_state, own_state
+from detr_exp.protocols import Counting
 from detr_exp.trainer import distributed
 from detr_exp.trainer.ema import EMA
 from detr_exp.trainer.precision import Precision
@@ -70,6 +71,12 @@ class Run:
             rank=distributed.rank(),
             world_size=distributed.world_size(),
         )
+
+
+def nonfinite_costs(run: Run) -> int:
+    """Matching costs so far that were not finite; 0 with a matcher that does not count them."""
+    matcher = run.criterion.matcher
+    return matcher.num_non_finite if isinstance(matcher, Counting) else 0
 
 
 @dataclass

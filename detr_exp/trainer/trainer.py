@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from detr_exp.data.loader import WorkerError, batches
+from detr_exp.protocols import Compiling
 from detr_exp.signals import Interrupt, Interrupted
 from detr_exp.structures import Batch
 from detr_exp.trainer import distributed
@@ -40,7 +41,7 @@ from detr_exp.trainer.resume import bring_bests, judged_otherwise, put_back, rea
 from detr_exp.trainer.run_status import PrunedError
 from detr_exp.trainer.selection import BestMetric, EarlyStopping
 from detr_exp.trainer.settings import Settings
-from detr_exp.trainer.state import Run, State, floating_buffers
+from detr_exp.trainer.state import Run, State, floating_buffers, nonfinite_costs
 from detr_exp.trainer.validation import evaluate_epoch, finish
 
 
@@ -102,7 +103,7 @@ class Trainer:
             torch.backends.cudnn.benchmark = False
         network = settings.hardware.place(run.network)
         run.criterion.to(settings.hardware.torch_device)
-        if settings.hardware.compile and hasattr(run.criterion.matcher, "compile"):
+        if settings.hardware.compile and isinstance(run.criterion.matcher, Compiling):
             run.criterion.matcher.compile()
         saved = None if run.resume_from is None else read(run.resume_from, run.config)
         batch_size, grad_accum_steps = self.batch(run, network, saved)
@@ -309,7 +310,7 @@ class Trainer:
         if state.precision.device.type == "cuda":
             values["system/gpu_memory_gib"] = torch.cuda.max_memory_allocated(state.precision.device) / 2**30
         values["train/nonfinite_steps"] = self.settle(state)
-        values["train/nonfinite_costs"] = getattr(run.criterion.matcher, "num_non_finite", 0)
+        values["train/nonfinite_costs"] = nonfinite_costs(run)
         run.tracker.log(state.step, values)
         return values["train/loss"]
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from contextlib import nullcontext
 from typing import Any
 
 from detr_exp.config.mistakes import did_you_mean
 from detr_exp.data.loader import WorkerError
-from detr_exp.metric.coco import CocoMetric
+from detr_exp.metric.backend import CocoEvaluation
+from detr_exp.protocols import Metric
 from detr_exp.signals import Interrupt, Interrupted
 from detr_exp.structures import Batch, Detections
 from detr_exp.trainer import checkpoint as files
@@ -26,6 +27,8 @@ from detr_exp.trainer.resume import is_loss
 from detr_exp.trainer.settings import Settings
 from detr_exp.trainer.sharding import gathered_weights
 from detr_exp.trainer.state import Run, State, floating_buffers
+
+USUAL = ("keypoint_mAP", "segm_mAP", "mAP")
 
 
 def evaluate_epoch(
@@ -193,14 +196,47 @@ def monitored(settings: Settings, found: dict[str, float]) -> float:
     Raises:
         ValueError: the run does not measure what `monitor` names.
     """
-    name = settings.monitor or next(n for n in ("keypoint_mAP", "segm_mAP", "mAP") if n in found)
+    name = settings.monitor or usual_monitor(found)
     _refuse_unless_measured(name, found)
     value = found[name.removeprefix("val/")]
     return -value if is_loss(name) else value
 
 
+def usual_monitor(found: Collection[str]) -> str:
+    """The name of the value that decides where `trainer.monitor` names none.
+
+    Raises:
+        ValueError: of an evaluator that has values of other names only.
+    """
+    usual = next((name for name in USUAL if name in found), None)
+    if usual is None:
+        names = [name for name in found if "/" not in name]
+        raise ValueError(
+            f"the evaluator measures {', '.join(names) or 'nothing'}, and none of {', '.join(USUAL)}, which decide "
+            f"what is best unless told otherwise; name one: trainer.monitor=val/{names[0] if names else '<value>'}"
+        )
+    return usual
+
+
+def refuse_unmeasured_monitor(run: Run, found: Collection[str]) -> None:
+    """Refuse to watch what an evaluation did not give.
+
+    Args:
+        run: its config names what is watched.
+        found: names of what a metric of this run gives.
+
+    Raises:
+        ValueError: names what there is.
+    """
+    monitor = run.config["trainer"]["monitor"]
+    if monitor is None:
+        usual_monitor(found)
+    elif not is_loss(monitor):
+        _refuse_unless_measured(monitor, found)
+
+
 def refuse_unknown_monitor(run: Run, monitor: str | None, compute_val_loss: bool | str) -> None:
-    """Refuse to watch what the run's evaluations do not give: known before anything is trained, if the metric is ours.
+    """Refuse to watch what the run's evaluations do not give: known before a training, of COCO's metrics.
 
     Args:
         run: its data, network and metric decide what is measured.
@@ -212,8 +248,8 @@ def refuse_unknown_monitor(run: Run, monitor: str | None, compute_val_loss: bool
     """
     if monitor is None:
         return
-    metric = run.make_metric("val", tuple(run.data.split("val").image_ids[:1]))
-    if not isinstance(metric, CocoMetric):
+    metric: Metric = run.make_metric("val", tuple(run.data.split("val").image_ids[:1]))
+    if not isinstance(metric, CocoEvaluation):
         return
     terms: Any = run.criterion
     losses = {"loss", *(f"loss_{name}" for name in terms.names(run.network.tasks))}

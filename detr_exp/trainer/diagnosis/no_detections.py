@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from detr_exp.ops.boxes import box_iou
+from detr_exp.protocols import PerImage
 from detr_exp.tracker.follower import METRICS
 from detr_exp.tracker.jsonl import JsonLines
 from detr_exp.trainer.console import Console
@@ -34,6 +35,8 @@ def watch(console: Console, run: Run, state: State, which: str, found: dict[str,
         which: the weights that were evaluated, `ema` or `raw`.
         found: their metrics.
     """
+    if "mAP50" not in found:  # another evaluator, whose scale is its own
+        return
     state.poor = state.poor + 1 if found["mAP50"] < LOW else 0
     if state.poor == EVALUATIONS:
         causes = list(likely_causes(run, state, which)) or [
@@ -47,7 +50,8 @@ def watch(console: Console, run: Run, state: State, which: str, found: dict[str,
 def likely_causes(run: Run, state: State, which: str) -> Iterator[str]:
     """What was looked for and found, the most telling first."""
     metric = run.make_metric("val")
-    yield from _wrong_classes(run, metric)
+    if isinstance(metric, PerImage):
+        yield from _wrong_classes(run, metric)
     yield from _never_trained(run)
     yield from _small_objects(run, state)
     yield from _no_learning(run, state)
@@ -65,7 +69,7 @@ def likely_causes(run: Run, state: State, which: str) -> Iterator[str]:
         )
 
 
-def _wrong_classes(run: Run, metric: Any) -> Iterator[str]:
+def _wrong_classes(run: Run, metric: PerImage) -> Iterator[str]:
     """Boxes where objects are, under other names."""
     label_of = {number: label for label, number in enumerate(run.data.category_ids)}
     split = run.data.val

@@ -9,6 +9,7 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
+from detr_exp.metric.backend import CocoEvaluation
 from detr_exp.metric.charts import save_charts
 from detr_exp.ops.boxes import cxcywh_to_xyxy
 from detr_exp.ops.draw import draw_objects, sheet
@@ -20,15 +21,16 @@ LONGEST_SIDE = 640
 
 
 def keep_charts(run: Run, found: dict[str, float], step: int) -> None:
-    """Draw the curves and the confusion matrix of an evaluation that found anything into `charts/`.
+    """Draw the curves and the confusion matrix of an evaluation that found anything into `charts/`, if it has curves.
 
     Args:
         run: whose folder takes them, and whose views.
         found: what the metric of its validation split has just computed.
         step: of the training.
     """
-    if found["F1"] > 0:
-        for path in save_charts(run.make_metric("val"), run.output_dir / "charts"):
+    metric = run.make_metric("val")
+    if isinstance(metric, CocoEvaluation) and found.get("F1", 0) > 0:
+        for path in save_charts(metric, run.output_dir / "charts"):
             run.tracker.image(path, path.stem, step)
 
 

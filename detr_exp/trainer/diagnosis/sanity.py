@@ -14,10 +14,12 @@ from torch import Tensor
 from detr_exp.data.augment import plain
 from detr_exp.ops.boxes import cxcywh_to_xyxy
 from detr_exp.ops.draw import draw_objects, sheet
+from detr_exp.protocols import PerClass
 from detr_exp.structures import Detections, Target
 from detr_exp.trainer.distributed import once
 from detr_exp.trainer.settings import Settings
 from detr_exp.trainer.state import Run, State
+from detr_exp.trainer.validation import refuse_unmeasured_monitor
 from detr_exp.writing import write
 
 SAMPLES = "training_samples.png"
@@ -75,7 +77,7 @@ def refuse_wrong_maps(run: Run, split: str = "val") -> None:
     where even perfect predictions score less: cut or tiny objects, more of them than the protocol looks at.
 
     Raises:
-        ValueError: it is not; names the classes.
+        ValueError: it is not, and the classes; or it does not measure what `trainer.monitor` names.
     """
     samples = run.data.loader(split, network=run.network, batch_size=1, seed=run.seed).dataset
     indices = _comparable(samples)
@@ -85,9 +87,11 @@ def refuse_wrong_maps(run: Run, split: str = "val") -> None:
     for index in indices:
         metric.update([samples.split.image_ids[index]], [_as_found(samples, index)])
     found = metric.compute()
+    refuse_unmeasured_monitor(run, found)
     wrong = {name: value for name, value in found.items() if name.endswith("mAP") and 0 <= value < LEAST_SCORE}
     if wrong:
-        classes = [row["class"] for row in metric.table() if 0 <= row["AP"] < LEAST_SCORE]
+        rows = metric.table() if isinstance(metric, PerClass) else []
+        classes = [row["class"] for row in rows if 0 <= row["AP"] < LEAST_SCORE]
         raise ValueError(
             f"the evaluator gives the truth itself {', '.join(f'{n} {v:.3f}' for n, v in wrong.items())} instead of 1 "
             f"({', '.join(classes[:8]) or 'all classes'}): labels or sizes of the {split} split do not fit; "

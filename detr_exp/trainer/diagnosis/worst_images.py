@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -11,6 +12,7 @@ from PIL import Image
 
 from detr_exp.ops.boxes import box_iou
 from detr_exp.ops.draw import draw_objects, sheet
+from detr_exp.protocols import ImageFindings, Metric, PerClass, PerImage
 from detr_exp.trainer.state import Run
 from detr_exp.writing import write
 
@@ -26,8 +28,10 @@ class Errors(NamedTuple):
     place: int
 
 
-def keep_details(run: Run, split: str, metric: Any, found: dict[str, float], step: int, count: int) -> None:
+def keep_details(run: Run, split: str, metric: Metric, found: dict[str, float], step: int, count: int) -> None:
     """Write `classes.json`, a row per class, and `worst/step_<step>.jpg`, truth left and predictions right.
+
+    A metric that keeps nothing of classes or images is left without the one or the other.
 
     Args:
         run: whose folder takes them, and whose views.
@@ -37,11 +41,14 @@ def keep_details(run: Run, split: str, metric: Any, found: dict[str, float], ste
         step: of the training.
         count: most pictures on the sheet; 0: no sheet.
     """
-    tables = {iou_type: metric.table(iou_type) for iou_type in metric.iou_types}
-    path = run.output_dir / "classes.json"
-    write(path, json.dumps(tables, indent=1, ensure_ascii=False) + "\n")
-    run.tracker.artifact(path, step)
-    threshold = found["F1_threshold"] if found["F1"] > 0 else USUAL_THRESHOLD
+    if isinstance(metric, PerClass):
+        tables = {iou_type: metric.table(iou_type) for iou_type in metric.iou_types}
+        path = run.output_dir / "classes.json"
+        write(path, json.dumps(tables, indent=1, ensure_ascii=False) + "\n")
+        run.tracker.artifact(path, step)
+    if not isinstance(metric, PerImage):
+        return
+    threshold = found["F1_threshold"] if found.get("F1", 0) > 0 else USUAL_THRESHOLD
     errors = worst(run.data, split, metric.images, threshold)[:count]
     if errors:
         path = run.output_dir / "worst" / f"step_{step:07d}.jpg"
@@ -51,7 +58,7 @@ def keep_details(run: Run, split: str, metric: Any, found: dict[str, float], ste
         run.tracker.image(path, "worst", step)
 
 
-def worst(data: Any, split: str, images: dict[int, Any], threshold: float) -> list[Errors]:
+def worst(data: Any, split: str, images: Mapping[int, ImageFindings], threshold: float) -> list[Errors]:
     """The pictures with errors, most of them first.
 
     Detections above `threshold` are matched to objects of their class at IoU 0.5, best score first.
@@ -59,7 +66,7 @@ def worst(data: Any, split: str, images: dict[int, Any], threshold: float) -> li
     Args:
         data: the data set.
         split: its part that was evaluated.
-        images: `metric.coco.ImageDetections` by image id.
+        images: what was found, by image id.
         threshold: lowest score that counts.
     """
     label_of = {number: label for label, number in enumerate(data.category_ids)}
@@ -80,7 +87,9 @@ def worst(data: Any, split: str, images: dict[int, Any], threshold: float) -> li
     return sorted((e for e in errors if e.missed + e.false), key=lambda e: (-e.missed - e.false, e.place))
 
 
-def draw(data: Any, split: str, images: dict[int, Any], threshold: float, errors: list[Errors]) -> Image.Image:
+def draw(
+    data: Any, split: str, images: Mapping[int, ImageFindings], threshold: float, errors: list[Errors]
+) -> Image.Image:
     """A sheet of pictures: truth left, predictions right."""
     label_of = {number: label for label, number in enumerate(data.category_ids)}
     pairs = []
@@ -96,7 +105,7 @@ def draw(data: Any, split: str, images: dict[int, Any], threshold: float, errors
     return sheet(pairs, columns=4)
 
 
-def _shown(data: Any, split: str, images: dict[int, Any], index: int, threshold: float) -> tuple[Any, ...]:
+def _shown(data: Any, split: str, images: Mapping[int, ImageFindings], index: int, threshold: float) -> tuple[Any, ...]:
     """Objects of a picture, and boxes `[n, 4]` xyxy, labels `[n]` and scores `[n]` of its detections, best first."""
     part = data.split(split)
     found = images[part.image_ids[index]]

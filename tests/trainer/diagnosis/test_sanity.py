@@ -26,7 +26,8 @@ def told(words: list[str], **wrong):
     tasks = ("boxes", *["masks"] * data.has_masks, *["keypoints"] * (data.keypoints is not None))
     network = SimpleNamespace(image_size=(64, 64), stride=32, tasks=tasks, keypoint_counts=())
     metric = build.metric(cfg, data, network, **wrong)
-    return SimpleNamespace(data=data, network=network, seed=0, make_metric=metric)
+    config = {"trainer": {"monitor": None}}
+    return SimpleNamespace(data=data, network=network, seed=0, make_metric=metric, config=config)
 
 
 def people(root: Path, annotations: list[dict]) -> list[str]:

@@ -57,7 +57,8 @@ def test_the_sheet_the_table_and_what_the_views_are_told(tmp_path):
         image=lambda path, name, step: told.append((name, step)),
     )
     run = SimpleNamespace(data=DATA, tracker=tracker, output_dir=tmp_path)
-    metric = SimpleNamespace(images=IMAGES, iou_types=("bbox",), table=lambda kind: [{"class": "größe", "AP": 0.5}])
+    rows = [{"class": "größe", "AP": 0.5}]
+    metric = SimpleNamespace(images=IMAGES, iou_types=("bbox",), table=lambda kind: rows, operating_points=dict)
     keep_details(run, "val", metric, {"F1": 0.5, "F1_threshold": 0.5}, step=7, count=2)
     assert told == [("classes.json", 7), ("worst", 7)]
     assert json.loads((tmp_path / "classes.json").read_text()) == {"bbox": [{"class": "größe", "AP": 0.5}]}
