@@ -50,6 +50,10 @@ LAYERS = {
     "launch": 9,
     "": 10,  # commands
 }
+COMMANDS = {"train", "evaluate", "predict", "export", "export_weights", "benchmark", "compare", "report", "reproduce"}
+COMMANDS |= {"explain", "sync", "check_data"}
+PARTS = ("network", "net", "backbone", "metric", "matcher", "tracker")  # what `detr_exp/protocols.py` has contracts of
+MOST_ANY = 437  # lower it with every one that gets a type
 WITHIN = {"trainer.diagnosis"}  # rooms that share the layer of the folder they are in
 
 
@@ -88,6 +92,56 @@ def test_a_module_imports_only_from_lower_layers_or_its_own_folder(path: Path) -
     for name in imports(path):
         other = folder_of(name)
         assert other == own or LAYERS[other] < LAYERS[own], f"{dotted(path)} (in {own or 'root'}) imports {name}"
+
+
+def imported_modules(path: Path) -> set[str]:
+    """Modules of the package that a file imports, wherever in the file; of `from data import loader` the loader."""
+    known = set(map(dotted, modules()))
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == PACKAGE.name:
+            parent = (node.module or "").partition(".")[2]
+            inner = {f"{parent}.{alias.name}".lstrip(".") for alias in node.names}
+            found |= (inner & known) | ({parent} if inner - known else set())
+        elif isinstance(node, ast.Import):
+            found |= {alias.name.partition(".")[2] for alias in node.names if alias.name.split(".")[0] == PACKAGE.name}
+    return (found & known) - {dotted(path), ""}
+
+
+def test_modules_do_not_import_each_other_in_circles() -> None:
+    """Imports within functions and those for the type checker count: who needs whom is one direction everywhere."""
+    left = {dotted(path): imported_modules(path) for path in modules()}
+    while free := {name for name, needs in left.items() if not needs & left.keys()}:
+        left = {name: needs for name, needs in left.items() if name not in free}
+    while idle := left.keys() - set().union(*left.values()):  # what only leads into a circle
+        left = {name: needs for name, needs in left.items() if name not in idle}
+    assert not left, f"import each other: { ({name: sorted(needs & left.keys()) for name, needs in left.items()}) }"
+
+
+@pytest.mark.parametrize("path", modules(), ids=dotted)
+def test_commands_are_not_imported(path: Path) -> None:
+    """What two commands share is a module below them."""
+    assert not imported_modules(path) & COMMANDS
+
+
+def test_the_commands_are_the_modules_that_can_be_started() -> None:
+    started = {path.stem for path in PACKAGE.glob("*.py") if 'if __name__ == "__main__"' in path.read_text()}
+    assert started == COMMANDS
+
+
+@pytest.mark.parametrize("path", modules(), ids=dotted)
+def test_parts_are_asked_by_their_contracts(path: Path) -> None:
+    """What a network or a metric may lack is an ability with a protocol, and not a name in quotation marks."""
+    for call in (node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call)):
+        if isinstance(call.func, ast.Name) and call.func.id in ("getattr", "hasattr", "setattr"):
+            asked = ast.unparse(call.args[0]).rpartition(".")[2].rpartition("_")[2]
+            is_named = isinstance(call.args[1], ast.Constant | ast.JoinedStr)
+            assert not (is_named and asked in PARTS), f"{dotted(path)}:{call.lineno}: {ast.unparse(call)}"
+
+
+def test_few_values_may_be_anything() -> None:
+    names = [node for path in modules() for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Name)]
+    assert sum(name.id == "Any" for name in names) <= MOST_ANY
 
 
 def test_the_layers_name_every_folder() -> None:
