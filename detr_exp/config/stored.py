@@ -85,15 +85,11 @@ def as_before(config: Mapping[str, Any]) -> dict[str, Any]:
     return config
 
 
-def _renamed(node: Any, names: Mapping[str, str]) -> Any:
-    """A copy of nested plain values in which targets have other names."""
-    if isinstance(node, list):
-        return [_renamed(value, names) for value in node]
-    if not isinstance(node, Mapping):
-        return node
-    made = {key: _renamed(value, names) for key, value in node.items()}
-    target = made.get("_target_")
-    return made | {"_target_": names[target]} if isinstance(target, str) and target in names else made
+def _renamed(config: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, Any]:
+    """A config whose groups call their targets by other names; only groups: stored values can have any depth."""
+    found = {group: node.get("_target_") for group, node in config.items() if isinstance(node, Mapping)}
+    moved = {group: names[name] for group, name in found.items() if isinstance(name, str) and name in names}
+    return {**config, **{group: {**config[group], "_target_": name} for group, name in moved.items()}}
 
 
 def table(loss: Mapping[str, Any], resolved: bool = True) -> dict[str, Any] | None:

@@ -43,5 +43,5 @@ def test_configs_that_are_not_resolved_are_known_too() -> None:
 def test_another_table_is_another_run() -> None:
     config = build.plain(compose(["data.num_classes=3"]))
     changed = build.plain(compose(["data.num_classes=3", "+loss.terms.giou.divide=pairs"]))
-    assert as_before(changed) == changed
+    assert "terms" in as_before(changed)["loss"]
     assert identity(changed) != identity(config)
