@@ -151,7 +151,7 @@ def run(cfg: DictConfig, output_dir: Path, *, identity: str = "", resume_from: P
     Args:
         cfg: see `compose`.
         output_dir: the run folder.
-        identity: of the config as it was asked for; see `trainer.resume.identity`.
+        identity: of the config as it was asked for; see `trainer.origin.identity`.
         resume_from: the checkpoint to go on from.
 
     Raises:

@@ -23,7 +23,6 @@ from pathlib import Path
 from typing import NoReturn
 
 import hydra
-from hydra._internal.utils import get_args_parser
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException, InstantiationException
 from hydra.types import RunMode
@@ -31,6 +30,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from detr_exp.config import grid
 from detr_exp.config.compose import CONF_DIR, composition, config_loader, first_words, in_our_words, refuse_unready
+from detr_exp.config.hydra_private import get_args_parser
 from detr_exp.config.mistakes import OURS, ConfigError, groups_of, is_said_by_us
 from detr_exp.folder import begin, notes_of_hydra, refuse_run_folder, remove_unused
 from detr_exp.signals import Interrupt, Interrupted

@@ -12,9 +12,10 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from detr_exp import cli
-from detr_exp.config.mistakes import flat
+from detr_exp.config.keys import NO_NUMBER, is_under
 from detr_exp.runs.past import PastRun, find, load_all
 from detr_exp.terminal import say
+from detr_exp.values import Values, flat
 from detr_exp.writing import write
 
 USAGE = """\
@@ -34,7 +35,6 @@ run on a side it speaks of these two networks on other images, not of other seed
   root               where ids are looked for
   allow_targets      packages of your own that the checkpoints' configs name
 """
-PLACES = ("tracker.", "hydra.", "trainer.resume", "trainer.progress_bar")  # change no number
 
 if TYPE_CHECKING:
     import numpy as np
@@ -62,7 +62,7 @@ def compare(cfg: DictConfig) -> float:
     return compare_in(Path(HydraConfig.get().runtime.output_dir), cfg)["difference"]
 
 
-def compare_in(folder: Path, cfg: DictConfig) -> dict[str, Any]:
+def compare_in(folder: Path, cfg: DictConfig) -> Values:
     """Compare, print, and write `compare.json` into a folder.
 
     Args:
@@ -156,7 +156,7 @@ def _evaluated(sides: list[list[PastRun]], cfg: DictConfig, opened: OnData) -> t
     return made[0], made[1], [names[number] for number in known]
 
 
-def statistics(a: Side, b: Side, classes: Sequence[str], level: float) -> dict[str, Any]:
+def statistics(a: Side, b: Side, classes: Sequence[str], level: float) -> Values:
     """Means, their difference and its interval, for all classes together and each of them.
 
     In every draw of the images the runs of a side are drawn as well, where there are several.
@@ -202,16 +202,17 @@ def statistics(a: Side, b: Side, classes: Sequence[str], level: float) -> dict[s
 def config_difference(a: Sequence[PastRun], b: Sequence[PastRun]) -> list[tuple[str, str, str]]:
     """Keys whose values are not the same on both sides, with the values on each."""
 
-    def values(runs: Sequence[PastRun], key: str) -> str:
-        found = (dict(flat(run.config)).get(key, "-") for run in runs)
+    def values(configs: Sequence[Values], key: str) -> str:
+        found = (config.get(key, "-") for config in configs)
         return ", ".join(dict.fromkeys("null" if value is None else str(value) for value in found))
 
-    keys = {key: None for run in [*a, *b] for key, value in flat(run.config) if not isinstance(value, dict)}
-    rows = [(key, values(a, key), values(b, key)) for key in keys if not key.startswith(PLACES)]
+    sides = [[flat(run.config) for run in side] for side in (a, b)]
+    keys = dict.fromkeys(key for configs in sides for config in configs for key in config)
+    rows = [(key, values(sides[0], key), values(sides[1], key)) for key in keys if not is_under(key, NO_NUMBER)]
     return [row for row in rows if row[1] != row[2]]
 
 
-def text(found: dict[str, Any]) -> str:
+def text(found: Values) -> str:
     """The comparison as a person reads it."""
     low, high = found["interval"]
     lines = [f"\n{found['split']} split"]

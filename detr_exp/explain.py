@@ -6,18 +6,18 @@ import json
 import re
 import sys
 from collections.abc import Iterator, Sequence
-from typing import Any, cast
 
-from hydra._internal.utils import get_args_parser
 from omegaconf import DictConfig, OmegaConf
 
 from detr_exp import cli
 from detr_exp.config.compose import Composition, composition, config_loader
-from detr_exp.config.mistakes import ConfigError, flat, look_up, read_words
+from detr_exp.config.hydra_private import get_args_parser
+from detr_exp.config.mistakes import ConfigError, read_words
 from detr_exp.config.stored import literal
 from detr_exp.runs.past import PastRun, find_one
 from detr_exp.terminal import say
 from detr_exp.tracker.secrets import masked
+from detr_exp.values import Values, flat, look_up, values_of, walk
 
 USAGE = """\
 Which file or word of the command line set a value, and where a run differs from its recipe.
@@ -61,7 +61,7 @@ def explain(words: Sequence[str], config_dir: str | None = None) -> str:
     return "\n\n".join(parts)
 
 
-def origins(composed: Composition, words: Sequence[str], values: dict[str, Any], key: str) -> Iterator[str]:
+def origins(composed: Composition, words: Sequence[str], values: Values, key: str) -> Iterator[str]:
     """Lines about a key: its value, then everything that set it, in order; the last one counts.
 
     For a section: a line for every value in it, with what counts.
@@ -75,13 +75,13 @@ def origins(composed: Composition, words: Sequence[str], values: dict[str, Any],
     except KeyError:
         from difflib import get_close_matches
 
-        near = get_close_matches(key, [name for name, _ in flat(values)], n=1) or ["optim"]
+        near = get_close_matches(key, [name for name, _ in walk(values)], n=1) or ["optim"]
         raise ConfigError(f"there is no key {key}; did you mean key={near[0]}?") from None
     option = composed.choices.get(key.replace(".", "/"))
     if option is not None:
         yield f"{key.replace('.', '/')}={option}"
     if isinstance(value, dict) and value:
-        rows = [(name, _shown(found), setters(composed, words, name)) for name, found in _leaves(value, f"{key}.")]
+        rows = [(name, _shown(found), setters(composed, words, name)) for name, found in flat(value, f"{key}.").items()]
         yield from _aligned([(f"  {name}", found, by[-1][0] if by else "") for name, found, by in rows])
         return
     yield f"{key} = {_shown(value)}"
@@ -95,35 +95,37 @@ def origins(composed: Composition, words: Sequence[str], values: dict[str, Any],
         yield from origins(composed, words, values, name)
 
 
-def setters(composed: Composition, words: Sequence[str], key: str) -> list[tuple[str, Any]]:
+def setters(composed: Composition, words: Sequence[str], key: str) -> list[tuple[str, object]]:
     """Every file and word that sets a key, in the order in which they count, with what they set it to."""
-    found: list[tuple[str, Any]] = []
+    found: list[tuple[str, object]] = []
     for source in composed.sources:
         try:
             found.append((source.file, look_up(source.values, key)))
         except KeyError:
             continue
     for word in read_words(words):
-        name, value = word.key_or_group, cast(Any, word.value())
+        name, value = word.key_or_group, word.value()
         if name not in composed.choices and (key == name or key.startswith(f"{name}.")):
-            inside = value if key == name else OmegaConf.select(OmegaConf.create(value), key[len(name) + 1 :])
+            inside = value
+            if key != name:
+                inside = OmegaConf.select(OmegaConf.create({"said": value}), f"said{key.removeprefix(name)}")
             found.append((f"command line: {masked(str(word.input_line))}", masked(inside, key)))
     return found
 
 
-def difference(composed: Composition, words: Sequence[str], values: dict[str, Any], config_dir: str | None) -> str:
+def difference(composed: Composition, words: Sequence[str], values: Values, config_dir: str | None) -> str:
     """Where values differ from the published recipe, or, where there is none, from the defaults of the options."""
     experiment = composed.choices.get("experiment")
     chosen = [word.input_line for word in read_words(words) if word.key_or_group in composed.choices]
     base = [f"experiment={experiment}"] if experiment else [str(word) for word in chosen]
     recipe = composition(config_loader(config_dir), "config", base)
-    given = dict(flat(values))
+    given = flat(values)
     for key in OmegaConf.missing_keys(recipe.cfg):  # what every user has to give is no difference
         OmegaConf.update(recipe.cfg, key, literal(given.get(key)))
     groups = [group for group in composed.choices if not group.startswith("hydra/")]
     rows = [(group, str(recipe.choices.get(group)), str(composed.choices[group])) for group in groups]
     before, now = (
-        {key: _shown(value) for key, value in _leaves(masked(side))} for side in (resolved(recipe.cfg), values)
+        {key: _shown(value) for key, value in flat(masked(side)).items()} for side in (resolved(recipe.cfg), values)
     )
     rows += [(key, before.get(key, ABSENT), now.get(key, ABSENT)) for key in dict.fromkeys([*now, *before])]
     rows = [row for row in rows if row[1] != row[2]]
@@ -134,16 +136,12 @@ def difference(composed: Composition, words: Sequence[str], values: dict[str, An
     return "\n".join([f"{len(rows)} {many} from {of}", *_aligned([(f"  {k}", f"{a} -> {b}") for k, a, b in rows])])
 
 
-def resolved(cfg: DictConfig) -> dict[str, Any]:
+def resolved(cfg: DictConfig) -> Values:
     """The values of a config; what must be given and is not stays `???`."""
     copy = cfg.copy()
     for key in OmegaConf.missing_keys(copy):
         OmegaConf.update(copy, key, "(must be given)")
-    return cast(dict[str, Any], OmegaConf.to_container(copy, resolve=True))
-
-
-def _leaves(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    return ((key, value) for key, value in flat(values, prefix) if not (isinstance(value, dict) and value))
+    return values_of(copy)
 
 
 def _taken(words: Sequence[str], name: str) -> str | None:
@@ -154,7 +152,7 @@ def _of(words: Sequence[str]) -> str:
     return f" of {' '.join(words)}" if words else ""
 
 
-def _shown(value: Any) -> str:
+def _shown(value: object) -> str:
     """A value as one writes it on the command line."""
     if isinstance(value, dict | list) or value is None or isinstance(value, bool):
         return json.dumps(value, ensure_ascii=False)

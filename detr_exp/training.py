@@ -47,7 +47,7 @@ def train_in(
     from detr_exp import build  # loads torch, which --help and mistakes do not wait for
     from detr_exp.trainer import checkpoint as files
     from detr_exp.trainer.distributed import Silent, first_rank_first, once, rank
-    from detr_exp.trainer.resume import origin
+    from detr_exp.trainer.origin import origin
 
     start = once(origin, cfg.trainer.resume, folder, build.plain(cfg))
     if start.folder != folder:
@@ -93,7 +93,7 @@ def train_in(
 
 def _facts(run: Run, hardware: Hardware) -> dict[str, str]:
     """What one looks for among many runs."""
-    from detr_exp.trainer.resume import IDENTITY_TAG
+    from detr_exp.trainer.origin import IDENTITY_TAG
 
     facts = {
         IDENTITY_TAG: run.identity,

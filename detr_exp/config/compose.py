@@ -11,13 +11,9 @@ from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 from hydra import version
-from hydra._internal.config_loader_impl import ConfigLoaderImpl
-from hydra._internal.config_repository import CachingConfigRepository, IConfigRepository
-from hydra._internal.defaults_list import DefaultsList, create_defaults_list
-from hydra._internal.utils import create_config_search_path
 from hydra.core.config_search_path import SearchPathQuery
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
@@ -30,11 +26,20 @@ from omegaconf.errors import (
 )
 from yaml import YAMLError
 
+from detr_exp.config.hydra_private import (
+    CachingConfigRepository,
+    ConfigLoaderImpl,
+    DefaultsList,
+    IConfigRepository,
+    apply_overrides,
+    create_config_search_path,
+    create_defaults_list,
+    extend_search_path,
+    load_file,
+)
 from detr_exp.config.mistakes import (
     ConfigError,
-    flat,
     groups_of,
-    look_up,
     read_words,
     refuse_no_metric,
     refuse_wrong_choices,
@@ -42,6 +47,7 @@ from detr_exp.config.mistakes import (
     wrong_value,
 )
 from detr_exp.config.ranges import refuse_out_of_range
+from detr_exp.values import Values, flat, look_up, values_of
 
 HERE = Path(__file__).resolve().parent.parent
 CONF_DIR = next(folder for folder in (HERE / "conf", HERE.parent / "conf") if folder.is_dir())  # installed; a checkout
@@ -64,7 +70,7 @@ class Source:
 
     file: str
     package: str
-    values: dict[str, Any]
+    values: Values
     recipe: bool
     sweeps: bool
 
@@ -137,7 +143,7 @@ class Composer:
         self.loader, self.config_name = loader, config_name
         self.repository = CachingConfigRepository(loader.repository)
         with in_our_words():
-            loader._process_config_searchpath(config_name, list(words), self.repository)
+            extend_search_path(loader, config_name, words, self.repository)
             self.groups = groups_of(self.repository)
 
     def composed(self, words: list[Override]) -> Composition:
@@ -156,11 +162,11 @@ class Composer:
             OmegaConf.set_struct(cfg, True)
             settings = [word for word in defaults.config_overrides if not word.is_hydra_override()]
             choices = dict(defaults.overrides.known_choices)
-            values = _plain(cfg)
+            values = values_of(cfg, resolve=False)
             for word in settings:
                 refuse_wrong_setting(word, values, choices, self.groups, self.repository)
             _refuse_deleted(settings, sources)
-            self.loader._apply_overrides_to_config(settings, cfg)
+            apply_overrides(self.loader, settings, cfg)
             _refuse_wrong_references(settings, values, cfg, self.groups)
         composed = Composition(cfg, choices, list(sources))
         _refuse_unknown_keys(composed)
@@ -198,12 +204,12 @@ def _sources(
     for default in defaults.defaults:
         if default.package == "hydra" or (default.package or "").startswith("hydra."):
             continue
-        loaded = loader._load_single_config(default, repository)
+        loaded = load_file(loader, default, repository)
         # what is put under a package is a copy already, anything else is what the repository keeps
         config = cast(DictConfig, loaded.config if default.package else deepcopy(loaded.config))
         sweeps = bool(OmegaConf.select(config, "hydra.sweeper.params"))
         config.pop("hydra", None)
-        values = _plain(config)
+        values = values_of(config, resolve=False)
         folder = Path(loaded.path.removeprefix("file://"))
         shown = folder.name if folder == CONF_DIR else str(folder)
         source = Source(
@@ -227,9 +233,7 @@ def _refuse_unknown_keys(composed: Composition) -> None:
         if not source.recipe:
             owners.setdefault(source.package, []).append(source)
     root = [source for source in composed.sources if not source.recipe and not source.package]
-    for key, value in flat(_plain(composed.cfg)):
-        if isinstance(value, dict) and value:
-            continue
+    for key in flat(values_of(composed.cfg, resolve=False)):
         parts = key.split(".")
         package = next(p for n in range(len(parts), -1, -1) if (p := ".".join(parts[:n])) in owners)
         if key.startswith(OPEN_KEYS) or any(_knows(source, key) for source in [*owners[package], *root]):
@@ -261,7 +265,7 @@ def _refuse_deleted(words: Sequence[Override], sources: Sequence[Source]) -> Non
 
 
 def _refuse_wrong_references(
-    words: Sequence[Override], values: dict[str, Any], cfg: DictConfig, groups: Mapping[str, Sequence[str]]
+    words: Sequence[Override], values: Values, cfg: DictConfig, groups: Mapping[str, Sequence[str]]
 ) -> None:
     """Refuse references that lead to a value of the wrong kind; `refuse_unready` tells which lead nowhere.
 
@@ -283,7 +287,7 @@ def _refuse_wrong_references(
 
 def _knows(source: Source, key: str) -> bool:
     """Whether a file has a key, or leaves it open."""
-    values: Any = source.values
+    values: object = source.values
     for part in key.split("."):
         if not isinstance(values, dict) or not values:
             return True
@@ -299,10 +303,6 @@ def _sets(source: Source, key: str) -> bool:
     except KeyError:
         return False
     return True
-
-
-def _plain(config: Any) -> dict[str, Any]:
-    return cast(dict[str, Any], OmegaConf.to_container(config, resolve=False))
 
 
 def first_words(error: Exception) -> str:

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from itertools import product
 
-from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override, QuotedString
 
 from detr_exp.config.compose import Composer, Composition, refuse_unready
+from detr_exp.config.hydra_private import ConfigLoaderImpl
 from detr_exp.config.mistakes import ConfigError, read_words
 
 OWN_KEYS = ("sweep_retry", "sweep_fail_fast")  # of the command line, meant for the sweep and not for its runs

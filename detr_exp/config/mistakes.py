@@ -10,16 +10,17 @@ import math
 import re
 import shlex
 import traceback
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
 
-from hydra._internal.config_repository import IConfigRepository
 from hydra.core.default_element import ConfigDefault
 from hydra.core.object_type import ObjectType
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 from omegaconf import OmegaConf
+
+from detr_exp.config.hydra_private import IConfigRepository
+from detr_exp.values import Values, is_number, look_up, walk
 
 Groups = Mapping[str, Sequence[str]]
 QUOTES = "\"'"
@@ -131,7 +132,7 @@ def refuse_wrong_choices(words: Iterable[Override], groups: Groups) -> None:
 
 def refuse_wrong_setting(
     word: Override,
-    values: dict[str, Any],
+    values: Values,
     choices: Mapping[str, str | None],
     groups: Groups,
     repository: IConfigRepository,
@@ -159,7 +160,7 @@ def refuse_wrong_setting(
             raise ConfigError(f"{word.input_line}: {problem}")
 
 
-def wrong_value(key: str, value: Any, present: Any, groups: Groups) -> str | None:
+def wrong_value(key: str, value: object, present: object, groups: Groups) -> str | None:
     """Why `value` cannot take the place of `present`, or None."""
     group = key.replace(".", "/")
     if group in groups and isinstance(value, str):
@@ -174,20 +175,16 @@ def wrong_value(key: str, value: Any, present: Any, groups: Groups) -> str | Non
         return f"{key} takes a list: " + shlex.quote(f"{key}=[{','.join([str(value)] * max(1, len(present)))}]")
     if isinstance(present, bool) and not isinstance(value, bool) and not _is_path(value):
         return f"{key} takes true or false: {key}={str(present).lower()}"
-    if _is_number(present) and not _is_number(value):
+    if is_number(present) and not is_number(value):
         return f"{key} takes a number: {key}={present}"
     if present is None and isinstance(value, str) and value.lower() == "none":
         return f"'no value' is written null: {key}=null"
     return None
 
 
-def _is_path(value: Any) -> bool:
+def _is_path(value: object) -> bool:
     """Whether this names a file: `pretrained` is a switch, and takes weights as well."""
     return isinstance(value, str) and bool({"/", "."} & set(value))
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def refuse_no_metric(monitor: str | None) -> None:
@@ -207,11 +204,11 @@ def refuse_no_metric(monitor: str | None) -> None:
 
 
 def unknown_key(
-    key: str, values: dict[str, Any], choices: Mapping[str, str | None], groups: Groups, repository: IConfigRepository
+    key: str, values: Values, choices: Mapping[str, str | None], groups: Groups, repository: IConfigRepository
 ) -> str:
     """Which other options have the key, or which key was meant."""
     group = _owner(key, choices)
-    known = [name for name, value in flat(values) if "${" not in str(value)]  # references are set where they point
+    known = [name for name, value in walk(values) if "${" not in str(value)]  # references are set where they point
     if not group:
         return f"there is no key {key}; {_meant_anywhere(key, known, groups)}--cfg job shows all keys"
     option, inside = choices[group], key[len(group) + 1 :]
@@ -253,27 +250,6 @@ def _has(repository: IConfigRepository, group: str, option: str, inside: str) ->
         bases = [default for default in loaded.defaults_list or [] if isinstance(default, ConfigDefault)]
         return any(_has(repository, group, str(base.path), inside) for base in bases if not base.is_self())
     return True
-
-
-def look_up(values: Any, key: str) -> Any:
-    """The value under a dotted key of nested dictionaries.
-
-    Raises:
-        KeyError: when it is not there.
-    """
-    for part in key.split(".") if key else ():
-        if not isinstance(values, dict) or part not in values:
-            raise KeyError(key)
-        values = values[part]
-    return values
-
-
-def flat(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Every dotted key and its value; mappings as well as what is in them."""
-    for name, value in values.items():
-        yield f"{prefix}{name}", value
-        if isinstance(value, dict):
-            yield from flat(value, f"{prefix}{name}.")
 
 
 def did_you_mean(word: str, known: Iterable[str], template: str = "{}") -> str:

@@ -11,11 +11,12 @@ import math
 import re
 import sys
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
-from detr_exp.config.mistakes import ConfigError, flat
+from detr_exp.config.mistakes import ConfigError
+from detr_exp.values import Values, flat, is_number, values_of
 
 OURS = ("detr_exp.", "hydra_plugins.detr_exp.", "torch.optim.")
 
@@ -43,8 +44,8 @@ class Range(NamedTuple):
     mended: float | None = None
     advice: str = ""
 
-    def holds(self, value: Any) -> bool:
-        if not _is_number(value):
+    def holds(self, value: object) -> bool:
+        if not is_number(value):
             return isinstance(value, str) and value in self.words
         if value != value or abs(value) > sys.float_info.max:  # a whole number may be too large to be asked isfinite
             return False
@@ -186,24 +187,20 @@ class Row(NamedTuple):
         many = f"a list of {self.length}, each " if self.length else ""
         return f"{many}{self.range}{', or null' if self.nullable else ''}"
 
-    def faults(self, value: Any) -> Iterator[Any]:
+    def faults(self, value: object) -> Iterator[object]:
         """The numbers in `value` that are out of range, or `value` itself where it is none, or of another length."""
-        many = isinstance(value, list) and self.listed
+        items = value if isinstance(value, list) and self.listed else None
         if value is None:
             if not self.nullable:
                 yield value
-        elif self.length and not (many and len(value) == self.length):
+        elif self.length and (items is None or len(items) != self.length):
             yield value
-        elif many:
+        elif items is not None:
             one = self._replace(length=None, free=False)
-            for item in value:
+            for item in items:
                 yield from one.faults(item)
-        elif not self.range.holds(value) and (not self.free or _is_number(value)):
+        elif not self.range.holds(value) and (not self.free or is_number(value)):
             yield value
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _rows() -> dict[str, Row]:
@@ -228,8 +225,8 @@ def refuse_out_of_range(cfg: DictConfig) -> None:
     Raises:
         ConfigError: names the key as it is set on the command line, its value, its range, and a word that mends it.
     """
-    values = _flat(OmegaConf.to_container(cfg, resolve=True))
-    written = _flat(OmegaConf.to_container(cfg, resolve=False))
+    values = flat(values_of(cfg))
+    written = flat(values_of(cfg, resolve=False))
     for key, value in values.items():
         row = row_of(key, values)
         if row is None or not _is_ours(key, values):
@@ -244,25 +241,21 @@ def refuse_out_of_range(cfg: DictConfig) -> None:
             raise ConfigError(f"{name} is {found}{whole}; it must be {row}: {name}={mended}{advice}")
 
 
-def row_of(key: str, values: dict[str, Any]) -> Row | None:
+def row_of(key: str, values: Values) -> Row | None:
     """The row for a key, or None where it has no range."""
     named = re.sub(r"^(optim\.param_groups)\.[^.]+\.", r"\1.*.", key)
     decided = ROWS.get(f"{named}:{values.get(DECIDED_BY[named])}") if named in DECIDED_BY else None
     return decided or ROWS.get(named)
 
 
-def _is_ours(key: str, values: dict[str, Any]) -> bool:
+def _is_ours(key: str, values: Values) -> bool:
     """Whether the part that takes a key is not the user's own: the nearest `_target_` above it says so."""
     parts = key.split(".")
     above = (values.get(".".join([*parts[:count], "_target_"])) for count in range(len(parts) - 1, 0, -1))
     return str(next(filter(None, above), OURS[0])).startswith(OURS)
 
 
-def _flat(values: Any) -> dict[str, Any]:
-    return {key: value for key, value in flat(values) if not (isinstance(value, dict) and value)}
-
-
-def _set_by(key: str, written: dict[str, Any]) -> str:
+def _set_by(key: str, written: Values) -> str:
     """The key that a user sets: where `key` is a reference, the one it refers to."""
     while found := re.fullmatch(r"\$\{([\w.]+)\}", str(written.get(key))):
         key = found.group(1)

@@ -5,14 +5,15 @@ Legend: n runs with a result, g different values of a setting.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 
+from detr_exp.config.keys import NO_NUMBER, is_under
 from detr_exp.runs.past import PastRun
+from detr_exp.values import Values, flat
 
-NO_NUMBERS = ("tracker.", "hydra.", "trainer.resume", "trainer.progress_bar")  # keys that change no result
 BINS = 4
 FEWEST = 4  # runs with a result, to speak of importance
 
@@ -51,9 +52,9 @@ def settings(runs: Sequence[PastRun]) -> list[Setting]:
     """What differs, words of the command lines first; keys that always change together are one setting."""
     configs = [flat(run.config) for run in runs]
     words = {word.partition("=")[0].lstrip("+~"): None for run in runs for word in run.record.words}
-    keys = {key: None for config in configs for key in config if not key.startswith(NO_NUMBERS)}
+    keys = dict.fromkeys(key for config in configs for key in config)
     found: dict[tuple[int, ...], Setting] = {}
-    for key in dict.fromkeys([*(word for word in words if not word.startswith(NO_NUMBERS)), *keys]):
+    for key in [key for key in words | keys if not is_under(key, NO_NUMBER)]:
         values = [_value(run, config, key) for run, config in zip(runs, configs)]
         pattern = tuple(values.index(value) for value in values)
         if len(set(pattern)) == 1:
@@ -65,7 +66,7 @@ def settings(runs: Sequence[PastRun]) -> list[Setting]:
     return list(found.values())
 
 
-def _value(run: PastRun, config: Mapping[str, Any], key: str) -> str:
+def _value(run: PastRun, config: Values, key: str) -> str:
     """Of a key in the config, of a group in the tags, else of the word itself (a run that did not get far)."""
     if key in config:
         return "null" if config[key] is None else str(config[key])
@@ -114,14 +115,6 @@ def front(points: Sequence[tuple[float, float]]) -> list[int]:
             best = points[place][1]
             kept.append(place)
     return kept
-
-
-def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """A nested mapping as dotted keys."""
-    found: dict[str, Any] = {}
-    for key, value in values.items():
-        found |= flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) and value else {f"{prefix}{key}": value}
-    return found
 
 
 def _number(text: str) -> float | None:

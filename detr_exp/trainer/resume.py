@@ -1,186 +1,22 @@
-"""Going on where a run stopped: which checkpoint, whether it fits, and putting its state back."""
+"""Going on where a run stopped: whether a checkpoint fits, and putting its state back."""
 
 from __future__ import annotations
 
-import shlex
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-from detr_exp.config.stored import as_before
-from detr_exp.folder import in_use, is_held
+from detr_exp.config.keys import FIXED, FREE, RULES, differing, is_under
 from detr_exp.model.adapter.slim import BaseFile
 from detr_exp.protocols import Counting
-from detr_exp.tracker.base import RECORD, RunRecord
 from detr_exp.trainer import checkpoint as files
 from detr_exp.trainer import distributed
 from detr_exp.trainer.state import COUNTED, DECIDED, Run, State
+from detr_exp.values import Values, flat
 
-IDENTITY_TAG = "config.hash"
 BESIDE = ("world_size", "logged_lines", "nonfinite_costs", "data_fingerprint")  # the state, in a checkpoint
 
-# Every key is in one of three classes, as dotted prefixes: these may change without changing a number of the training,
-FREE = (
-    "allow_targets",
-    "sweep_retry",
-    "sweep_fail_fast",
-    "tracker",
-    "metric",
-    "hydra",
-    "trainer.resume",
-    "trainer.resume_world_size",
-    "trainer.hardware.devices",
-    "trainer.progress_bar",
-    "trainer.num_pictures",
-    "trainer.picture_threshold",
-    "trainer.keep_checkpoints",
-    "trainer.checkpoint_interval",
-    "trainer.checkpoint_every_steps",
-    "trainer.run_test",
-    "trainer.compute_test_loss",
-    "trainer.nonfinite_limit",
-    "data.cache",
-    "data.cache_gb",
-    "data.num_workers",
-    "data.pin_memory",
-    "data.persistent_workers",
-    "data.prefetch_factor",
-)
-# without these the stored state has no meaning, or they have acted when it was stored; all others act from there on.
-FIXED = (
-    "model",
-    "seed",
-    "optim.optimizer",
-    "optim.betas",
-    "optim.param_groups",
-    "data.category_ids",
-    "data.num_classes",
-    "trainer.batch_size",
-    "trainer.auto_batch_target_effective",
-    "trainer.auto_batch_max_targets_per_image",
-    "trainer.auto_batch_ema_headroom",
-    "trainer.grad_accum_steps",
-    "trainer.use_ema",
-    "trainer.ema_copy_first",
-)
-RULES = "optim.param_groups"  # users add entries of their own: one that was not there is a change as well
 
-
-class Origin(NamedTuple):
-    """Where a run begins.
-
-    Attributes:
-        folder: the run folder: the one asked for, or that of the run that goes on.
-        checkpoint: to go on from; None: from the start.
-        record: of the run that goes on; None: it is a new one.
-        identity: of the config.
-    """
-
-    folder: Path
-    checkpoint: Path | None
-    record: RunRecord | None
-    identity: str
-
-    @property
-    def seed(self) -> int | None:
-        """The seed of the run that goes on."""
-        seed = None if self.record is None else self.record.tags.get("seed")
-        return None if seed is None else int(seed)
-
-
-def origin(resume: str | None, output_dir: Path, config: Mapping[str, Any]) -> Origin:
-    """Where a run with this config begins.
-
-    A run goes on in its own folder, under its own name. One that was killed before its first checkpoint begins again,
-    but is still the same run.
-
-    Args:
-        resume: null, a checkpoint, a run folder, or `auto`; see `find`.
-        output_dir: the run folder asked for.
-        config: the resolved config as it was asked for.
-
-    Raises:
-        ValueError: a named checkpoint is not there, or another run is in the folder.
-    """
-    wanted = identity(config)
-    checkpoint = find(resume, output_dir, wanted)
-    if checkpoint is not None and (checkpoint.parent / RECORD).exists():
-        return Origin(checkpoint.parent, checkpoint, RunRecord.load(checkpoint.parent), wanted)
-    if resume == "auto" and checkpoint is None and is_unfinished(output_dir, wanted):
-        return Origin(output_dir, None, RunRecord.load(output_dir), wanted)
-    if checkpoint is None or checkpoint.parent.resolve() != output_dir.resolve():
-        refuse_taken(output_dir)
-    return Origin(output_dir, checkpoint, None, wanted)
-
-
-def refuse_taken(folder: Path) -> None:
-    """Refuse to begin a run where there is one, whose checkpoints it would replace.
-
-    Raises:
-        ValueError: says how to go on with that one, and how to replace it.
-    """
-    if not (folder / RECORD).exists() and not any(folder.glob("checkpoint*.pth")):
-        return
-    if is_held(folder):
-        raise in_use(folder)
-    try:
-        status = RunRecord.load(folder).status
-    except ValueError:
-        status = "of which no record can be read"
-    told = {"ok": "that is finished", "running": "that was killed"}.get(status, f"that has ended ({status})")
-    further = "go on with it: trainer.resume=auto; " if (folder / files.NEWEST).exists() else ""
-    raise ValueError(
-        f"{folder} holds a run {told}; {further}replace it: rm -r {shlex.quote(str(folder))}; "
-        "or use another folder: hydra.run.dir=..."
-    )
-
-
-def identity(config: Mapping[str, Any]) -> str:
-    """The hash of everything in a resolved config that decides the numbers of a run."""
-    kept = {key: value for key, value in flat(as_before(config)).items() if not _under(key, FREE)}
-    return files.config_hash(kept)
-
-
-def find(resume: str | None, output_dir: Path, wanted: str) -> Path | None:
-    """The checkpoint that `trainer.resume` means.
-
-    Args:
-        resume: null, a checkpoint, a run folder, or `auto`: the run folder itself, else the newest unfinished run
-            beside it with the same config that nobody is at work in, else none.
-        output_dir: the run folder.
-        wanted: `identity` of the config.
-
-    Raises:
-        ValueError: when a named checkpoint is not there.
-    """
-    if resume is None:
-        return None
-    if resume != "auto":
-        path = Path(str(resume)).expanduser()  # a switch or a number is no file either
-        path = path / files.NEWEST if path.is_dir() else path
-        if not path.is_file():
-            raise ValueError(f"trainer.resume is {resume}, but no checkpoint is there; use trainer.resume=auto or null")
-        return path
-    if (output_dir / files.NEWEST).is_file():
-        return output_dir / files.NEWEST
-    # run folders are outputs/<day>/<time>: look at the folders beside this one and beside its parent
-    near = [*output_dir.parent.glob(f"*/{files.NEWEST}"), *output_dir.parent.parent.glob(f"*/*/{files.NEWEST}")]
-    newest = sorted(set(near), key=lambda path: path.stat().st_mtime, reverse=True)
-    return next((path for path in newest if is_unfinished(path.parent, wanted)), None)
-
-
-def is_unfinished(folder: Path, wanted: str) -> bool:
-    """Whether a folder holds a run with this `identity` that did not come to its end and is not going on now."""
-    try:
-        record = RunRecord.load(folder)
-    except ValueError:
-        return False
-    if record.tags.get(IDENTITY_TAG) != wanted or record.status in ("ok", "pruned"):
-        return False
-    return not is_held(folder)
-
-
-def read(path: Path, config: Mapping[str, Any]) -> dict[str, Any]:
+def read(path: Path, config: Values) -> Values:
     """What a checkpoint holds, if a run with this config can go on from it.
 
     Raises:
@@ -201,8 +37,8 @@ def read(path: Path, config: Mapping[str, Any]) -> dict[str, Any]:
     may_change = _refuse_other_ranks(path, saved["world_size"], now["trainer.resume_world_size"])
     fixed = [
         key
-        for key in _differing(before, now)
-        if _under(key, FIXED) and (key in before or key.startswith(RULES)) and key not in may_change
+        for key in differing(before, now)
+        if is_under(key, FIXED) and (key in before or key.startswith(RULES)) and key not in may_change
     ]
     if fixed:
         changes = ", ".join(f"{key} was {before.get(key)!r} and is {now.get(key)!r}" for key in fixed[:8])
@@ -230,7 +66,7 @@ def _refuse_other_ranks(path: Path, before: int, allowed: str) -> tuple[str, ...
     return tuple(f"trainer.{name}" for name in DECIDED)
 
 
-def _reposition(saved: dict[str, Any], state: State) -> list[str]:
+def _reposition(saved: Values, state: State) -> list[str]:
     """Let a run whose epochs have other steps go on after the pictures that were seen, at most a step before.
 
     Another number of ranks changes the size of a step, other data the number of steps.
@@ -257,7 +93,7 @@ def _reposition(saved: dict[str, Any], state: State) -> list[str]:
     return told
 
 
-def put_back(saved: dict[str, Any], run: Run, state: State) -> list[str]:
+def put_back(saved: Values, run: Run, state: State) -> list[str]:
     """Give a run the state of a checkpoint; no file is touched.
 
     Args:
@@ -287,7 +123,7 @@ def put_back(saved: dict[str, Any], run: Run, state: State) -> list[str]:
     if isinstance(run.criterion.matcher, Counting):
         run.criterion.matcher.num_non_finite = saved["nonfinite_costs"]
     before, now = _compared(saved, run.config)
-    changes = [key for key in _differing(before, now) if not _under(key, FREE)]
+    changes = [key for key in differing(before, now) if not is_under(key, FREE)]
     told = [f"resumed with {key}={now.get(key)} (was {before.get(key, 'not there')})" for key in changes]
     if saved["data_fingerprint"] != run.data.fingerprint:
         told.append("resumed with data that were changed since; the run is no repetition of an undisturbed one")
@@ -297,7 +133,7 @@ def put_back(saved: dict[str, Any], run: Run, state: State) -> list[str]:
     return [*told, f"resumed {run.resume_from} at step {state.step} (epoch {state.epoch + 1})"]
 
 
-def judged_otherwise(saved: dict[str, Any], run: Run) -> str | None:
+def judged_otherwise(saved: Values, run: Run) -> str | None:
     """Why the best value so far says nothing about those to come; None: they are of one kind."""
     before, now = _compared(saved, run.config)
     settings = [_watched(config, run.network) for config in (before, now)]
@@ -307,13 +143,13 @@ def judged_otherwise(saved: dict[str, Any], run: Run) -> str | None:
         return "other running means of what decides what is best"
     if before.get("metric.eval_max_dets") != now.get("metric.eval_max_dets"):
         return "another number of detections that count (metric.eval_max_dets)"
-    losses = [key for key in _differing(before, now) if _under(key, ("loss", "matcher"))]
+    losses = [key for key in differing(before, now) if is_under(key, ("loss", "matcher"))]
     if is_loss(settings[1]) and losses:
         return f"another loss to decide what is best ({', '.join(losses[:3])})"
     return None
 
 
-def _watched(config: dict[str, Any], network: Any) -> str:
+def _watched(config: Values, network: Any) -> str:
     """The metric that decides which epoch is best, by one name."""
     of_task = {"keypoints": "keypoint_mAP", "masks": "segm_mAP"}
     usual = next((name for task, name in of_task.items() if task in network.tasks), "mAP")
@@ -325,7 +161,7 @@ def is_loss(name: str) -> bool:
     return name.removeprefix("val/").startswith("loss")
 
 
-def _refuse_other_base(path: Path, before: dict[str, Any] | None, now: BaseFile | None) -> None:
+def _refuse_other_base(path: Path, before: Values | None, now: BaseFile | None) -> None:
     """Refuse to go on with an adapter beside other weights than it was trained with, or where there was none.
 
     Raises:
@@ -345,7 +181,7 @@ def _refuse_other_base(path: Path, before: dict[str, Any] | None, now: BaseFile 
         )
 
 
-def _refuse_other_groups(path: Path, before: list[dict[str, Any]], now: list[dict[str, Any]]) -> None:
+def _refuse_other_groups(path: Path, before: list[Values], now: list[Values]) -> None:
     """Refuse rates and decays by which the parameters are sorted otherwise than their stored moments.
 
     Raises:
@@ -396,28 +232,8 @@ def _without_best_file(run: Run, evaluated: list[str]) -> list[str]:
     return lost
 
 
-def _compared(saved: dict[str, Any], config: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+def _compared(saved: Values, config: Values) -> tuple[Values, Values]:
     """Both configs as dotted keys; where a batch size was left to the machine, it is the one decided on."""
     decided = {f"trainer.{name}": saved[name] for name in DECIDED}
     before, now = flat(saved["config"]) | decided, flat(config)
     return before, now | decided if now.get("trainer.batch_size") == "auto" else now
-
-
-def _differing(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
-    return [key for key in sorted(before.keys() | now.keys()) if before.get(key) != now.get(key)]
-
-
-def flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """A nested mapping as dotted keys."""
-    items: dict[str, Any] = {}
-    for key, value in config.items():
-        name = f"{prefix}{key}"
-        if isinstance(value, Mapping) and value:
-            items |= flat(value, f"{name}.")
-        else:
-            items[name] = value
-    return items
-
-
-def _under(key: str, prefixes: tuple[str, ...]) -> bool:
-    return any(key == prefix or key.startswith(f"{prefix}.") for prefix in prefixes)

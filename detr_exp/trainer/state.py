@@ -20,7 +20,7 @@ from detr_exp.trainer.selection import BestMetric, EarlyStopping
 from detr_exp.trainer.sharding import laid_out, optimizer_laid_out
 
 DECIDED = ("batch_size", "grad_accum_steps")
-COUNTED = ("epoch", "batch", "step", "moved", "closed", "log_count", "term_names", "bad_in_a_row", "left_out")
+COUNTED = ("epoch", "batch", "step", "moved", "closed", "log_count", "term_names", "bad_in_a_row")
 
 
 @dataclass
@@ -38,7 +38,7 @@ class Run:
         config: resolved config, stored in every checkpoint.
         output_dir: the run folder.
         seed: decides every random draw.
-        identity: tells runs of the same config from others; see `resume.identity`.
+        identity: tells runs of the same config from others; see `origin.identity`.
         resume_from: the checkpoint to go on from, or None.
         judge: (epoch from 1, monitored value) -> whether to give up; None: never.
         base: the file that has the frozen parameters, where an adapter is trained; None: checkpoints hold all.
@@ -96,7 +96,6 @@ class State:
         log_sums: sums of the loss terms `term_names` since the last line of the log, on the device.
         unread: (step, image ids, whether it was left out) of the steps whose flag nobody has read yet.
         bad_in_a_row: steps in a row that were left out, as far as read.
-        left_out: steps that were left out since the last line of the log, as far as read.
         good_buffers: batch statistics after the last stretch without such a step.
         poor: evaluations in a row that found next to nothing; counted anew when a run goes on.
         logged_lines: lines of `metrics.jsonl` when the state was stored.
@@ -127,7 +126,6 @@ class State:
     parameters: list[nn.Parameter] = field(default_factory=list)
     unread: list[tuple[int, list[int], Tensor]] = field(default_factory=list)
     bad_in_a_row: int = 0
-    left_out: int = 0
     is_given_up: bool = False
     good_buffers: list[Tensor] = field(default_factory=list)
     poor: int = 0

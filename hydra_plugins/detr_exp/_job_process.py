@@ -17,6 +17,7 @@ from pathlib import Path
 from hydra.core.singleton import Singleton
 from hydra.core.utils import JobStatus, run_job, setup_globals
 
+from detr_exp.config.hydra_private import returned
 from detr_exp.signals import Interrupt, Interrupted
 from detr_exp.terminal import guard_messages
 from detr_exp.writing import write
@@ -46,7 +47,7 @@ def work(task: str, answer: str) -> None:
         job_dir_key="hydra.sweep.dir",
         job_subdir_key="hydra.sweep.subdir",
     )
-    value = result._return_value  # the property would raise it
+    value = returned(result)
     failed = result.status is not JobStatus.COMPLETED
     said = {"error": first_line(value)} if failed else {"value": value if isinstance(value, int | float) else None}
     write(Path(answer), json.dumps(said))

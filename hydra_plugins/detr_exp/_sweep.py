@@ -11,22 +11,24 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
-from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.plugins import Plugins
 from hydra.core.utils import JobReturn
 from hydra.errors import InstantiationException
 from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import Container, DictConfig, OmegaConf
 
 from detr_exp.config.grid import OWN_KEYS
-from detr_exp.config.mistakes import ConfigError, flat
+from detr_exp.config.hydra_private import ConfigLoaderImpl, returned
+from detr_exp.config.keys import FREE, differing, is_under
+from detr_exp.config.mistakes import ConfigError
 from detr_exp.config.ranges import refuse_out_of_range
 from detr_exp.config.stored import as_before
 from detr_exp.terminal import say
 from detr_exp.tracker.secrets import masked
 from detr_exp.trainer.run_status import status_of
+from detr_exp.values import Values, flat, values_of
 from detr_exp.writing import remove_left_overs
 from hydra_plugins.detr_exp._ledger import FINISHED, UNFINISHED, Entry, Job, first_line
 from hydra_plugins.detr_exp._parent import parent_run
@@ -130,13 +132,9 @@ class Sweep:
             if not stored.exists():
                 continue
             before, now = (masked(_values(config)) for config in (OmegaConf.load(stored), composed(job)))
-            differing = [key for key in sorted(before.keys() | now.keys()) if before.get(key) != now.get(key)]
-            if differing:
-                from detr_exp.trainer.resume import FREE  # loads torch
-
-                differing = [key for key in differing if not f"{key}.".startswith(tuple(f"{free}." for free in FREE))]
-            if differing:
-                changes = ", ".join(f"{key} was {before.get(key)!r} and is {now.get(key)!r}" for key in differing[:8])
+            others = [key for key in differing(before, now) if not is_under(key, FREE)]
+            if others:
+                changes = ", ".join(f"{key} was {before.get(key)!r} and is {now.get(key)!r}" for key in others[:8])
                 raise ConfigError(
                     f"{self.folder} holds runs of another configuration: {changes}; "
                     "set it back, or use another folder: hydra.sweep.dir=..."
@@ -192,7 +190,7 @@ class Sweep:
         def on_end(number: int, result: JobReturn, started: float) -> str:
             job = drawn[number]
             if self.entry_of(job) is None:  # its process is gone without having said anything
-                error = result._return_value
+                error = returned(result)
                 self.ledger.record(job, started, status_of(error), reason=first_line(error))
             entry = cast(Entry, self.entry_of(job))
             ended(job, entry)
@@ -257,7 +255,6 @@ def summary_of(entry: Entry) -> str:
     return " ".join(filter(None, [shown, "" if entry.status == "ok" and shown else entry.status, entry.reason]))
 
 
-def _values(config: Any) -> dict[str, Any]:
+def _values(config: Container) -> Values:
     """Every key of a config with its unresolved value."""
-    plain = cast(dict[str, Any], OmegaConf.to_container(config, resolve=False))
-    return {key: value for key, value in flat(as_before(plain)) if not (isinstance(value, dict) and value)}
+    return flat(as_before(values_of(config, resolve=False)))

@@ -25,6 +25,7 @@ from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, open_dict
 
+from detr_exp.config.hydra_private import ended_with, returned
 from detr_exp.signals import OWNED, Interrupt, Interrupted, ended_by
 from hydra_plugins.detr_exp._recorded import JobError
 
@@ -80,7 +81,7 @@ class LocalLauncher(Launcher):
 
         def ended(number: int, result: JobReturn, started: float) -> str:
             results[number] = result
-            return str(result._return_value)
+            return str(returned(result))
 
         jobs = enumerate(job_overrides, initial_job_idx)
         self.serve(((number, words, " ".join(filter_overrides(words))) for number, words in jobs), ended)
@@ -152,13 +153,13 @@ def result_of(run: Running) -> JobReturn:
     if run.answer.exists():
         told = json.loads(run.answer.read_text(encoding="utf-8"))
         if "error" in told:
-            return JobReturn(status=JobStatus.FAILED, _return_value=JobError(told["error"]))
-        return JobReturn(status=JobStatus.COMPLETED, _return_value=told["value"])
+            return ended_with(JobStatus.FAILED, JobError(told["error"]))
+        return ended_with(JobStatus.COMPLETED, told["value"])
     code = run.process.returncode
     if number := ended_by(code):
-        return JobReturn(status=JobStatus.FAILED, _return_value=Interrupted(number))
+        return ended_with(JobStatus.FAILED, Interrupted(number))
     how = f"by {signal.Signals(-code).name}" if code < 0 else f"with exit status {code}"
-    return JobReturn(status=JobStatus.FAILED, _return_value=JobError(f"its process was ended {how}"))
+    return ended_with(JobStatus.FAILED, JobError(f"its process was ended {how}"))
 
 
 def end(running: Sequence[Running]) -> None:

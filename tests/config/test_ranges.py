@@ -11,8 +11,9 @@ import pytest
 from omegaconf import OmegaConf
 
 from detr_exp.config.compose import CONF_DIR, compose, refuse_unready
-from detr_exp.config.mistakes import ConfigError, flat
+from detr_exp.config.mistakes import ConfigError
 from detr_exp.config.ranges import DECIDED_BY, ROWS, TABLE, Row, refuse_out_of_range, row_of
+from detr_exp.values import walk
 
 NO_SETTINGS = ("experiment", "sweep", "hydra/job_logging", "hydra/hydra_logging")  # recipes own no keys
 
@@ -30,7 +31,7 @@ def leaves(path: Path) -> dict[str, Any]:
     values = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
     assert isinstance(values, dict)
     values.pop("defaults", None)
-    return {f"{prefix}{key}": value for key, value in flat(values)}  # type: ignore[arg-type]
+    return {f"{prefix}{key}": value for key, value in walk(values)}  # type: ignore[arg-type]
 
 
 FILES = [

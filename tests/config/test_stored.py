@@ -11,7 +11,7 @@ from omegaconf import OmegaConf
 from detr_exp import build
 from detr_exp.config.compose import compose
 from detr_exp.config.stored import as_before, stored, upgraded
-from detr_exp.trainer.resume import identity
+from detr_exp.trainer.origin import identity
 
 
 def before(config: dict) -> dict:

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from detr_exp.runs.analysis import Setting, flat, front, importance, settings
+from detr_exp.runs.analysis import Setting, front, importance, settings
 from detr_exp.runs.past import PastRun
 from detr_exp.tracker.base import RunRecord
 
@@ -88,7 +88,3 @@ def test_the_front_is_what_nothing_beats():
     assert set(kept) == set(points) - beaten
     assert kept == sorted(kept)
     assert front([]) == []
-
-
-def test_flat():
-    assert flat({"a": {"b": 1, "c": {}}, "d": [1]}) == {"a.b": 1, "a.c": {}, "d": [1]}

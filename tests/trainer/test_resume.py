@@ -16,7 +16,7 @@ from detr_exp import build
 from detr_exp.data.loader import WorkerError
 from detr_exp.signals import Interrupted
 from detr_exp.trainer import checkpoint as files
-from detr_exp.trainer import resume, trainer, validation
+from detr_exp.trainer import origin, trainer, validation
 from detr_exp.trainer.trainer import Trainer
 from detr_exp.training import train_in
 
@@ -310,7 +310,7 @@ def test_weights_for_inference_cannot_be_resumed(small, stopped):
 
 def test_identity_ignores_what_changes_no_number(small):
     def identity_of(*words):
-        return resume.identity(build.plain(small(*words)))
+        return origin.identity(build.plain(small(*words)))
 
     free = ("trainer.progress_bar=tqdm", "tracker=mlflow", "data.num_workers=3", "trainer.run_test=true")
     assert identity_of() == identity_of(*free)

@@ -6,10 +6,12 @@ import pytest
 
 from detr_exp import build
 from detr_exp.config.compose import compose
+from detr_exp.config.keys import FIXED, FREE, is_under
 from detr_exp.inference.detector import load
 from detr_exp.trainer import checkpoint as files
-from detr_exp.trainer.resume import FIXED, FREE, find, flat
+from detr_exp.trainer.origin import find
 from detr_exp.training import train_in
+from detr_exp.values import flat
 
 FEW = ("data.train=4", "data.val=2", "data.test=2", "trainer.num_pictures=0")
 OTHERS = ("lr", "lr_backbone", "weight_decay", "scheduler", "warmup", "warmup_unit", "warmup_shape")
@@ -49,10 +51,6 @@ ACTS = (
 )
 
 
-def under(key, prefixes):
-    return any(key == prefix or key.startswith(f"{prefix}.") for prefix in prefixes)
-
-
 @pytest.fixture(scope="module")
 def stored(small, tmp_path_factory):
     folder = tmp_path_factory.mktemp("stored")
@@ -77,7 +75,7 @@ def test_every_key_is_of_one_class(data):
     root = [] if data == "shapes" else ["data.root=/data"]
     for words in ([f"data={data}"], [f"data={data}", "loss=mal", "metric=fast", "optim/scheduler=multistep"]):
         keys = flat(build.plain(compose([*words, *root])))
-        wrong = [key for key in keys if sum(under(key, prefixes) for prefixes in (FREE, FIXED, ACTS)) != 1]
+        wrong = [key for key in keys if sum(is_under(key, prefixes) for prefixes in (FREE, FIXED, ACTS)) != 1]
         assert not wrong
 
 

@@ -1,0 +1,46 @@
+"""Nested plain values, as YAML and JSON hold them: mappings with text keys, lists, text, numbers, switches, null."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any, TypeGuard, cast
+
+from omegaconf import Container, OmegaConf
+
+Values = dict[str, Any]  # name -> value of a config, of a line of a log, of an entry in a JSON file
+
+
+def values_of(cfg: Container, resolve: bool = True) -> Values:
+    """The values of a config, or of a node of it; with `resolve` what references lead to, else as they are written."""
+    return cast(Values, OmegaConf.to_container(cfg, resolve=resolve))
+
+
+def is_number(value: object) -> TypeGuard[float]:
+    """Whether this is a number; a switch is none."""
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def look_up(values: object, key: str) -> Any:
+    """The value under a dotted key of nested mappings.
+
+    Raises:
+        KeyError: when it is not there.
+    """
+    for part in key.split(".") if key else ():
+        if not isinstance(values, dict) or part not in values:
+            raise KeyError(key)
+        values = values[part]
+    return values
+
+
+def walk(values: Mapping[str, object], prefix: str = "") -> Iterator[tuple[str, object]]:
+    """Every dotted key and its value; mappings as well as what is in them."""
+    for name, value in values.items():
+        yield f"{prefix}{name}", value
+        if isinstance(value, Mapping):
+            yield from walk(value, f"{prefix}{name}.")
+
+
+def flat(values: Mapping[str, object], prefix: str = "") -> Values:
+    """Nested mappings as one with dotted keys; of mappings only empty ones are values themselves."""
+    return {key: value for key, value in walk(values, prefix) if not (isinstance(value, Mapping) and value)}
