@@ -192,7 +192,7 @@ def need(found: Difference, effect: float, *, level: float = 0.95, power: float 
         return Need(None, float("inf"))
     least = stats.norm.ppf(1 - alpha / 2) + stats.norm.ppf(power)
     images = float(found.images.variance * (least / effect) ** 2)
-    if not found.about_runs or images >= 1:
+    if not found.about_runs:
         return Need(None, images)
     for count in range(2, most + 1):
         deviation, freedom = error(_with(found, count))

@@ -61,6 +61,24 @@ def test_two_settings_that_only_matter_together_are_told_as_a_pair() -> None:
     assert all(one.p > ALPHA for one in found[1:])
 
 
+def test_many_settings_are_corrected_for_their_number() -> None:
+    generator, wrong = np.random.default_rng(7), 0
+    for _ in range(150):
+        settings = {f"s{place}": [str(x) for x in generator.permutation([0, 1] * 10)] for place in range(6)}
+        wrong += bool(told(settings, generator.normal(size=20)))
+    assert wrong / 150 <= 0.1  # each by itself: 0.26
+
+
+def test_pairs_have_a_tenth_of_the_error_where_they_can_be_told() -> None:
+    few, enough = grid(2, 2, seeds=2), grid(2, 2, seeds=6)
+    found = importances(few, np.arange(8.0).tolist())
+    assert [one.names for one in found] == [("s1",), ("s0",)] or [one.names for one in found] == [("s0",), ("s1",)]
+    assert found[0].least == pytest.approx(2 * 2 / 70)  # nothing is kept for a pair that eight runs cannot tell
+    clear = numbers(enough["s0"]) * numbers(enough["s1"]) * 50 + np.random.default_rng(8).normal(size=24)
+    pair = next(one for one in importances(enough, clear.tolist(), deals=999) if len(one.names) == 2)
+    assert pair.p == pytest.approx(10 / 1000)
+
+
 @pytest.mark.parametrize(("levels", "seeds"), [((2, 2), 1), ((2, 3), 1), ((2,), 3)])
 def test_few_runs_say_that_they_are_too_few(levels: tuple[int, ...], seeds: int) -> None:
     settings = grid(*levels, seeds=seeds)

@@ -66,6 +66,13 @@ def test_values_without_noise_leave_the_best() -> None:
     assert survivors(np.array([[1.0, 2.0]]), left=0, rounds=3) == [0]
 
 
+def test_fewer_and_fewer_points_are_paid_for() -> None:
+    values = np.random.default_rng(5).normal(size=(12, 2))
+    assert [len(survivors(values, left=left, rounds=3)) for left in (12, 6, 2, 0)] == [6, 3, 1, 1]
+    best = set(np.argsort(-values.mean(1))[:3].tolist())
+    assert set(survivors(values, left=6, rounds=3)) == best
+
+
 def test_one_seed_is_too_few() -> None:
     with pytest.raises(ValueError, match="needs 2"):
         survivors(np.zeros((3, 1)), left=10, rounds=2)

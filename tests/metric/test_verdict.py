@@ -103,6 +103,16 @@ def test_the_image_term_is_that_of_the_settings_not_of_their_runs() -> None:
     assert np.mean(pairs) == pytest.approx(2 / IMAGES, rel=0.08)
 
 
+def test_the_scatter_of_a_new_set_of_images_is_that_of_the_draws_and_a_little_more() -> None:
+    """Two runs of a side that draws move apart by a pattern of their own: none of it is of the images alone."""
+    common, apart = np.array([[3.0, -3.0, 3.0, -3.0] * 10, [1.0, 1.0, -1.0, -1.0] * 10])
+    drawn_a, drawn_b = np.stack([common + apart, common - apart]), np.zeros((1, 40))
+    images = difference(np.zeros(2), np.zeros(1), drawn_a, drawn_b, images=5, paired=False).images
+    assert images == (pytest.approx(max(0, common.var(ddof=1) - apart.var(ddof=1) * 3) * 5 / 4), 4)
+    alone = difference(np.zeros(1), np.zeros(1), drawn_a[:1], drawn_b, images=5, paired=False).images
+    assert alone.variance == pytest.approx((common + apart).var(ddof=1) * 5 / 4)
+
+
 def test_without_image_noise_it_is_as_sure_as_welch_or_less() -> None:
     a, b = np.array([0.40, 0.43, 0.41, 0.44, 0.40]), np.array([0.45, 0.46, 0.44, 0.49])
     flat_a, flat_b = np.tile(a[:, None], 50), np.tile(b[:, None], 50)
