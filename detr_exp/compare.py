@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -76,18 +76,23 @@ def compare_in(folder: Path, cfg: DictConfig) -> Values:
         ValueError: runs or data cannot be read, or have nothing in common.
     """
     from detr_exp.inference.on_data import on_data, open_detector
+    from detr_exp.metric.backend import CocoEvaluation
 
     if cfg.resamples < 1 or not 0 < cfg.level < 1:
         raise ValueError(f"resamples={cfg.resamples} level={cfg.level} is no interval; use resamples=1000 level=0.95")
     sides = [_readable(load_all(find(_plain(words), cfg.root))) for words in (cfg.a, cfg.b)]
     opened = on_data(open_detector(cfg, sides[0][0].folder), cfg)
-    OmegaConf.update(opened.cfg, "metric.backend", "pycocotools")  # shows which detection found what
+    if "backend" in opened.cfg.metric:
+        opened.cfg.metric.backend = "pycocotools"  # shows which detection found what
     data, trained_on = opened.data, opened.detector.cfg.data
     if opened.cfg.data.get("root") == trained_on.get("root") and "_target_" not in _plain(cfg.data):
         _say_other_data(sides, data.fingerprint)
-    a, b, classes = _evaluated(sides, cfg, opened)
-    found = {"split": cfg.data.split, **statistics(a, b, classes, cfg.level)}
-    found["config"] = [list(row) for row in config_difference(a.runs, b.runs)]
+    if isinstance(opened.metric(cfg.data.split), CocoEvaluation):
+        found = statistics(*_evaluated(sides, cfg, opened), cfg.level)
+    else:
+        found = _values(sides, cfg, opened)
+    found = {"split": cfg.data.split, **found}
+    found["config"] = [list(row) for row in config_difference(*sides)]
     folder.mkdir(parents=True, exist_ok=True)
     write(folder / "compare.json", json.dumps(found, indent=1, ensure_ascii=False) + "\n")
     say(text(found))
@@ -156,6 +161,27 @@ def _evaluated(sides: list[list[PastRun]], cfg: DictConfig, opened: OnData) -> t
     return made[0], made[1], [names[number] for number in known]
 
 
+def _values(sides: list[list[PastRun]], cfg: DictConfig, opened: OnData) -> Values:
+    """What both sides reach by an evaluator that is not COCO's: it does not say what is due to which image."""
+    from detr_exp.inference.on_data import open_detector
+    from detr_exp.trainer.evaluation import headline
+
+    measured = []
+    for run in (run for side in sides for run in side):
+        one = replace(opened, detector=open_detector(cfg, run.folder))
+        measured.append(one.evaluate(one.loader(cfg.data.split), one.metric(cfg.data.split)))
+    told = sides[0][0].monitor.removeprefix("val/")
+    name = told if all(told in found for found in measured) else next(iter(headline(measured[0])))
+    values = [found[name] for found in measured]
+    a, b = values[: len(sides[0])], values[len(sides[0]) :]
+    return {
+        "a": {"runs": [str(run.folder) for run in sides[0]], name: a},
+        "b": {"runs": [str(run.folder) for run in sides[1]], name: b},
+        "value": name,
+        "difference": sum(b) / len(b) - sum(a) / len(a),
+    }
+
+
 def statistics(a: Side, b: Side, classes: Sequence[str], level: float) -> Values:
     """Means, their difference and its interval, for all classes together and each of them.
 
@@ -214,30 +240,39 @@ def config_difference(a: Sequence[PastRun], b: Sequence[PastRun]) -> list[tuple[
 
 def text(found: Values) -> str:
     """The comparison as a person reads it."""
-    low, high = found["interval"]
+    value = found.get("value", "mAP")
     lines = [f"\n{found['split']} split"]
     for name in ("a", "b"):
         side = found[name]
-        lines.append(f"  {name}  mAP {spread(side['mAP'])}  {', '.join(side['runs'][:4])}")
-    verdict = "b is better" if low > 0 else "a is better" if high < 0 else "no difference can be told"
-    lines.append(
-        f"  b - a  {found['difference']:+.4f}, {found['level']:.0%} of {found['resamples']} draws between {low:+.4f} "
-        f"and {high:+.4f}: {verdict} (b is ahead in {found['b_is_better_in']:.1%})\n"
-    )
-    width = max([5, *(len(row["class"]) for row in found["classes"])])
-    lines.append(f"{'class':<{width}}       a       b    b - a  interval (* without 0)")
-    for row in found["classes"]:
-        low, high = row["interval"]
-        star = " *" if low > 0 or high < 0 else ""
-        lines.append(
-            f"{row['class']:<{width}}  {row['a']:.4f}  {row['b']:.4f}  {row['difference']:+.4f}  "
-            f"{low:+.4f} .. {high:+.4f}{star}"
-        )
+        lines.append(f"  {name}  {value} {spread(side[value])}  {', '.join(side['runs'][:4])}")
+    if "interval" in found:
+        lines += _told_interval(found)
+    else:
+        lines.append(f"  b - a  {found['difference']:+.4f}; no interval: the evaluator says nothing of single images")
     if found["config"]:
         width = max(len(key) for key, _, _ in found["config"])
         lines += ["", "settings that differ (a -> b)"]
         lines += [f"  {key:<{width}}  {before} -> {after}" for key, before, after in found["config"]]
     return "\n".join([*lines, ""])
+
+
+def _told_interval(found: Values) -> Iterator[str]:
+    """The verdict, and a line per class."""
+    low, high = found["interval"]
+    verdict = "b is better" if low > 0 else "a is better" if high < 0 else "no difference can be told"
+    yield (
+        f"  b - a  {found['difference']:+.4f}, {found['level']:.0%} of {found['resamples']} draws between {low:+.4f} "
+        f"and {high:+.4f}: {verdict} (b is ahead in {found['b_is_better_in']:.1%})\n"
+    )
+    width = max([5, *(len(row["class"]) for row in found["classes"])])
+    yield f"{'class':<{width}}       a       b    b - a  interval (* without 0)"
+    for row in found["classes"]:
+        low, high = row["interval"]
+        star = " *" if low > 0 or high < 0 else ""
+        yield (
+            f"{row['class']:<{width}}  {row['a']:.4f}  {row['b']:.4f}  {row['difference']:+.4f}  "
+            f"{low:+.4f} .. {high:+.4f}{star}"
+        )
 
 
 def spread(values: Sequence[float]) -> str:

@@ -42,9 +42,11 @@ as model_rejected.*, and the exit status is 1.
 if TYPE_CHECKING:
     import numpy as np
 
+    from detr_exp.data.content import Split
     from detr_exp.deploy.program import Program
     from detr_exp.inference.detector import Detector
     from detr_exp.inference.on_data import OnData
+    from detr_exp.protocols import Metric
 
 MEASURED = ("mAP", "segm_mAP", "keypoint_mAP")
 AT_ONCE = 4  # pictures, where any number goes
@@ -211,7 +213,7 @@ def compare_map(cfg: DictConfig, opened: OnData, found: Program) -> dict[str, fl
     """Say the mAP of checkpoint and file on the split, each by the steps its users would take.
 
     Returns:
-        what the file loses, for boxes, masks and keypoints.
+        what the file loses, for boxes, masks and keypoints; of an evaluator with other names what it was judged by.
 
     Raises:
         GateError: more than `export.max_map_drop`.
@@ -225,10 +227,12 @@ def compare_map(cfg: DictConfig, opened: OnData, found: Program) -> dict[str, fl
     split = opened.data.split(cfg.data.split)
     before = evaluated(metric, split, Program(plain, engines.in_torch(plain)), "checkpoint")
     after = evaluated(metric, split, found, "file")
-    drops = {name: before[name] - after[name] for name in MEASURED if name in before}
+    told = str(opened.detector.cfg.trainer.monitor).removeprefix("val/")  # of an evaluator with names of its own
+    names = [name for name in MEASURED if name in before] or [name for name in (told,) if name in before]
+    drops = {name: before[name] - after[name] for name in names}
     for name in drops:
         say(f"{name} on {cfg.data.split}: checkpoint {before[name]:.4f}, file {after[name]:.4f}")
-    if max(drops.values()) > cfg.export.max_map_drop:
+    if max(drops.values(), default=0) > cfg.export.max_map_drop:
         raise GateError(
             f"the file loses {max(drops.values()):.4f} mAP, more than export.max_map_drop={cfg.export.max_map_drop}; "
             "it is kept as rejected" + ("; try export.half=false" if cfg.export.half else "")
@@ -236,7 +240,7 @@ def compare_map(cfg: DictConfig, opened: OnData, found: Program) -> dict[str, fl
     return drops
 
 
-def evaluated(metric: Any, split: Any, program: Program, name: str) -> dict[str, float]:
+def evaluated(metric: Metric, split: Split, program: Program, name: str) -> dict[str, float]:
     """All metrics of a program on a split."""
     from detr_exp.trainer.console import Console
 

@@ -26,12 +26,17 @@ def missing(thing: object, protocol: type) -> list[str]:
     """Members of a protocol that an object or a class does not have; in their order."""
     wanted = [*protocol.__annotations__, *vars(protocol)]
     names = dict.fromkeys(name for name in wanted if name == "__call__" or not name.startswith("_"))
-    absent = [name for name in names if not (hasattr(type(thing), name) or hasattr(thing, name))]
-    return ["forward", *absent] if _computes_nothing(thing) else absent
+    return [_told(thing, name) for name in names if not _has(thing, name)]
 
 
-def _computes_nothing(thing: object) -> bool:
-    return isinstance(thing, nn.Module) and type(thing).forward is nn.Module.forward
+def _has(thing: object, name: str) -> bool:
+    if name == "__call__":
+        return callable(thing) and not (isinstance(thing, nn.Module) and type(thing).forward is nn.Module.forward)
+    return hasattr(type(thing), name) or hasattr(thing, name)  # of a property it is enough that the class has it
+
+
+def _told(thing: object, name: str) -> str:
+    return "forward" if name == "__call__" and isinstance(thing, nn.Module) else name
 
 
 class Network(Protocol):
