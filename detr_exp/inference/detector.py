@@ -152,7 +152,9 @@ def load(
             hardware = replace(hardware, compile=hardware.compile and compiled, gradient_checkpointing=False)
     network = hardware.place(network).eval()
     return Detector(
-        network=network if base is None else merge(network),  # on its device, where the training computed the sum
+        network=network
+        if base is None
+        else cast(Network, merge(network)),  # on its device, where the training computed the sum
         classes=state["classes"],
         category_ids=state["category_ids"],
         threshold=state.get("threshold", state.get("metrics", {}).get("F1_threshold", USUAL_THRESHOLD)),
