@@ -148,6 +148,9 @@ def refuse_wrong_setting(
     try:
         present = look_up(values, key)
     except KeyError:
+        if (group := key.replace(".", "/")) in groups:  # of which none is chosen
+            told = f"options are chosen with a slash: {group}=... ({_options(group, groups)})"
+            raise ConfigError(f"{word.input_line}: {told}") from None
         if not word.is_add() and not word.is_force_add():
             raise ConfigError(unknown_key(key, values, choices, groups, repository)) from None
         return

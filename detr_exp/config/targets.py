@@ -172,6 +172,7 @@ def refuse_incomplete(made: Made, key: str, target: str) -> Made:
     contracts: dict[str, type] = {
         "model": protocols.Network,
         "model.backbone": protocols.Backbone,
+        "model.adapter": protocols.Adapter,
         "matcher": Matcher,
         "metric": protocols.Metric,
         "tracker": protocols.Tracker,

@@ -151,10 +151,10 @@ def load(
             hardware = build.hardware(stored({"trainer": {"hardware": _hardware_of(config)}}, path))
             hardware = replace(hardware, compile=hardware.compile and compiled, gradient_checkpointing=False)
     network = hardware.place(network).eval()
+    if base is not None:
+        merge(cast(nn.Module, network))  # on its device, as the training computed it there
     return Detector(
-        network=network
-        if base is None
-        else cast(Network, merge(network)),  # on its device, where the training computed the sum
+        network=network,
         classes=state["classes"],
         category_ids=state["category_ids"],
         threshold=state.get("threshold", state.get("metrics", {}).get("F1_threshold", USUAL_THRESHOLD)),

@@ -58,18 +58,25 @@ class LoRA:
         dropout: of the product's inputs, in [0, 1).
         target_modules: regular expressions, searched in the names of weights; it takes what one of them finds. None:
             all attention and linear layers.
-        modules_to_save: regular expressions for parameters that are trained whole, beside those that start anew.
+        modules_to_save: regular expressions for parameters that are trained whole, beside those that start anew. None:
+            no others.
 
     Raises:
         ValueError: a pattern is none.
     """
 
     def __init__(
-        self, *, rank: int, alpha: float, dropout: float, target_modules: list[str] | None, modules_to_save: list[str]
+        self,
+        *,
+        rank: int,
+        alpha: float,
+        dropout: float,
+        target_modules: list[str] | None,
+        modules_to_save: list[str] | None,
     ) -> None:
         self.rank, self.scale, self.dropout = rank, alpha / rank, dropout
-        self.targets = None if target_modules is None else _parsed("target_modules", target_modules)
-        self.saved = _parsed("modules_to_save", modules_to_save)
+        self.targets = _parsed("target_modules", target_modules)
+        self.saved = _parsed("modules_to_save", modules_to_save) or []
 
     def adapt(self, network: nn.Module, anew: Collection[str]) -> None:
         """Freeze the network in place, but for what starts anew, and put low-rank products beside its weights.
@@ -117,7 +124,11 @@ def _places(network: nn.Module, weight: Tensor) -> list[tuple[nn.Module, str]]:
     ]
 
 
-def _parsed(key: str, patterns: list[str]) -> list[re.Pattern[str]]:
+def _parsed(key: str, patterns: list[str] | None) -> list[re.Pattern[str]] | None:
+    if patterns is None:
+        return None
+    if not isinstance(patterns, list):
+        raise ValueError(f"model.adapter.{key} is {patterns!r}; it is a list: model.adapter.{key}=[{patterns}]")
     parsed = []
     for pattern in patterns:
         try:

@@ -11,13 +11,14 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 from detr_exp.model.adapter.lora import LoRA, LowRank
-from detr_exp.model.adapter.slim import merge
+from detr_exp.model.adapter.slim import load_own_state, merge, own_state
+from detr_exp.model.backbone.dinov2_windowed import WindowedDinov2
 from detr_exp.model.layer.attention import SelfAttention
 from detr_exp.model.layer.group_queries import GroupLinear
 
 
 def lora(**changes) -> LoRA:
-    settings = dict(rank=4, alpha=12, dropout=0.0, target_modules=None, modules_to_save=[])
+    settings = dict(rank=4, alpha=12, dropout=0.0, target_modules=None, modules_to_save=None)
     return LoRA(**(settings | changes))
 
 
@@ -168,6 +169,34 @@ def test_what_the_network_has_frozen_is_not_adapted() -> None:
     assert not any("apart" in name for name, p in network.named_parameters() if p.requires_grad)
 
 
+def test_gradient_checkpointing_changes_no_gradient() -> None:
+    """With everything before it frozen too: recomputing must not need inputs that ask for gradients."""
+    sizes = dict(width=16, num_heads=2, patch_size=4, num_windows=1, out_blocks=[1, 2])
+    network = WindowedDinov2(image_size=[16, 16], **sizes).train()
+    lora().adapt(network, [])
+    filled(network)
+    gradients = []
+    for is_on in (False, True):
+        network.set_gradient_checkpointing(is_on)
+        network.zero_grad()
+        sum(level.sum() for level in network(torch.ones(1, 3, 16, 16))).backward()
+        gradients.append({name: p.grad for name, p in network.named_parameters() if p.grad is not None})
+    assert len(gradients[0]) == 16  # two for each of four layers of two blocks
+    assert all(torch.equal(gradients[0][name], gradients[1][name]) for name in gradients[0] | gradients[1])
+
+
+def test_loading_after_a_pass_counts() -> None:
+    torch.manual_seed(0)
+    network = Layers().eval()
+    lora().adapt(network, [])
+    trained = {name: tensor.clone() for name, tensor in own_state(filled(network)).items()}
+    wanted = network(images())
+    with torch.no_grad():
+        filled(network)(images())
+    load_own_state(network, trained)
+    assert all(map(torch.equal, network(images()), wanted))
+
+
 def test_dropout_is_of_inputs_and_only_in_training() -> None:
     torch.manual_seed(0)
     network = filled_linear(dropout=0.5)
@@ -192,6 +221,7 @@ def filled_linear(**changes) -> nn.Module:
         ({"target_modules": ["qkw"]}, "such as apart.k_proj_weight"),
         ({"target_modules": ["conv"]}, "finds nothing"),
         ({"modules_to_save": ["hed"]}, "model.adapter.modules_to_save=[...]"),
+        ({"target_modules": "linear"}, "model.adapter.target_modules=[linear]"),
         ({"modules_to_save": ["("]}, "no regular expression"),
         ({"modules_to_save": ["weight"]}, "finds no trainable attention or linear layer"),
     ],

@@ -206,6 +206,12 @@ def test_going_on_with_an_adapter_where_there_was_none_is_refused(
         train_in(run, compose(told))
 
 
+@pytest.mark.parametrize("word", ["model.adapter=lora", "model.adapter=null"])
+def test_it_is_chosen_with_a_slash(word: str) -> None:
+    with pytest.raises(ValueError, match=r"options are chosen with a slash: model/adapter=\.\.\. \(.*lora"):
+        compose(["model=rtdetrv2_tiny", word])
+
+
 def test_an_adapter_needs_weights(tiny_run: list[str]) -> None:
     with pytest.raises(ValueError, match=r"model\.weights=<file>, or .*model/adapter=null"):
         build.network(compose([*tiny_run, "model/adapter=lora"]))
@@ -234,7 +240,7 @@ def test_export_knows_nothing_of_adapters(adapted: Path, tmp_path: Path) -> None
 def test_an_adapter_of_rf_detr_nano_is_a_twentieth_of_it() -> None:
     network = build.network(compose(["model=rfdetr", "data.num_classes=20"]))
     base = sum(tensor.nbytes for tensor in network.state_dict().values())
-    adapter = LoRA(rank=8, alpha=16, dropout=0.0, target_modules=None, modules_to_save=[])
+    adapter = LoRA(rank=8, alpha=16, dropout=0.0, target_modules=None, modules_to_save=None)
     adapter.adapt(network, network.class_tensors())
     own = own_state(network)
     assert network.class_tensors().keys() <= own.keys()
