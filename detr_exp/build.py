@@ -19,6 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 from detr_exp.config.compose import compose as compose
 from detr_exp.config.compose import refuse_unready
 from detr_exp.config.mistakes import ConfigError
+from detr_exp.config.stored import completed
 from detr_exp.config.targets import PARTIAL, TARGET, refuse, refuse_incomplete, refuse_misfit
 
 if TYPE_CHECKING:
@@ -34,6 +35,9 @@ if TYPE_CHECKING:
 RATES = ("lr", "lr_backbone", "weight_decay")  # what makes parameter groups
 IOU_TYPES = {"bbox": "boxes", "segm": "masks", "keypoints": "keypoints"}  # of metrics, and the tasks they measure
 WARMUP = ("warmup", "warmup_unit", "warmup_shape")
+TOLD = ("num_classes", "activation")  # what other groups tell the network
+NOT_ARGUMENTS = ("weights", "adapter")  # keys of a model that are not its constructor's
+_REFERENCES = re.compile(r"(?<!\\)\$\{[^}]*")
 
 
 def data(cfg: DictConfig) -> Any:
@@ -54,10 +58,12 @@ def network(cfg: DictConfig, data: Labels | None = None) -> Network:
     adapts = has_adapter(cfg)
     if data is None and cfg.data.num_classes is None:
         data = _made(cfg, "data")
+    taken = _arguments(cfg, "model")
+    _refuse_idle_keys(cfg, "model", [name for name in taken if name not in TOLD], NOT_ARGUMENTS)
     told = {"num_classes": _num_classes(cfg, data), "activation": cfg.loss.activation}
-    if "keypoint_counts" in _arguments(cfg, "model"):
+    if "keypoint_counts" in taken:
         told["keypoint_counts"] = _keypoint_counts(cfg, data)
-    made: Network = _made(cfg, "model", without=("weights", "adapter"), **told)
+    made: Network = _made(cfg, "model", only=taken, **told)
     _refuse_size(made)
     if cfg.model.weights is not None:
         from detr_exp.model.pretrained import load_weights
@@ -157,12 +163,15 @@ def run(cfg: DictConfig, output_dir: Path, *, identity: str = "", resume_from: P
     Raises:
         ValueError: something does not fit; nothing was trained.
     """
+    from detr_exp.loss.criterion import SetCriterion
     from detr_exp.trainer.state import Run
     from detr_exp.trainer.trial import judge
     from detr_exp.trainer.validation import refuse_unknown_monitor
 
     refuse_unready(cfg)
-    _refuse_idle_keys(cfg)
+    if _references(cfg):  # else it is out of a file, and was looked at when it was asked for
+        _refuse_idle_keys(cfg, "loss", inspect.signature(SetCriterion).parameters)
+        _refuse_idle_keys(cfg, "optim", (*RATES, *WARMUP, "betas", "param_groups", "optimizer", "scheduler"))
     make_optimizer, make_schedule = optimizer(cfg), schedule(cfg)
     data_set = data(cfg)
     overfits = cfg.trainer.overfit_batches is not None  # validates on what it trains on
@@ -268,28 +277,40 @@ def metric(
     return of_split
 
 
-def _refuse_idle_keys(cfg: DictConfig) -> None:
-    """Refuse keys of a user's own loss or optimiser option that nobody reads; other groups describe one constructor.
+def _refuse_idle_keys(cfg: DictConfig, group: str, known: Collection[str], further: Collection[str] = ()) -> None:
+    """Refuse keys that neither what the group is for nor a node inside of it reads.
+
+    A node reads a key by a reference, `${model.num_heads}`. Out of a file nothing is a reference: there it has a key of
+    the same name, or is the user's own, who may call it otherwise.
+
+    Args:
+        cfg: the whole config.
+        group: its key.
+        known: keys that are read.
+        further: more of them, which are not worth a word.
 
     Raises:
         ConfigError: names them.
     """
-    from detr_exp.loss.criterion import SetCriterion
+    references = _references(cfg)
+    names = {name for node in _settings(cfg, group).values() if isinstance(node, dict) for name in node}
+    idle = [key for key in cfg[group] if key not in {*known, *further, TARGET}]
+    if references:
+        idle = [key for key in idle if not re.search(rf"\b{re.escape(key)}\b", references)]
+    else:
+        idle = [] if cfg.get("allow_targets") else [key for key in idle if key not in names]
+    if idle:
+        raise ConfigError(
+            f"{group} has {', '.join(f'{group}.{key}' for key in idle)}, which nothing reads; it takes "
+            f"{', '.join(known)}, and what these refer to by ${{{group}.<key>}}: take it out, ~{group}.{idle[0]}"
+        )
 
-    taken: dict[str, Collection[str]] = {
-        "loss": inspect.signature(SetCriterion).parameters,
-        "optim": (*RATES, *WARMUP, "betas", "param_groups", "optimizer", "scheduler"),
-    }
-    references = " ".join(re.findall(r"(?<!\\)\$\{[^}]*", OmegaConf.to_yaml(cfg)))
-    if not references:  # out of a file, resolved; it was looked at when it was asked for
-        return
-    for group, known in taken.items():
-        idle = [key for key in cfg[group] if key not in known and not re.search(rf"\b{re.escape(key)}\b", references)]
-        if idle:
-            raise ConfigError(
-                f"{group} has {', '.join(f'{group}.{key}' for key in idle)}, which nothing reads; it takes "
-                f"{', '.join(known)}, and what these refer to by ${{{group}.<key>}}: take it out, ~{group}.{idle[0]}"
-            )
+
+def _references(cfg: DictConfig) -> str:
+    """All references in a config, with those of the nodes that are made of its words; none in one out of a file."""
+    values = cast(dict[str, Any], OmegaConf.to_container(cfg, resolve=False))
+    found = _REFERENCES.findall(OmegaConf.to_yaml(cfg))
+    return " ".join(found and _REFERENCES.findall(OmegaConf.to_yaml(completed(values, resolved=False))))
 
 
 def _keypoint_counts(cfg: DictConfig, data: Labels | None) -> list[int]:
@@ -337,30 +358,37 @@ def _refuse_size(network: Network) -> None:
         raise ValueError(f"model.image_size is {size}, but its sides must be multiples of {stride}; use {words}")
 
 
-def _made(cfg: DictConfig, group: str, without: tuple[str, ...] = (), **told: Any) -> Any:
+def _made(cfg: DictConfig, group: str, only: Collection[str] | None = None, **told: Any) -> Any:
     """What a group's node describes: an object, or for a plain container a dictionary of them.
 
     Args:
         cfg: the whole config.
         group: its key.
-        without: keys that are not the constructor's.
+        only: the keys that are the constructor's; None: all of them.
         told: arguments that other groups decide.
 
     Raises:
         ConfigError: a `_target_` that is not allowed, or that does not take the keys given to it.
     """
     settings = _settings(cfg, group)
-    return instantiate({name: value for name, value in settings.items() if name not in without}, group, **told)
+    if only is not None:
+        settings = {name: value for name, value in settings.items() if name in only or name == TARGET}
+    return instantiate(settings, group, **told)
 
 
-def _arguments(cfg: DictConfig, group: str) -> Collection[str]:
-    """What the constructor that a group names takes."""
-    return inspect.signature(get_object(_settings(cfg, group)[TARGET])).parameters
+def _arguments(cfg: DictConfig, group: str) -> list[str]:
+    """The keys that the constructor that a group names takes."""
+    settings = _settings(cfg, group)
+    parameters = inspect.signature(get_object(settings[TARGET])).parameters.values()
+    takes_any = any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters)
+    names = [parameter.name for parameter in parameters] + (list(settings) if takes_any else [])
+    return [name for name in names if name not in NOT_ARGUMENTS]
 
 
 def _settings(cfg: DictConfig, group: str) -> dict[str, Any]:
     """The plain values of a group, resolved, that call nothing but what is allowed."""
-    node = cast(dict[str, Any], OmegaConf.to_container(cfg[group], resolve=True, throw_on_missing=True))
+    values = {group: OmegaConf.to_container(cfg[group], resolve=True, throw_on_missing=True)}
+    node = completed(values, resolved=True)[group]
     refuse(node, group, list(cfg.get("allow_targets", [])))
     return node
 

@@ -38,6 +38,7 @@ LAYERS = {
     "model.neck": 3,
     "model.head": 3,
     "model.adapter": 3,
+    "model.decoder": 3,
     "loss": 3,
     "folder": 4,
     "runs": 4,

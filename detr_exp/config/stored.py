@@ -20,6 +20,12 @@ MOST_VALUES = 100_000  # of a stored config; ours have some hundreds
 RENAMED = {  # what a `_target_` was called once -> what it is called now
     "detr_exp.trainer.trainer.Trainer": "detr_exp.trainer.settings.Settings",
 }
+DERIVED = {"loss": "terms", "model": "decoder"}  # group -> node that is made of the words around it, once the only ones
+DECODERS = {  # network -> the option of model/decoder that says what was once part of it
+    "detr_exp.model.rtdetrv2.RTDETRv2": "rtdetr",
+    "detr_exp.model.rfdetr.RFDETR": "rfdetr",
+    "detr_exp.model.rfdetr_keypoint.RFDETRKeypoint": "rfdetr_keypoint",
+}
 
 
 def stored(values: Any, file: Path) -> DictConfig:
@@ -61,15 +67,26 @@ def literal(value: Any, room: Iterator[int] | None = None) -> Any:
 
 
 def upgraded(config: Mapping[str, Any]) -> dict[str, Any]:
-    """A resolved config in today's words.
+    """A resolved config, or some of its groups, in today's words.
 
-    The losses were no table once, but what `loss.class_loss` and the weights said.
+    The losses were no table once, but what `loss.class_loss` and the weights said; the decoder was part of its network.
     """
-    config = _renamed(config, RENAMED)
-    loss = config.get("loss")
-    if isinstance(loss, dict) and "class_loss" in loss and "terms" not in loss:
-        return {**config, "loss": {**loss, "terms": table(loss)}}
-    return config
+    return completed(_renamed(config, RENAMED), resolved=True)
+
+
+def completed(config: Mapping[str, Any], *, resolved: bool) -> dict[str, Any]:
+    """A config with the nodes that are made of the words around them where it has only the words.
+
+    Args:
+        config: plain values, of the whole config or some of its groups.
+        resolved: write values into these nodes instead of references.
+    """
+    made = dict(config)
+    for group, name in DERIVED.items():
+        words = config.get(group)
+        if isinstance(words, dict) and name not in words and (node := derived(group, words, resolved)) is not None:
+            made[group] = {**words, name: node}
+    return made
 
 
 def as_before(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -78,11 +95,14 @@ def as_before(config: Mapping[str, Any]) -> dict[str, Any]:
     Args:
         config: plain values, resolved or not.
     """
-    config = _renamed(config, {now: once for once, now in RENAMED.items()})
-    loss = config.get("loss")
-    if isinstance(loss, dict) and loss.get("terms") in (table(loss), table(loss, resolved=False)):
-        return {**config, "loss": {key: value for key, value in loss.items() if key != "terms"}}
-    return config
+    made = _renamed(config, {now: once for once, now in RENAMED.items()})
+    for group, name in DERIVED.items():
+        words = made.get(group)
+        if isinstance(words, dict) and name in words:
+            rest = {key: value for key, value in words.items() if key != name}
+            if words[name] in (derived(group, rest, resolved) for resolved in (True, False)):
+                made[group] = rest
+    return made
 
 
 def _renamed(config: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, Any]:
@@ -92,21 +112,40 @@ def _renamed(config: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, A
     return {**config, **{group: {**config[group], "_target_": name} for group, name in moved.items()}}
 
 
-def table(loss: Mapping[str, Any], resolved: bool = True) -> dict[str, Any] | None:
-    """The table of losses of `conf/loss/terms/detr.yaml` with these values; None where one of them is missing."""
-    values = {key: value for key, value in loss.items() if key != "terms"}
-    terms: Any = copy.deepcopy(_terms())
-    if values.get("eos_coef") is not None:
-        terms["class"] |= {"divide": "queries", "background": "${loss.eos_coef}"}
+def derived(group: str, words: Mapping[str, Any], resolved: bool) -> dict[str, Any] | None:
+    """The node that a group's words say; None where they say none, or one of them is missing.
+
+    Args:
+        group: a key of `DERIVED`.
+        words: the group without that node.
+        resolved: values instead of references to the words.
+    """
+    if group == "loss":
+        file = "loss/terms/detr.yaml" if "class_loss" in words else None
+    else:
+        option = DECODERS.get(str(words.get("_target_")))
+        file = None if option is None else f"model/decoder/{option}.yaml"
+    if file is None:
+        return None
+    node: Any = copy.deepcopy(_written(file, DERIVED[group]))
+    if words.get("eos_coef") is not None and group == "loss":
+        node["class"] |= {"divide": "queries", "background": "${loss.eos_coef}"}
     if not resolved:
-        return terms
+        return node
     try:
-        cfg = OmegaConf.create({"loss": {**literal(values), "terms": terms}})
-        return cast(dict[str, Any], OmegaConf.to_container(cfg.loss.terms, resolve=True))
+        cfg = OmegaConf.create({group: {**literal(words), DERIVED[group]: node}})
+        return cast(dict[str, Any], OmegaConf.to_container(cfg[group][DERIVED[group]], resolve=True))
     except (ValueError, KeyError, OmegaConfBaseException):
         return None
 
 
 @functools.cache
-def _terms() -> dict[str, Any]:
-    return yaml.safe_load((CONF_DIR / "loss/terms/detr.yaml").read_text(encoding="utf-8"))["terms"]
+def _written(file: str, name: str) -> dict[str, Any]:
+    """A node in an option's file, on top of what is in those it builds on."""
+    path = CONF_DIR / file
+    content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    bases = [base for base in content.get("defaults", []) if base != "_self_"]
+    node = content.get(name, {})
+    for base in bases:
+        node = _written(str(path.with_name(f"{base}.yaml").relative_to(CONF_DIR)), name) | node
+    return node

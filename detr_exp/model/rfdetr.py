@@ -23,8 +23,7 @@ from torch import Tensor, nn
 from detr_exp.model.adapter.slim import merge
 from detr_exp.model.head.detection import DetectionHead
 from detr_exp.model.head.mask import finite_masks, masks_in_pixels
-from detr_exp.model.layer.group_decoder_layer import GroupDecoderLayer
-from detr_exp.model.layer.group_queries import GroupQueries, Start
+from detr_exp.model.layer.group_queries import GroupQueries
 from detr_exp.model.layer.memory import Memory
 from detr_exp.model.postprocess import best_in_pixels
 from detr_exp.protocols import Backbone, Strided
@@ -40,14 +39,12 @@ class RFDETR(nn.Module):
             for background.
         backbone: images to maps of one resolution.
         neck: makes the neck, given the backbone's channels and strides and D.
+        decoder: makes the layers between the first queries and the head, given D, L and the number of the neck's maps;
+            called as `GroupDecoder`.
         image_size: (height, width) the network is made for.
         pixel_mean, pixel_std: of RGB in 0..1; null takes the backbone's.
         hidden_dim: D.
         num_layers: L.
-        num_heads: heads of the self-attention.
-        num_cross_heads: heads of the deformable attention.
-        num_points: points each of them reads on each level.
-        dim_feedforward: width of the feed-forward networks.
         num_queries: Q; fewer where the image has fewer cells.
         num_groups: G; more groups learn faster and cost time and memory, in training only.
         mask_head: makes the head that predicts masks, given D and L; None predicts boxes only.
@@ -66,15 +63,12 @@ class RFDETR(nn.Module):
         activation: str,
         backbone: Backbone,
         neck: Callable[..., nn.Module],
+        decoder: Callable[..., nn.Module],
         image_size: list[int],
         pixel_mean: list[float] | None,
         pixel_std: list[float] | None,
         hidden_dim: int,
         num_layers: int,
-        num_heads: int,
-        num_cross_heads: int,
-        num_points: int,
-        dim_feedforward: int,
         num_queries: int,
         num_groups: int,
         mask_head: Callable[..., nn.Module] | None = None,
@@ -98,16 +92,7 @@ class RFDETR(nn.Module):
         self.queries = GroupQueries(
             hidden_dim=hidden_dim, num_logits=num_logits, num_queries=num_queries, num_groups=num_groups
         )
-        self.layers = nn.ModuleList(
-            GroupDecoderLayer(
-                hidden_dim=hidden_dim,
-                num_heads=num_heads,
-                num_cross_heads=num_cross_heads,
-                points_per_level=[num_points] * len(self.neck.out_strides),
-                dim_feedforward=dim_feedforward,
-            )
-            for _ in range(num_layers)
-        )
+        self.layers = decoder(hidden_dim=hidden_dim, num_layers=num_layers, num_levels=len(self.neck.out_strides))
         self.norm = nn.LayerNorm(hidden_dim)
         self.head = DetectionHead(hidden_dim=hidden_dim, num_logits=num_logits, activation=activation)
         self.queries.class_head.copy_(self.head.classes)
@@ -133,7 +118,7 @@ class RFDETR(nn.Module):
         maps = self.neck(self.backbone((images - self.pixel_mean) / self.pixel_std))
         memory = Memory.of(maps, padding_mask)
         selected, start = self.queries(memory, groups)
-        hidden = self._decode(start, memory, groups)
+        hidden = self.norm(self.layers(start, memory))
         layers = Prediction(*self.head(hidden, start.reference))
         encoder = Prediction(selected.logits, selected.boxes) if self.training else None
         if self.mask_head is not None:
@@ -142,15 +127,6 @@ class RFDETR(nn.Module):
             if encoder is not None:
                 encoder = encoder._replace(masks=self.mask_head.of_encoder(pixels, selected.tokens))
         return Outputs(layers, encoder, groups=groups)
-
-    def _decode(self, start: Start, memory: Memory, groups: int) -> Tensor:
-        """Queries after each layer `[L, B, G * Q, D]`; in evaluation only after the last one."""
-        queries, padded = start.content, memory.padded_cells()
-        hidden = []
-        for layer in self.layers:
-            queries = layer(queries, start.position, start.seen, memory.cells, memory.shapes, groups, padded)
-            hidden.append(queries)
-        return self.norm(torch.stack(hidden if self.training else hidden[-1:]))
 
     @torch.no_grad()
     def postprocess(self, outputs: Outputs, image_sizes: Tensor, max_detections: int | None = None) -> list[Detections]:

@@ -22,8 +22,8 @@ from detr_exp.model.head.keypoint import (
     placed_keypoints,
     with_keypoints,
 )
-from detr_exp.model.layer.group_queries import GroupMLP, GroupQueries, Selection, Start
-from detr_exp.model.layer.keypoint_decoder_layer import KeypointDecoderLayer
+from detr_exp.model.layer.group_queries import GroupMLP, GroupQueries, Selection
+from detr_exp.model.layer.keypoint_decoder_layer import KeypointStart
 from detr_exp.model.layer.memory import Memory
 from detr_exp.model.layer.mlp import MLP
 from detr_exp.model.postprocess import best_in_pixels
@@ -38,8 +38,9 @@ class RFDETRKeypoint(nn.Module):
     Args:
         keypoint_counts: keypoints of each class of the data set, 0 where it has none.
         score_alpha: how much uncertain keypoints lower the score of a detection; 0: not at all.
-        num_classes, activation, backbone, neck, image_size, pixel_mean, pixel_std, hidden_dim, num_layers, num_heads,
-            num_cross_heads, num_points, dim_feedforward, num_queries, num_groups: as in `RFDETR`.
+        decoder: as in `RFDETR`, called as `KeypointDecoder`.
+        num_classes, activation, backbone, neck, image_size, pixel_mean, pixel_std, hidden_dim, num_layers, num_queries,
+            num_groups: as in `RFDETR`.
     """
 
     backbone: Any
@@ -58,15 +59,12 @@ class RFDETRKeypoint(nn.Module):
         score_alpha: float,
         backbone: Backbone,
         neck: Callable[..., nn.Module],
+        decoder: Callable[..., nn.Module],
         image_size: list[int],
         pixel_mean: list[float] | None,
         pixel_std: list[float] | None,
         hidden_dim: int,
         num_layers: int,
-        num_heads: int,
-        num_cross_heads: int,
-        num_points: int,
-        dim_feedforward: int,
         num_queries: int,
         num_groups: int,
     ) -> None:
@@ -99,16 +97,7 @@ class RFDETRKeypoint(nn.Module):
         self.encoder_keypoint_queries = KeypointQueries(hidden_dim=hidden_dim, num_keypoints=num_keypoints)
         self.keypoint_position = nn.Parameter(nn.init.xavier_uniform_(torch.empty(num_keypoints, hidden_dim)))
         self.register_buffer("allowed", attention_among(self.keypoint_counts), persistent=False)
-        self.layers = nn.ModuleList(
-            KeypointDecoderLayer(
-                hidden_dim=hidden_dim,
-                num_heads=num_heads,
-                num_cross_heads=num_cross_heads,
-                points_per_level=[num_points] * len(self.neck.out_strides),
-                dim_feedforward=dim_feedforward,
-            )
-            for _ in range(num_layers)
-        )
+        self.layers = decoder(hidden_dim=hidden_dim, num_layers=num_layers, num_levels=len(self.neck.out_strides))
         self.norm = nn.LayerNorm(hidden_dim)
         self.head = DetectionHead(hidden_dim=hidden_dim, num_logits=num_logits, activation=activation)
         self.keypoint_head = MLP(hidden_dim, hidden_dim, CHANNELS, 3)
@@ -139,33 +128,12 @@ class RFDETRKeypoint(nn.Module):
         memory = Memory.of(self.neck(maps), padding_mask)
         keypoint_memory = Memory.of(self.keypoint_neck(maps), padding_mask)
         selected, start = self.queries(memory, groups)
-        hidden, keypoints = self._decode(start, memory, keypoint_memory, groups)
-        logits, boxes = self.head(hidden, start.reference)
+        content = self.keypoint_queries(start.content)
+        keypoint_start = KeypointStart(content, self.keypoint_position, self.allowed, keypoint_memory)
+        hidden, keypoints = self.layers(start, keypoint_start, memory)
+        logits, boxes = self.head(self.norm(hidden), start.reference)
         layers = self._predicted(logits, boxes, self.keypoint_head(keypoints), start.reference)
         return Outputs(layers, self._of_encoder(selected, groups) if self.training else None, groups=groups)
-
-    def _decode(self, start: Start, memory: Memory, keypoint_memory: Memory, groups: int) -> tuple[Tensor, Tensor]:
-        """Queries `[L, B, G * Q, D]` and keypoints `[L, B, G * Q, N, D]` after each layer, or only after the last."""
-        queries, keypoints, padded = start.content, self.keypoint_queries(start.content), memory.padded_cells()
-        hidden, keypoint_hidden = [], []
-        for layer in self.layers:
-            queries, keypoints = layer(
-                queries,
-                keypoints,
-                start.position,
-                self.keypoint_position,
-                self.allowed,
-                start.seen,
-                memory.cells,
-                keypoint_memory.cells,
-                memory.shapes,
-                groups,
-                padded,
-            )
-            hidden.append(queries)
-            keypoint_hidden.append(keypoints)
-        first = 0 if self.training else -1
-        return self.norm(torch.stack(hidden[first:])), torch.stack(keypoint_hidden[first:])
 
     def _of_encoder(self, selected: Selection, groups: int) -> Prediction:
         """What the selected cells say, with keypoints by each group's own head."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,12 +19,18 @@ SPECIAL = {"_target_", "_partial_", "_convert_", "_recursive_", "_args_"}
 RECIPES = ("experiment", "sweep")
 TOLD_BY_BUILD = {"model": {"num_classes", "activation"}, "matcher": {"activation"}}
 TAKEN_OUT_BY_BUILD = {"model": {"weights"}}
+READ_BY_A_NODE_INSIDE = "model"  # a group with a constructor of its own, and words that nodes inside refer to
 
 
 def options() -> list[str]:
     """`group=option` words; sub-groups have a slash."""
     files = [path.relative_to(CONF_DIR) for path in sorted(CONF_DIR.rglob("*.yaml"))]
     return [f"{file.parent}={file.stem}" for file in files if len(file.parts) > 1 and file.parts[0] != "hydra"]
+
+
+def references(word: str, group: str) -> set[str]:
+    """Words of a group that something refers to."""
+    return set(re.findall(rf"\$\{{{group}\.(\w+)", OmegaConf.to_yaml(compose([word]))))
 
 
 @functools.cache
@@ -57,6 +64,9 @@ def test_an_option_fits_what_it_describes(word: str) -> None:
         if node["_target_"].startswith("detr_exp."):
             assert inspect.Parameter.VAR_KEYWORD not in kinds, f"{node['_target_']} takes anything"
         given = {name: None for name in node if name not in SPECIAL | TAKEN_OUT_BY_BUILD.get(key, set())}
+        if key == READ_BY_A_NODE_INSIDE:
+            words = references(word, key) - set(signature.parameters)
+            given = {name: None for name in given if name not in words}
         told = dict.fromkeys(TOLD_BY_BUILD.get(key, ()))
         bind = signature.bind_partial if node.get("_partial_") else signature.bind
         try:

@@ -8,6 +8,8 @@ import torch
 
 from detr_exp import build
 from detr_exp.model.backbone.dinov2_windowed import WindowedDinov2
+from detr_exp.model.decoder.rfdetr import GroupDecoder
+from detr_exp.model.decoder.rfdetr_keypoint import KeypointDecoder
 from detr_exp.model.head.mask import MaskHead
 from detr_exp.model.neck.projector import Projector
 from detr_exp.model.pretrained_rfdetr import from_rfdetr
@@ -68,15 +70,18 @@ def settings_of(config):
         activation="sigmoid",
         backbone=backbone(config),
         neck=partial(Projector, levels=config.projector_scale, num_bottlenecks=3),
+        decoder=partial(
+            KeypointDecoder if config.use_grouppose_keypoints else GroupDecoder,
+            num_heads=config.sa_nheads,
+            num_cross_heads=config.ca_nheads,
+            num_points=config.dec_n_points,
+            dim_feedforward=2048,
+        ),
         image_size=[config.resolution] * 2,
         pixel_mean=None,
         pixel_std=None,
         hidden_dim=config.hidden_dim,
         num_layers=config.dec_layers,
-        num_heads=config.sa_nheads,
-        num_cross_heads=config.ca_nheads,
-        num_points=config.dec_n_points,
-        dim_feedforward=2048,
         num_queries=config.num_queries,
         num_groups=config.group_detr,
     )

@@ -7,6 +7,7 @@ from omegaconf import OmegaConf
 
 from detr_exp.config.compose import compose
 from detr_exp.model.backbone.dinov2_windowed import WindowedDinov2
+from detr_exp.model.decoder.rfdetr import GroupDecoder
 from detr_exp.model.neck.projector import Projector
 from detr_exp.model.rfdetr import RFDETR
 from detr_exp.structures import Outputs, Prediction
@@ -24,15 +25,12 @@ def tiny(levels=("P4",), drop_path=0.0, **changes):
         activation="sigmoid",
         backbone=backbone,
         neck=partial(Projector, levels=list(levels), num_bottlenecks=1),
+        decoder=partial(GroupDecoder, num_heads=2, num_cross_heads=4, num_points=2, dim_feedforward=48),
         image_size=[64, 64],
         pixel_mean=None,
         pixel_std=None,
         hidden_dim=32,
         num_layers=2,
-        num_heads=2,
-        num_cross_heads=4,
-        num_points=2,
-        dim_feedforward=48,
         num_queries=10,
         num_groups=3,
     )

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from detr_exp.model.layer.activation import activation
 from detr_exp.model.layer.attention import SelfAttention
 from detr_exp.model.layer.deformable_attention import DeformableAttention
-from detr_exp.ops.deformable import Shapes
+from detr_exp.model.layer.memory import Memory
 
 
 class DecoderLayer(nn.Module):
@@ -47,19 +47,17 @@ class DecoderLayer(nn.Module):
         queries: Tensor,
         position: Tensor,
         reference: Tensor,
-        memory: Tensor,
-        spatial_shapes: Shapes,
+        memory: Memory,
         allowed: Tensor | None = None,
-        padding: Tensor | None = None,
     ) -> Tensor:
         """Queries `[B, Q, D]` at `position` `[B, Q, D]` with boxes `reference` `[B, Q, 4]` -> `[B, Q, D]`.
 
         Args:
-            memory, spatial_shapes, padding: as in `DeformableAttention`.
+            memory: what they read.
             allowed: as in `SelfAttention`.
         """
         queries = self.norm1(queries + self.dropout(self.self_attn(queries, position, allowed)))
-        read = self.cross_attn(queries + position, reference, memory, spatial_shapes, padding)
+        read = self.cross_attn(queries + position, reference, memory)
         queries = self.norm2(queries + self.dropout(read))
         change = self.linear2(self.activation_dropout(self.act(self.linear1(queries))))
         if change.dtype == torch.float16:

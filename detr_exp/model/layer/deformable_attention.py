@@ -7,7 +7,8 @@ import math
 import torch
 from torch import Tensor, nn
 
-from detr_exp.ops.deformable import METHODS, Shapes, deformable_sample
+from detr_exp.model.layer.memory import Memory
+from detr_exp.ops.deformable import METHODS, deformable_sample
 
 
 class DeformableAttention(nn.Module):
@@ -65,18 +66,14 @@ class DeformableAttention(nn.Module):
             nn.init.xavier_uniform_(projection.weight)
             nn.init.zeros_(projection.bias)
 
-    def forward(
-        self, query: Tensor, reference: Tensor, memory: Tensor, spatial_shapes: Shapes, padding: Tensor | None = None
-    ) -> Tensor:
+    def forward(self, query: Tensor, reference: Tensor, memory: Memory) -> Tensor:
         """Queries `[B, Q, D]` -> what they read `[B, Q, D]`.
 
         Args:
             reference: `[B, Q, 4]` boxes cxcywh in 0..1; their dtype is that of the locations.
-            memory: `[B, S, D]`, the maps of all levels as rows.
-            spatial_shapes: (height, width) of each level.
-            padding: `[B, S]` bool, True for cells without picture, which read zero.
+            memory: what is read; its padded cells read zero.
         """
-        value = self.value_proj(memory)
+        value, padding = self.value_proj(memory.cells), memory.padded_cells()
         if padding is not None:
             value = value.masked_fill(padding[..., None], 0.0)
         value = value.unflatten(-1, (self.num_heads, -1))
@@ -85,5 +82,5 @@ class DeformableAttention(nn.Module):
         weights = weights.softmax(-1, dtype=reference.dtype)
         center, size = reference[:, :, None, None].split(2, dim=-1)
         locations = center + offsets * (self.reach.to(reference.dtype) * size)
-        sampled = deformable_sample(value, spatial_shapes, locations, weights, self.points_per_level, self.method)
+        sampled = deformable_sample(value, memory.shapes, locations, weights, self.points_per_level, self.method)
         return self.output_proj(sampled)

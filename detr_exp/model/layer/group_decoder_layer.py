@@ -7,7 +7,8 @@ from torch.nn import functional as F
 
 from detr_exp.model.layer.attention import SelfAttention
 from detr_exp.model.layer.deformable_attention import DeformableAttention
-from detr_exp.ops.deformable import Shapes
+from detr_exp.model.layer.group_queries import Start
+from detr_exp.model.layer.memory import Memory
 
 
 class GroupDecoderLayer(nn.Module):
@@ -41,25 +42,16 @@ class GroupDecoderLayer(nn.Module):
         for linear in (self.self_attn.out_proj, self.linear1, self.linear2):
             nn.init.xavier_uniform_(linear.weight)
 
-    def forward(
-        self,
-        queries: Tensor,
-        position: Tensor,
-        reference: Tensor,
-        memory: Tensor,
-        spatial_shapes: Shapes,
-        groups: int,
-        padding: Tensor | None = None,
-    ) -> Tensor:
-        """Queries `[B, groups * Q, D]`, group by group, with boxes `reference` `[B, groups * Q, 4]` -> the same shape.
+    def forward(self, queries: Tensor, start: Start, memory: Memory) -> Tensor:
+        """Queries `[B, G * Q, D]`, group by group -> the same shape.
 
         Args:
-            position: `[B, groups * Q, D]`, added to what asks and is looked for, not to what is read.
-            memory, spatial_shapes, padding: as in `DeformableAttention`.
+            start: positions, which are added to queries and keys but not to values, and the boxes that are read.
+            memory: what they read.
         """
         shape = queries.shape
-        apart = (shape[0] * groups, -1, shape[-1])
-        mixed = self.self_attn(queries.reshape(apart), position.reshape(apart))
+        apart = (shape[0] * start.groups, -1, shape[-1])
+        mixed = self.self_attn(queries.reshape(apart), start.position.reshape(apart))
         queries = self.norm1(queries + mixed.view(shape))
-        queries = self.norm2(queries + self.cross_attn(queries + position, reference, memory, spatial_shapes, padding))
+        queries = self.norm2(queries + self.cross_attn(queries + start.position, start.seen, memory))
         return self.norm3(queries + self.linear2(F.relu(self.linear1(queries))))

@@ -43,12 +43,14 @@ class Start(NamedTuple):
         position: `[B, G * Q, D]`, of `seen`.
         reference: `[B, G * Q, 4]` boxes cxcywh relative to the picture, without gradient into the image.
         seen: `[B, G * Q, 4]` the same relative to the canvas.
+        groups: G, which do not see each other.
     """
 
     content: Tensor
     position: Tensor
     reference: Tensor
     seen: Tensor
+    groups: int
 
 
 class GroupQueries(nn.Module):
@@ -87,7 +89,7 @@ class GroupQueries(nn.Module):
         content = self.content[:groups, :per_group].flatten(0, 1).expand(memory.cells.shape[0], -1, -1)
         seen = memory.on_canvas(reference)
         position = self.position_mlp(embed_boxes(seen, content.shape[-1] // 2).to(content.dtype))
-        return selected, Start(content, position, reference, seen)
+        return selected, Start(content, position, reference, seen, groups)
 
     def keep_groups(self, count: int) -> None:
         """Drop all groups but the first `count`, in place."""

@@ -8,6 +8,8 @@ Legend: B images, Q queries of all groups, K keypoints of all classes, D width.
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -15,7 +17,24 @@ from torch.nn import functional as F
 from detr_exp.model.layer.attention import SelfAttention
 from detr_exp.model.layer.deformable_attention import DeformableAttention
 from detr_exp.model.layer.group_decoder_layer import GroupDecoderLayer
-from detr_exp.ops.deformable import Shapes
+from detr_exp.model.layer.group_queries import Start
+from detr_exp.model.layer.memory import Memory
+
+
+class KeypointStart(NamedTuple):
+    """What the keypoints of the queries start with and read.
+
+    Attributes:
+        content: `[B, Q, K, D]`.
+        position: `[K, D]`.
+        allowed: `[1 + K, 1 + K]` bool, which of query and keypoints see each other; None: all.
+        memory: laid out as that of the queries.
+    """
+
+    content: Tensor
+    position: Tensor
+    allowed: Tensor | None
+    memory: Memory
 
 
 class KeypointDecoderLayer(nn.Module):
@@ -62,39 +81,26 @@ class KeypointDecoderLayer(nn.Module):
             nn.init.xavier_uniform_(linear.weight)
 
     def forward(
-        self,
-        queries: Tensor,
-        keypoints: Tensor,
-        position: Tensor,
-        keypoint_position: Tensor,
-        allowed: Tensor | None,
-        reference: Tensor,
-        memory: Tensor,
-        keypoint_memory: Tensor,
-        spatial_shapes: Shapes,
-        groups: int,
-        padding: Tensor | None = None,
+        self, queries: Tensor, keypoints: Tensor, start: Start, keypoint_start: KeypointStart, memory: Memory
     ) -> tuple[Tensor, Tensor]:
         """Queries `[B, Q, D]` and keypoints `[B, Q, K, D]` -> the same.
 
         Args:
-            position, reference, memory, spatial_shapes, groups, padding: as in `GroupDecoderLayer`.
-            keypoint_position: `[K, D]`.
-            allowed: `[1 + K, 1 + K]` bool, which of query and keypoints see each other; None: all.
-            keypoint_memory: what keypoints read, laid out as `memory`.
+            start, memory: of the queries, as in `GroupDecoderLayer`.
+            keypoint_start: of their keypoints.
         """
-        queries = self.query_layer(queries, position, reference, memory, spatial_shapes, groups, padding)
+        queries = self.query_layer(queries, start, memory)
         num_keypoints = keypoints.shape[2]
 
         bundle = torch.cat([queries[:, :, None], keypoints], dim=2)
-        places = F.pad(keypoint_position, (0, 0, 1, 0))  # the query has none
-        told = self.self_attn(bundle.flatten(0, 1), places, allowed).view(bundle.shape)
+        places = F.pad(keypoint_start.position, (0, 0, 1, 0))  # the query has none
+        told = self.self_attn(bundle.flatten(0, 1), places, keypoint_start.allowed).view(bundle.shape)
         queries = self.query_norm(queries + told[:, :, 0] * self.scale)
         keypoints = self.norm1(keypoints + told[:, :, 1:])
 
-        asking = (keypoints + position[:, :, None]).flatten(1, 2)
-        around = reference.repeat_interleave(num_keypoints, dim=1)
-        read = self.cross_attn(asking, around, keypoint_memory, spatial_shapes, padding)
+        asking = (keypoints + start.position[:, :, None]).flatten(1, 2)
+        around = start.seen.repeat_interleave(num_keypoints, dim=1)
+        read = self.cross_attn(asking, around, keypoint_start.memory)
         keypoints = self.norm2(keypoints + read.view(keypoints.shape))
 
         return queries, self.norm3(keypoints + self.linear2(F.relu(self.linear1(keypoints))))

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from detr_exp.model.layer.deformable_attention import DeformableAttention
+from detr_exp.model.layer.memory import Memory
 
 
 def test_heads_start_in_directions_of_their_own_and_points_go_outwards():
@@ -25,7 +26,7 @@ def test_an_offset_of_all_points_reaches_offset_scale_boxes():
     width = 32
     ramp = ((torch.arange(width).double() + 0.5) / width).expand(8, width).reshape(1, -1, 1).expand(-1, -1, 4)
     reference = torch.tensor([[[0.5, 0.5, 0.4, 0.2]]]).double()
-    read = attention(torch.zeros(1, 1, 4).double(), reference, ramp, [(8, width)])
+    read = attention(torch.zeros(1, 1, 4).double(), reference, Memory(ramp, [(8, width)], None))
     torch.testing.assert_close(read, torch.full((1, 1, 4), 0.5 + 2 / 2 * 0.25 * 0.4).double())
 
 
@@ -39,11 +40,10 @@ def test_padding_reads_zero():
     torch.manual_seed(0)
     attention = DeformableAttention(8, 2, [2])
     query, memory, reference = torch.randn(1, 3, 8), torch.randn(1, 6, 8), torch.rand(1, 3, 4)
-    padding = torch.tensor([[False, False, True, False, False, True]])
-    changed = torch.where(padding[..., None], 99.0, memory)
-    torch.testing.assert_close(
-        attention(query, reference, memory, [(2, 3)], padding), attention(query, reference, changed, [(2, 3)], padding)
-    )
+    padding = torch.tensor([[[False, False, True], [False, False, True]]])
+    changed = torch.where(padding.flatten(1)[..., None], 99.0, memory)
+    read, again = (attention(query, reference, Memory(cells, [(2, 3)], [padding])) for cells in (memory, changed))
+    torch.testing.assert_close(read, again)
 
 
 @pytest.mark.parametrize(

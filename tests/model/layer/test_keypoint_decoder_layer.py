@@ -2,7 +2,9 @@ import pytest
 import torch
 
 from detr_exp.model.head.keypoint import attention_among
-from detr_exp.model.layer.keypoint_decoder_layer import KeypointDecoderLayer
+from detr_exp.model.layer.group_queries import Start
+from detr_exp.model.layer.keypoint_decoder_layer import KeypointDecoderLayer, KeypointStart
+from detr_exp.model.layer.memory import Memory
 
 COUNTS = (2, 3)
 
@@ -32,18 +34,23 @@ def inputs():
         reference=random(2, 6, 4),
         memory=random(2, 20, 16),
         keypoint_memory=random(2, 20, 16),
-        spatial_shapes=[(4, 5)],
-        groups=2,
     )
+
+
+def passed(made, queries, keypoints, position, keypoint_position, allowed, reference, memory, keypoint_memory):
+    """Queries and their keypoints after the layer."""
+    own, theirs = (Memory(cells, [(4, 5)], None) for cells in (memory, keypoint_memory))
+    start = Start(queries, position, reference, reference, groups=2)
+    return made(queries, keypoints, start, KeypointStart(keypoints, keypoint_position, allowed, theirs), own)
 
 
 def moved(name, place):
     """How far queries and keypoints of image 0 move when one input does."""
     given = inputs()
-    before = layer()(**given)
+    before = passed(layer(), **given)
     given[name] = given[name].clone()
     given[name][place] += 1
-    after = layer()(**given)
+    after = passed(layer(), **given)
     return [(b - a).abs().amax(-1)[0] > 1e-6 for a, b in zip(before, after)]
 
 
@@ -69,6 +76,6 @@ def test_each_stream_reads_its_own_map(name, reached):
 
 def test_every_weight_is_used():
     made = layer()
-    queries, keypoints = made(**inputs())
+    queries, keypoints = passed(made, **inputs())
     ((queries * torch.randn_like(queries)).sum() + (keypoints * torch.randn_like(keypoints)).sum()).backward()
     assert [name for name, p in made.named_parameters() if p.grad is None or not p.grad.any()] == []

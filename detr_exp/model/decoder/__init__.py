@@ -1,0 +1,1 @@
+"""Decoders: from the maps of a neck to what queries say."""

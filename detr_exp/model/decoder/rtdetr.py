@@ -1,0 +1,251 @@
+"""The decoder of RT-DETRv2: query selection, then boxes refined layer by layer (arXiv 2304.08069, section 4.3).
+
+Legend: B images, S cells of all levels, Q matching queries, N denoising queries in front of them, C logits, D channels,
+E channels of the encoder, L decoder layers.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import OrderedDict
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from detr_exp.model.layer.conv import ConvNorm
+from detr_exp.model.layer.decoder_layer import DecoderLayer
+from detr_exp.model.layer.denoising import NoisyQueries
+from detr_exp.model.layer.memory import Memory
+from detr_exp.model.layer.mlp import MLP
+from detr_exp.model.layer.query_selection import SELECTIONS, anchor_logits, inverse_sigmoid, top_cells
+from detr_exp.structures import Prediction
+
+
+class RawOutputs(NamedTuple):
+    """What the compilable part of the network returns: all queries of all supervised layers, stacked.
+
+    Attributes:
+        layers: logits `[L, B, N + Q, C]`, boxes `[L, B, N + Q, 4]`; what else a decoder predicts has the same axes.
+        encoder: logits `[B, Q, C]`, or of one class, and boxes `[B, Q, 4]` of the chosen cells.
+    """
+
+    layers: Prediction
+    encoder: Prediction
+
+
+class RTDETRDecoder(nn.Module):
+    """Query selection and iterative box refinement.
+
+    Args:
+        num_classes: of the data.
+        activation: "sigmoid", or "softmax" with one more logit, the last, for the background.
+        channels, strides: of the encoder's maps, from fine to coarse.
+        hidden_dim: D.
+        num_layers: L.
+        num_queries: Q; cells chosen from the encoder.
+        denoising: whether an embedding of noisy labels is needed.
+        num_heads: of both attentions.
+        dim_feedforward: width of the feed-forward networks.
+        eval_idx: the layer whose predictions count in evaluation; layers beyond it only train.
+        num_points: points of each level a head reads; levels beyond the encoder's maps are made by striding on.
+        cross_attn_method: "bilinear" or "discrete".
+        offset_scale: see `DeformableAttention`.
+        query_select_method: "default", "one2many" or "agnostic".
+        learn_query_content: learn what queries start with instead of taking it from the chosen cells.
+        look_forward_twice: train each box also through the layer before (DINO, section 3.5).
+        dropout, attention_dropout, activation_dropout, ffn_activation: of the layers.
+
+    Attributes:
+        strides: of the levels that are read.
+    """
+
+    def __init__(
+        self,
+        *,
+        num_classes: int,
+        activation: str,
+        channels: list[int],
+        strides: list[int],
+        hidden_dim: int,
+        num_layers: int,
+        num_queries: int,
+        denoising: bool,
+        num_heads: int,
+        dim_feedforward: int,
+        eval_idx: int,
+        num_points: list[int],
+        cross_attn_method: str,
+        offset_scale: float,
+        query_select_method: str,
+        learn_query_content: bool,
+        look_forward_twice: bool,
+        dropout: float,
+        attention_dropout: float,
+        activation_dropout: float,
+        ffn_activation: str,
+    ) -> None:
+        super().__init__()
+        layers = [
+            DecoderLayer(
+                hidden_dim=hidden_dim,
+                num_heads=num_heads,
+                dim_feedforward=dim_feedforward,
+                points_per_level=num_points,
+                method=cross_attn_method,
+                offset_scale=offset_scale,
+                dropout=dropout,
+                attention_dropout=attention_dropout,
+                activation_dropout=activation_dropout,
+                act=ffn_activation,
+            )
+            for _ in range(num_layers)
+        ]
+        self.activation = activation
+        self.num_queries = num_queries
+        self.query_select_method = query_select_method
+        self.look_forward_twice = look_forward_twice
+        self.eval_idx = _checked_layer(eval_idx, num_layers)
+        if query_select_method not in SELECTIONS:
+            raise ValueError(
+                f"model.query_select_method is {query_select_method!r}; use one of {', '.join(SELECTIONS)}"
+            )
+        further = len(num_points) - len(channels)
+        if further < 0:
+            raise ValueError(
+                f"model.num_points has {len(num_points)} counts but the encoder makes {len(channels)} maps; give each "
+                "map its count, or leave strides out of model.backbone.out_strides"
+            )
+
+        self.strides = [*strides, *(strides[-1] * 2**step for step in range(1, further + 1))]
+        self.input_proj = nn.ModuleList(ConvNorm(width, hidden_dim, 1) for width in channels)
+        for width in [channels[-1], *[hidden_dim] * further][:further]:
+            self.input_proj.append(ConvNorm(width, hidden_dim, 3, 2))
+        self.layers = nn.ModuleList(layers)
+        if denoising:
+            self.denoising_class_embed = nn.Embedding(num_classes + 1, hidden_dim, padding_idx=num_classes)
+        if learn_query_content:
+            self.tgt_embed = nn.Embedding(num_queries, hidden_dim)
+        self.query_pos_head = MLP(4, 2 * hidden_dim, hidden_dim, 2)
+        self.enc_output = nn.Sequential(
+            OrderedDict(proj=nn.Linear(hidden_dim, hidden_dim), norm=nn.LayerNorm(hidden_dim))
+        )
+        background = int(activation == "softmax")
+        encoder_classes = 1 if query_select_method == "agnostic" else num_classes
+        self.enc_score_head = nn.Linear(hidden_dim, encoder_classes + background)
+        self.enc_bbox_head = MLP(hidden_dim, hidden_dim, 4, 3)
+        self.dec_score_head = nn.ModuleList(nn.Linear(hidden_dim, num_classes + background) for _ in layers)
+        self.dec_bbox_head = nn.ModuleList(MLP(hidden_dim, hidden_dim, 4, 3) for _ in layers)
+        self._initialise()
+
+    def _initialise(self) -> None:
+        # Every class starts at a probability of 1 %, so that the many negatives do not swamp the first steps.
+        prior = -math.log(99) if self.activation == "sigmoid" else 0.0
+        for head in [self.enc_score_head, *self.dec_score_head]:
+            nn.init.constant_(head.bias, prior)
+        for head in [self.enc_bbox_head, *self.dec_bbox_head]:
+            nn.init.zeros_(head.layers[-1].weight)
+            nn.init.zeros_(head.layers[-1].bias)
+        linears = [self.enc_output.proj, *self.query_pos_head.layers, *(proj.conv for proj in self.input_proj)]
+        if hasattr(self, "tgt_embed"):
+            linears.append(self.tgt_embed)
+        for linear in linears:
+            nn.init.xavier_uniform_(linear.weight)
+
+    def forward(self, maps: list[Tensor], noisy: NoisyQueries | None, padding_mask: Tensor | None) -> RawOutputs:
+        """Encoder maps `[B, E, h, w]` -> predictions; arguments as in `RTDETRv2.body`."""
+        memory = self._memory(maps, padding_mask)
+        content, reference, encoder_logits = self._select(memory)
+        encoder = Prediction(encoder_logits, reference.sigmoid())
+        reference, allowed = reference.detach(), None
+        if noisy is not None:
+            content = torch.cat([self.denoising_class_embed(noisy.labels), content], dim=1)
+            reference = torch.cat([noisy.boxes, reference], dim=1)
+            allowed = noisy.allowed
+        return RawOutputs(self._decode(content, reference.sigmoid(), memory, allowed), encoder)
+
+    def _memory(self, maps: list[Tensor], padding_mask: Tensor | None) -> Memory:
+        """All levels as rows, fine to coarse; a cell is padding where its centre pixel is."""
+        levels = [project(level) for project, level in zip(self.input_proj, maps)]
+        source = maps[-1]
+        for project in self.input_proj[len(maps) :]:
+            levels.append(project(source))
+            source = levels[-1]
+        shapes = [(level.shape[-2], level.shape[-1]) for level in levels]
+        padding = None if padding_mask is None else [padding_at(padding_mask, shape) for shape in shapes]
+        return Memory(torch.cat([level.flatten(2).transpose(1, 2) for level in levels], dim=1), shapes, padding)
+
+    def _select(self, memory: Memory) -> tuple[Tensor, Tensor, Tensor]:
+        """The Q best cells: what queries start with `[B, Q, D]`, box logits `[B, Q, 4]` and class logits.
+
+        Boxes are computed for the chosen cells only; the others would be thrown away.
+        """
+        cells = memory.cells
+        exact = torch.promote_types(cells.dtype, torch.float32)
+        anchors, valid = anchor_logits(memory.shapes, exact, cells.device, memory.padded_cells())
+        features = self.enc_output(cells * valid)
+        logits = self.enc_score_head(features)
+        chosen = top_cells(logits.detach(), self.num_queries, self.query_select_method, self.activation)[..., None]
+        logits = logits.gather(1, chosen.expand(-1, -1, logits.shape[-1])).to(exact)
+        features = features.gather(1, chosen.expand(-1, -1, features.shape[-1]))
+        anchors = anchors.expand(cells.shape[0], -1, -1).gather(1, chosen.expand(-1, -1, 4))
+        boxes = anchors + self.enc_bbox_head(features)
+        content = features.detach()
+        if hasattr(self, "tgt_embed"):
+            content = self.tgt_embed.weight.expand(cells.shape[0], -1, -1)
+        return content, boxes, logits
+
+    def _decode(self, content: Tensor, reference: Tensor, memory: Memory, allowed: Tensor | None) -> Prediction:
+        """Refine queries and boxes layer by layer; the predictions of the layers that count, stacked.
+
+        Args:
+            content: `[B, N + Q, D]`.
+            reference: `[B, N + Q, 4]` boxes cxcywh in 0..1, without gradient.
+            allowed: as in `SelfAttention`.
+        """
+        last = len(self.layers) - 1 if self.training else self.eval_idx
+        logits, boxes = [], []
+        previous = reference
+        for index, layer in enumerate(self.layers[: last + 1]):
+            position = self.query_pos_head(reference.to(content.dtype))
+            content = layer(content, position, reference, memory, allowed)
+            change = self.dec_bbox_head[index](content)
+            refined = (change + inverse_sigmoid(reference)).sigmoid()
+            if self.training or index == last:
+                # The same numbers, but this box also trains the layer before, whose box is not detached.
+                twice = index > 0 and self.look_forward_twice and self.training
+                boxes.append((change + inverse_sigmoid(previous)).sigmoid() if twice else refined)
+                logits.append(self.dec_score_head[index](content).to(refined.dtype))
+            previous, reference = refined, refined.detach()
+        return Prediction(torch.stack(logits), torch.stack(boxes))
+
+    def class_tensors(self) -> dict[str, int]:
+        """Names of the tensors that depend on the classes, with the axis along which the classes are."""
+        heads = (
+            ["dec_score_head."] if self.query_select_method == "agnostic" else ["dec_score_head.", "enc_score_head."]
+        )
+        names = [name for head in heads for name, _ in self.named_parameters() if name.startswith(head)]
+        if hasattr(self, "denoising_class_embed"):
+            names.append("denoising_class_embed.weight")
+        return dict.fromkeys(names, 0)
+
+    def drop_training_parts(self) -> None:
+        """Remove layers beyond `eval_idx`, heads that evaluation skips, and the denoising embedding."""
+        self.layers = self.layers[: self.eval_idx + 1]
+        self.dec_bbox_head = self.dec_bbox_head[: self.eval_idx + 1]
+        self.dec_score_head = nn.ModuleList([nn.Identity()] * self.eval_idx + [self.dec_score_head[self.eval_idx]])
+        if hasattr(self, "denoising_class_embed"):
+            del self.denoising_class_embed
+
+
+def padding_at(padding_mask: Tensor, shape: tuple[int, int]) -> Tensor:
+    """`[B, H, W]` at the centre pixel of every cell: `[B, h, w]`."""
+    height, width = padding_mask.shape[1] // shape[0], padding_mask.shape[2] // shape[1]
+    return padding_mask[:, height // 2 :: height, width // 2 :: width]
+
+
+def _checked_layer(eval_idx: int, num_layers: int) -> int:
+    """`eval_idx` counted from the front."""
+    if not -num_layers <= eval_idx < num_layers:
+        raise ValueError(f"model.eval_idx is {eval_idx} but there are {num_layers} layers; use -1 for the last one")
+    return eval_idx % num_layers
