@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import functools
 import inspect
-import re
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -18,6 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from detr_exp.config.compose import compose as compose
 from detr_exp.config.compose import refuse_unready
+from detr_exp.config.idle import references, refuse_idle_keys
 from detr_exp.config.mistakes import ConfigError
 from detr_exp.config.stored import completed
 from detr_exp.config.targets import PARTIAL, TARGET, refuse, refuse_incomplete, refuse_misfit
@@ -37,7 +37,6 @@ IOU_TYPES = {"bbox": "boxes", "segm": "masks", "keypoints": "keypoints"}  # of m
 WARMUP = ("warmup", "warmup_unit", "warmup_shape")
 TOLD = ("num_classes", "activation")  # what other groups tell the network
 NOT_ARGUMENTS = ("weights", "adapter")  # keys of a model that are not its constructor's
-_REFERENCES = re.compile(r"(?<!\\)\$\{[^}]*")
 
 
 def data(cfg: DictConfig) -> Any:
@@ -59,7 +58,7 @@ def network(cfg: DictConfig, data: Labels | None = None) -> Network:
     if data is None and cfg.data.num_classes is None:
         data = _made(cfg, "data")
     taken = _arguments(cfg, "model")
-    _refuse_idle_keys(cfg, "model", [name for name in taken if name not in TOLD], NOT_ARGUMENTS)
+    refuse_idle_keys(cfg, "model", [name for name in taken if name not in TOLD], NOT_ARGUMENTS)
     told = {"num_classes": _num_classes(cfg, data), "activation": cfg.loss.activation}
     if "keypoint_counts" in taken:
         told["keypoint_counts"] = _keypoint_counts(cfg, data)
@@ -169,9 +168,9 @@ def run(cfg: DictConfig, output_dir: Path, *, identity: str = "", resume_from: P
     from detr_exp.trainer.validation import refuse_unknown_monitor
 
     refuse_unready(cfg)
-    if _references(cfg):  # else it is out of a file, and was looked at when it was asked for
-        _refuse_idle_keys(cfg, "loss", inspect.signature(SetCriterion).parameters)
-        _refuse_idle_keys(cfg, "optim", (*RATES, *WARMUP, "betas", "param_groups", "optimizer", "scheduler"))
+    if references(cfg):  # else it is out of a file, and was looked at when it was asked for
+        refuse_idle_keys(cfg, "loss", inspect.signature(SetCriterion).parameters)
+        refuse_idle_keys(cfg, "optim", (*RATES, *WARMUP, "betas", "param_groups", "optimizer", "scheduler"))
     make_optimizer, make_schedule = optimizer(cfg), schedule(cfg)
     data_set = data(cfg)
     overfits = cfg.trainer.overfit_batches is not None  # validates on what it trains on
@@ -277,42 +276,6 @@ def metric(
     return of_split
 
 
-def _refuse_idle_keys(cfg: DictConfig, group: str, known: Collection[str], further: Collection[str] = ()) -> None:
-    """Refuse keys that neither what the group is for nor a node inside of it reads.
-
-    A node reads a key by a reference, `${model.num_heads}`. Out of a file nothing is a reference: there it has a key of
-    the same name, or is the user's own, who may call it otherwise.
-
-    Args:
-        cfg: the whole config.
-        group: its key.
-        known: keys that are read.
-        further: more of them, which are not worth a word.
-
-    Raises:
-        ConfigError: names them.
-    """
-    references = _references(cfg)
-    names = {name for node in _settings(cfg, group).values() if isinstance(node, dict) for name in node}
-    idle = [key for key in cfg[group] if key not in {*known, *further, TARGET}]
-    if references:
-        idle = [key for key in idle if not re.search(rf"\b{re.escape(key)}\b", references)]
-    else:
-        idle = [] if cfg.get("allow_targets") else [key for key in idle if key not in names]
-    if idle:
-        raise ConfigError(
-            f"{group} has {', '.join(f'{group}.{key}' for key in idle)}, which nothing reads; it takes "
-            f"{', '.join(known)}, and what these refer to by ${{{group}.<key>}}: take it out, ~{group}.{idle[0]}"
-        )
-
-
-def _references(cfg: DictConfig) -> str:
-    """All references in a config, with those of the nodes that are made of its words; none in one out of a file."""
-    values = cast(dict[str, Any], OmegaConf.to_container(cfg, resolve=False))
-    found = _REFERENCES.findall(OmegaConf.to_yaml(cfg))
-    return " ".join(found and _REFERENCES.findall(OmegaConf.to_yaml(completed(values, resolved=False))))
-
-
 def _keypoint_counts(cfg: DictConfig, data: Labels | None) -> list[int]:
     """Keypoints of each label.
 
@@ -415,7 +378,19 @@ def instantiate(node: Any, key: str, **told: Any) -> Any:
         return given
     target, is_partial = get_object(given.pop(TARGET)), given.pop(PARTIAL, False)
     given |= told
+    what = f"{key}: {node[TARGET]}"
     if is_partial:
-        return functools.partial(target, **given)
-    refuse_misfit(target, given, f"{key}: {node[TARGET]}")
+        made = functools.partial(target, **given)
+        return functools.partial(_fitted, made, what) if key.startswith("model.") else made
+    refuse_misfit(target, given, what)
     return refuse_incomplete(target(**given), key, node[TARGET])
+
+
+def _fitted(make: functools.partial[Any], what: str, **told: Any) -> Any:
+    """A part of a network, made with what the network tells it.
+
+    Raises:
+        MisfitError: it does not take that.
+    """
+    refuse_misfit(make.func, make.keywords | told, what)
+    return make(**told)

@@ -12,7 +12,7 @@ import shlex
 import traceback
 from collections.abc import Iterable, Mapping, Sequence
 
-from hydra.core.default_element import ConfigDefault
+from hydra.core.default_element import ConfigDefault, GroupDefault
 from hydra.core.object_type import ObjectType
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
@@ -243,15 +243,26 @@ def _owner(key: str, choices: Mapping[str, str | None]) -> str:
 
 
 def _has(repository: IConfigRepository, group: str, option: str, inside: str) -> bool:
-    """Whether an option's file, or one it builds on in the same group, has a key."""
+    """Whether an option's file has a key, or one it builds on in the same group or a sub-group has it for the group."""
     loaded = repository.load_config(f"{group}/{option}")
     if loaded is None:
         return False
     try:
         look_up(OmegaConf.to_container(loaded.config, resolve=False), inside)
     except KeyError:
-        bases = [default for default in loaded.defaults_list or [] if isinstance(default, ConfigDefault)]
-        return any(_has(repository, group, str(base.path), inside) for base in bases if not base.is_self())
+        for base in loaded.defaults_list or []:
+            if (
+                isinstance(base, ConfigDefault)
+                and not base.is_self()
+                and _has(repository, group, str(base.path), inside)
+            ):
+                return True
+            if isinstance(base, GroupDefault) and isinstance(base.value, str):
+                below = f"{group}/{base.group}"
+                file = repository.load_config(f"{below}/{base.value}")
+                if file and file.header.get("package") == group and _has(repository, below, base.value, inside):
+                    return True
+        return False
     return True
 
 

@@ -6,18 +6,21 @@ import copy
 from pathlib import Path
 
 import pytest
+import torch
+import yaml
 from omegaconf import OmegaConf
 
 from detr_exp import build
-from detr_exp.config.compose import compose
+from detr_exp.config.compose import CONF_DIR, compose
+from detr_exp.config.mistakes import ConfigError
 from detr_exp.config.stored import as_before, stored, upgraded
 from detr_exp.trainer.origin import identity
 
 
 def before(config: dict) -> dict:
-    """As the first version wrote it: the losses were no table, the settings of a training part of its engine."""
+    """As the first version wrote it: no table of losses, no decoder apart, settings of a training in its engine."""
     made = copy.deepcopy(config)
-    del made["loss"]["terms"]
+    del made["loss"]["terms"], made["model"]["decoder"]
     made["trainer"]["_target_"] = "detr_exp.trainer.trainer.Trainer"
     return made
 
@@ -37,11 +40,55 @@ def test_configs_that_are_not_resolved_are_known_too() -> None:
     for words in (["loss=vfl"], ["loss=ce"]):
         config = OmegaConf.to_container(compose(words), resolve=False)
         assert "terms" not in as_before(config)["loss"]
+        assert "decoder" not in as_before(config)["model"]
     assert "terms" in as_before(OmegaConf.to_container(compose(["+loss.terms.giou.divide=pairs"])))["loss"]
 
 
 def test_another_table_is_another_run() -> None:
     config = build.plain(compose(["data.num_classes=3"]))
     changed = build.plain(compose(["data.num_classes=3", "+loss.terms.giou.divide=pairs"]))
-    assert "terms" in as_before(changed)["loss"]
+    assert as_before(changed)["loss"] == changed["loss"]
     assert identity(changed) != identity(config)
+
+
+MODELS = sorted(path.stem for path in (CONF_DIR / "model").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_a_config_without_a_decoder_gets_that_of_its_words(model: str) -> None:
+    config = build.plain(compose(["data.num_classes=3", f"model={model}", "model.num_layers=2", "model.num_heads=2"]))
+    old = before(config)
+    assert config["model"]["decoder"]["num_heads"] == 2
+    assert upgraded(old) == config
+    assert as_before(config) == old
+    assert identity(config) == identity(old)
+
+
+def test_another_decoder_is_another_run() -> None:
+    config = build.plain(compose(["data.num_classes=3"]))
+    changed = build.plain(compose(["data.num_classes=3", "model.decoder.num_heads=2"]))
+    assert as_before(changed)["model"] == changed["model"]
+    assert identity(changed) != identity(config)
+
+
+@pytest.mark.parametrize("words", [["model=rtdetrv2_tiny", "model.num_points=[2,2,2]"], ["model=rfdetr_seg_tiny"]])
+def test_a_network_of_an_earlier_config_is_the_same(words: list[str]) -> None:
+    config = build.plain(compose(["data.num_classes=3", *words]))
+    networks = []
+    for values in (config, before(config)):
+        torch.manual_seed(0)
+        networks.append(build.network(stored(values, Path("run.json"))).state_dict())
+    assert list(networks[0]) == list(networks[1])
+    assert all(torch.equal(networks[0][name], networks[1][name]) for name in networks[0])
+
+
+def test_files_of_ones_own_that_were_copied_before_there_was_a_decoder_still_say_all(tmp_path: Path) -> None:
+    """The words stand in the file, no node refers to them."""
+    (tmp_path / "model").mkdir()
+    words = OmegaConf.to_container(compose(["model=rtdetrv2_tiny"]).model, resolve=False)
+    del words["decoder"]
+    (tmp_path / "model" / "mine.yaml").write_text(yaml.safe_dump(words))
+    cfg = compose(["model=mine", "data.num_classes=3", "model.num_layers=1", "model.eval_idx=0"], config_dir=tmp_path)
+    assert len(build.network(cfg).decoder.layers) == 1
+    with pytest.raises(ConfigError, match=r"model\.further, which nothing reads"):
+        build.network(OmegaConf.merge(OmegaConf.create({**cfg}, flags={"struct": False}), {"model": {"further": 1}}))

@@ -213,8 +213,8 @@ def test_padded_parts_of_the_memory_change_nothing(small, randomise):
     for level in changed:
         level[0, :, :, level.shape[-1] // 2 :] += 1
     with torch.no_grad():
-        first, second = (network.decoder(maps, None, padding) for maps in (levels, changed))
-        without = network.decoder(changed, None, None)
+        first, second = (network.decoder(maps, None, padding).layers for maps in (levels, changed))
+        without = network.decoder(changed, None, None).layers
     torch.testing.assert_close(first.logits, second.logits, rtol=0, atol=1e-12)
     torch.testing.assert_close(first.boxes, second.boxes, rtol=0, atol=1e-12)
     assert not torch.allclose(first.logits, without.logits, atol=1e-6)
