@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection
-from typing import Any, cast
 
 from omegaconf import DictConfig, OmegaConf
 
 from detr_exp.config.mistakes import ConfigError
 from detr_exp.config.stored import completed
+from detr_exp.values import values_of
 
 _REFERENCES = re.compile(r"(?<!\\)\$\{[^}]*")
 
@@ -30,7 +30,7 @@ def refuse_idle_keys(cfg: DictConfig, group: str, known: Collection[str], furthe
         ConfigError: names them.
     """
     referred = references(cfg)
-    settings = cast(dict[str, Any], OmegaConf.to_container(cfg[group], resolve=True))
+    settings = values_of(cfg[group])
     names = {name for node in settings.values() if isinstance(node, dict) for name in node}
     idle = [key for key in cfg[group] if key not in {*known, *further, "_target_"}]
     if referred:
@@ -46,6 +46,6 @@ def refuse_idle_keys(cfg: DictConfig, group: str, known: Collection[str], furthe
 
 def references(cfg: DictConfig) -> str:
     """All references in a config, with those of the nodes that are made of its words; none in one out of a file."""
-    values = cast(dict[str, Any], OmegaConf.to_container(cfg, resolve=False))
+    values = values_of(cfg, resolve=False)
     found = _REFERENCES.findall(OmegaConf.to_yaml(cfg))
     return " ".join(found and _REFERENCES.findall(OmegaConf.to_yaml(completed(values, resolved=False))))

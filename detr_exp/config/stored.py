@@ -7,7 +7,7 @@ import functools
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import yaml
 from omegaconf import DictConfig, OmegaConf
@@ -15,6 +15,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from detr_exp.config.compose import CONF_DIR
 from detr_exp.config.mistakes import ConfigError
+from detr_exp.values import Values, values_of
 
 MOST_VALUES = 100_000  # of a stored config; ours have some hundreds
 RENAMED = {  # what a `_target_` was called once -> what it is called now
@@ -66,7 +67,7 @@ def literal(value: Any, room: Iterator[int] | None = None) -> Any:
     raise ConfigError(f"holds {type(value).__name__} among its values")
 
 
-def upgraded(config: Mapping[str, Any]) -> dict[str, Any]:
+def upgraded(config: Mapping[str, Any]) -> Values:
     """A resolved config, or some of its groups, in today's words.
 
     The losses were no table once, but what `loss.class_loss` and the weights said; the decoder was part of its network.
@@ -74,7 +75,7 @@ def upgraded(config: Mapping[str, Any]) -> dict[str, Any]:
     return completed(_renamed(config, RENAMED), resolved=True)
 
 
-def completed(config: Mapping[str, Any], *, resolved: bool) -> dict[str, Any]:
+def completed(config: Mapping[str, Any], *, resolved: bool) -> Values:
     """A config with the nodes that are made of the words around them where it has only the words.
 
     Args:
@@ -89,7 +90,7 @@ def completed(config: Mapping[str, Any], *, resolved: bool) -> dict[str, Any]:
     return made
 
 
-def as_before(config: Mapping[str, Any]) -> dict[str, Any]:
+def as_before(config: Mapping[str, Any]) -> Values:
     """A config as the first version wrote it, where it could have: what names a run has to stay its name.
 
     Args:
@@ -112,7 +113,7 @@ def _renamed(config: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, A
     return {**config, **{group: {**config[group], "_target_": name} for group, name in moved.items()}}
 
 
-def derived(group: str, words: Mapping[str, Any], resolved: bool) -> dict[str, Any] | None:
+def derived(group: str, words: Values, resolved: bool) -> Values | None:
     """The node that a group's words say; None where they say none, or one of them is missing.
 
     Args:
@@ -127,20 +128,20 @@ def derived(group: str, words: Mapping[str, Any], resolved: bool) -> dict[str, A
         file = None if option is None else f"model/decoder/{option}.yaml"
     if file is None:
         return None
-    node: Any = copy.deepcopy(_written(file, DERIVED[group]))
+    node = copy.deepcopy(_written(file, DERIVED[group]))
     if words.get("eos_coef") is not None and group == "loss":
         node["class"] |= {"divide": "queries", "background": "${loss.eos_coef}"}
     if not resolved:
         return node
     try:
         cfg = OmegaConf.create({group: {**literal(words), DERIVED[group]: node}})
-        return cast(dict[str, Any], OmegaConf.to_container(cfg[group][DERIVED[group]], resolve=True))
+        return values_of(cfg[group][DERIVED[group]])
     except (ValueError, KeyError, OmegaConfBaseException):
         return None
 
 
 @functools.cache
-def _written(file: str, name: str) -> dict[str, Any]:
+def _written(file: str, name: str) -> Values:
     """A node in an option's file, on top of what is in those it builds on."""
     path = CONF_DIR / file
     content = yaml.safe_load(path.read_text(encoding="utf-8"))
