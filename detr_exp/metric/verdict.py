@@ -9,9 +9,10 @@ The variance of a difference of means is therefore
 
 where "runs" is the variance between runs and "images" the variance of the difference over the draws, less the part of
 it that differs from run to run: the variance between runs holds that one already. The interval is Student's, with
-Satterthwaite's degrees of freedom (Biometrics Bulletin 2, 1946), in whose weights each variance stands at the upper
-quartile of what it may be: with two or three runs a variance that is small by luck would otherwise promise a certainty
-that nobody has. `docs/statistics.md` has what this was chosen against, and how often it is wrong.
+Satterthwaite's degrees of freedom (Biometrics Bulletin 2, 1946), in whose weights each variance stands at an upper
+limit of what it may be: with two or three runs a variance that is small by luck would otherwise promise a certainty
+that nobody has. The limit goes up with the level, because luck of that kind is what is left among the smallest
+p-values. `docs/statistics.md` has what this was chosen against, and how often it is wrong.
 
 Legend: n runs of a side, B draws of the images, I images.
 """
@@ -22,9 +23,9 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-from scipy import special, stats
+from scipy import optimize, special, stats
 
-UPPER = 0.75  # at which quantile of its distribution a variance stands in the degrees of freedom
+SMALLEST = 1e-12  # p-value that is told from 0
 FEWEST_DRAWS = 20  # with a value, to speak of the images
 
 
@@ -123,26 +124,27 @@ def _between(drawn: Sequence[np.ndarray], results: Sequence[np.ndarray]) -> tupl
     return own, tuple(terms)
 
 
-def error(found: Difference) -> tuple[float, float]:
-    """Standard error of a difference, and its degrees of freedom."""
+def error(found: Difference, alpha: float) -> tuple[float, float]:
+    """Standard error of a difference, and its degrees of freedom for an interval of level 1 - alpha."""
     variances, freedoms = np.array([*found.runs, found.images], dtype=float).T
     deviation = float(np.sqrt(variances.sum()))
     if not deviation > 0:
         return deviation, 1.0
-    upper = variances * freedoms / special.chdtri(freedoms, UPPER)
+    lucky = min(0.5, alpha**0.5)  # how often an estimate may be so small that the variance is above its limit
+    upper = variances * freedoms / special.chdtri(freedoms, 1 - lucky)
     return deviation, float(upper.sum() ** 2 / (upper**2 / freedoms).sum())
 
 
 def interval(found: Difference, level: float = 0.95) -> tuple[float, float]:
     """Where the true difference lies in `level` of such intervals; it leaves out 0 where `p_value` < 1 - level."""
-    deviation, freedom = error(found)
+    deviation, freedom = error(found, 1 - level)
     half = float(special.stdtrit(freedom, (1 + level) / 2)) * deviation
     return found.value - half, found.value + half
 
 
 def p_value(found: Difference) -> float:
     """How often equal sides would differ as much, two-sided."""
-    return 2 * _beyond(abs(found.value), *error(found))
+    return _two_sided(found, abs(found.value))
 
 
 def equivalence_p(found: Difference, margin: float) -> float:
@@ -151,14 +153,22 @@ def equivalence_p(found: Difference, margin: float) -> float:
     Below 0.05 "they differ by less than the margin" is wrong in at most 5 of 100 such claims; that is where the 90 %
     interval lies within the margin (Schuirmann, J. Pharmacokinetics and Biopharmaceutics 15, 1987).
     """
-    return _beyond(margin - abs(found.value), *error(found))
+    distance = margin - abs(found.value)
+    p = _two_sided(found, abs(distance)) / 2
+    return p if distance >= 0 else 1 - p
 
 
-def _beyond(distance: float, deviation: float, freedom: float) -> float:
-    """The chance that an error is at least as large; that of no error is 1/2 where nothing scatters."""
-    if deviation == 0:
-        return 0.5 if distance == 0 else float(distance < 0)
-    return float(special.stdtr(freedom, -distance / deviation))
+def _two_sided(found: Difference, distance: float) -> float:
+    """1 - the level of the interval that just reaches as far as `distance` to both sides."""
+
+    def excess(alpha: float) -> float:
+        deviation, freedom = error(found, alpha)
+        return 2 * float(special.stdtr(freedom, -distance / deviation)) - alpha
+
+    deviation = error(found, 1.0)[0]
+    if not deviation > 0:
+        return deviation if np.isnan(deviation) else float(distance == 0)
+    return SMALLEST if excess(SMALLEST) <= 0 else float(optimize.brentq(excess, SMALLEST, 1.0))
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
@@ -195,7 +205,7 @@ def need(found: Difference, effect: float, *, level: float = 0.95, power: float 
     if not found.about_runs:
         return Need(None, images)
     for count in range(2, most + 1):
-        deviation, freedom = error(_with(found, count))
+        deviation, freedom = error(_with(found, count), alpha)
         if deviation == 0:
             return Need(count, images)
         edge, shift = stats.t.ppf(1 - alpha / 2, freedom), effect / deviation
