@@ -39,7 +39,7 @@ def evaluate(cfg: DictConfig) -> float:
     """One evaluation in Hydra's output folder; the first of its values, mAP of the boxes with ours."""
     from detr_exp.trainer.evaluation import headline
 
-    return next(iter(headline(evaluate_in(Path(HydraConfig.get().runtime.output_dir), cfg)).values()))
+    return next(iter(headline(evaluate_in(Path(HydraConfig.get().runtime.output_dir), cfg)).values()), math.nan)
 
 
 def evaluate_in(folder: Path, cfg: DictConfig) -> dict[str, float]:
