@@ -162,6 +162,16 @@ def test_what_starts_anew_or_is_named_is_trained_whole() -> None:
     assert {name.split(".")[0] for name in network.state_dict() if "lora" in name} == {"packed"}
 
 
+def test_one_part_may_be_adapted_and_the_others_trained_whole() -> None:
+    network = Layers()
+    lora(target_modules=["^packed"], modules_to_save=["^(?!packed)"]).adapt(network, [])
+    own = {name for name, parameter in network.named_parameters() if parameter.requires_grad}
+    packed = {name for name in own if name.startswith("packed")}
+    assert packed == {name for name in own if "lora" in name}
+    assert len(packed) == 4
+    assert own - packed == {name for name, _ in Layers().named_parameters() if not name.startswith("packed")}
+
+
 def test_what_the_network_has_frozen_is_not_adapted() -> None:
     network = Layers()
     network.apart.requires_grad_(False)
