@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from detr_exp.config.keys import FIXED, FREE, RULES, differing, is_under
+from detr_exp.config.stored import upgraded
 from detr_exp.model.adapter.slim import BaseFile
 from detr_exp.protocols import Counting
 from detr_exp.trainer import checkpoint as files
@@ -235,5 +236,5 @@ def _without_best_file(run: Run, evaluated: list[str]) -> list[str]:
 def _compared(saved: Values, config: Values) -> tuple[Values, Values]:
     """Both configs as dotted keys; where a batch size was left to the machine, it is the one decided on."""
     decided = {f"trainer.{name}": saved[name] for name in DECIDED}
-    before, now = flat(saved["config"]) | decided, flat(config)
+    before, now = flat(upgraded(saved["config"])) | decided, flat(config)
     return before, now | decided if now.get("trainer.batch_size") == "auto" else now
