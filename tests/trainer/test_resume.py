@@ -191,10 +191,10 @@ def test_a_signal_during_the_test_run_ends_it(small, tmp_path, monkeypatch):
     words, folder = (*EXACT, "trainer.run_test=true", "trainer.epochs=1"), tmp_path / "ended"
     evaluate = validation.evaluate_split
 
-    def evaluate_and_signal(trainer, run, state, split, *args, **settings):
+    def evaluate_and_signal(settings, console, run, state, split, *args, **named):
         if split == "test":
             signal.raise_signal(signal.SIGTERM)
-        return evaluate(trainer, run, state, split, *args, **settings)
+        return evaluate(settings, console, run, state, split, *args, **named)
 
     with monkeypatch.context() as patch:
         patch.setattr(validation, "evaluate_split", evaluate_and_signal)
