@@ -44,12 +44,13 @@ def data(cfg: DictConfig) -> Any:
     return _made(cfg, "data")
 
 
-def network(cfg: DictConfig, data: Labels | None = None) -> Network:
+def network(cfg: DictConfig, data: Labels | None = None, anew: Collection[str] | None = None) -> Network:
     """The network, with the weights of `model.weights` and the adapter of `model.adapter`, if there are any.
 
     Args:
         cfg: see `compose`.
         data: gives the classes; if absent, `data.num_classes` does, and if that is null the data set of the config.
+        anew: names of what an adapter trains whole; None: of what the weights do not determine.
 
     Raises:
         ValueError: image size, stride, weights, adapter or classes do not fit each other.
@@ -68,7 +69,7 @@ def network(cfg: DictConfig, data: Labels | None = None) -> Network:
         from detr_exp.model.pretrained import load_weights
 
         load = functools.partial(load_weights, made, cfg.model.weights, None if data is None else data.classes or None)
-        _adapt(cfg, cast("nn.Module", made), load) if adapts else load()
+        _adapt(cfg, cast("nn.Module", made), load, anew) if adapts else load()
     return made
 
 
@@ -88,11 +89,12 @@ def has_adapter(cfg: DictConfig) -> bool:
     return True
 
 
-def _adapt(cfg: DictConfig, network: nn.Module, load: Callable[[], None]) -> None:
+def _adapt(cfg: DictConfig, network: nn.Module, load: Callable[[], None], anew: Collection[str] | None) -> None:
     from detr_exp.model.adapter.slim import undetermined_by
 
     adapter: Adapter = instantiate(_settings(cfg, "model")["adapter"], "model.adapter")
-    adapter.adapt(network, undetermined_by(load, network))
+    missing = undetermined_by(load, network)
+    adapter.adapt(network, missing if anew is None else anew)
 
 
 def base(cfg: DictConfig) -> BaseFile | None:

@@ -80,7 +80,7 @@ def write_safetensors(folder: Path, checkpoint: Path, allow_targets: Sequence[st
         raise ValueError(f"{checkpoint} is a training checkpoint; give the folder of its run, or {files.BEST_TOTAL}")
     if state.pop("base", None) is not None:
         state["model"] = load(checkpoint, allow_targets=allow_targets).network.cpu().state_dict()
-        del state["config"]["model"]["adapter"]
+        state["config"]["model"].pop("adapter", None)
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / checkpoint.with_suffix(files.SAFE).name
     files.save_safetensors(state, path)

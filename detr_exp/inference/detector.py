@@ -145,7 +145,7 @@ def load(
         trained_on = KnownLabels(len(classes), classes, ids, keypoints)
         tensors = _weights(state, path, weights)
         with _no_larger_than(tensors, base):
-            network = build.network(cfg, trained_on)
+            network = build.network(cfg, trained_on, tensors.keys())
         network.load_state_dict(tensors) if base is None else load_own_state(cast(nn.Module, network), tensors)
         if hardware is None:
             hardware = build.hardware(stored({"trainer": {"hardware": _hardware_of(config)}}, path))

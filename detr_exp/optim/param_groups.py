@@ -87,7 +87,7 @@ def parameter_groups(
         lr: base learning rate.
         lr_backbone: base learning rate of the backbone; None: `lr`.
         weight_decay: for parameters whose rule does not set it.
-        may_idle: whether rules and rates may decide for nothing, since an adapter has frozen what they are for.
+        may_idle: whether rules and rates may decide for frozen parameters alone, since an adapter has frozen them.
 
     Returns:
         groups for a `torch.optim.Optimizer`: `name`, `params`, `lr`, `initial_lr`, `weight_decay`.
@@ -116,8 +116,9 @@ def parameter_groups(
             values = parsed[owner].hyperparameters(name, base, weight_decay)
         base_used |= in_backbone and (owner not in parsed or parsed[owner].lr is None)
         sorted_.setdefault(owner, {}).setdefault(values, []).append(parameter)
-    if not may_idle:
-        _refuse_unused(parsed, sorted_, first_match)
+    frozen = [name for name, parameter in network.named_parameters() if may_idle and not parameter.requires_grad]
+    idle = {key for key, rule in parsed.items() if any(rule.applies(name, name in norms) for name in frozen)}
+    _refuse_unused({key: rule for key, rule in parsed.items() if key not in idle}, sorted_, first_match)
     if lr_backbone is not None and not base_used and not may_idle:
         raise ValueError(
             f"optim.lr_backbone is {lr_backbone}, but no trainable parameter named {BACKBONE}* uses it; it needs one "

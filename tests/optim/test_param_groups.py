@@ -193,3 +193,15 @@ def test_no_norm_of_a_timm_network_is_decayed(name):
     scales = [name for name, p in network.named_parameters() if p.ndim == 1 and name.endswith("weight")]
     assert scales
     assert not decayed & set(scales)
+
+
+def test_a_rule_for_what_an_adapter_has_frozen_may_idle_but_no_other() -> None:
+    network = nn.Sequential(nn.Linear(2, 2), nn.LayerNorm(2))
+    network[1].requires_grad_(False)
+    rules = {"norm": {"norms": True, "weight_decay": 0.0}}
+    with pytest.raises(ValueError, match=r"optim\.param_groups\.norm decides for norms"):
+        parameter_groups(network, rules, lr=0.1)
+    (group,) = parameter_groups(network, rules, lr=0.1, may_idle=True)
+    assert group["name"] == "rest"
+    with pytest.raises(ValueError, match=r"optim\.param_groups\.head decides for parameters that match 'head'"):
+        parameter_groups(network, rules | {"head": {"match": "head"}}, lr=0.1, may_idle=True)
