@@ -47,20 +47,20 @@ def test_what_follows_from_the_largest_batch(largest, headroom, target, devices,
 
 @pytest.fixture
 def parts(small, tmp_path):
-    """Words -> the trainer, the run and the placed network."""
+    """Words -> the settings, the run and the placed network."""
 
     def make(*words):
         cfg = small(*words)
-        trainer = build.trainer(cfg)
+        settings = build.trainer(cfg).settings
         run = build.run(cfg, tmp_path)
-        return trainer, run, trainer.hardware.place(run.network)
+        return settings, run, settings.hardware.place(run.network)
 
     return make
 
 
 def test_the_tried_batch_is_the_worst_one(parts):
-    trainer, run, network = parts("data.multi_scale=[64,128,96]")
-    batch = crowded(run, network, 3, trainer.auto_batch_max_targets_per_image)
+    settings, run, network = parts("data.multi_scale=[64,128,96]")
+    batch = crowded(run, network, 3, settings.auto_batch_max_targets_per_image)
     assert batch.images.shape == (3, 128, 128, 3)
     assert batch.targets.counts == (run.data.train.most_objects,) * 3
     seen = [len(run.data.train.objects(i)) for i in range(len(run.data.train))]
@@ -79,25 +79,25 @@ def test_the_need_grows_with_images_objects_and_size(parts):
 
 def test_the_need_of_one_image_tells_that_of_many(parts):
     """The oracle: what four images really keep."""
-    trainer, run, network = parts()
+    settings, run, network = parts()
     with module.untouched(network):
-        four = module.saved_bytes(network, lambda: module.loss_of(trainer, run, network, 4))
-    need = need_of(trainer, run, network)
+        four = module.saved_bytes(network, lambda: module.loss_of(settings, run, network, 4))
+    need = need_of(settings, run, network)
     assert four.activations == pytest.approx(4 * need.per_image, rel=0.05)
 
 
 def test_a_trial_ends_where_memory_ends(parts, monkeypatch):
     """A stand-in for a device: its memory ends at five images."""
-    trainer, run, network = parts()
+    settings, run, network = parts()
     loss_of = module.loss_of
 
-    def loss_or_end(trainer, run, network, images):
+    def loss_or_end(settings, run, network, images):
         if images > 5:
             raise torch.OutOfMemoryError("CUDA out of memory")
-        return loss_of(trainer, run, network, 1)
+        return loss_of(settings, run, network, 1)
 
     monkeypatch.setattr(module, "loss_of", loss_or_end)
-    assert largest_that_fits(fits_by_trial(trainer, run, network), 24) == 5
+    assert largest_that_fits(fits_by_trial(settings, run, network), 24) == 5
     assert all(parameter.grad is None for parameter in network.parameters())
 
     def broken(*_):
@@ -105,7 +105,7 @@ def test_a_trial_ends_where_memory_ends(parts, monkeypatch):
 
     monkeypatch.setattr(module, "loss_of", broken)
     with pytest.raises(RuntimeError, match="sizes do not match"):
-        fits_by_trial(trainer, run, network)(1)
+        fits_by_trial(settings, run, network)(1)
 
 
 def free_for(monkeypatch, parts, images):
