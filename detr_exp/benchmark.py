@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
@@ -44,7 +44,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from detr_exp.deploy.program import Program
-    from detr_exp.protocols import Labels
+    from detr_exp.protocols import Labels, Network
 
 IN_TORCH = ("eager", "folded", "bf16", "compiled", "compiled_bf16")
 EXPORTED = ("onnx", "torchscript", "openvino")
@@ -118,7 +118,7 @@ def benchmark_in(folder: Path, cfg: DictConfig) -> list[Measured]:
     return rows
 
 
-def networks(cfg: DictConfig) -> Iterator[tuple[str, Any]]:
+def networks(cfg: DictConfig) -> Iterator[tuple[str, Network]]:
     """The networks to measure, with their names, one at a time."""
     from detr_exp import build
     from detr_exp.inference.detector import load
@@ -140,7 +140,7 @@ def published() -> list[str]:
     return [path.stem for path in files if "# Published: nothing" not in path.read_text(encoding="utf-8")]
 
 
-def of_recipe(name: str) -> Any:
+def of_recipe(name: str) -> Network:
     """The network of a published recipe with random weights, for as many labels as its data have."""
     from detr_exp import build
 
@@ -149,7 +149,7 @@ def of_recipe(name: str) -> Any:
 
 
 def measure(
-    name: str, network: Any, form: str, picture: np.ndarray, batch_sizes: Sequence[int], rounds: int
+    name: str, network: Network, form: str, picture: np.ndarray, batch_sizes: Sequence[int], rounds: int
 ) -> Measured:
     """Time one form of a network; `network` stays as it is."""
     import numpy as np
@@ -179,7 +179,7 @@ def measure(
     )
 
 
-def in_form(network: Any, form: str, folder: Path) -> Program:
+def in_form(network: Network, form: str, folder: Path) -> Program:
     """A copy of the network in a form, ready to run."""
     import copy
 
@@ -225,16 +225,18 @@ def peak_memory(call: Callable[[], object]) -> float | None:
         return None
 
 
-def gigaflops(network: Any) -> float:
+def gigaflops(network: Network) -> float:
     """10^9 operations of an evaluation of one image; computed on the meta device."""
     import copy
 
     import torch
     from torch.utils.flop_counter import FlopCounterMode
 
-    own = copy.deepcopy(network).to("meta").eval().requires_grad_(False)  # with gradients it looks for their functions
-    own.__dict__.pop("body", None)  # the compiled one
-    own._compiled_call_impl = None
+    own = copy.deepcopy(network).to("meta").eval()
+    for parameter in own.parameters():
+        parameter.requires_grad_(False)  # with gradients it looks for their functions
+    for compiled in ("body", "_compiled_call_impl"):
+        own.__dict__.pop(compiled, None)
     with torch.device("meta"), torch.no_grad(), FlopCounterMode(display=False) as counter:
         masks = own(torch.empty(1, 3, *own.image_size)).pred.masks
         if masks is not None:

@@ -21,6 +21,7 @@ from detr_exp.config.idle import references, refuse_idle_keys
 from detr_exp.config.mistakes import ConfigError
 from detr_exp.config.stored import completed
 from detr_exp.config.targets import PARTIAL, TARGET, refuse, refuse_incomplete, refuse_misfit
+from detr_exp.loss.criterion import SetCriterion
 
 if TYPE_CHECKING:
     import torch
@@ -111,7 +112,7 @@ def base(cfg: DictConfig) -> BaseFile | None:
     return BaseFile.of(weights_file(cfg.model.weights))
 
 
-def criterion(cfg: DictConfig, data: Labels | None = None) -> nn.Module:
+def criterion(cfg: DictConfig, data: Labels | None = None) -> SetCriterion:
     """The losses: `criterion(outputs, targets, num_boxes)` gives weighted terms and their `total`.
 
     Args:
@@ -203,7 +204,7 @@ def run(cfg: DictConfig, output_dir: Path, *, identity: str = "", resume_from: P
     return made_run
 
 
-def optimizer(cfg: DictConfig) -> Callable[[nn.Module], torch.optim.Optimizer]:
+def optimizer(cfg: DictConfig) -> Callable[[Network], torch.optim.Optimizer]:
     """Network -> optimiser over its parameter groups.
 
     Raises:
@@ -216,7 +217,7 @@ def optimizer(cfg: DictConfig) -> Callable[[nn.Module], torch.optim.Optimizer]:
     refuse_wrong_optimizer(optim["optimizer"], optim)
     split = getattr(optim["optimizer"].func, "split", None)  # one that treats parameters differently by what they are
 
-    def make(network: nn.Module) -> torch.optim.Optimizer:
+    def make(network: Network) -> torch.optim.Optimizer:
         rates = {name: optim[name] for name in RATES}
         groups = parameter_groups(network, optim["param_groups"], may_idle=has_adapter(cfg), **rates)
         return optim["optimizer"](groups if split is None else split(groups, network))

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
@@ -15,6 +15,7 @@ from omegaconf import DictConfig
 from detr_exp import cli
 from detr_exp.data.problems import listed
 from detr_exp.terminal import say
+from detr_exp.values import Values
 from detr_exp.writing import write
 
 if TYPE_CHECKING:
@@ -93,7 +94,7 @@ def report(found: Inspection) -> Iterator[str]:
     yield ""
 
 
-def split_row(name: str, facts: Mapping[str, Any]) -> list[str]:
+def split_row(name: str, facts: Values) -> list[str]:
     heights, widths, many = facts["height"], facts["width"], facts["per_picture"]
     sizes = f"{widths['min']:g}x{heights['min']:g}"
     if (widths["max"], heights["max"]) != (widths["min"], heights["min"]):
@@ -103,7 +104,7 @@ def split_row(name: str, facts: Mapping[str, Any]) -> list[str]:
     return [name, *counts, f"{many['mean']:.1f}", f"{many['max']:g}", *areas, sizes]
 
 
-def class_row(row: Mapping[str, Any], splits: Sequence[str]) -> list[str]:
+def class_row(row: Values, splits: Sequence[str]) -> list[str]:
     numbers = [row[name][key] for name in splits for key in ("objects", "pictures", "median_side")]
     return [row["name"], str(row["id"]), *("-" if number is None else str(number) for number in numbers)]
 

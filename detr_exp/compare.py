@@ -130,6 +130,7 @@ def _evaluated(sides: list[list[PastRun]], cfg: DictConfig, opened: OnData) -> t
     import numpy as np
 
     from detr_exp.inference.on_data import open_detector
+    from detr_exp.metric.backend import CocoEvaluation
     from detr_exp.metric.bootstrap import average_precision, draws, matched
 
     iou_type = {"val/segm_mAP": "segm", "val/keypoint_mAP": "keypoints"}.get(sides[0][0].monitor, "bbox")
@@ -143,7 +144,7 @@ def _evaluated(sides: list[list[PastRun]], cfg: DictConfig, opened: OnData) -> t
         for run in side:
             one = replace(opened, detector=open_detector(cfg, run.folder))
             metric = one.metric(cfg.data.split)
-            if iou_type not in metric.iou_types:
+            if not isinstance(metric, CocoEvaluation) or iou_type not in metric.iou_types:
                 judged = f"by which {sides[0][0].folder} was judged"
                 raise ValueError(f"{run.folder} gives no {iou_type}, {judged}; compare it with runs of its own task")
             if count := one.evaluate(one.loader(cfg.data.split), metric).get("nonfinite"):
@@ -291,7 +292,7 @@ def _say_other_data(sides: list[list[PastRun]], fingerprint: str) -> None:
             say(f"warning: {run.folder} was trained on other data ({recorded}, here {fingerprint})")
 
 
-def _plain(node: Any) -> Any:
+def _plain(node: object) -> Any:
     return OmegaConf.to_container(node, resolve=True) if OmegaConf.is_config(node) else str(node)
 
 

@@ -6,12 +6,12 @@ import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from detr_exp import cli
+from detr_exp.values import Values
 from detr_exp.writing import write
 
 USAGE = """\
@@ -84,7 +84,7 @@ def evaluate_in(folder: Path, cfg: DictConfig) -> dict[str, float]:
     return found
 
 
-def per_class(iou_type: str, rows: Sequence[dict[str, Any]]) -> str:
+def per_class(iou_type: str, rows: Sequence[Values]) -> str:
     """A line per class that has objects: AP, and the threshold with its best F1."""
     width = max(len(row["class"]) for row in rows)
     columns = {name: space for name, space in COLUMNS.items() if name in rows[0]}

@@ -5,13 +5,14 @@ from __future__ import annotations
 import copy
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, cast
 
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from detr_exp import cli
 from detr_exp.terminal import say
+from detr_exp.values import Values
 
 USAGE = """\
 Make a file that runs without this project, and check that it gives what the checkpoint gives.
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from detr_exp.data.content import Split
+    from detr_exp.deploy.graph import Graph
     from detr_exp.deploy.program import Program
     from detr_exp.inference.detector import Detector
     from detr_exp.inference.on_data import OnData
@@ -114,7 +116,7 @@ def in_float32(cfg: DictConfig) -> Detector:
     return detector
 
 
-def graphs(detector: Detector, settings: DictConfig) -> tuple[Any, Any]:
+def graphs(detector: Detector, settings: DictConfig) -> tuple[Graph, Graph]:
     """The network as it was trained, and folded for export, with the same steps around them."""
     from detr_exp.deploy.graph import Graph, sample_discretely
 
@@ -128,7 +130,7 @@ def graphs(detector: Detector, settings: DictConfig) -> tuple[Any, Any]:
     return made[0], made[1]
 
 
-def description(detector: Detector, graph: Any, settings: DictConfig) -> dict[str, Any]:
+def description(detector: Detector, graph: Graph, settings: DictConfig) -> Values:
     """What a program has to know of the file."""
     height, width = detector.network.image_size
     batch = settings.batch_size or "B"

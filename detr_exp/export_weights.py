@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, cast
 
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from detr_exp import cli
 from detr_exp.terminal import say
+from detr_exp.values import Values
 from detr_exp.writing import write
 
 if TYPE_CHECKING:
@@ -93,7 +94,7 @@ def write_huggingface(folder: Path, detector: Detector, network: RTDETRv2) -> Pa
 
     from detr_exp.model.pretrained_rtdetr import huggingface_config, to_huggingface, without_layers_beyond
 
-    model = cast(dict[str, Any], OmegaConf.to_container(detector.cfg.model, resolve=True))
+    model = cast(Values, OmegaConf.to_container(detector.cfg.model, resolve=True))
     config = huggingface_config(model, detector.classes)
     state = without_layers_beyond(network.state_dict(), network.decoder.eval_idx)
     state = to_huggingface(state, num_points=model["num_points"])

@@ -20,11 +20,11 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from multiprocessing import resource_tracker
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from detr_exp.config.mistakes import ConfigError
 from detr_exp.config.stored import stored
@@ -32,6 +32,10 @@ from detr_exp.signals import Interrupt, Interrupted, ended_by, held_back
 from detr_exp.streams import name_files_in_utf8
 from detr_exp.terminal import guard_messages
 from detr_exp.trainer.garbage_collection import off_until_training
+from detr_exp.values import Values, values_of
+
+if TYPE_CHECKING:
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
 JOB = "job"
 
@@ -50,10 +54,10 @@ class Job:
     """
 
     folder: str
-    config: dict[str, Any]
+    config: Values
     choices: dict[str, str]
     overrides: list[str]
-    logging: dict[str, Any]
+    logging: Values
     notes: dict[str, str]
 
 
@@ -66,7 +70,7 @@ def train(
     cfg: DictConfig,
     choices: dict[str, str],
     overrides: list[str],
-    log: Any,
+    log: Values,
     notes: dict[str, str] | None = None,
 ) -> float | None:
     """One training on as many ranks as `trainer.hardware.devices` says, or as `torchrun` has started.
@@ -95,7 +99,7 @@ def train(
         hardware = build.hardware(cfg)
         if not distributed.started_as_rank() and hardware.num_ranks == 1:
             return train_in(folder, cfg, choices=choices, overrides=overrides, notes=notes)
-    config, logs = (cast(dict[str, Any], OmegaConf.to_container(node, resolve=True)) for node in (cfg, log))
+    config, logs = (values_of(node) for node in (cfg, log))
     job = Job(str(folder), config, dict(choices), list(overrides), logs, notes or {})
     if distributed.started_as_rank():
         if HydraConfig.get().mode is RunMode.MULTIRUN:
@@ -173,7 +177,7 @@ def _on_ranks(job: Job, count: int) -> float | None:
     _silence_the_launcher()
     with held_back():  # signals to the group would end the tracker, and what it tracks be lost
         resource_tracker.ensure_running()
-    ended: list[Any] = []
+    ended: list[float | BaseException | None] = []
 
     def launch() -> None:
         try:
@@ -236,7 +240,7 @@ def _is_peer_failed(error: BaseException) -> bool:
     return isinstance(error, PeerFailed)
 
 
-def _reason(error: Any) -> BaseException:
+def _reason(error: ChildFailedError) -> BaseException:
     """What the parent raises for the failures that the launcher has seen."""
     rank, failure = min(error.failures.items(), key=lambda item: item[1].timestamp)
     status, killed_by = failure.exitcode, -min(0, failure.exitcode)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
@@ -17,6 +17,7 @@ from detr_exp.terminal import say
 from detr_exp.tracker.provenance import environment
 from detr_exp.tracker.secrets import MASK
 from detr_exp.tracker.tracker import CONFIG
+from detr_exp.values import Values
 
 USAGE = """\
 Train with exactly the config of an earlier run, in a new folder, and compare the metrics.
@@ -115,7 +116,7 @@ def groups(run: PastRun) -> dict[str, str]:
     return {name: tag for name, tag in run.record.tags.items() if _is_group(run.config, name)}
 
 
-def _is_group(config: dict[str, Any], name: str) -> bool:
+def _is_group(config: Values, name: str) -> bool:
     if name in ("experiment", "sweep"):
         return True
     try:
@@ -124,7 +125,7 @@ def _is_group(config: dict[str, Any], name: str) -> bool:
         return False
 
 
-def differences(before: Sequence[dict[str, Any]], now: Sequence[dict[str, Any]]) -> list[Difference]:
+def differences(before: Sequence[Values], now: Sequence[Values]) -> list[Difference]:
     """Values that are not the same to the last digit, in order; clocks and machine figures are not compared."""
     sides = [_values(lines) for lines in (before, now)]
     keys = sorted(set(sides[0]) | set(sides[1]))
@@ -132,7 +133,7 @@ def differences(before: Sequence[dict[str, Any]], now: Sequence[dict[str, Any]])
     return [Difference(name, step, *(side.get((step, name)) for side in sides)) for step, name in differing]
 
 
-def _values(lines: Sequence[dict[str, Any]]) -> dict[tuple[int, str], float | None]:
+def _values(lines: Sequence[Values]) -> dict[tuple[int, str], float | None]:
     return {
         (line["step"], name): value for line in lines for name, value in line.items() if not name.startswith(UNCOMPARED)
     }

@@ -7,13 +7,16 @@ import os
 import select
 import sys
 from contextlib import suppress
-from typing import Any
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from _typeshed import ReadableBuffer
 
 
 class _Lenient(io.FileIO):
     """Drops what cannot be written: its reader has left, its terminal was closed, its disk is full."""
 
-    def write(self, data: Any) -> int:
+    def write(self, data: ReadableBuffer) -> int:
         try:
             while (written := super().write(data)) is None:  # somebody has made it non-blocking
                 select.select([], [self], [])

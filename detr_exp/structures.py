@@ -8,12 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, fields, replace
-from typing import Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
 
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
 Tree = TypeVar("Tree")
+Record = TypeVar("Record", bound="DataclassInstance")
 
 
 def mapped(tree: Tree, change: Callable[[Tensor], Tensor]) -> Tree:
@@ -273,17 +277,17 @@ class Detections:
         return replace(self, **kept)
 
 
-def _moved(value, device: torch.device, non_blocking: bool):
+def _moved(value: Record, device: torch.device, non_blocking: bool) -> Record:
     """A copy of a dataclass with every tensor (and nested dataclass) on `device`."""
     return _changed(value, lambda tensor: tensor.to(device, non_blocking=non_blocking))
 
 
-def _pinned(value):
+def _pinned(value: Record) -> Record:
     """A copy of a dataclass with every tensor in page-locked memory."""
     return _changed(value, lambda tensor: tensor.pin_memory())
 
 
-def _changed(value, change: Callable[[Tensor], Tensor]):
+def _changed(value: Record, change: Callable[[Tensor], Tensor]) -> Record:
     parts = {f.name: getattr(value, f.name) for f in fields(value)}
     return replace(
         value,

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+Stored = dict[str, Any]  # what is kept in a file: tensors and plain values by name, and nests of them
 FORMAT = 1
 HEADER = "detr_exp"  # in the metadata of our own safetensors: all but the tensors, as JSON
 HEAD = 256
@@ -36,7 +37,7 @@ KINDS: dict[str, type | tuple[type, ...]] = {
 }
 
 
-def read(path: Path, mend: str, also: tuple[type, ...] = ()) -> dict[str, Any]:
+def read(path: Path, mend: str, also: tuple[type, ...] = ()) -> Stored:
     """The content of a file that `torch.save` or safetensors has written, on the CPU.
 
     Args:
@@ -94,7 +95,7 @@ def _refuse_damaged_archive(path: Path, mend: str) -> None:
         raise ValueError(f"{path} is damaged: the checksum of {damaged!r} does not match{mend}")
 
 
-def _safetensors(path: Path, mend: str) -> dict[str, Any]:
+def _safetensors(path: Path, mend: str) -> Stored:
     from safetensors import safe_open
 
     try:
@@ -120,14 +121,14 @@ def sha256_of(path: Path) -> str:
     return digest.hexdigest()
 
 
-def named(tensors: Any) -> dict[str, torch.Tensor]:
+def named(tensors: object) -> dict[str, torch.Tensor]:
     """The tensors among what a file has under its names; none where these are no names."""
     if not isinstance(tensors, dict):
         return {}
     return {name: value for name, value in tensors.items() if isinstance(name, str) and isinstance(value, torch.Tensor)}
 
 
-def refuse_misshapen(state: dict[str, Any], path: Path, needs: tuple[str, ...] = ()) -> None:
+def refuse_misshapen(state: Stored, path: Path, needs: tuple[str, ...] = ()) -> None:
     """Refuse a checkpoint of ours that has other things under its names than we write there, or lacks some.
 
     Args:

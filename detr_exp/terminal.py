@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import re
 import warnings
-from typing import Any, TextIO
+from typing import TextIO
 
 from detr_exp.streams import keep_open
 from detr_exp.tracker.secrets import masked
@@ -44,7 +44,7 @@ def guard_messages() -> None:
     if getattr(make, "is_guarded", False):
         return
 
-    def guarded(*args: Any, **kwargs: Any) -> logging.LogRecord:
+    def guarded(*args: object, **kwargs: object) -> logging.LogRecord:
         record = make(*args, **kwargs)
         try:
             record.msg, record.args = shown(record.getMessage()), ()

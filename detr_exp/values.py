@@ -10,8 +10,12 @@ from omegaconf import Container, OmegaConf
 Values = dict[str, Any]  # name -> value of a config, of a line of a log, of an entry in a JSON file
 
 
-def values_of(cfg: Container, resolve: bool = True) -> Values:
-    """The values of a config, or of a node of it; with `resolve` what references lead to, else as they are written."""
+def values_of(cfg: Container | Values, resolve: bool = True) -> Values:
+    """The values of a config, or of a node of it, which Hydra's types may call a dict.
+
+    Args:
+        resolve: what references lead to; else they are as they are written.
+    """
     return cast(Values, OmegaConf.to_container(cfg, resolve=resolve))
 
 

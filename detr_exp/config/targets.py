@@ -8,14 +8,15 @@ from __future__ import annotations
 import functools
 import inspect
 import re
-from collections.abc import Collection, Iterator
-from typing import Any, TypeVar
+from collections.abc import Callable, Collection, Iterator
+from typing import TypeVar
 
 import yaml
 from hydra.utils import get_object
 
 from detr_exp.config.compose import CONF_DIR, OPEN_KEYS
 from detr_exp.config.mistakes import ConfigError
+from detr_exp.values import Values
 
 Made = TypeVar("Made")
 TARGET, PARTIAL = "_target_", "_partial_"
@@ -46,7 +47,7 @@ def shown(group: str) -> dict[str, set[str]]:
     return found
 
 
-def refuse(node: Any, group: str, allowed: Collection[str]) -> None:
+def refuse(node: object, group: str, allowed: Collection[str]) -> None:
     """Refuse a group's config that calls anything else.
 
     Only what has passed by its name is imported.
@@ -75,7 +76,7 @@ def refuse(node: Any, group: str, allowed: Collection[str]) -> None:
             raise ConfigError(f"{key}._target_ is {target}, which belongs to {home}; name what your package defines")
 
 
-def _nodes(node: Any, key: str) -> Iterator[tuple[str, dict[str, Any]]]:
+def _nodes(node: object, key: str) -> Iterator[tuple[str, Values]]:
     """Every mapping with a `_target_`, outer ones first, with its key."""
     if isinstance(node, dict):
         if TARGET in node:
@@ -138,7 +139,7 @@ def _elsewhere(target: str, allowed: Collection[str]) -> str | None:
     return None
 
 
-def refuse_misfit(target: Any, given: dict[str, Any], what: str) -> None:
+def refuse_misfit(target: Callable[..., object], given: Values, what: str) -> None:
     """Refuse to call something without what it needs, or with keys that it does not know.
 
     Raises:

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 from detr_exp.data import coco, voc, yolo
 from detr_exp.data.content import SPLITS, Content
 from detr_exp.data.files import Folder
+from detr_exp.values import Values
 
 
-def auto(
-    root: str | None, places: Mapping[str, Any], *, extra_roots: Sequence[str] = (), on_error: str = "error"
-) -> Content:
+def auto(root: str | None, places: Values, *, extra_roots: Sequence[str] = (), on_error: str = "error") -> Content:
     """Read `root` as the layout it has, as a source for `DataSet`.
 
     Args:

@@ -10,7 +10,6 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from detr_exp.data.coco_categories import read_categories, renamed
 from detr_exp.data.content import SPLITS, Category, Content, Split
@@ -19,6 +18,7 @@ from detr_exp.data.files import Folder, decoded
 from detr_exp.data.picture import MAX_PIXELS, read_size
 from detr_exp.data.problems import Problems, short
 from detr_exp.data.table import Pictures, Rows, TableSplit
+from detr_exp.values import Values
 
 log = logging.getLogger(__name__)
 
@@ -98,7 +98,7 @@ def _located(folder: Folder, name: str, place: Mapping[str, str | None]) -> tupl
     return (files[0], images) if files else None
 
 
-def _document(path: Path) -> dict[str, Any]:
+def _document(path: Path) -> Values:
     try:
         data = path.read_bytes()
         document = json.loads(decoded(data, path))
@@ -119,7 +119,7 @@ def _split(
     path: Path,
     images: Path | None,
     categories: list[Category],
-    held: dict[str, dict[str, Any]],
+    held: dict[str, Values],
     on_error: str,
 ) -> TableSplit:
     document = held.pop(name, None) or _document(path)
@@ -134,7 +134,7 @@ def _split(
 
 
 def _pictures(
-    folder: Folder, name: str, path: Path, images: Path | None, document: Mapping[str, Any], problems: Problems
+    folder: Folder, name: str, path: Path, images: Path | None, document: Values, problems: Problems
 ) -> tuple[Pictures, dict[int, int]]:
     images = images or _image_folder(folder, name, path, document)
     pictures, index_of = Pictures(), {}
@@ -171,7 +171,7 @@ def _pictures(
     return pictures, index_of
 
 
-def _image_folder(folder: Folder, name: str, path: Path, document: Mapping[str, Any]) -> Path:
+def _image_folder(folder: Folder, name: str, path: Path, document: Values) -> Path:
     """The first likely folder that has the first picture."""
     names = (entry.get("file_name") for entry in document["images"] if isinstance(entry, dict))
     first = next((name for name in names if isinstance(name, str)), "")
@@ -192,7 +192,7 @@ def _image_folder(folder: Folder, name: str, path: Path, document: Mapping[str, 
 
 
 def _rows(
-    document: Mapping[str, Any],
+    document: Values,
     pictures: Pictures,
     index_of: Mapping[int, int],
     categories: list[Category],
@@ -202,7 +202,7 @@ def _rows(
     rows = Rows(sought=f"{len(document['annotations'])} entries in the list 'annotations'")
     counts = {category.id: len(category.keypoints) for category in categories}
     known = ", ".join(f"{c.id} {c.name!r}" for c in categories[:12])
-    strange: Counter[Any] = Counter()
+    strange: Counter[int] = Counter()
     seen: set[int] = set()
     for place, entry in enumerate(document["annotations"]):
         if not isinstance(entry, dict):
@@ -256,5 +256,5 @@ def _rows(
     return rows
 
 
-def _at(table: Mapping[int, int], key: Any) -> int | None:
+def _at(table: Mapping[int, int], key: object) -> int | None:
     return table.get(key) if is_int(key) else None

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from detr_exp.data.content import Category
 from detr_exp.data.fields import is_int
 from detr_exp.data.problems import Problems, short
+from detr_exp.values import Values
 
 _NO_PARENT = {"", "none", "null", "None"}
 _OWN = "categories need ids and names of their own"
 
 
-def read_categories(document: Mapping[str, Any], path: Path) -> list[Category]:
+def read_categories(document: Values, path: Path) -> list[Category]:
     """The categories that stand for objects, in the order of their ids."""
     problems = Problems(str(path))
     found: dict[int, Category] = {}
@@ -37,7 +36,7 @@ def read_categories(document: Mapping[str, Any], path: Path) -> list[Category]:
     return sorted(found.values(), key=lambda category: category.id)
 
 
-def _drop_headings(document: Mapping[str, Any], found: dict[int, Category], problems: Problems) -> None:
+def _drop_headings(document: Values, found: dict[int, Category], problems: Problems) -> None:
     """Leave out categories that only head others: Roboflow writes one, named like the project or like a class."""
     parent_of = {e["id"]: str(e.get("supercategory")) for e in document["categories"] if _is_entry(e)}
     children = {name: {i for i, parent in parent_of.items() if parent == name} for name in set(parent_of.values())}
@@ -54,20 +53,20 @@ def _drop_headings(document: Mapping[str, Any], found: dict[int, Category], prob
             del found[category.id]
 
 
-def _is_entry(entry: Any) -> bool:
+def _is_entry(entry: object) -> bool:
     return isinstance(entry, dict) and is_int(entry.get("id"))
 
 
-def _used(document: Mapping[str, Any]) -> set[int]:
+def _used(document: Values) -> set[int]:
     """The categories that annotations have."""
     return {a["category_id"] for a in _objects(document) if is_int(a.get("category_id"))}
 
 
-def _objects(document: Mapping[str, Any]) -> list[dict[str, Any]]:
+def _objects(document: Values) -> list[Values]:
     return [annotation for annotation in document["annotations"] if isinstance(annotation, dict)]
 
 
-def _category(entry: Mapping[str, Any], annotated: int, problems: Problems) -> Category:
+def _category(entry: Values, annotated: int, problems: Problems) -> Category:
     """`annotated`: keypoints that its annotations have; used where the category itself names none."""
     names = entry.get("keypoints") or []
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
@@ -85,7 +84,7 @@ def _category(entry: Mapping[str, Any], annotated: int, problems: Problems) -> C
     return Category(entry["id"], entry["name"], list(names), [(a - 1, b - 1) for a, b in lines])
 
 
-def _keypoint_lengths(document: Mapping[str, Any]) -> dict[int, int]:
+def _keypoint_lengths(document: Values) -> dict[int, int]:
     lengths: dict[int, int] = {}
     for annotation in _objects(document):
         given, category = annotation.get("keypoints"), annotation.get("category_id")
@@ -94,7 +93,7 @@ def _keypoint_lengths(document: Mapping[str, Any]) -> dict[int, int]:
     return lengths
 
 
-def renamed(document: Mapping[str, Any], categories: list[Category], problems: Problems) -> dict[int, int | None]:
+def renamed(document: Values, categories: list[Category], problems: Problems) -> dict[int, int | None]:
     """This file's category ids to the training file's: equal where id and name agree, else by name; None: unknown."""
     by_id = {category.id: category.name for category in categories}
     by_name = {category.name: category.id for category in categories}

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
+
+from detr_exp.values import Values
 
 SPLITS = ("train", "val", "test")
 
@@ -32,6 +34,10 @@ class Category:
     sigmas: list[float] | None = None
 
 
+Outline = list[list[float]] | Values  # polygons x0, y0, x1, y1, ...; an RLE
+Segment = Outline | np.ndarray  # ...; `[H, W]` bool
+
+
 @dataclass
 class Objects:
     """The objects of one picture that are trained on, in its pixels.
@@ -46,7 +52,7 @@ class Objects:
 
     categories: np.ndarray
     boxes_xyxy: np.ndarray
-    segments: list[Any] | None = None
+    segments: list[Segment | None] | None = None
     keypoints: np.ndarray | None = None
 
     def __len__(self) -> int:
@@ -80,7 +86,7 @@ class Split(Protocol):
     def load(self, index: int) -> tuple[np.ndarray, Objects]:
         """`[H, W, 3]` uint8 RGB at full size, and the objects."""
 
-    def truth(self) -> dict[str, Any]:
+    def truth(self) -> Values:
         """COCO-style dict (`images`, `annotations`, `categories`) with original ids, crowd regions included."""
 
 
@@ -104,4 +110,4 @@ class Content:
 class Source(Protocol):
     """Reads one layout, or makes images: `data.root` and what `data.train`, `val`, `test` say, to the content."""
 
-    def __call__(self, root: str | None, places: Mapping[str, Any], /) -> Content: ...
+    def __call__(self, root: str | None, places: Values, /) -> Content: ...

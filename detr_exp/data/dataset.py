@@ -10,13 +10,14 @@ from copy import copy
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 from torch.utils.data import DataLoader
 
 from detr_exp.data.augment import Augment
 from detr_exp.data.cache import picture_cache
 from detr_exp.data.classes import ClassMap, confusable
+from detr_exp.data.collate import Sample
 from detr_exp.data.content import SPLITS, Source, Split
 from detr_exp.data.files import is_picture
 from detr_exp.data.headers import check_headers
@@ -83,9 +84,9 @@ class DataSet:
         *,
         source: Source,
         root: str | None = None,
-        train: Any = None,
-        val: Any = None,
-        test: Any = None,
+        train: object = None,
+        val: object = None,
+        test: object = None,
         category_ids: str = "contiguous",
         num_classes: int | None = None,
         augment: Augment,
@@ -166,7 +167,7 @@ class DataSet:
         step_batches: int = 1,
         rank: int = 0,
         world_size: int = 1,
-    ) -> DataLoader:
+    ) -> DataLoader[Sample]:
         """Batches of one split, as `structures.Batch`.
 
         Args:

@@ -5,16 +5,15 @@ Names are what was written: YAML takes `no` for false, `12:30` for 750, `1e3` an
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import yaml
 
 from detr_exp.data.content import Category
 from detr_exp.data.files import decoded
 from detr_exp.data.problems import short
+from detr_exp.values import Values
 
 _LARGEST = 2**20
 _MOST_KEYPOINTS = 1000
@@ -32,7 +31,7 @@ class Description:
     """
 
     path: Path
-    keys: Mapping[str, Any]
+    keys: Values
     categories: list[Category]
     shape: tuple[int, int] | None
 
@@ -50,7 +49,7 @@ def read_description(path: Path) -> Description:
         keys, node = yaml.safe_load(text), yaml.compose(text, yaml.SafeLoader)
     except (yaml.YAMLError, ValueError, ArithmeticError, TypeError, RecursionError) as error:
         raise ValueError(f"{path} is not readable YAML: {error}") from error
-    if not isinstance(keys, dict):
+    if not isinstance(keys, dict) or not isinstance(node, yaml.MappingNode):
         raise ValueError(f"{path} holds a {type(keys).__name__}; it needs keys names, train and val")
     written = {key.value: value for key, value in _pairs(node, path)}
     shape = _keypoint_shape(keys.get("kpt_shape"), path)
@@ -63,7 +62,7 @@ def read_description(path: Path) -> Description:
     return Description(path, keys, categories, shape)
 
 
-def _pairs(node: Any, path: Path) -> list[tuple[Any, Any]]:
+def _pairs(node: yaml.MappingNode, path: Path) -> list[tuple[yaml.ScalarNode, yaml.Node]]:
     """Keys and values of a mapping, as written; each key once: YAML would keep the last one without a word."""
     pairs = [(key, value) for key, value in node.value if isinstance(key, yaml.ScalarNode)]
     keys = [key.value for key, _ in pairs]
@@ -73,14 +72,14 @@ def _pairs(node: Any, path: Path) -> list[tuple[Any, Any]]:
     return pairs
 
 
-def _texts(node: Any) -> list[str] | None:
+def _texts(node: yaml.Node | None) -> list[str] | None:
     """A list of plain values as they are written; None if it is anything else."""
     if isinstance(node, yaml.SequenceNode) and all(isinstance(item, yaml.ScalarNode) for item in node.value):
         return [item.value for item in node.value]
     return None
 
 
-def _names(node: Any, path: Path) -> list[str]:
+def _names(node: yaml.Node | None, path: Path) -> list[str]:
     names = _texts(node)
     if isinstance(node, yaml.MappingNode):
         pairs = _pairs(node, path)
@@ -91,27 +90,32 @@ def _names(node: Any, path: Path) -> list[str]:
             by_number = {key.value: value.value for key, value in pairs}
             names = [by_number[str(i)] for i in range(len(pairs))]
     if not names or not all(name.strip() for name in names):
-        found: Any = names
+        found: object = names
         if names is None and node is not None:
-            found = node.value if isinstance(node, yaml.ScalarNode) else f"a {node.id} of other things"
+            found = (
+                node.value
+                if isinstance(node, yaml.ScalarNode)
+                else f"a {'sequence' if isinstance(node, yaml.SequenceNode) else 'mapping'} of other things"
+            )
         raise ValueError(f"{path}: names is {short(found)}; give the class names as a list or as 0: name, 1: name, ...")
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise ValueError(f"{path}: names has a name twice: {short(twice)}; each class needs its own")
     return names
 
 
-def _keypoint_shape(shape: Any, path: Path) -> tuple[int, int] | None:
+def _keypoint_shape(shape: object, path: Path) -> tuple[int, int] | None:
     if shape is None:
         return None
-    sound = isinstance(shape, list) and len(shape) == 2 and all(isinstance(v, int) for v in shape)
-    if not sound or not 1 <= shape[0] <= _MOST_KEYPOINTS or shape[1] not in (2, 3):
-        raise ValueError(
-            f"{path}: kpt_shape is {short(shape)}; it is [number of keypoints, 2 or 3], of at most {_MOST_KEYPOINTS}"
-        )
-    return shape[0], shape[1]
+    if isinstance(shape, list) and len(shape) == 2 and all(isinstance(v, int) for v in shape):
+        count, numbers = shape
+        if 1 <= count <= _MOST_KEYPOINTS and numbers in (2, 3):
+            return count, numbers
+    raise ValueError(
+        f"{path}: kpt_shape is {short(shape)}; it is [number of keypoints, 2 or 3], of at most {_MOST_KEYPOINTS}"
+    )
 
 
-def _keypoint_names(node: Any, count: int, classes: int, path: Path) -> list[list[str]]:
+def _keypoint_names(node: yaml.Node | None, count: int, classes: int, path: Path) -> list[list[str]]:
     """Per class the names of its keypoints: one list for all of them, or a list for each by its number."""
     if count == 0 or node is None:
         return [[str(k) for k in range(count)] for _ in range(classes)]
@@ -127,10 +131,10 @@ def _keypoint_names(node: Any, count: int, classes: int, path: Path) -> list[lis
     return [list(lists.get(str(i)) or numbered) for i in range(classes)]
 
 
-def _flip_pairs(order: Any, count: int, path: Path) -> list[tuple[int, int]] | None:
+def _flip_pairs(order: object, count: int, path: Path) -> list[tuple[int, int]] | None:
     if order is None:
         return None
-    sound = isinstance(order, list) and all(isinstance(k, int) for k in order) and sorted(order) == list(range(count))
-    if not sound or any(order[order[k]] != k for k in range(count)):
-        raise ValueError(f"{path}: flip_idx is {short(order)}; it must exchange pairs of the numbers 0 .. {count - 1}")
-    return [(k, other) for k, other in enumerate(order) if k < other]
+    numbers = order if isinstance(order, list) and all(isinstance(k, int) for k in order) else []
+    if sorted(numbers) == list(range(count)) and all(numbers[numbers[k]] == k for k in range(count)):
+        return [(k, other) for k, other in enumerate(numbers) if k < other]
+    raise ValueError(f"{path}: flip_idx is {short(order)}; it must exchange pairs of the numbers 0 .. {count - 1}")

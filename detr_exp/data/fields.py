@@ -7,20 +7,22 @@ not fill their picture, a compressed string that ends in the middle of a number.
 from __future__ import annotations
 
 import math
-from typing import Any, TypeGuard
+from typing import TypeGuard
 
 import numpy as np
 
+from detr_exp.data.content import Outline
 
-def is_int(value: Any) -> TypeGuard[int]:
+
+def is_int(value: object) -> TypeGuard[int]:
     return isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**53
 
 
-def is_number(value: Any, finite: bool = True) -> TypeGuard[float]:
+def is_number(value: object, finite: bool = True) -> TypeGuard[float]:
     return is_int(value) or (isinstance(value, float) and (not finite or math.isfinite(value)))
 
 
-def segments(given: Any, size: tuple[int, int]) -> tuple[Any, bool]:
+def segments(given: object, size: tuple[int, int]) -> tuple[Outline | None, bool]:
     """A `segmentation`: (polygons of at least three points, an RLE dict, or None; whether it was usable or absent).
 
     Args:
@@ -65,7 +67,7 @@ def runs(compressed: str) -> list[int] | None:
     return lengths if shift == 0 else None
 
 
-def points(given: Any, count: int) -> tuple[list[float] | None, str | None]:
+def points(given: object, count: int) -> tuple[list[float] | None, str | None]:
     """The `keypoints` of an annotation: (x, y, visibility one after another, or None; what is wrong with them)."""
     if given is None or given == []:
         return None, None
@@ -78,7 +80,7 @@ def points(given: Any, count: int) -> tuple[list[float] | None, str | None]:
     return given, None
 
 
-def _polygon(given: Any) -> list[float] | None:
+def _polygon(given: object) -> list[float] | None:
     """Its coordinates, all finite; None if it is anything else. NumPy reads COCO's millions faster than a loop."""
     try:
         values = np.array(given, np.float64)

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import numpy as np
 
@@ -22,6 +22,7 @@ from detr_exp.data.keypoints import SIDEWAYS, mirror_remarks, split_words
 from detr_exp.data.picture import PictureError, oddities
 from detr_exp.data.problems import Problems, collected
 from detr_exp.data.table import TableSplit
+from detr_exp.values import Values
 
 Made = TypeVar("Made")
 LEVELS = ("error", "warning", "note")
@@ -59,8 +60,8 @@ class Inspection:
     """
 
     findings: list[Finding] = field(default_factory=list)
-    splits: dict[str, dict[str, Any]] = field(default_factory=dict)
-    classes: list[dict[str, Any]] = field(default_factory=list)
+    splits: dict[str, Values] = field(default_factory=dict)
+    classes: list[Values] = field(default_factory=list)
 
     def add(self, level: str, source: str, kind: str, cases: Sequence[str]) -> None:
         if cases:
@@ -171,9 +172,7 @@ def _looked_at(split: TableSplit, index: int) -> tuple[str | None, list[str]]:
 # ------------------------------------------------------------------------------------------------------------ numbers
 
 
-def split_facts(
-    found: Inspection, name: str, split: Split, image_size: tuple[int, int], num_queries: int
-) -> dict[str, Any]:
+def split_facts(found: Inspection, name: str, split: Split, image_size: tuple[int, int], num_queries: int) -> Values:
     """Numbers of one split: pictures, objects, sizes; and what is unusual about them."""
     objects = [split.objects(index) for index in range(len(split))]
     counts = np.array([len(o) for o in objects])
@@ -219,9 +218,9 @@ def spread(values: np.ndarray) -> dict[str, float]:
     return {name: round(float(value), 3) for name, value in numbers.items()}
 
 
-def class_facts(found: Inspection, data: DataSet, splits: Mapping[str, Split]) -> list[dict[str, Any]]:
+def class_facts(found: Inspection, data: DataSet, splits: Mapping[str, Split]) -> list[Values]:
     """Per class: objects, pictures and the median side of its objects in each split."""
-    rows: list[dict[str, Any]] = [
+    rows: list[Values] = [
         {"label": label, "id": number, "name": name}
         for label, (number, name) in enumerate(zip(data.category_ids, data.classes))
         if data.class_map.by_label[label] is not None

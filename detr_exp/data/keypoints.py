@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import numpy as np
 
@@ -174,9 +174,10 @@ def _given(flip_pairs: FlipPairs | None, categories: Sequence[Category], most: i
     return {name: [_pair(pair, counts[name]) for pair in pairs] for name, pairs in by_name.items()}
 
 
-def _pair(pair: Any, most: int) -> tuple[int, int]:
-    numbers = list(pair) if isinstance(pair, Sequence) and not isinstance(pair, str) else [pair]
-    if len(numbers) != 2 or not all(isinstance(k, int) and 0 <= k < most for k in numbers) or len(set(numbers)) < 2:
+def _pair(pair: object, most: int) -> tuple[int, int]:
+    given = list(pair) if isinstance(pair, Sequence) and not isinstance(pair, str) else [pair]
+    numbers = [k for k in given if isinstance(k, int) and 0 <= k < most]
+    if len(given) != 2 or len(set(numbers)) != 2:
         raise ValueError(
             f"data.keypoint_flip_pairs has {pair}; a pair is two different numbers of 0 .. {most - 1}, for "
             "example data.keypoint_flip_pairs=[[1,2],[3,4]]"

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from functools import partial
 from multiprocessing.queues import Queue
 from types import TracebackType
-from typing import Any
 
 import numpy as np
 import torch
@@ -77,7 +76,7 @@ class Loading:
         if self.prefetch_factor is not None and self.prefetch_factor < 1:
             raise ValueError(f"data.prefetch_factor is {self.prefetch_factor}; use 1 or more, or null for 2")
 
-    def loader(self, samples: Samples, sampler: TrainSampler | EvalSampler) -> DataLoader:
+    def loader(self, samples: Samples, sampler: TrainSampler | EvalSampler) -> DataLoader[Sample]:
         workers = self.num_workers
         if workers is None:
             workers = min(_cores(), MOST_WORKERS, len(sampler))
@@ -101,7 +100,7 @@ def batches(loader: Iterable[Batch]) -> Iterator[Batch]:
     Raises:
         WorkerError: between two batches, whenever a worker was lost.
     """
-    iterator: Any = None
+    iterator: Iterator[Batch] | None = None
     try:
         with held_back():
             iterator = iter(loader)
@@ -127,7 +126,7 @@ def _ending(exit_code: int) -> str:
     return f"a process that loads pictures was ended by {name}{ENDED.get(name, '')};"
 
 
-class Samples(Dataset):
+class Samples(Dataset[Sample]):
     """The samples of one split; each is a pure function of the seed and its key.
 
     Args:
@@ -251,7 +250,7 @@ def _begin(worker: int) -> None:
     sys.excepthook = _end_with
 
 
-def _hand_over_error(queue: Queue, error: BaseException, item: tuple[int, Any]) -> None:
+def _hand_over_error(queue: Queue[object], error: BaseException, item: tuple[int, object]) -> None:
     """In place of a batch that cannot be put into shared memory."""
     queue.put((item[0], ExceptionWrapper(exc_info=(type(error), error, None), where="a process that loads pictures")))
 

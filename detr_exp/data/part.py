@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 
 from detr_exp.data.content import Objects, Split
+from detr_exp.values import Values
 
 
 class Part:
@@ -43,11 +43,11 @@ class Part:
     def load(self, index: int) -> tuple[np.ndarray, Objects]:
         return self.whole.load(self.indices[index])
 
-    def truth(self) -> dict[str, Any]:
+    def truth(self) -> Values:
         return restricted(self.whole.truth(), self.image_ids)
 
 
-def restricted(truth: dict[str, Any], image_ids: Sequence[int]) -> dict[str, Any]:
+def restricted(truth: Values, image_ids: Sequence[int]) -> Values:
     """A COCO-style dict with only some of its images."""
     kept = set(image_ids)
     images = [image for image in truth["images"] if image["id"] in kept]

@@ -8,15 +8,13 @@ import os
 import struct
 import warnings
 import zlib
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import cv2
 import numpy as np
 from PIL import Image, ImageOps
 
-from detr_exp.data.whole import is_filled_up
+from detr_exp.data.whole import is_filled_up, tags
 
 cv2.setNumThreads(1)  # its threads do not survive the fork to a loader worker, and one picture needs no more
 
@@ -248,7 +246,7 @@ def _jpeg(content: bytes, scale: int) -> np.ndarray | None:
 def _decoded(image: Image.Image, name: str, orientation: int, turn: bool) -> np.ndarray:
     """All pixels, turned upright or as they are stored."""
     # of 16 bits Pillow gives what is stored, of 8 it makes white from zeros where the file says so
-    is_negative = image.mode.startswith("I;16") and _tags(image).get(_PHOTOMETRIC) == _WHITE_IS_ZERO
+    is_negative = image.mode.startswith("I;16") and tags(image).get(_PHOTOMETRIC) == _WHITE_IS_ZERO
     try:
         if image.format == "TIFF" and orientation in _TRANSPOSED:
             # Pillow maps plain data of a file that it knows the name of, and then in lines of the turned picture
@@ -264,16 +262,11 @@ def _decoded(image: Image.Image, name: str, orientation: int, turn: bool) -> np.
         raise PictureError(f"{name} cannot be decoded ({error}); replace it or drop it from the data set") from error
 
 
-def _tags(image: Image.Image) -> Mapping[int, Any]:
-    """Of a TIFF, by their number."""
-    return getattr(image, "tag_v2", {})
-
-
 def _sizes(image: Image.Image) -> tuple[tuple[int, int], tuple[int, int]]:
     """(height, width) of the picture as it is stored, and upright."""
     stored = (image.height, image.width)
     if image.format == "TIFF":  # some versions of Pillow say the upright size
-        stored = (_tags(image).get(257, stored[0]), _tags(image).get(256, stored[1]))
+        stored = (tags(image).get(257, stored[0]), tags(image).get(256, stored[1]))
     return stored, stored[::-1] if _orientation(image) in _TRANSPOSED else stored
 
 

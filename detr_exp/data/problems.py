@@ -6,7 +6,6 @@ import logging
 import reprlib
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 log = logging.getLogger(__name__)
 SHOWN = 20
@@ -91,7 +90,7 @@ def listed(cases: list[str], separator: str) -> str:
     return separator.join(cases[:SHOWN]) + (f"{separator}... and {more} more" if more > 0 else "")
 
 
-def short(value: Any, limit: int = 120) -> str:
+def short(value: object, limit: int = 120) -> str:
     """A value for a message: escaped, on one line, not long."""
     text = reprlib.repr(value)
     return text if len(text) <= limit else text[:limit] + "..."

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
 
 import cv2
 import numpy as np
@@ -13,8 +12,9 @@ from PIL import Image
 from torch.nn import functional as F
 
 from detr_exp.data.augment import Plan
-from detr_exp.data.content import Objects
+from detr_exp.data.content import Objects, Segment
 from detr_exp.structures import Target, Targets
+from detr_exp.values import Values
 
 
 def needed(plan: Plan) -> tuple[int, int]:
@@ -151,7 +151,7 @@ def _keypoints(plan: Plan, points: np.ndarray, order: np.ndarray) -> np.ndarray:
     return moved
 
 
-def _mask(plan: Plan, segment: Any, box_xyxy: np.ndarray) -> np.ndarray:
+def _mask(plan: Plan, segment: Segment | None, box_xyxy: np.ndarray) -> np.ndarray:
     """`[H, W]` bool of one object in the output; where only its box is known, that is its mask."""
     height, width = plan.out
     if segment is None:
@@ -187,7 +187,7 @@ def _polygons(plan: Plan, polygons: list[list[float]]) -> np.ndarray:
     return mask
 
 
-def _decoded(segment: dict[str, Any]) -> np.ndarray:
+def _decoded(segment: Values) -> np.ndarray:
     from pycocotools import mask as rle
 
     if isinstance(segment["counts"], list):

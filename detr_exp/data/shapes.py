@@ -8,14 +8,14 @@ keypoint can be told, left from right included.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from PIL import Image, ImageDraw
 
 from detr_exp.data.content import SPLITS, Category, Content, Objects
+from detr_exp.values import Values
 
 VERSION = 1  # goes up when the same seed draws other pictures
 EMPTY = 0.05
@@ -137,7 +137,7 @@ def shapes(root: None, places: Mapping[str, int], *, size: int, seed: int) -> Co
         for i, shape in enumerate(SHAPES)
     ]
 
-    def reader(number: int, count: int):
+    def reader(number: int, count: int) -> Callable[[], ShapesSplit]:
         return lambda: ShapesSplit(number, count, size, seed, categories)
 
     read = {name: reader(i, places[name]) for i, name in enumerate(SPLITS) if places.get(name)}
@@ -178,16 +178,17 @@ class ShapesSplit:
     def picture(self, index: int, smallest: tuple[int, int] | None = None) -> np.ndarray:
         return self.load(index)[0]
 
-    def truth(self) -> dict[str, Any]:
+    def truth(self) -> Values:
         from pycocotools import mask as rle
 
-        annotations: list[dict[str, Any]] = []
+        annotations: list[Values] = []
         for index, image_id in enumerate(self.image_ids):
             objects = self.objects(index)
             assert objects.segments is not None
             assert objects.keypoints is not None
             for i, category in enumerate(objects.categories.tolist()):
                 x0, y0, x1, y1 = objects.boxes_xyxy[i].tolist()
+                mask = np.asarray(objects.segments[i])
                 points = objects.keypoints[i, : len(SHAPES[category - 1].names)]
                 annotations.append(
                     {
@@ -195,9 +196,9 @@ class ShapesSplit:
                         "image_id": image_id,
                         "category_id": category,
                         "bbox": [x0, y0, x1 - x0, y1 - y0],
-                        "area": float(objects.segments[i].sum()),
+                        "area": float(np.sum(mask)),
                         "iscrowd": 0,
-                        "segmentation": rle.encode(np.asfortranarray(objects.segments[i], np.uint8)),
+                        "segmentation": rle.encode(np.asfortranarray(mask, np.uint8)),
                         "keypoints": points.reshape(-1).tolist(),
                         "num_keypoints": int((points[:, 2] > 0).sum()),
                     }
@@ -258,7 +259,7 @@ def draw(rng: np.random.Generator, side: int) -> tuple[np.ndarray, Objects]:
     return image, Objects(
         categories=np.array(labels, np.int64),
         boxes_xyxy=np.array(boxes, np.float64).reshape(count, 4),
-        segments=masks,
+        segments=[*masks],
         keypoints=np.array(keypoints, np.float32).reshape(count, MOST_KEYPOINTS, 3),
     )
 

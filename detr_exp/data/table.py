@@ -11,14 +11,14 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from detr_exp.data.content import Category, Objects
+from detr_exp.data.content import Category, Objects, Outline
 from detr_exp.data.conventions import CORNER_AND_SIDES, check_convention, check_extents, spans
 from detr_exp.data.picture import read_picture
 from detr_exp.data.problems import Problems
+from detr_exp.values import Values
 
 _TELLING = 10_000  # objects whose outlines and keypoints are compared with their boxes
 _ODD = 0x9E3779B97F4A7C15  # its powers spread the bits of a number over 64
@@ -56,7 +56,7 @@ class Rows:
     box_xywh: list[tuple[float, float, float, float]] = field(default_factory=list)
     crowd: list[bool] = field(default_factory=list)
     area: list[float | None] = field(default_factory=list)
-    segments: list[Any] = field(default_factory=list)
+    segments: list[Outline | None] = field(default_factory=list)
     keypoints: list[Sequence[float] | None] = field(default_factory=list)
     convention: str = CORNER_AND_SIDES
     sought: str = ""
@@ -115,11 +115,11 @@ class TableSplit:
         self.has_keypoints = self.keypoints is not None
         self._refuse_units([rows.segments[i] for i in keep.tolist()], [rows.where[i] for i in keep.tolist()], problems)
 
-    def _refuse_units(self, segments: list[Any], where: list[str], problems: Problems) -> None:
+    def _refuse_units(self, segments: list[Outline | None], where: list[str], problems: Problems) -> None:
         """Compare outlines and keypoints with their boxes, of so many objects that more tell nothing new."""
         rows = range(0, len(where), max(1, len(where) // _TELLING))
         boxes, names = self.boxes_xywh[rows], [where[i] for i in rows]
-        outlines = [segments[i] if isinstance(segments[i], list) else None for i in rows]
+        outlines = [outline if isinstance(outline, list) else None for outline in (segments[i] for i in rows)]
         check_extents("outlines", spans(outlines), boxes, names, problems)
         if self.keypoints is not None:
             points = np.where(self.keypoints[rows][..., 2:] > 0, self.keypoints[rows][..., :2], np.nan)
@@ -143,7 +143,7 @@ class TableSplit:
         return Objects(
             categories=self.category[rows],
             boxes_xyxy=np.clip(_corners(self.boxes_xywh[rows]), 0, (width, height, width, height)),
-            segments=[self._segment(i) for i in rows.tolist()] if self.has_masks else None,
+            segments=[*map(self._segment, rows.tolist())] if self.has_masks else None,
             keypoints=None if self.keypoints is None else self.keypoints[rows],
         )
 
@@ -153,13 +153,13 @@ class TableSplit:
     def load(self, index: int) -> tuple[np.ndarray, Objects]:
         return self.picture(index), self.objects(index)
 
-    def truth(self) -> dict[str, Any]:
+    def truth(self) -> Values:
         counts = {category.id: len(category.keypoints) for category in self.categories}
         annotations = []
         for index, image_id in enumerate(self.image_ids):
             for i in range(self.starts[index], self.starts[index + 1]):
                 x, y, w, h = self.boxes_xywh[i].tolist()
-                annotation: dict[str, Any] = {
+                annotation: Values = {
                     "id": i + 1,
                     "image_id": image_id,
                     "category_id": int(self.category[i]),
@@ -181,13 +181,13 @@ class TableSplit:
         categories = [category_entry(category) for category in self.categories]
         return {"info": {}, "images": images, "annotations": annotations, "categories": categories}
 
-    def _segment(self, i: int) -> Any:
+    def _segment(self, i: int) -> Outline | None:
         return marshal.loads(self._blob[self._at[i] : self._at[i + 1]])
 
 
-def category_entry(category: Category) -> dict[str, Any]:
+def category_entry(category: Category) -> Values:
     """A category as COCO files spell it (its skeleton counts from 1)."""
-    entry: dict[str, Any] = {"id": category.id, "name": category.name}
+    entry: Values = {"id": category.id, "name": category.name}
     if category.keypoints:
         entry["keypoints"] = category.keypoints
         entry["skeleton"] = [[a + 1, b + 1] for a, b in category.skeleton]
@@ -245,7 +245,7 @@ def _say_twice(paths: Sequence[str], rows: Rows, problems: Problems) -> None:
             problems.warn(kind, f"{paths[rows.picture[alike[0]]]}: {rows.where[alike[0]]}, {len(alike)} times")
 
 
-def _near(segment: Any, size: tuple[int, int]) -> Any:
+def _near(segment: Outline | None, size: tuple[int, int]) -> Outline | None:
     """Polygons with stray vertices brought back to one picture's width from it: rasterising costs memory in proportion
     to the distance between vertices."""
     reach = 2 * max(size)
@@ -254,7 +254,7 @@ def _near(segment: Any, size: tuple[int, int]) -> Any:
     return segment
 
 
-def _packed(items: list[Any]) -> tuple[bytes, np.ndarray]:
+def _packed(items: list[Outline | None]) -> tuple[bytes, np.ndarray]:
     parts = [marshal.dumps(item) for item in items]
     return b"".join(parts), np.cumsum([0, *map(len, parts)])
 

@@ -12,6 +12,8 @@ import zlib
 from collections.abc import Iterator, Mapping
 from typing import Any, BinaryIO
 
+from PIL import Image
+
 _FILLER = bytes(64)
 _JPEG_MARK = re.compile(rb"\xff[^\x00\x01\xd0-\xd8\xff]")  # begins a segment: neither stuffing nor a restart nor a fill
 _SEQUENTIAL, _TABLES, _SCAN, _END = (0xC0, 0xC1), 0xC4, 0xDA, 0xD9
@@ -20,7 +22,12 @@ _PLAIN = 1  # TIFF's word for "not compressed"
 _STRIPS, _TILES = (273, 279), (324, 325)  # TIFF's tags of places and lengths
 
 
-def is_filled_up(image: Any, content: bytes) -> bool:
+def tags(image: Image.Image) -> Mapping[int, Any]:
+    """Of a TIFF, by their number."""
+    return getattr(image, "tag_v2", {})
+
+
+def is_filled_up(image: Image.Image, content: bytes) -> bool:
     """Whether image data of an opened picture are zeros that no encoder writes.
 
     Args:
@@ -38,8 +45,8 @@ def is_filled_up(image: Any, content: bytes) -> bool:
     if image.format == "AVIF":
         parts = [content[start:end] for name, start, end in boxes(io.BytesIO(content)) if name == b"mdat"]
         return any(part.endswith(_FILLER) for part in parts)
-    if image.format == "TIFF" and image.tag_v2.get(259, _PLAIN) != _PLAIN:
-        pairs = [zip(image.tag_v2.get(at, ()), image.tag_v2.get(length, ())) for at, length in (_STRIPS, _TILES)]
+    if image.format == "TIFF" and (found := tags(image)).get(259, _PLAIN) != _PLAIN:
+        pairs = [zip(found.get(at, ()), found.get(length, ())) for at, length in (_STRIPS, _TILES)]
         return any(content[at : at + length].endswith(_FILLER) for pair in pairs for at, length in pair)
     return False
 

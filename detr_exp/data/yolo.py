@@ -10,10 +10,9 @@ from __future__ import annotations
 import hashlib
 import os
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from detr_exp.data.content import SPLITS, Content, Split
 from detr_exp.data.conventions import CENTRE_AND_SIDES
@@ -24,6 +23,7 @@ from detr_exp.data.picture import read_size
 from detr_exp.data.problems import Problems, short
 from detr_exp.data.table import Pictures, Rows, TableSplit
 from detr_exp.data.yolo_rows import RowReader
+from detr_exp.values import Values
 
 FILES = ("data.yaml", "data.yml")
 _KEYS = {"train": ("train",), "val": ("val", "valid"), "test": ("test",)}
@@ -31,7 +31,7 @@ _KEYS = {"train": ("train",), "val": ("val", "valid"), "test": ("test",)}
 
 def yolo(
     root: str | None,
-    places: Mapping[str, Any],
+    places: Values,
     *,
     file: str | None = None,
     extra_roots: Sequence[str] = (),

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from detr_exp.data.content import Category
 from detr_exp.data.files import decoded
@@ -13,6 +12,8 @@ from detr_exp.data.problems import Problems, short
 from detr_exp.data.table import Rows
 
 _MARGIN = 0.01  # coordinates may leave 0..1 by rounding; the box is clipped
+Box = tuple[float, float, float, float]  # x, y, width, height in pixels
+YoloRow = tuple[int, Box, list[list[float]] | None, list[float] | None]  # category, box, polygons, keypoints
 _FEW = 3  # polygons that could be a box and points by chance
 
 
@@ -82,7 +83,9 @@ class RowReader:
         else:
             problems.warn(f"polygons that may be a box and keypoints; if so, add kpt_shape: [{count}, 2]", case)
 
-    def _row(self, words: list[str], size: tuple[int, int], where: str) -> tuple[int, Any, Any, Any]:
+    def _row(
+        self, words: list[str], size: tuple[int, int], where: str
+    ) -> tuple[int, Box, list[list[float]] | None, list[float] | None]:
         try:
             values = [float(word) for word in words]
         except ValueError:
@@ -138,7 +141,7 @@ def _second_is_far(values: list[float]) -> bool:
     return False
 
 
-def _box(values: list[float], size: tuple[int, int]) -> tuple[float, float, float, float]:
+def _box(values: list[float], size: tuple[int, int]) -> Box:
     _check_range(values)
     height, width = size
     x, y, w, h = values

@@ -12,12 +12,13 @@ import tempfile
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from types import ModuleType
 
 import numpy as np
 import torch
 
 from detr_exp.deploy.graph import Graph
+from detr_exp.values import Values
 
 Run = Callable[[Sequence[np.ndarray]], list[np.ndarray]]  # inputs in the graph's order -> outputs in its order
 SUFFIX = {"onnx": ".onnx", "torchscript": ".torchscript", "openvino": ".xml", "tensorrt": ".engine"}
@@ -27,7 +28,7 @@ WORKSPACE = 4 << 30  # bytes TensorRT may use while it builds
 
 
 def write(
-    form: str, graph: Graph, path: Path, *, facts: dict[str, Any], batch_size: int | None = None, half: bool = False
+    form: str, graph: Graph, path: Path, *, facts: Values, batch_size: int | None = None, half: bool = False
 ) -> None:
     """Write a graph as a file.
 
@@ -80,7 +81,7 @@ def _onnx(graph: Graph, path: Path, facts: str, batch_size: int | None, half: bo
         logging.getLogger(name).setLevel(logging.ERROR)  # they tell every constant they leave alone
     # an example of one picture, or of one pixel, would be taken for "always one"
     example = graph.example(batch_size or 2)
-    open_axes: dict[str, Any] = {name: {} if batch_size else {0: "batch"} for name in graph.inputs}
+    open_axes: Values = {name: {} if batch_size else {0: "batch"} for name in graph.inputs}
     if graph.preprocess:
         open_axes["images"] |= {1: "height", 2: "width"}
     program = torch.onnx.export(
@@ -197,7 +198,7 @@ def _run_tensorrt(path: Path, threads: int | None) -> Run:
     return run
 
 
-def package(name: str, extra: str) -> Any:
+def package(name: str, extra: str) -> ModuleType:
     """A package that only some formats need.
 
     Raises:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -16,6 +15,7 @@ from detr_exp.deploy.engines import Run
 from detr_exp.deploy.graph import Graph
 from detr_exp.model.head.mask import MASKS_AT_ONCE
 from detr_exp.structures import Detections, MaskLogits, Outputs, Prediction
+from detr_exp.values import Values
 
 Arrays = dict[str, np.ndarray]
 
@@ -133,5 +133,5 @@ def _in_units(outputs: Arrays, image: int, size: np.ndarray) -> Iterator[tuple[s
         yield name, value
 
 
-def _stacked(outputs: dict[str, Any], names: Sequence[str]) -> np.ndarray:
+def _stacked(outputs: Values, names: Sequence[str]) -> np.ndarray:
     return np.concatenate([outputs[name] for name in names], axis=1)

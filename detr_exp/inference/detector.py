@@ -8,11 +8,11 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from PIL import Image
 from torch import nn
 from torch.nn.modules.module import (
@@ -31,11 +31,13 @@ from detr_exp.data.render import resized_plainly
 from detr_exp.model.adapter.slim import find_base, load_own_state, merge
 from detr_exp.protocols import Network
 from detr_exp.structures import Batch, Detections, Targets
+from detr_exp.tensor_files import Stored
 from detr_exp.trainer import checkpoint as files
 from detr_exp.trainer.checkpoint_content import USUAL_THRESHOLD
 from detr_exp.trainer.evaluation import as_float32
 from detr_exp.trainer.hardware import Hardware
 from detr_exp.trainer.precision import Precision
+from detr_exp.values import values_of
 
 log = logging.getLogger(__name__)
 ROOM, SMALL = 4, 1 << 22  # numbers a network may have for each one in its file, and in any case
@@ -146,13 +148,13 @@ def load(
         tensors = _weights(state, path, weights)
         with _no_larger_than(tensors, base):
             network = build.network(cfg, trained_on, tensors.keys())
-        network.load_state_dict(tensors) if base is None else load_own_state(cast(nn.Module, network), tensors)
+        network.load_state_dict(tensors) if base is None else load_own_state(network, tensors)
         if hardware is None:
             hardware = build.hardware(stored({"trainer": {"hardware": _hardware_of(config)}}, path))
             hardware = replace(hardware, compile=hardware.compile and compiled, gradient_checkpointing=False)
     network = hardware.place(network).eval()
     if base is not None:
-        merge(cast(nn.Module, network))  # on its device, as the training computed it there
+        merge(network)  # on its device, as the training computed it there
     return Detector(
         network=network,
         classes=state["classes"],
@@ -208,13 +210,13 @@ def _no_larger_than(tensors: dict[str, torch.Tensor], base: Path | None) -> Iter
             hook.remove()
 
 
-def _batch_size_of(cfg: DictConfig, state: dict[str, Any]) -> int:
+def _batch_size_of(cfg: DictConfig, state: Stored) -> int:
     """What an evaluation of the training took at a time; one where it was left to the machine and not written down."""
     trained = cfg.trainer.batch_size if cfg.trainer.batch_size != "auto" else state.get("batch_size", 1)
     return cfg.trainer.eval_batch_size or trained
 
 
-def _weights(state: dict[str, Any], path: Path, weights: str | None) -> dict[str, torch.Tensor]:
+def _weights(state: Stored, path: Path, weights: str | None) -> dict[str, torch.Tensor]:
     """The tensors asked for: those of a file for inference, or of a training with or without the average."""
     average = (state.get("ema") or {}).get("average")
     if state.get("kind") == "training":
@@ -276,9 +278,9 @@ def as_picture(picture: Picture) -> np.ndarray:
     return pixels_of_array((picture.permute(1, 2, 0) if picture.ndim == 3 else picture).numpy())
 
 
-def _hardware_of(config: dict[str, Any]) -> dict[str, Any]:
+def _hardware_of(config: Stored) -> Stored:
     """Where it was trained, in today's words: what an older version did not know yet is as in a training today."""
-    known = cast(dict[str, Any], OmegaConf.to_container(build.compose().trainer.hardware, resolve=True))
+    known = values_of(build.compose().trainer.hardware)
     return known | {name: value for name, value in config["trainer"]["hardware"].items() if name in known}
 
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -18,6 +18,11 @@ from detr_exp.data.files import files_below, is_picture
 from detr_exp.data.picture import SUFFIXES
 from detr_exp.data.whole import is_cut_short
 from detr_exp.inference.detector import as_picture
+
+if TYPE_CHECKING:
+    from av import VideoFrame
+    from av.container import InputContainer
+    from av.video.stream import VideoStream
 
 FILMS = {".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm"}
 _RESULTS = (".jpg", ".txt")  # what is made of a picture
@@ -144,7 +149,7 @@ def _frames(path: Path, every: int) -> tuple[Iterator[Item], int]:
     except ImportError:
         raise ValueError(f"{path} is a film, and reading it needs PyAV: pip install 'detr_exp[video]'") from None
     try:
-        film: Any = av.open(str(path))
+        film = av.open(str(path))
         stream = film.streams.video[0]
         rate = float(stream.average_rate or 0)
     except (OSError, IndexError, av.FFmpegError) as error:
@@ -169,7 +174,7 @@ def _frames(path: Path, every: int) -> tuple[Iterator[Item], int]:
     return items(), -(-length // every)
 
 
-def _decoded(film: Any, stream: Any) -> Iterator[Any]:
+def _decoded(film: InputContainer, stream: VideoStream) -> Iterator[VideoFrame | Exception]:
     """The frames of a film; what could not be decoded comes as an exception, and the film goes on."""
     import av
 

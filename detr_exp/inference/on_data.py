@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
+from torch.utils.data import DataLoader
 
 from detr_exp import build
 from detr_exp.config.stored import literal
+from detr_exp.data.collate import Sample
+from detr_exp.data.dataset import DataSet
 from detr_exp.inference.detector import Detector, load, of_this_version
+from detr_exp.protocols import Labels, Metric
 from detr_exp.structures import Batch, Detections
 from detr_exp.terminal import say
 from detr_exp.trainer.evaluation import evaluate
@@ -50,9 +53,9 @@ class OnData:
 
     detector: Detector
     cfg: DictConfig
-    data: Any
+    data: DataSet
 
-    def metric(self, split: str) -> Any:
+    def metric(self, split: str) -> Metric:
         """A metric with the truth of a split, for the labels of the network.
 
         Raises:
@@ -61,13 +64,13 @@ class OnData:
         ids = category_ids_by_name(self.detector, self.data)
         return build.metric(self.cfg, self.data, self.detector.network, ids)(split)
 
-    def loader(self, split: str, batch_size: int | None = None) -> Any:
+    def loader(self, split: str, batch_size: int | None = None) -> DataLoader[Sample]:
         """Batches of a split; of the size that the training evaluated with unless told otherwise."""
         size = batch_size or self.detector.batch_size
         return self.data.loader(split, network=self.detector.network, batch_size=size, seed=self.detector.cfg.seed)
 
     def evaluate(
-        self, loader: Any, metric: Any, on_batch: Callable[[Batch, list[Detections]], None] | None = None
+        self, loader: Iterable[Batch], metric: Metric, on_batch: Callable[[Batch, list[Detections]], None] | None = None
     ) -> dict[str, float]:
         """All metrics of the network on the batches of a loader; see `trainer.evaluation.evaluate`."""
         return evaluate(self.detector.network, loader, metric, self.detector.precision, on_batch=on_batch)
@@ -104,7 +107,7 @@ def combined(trained: DictConfig, cfg: DictConfig) -> DictConfig:
     return told
 
 
-def category_ids_by_name(detector: Detector, data: Any) -> list[int]:
+def category_ids_by_name(detector: Detector, data: Labels) -> list[int]:
     """The data set's category id for every label of the network, by the names of the classes.
 
     Labels that the data do not have get ids that do not occur; classes that the network does not know are left out

@@ -10,18 +10,20 @@ import os
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from detr_exp.metric.coco import encode
 from detr_exp.ops.polygons import polygons_of_mask
+from detr_exp.values import Values
 from detr_exp.writing import write
 
 if TYPE_CHECKING:
     from detr_exp.inference.detector import Detector
     from detr_exp.structures import Detections
 
+Numbers = float | list["Numbers"] | None  # nested; null where one is not finite
 COLUMNS = ("picture", "class", "score", "x0", "y0", "x1", "y1")
 SEEN = 0.5  # a keypoint that is likelier there than not is visible in YOLO's text
 SHARE = 20  # times as long as a file of results takes to write, nothing more is written
@@ -39,7 +41,7 @@ class Coco:
         self.file = Growing(claimed(folder / "detections.json"))
         self.detector = detector
         categories = [{"id": number, "name": name} for number, name in zip(detector.category_ids, detector.classes)]
-        self.result: dict[str, Any] = {"images": [], "categories": categories, "annotations": []}
+        self.result: Values = {"images": [], "categories": categories, "annotations": []}
 
     def add(self, name: str, place: str, size: tuple[int, int], found: Detections) -> None:
         image_id = len(self.result["images"]) + 1
@@ -60,7 +62,7 @@ class Coco:
                 entry["segmentation"] = codes[i] | {"counts": codes[i]["counts"].decode()}
                 entry["polygons"] = polygons_of_mask(found.masks[i].numpy())
             points, covariance = _keypoints(found, i, label, self.detector)
-            if points is not None:
+            if points is not None and covariance is not None:
                 entry["keypoints"] = points.flatten().tolist()
                 entry["keypoint_covariance"] = _finite(covariance.tolist())
             self.result["annotations"].append(entry)
@@ -115,7 +117,7 @@ class Table:
 
     def __init__(self, folder: Path, detector: Detector) -> None:
         self.file, self.detector = Growing(claimed(folder / "detections.csv")), detector
-        self.rows: list[tuple[Any, ...]] = [COLUMNS]
+        self.rows: list[tuple[object, ...]] = [COLUMNS]
 
     def add(self, name: str, place: str, size: tuple[int, int], found: Detections) -> None:
         for score, label, box in zip(found.scores.tolist(), found.labels.tolist(), found.boxes.tolist()):
@@ -158,7 +160,7 @@ class Growing:
         return self.path
 
 
-OUTPUTS: dict[str, Callable[[Path, Any], Coco | Yolo | Table]] = {"coco": Coco, "yolo": Yolo, "csv": Table}
+OUTPUTS: dict[str, Callable[[Path, Detector], Coco | Yolo | Table]] = {"coco": Coco, "yolo": Yolo, "csv": Table}
 
 
 def claimed(path: Path, make: Callable[[Path], object] = lambda path: path.touch(exist_ok=False)) -> Path:
@@ -188,7 +190,9 @@ def encoded(text: str) -> bytes:
     return text.encode("utf-8", "backslashreplace")
 
 
-def _keypoints(found: Detections, i: int, label: int, detector: Detector) -> tuple[Any, Any]:
+def _keypoints(
+    found: Detections, i: int, label: int, detector: Detector
+) -> tuple[np.ndarray, np.ndarray] | tuple[None, None]:
     """Points `[k, 3]` and covariances `[k, 2, 2]` of the k keypoints that the object's class has."""
     if found.keypoints is None or found.keypoint_covariance is None:
         return None, None
@@ -196,11 +200,11 @@ def _keypoints(found: Detections, i: int, label: int, detector: Detector) -> tup
     return found.keypoints[i, :count].numpy(), found.keypoint_covariance[i, :count].numpy()
 
 
-def _finite(value: Any) -> Any:
+def _finite(value: Numbers) -> Numbers:
     """Nested lists with null for what JSON has no word for."""
     if isinstance(value, list):
         return [_finite(item) for item in value]
-    return value if math.isfinite(value) else None
+    return value if value is not None and math.isfinite(value) else None
 
 
 def _area(outline: list[float]) -> float:

@@ -18,8 +18,10 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 
 from detr_exp.protocols import ImageFindings
+from detr_exp.values import Values
 
 PACKAGES = {"pycocotools": ("pycocotools",), "fast": ("ultrafast_pycocotools", "pycocotools")}
+Indexed = Any  # a `COCO` object, of either package: neither has types
 
 
 @dataclass
@@ -58,8 +60,8 @@ class CocoEvaluation(Protocol):
     category_ids: list[int]
     classes: list[str]
     sigmas: Sequence[Sequence[float]] | None
-    image_info: dict[int, Any]
-    truth: Any
+    image_info: dict[int, Values]
+    truth: Indexed
     curves: dict[str, Curves]
 
     @property
@@ -68,9 +70,9 @@ class CocoEvaluation(Protocol):
     @property
     def limits(self) -> list[int]: ...
 
-    def table(self, iou_type: str = "bbox") -> list[dict[str, Any]]: ...
+    def table(self, iou_type: str = "bbox") -> list[Values]: ...
 
-    def detections(self, iou_type: str) -> Any:
+    def detections(self, iou_type: str) -> Indexed:
         """What was given since `reset`, indexed by the backend."""
 
 
@@ -99,7 +101,7 @@ def load(backend: str) -> tuple[ModuleType, ModuleType]:
     raise ValueError("pycocotools is not installed, and evaluation needs it: pip install pycocotools")
 
 
-def index(backend: str, dataset: dict[str, Any]) -> Any:
+def index(backend: str, dataset: Values) -> Indexed:
     """A `COCO` object of a data set in memory."""
     coco, _ = load(backend)
     with quiet(coco):
@@ -109,7 +111,7 @@ def index(backend: str, dataset: dict[str, Any]) -> Any:
     return indexed
 
 
-def index_boxes(backend: str, truth: Any, rows: np.ndarray) -> Any:
+def index_boxes(backend: str, truth: Indexed, rows: np.ndarray) -> Indexed:
     """A `COCO` object of box detections.
 
     Args:
@@ -138,8 +140,8 @@ def index_boxes(backend: str, truth: Any, rows: np.ndarray) -> Any:
 
 def evaluate(
     backend: str,
-    truth: Any,
-    detections: Any,
+    truth: Indexed,
+    detections: Indexed,
     iou_type: str,
     category_ids: Sequence[int],
     max_detections: Sequence[int],
@@ -214,8 +216,8 @@ def quiet(module: ModuleType) -> Iterator[None]:
     try:
         yield
     finally:
-        del module.print  # type: ignore[attr-defined]
+        del module.print
 
 
-def _silence(*_: Any, **__: Any) -> None:
+def _silence(*_: object, **__: object) -> None:
     pass

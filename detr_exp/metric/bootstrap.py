@@ -17,6 +17,7 @@ import numpy as np
 from detr_exp.metric import backend as protocol
 from detr_exp.metric.backend import CocoEvaluation
 from detr_exp.metric.coco import OFFICIAL, OFFICIAL_KEYPOINTS
+from detr_exp.values import Values
 
 RECALLS = np.linspace(0, 1, 101)
 LARGEST = 2_000_000  # numbers held at once
@@ -64,7 +65,7 @@ def matched(metric: CocoEvaluation, iou_type: str, category_ids: Sequence[int]) 
     return categories
 
 
-def _category(images: list[dict], places: dict[int, int]) -> Category:
+def _category(images: list[Values], places: dict[int, int]) -> Category:
     objects = np.zeros(len(places))
     scores, owners = [np.zeros(0)], [np.zeros(0, dtype=int)]
     hits, counted = [np.zeros((10, 0), dtype=bool)], [np.zeros((10, 0), dtype=bool)]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -11,6 +11,13 @@ from detr_exp.metric.backend import CocoEvaluation
 from detr_exp.metric.coco import OFFICIAL, PREFIX
 from detr_exp.metric.confusion import confusion
 from detr_exp.writing import write
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+    from detr_exp.values import Values
+
 
 MOST_LABELLED = 12  # curves with a legend entry each; more are drawn in grey, with the mean over them
 MOST_COUNTED = 25  # classes up to which the matrix shows its numbers
@@ -47,7 +54,7 @@ def pr_picture(metric: CocoEvaluation, path: Path, iou_type: str = "bbox") -> No
     for row in sorted(rows, key=lambda row: -row["AP50"]):
         precision = curves.precision[0, :, of_class[row["class"]], 0, limit]
         shown.append(precision)
-        words = {"label": f"{_plain(row['class'])}  {row['AP50']:.3f}"} if len(rows) <= MOST_LABELLED else {}
+        words: Values = {"label": f"{_plain(row['class'])}  {row['AP50']:.3f}"} if len(rows) <= MOST_LABELLED else {}
         (line,) = axes.plot(recall, precision, linewidth=1.2, color=None if words else "0.75", **words)
         if words and row["f1"] > 0:
             axes.plot(row["recall"], row["precision"], "o", markersize=5, color=line.get_color())
@@ -83,7 +90,7 @@ def confusion_picture(metric: CocoEvaluation, path: Path) -> None:
     write(path, lambda file: figure.savefig(file, dpi=110))
 
 
-def _figure(width: float, height: float) -> tuple[Any, Any]:
+def _figure(width: float, height: float) -> tuple[Figure, Axes]:
     """A figure of its own, not one of pyplot's: those are kept, and need a screen on some machines."""
     from matplotlib.figure import Figure
 

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from torch import Tensor
@@ -13,6 +12,7 @@ from torch import Tensor
 from detr_exp.metric import backend as protocol
 from detr_exp.metric.operating_point import OperatingPoint, best_common_threshold, best_threshold
 from detr_exp.structures import Detections
+from detr_exp.values import Values
 
 PREFIX = {"bbox": "", "segm": "segm_", "keypoints": "keypoint_"}
 OFFICIAL = 100  # detections per image and category in the official protocol
@@ -35,7 +35,7 @@ class ImageDetections:
     scores: np.ndarray
     labels: np.ndarray
     boxes: np.ndarray
-    masks: list[dict[str, Any]] | None
+    masks: list[Values] | None
     keypoints: np.ndarray | None
     nonfinite: int = 0
 
@@ -64,7 +64,7 @@ class CocoMetric:
     def __init__(
         self,
         *,
-        truth: Mapping[str, Any],
+        truth: Values,
         category_ids: Sequence[int],
         classes: Sequence[str],
         iou_types: Sequence[str] = ("bbox",),
@@ -134,7 +134,7 @@ class CocoMetric:
             values |= {PREFIX[iou_type] + name: value for name, value in summary.items()}
         return values
 
-    def table(self, iou_type: str = "bbox") -> list[dict[str, Any]]:
+    def table(self, iou_type: str = "bbox") -> list[Values]:
         """One row per label: class, objects, AP, AP50, AR, and F1, precision, recall at the best `threshold`.
 
         Valid after `compute`.
@@ -157,7 +157,7 @@ class CocoMetric:
             )
         return rows
 
-    def operating_points(self) -> dict[str, list[dict[str, Any]]]:
+    def operating_points(self) -> dict[str, list[Values]]:
         """Per task and class the threshold with the best F1, and F1, precision and recall there.
 
         Empty before `compute`, and on ranks that do not compute.
@@ -195,13 +195,13 @@ class CocoMetric:
                 parts |= {category: (part, k) for k, category in enumerate(group)}
         return _joined(parts, ids)
 
-    def detections(self, iou_type: str) -> Any:
+    def detections(self, iou_type: str) -> protocol.Indexed:
         """What was given since `reset`, as the protocol takes it."""
         if iou_type == "bbox":
             return protocol.index_boxes(self.backend, self.truth, self._rows())
         return self._index(self._results(iou_type))
 
-    def _index(self, annotations: list[dict[str, Any]]) -> Any:
+    def _index(self, annotations: list[Values]) -> protocol.Indexed:
         images = list(self.image_info.values())
         dataset = {"info": {}, "images": images, "categories": self.categories, "annotations": annotations}
         return protocol.index(self.backend, dataset)
@@ -215,9 +215,9 @@ class CocoMetric:
         boxes, scores, labels = (np.concatenate([getattr(f, n) for f in found]) for n in ("boxes", "scores", "labels"))
         return np.column_stack([ids, boxes, scores, np.array(self.category_ids)[labels]])
 
-    def _results(self, iou_type: str) -> list[dict[str, Any]]:
+    def _results(self, iou_type: str) -> list[Values]:
         """Masks or poses as annotations; their `area` is that of the mask, or of the rectangle around the points."""
-        results: list[dict[str, Any]] = []
+        results: list[Values] = []
         for image_id, found in self.images.items():
             if (found.masks if iou_type == "segm" else found.keypoints) is None:
                 raise ValueError(
@@ -233,7 +233,7 @@ class CocoMetric:
                 results.append(result)
         return results
 
-    def _pose(self, points: np.ndarray, label: int) -> dict[str, Any]:
+    def _pose(self, points: np.ndarray, label: int) -> Values:
         assert self.sigmas is not None
         points = points[: len(self.sigmas[label])]
         extent = np.ptp(points[:, :2], axis=0) if len(points) else np.zeros(2)
@@ -261,7 +261,7 @@ class CocoMetric:
         return values
 
 
-def encode(masks: Tensor) -> list[dict[str, Any]]:
+def encode(masks: Tensor) -> list[Values]:
     """Run-length codes of masks `[n, H, W]` bool."""
     from pycocotools import mask as codec
 
@@ -296,14 +296,12 @@ def _joined(parts: dict[int, tuple[protocol.Curves, int]], category_ids: list[in
     return protocol.Curves(precision, recall, matches, objects)
 
 
-def _completed(
-    annotations: Sequence[Mapping[str, Any]], category_ids: set[int], iou_types: tuple[str, ...]
-) -> list[dict[str, Any]]:
+def _completed(annotations: Sequence[Values], category_ids: set[int], iou_types: tuple[str, ...]) -> list[Values]:
     """Copies of the truth with every field the protocol reads.
 
     Ids are given anew from 1: the protocol takes an object with id 0 for one that was not found.
     """
-    completed: list[dict[str, Any]] = []
+    completed: list[Values] = []
     for annotation in annotations:
         if annotation["category_id"] not in category_ids:
             continue
@@ -335,7 +333,7 @@ def _host(tensor: Tensor) -> np.ndarray:
     return tensor.detach().cpu().numpy()
 
 
-def _rle_area(code: dict[str, Any]) -> float:
+def _rle_area(code: Values) -> float:
     from pycocotools import mask as codec
 
     return float(codec.area(code))

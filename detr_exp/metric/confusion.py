@@ -9,11 +9,11 @@ left out, as in the COCO protocol.
 from __future__ import annotations
 
 from collections import defaultdict
-from typing import Any
 
 import numpy as np
 
 from detr_exp.metric.backend import CocoEvaluation
+from detr_exp.values import Values
 
 LEAST_IOU = 0.5
 
@@ -27,7 +27,7 @@ def confusion(metric: CocoEvaluation) -> np.ndarray:
     """
     label_of = {category: label for label, category in enumerate(metric.category_ids)}
     thresholds = np.array([row["threshold"] for row in metric.table("bbox")])
-    objects: dict[int, list[dict[str, Any]]] = defaultdict(list)
+    objects: dict[int, list[Values]] = defaultdict(list)
     for annotation in metric.truth.dataset["annotations"]:
         objects[annotation["image_id"]].append(annotation)
     nothing = len(metric.category_ids)
@@ -64,7 +64,7 @@ def _assigned(iou: np.ndarray, same: np.ndarray) -> np.ndarray:
     return result
 
 
-def _boxes(annotations: list[dict[str, Any]]) -> np.ndarray:
+def _boxes(annotations: list[Values]) -> np.ndarray:
     return np.array([annotation["bbox"] for annotation in annotations], float).reshape(-1, 4)
 
 

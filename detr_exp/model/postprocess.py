@@ -8,12 +8,13 @@ What a network gives that is not finite stays so: a sigmoid or a clamp would mak
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from detr_exp.ops.boxes import cxcywh_to_xyxy
+from detr_exp.protocols import Network
 from detr_exp.structures import Detections, Prediction
 
 
@@ -69,7 +70,7 @@ class Best(NamedTuple):
         return [Detections(*parts) for parts in zip(self.scores, self.labels, self.boxes)]
 
 
-def best_in_pixels(network: Any, pred: Prediction, image_sizes: Tensor, count: int | None = None) -> Best:
+def best_in_pixels(network: Network, pred: Prediction, image_sizes: Tensor, count: int | None = None) -> Best:
     """What evaluation, prediction and every exported file make of a network's outputs.
 
     Boxes may leave the picture. They are cut to it where the network's published code does so (RF-DETR), and left as

@@ -10,7 +10,7 @@ import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -19,6 +19,7 @@ from detr_exp import tensor_files
 from detr_exp.model import pretrained_rfdetr, pretrained_rtdetr
 from detr_exp.protocols import Network
 from detr_exp.tensor_files import named
+from detr_exp.values import Values
 
 logger = logging.getLogger(__name__)
 
@@ -96,7 +97,7 @@ def read_weights(path: str | Path) -> Weights:
     )
 
 
-def _refuse_slim(content: dict[str, Any], path: Path) -> None:
+def _refuse_slim(content: Values, path: Path) -> None:
     if "base" in content:
         raise ValueError(
             f"model.weights={path} holds an adapter and not the weights that it adapts; put both into one file, "
@@ -155,7 +156,7 @@ def _names_beside(path: Path) -> list[str] | None:
     return known or None
 
 
-def _fitted(weights: Weights, network: Any, classes: list[str] | None, path: str | Path) -> State:
+def _fitted(weights: Weights, network: Network, classes: list[str] | None, path: str | Path) -> State:
     """The tensors for the network: all that do not depend on the classes, and of the others what can be carried over.
 
     Raises:

@@ -15,13 +15,12 @@ import logging
 import math
 import re
 import types
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from detr_exp.protocols import Network
-from detr_exp.tensor_files import named
+from detr_exp.tensor_files import Stored, named
 
 logger = logging.getLogger(__name__)
 
@@ -126,7 +125,7 @@ def is_rfdetr(state: State) -> bool:
     return "refpoint_embed.weight" in state and any(name.startswith("backbone.0.encoder.") for name in state)
 
 
-def rfdetr_state(file: dict[str, Any]) -> State | None:
+def rfdetr_state(file: Stored) -> State | None:
     """The weights in the content of a file, those that its own evaluation would use; None if it has none."""
     callbacks = file.get("callbacks")
     states = callbacks.values() if isinstance(callbacks, dict) else ()
@@ -217,7 +216,7 @@ def _leading(name: str, tensor: Tensor, own: Tensor) -> Tensor:
     return filled
 
 
-def _with_own_class_head(state: State, network: Any, own: State) -> State:
+def _with_own_class_head(state: State, network: Network, own: State) -> State:
     """Cut the class head to the network's labels, or leave the network's own where the file is for other labels."""
     rows, wanted = len(state["head.classes.bias"]), len(own["head.classes.bias"])
     first = _first_class_row(state, network, rows, wanted)
@@ -233,7 +232,7 @@ def _with_own_class_head(state: State, network: Any, own: State) -> State:
     return state | {name: state[name].narrow(axis, first, wanted) for name, axis in heads.items()}
 
 
-def _first_class_row(state: State, network: Any, rows: int, wanted: int) -> int | None:
+def _first_class_row(state: State, network: Network, rows: int, wanted: int) -> int | None:
     """The row of the file's class head that is label 0, or None if its rows are not the network's labels.
 
     A file trained on K labels has K + 1 logits, the last of which no label means. In a keypoint file the first classes

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,6 +16,7 @@ from torch import Tensor
 from detr_exp.model.backbone import hgnetv2
 from detr_exp.model.backbone.presnet import BLOCKS, STRIDES
 from detr_exp.model.layer.query_selection import anchor_logits
+from detr_exp.tensor_files import Stored
 
 State = dict[str, Tensor]
 
@@ -186,7 +186,7 @@ def _swapped(pairs: Iterable[tuple[str, str]]) -> list[tuple[str, str]]:
     return [(theirs, ours) for ours, theirs in pairs]
 
 
-def _renamed(state: dict[str, Any], pairs: Iterable[tuple[str, str]]) -> dict[str, Any]:
+def _renamed(state: Stored, pairs: Iterable[tuple[str, str]]) -> Stored:
     """Replace the beginning of each name by the first pair whose left side it is; other names stay."""
     rules = [(re.compile(re.escape(old).replace(r"\{\}", r"(\d+)") + r"(?=\.|$)"), new) for old, new in pairs]
 
@@ -228,7 +228,7 @@ def _joined(state: State) -> State:
     return joined
 
 
-def huggingface_config(model: dict[str, Any], classes: list[str]) -> dict[str, Any]:
+def huggingface_config(model: Stored, classes: list[str]) -> Stored:
     """The `config.json` with which transformers builds the same network.
 
     Args:
@@ -291,7 +291,7 @@ def huggingface_config(model: dict[str, Any], classes: list[str]) -> dict[str, A
     }
 
 
-def _refuse_unknown_to_huggingface(model: dict[str, Any]) -> None:
+def _refuse_unknown_to_huggingface(model: Stored) -> None:
     known = {
         "model.backbone": str(model["backbone"].get("_target_")).endswith(".PResNet"),
         "model.num_points": len(set(model["num_points"])) == 1,

@@ -80,7 +80,7 @@ class RFDETRKeypoint(nn.Module):
         self.image_size = (image_size[0], image_size[1])
         self.num_queries = num_queries
         self.num_groups = num_groups
-        self.tasks = ("boxes", "keypoints")
+        self.tasks: tuple[str, ...] = ("boxes", "keypoints")
         mean, std = pixel_mean or backbone.pixel_mean, pixel_std or backbone.pixel_std
         for name, values in (("pixel_mean", mean), ("pixel_std", std)):
             self.register_buffer(name, torch.tensor(values, dtype=torch.float32).view(3, 1, 1), persistent=False)

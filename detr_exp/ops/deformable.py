@@ -12,7 +12,7 @@ times faster than `grid_sample`, which stays for other devices, for exports and 
 from __future__ import annotations
 
 from functools import lru_cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -146,7 +146,9 @@ class _BilinearRows(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, table, locations, weights, first_rows, layout):
+    def forward(
+        ctx: Any, table: Tensor, locations: Tensor, weights: Tensor, first_rows: Tensor, layout: _Layout
+    ) -> Tensor:
         x, dx = _cell(locations[..., 0] * layout.width - 0.5, layout.last_x)
         y, dy = _cell(locations[..., 1] * layout.height - 0.5, layout.last_y)
         row = _rows(x, y, layout) + first_rows
@@ -161,7 +163,7 @@ class _BilinearRows(torch.autograd.Function):
         return F.embedding_bag(rows.view(bags), table, mode="sum", per_sample_weights=factors.view(bags))
 
     @staticmethod
-    def backward(ctx, grad):
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         table, rows, factors, weights, dx, dy = ctx.saved_tensors
         layout = ctx.layout
         grad = grad.contiguous()

@@ -72,7 +72,13 @@ def draw_objects(
     return picture
 
 
-def _draw_keypoints(canvas: ImageDraw.ImageDraw, points: np.ndarray, lines, ink, width: int) -> None:
+def _draw_keypoints(
+    canvas: ImageDraw.ImageDraw,
+    points: np.ndarray,
+    lines: Sequence[tuple[int, int]],
+    ink: tuple[int, int, int],
+    width: int,
+) -> None:
     for a, b in lines:
         if min(points[a, 2], points[b, 2]) >= SHOWN_FROM:
             canvas.line([tuple(points[a, :2]), tuple(points[b, :2])], fill=ink, width=width)

@@ -8,12 +8,12 @@ not two dimensions (convolutions, norms, biases) are trained by AdamW, as its au
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from detr_exp.protocols import Network
+from detr_exp.values import Values
 
 
 class Muon(torch.optim.Optimizer):
@@ -35,7 +35,7 @@ class Muon(torch.optim.Optimizer):
 
     def __init__(
         self,
-        params: Iterable[Any],
+        params: Iterable[Tensor | Values],
         *,
         lr: float = 1e-4,
         weight_decay: float = 0.0,
@@ -53,14 +53,14 @@ class Muon(torch.optim.Optimizer):
         )
         self.adamw = torch.optim.AdamW(unused, betas=(betas[0], betas[1]))
         given = list(params)
-        groups = given if given and isinstance(given[0], dict) else [{"params": given}]
+        groups = [item for item in given if isinstance(item, dict)] or [{"params": given}]
         whole = [part for group in groups for part in ([group] if "muon" in group else _parts(group, set()))]
-        own: dict[Any, dict[str, Any]] = {True: self.muon.defaults, False: self.adamw.defaults}
+        own: dict[bool, Values] = {True: self.muon.defaults, False: self.adamw.defaults}
         rates = {"lr": lr, "weight_decay": weight_decay}
         super().__init__([{**own[group["muon"]], **rates, **group} for group in whole], rates)
 
     @staticmethod
-    def split(groups: list[dict[str, Any]], network: Network) -> list[dict[str, Any]]:
+    def split(groups: list[Values], network: Network) -> list[Values]:
         """Groups for this optimiser: each one's matrices of hidden layers, and the rest of it."""
         heads = network.class_tensors()
         others = {id(parameter) for name, parameter in network.named_parameters() if name in heads}
@@ -68,7 +68,7 @@ class Muon(torch.optim.Optimizer):
         return [part for group in groups for part in _parts(group, others)]
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
         """One step of both; loading a state puts new groups in place, so they are handed on each time."""
         loss = None if closure is None else torch.enable_grad()(closure)()
         for optimizer, takes_matrices in ((self.muon, True), (self.adamw, False)):
@@ -78,7 +78,7 @@ class Muon(torch.optim.Optimizer):
         return loss
 
 
-def _parts(group: dict[str, Any], others: set[int]) -> list[dict[str, Any]]:
+def _parts(group: Values, others: set[int]) -> list[Values]:
     """A group's matrices, but for `others` (by id), and what else it has; without empty ones."""
     matrices = [p for p in group["params"] if p.ndim == 2 and id(p) not in others]
     chosen = {id(p) for p in matrices}

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
 from functools import partial
-from typing import Any
 
 import torch
 from torch import nn
+
+from detr_exp.values import Values
 
 # Of torch.optim; each has an option in conf/optim/.
 OPTIMIZERS = (
@@ -23,7 +23,7 @@ UNFIT = {
 ELSEWHERE = ("lr", "weight_decay")  # every group has its own
 
 
-def refuse_wrong_optimizer(make: partial[torch.optim.Optimizer], optim: Mapping[str, Any]) -> None:
+def refuse_wrong_optimizer(make: partial[torch.optim.Optimizer], optim: Values) -> None:
     """Refuse keys that the optimiser does not take, and values that it refuses.
 
     Args:

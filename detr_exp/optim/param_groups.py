@@ -5,9 +5,11 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from typing import Any
 
 from torch import nn
+
+from detr_exp.protocols import Network
+from detr_exp.values import Values
 
 BACKBONE = "backbone."
 NORMS = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm)
@@ -68,14 +70,14 @@ class Rule:
 
 
 def parameter_groups(
-    network: nn.Module,
-    rules: Mapping[str, Mapping[str, Any] | None],
+    network: Network,
+    rules: Mapping[str, Values | None],
     *,
     lr: float,
     lr_backbone: float | None = None,
     weight_decay: float = 0.0,
     may_idle: bool = False,
-) -> list[dict[str, Any]]:
+) -> list[Values]:
     """Trainable parameters sorted into optimiser groups.
 
     The first rule that matches decides; what none matches goes into a last group, `rest`. Parameters of one rule with
@@ -139,7 +141,7 @@ def parameter_groups(
     ]
 
 
-def norm_parameters(network: nn.Module) -> set[str]:
+def norm_parameters(network: Network) -> set[str]:
     """Names of the parameters of normalisation layers: torch's own, those made of them, and layers named as one.
 
     A layer of another library counts when its class is called a norm and it has no parts that could be something else.
@@ -152,7 +154,7 @@ def norm_parameters(network: nn.Module) -> set[str]:
     }
 
 
-def _parse(name: str, entry: Mapping[str, Any]) -> Rule:
+def _parse(name: str, entry: Values) -> Rule:
     where = f"optim.param_groups.{name}"
     if not isinstance(entry, Mapping):
         raise ValueError(f"{where} is {entry!r}; it must be a rule: {where}.match='head' {where}.lr=1e-4")
@@ -180,7 +182,7 @@ def _parse(name: str, entry: Mapping[str, Any]) -> Rule:
     return rule
 
 
-def _refuse_unused(parsed: dict[str, Rule], sorted_: dict[str, Any], first_match: dict[str, str]) -> None:
+def _refuse_unused(parsed: dict[str, Rule], sorted_: Values, first_match: dict[str, str]) -> None:
     """A rule that decides nothing is a mistake: the wrong network, a typing error, or a rule above that takes all."""
     for name, rule in parsed.items():
         if sorted_[name]:

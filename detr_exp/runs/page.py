@@ -8,12 +8,12 @@ import logging
 from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
-from typing import Any
 
 from detr_exp.runs import svg
-from detr_exp.runs.analysis import FEWEST, Setting, front, importance, settings
+from detr_exp.runs.analysis import FEWEST, Importance, Setting, front, importance, settings
 from detr_exp.runs.past import PastRun
 from detr_exp.tracker.follower import is_picture
+from detr_exp.values import Values
 
 TEMPLATE = "page.html"
 COLOURS = 8
@@ -65,7 +65,7 @@ def render(runs: Sequence[PastRun], *, title: str, about: str, now: datetime) ->
     )
 
 
-def _row(run: PastRun, place: int, style: str) -> dict[str, Any]:
+def _row(run: PastRun, place: int, style: str) -> Values:
     names = ("mAP50", "mAP_small", "mAP_medium", "mAP_large")
     prefix = run.monitor.removesuffix("mAP")
     values = [run.best.get(f"{prefix}{name}") for name in names]
@@ -90,7 +90,7 @@ def _curves(runs: Sequence[PastRun], styles: Sequence[str]) -> list[tuple[str, s
     return charts
 
 
-def _importances(differing: Sequence[Setting], runs: Sequence[PastRun]) -> list[Any]:
+def _importances(differing: Sequence[Setting], runs: Sequence[PastRun]) -> list[Importance]:
     found = [importance(setting, [run.score for run in runs]) for setting in differing]
     return sorted((one for one in found if one is not None), key=lambda one: -one.share)
 
@@ -128,7 +128,7 @@ def _milliseconds(run: PastRun) -> float | None:
     return None if not rate else 1000 / rate
 
 
-def _classes(runs: Sequence[PastRun]) -> dict[str, Any] | None:
+def _classes(runs: Sequence[PastRun]) -> Values | None:
     """AP per class of the best runs that have a table, classes with the lowest AP of the best run first."""
     tables = [(run, table) for run in runs if run.score is not None and (table := run.class_table)][:MOST_CLASS_RUNS]
     if not tables:
@@ -146,19 +146,19 @@ def _classes(runs: Sequence[PastRun]) -> dict[str, Any] | None:
 
 def _picture(run: PastRun) -> str | None:
     """The worst pictures of a run's best evaluation, as a data address."""
-    from PIL import Image
-
     sheets = sorted((run.folder / "worst").glob("step_*.jpg"))
     of_best = [path for path in sheets if path.stem == f"step_{run.best.get('step', 0):07d}"]
     for path in [*of_best, *reversed(sheets)]:
         if is_picture(path):
-            return _embedded(Image, path)
+            return _embedded(path)
         logger.warning("%s is damaged and is left out", path)
     return None
 
 
-def _embedded(image: Any, path: Path) -> str:
-    with image.open(path) as picture:
+def _embedded(path: Path) -> str:
+    from PIL import Image
+
+    with Image.open(path) as picture:
         picture.thumbnail((PICTURE_WIDTH, 4 * PICTURE_WIDTH))
         buffer = io.BytesIO()
         picture.convert("RGB").save(buffer, "JPEG", quality=PICTURE_QUALITY)

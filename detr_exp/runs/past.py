@@ -9,7 +9,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import yaml
 
@@ -19,6 +18,7 @@ from detr_exp.tracker.follower import METRICS
 from detr_exp.tracker.jsonl import JsonLines
 from detr_exp.tracker.mlflow import LINK
 from detr_exp.tracker.tracker import CLOCK, CONFIG
+from detr_exp.values import Values
 
 SHORTEST_ID = 6
 MONITORS = ("val/keypoint_mAP", "val/segm_mAP", "val/mAP")
@@ -26,6 +26,9 @@ CLASSES = "classes.json"
 LEDGER = "sweep.jsonl"  # in a sweep's folder: how each of its runs ended
 
 logger = logging.getLogger("detr_exp.tracker")
+
+
+Kinds = dict[str, type | tuple[type, ...]]  # name -> what stands there
 
 
 @dataclass(frozen=True)
@@ -42,9 +45,9 @@ class PastRun:
 
     folder: Path
     record: RunRecord
-    config: dict[str, Any]
-    lines: list[dict[str, Any]]
-    tables: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
+    config: Values
+    lines: list[Values]
+    tables: dict[str, list[Values]] = field(default_factory=dict)
 
     @classmethod
     def load(cls, folder: Path) -> PastRun:
@@ -68,7 +71,7 @@ class PastRun:
         return next((name for name in MONITORS if any(name in line for line in self.lines)), MONITORS[-1])
 
     @cached_property
-    def best(self) -> dict[str, Any]:
+    def best(self) -> Values:
         """The evaluation with the best monitored value; empty where there was none."""
         evaluated = [line for line in self.lines if line.get(self.monitor) is not None]
         return max(evaluated, key=lambda line: self._gain(line[self.monitor]), default={})
@@ -85,7 +88,8 @@ class PastRun:
     def curve(self, name: str) -> list[tuple[float, float]]:
         """(epoch or step, value) of a metric."""
         axis = f"{name.partition('/')[0]}/epoch"
-        return [(line.get(axis, line["step"]), line[name]) for line in self.lines if line.get(name) is not None]
+        measured = [line for line in self.lines if line.get(name) is not None]
+        return [(line[axis if axis in line else "step"], line[name]) for line in measured]
 
     @property
     def hours(self) -> float:
@@ -99,7 +103,7 @@ class PastRun:
         return "unfinished" if self.record.status == "running" else self.record.status
 
     @property
-    def class_table(self) -> list[dict[str, Any]]:
+    def class_table(self) -> list[Values]:
         """A row per class of the best evaluation, boxes first; empty where there is none."""
         return next(iter(self.tables.values()), [])
 
@@ -194,7 +198,7 @@ def _with_id(word: str, root: Path) -> list[Path]:
 
 def _ids(folder: Path) -> list[str]:
     """What a run is known by; a file that is damaged is named, and says nothing."""
-    found: list[Any] = []
+    found: list[object] = []
     try:
         found.append(mapping(folder / LINK, json.loads).get("run_id"))
         record = RunRecord.load(folder)
@@ -204,7 +208,7 @@ def _ids(folder: Path) -> list[str]:
     return [known for known in found if known and isinstance(known, str)]
 
 
-def mapping(path: Path, parse: Callable[[str], Any]) -> dict[str, Any]:
+def mapping(path: Path, parse: Callable[[str], object]) -> Values:
     """What a file of a run holds; nothing if it is not there.
 
     Raises:
@@ -221,23 +225,22 @@ def mapping(path: Path, parse: Callable[[str], Any]) -> dict[str, Any]:
     return found
 
 
-def _is_measured(line: dict[str, Any]) -> bool:
+def _is_measured(line: Values) -> bool:
     """Whether a line of `metrics.jsonl` says when, and holds what is written there."""
     return isinstance(line.get("step"), int) and all(
         value is None or (isinstance(value, int | float) and math.isfinite(value)) for value in line.values()
     )
 
 
-def _is_row(row: Any) -> bool:
+def _is_row(row: object) -> bool:
     """Whether this is of a table of classes."""
-    kinds: dict[str, Any] = {"class": str, "objects": int, "AP": (int, float)}
+    kinds: Kinds = {"class": str, "objects": int, "AP": (int, float)}
     return isinstance(row, dict) and all(isinstance(row.get(name), kind) for name, kind in kinds.items())
 
 
-def _is_entry(line: dict[str, Any]) -> bool:
+def _is_entry(line: Values) -> bool:
     """Whether this is a line of a ledger, of a version that says as much as this one reads."""
-    kinds: dict[str, Any] = {"hash": str, "status": str, "overrides": list, "seconds": (int, float)}
-    kinds["reason"] = (str, type(None))
+    kinds: Kinds = {"hash": str, "status": str, "overrides": list, "seconds": (int, float), "reason": (str, type(None))}
     return all(name in line and isinstance(line[name], kind) for name, kind in kinds.items())
 
 

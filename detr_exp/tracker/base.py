@@ -7,8 +7,9 @@ import os
 import threading
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
+from detr_exp.values import Values
 from detr_exp.writing import write
 
 RECORD = "run.json"
@@ -41,7 +42,7 @@ class RunRecord:
     id: str
     project: str
     name: str
-    views: dict[str, Any] = field(default_factory=dict)
+    views: Values = field(default_factory=dict)
     tags: dict[str, str] = field(default_factory=dict)
     params: dict[str, str] = field(default_factory=dict)
     words: list[str] = field(default_factory=list)
@@ -70,7 +71,7 @@ class RunRecord:
             raise ValueError(f"{path} cannot be read ({error}); give the folder of a run: run=outputs/...") from error
 
 
-KINDS: dict[str, Any] = {
+KINDS: Values = {
     "id": str,
     "project": str,
     "name": str,
@@ -96,7 +97,7 @@ class View(Protocol):
     def open(self, folder: Path, record: RunRecord) -> None:
         """Start the copy of the run, or go on with the one that has this record's id."""
 
-    def metrics(self, lines: list[dict[str, Any]]) -> None:
+    def metrics(self, lines: list[Values]) -> None:
         """Take lines of `metrics.jsonl`."""
 
     def artifact(self, path: Path) -> None:

@@ -12,11 +12,11 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from detr_exp.tracker.base import RefusedError, RunRecord, View
 from detr_exp.tracker.jsonl import Reader
 from detr_exp.tracker.secrets import masked
+from detr_exp.values import Values
 
 METRICS = "metrics.jsonl"
 ARTIFACTS = "artifacts.jsonl"
@@ -86,7 +86,7 @@ class Tail:
                 self.moved = time.monotonic()
             self.files_of_piece = 0
 
-    def _new(self, reader: Reader) -> Iterator[list[dict[str, Any]]]:
+    def _new(self, reader: Reader) -> Iterator[list[Values]]:
         """What was added to a file, piece by piece; a piece counts as sent when the next one is asked for."""
         while True:
             lines, position = reader.peek()
@@ -95,7 +95,7 @@ class Tail:
             yield lines
             reader.position, self.moved = position, time.monotonic()
 
-    def _send_file(self, entry: dict[str, Any]) -> None:
+    def _send_file(self, entry: Values) -> None:
         path = self.folder / str(entry.get("path"))
         if not path.is_file():
             return

@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import SupportsFloat
 
+from detr_exp.values import Values
 from detr_exp.writing import write
 
 CHUNK = 1 << 15  # a view sends some thousand numbers at once, and each time the run's end waits anew for it
@@ -28,11 +29,11 @@ class JsonLines:
         self.file = open(path, "ab")  # noqa: SIM115  (open for the life of the run)
 
     @staticmethod
-    def read(path: Path) -> list[dict[str, Any]]:
+    def read(path: Path) -> list[Values]:
         """All complete lines of a file, none if it is not there; what cannot be read is named and left out."""
         return _parsed(path.read_bytes() if path.exists() else b"", path)
 
-    def append(self, step: int, values: Mapping[str, Any]) -> None:
+    def append(self, step: int, values: Values) -> None:
         """Write one line; numbers that JSON does not know (NaN, infinities) become null."""
         line = {"step": step, **{key: _plain(value) for key, value in values.items()}}
         self.file.write(json.dumps(line, ensure_ascii=False, allow_nan=False).encode() + b"\n")
@@ -56,7 +57,7 @@ class Reader:
         self.path = path
         self.position = 0
 
-    def peek(self) -> tuple[list[dict[str, Any]], int]:
+    def peek(self) -> tuple[list[Values], int]:
         """The next complete lines, and the position to set once they are dealt with."""
         if not self.path.exists():
             return [], self.position
@@ -69,18 +70,18 @@ class Reader:
         return _parsed(data, self.path), self.position + len(data)
 
 
-def _plain(value: Any) -> Any:
-    if isinstance(value, (str, int)) or value is None:
+def _plain(value: SupportsFloat | str | None) -> float | str | None:
+    if isinstance(value, str | int) or value is None:
         return value
-    value = float(value)
-    return value if math.isfinite(value) else None
+    number = float(value)
+    return number if math.isfinite(number) else None
 
 
 def _is_whole(line: bytes) -> bool:
     return line.endswith(b"\n")
 
 
-def _object(line: bytes) -> dict[str, Any]:
+def _object(line: bytes) -> Values:
     """What a line holds; nothing where it is no JSON object."""
     try:
         found = json.loads(line)
@@ -89,7 +90,7 @@ def _object(line: bytes) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
-def _parsed(data: bytes, path: Path) -> list[dict[str, Any]]:
+def _parsed(data: bytes, path: Path) -> list[Values]:
     lines = list(filter(_is_whole, data.splitlines(keepends=True)))
     found = list(filter(None, map(_object, lines)))
     if len(found) < len(lines):
@@ -97,7 +98,7 @@ def _parsed(data: bytes, path: Path) -> list[dict[str, Any]]:
     return found
 
 
-def _keep(path: Path, wanted: Any, most: int | None = None) -> int:
+def _keep(path: Path, wanted: Callable[[bytes], bool], most: int | None = None) -> int:
     """Rewrite a file with only the wanted ones of its first `most` lines, in one step; how many these are."""
     lines = path.read_bytes().splitlines(keepends=True)
     kept = [line for line in lines[:most] if wanted(line)]

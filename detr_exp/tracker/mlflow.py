@@ -13,12 +13,13 @@ import re
 import time
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from filelock import FileLock
 
 from detr_exp.tracker.base import IMPORTING, RunRecord
 from detr_exp.tracker.store import prepare
+from detr_exp.values import Values
 from detr_exp.writing import write
 
 if TYPE_CHECKING:
@@ -69,7 +70,7 @@ class MlflowView:
         found = {"run_id": self.run_id, "experiment_id": experiment}
         write(folder / LINK, json.dumps(found) + "\n")
 
-    def metrics(self, lines: list[dict[str, Any]]) -> None:
+    def metrics(self, lines: list[Values]) -> None:
         from mlflow.entities import Metric
 
         found = [
@@ -148,7 +149,7 @@ def open_store(tracking_uri: str, experiment: str) -> tuple[MlflowClient, str]:
     for noisy in ("mlflow", "alembic"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     tracking_uri, file = _absolute(tracking_uri)
-    lock: AbstractContextManager[Any] = nullcontext()
+    lock: AbstractContextManager[object] = nullcontext()
     if file is not None:
         file.parent.mkdir(parents=True, exist_ok=True)
         lock = FileLock(f"{file}.lock", timeout=120)

@@ -9,7 +9,8 @@ from collections.abc import Iterable, Mapping
 from functools import cache
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+
+from detr_exp.values import Values, look_up
 
 PACKAGES = ("detr_exp", "torch", "torchvision", "timm", "numpy", "pycocotools", "hydra-core")
 CURATED = (
@@ -42,7 +43,7 @@ CURATED = (
 )
 
 
-def parameters(config: Mapping[str, Any], overrides: Iterable[str] = ()) -> dict[str, str]:
+def parameters(config: Values, overrides: Iterable[str] = ()) -> dict[str, str]:
     """The values worth a column: a fixed choice of keys, and those that the command line set.
 
     Args:
@@ -54,13 +55,11 @@ def parameters(config: Mapping[str, Any], overrides: Iterable[str] = ()) -> dict
     return {key: str(value) for key, value in found.items() if value is not None and not isinstance(value, Mapping)}
 
 
-def _at(config: Mapping[str, Any], key: str) -> Any:
-    value: Any = config
-    for part in key.split("."):
-        if not isinstance(value, Mapping) or part not in value:
-            return None
-        value = value[part]
-    return value
+def _at(config: Values, key: str) -> object:
+    try:
+        return look_up(config, key)
+    except KeyError:
+        return None
 
 
 @cache

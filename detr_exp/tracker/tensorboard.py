@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 from detr_exp.tracker.base import IMPORTING, RunRecord
+from detr_exp.values import Values
 
 NOT_METRICS = ("step", "time/unix")
 
@@ -25,7 +25,7 @@ class TensorBoardView:
         self.writer = SummaryWriter(str(folder / "tensorboard"))
         self.writer.add_text("params", "\n".join(f"- {key}: {value}" for key, value in record.params.items()))
 
-    def metrics(self, lines: list[dict[str, Any]]) -> None:
+    def metrics(self, lines: list[Values]) -> None:
         for line in lines:
             for name, value in line.items():
                 if name not in NOT_METRICS and value is not None:

@@ -10,7 +10,6 @@ import uuid
 from collections.abc import Iterable, Mapping
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
 from detr_exp.tracker.base import RECORD, RunRecord, View
 from detr_exp.tracker.follower import ARTIFACTS, METRICS, Follower, Tail
@@ -18,6 +17,7 @@ from detr_exp.tracker.jsonl import JsonLines
 from detr_exp.tracker.provenance import environment, parameters
 from detr_exp.tracker.secrets import masked
 from detr_exp.tracker.system import system_use
+from detr_exp.values import Values
 
 PARENT_VARIABLE = "DETR_EXP_PARENT_RUN"
 CLOCK = "time/unix"
@@ -61,7 +61,7 @@ class Tracker:
         self,
         *,
         run_dir: Path,
-        config: Mapping[str, Any],
+        config: Values,
         choices: Mapping[str, str | None] | None = None,
         overrides: Iterable[str] = (),
         tags: Mapping[str, str] | None = None,

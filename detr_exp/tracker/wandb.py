@@ -5,9 +5,9 @@ from __future__ import annotations
 import logging
 import os
 from pathlib import Path
-from typing import Any
 
 from detr_exp.tracker.base import IMPORTING, RunRecord
+from detr_exp.values import Values
 
 NOT_METRICS = ("step", "time/unix")
 
@@ -37,7 +37,7 @@ class WandbView:
         )
         self.held = self.run.step  # it refuses steps before its own
 
-    def metrics(self, lines: list[dict[str, Any]]) -> None:
+    def metrics(self, lines: list[Values]) -> None:
         for line in lines:
             if line["step"] >= self.held:
                 values = {k: v for k, v in line.items() if k not in NOT_METRICS and v is not None}

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from detr_exp.data.sampler import multi_scale_sizes
+from detr_exp.protocols import Network
 from detr_exp.structures import Batch, Target, Targets
 from detr_exp.trainer.evaluation import as_float32
 from detr_exp.trainer.memory import available, saved_bytes, untouched
@@ -32,7 +33,7 @@ class Need(NamedTuple):
         return self.fixed + images * self.per_image
 
 
-def choose(settings: Settings, run: Run, network: Any, devices: int = 1) -> tuple[int, int]:
+def choose(settings: Settings, run: Run, network: Network, devices: int = 1) -> tuple[int, int]:
     """Batch size and accumulation for `trainer.batch_size=auto`.
 
     A step is tried on devices that say when their memory ends. On a CPU a step that does not fit would end the process:
@@ -54,7 +55,7 @@ def choose(settings: Settings, run: Run, network: Any, devices: int = 1) -> tupl
     return decide(largest, headroom, settings.auto_batch_target_effective, devices)
 
 
-def refuse_too_large(settings: Settings, run: Run, network: Any, batch_size: int) -> None:
+def refuse_too_large(settings: Settings, run: Run, network: Network, batch_size: int) -> None:
     """Refuse a batch that cannot fit, before anything is trained; costs the forward pass of one image.
 
     Only what is certain counts: activations, gradients, moments and the average, no intermediate results.
@@ -100,13 +101,13 @@ def decide(largest: int, headroom: float, target: int, devices: int) -> tuple[in
     return batch_size, max(1, math.ceil(math.ceil(target / devices) / batch_size))
 
 
-def fits_by_estimate(settings: Settings, run: Run, network: Any) -> Callable[[int], bool]:
+def fits_by_estimate(settings: Settings, run: Run, network: Network) -> Callable[[int], bool]:
     """Whether so many images need no more than is free."""
     need, free = need_of(settings, run, network), available(settings.hardware.torch_device)
     return lambda images: free is None or need.of(images) <= free
 
 
-def fits_by_trial(settings: Settings, run: Run, network: Any) -> Callable[[int], bool]:
+def fits_by_trial(settings: Settings, run: Run, network: Network) -> Callable[[int], bool]:
     """Whether a forward and a backward pass of so many images, beside moments and average, end well."""
 
     def fits(images: int) -> bool:
@@ -124,7 +125,7 @@ def fits_by_trial(settings: Settings, run: Run, network: Any) -> Callable[[int],
     return fits
 
 
-def need_of(settings: Settings, run: Run, network: Any) -> Need:
+def need_of(settings: Settings, run: Run, network: Network) -> Need:
     """What one more image needs, and what all batches need alike."""
     with untouched(network):
         saved = saved_bytes(network, lambda: loss_of(settings, run, network, 1))
@@ -133,7 +134,7 @@ def need_of(settings: Settings, run: Run, network: Any) -> Need:
     return Need(fixed=states * trained + saved.weights, per_image=saved.activations)
 
 
-def loss_of(settings: Settings, run: Run, network: Any, images: int) -> Tensor:
+def loss_of(settings: Settings, run: Run, network: Network, images: int) -> Tensor:
     """The loss of a batch at the largest scale, every image as crowded as the most crowded one of the data."""
     device = settings.hardware.torch_device
     precision = settings.hardware.precision()
@@ -146,14 +147,13 @@ def loss_of(settings: Settings, run: Run, network: Any, images: int) -> Tensor:
     return losses["total"]
 
 
-def crowded(run: Run, network: Any, images: int, most_targets: int) -> Batch:
+def crowded(run: Run, network: Network, images: int, most_targets: int) -> Batch:
     """Grey pictures of the largest training size with as many equal objects as any picture has, at most so many."""
-    sizes = multi_scale_sizes(run.data.multi_scale, tuple(network.image_size), network.stride)
-    height, width = max(sizes, key=math.prod)
+    height, width = _largest_size(run, network)
     count = max(1, min(most_targets, run.data.train.most_objects))
     masks = torch.zeros(count, height, width, dtype=torch.bool) if "masks" in network.tasks else None
     keypoints = None
-    if "keypoints" in network.tasks:
+    if "keypoints" in network.tasks and run.data.keypoints is not None:
         keypoints = torch.tensor([0.5, 0.5, 2.0]).expand(count, max(run.data.keypoints.counts), 3).clone()
     boxes = torch.tensor([0.5, 0.5, 0.2, 0.2]).expand(count, 4).clone()
     target = Target(torch.zeros(count, dtype=torch.int64), boxes, masks, keypoints)
@@ -164,9 +164,14 @@ def crowded(run: Run, network: Any, images: int, most_targets: int) -> Batch:
     )
 
 
-def _too_large(settings: Settings, run: Run, network: Any, need: Need, free: int, batch_size: int) -> str:
-    sizes = multi_scale_sizes(run.data.multi_scale, tuple(network.image_size), network.stride)
-    height, width = max(sizes, key=math.prod)
+def _largest_size(run: Run, network: Network) -> tuple[int, int]:
+    """(height, width) of the largest images of training."""
+    height, width = network.image_size
+    return max(multi_scale_sizes(run.data.multi_scale, (height, width), network.stride), key=math.prod)
+
+
+def _too_large(settings: Settings, run: Run, network: Network, need: Need, free: int, batch_size: int) -> str:
+    height, width = _largest_size(run, network)
     remedies = ["a smaller model.image_size"]
     if not settings.hardware.gradient_checkpointing:
         remedies.insert(0, "trainer.hardware.gradient_checkpointing=true")

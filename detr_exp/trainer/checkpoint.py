@@ -6,12 +6,12 @@ import hashlib
 import json
 import shutil
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from detr_exp import tensor_files
 from detr_exp.tensor_files import FORMAT as FORMAT
+from detr_exp.tensor_files import Stored
 from detr_exp.trainer.sharding import PREFIX, SHARDS
 from detr_exp.writing import write
 
@@ -21,7 +21,7 @@ BEST_TOTAL = "checkpoint_best_total.pth"
 SAFE = ".safetensors"
 
 
-def save(state: dict[str, Any], path: Path) -> None:
+def save(state: Stored, path: Path) -> None:
     """Write `state` so that at every instant the file under `path` is either the old one or the new one, whole.
 
     Raises:
@@ -44,7 +44,7 @@ def prune(folder: Path, keep: int) -> None:
         old.unlink()
 
 
-def load(path: Path, needs: tuple[str, ...] = ()) -> dict[str, Any]:
+def load(path: Path, needs: tuple[str, ...] = ()) -> Stored:
     """Read a checkpoint on the CPU, whole; nothing in it is executed.
 
     Args:
@@ -62,7 +62,7 @@ def load(path: Path, needs: tuple[str, ...] = ()) -> dict[str, Any]:
     return state
 
 
-def outlines(path: Path, needs: tuple[str, ...] = ()) -> dict[str, Any]:
+def outlines(path: Path, needs: tuple[str, ...] = ()) -> Stored:
     """The same, but tensors that lie in a folder beside the file (see `shards`) are without values."""
     if not path.is_file():
         raise ValueError(f"{path} is not a file; give the path of a checkpoint (.pth) or the folder of a run")
@@ -82,7 +82,7 @@ def remove_unnamed_parts(folder: Path) -> None:
             shutil.rmtree(parts, ignore_errors=True)
 
 
-def save_safetensors(state: dict[str, Any], path: Path) -> None:
+def save_safetensors(state: Stored, path: Path) -> None:
     """Write a checkpoint for inference as safetensors: tensors, and all else as JSON in the header.
 
     Raises:
@@ -115,7 +115,7 @@ def resolve(checkpoint: str | Path, weights: str | None = None) -> Path:
     raise ValueError(f"{path} holds no checkpoint; a run writes {NEWEST} and {BEST_TOTAL} there")
 
 
-def config_hash(config: dict[str, Any]) -> str:
+def config_hash(config: Stored) -> str:
     """Twelve hex digits that name a resolved config."""
     canonical = json.dumps(config, sort_keys=True, default=str)
     return hashlib.sha256(canonical.encode()).hexdigest()[:12]

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from contextlib import nullcontext
 from dataclasses import asdict
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from detr_exp.protocols import PerClass
+from detr_exp.tensor_files import Stored
 from detr_exp.trainer import checkpoint as files
 from detr_exp.trainer import distributed
 from detr_exp.trainer.sharding import is_sharded, own_part, whole
@@ -47,7 +47,7 @@ def number_newest(run: Run, state: State, keep: int) -> None:
     distributed.once(files.prune, run.output_dir, keep)
 
 
-def slim(run: Run, state: State, which: str, metrics: dict[str, float]) -> dict[str, Any]:
+def slim(run: Run, state: State, which: str, metrics: dict[str, float]) -> Stored:
     """All that inference needs of the EMA or the raw weights, and nothing else.
 
     Raises:
@@ -74,7 +74,7 @@ def slim(run: Run, state: State, which: str, metrics: dict[str, float]) -> dict[
     }
 
 
-def facts(run: Run) -> dict[str, Any]:
+def facts(run: Run) -> Stored:
     """What every checkpoint says about itself."""
     return {
         "format": files.FORMAT,

@@ -13,7 +13,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from datetime import timedelta
-from typing import Any, NamedTuple, TypeVar
+from typing import NamedTuple, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -22,7 +22,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from detr_exp.protocols import Network
 from detr_exp.structures import Batch
-from detr_exp.trainer.sharding import shard
+from detr_exp.trainer.sharding import is_unit, shard
 
 T = TypeVar("T")
 CLOSING = timedelta(seconds=20)
@@ -140,7 +140,7 @@ def world_size() -> int:
 # ---------------------------------------------------------------------------------------------- words and decisions
 
 
-def once(do: Callable[..., T], *args: Any) -> T:
+def once(do: Callable[..., T], *args: object) -> T:
     """What `do(*args)` returns, done by rank 0 only and told to all; nobody goes on before it is done."""
     if world_size() == 1:
         return do(*args)
@@ -151,10 +151,10 @@ def once(do: Callable[..., T], *args: Any) -> T:
 
 def gathered(value: T) -> list[T]:
     """The values of all ranks, by rank."""
-    values: list[Any] = [value]
-    if world_size() > 1:
-        values = [None] * world_size()
-        dist.all_gather_object(values, value)
+    if world_size() == 1:
+        return [value]
+    values = [value] * world_size()
+    dist.all_gather_object(values, value)
     return values
 
 
@@ -171,7 +171,7 @@ def gathered_by_first(part: T) -> list[T]:
     """On rank 0 the parts of all ranks, by rank; on the others their own."""
     if world_size() == 1:
         return [part]
-    parts: list[Any] | None = [None] * world_size() if rank() == 0 else None
+    parts = [part] * world_size() if rank() == 0 else None
     dist.gather_object(part, parts)
     return [part] if parts is None else parts
 
@@ -188,6 +188,8 @@ def first_rank_first() -> Iterator[None]:
 
 class Silent:
     """Takes every call and does nothing: the tracker of ranks that nobody listens to."""
+
+    lines = 0
 
     def __getattr__(self, name: str) -> Callable[..., None]:
         return lambda *args, **settings: None
@@ -222,11 +224,11 @@ def averaged(values: Tensor) -> Tensor:
     return values
 
 
-def exchanging(forward: Any, last: bool) -> AbstractContextManager:
+def exchanging(forward: nn.Module, last: bool) -> AbstractContextManager[None]:
     """Forward and backward pass of a micro-batch; gradients are exchanged with the `last` one of a window."""
     if isinstance(forward, DistributedDataParallel) and not last:
         return forward.no_sync()
-    if hasattr(forward, "set_requires_gradient_sync"):
+    if is_unit(forward):
         forward.set_requires_gradient_sync(last)
     return nullcontext()
 
@@ -238,13 +240,14 @@ def same_buffers(buffers: list[Tensor]) -> None:
             dist.broadcast(buffer, src=0)
 
 
-def parallel(network: nn.Module, strategy: str) -> nn.Module:
+def parallel(network: Network, strategy: str) -> nn.Module:
     """The network as training steps call it: its gradients are averaged over ranks.
 
     Args:
         network: on its device; with `fsdp` its parameters are split in place.
         strategy: `ddp` or `fsdp`.
     """
+    assert isinstance(network, nn.Module)
     if world_size() == 1:
         return network
     if strategy == "fsdp":

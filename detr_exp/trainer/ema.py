@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from detr_exp.protocols import Network
+from detr_exp.tensor_files import Stored
 from detr_exp.trainer.sharding import is_sharded, own_part, with_part
 
 
@@ -34,7 +35,7 @@ class EMA:
     """
 
     def __init__(
-        self, network: nn.Module, *, decay: float, tau: float, update_interval: int = 1, copy_first: bool = False
+        self, network: Network, *, decay: float, tau: float, update_interval: int = 1, copy_first: bool = False
     ) -> None:
         if not 0 <= decay < 1:
             raise ValueError(f"trainer.ema_decay is {decay}; it must be in [0, 1): trainer.ema_decay=0.999")
@@ -89,7 +90,7 @@ class EMA:
             average.lerp_(torch.where(applied, buffer, average), weight)
 
     @contextmanager
-    def swapped(self, network: nn.Module) -> Iterator[None]:
+    def swapped(self, network: Network) -> Iterator[None]:
         """`network` has the averaged weights inside the `with` block and its own again after it.
 
         Storage changes hands, nothing is copied: compiled and wrapped forms of the network see the averages too.
@@ -114,11 +115,11 @@ class EMA:
             else:
                 tensor.data, self.average[i] = self.average[i], tensor.data
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> Stored:
         average = [with_part(tensor, part) for tensor, part in zip(self.tensors, self.average)]
         return {"average": dict(zip(self.names, average)), "updates": self.updates, "calls": self.calls}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: Stored) -> None:
         """Restore averages and counters; the settings stay those of the constructor.
 
         Raises:
@@ -134,7 +135,7 @@ class EMA:
         self.updates, self.calls = state["updates"], state["calls"]
 
 
-def averaged_tensors(network: nn.Module) -> dict[str, Tensor]:
+def averaged_tensors(network: Network) -> dict[str, Tensor]:
     """Trainable parameters, then the floating-point buffers that are saved with the network, each once, by name."""
     saved = network.state_dict().keys()
     parameters: dict[str, Tensor] = {name: p for name, p in network.named_parameters() if p.requires_grad}

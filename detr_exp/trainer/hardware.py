@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import nn
 
+from detr_exp.protocols import Network
 from detr_exp.trainer import distributed
 from detr_exp.trainer.precision import Precision
 
@@ -163,7 +163,7 @@ class Hardware:
         """In what type and layout to compute, when training or evaluating."""
         return Precision(self.torch_device, self.eval_amp_dtype if evaluating else self.amp_dtype, self.memory_format)
 
-    def place(self, network: Any) -> Any:
+    def place(self, network: Network) -> Network:
         """The network on the device, in the memory layout, with checkpointing and compilation as asked for."""
         ranks = distributed.local_world_size()
         if self.threads is not None:

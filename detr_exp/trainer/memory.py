@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from detr_exp.protocols import Network
 from detr_exp.trainer.distributed import local_world_size
 
 
@@ -27,7 +28,7 @@ class Saved(NamedTuple):
     weights: int
 
 
-def saved_bytes(network: nn.Module, loss: Callable[[], object]) -> Saved:
+def saved_bytes(network: Network, loss: Callable[[], object]) -> Saved:
     """What `loss` keeps for its backward pass, parameters and buffers themselves not counted.
 
     Activations that gradient checkpointing computes again are not kept, so they are not counted either.
@@ -51,7 +52,7 @@ def saved_bytes(network: nn.Module, loss: Callable[[], object]) -> Saved:
 
 
 @contextmanager
-def untouched(network: nn.Module) -> Iterator[None]:
+def untouched(network: Network) -> Iterator[None]:
     """Buffers, mode, gradients and random streams are as before when the `with` block is left."""
     was_training, device = network.training, next(network.parameters()).device
     buffers = [(buffer, buffer.clone()) for buffer in network.buffers()]

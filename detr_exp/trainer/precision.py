@@ -26,7 +26,7 @@ class Precision:
         # bf16 has float32's range; only fp16 gradients vanish without scaling
         self.scaler = torch.amp.GradScaler(device.type, enabled=dtype is torch.float16)
 
-    def autocast(self) -> AbstractContextManager:
+    def autocast(self) -> AbstractContextManager[object]:
         if self.dtype is None:
             return nullcontext()
         return torch.autocast(self.device.type, dtype=self.dtype)

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 from detr_exp.config.keys import FIXED, FREE, RULES, differing, is_under
 from detr_exp.config.stored import upgraded
 from detr_exp.model.adapter.slim import BaseFile
-from detr_exp.protocols import Counting
+from detr_exp.protocols import Counting, Network
 from detr_exp.trainer import checkpoint as files
 from detr_exp.trainer import distributed
 from detr_exp.trainer.state import COUNTED, DECIDED, Run, State
@@ -150,7 +149,7 @@ def judged_otherwise(saved: Values, run: Run) -> str | None:
     return None
 
 
-def _watched(config: Values, network: Any) -> str:
+def _watched(config: Values, network: Network) -> str:
     """The metric that decides which epoch is best, by one name."""
     of_task = {"keypoints": "keypoint_mAP", "masks": "segm_mAP"}
     usual = next((name for task, name in of_task.items() if task in network.tasks), "mAP")

@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from dataclasses import asdict, dataclass
 
+from detr_exp.tensor_files import Stored
+
 
 @dataclass
 class BestMetric:
@@ -44,10 +46,10 @@ class BestMetric:
         """Let the next value be the best; its checkpoint is lost."""
         self.best = self.best_raw = self.best_epoch = None
 
-    def state_dict(self) -> dict:
+    def state_dict(self) -> Stored:
         return asdict(self)
 
-    def load_state_dict(self, state: dict) -> None:
+    def load_state_dict(self, state: Stored) -> None:
         for name in ("best", "best_raw", "best_epoch", "mean", "count"):
             setattr(self, name, state[name])
         self.lost = state.get("lost", 0)
@@ -88,10 +90,10 @@ class EarlyStopping:
             self.waited += 1
         return self.is_reached
 
-    def state_dict(self) -> dict:
+    def state_dict(self) -> Stored:
         return {"best": self.best, "waited": self.waited}
 
-    def load_state_dict(self, state: dict) -> None:
+    def load_state_dict(self, state: Stored) -> None:
         self.best, self.waited = state["best"], state["waited"]
         if self.best is not None and not math.isfinite(self.best):
             self.best = None

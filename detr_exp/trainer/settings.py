@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 from detr_exp.trainer.hardware import Hardware
 
@@ -86,7 +85,7 @@ def _refuse_wrong(settings: Settings) -> None:
     _refuse_unless(loss in (True, False, "auto"), "compute_val_loss", loss, "true, false or auto", "auto")
 
 
-def _refuse_unless(is_right: bool, name: str, value: Any, needed: str, mended: Any) -> None:
+def _refuse_unless(is_right: bool, name: str, value: object, needed: str, mended: object) -> None:
     if not is_right:
         found = "null" if value is None else value
         raise ValueError(f"trainer.{name} is {found}; it must be {needed}: trainer.{name}={mended}")

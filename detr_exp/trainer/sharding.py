@@ -7,13 +7,22 @@ plain tensors as they are.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, TypeGuard, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+
+from detr_exp.protocols import Network
+from detr_exp.tensor_files import Stored
+
+if TYPE_CHECKING:
+    from torch.distributed.fsdp import FSDPModule
+    from torch.distributed.tensor import DTensor
+
+T = TypeVar("T")
 
 SHARDS, PREFIX = "shards", "shards_"  # where a checkpoint names the folder of its parts, and how that begins
 SHARE = 0.02  # of all parameters, from which on a block of the backbone is gathered and freed on its own
@@ -33,11 +42,11 @@ def shard(network: nn.Module) -> nn.Module:
     return network
 
 
-def _blocks(network: Any) -> list[nn.Module]:
+def _blocks(network: nn.Module) -> list[nn.Module]:
     """Innermost modules of the backbone that stand in a sequence and hold enough parameters to be worth a unit."""
     smallest = SHARE * sum(parameter.numel() for parameter in network.parameters())
     chosen: list[nn.Module] = []
-    for parent in reversed(list(network.backbone.modules())):
+    for parent in reversed(list(network.get_submodule("backbone").modules())):
         for child in parent.children() if isinstance(parent, nn.Sequential | nn.ModuleList) else ():
             inside = set(child.modules())
             if isinstance(child, nn.ModuleList) or any(block in inside for block in chosen):
@@ -48,9 +57,9 @@ def _blocks(network: Any) -> list[nn.Module]:
 
 
 @contextmanager
-def gathered_weights(network: nn.Module) -> Iterator[None]:
+def gathered_weights(network: Network) -> Iterator[None]:
     """Inside, every rank has all weights, and passes forward without the others: they may have fewer batches."""
-    units: list[Any] = [module for module in network.modules() if hasattr(module, "unshard")]
+    units, root = [module for module in network.modules() if is_unit(module)], id(network)
     for unit in units:
         unit.set_reshard_after_forward(False, recurse=False)
         unit.unshard()
@@ -59,19 +68,24 @@ def gathered_weights(network: nn.Module) -> Iterator[None]:
     finally:
         for unit in units:
             unit.reshard()
-            unit.set_reshard_after_forward(unit is not network, recurse=False)
+            unit.set_reshard_after_forward(id(unit) != root, recurse=False)
 
 
-def is_sharded(tensor: Any) -> bool:
+def is_sharded(tensor: object) -> TypeGuard[DTensor]:
     return hasattr(tensor, "to_local")
 
 
-def own_part(tensor: Any) -> Tensor:
+def is_unit(module: nn.Module) -> TypeGuard[FSDPModule]:
+    return hasattr(module, "unshard")
+
+
+def own_part(tensor: Tensor) -> Tensor:
     """What this rank holds of a tensor; shares its memory."""
-    return tensor.detach().to_local() if is_sharded(tensor) else tensor
+    detached = tensor.detach()
+    return detached.to_local() if is_sharded(detached) else tensor
 
 
-def with_part(tensor: Any, part: Tensor) -> Tensor:
+def with_part(tensor: Tensor, part: Tensor) -> Tensor:
     """A tensor laid out like `tensor`, of which this rank holds `part`."""
     if not is_sharded(tensor):
         return part
@@ -82,17 +96,17 @@ def with_part(tensor: Any, part: Tensor) -> Tensor:
     )
 
 
-def whole(tensor: Any) -> Tensor:
+def whole(tensor: Tensor) -> Tensor:
     """All of a tensor, on every rank; they all have to ask for it."""
     return tensor.full_tensor() if is_sharded(tensor) else tensor
 
 
-def laid_out(state: Mapping[str, Any], like: Mapping[str, Any]) -> dict[str, Any]:
+def laid_out(state: Stored, like: Stored) -> Stored:
     """Whole tensors with the layout of those of the same name in `like`."""
     return {name: _laid_out(value, like.get(name)) for name, value in state.items()}
 
 
-def _laid_out(value: Any, like: Any) -> Any:
+def _laid_out(value: T, like: object) -> T | Tensor:
     if not is_sharded(like) or is_sharded(value) or not isinstance(value, Tensor):
         return value
     from torch.distributed.tensor import distribute_tensor
@@ -100,7 +114,7 @@ def _laid_out(value: Any, like: Any) -> Any:
     return distribute_tensor(value.to(like.device), like.device_mesh, like.placements)
 
 
-def optimizer_laid_out(state: Mapping[str, Any], optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+def optimizer_laid_out(state: Stored, optimizer: torch.optim.Optimizer) -> Stored:
     """A whole optimiser state with the layout of the parameters that it belongs to."""
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     moments = {

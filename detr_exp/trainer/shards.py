@@ -18,7 +18,7 @@ import torch
 import torch.distributed.checkpoint as dcp
 from torch import Tensor
 
-from detr_exp.tensor_files import sha256_of
+from detr_exp.tensor_files import Stored, sha256_of
 from detr_exp.trainer.distributed import once
 from detr_exp.trainer.sharding import PREFIX, SHARDS, is_sharded
 
@@ -41,7 +41,7 @@ NAMES = {
 }
 
 
-def save(state: dict[str, Any], path: Path, write: Callable[[dict[str, Any], Path], None]) -> None:
+def save(state: Stored, path: Path, write: Callable[[Stored, Path], None]) -> None:
     """Write a state with sharded tensors; all ranks call this.
 
     Args:
@@ -66,12 +66,12 @@ def save(state: dict[str, Any], path: Path, write: Callable[[dict[str, Any], Pat
     once(_point, outlined, path, folder, write)
 
 
-def _point(outlined: dict[str, Any], path: Path, folder: Path, write: Callable[[dict[str, Any], Path], None]) -> None:
+def _point(outlined: Stored, path: Path, folder: Path, write: Callable[[Stored, Path], None]) -> None:
     digests = {file.name: sha256_of(file) for file in sorted(folder.iterdir())}
     write(outlined | {SHARDS: {"folder": folder.name, "files": digests}}, path)
 
 
-def filled(state: dict[str, Any], folder: Path) -> dict[str, Any]:
+def filled(state: Stored, folder: Path) -> Stored:
     """A state read from a file, with the values of its outlines, whole; asks no other rank.
 
     Raises:
@@ -117,7 +117,7 @@ def _refuse_code(metadata: Path) -> None:
     """Torch reads this file with pickle, which can call anything: look before it does."""
 
     class Reader(pickle.Unpickler):
-        def find_class(self, module: str, name: str) -> Any:
+        def find_class(self, module: str, name: str) -> object:
             if name in NAMES.get(module, ()):
                 return super().find_class(module, name)
             raise ValueError(f"{metadata} names {module}.{name}, which tensors do not need; it was not opened")

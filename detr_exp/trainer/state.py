@@ -11,8 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from detr_exp.data.dataset import DataSet
+from detr_exp.loss.criterion import SetCriterion
 from detr_exp.model.adapter.slim import BaseFile, load_own_state, own_state
-from detr_exp.protocols import Counting
+from detr_exp.protocols import Counting, Metric, Network, Tracker
+from detr_exp.tensor_files import Stored
 from detr_exp.trainer import distributed
 from detr_exp.trainer.ema import EMA
 from detr_exp.trainer.precision import Precision
@@ -44,14 +47,14 @@ class Run:
         base: the file that has the frozen parameters, where an adapter is trained; None: checkpoints hold all.
     """
 
-    data: Any
-    network: Any
-    criterion: nn.Module
-    make_optimizer: Callable[[nn.Module], torch.optim.Optimizer]
+    data: DataSet
+    network: Network
+    criterion: SetCriterion
+    make_optimizer: Callable[[Network], torch.optim.Optimizer]
     make_schedule: Callable[[int, int], Callable[[int], float]]
-    make_metric: Callable[..., Any]
-    tracker: Any
-    config: dict[str, Any]
+    make_metric: Callable[..., Metric]
+    tracker: Tracker
+    config: Stored
     output_dir: Path
     seed: int
     identity: str = ""
@@ -101,8 +104,8 @@ class State:
         logged_lines: lines of `metrics.jsonl` when the state was stored.
     """
 
-    network: Any
-    forward: Any
+    network: Network
+    forward: nn.Module
     optimizer: torch.optim.Optimizer
     ema: EMA | None
     precision: Precision
@@ -154,7 +157,7 @@ class State:
         weights = laid_out(weights, self.network.state_dict())
         load_own_state(self.network, weights) if self.is_slim else self.network.load_state_dict(weights)
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> Stored:
         return {
             "model": self.weights(),
             "ema": self.ema.state_dict() if self.ema else None,
@@ -167,7 +170,7 @@ class State:
             "early_stopping": self.early_stopping.state_dict() if self.early_stopping else None,
         }
 
-    def load_state_dict(self, saved: dict[str, Any]) -> None:
+    def load_state_dict(self, saved: Stored) -> None:
         self.load_weights(saved["model"])
         if self.ema is not None and saved["ema"] is not None:
             average = laid_out(saved["ema"]["average"], self.ema.state_dict()["average"])
@@ -188,6 +191,6 @@ class State:
             self.early_stopping.load_state_dict(saved["early_stopping"])
 
 
-def floating_buffers(network: nn.Module) -> list[Tensor]:
+def floating_buffers(network: Network) -> list[Tensor]:
     """Batch statistics: what a forward pass changes without an optimiser."""
     return [buffer for buffer in network.buffers() if buffer.is_floating_point()]

@@ -13,19 +13,16 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import islice
-from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from detr_exp.data.loader import WorkerError, batches
-from detr_exp.protocols import Compiling
+from detr_exp.protocols import Compiling, Network
 from detr_exp.signals import Interrupt, Interrupted
 from detr_exp.structures import Batch
+from detr_exp.tensor_files import Stored
 from detr_exp.trainer import distributed
 from detr_exp.trainer.announce import say_start
 from detr_exp.trainer.batch_size import choose, refuse_too_large
@@ -43,6 +40,7 @@ from detr_exp.trainer.selection import BestMetric, EarlyStopping
 from detr_exp.trainer.settings import Settings
 from detr_exp.trainer.state import Run, State, floating_buffers, nonfinite_costs
 from detr_exp.trainer.validation import evaluate_epoch, finish
+from detr_exp.trainer.window import seed_step, windows
 
 
 @dataclass
@@ -153,7 +151,7 @@ class Trainer:
         refuse_wrong_evaluator(run)
         return state
 
-    def refuse_unjudged(self, saved: dict[str, Any], run: Run, state: State) -> None:
+    def refuse_unjudged(self, saved: Stored, run: Run, state: State) -> None:
         """Refuse to end a run without a best, where it is sought anew but nothing is left to train.
 
         Raises:
@@ -166,7 +164,7 @@ class Trainer:
                 f"cannot go on with {reason}; set it back, or train on: trainer.epochs={state.epoch + 1}"
             )
 
-    def batch(self, run: Run, network: Any, saved: dict[str, Any] | None) -> tuple[int, int]:
+    def batch(self, run: Run, network: Network, saved: Stored | None) -> tuple[int, int]:
         """Images per device and batches per step; `auto` is decided once and kept when the run goes on.
 
         Raises:
@@ -344,16 +342,3 @@ class Trainer:
                 )
         state.unread.clear()
         return int(sum(flags))
-
-
-def windows(batches: Iterator[Batch], size: int) -> Iterator[list[Batch]]:
-    """Groups of `size` consecutive batches; the last one may be smaller."""
-    while window := list(islice(batches, size)):
-        yield window
-
-
-def seed_step(seed: int, step: int, micro: int) -> None:
-    """Make every random draw of a micro-batch a function of (seed, step, micro-batch), counted over all ranks."""
-    micro = micro * distributed.world_size() + distributed.rank()
-    (state,) = np.random.SeedSequence((seed, step, micro)).generate_state(1, np.uint64)
-    torch.manual_seed(int(state))

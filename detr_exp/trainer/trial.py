@@ -10,7 +10,9 @@ import math
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from detr_exp.values import Values
 
 if TYPE_CHECKING:
     import optuna
@@ -49,7 +51,7 @@ def storage(folder: Path) -> optuna.storages.JournalStorage:
     return JournalStorage(JournalFileBackend(file, lock_obj=JournalFileOpenLock(file)))
 
 
-def pruner(told: dict[str, Any]) -> optuna.pruners.BasePruner:
+def pruner(told: Values) -> optuna.pruners.BasePruner:
     """The pruner that a sweep asked for.
 
     Args:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Iterable
 from contextlib import nullcontext
-from typing import Any
 
 from detr_exp.config.mistakes import did_you_mean
 from detr_exp.data.loader import WorkerError
@@ -251,8 +250,7 @@ def refuse_unknown_monitor(run: Run, monitor: str | None, compute_val_loss: bool
     metric: Metric = run.make_metric("val", tuple(run.data.split("val").image_ids[:1]))
     if not isinstance(metric, CocoEvaluation):
         return
-    terms: Any = run.criterion
-    losses = {"loss", *(f"loss_{name}" for name in terms.names(run.network.tasks))}
+    losses = {"loss", *(f"loss_{name}" for name in run.criterion.names(run.network.tasks))}
     _refuse_unless_measured(monitor, {*metric.compute(), *(losses if compute_val_loss else ())} - {"nonfinite"})
 
 

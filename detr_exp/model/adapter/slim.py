@@ -6,16 +6,16 @@ file with all that is frozen, by its hash.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from detr_exp.tensor_files import sha256_of
+from detr_exp.protocols import Network
+from detr_exp.tensor_files import Stored, sha256_of
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class BaseFile:
         return cls(str(path.resolve()), sha256_of(path))
 
 
-def find_base(record: Mapping[str, Any], checkpoint: Path) -> Path:
+def find_base(record: Stored, checkpoint: Path) -> Path:
     """The base that a checkpoint names: where it was, or beside the checkpoint.
 
     Raises:
@@ -71,13 +71,13 @@ def undetermined_by(load: Callable[[], None], network: nn.Module) -> set[str]:
     return {name for name, where in missing.items() if where.any()}
 
 
-def own_state(network: nn.Module) -> dict[str, Tensor]:
+def own_state(network: Network) -> dict[str, Tensor]:
     """The state dict without the frozen parameters, which the base has."""
     frozen = _frozen(network)
     return {name: tensor for name, tensor in network.state_dict().items() if name not in frozen}
 
 
-def load_own_state(network: nn.Module, state: Mapping[str, Tensor]) -> None:
+def load_own_state(network: Network, state: Stored) -> None:
     """Load what `own_state` gave.
 
     Raises:
@@ -89,7 +89,7 @@ def load_own_state(network: nn.Module, state: Mapping[str, Tensor]) -> None:
 
 
 @torch.no_grad()
-def merge(network: nn.Module) -> nn.Module:
+def merge(network: Network) -> Network:
     """Put adapted weights in the place of those they are computed from, in place; the network computes the same.
 
     Whatever an adapter registers by `torch.nn.utils.parametrize` is merged.
@@ -107,5 +107,5 @@ def merge(network: nn.Module) -> nn.Module:
     return network
 
 
-def _frozen(network: nn.Module) -> set[str]:
+def _frozen(network: Network) -> set[str]:
     return {name for name, tensor in network.named_parameters(remove_duplicate=False) if not tensor.requires_grad}

@@ -10,6 +10,7 @@ from timm.utils.model import freeze_batch_norm_2d
 from torch import Tensor, nn
 
 from detr_exp.model.backbone.weights import read_given
+from detr_exp.values import Values
 
 READING = ("checkpoint_path", "cache_dir", "features_only", "out_indices")  # files, or what has a key of its own
 
@@ -32,7 +33,7 @@ class TimmBackbone(nn.Module):
         out_strides: list[int],
         freeze_norm: bool,
         pretrained: bool | str,
-        options: dict[str, Any],
+        options: Values,
     ) -> None:
         super().__init__()
         with torch.device("meta"):
@@ -69,8 +70,8 @@ class TimmBackbone(nn.Module):
 
 
 def _create(
-    name: str, options: dict[str, Any], pretrained: bool | str = False, out_indices: list[int] | None = None
-) -> Any:
+    name: str, options: Values, pretrained: bool | str = False, out_indices: list[int] | None = None
+) -> Any:  # neither do timm's networks have types
     if not timm.is_model(name):
         near = timm.list_models(f"*{name.split('_')[0]}*")[:5]
         raise ValueError(
@@ -82,7 +83,7 @@ def _create(
             f"model.backbone.options has {', '.join(reading)}, but weights are named by model.backbone.pretrained and "
             "maps by model.backbone.out_strides; take it out, and set e.g. model.backbone.pretrained=<file>"
         )
-    arguments: dict[str, Any] = {"pretrained": bool(pretrained), "features_only": True, **options}
+    arguments: Values = {"pretrained": bool(pretrained), "features_only": True, **options}
     if isinstance(pretrained, str):
         read_given(pretrained)  # whole and harmless; timm opens it again, and knows its names
         arguments["pretrained_cfg_overlay"] = {"file": pretrained}

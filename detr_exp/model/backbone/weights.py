@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from torch import nn
 from torch.hub import get_dir, load_state_dict_from_url
 
-from detr_exp.tensor_files import named, read
+from detr_exp.tensor_files import Stored, named, read
 
 
-def read_given(source: str) -> dict[str, Any]:
+def read_given(source: str) -> Stored:
     """The content of the file that `model.backbone.pretrained` names.
 
     Raises:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from typing import Any
 
 import numpy as np
 import torch
 
+from detr_exp.data.content import Split
 from detr_exp.ops.boxes import box_iou
 from detr_exp.protocols import PerImage
 from detr_exp.tracker.follower import METRICS
@@ -72,7 +72,7 @@ def likely_causes(run: Run, state: State, which: str) -> Iterator[str]:
 def _wrong_classes(run: Run, metric: PerImage) -> Iterator[str]:
     """Boxes where objects are, under other names."""
     label_of = {number: label for label, number in enumerate(run.data.category_ids)}
-    split = run.data.val
+    split = run.data.split("val")
     objects = right = anywhere = 0
     best = 0.0
     for index, image_id in enumerate(split.image_ids):
@@ -100,23 +100,23 @@ def _wrong_classes(run: Run, metric: PerImage) -> Iterator[str]:
 
 
 def _never_trained(run: Run) -> Iterator[str]:
-    seen, wanted = (_categories(split) for split in (run.data.train, run.data.val))
+    seen, wanted = (_categories(run.data.split(name)) for name in ("train", "val"))
     names = dict(zip(run.data.category_ids, run.data.classes))
     if missing := sorted(wanted - seen):
         listed = ", ".join(repr(names[number]) for number in missing[:8])
         yield f"{len(missing)} of {len(wanted)} classes in validation have no object in training: {listed}"
 
 
-def _categories(split: Any) -> set[int]:
+def _categories(split: Split) -> set[int]:
     return {number for index in range(len(split)) for number in split.objects(index).categories.tolist()}
 
 
 def _small_objects(run: Run, state: State) -> Iterator[str]:
     height, width = state.network.image_size
-    sides = []
-    for index in range(len(run.data.val)):
-        tall, wide = run.data.val.size(index)
-        boxes = run.data.val.objects(index).boxes_xyxy
+    split, sides = run.data.split("val"), []
+    for index in range(len(split)):
+        tall, wide = split.size(index)
+        boxes = split.objects(index).boxes_xyxy
         sides += ((boxes[:, 2:] - boxes[:, :2]) * (width / wide, height / tall)).min(1).tolist()
     if sides and (middle := float(np.median(sides))) < SMALL:
         yield (

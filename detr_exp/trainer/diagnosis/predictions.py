@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -13,6 +12,7 @@ from detr_exp.metric.backend import CocoEvaluation
 from detr_exp.metric.charts import save_charts
 from detr_exp.ops.boxes import cxcywh_to_xyxy
 from detr_exp.ops.draw import draw_objects, sheet
+from detr_exp.protocols import Labels
 from detr_exp.structures import Batch, Detections
 from detr_exp.trainer.state import Run
 from detr_exp.writing import write
@@ -43,7 +43,7 @@ class Pictures:
         threshold: detections with a lower score are not drawn.
     """
 
-    def __init__(self, data: Any, count: int, threshold: float) -> None:
+    def __init__(self, data: Labels, count: int, threshold: float) -> None:
         self.data, self.count, self.threshold = data, count, threshold
         self.pairs: list[Image.Image] = []
 

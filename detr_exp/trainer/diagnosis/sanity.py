@@ -12,9 +12,11 @@ from PIL import Image
 from torch import Tensor
 
 from detr_exp.data.augment import plain
+from detr_exp.data.content import Split
+from detr_exp.data.loader import Samples
 from detr_exp.ops.boxes import cxcywh_to_xyxy
 from detr_exp.ops.draw import draw_objects, sheet
-from detr_exp.protocols import PerClass
+from detr_exp.protocols import Labels, PerClass
 from detr_exp.structures import Detections, Target
 from detr_exp.trainer.distributed import once
 from detr_exp.trainer.settings import Settings
@@ -30,7 +32,7 @@ LEAST_BOX_AS_MASK = 64  # where a box is drawn for want of an outline, its sides
 LEAST_SCORE = 0.99
 
 
-def save_samples(path: Path, data: Any, loader: Any, count: int) -> Path:
+def save_samples(path: Path, data: Labels, loader: Any, count: int) -> Path:
     """A sheet of the first training samples of the running epoch, exactly as the network gets them.
 
     Args:
@@ -80,6 +82,7 @@ def refuse_wrong_maps(run: Run, split: str = "val") -> None:
         ValueError: it is not, and the classes; or it does not measure what `trainer.monitor` names.
     """
     samples = run.data.loader(split, network=run.network, batch_size=1, seed=run.seed).dataset
+    assert isinstance(samples, Samples)
     indices = _comparable(samples)
     if not indices:
         return
@@ -99,7 +102,7 @@ def refuse_wrong_maps(run: Run, split: str = "val") -> None:
         )
 
 
-def _comparable(samples: Any) -> list[int]:
+def _comparable(samples: Samples) -> list[int]:
     """Pictures for the comparison: spread over the split, every class among them."""
     split = samples.split
     chosen: list[int] = []
@@ -118,19 +121,19 @@ def _comparable(samples: Any) -> list[int]:
     return sorted(chosen)
 
 
-def _whole(split: Any, index: int) -> bool:
+def _whole(split: Split, index: int) -> bool:
     """Whether all objects of a picture lie inside it, and are so large that drawing them changes little."""
     height, width = split.size(index)
     objects = split.objects(index)
     boxes, segments = objects.boxes_xyxy, objects.segments or []
-    points = [boxes, *(polygon for segment in segments if isinstance(segment, list) for polygon in segment)]
+    points = [boxes, *(np.array(part) for segment in segments if isinstance(segment, list) for part in segment)]
     corners = np.concatenate([np.reshape(part, (-1, 2)) for part in points])
     least = LEAST_SIDE if all(segment is not None for segment in segments) else LEAST_BOX_AS_MASK
     large = (boxes[:, 2:] - boxes[:, :2]).min() >= least
     return bool(large and (corners >= 0).all() and (corners <= (width, height)).all())
 
 
-def _as_found(samples: Any, index: int) -> Detections:
+def _as_found(samples: Samples, index: int) -> Detections:
     """The targets of a picture as detections of score 1, in its pixels."""
     split = samples.split
     height, width = split.size(index)

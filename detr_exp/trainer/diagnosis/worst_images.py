@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from PIL import Image
 
+from detr_exp.data.content import Objects
+from detr_exp.data.dataset import DataSet
 from detr_exp.ops.boxes import box_iou
 from detr_exp.ops.draw import draw_objects, sheet
 from detr_exp.protocols import ImageFindings, Metric, PerClass, PerImage
@@ -58,7 +60,7 @@ def keep_details(run: Run, split: str, metric: Metric, found: dict[str, float], 
         run.tracker.image(path, "worst", step)
 
 
-def worst(data: Any, split: str, images: Mapping[int, ImageFindings], threshold: float) -> list[Errors]:
+def worst(data: DataSet, split: str, images: Mapping[int, ImageFindings], threshold: float) -> list[Errors]:
     """The pictures with errors, most of them first.
 
     Detections above `threshold` are matched to objects of their class at IoU 0.5, best score first.
@@ -88,7 +90,7 @@ def worst(data: Any, split: str, images: Mapping[int, ImageFindings], threshold:
 
 
 def draw(
-    data: Any, split: str, images: Mapping[int, ImageFindings], threshold: float, errors: list[Errors]
+    data: DataSet, split: str, images: Mapping[int, ImageFindings], threshold: float, errors: list[Errors]
 ) -> Image.Image:
     """A sheet of pictures: truth left, predictions right."""
     label_of = {number: label for label, number in enumerate(data.category_ids)}
@@ -105,7 +107,9 @@ def draw(
     return sheet(pairs, columns=4)
 
 
-def _shown(data: Any, split: str, images: Mapping[int, ImageFindings], index: int, threshold: float) -> tuple[Any, ...]:
+def _shown(
+    data: DataSet, split: str, images: Mapping[int, ImageFindings], index: int, threshold: float
+) -> tuple[Objects, np.ndarray, np.ndarray, np.ndarray]:
     """Objects of a picture, and boxes `[n, 4]` xyxy, labels `[n]` and scores `[n]` of its detections, best first."""
     part = data.split(split)
     found = images[part.image_ids[index]]
