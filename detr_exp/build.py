@@ -85,7 +85,7 @@ def has_adapter(cfg: DictConfig) -> bool:
     if cfg.model.weights is None:
         raise ConfigError(
             f"model.adapter is {cfg.model.adapter._target_.rpartition('.')[2]}, but there are no weights that it could "
-            "adapt; name them, model.weights=<file>, or train the whole network: model/adapter=null"
+            "adapt; name them, model.weights=<file>, or train the whole network: model/adapter=none"
         )
     return True
 

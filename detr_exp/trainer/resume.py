@@ -171,7 +171,7 @@ def _refuse_other_base(path: Path, before: Values | None, now: BaseFile | None) 
         return  # a config that has lost the adapter differs in its keys
     if before is None:
         raise ValueError(
-            f"{path} was trained without an adapter and cannot go on with one; take model/adapter=null, or start a new "
+            f"{path} was trained without an adapter and cannot go on with one; take model/adapter=none, or start a new "
             f"run from its weights with model.weights={path}"
         )
     if before.get("sha256") != now.sha256:

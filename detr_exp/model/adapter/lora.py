@@ -99,7 +99,7 @@ class LoRA:
         if not chosen:
             raise ValueError(
                 f"model.adapter finds no trainable attention or linear layer in a {type(network).__name__}; unfreeze "
-                "some of it, or train without: model/adapter=null"
+                "some of it, or train without: model/adapter=none"
             )
         for name, parameter in network.named_parameters():
             parameter.requires_grad_(name in whole)

@@ -202,7 +202,7 @@ def test_going_on_with_an_adapter_where_there_was_none_is_refused(
     state = files.load(run / files.NEWEST)
     state["config"]["model"]["weights"] = str(base)
     files.save(state, run / files.NEWEST)
-    with pytest.raises(ValueError, match=r"was trained without an adapter.*model/adapter=null, or start a new run"):
+    with pytest.raises(ValueError, match=r"was trained without an adapter.*model/adapter=none, or start a new run"):
         train_in(run, compose(told))
 
 
@@ -212,8 +212,13 @@ def test_it_is_chosen_with_a_slash(word: str) -> None:
         compose(["model=rtdetrv2_tiny", word])
 
 
+def test_none_is_no_key(tiny_run: list[str]) -> None:
+    """So that runs with and without the word are the same run."""
+    assert compose([*tiny_run, "model/adapter=none"]) == compose(tiny_run)
+
+
 def test_an_adapter_needs_weights(tiny_run: list[str]) -> None:
-    with pytest.raises(ValueError, match=r"model\.weights=<file>, or .*model/adapter=null"):
+    with pytest.raises(ValueError, match=r"model\.weights=<file>, or .*model/adapter=none"):
         build.network(compose([*tiny_run, "model/adapter=lora"]))
 
 
