@@ -1,4 +1,4 @@
-"""From a config to objects: the only place where a `_target_` is called.
+"""From a config to objects: what the parts of an experiment are made of, and what each is told of the others.
 
 Groups know nothing of each other. What one needs from another is told here: the classes belong to the data, image size
 and stride to the model, the activation to the class loss, the learning rates to the optimiser.
@@ -12,23 +12,25 @@ from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf
 
+from detr_exp.config.calling import arguments_of, instantiate
 from detr_exp.config.compose import compose as compose
 from detr_exp.config.compose import refuse_unready
 from detr_exp.config.idle import references, refuse_idle_keys
 from detr_exp.config.mistakes import ConfigError
 from detr_exp.config.stored import completed
-from detr_exp.config.targets import PARTIAL, TARGET, refuse, refuse_incomplete, refuse_misfit
-from detr_exp.loss.criterion import SetCriterion
+from detr_exp.config.targets import TARGET, refuse, refuse_incomplete, refuse_misfit
+from detr_exp.values import Values, values_of
 
 if TYPE_CHECKING:
     import torch
     from torch import nn
 
+    from detr_exp.data.dataset import DataSet
+    from detr_exp.loss.criterion import SetCriterion
     from detr_exp.model.adapter.slim import BaseFile
-    from detr_exp.protocols import Adapter, Labels, Network
+    from detr_exp.protocols import Adapter, Labels, Metric, Network
     from detr_exp.trainer.hardware import Hardware
     from detr_exp.trainer.state import Run
     from detr_exp.trainer.trainer import Trainer
@@ -40,7 +42,7 @@ TOLD = ("num_classes", "activation")  # what other groups tell the network
 NOT_ARGUMENTS = ("weights", "adapter")  # keys of a model that are not its constructor's
 
 
-def data(cfg: DictConfig) -> Any:
+def data(cfg: DictConfig) -> DataSet:
     """The data set: `classes`, `category_ids`, `num_classes`, splits and `loader`."""
     return _made(cfg, "data")
 
@@ -59,7 +61,7 @@ def network(cfg: DictConfig, data: Labels | None = None, anew: Collection[str] |
     adapts = has_adapter(cfg)
     if data is None and cfg.data.num_classes is None:
         data = _made(cfg, "data")
-    taken = _arguments(cfg, "model")
+    taken = [name for name in arguments_of(_settings(cfg, "model")) if name not in NOT_ARGUMENTS]
     refuse_idle_keys(cfg, "model", [name for name in taken if name not in TOLD], NOT_ARGUMENTS)
     told = {"num_classes": _num_classes(cfg, data), "activation": cfg.loss.activation}
     if "keypoint_counts" in taken:
@@ -146,11 +148,11 @@ def hardware(cfg: DictConfig) -> Hardware:
     return instantiate(_settings(cfg, "trainer")["hardware"], "trainer.hardware")
 
 
-def plain(cfg: DictConfig) -> dict[str, Any]:
+def plain(cfg: DictConfig) -> Values:
     """The resolved config as checkpoints and trackers keep it: plain values, secrets masked."""
     from detr_exp.tracker.secrets import masked
 
-    return cast(dict[str, Any], masked(OmegaConf.to_container(cfg, resolve=True)))
+    return masked(values_of(cfg))
 
 
 def run(cfg: DictConfig, output_dir: Path, *, identity: str = "", resume_from: Path | None = None) -> Run:
@@ -166,6 +168,7 @@ def run(cfg: DictConfig, output_dir: Path, *, identity: str = "", resume_from: P
         ValueError: something does not fit; nothing was trained.
     """
     from detr_exp.loss.criterion import SetCriterion
+    from detr_exp.trainer.batch_size import to_overfit
     from detr_exp.trainer.state import Run
     from detr_exp.trainer.trial import judge
     from detr_exp.trainer.validation import refuse_unknown_monitor
@@ -179,7 +182,7 @@ def run(cfg: DictConfig, output_dir: Path, *, identity: str = "", resume_from: P
     overfits = cfg.trainer.overfit_batches is not None  # validates on what it trains on
     data_set.check(("train",) if overfits else ("train", "val"))
     if overfits:
-        data_set = data_set.first(_pictures_to_overfit(cfg))
+        data_set = data_set.first(to_overfit(cfg.trainer.overfit_batches, cfg.trainer.batch_size))
     begun_from = base(cfg)  # before it is read: what is trained beside another content must not bear this hash
     made = network(cfg, data_set)
     for split in ("train", "val"):
@@ -239,8 +242,8 @@ def schedule(cfg: DictConfig) -> Callable[[int, int], Callable[[int], float]]:
 
 
 def metric(
-    cfg: DictConfig, data: Any, network: Network, category_ids: Sequence[int] | None = None
-) -> Callable[..., Any]:
+    cfg: DictConfig, data: DataSet, network: Network, category_ids: Sequence[int] | None = None
+) -> Callable[..., Metric]:
     """Split -> metric that holds its truth, or that of some images, and compares what the network predicts.
 
     Args:
@@ -268,7 +271,7 @@ def metric(
             )
 
     @functools.cache
-    def of_split(split: str, image_ids: tuple[int, ...] | None = None) -> Any:
+    def of_split(split: str, image_ids: tuple[int, ...] | None = None) -> Metric:
         truth = data.split(split).truth()
         truth = truth if image_ids is None else restricted(truth, image_ids)
         classes = [names.get(number, f"label {label}") for label, number in enumerate(ids)]
@@ -302,15 +305,6 @@ def _keypoint_counts(cfg: DictConfig, data: Labels | None) -> list[int]:
     return counts
 
 
-def _pictures_to_overfit(cfg: DictConfig) -> int:
-    from detr_exp.trainer.distributed import world_size
-
-    batches, size = cfg.trainer.overfit_batches, cfg.trainer.batch_size
-    if not isinstance(size, int):
-        raise ValueError(f"trainer.overfit_batches needs batches of a known size, not {size!r}: trainer.batch_size=4")
-    return batches * size * world_size()
-
-
 def _num_classes(cfg: DictConfig, data: Labels | None) -> int:
     return cfg.data.num_classes if data is None else data.num_classes
 
@@ -324,7 +318,7 @@ def _refuse_size(network: Network) -> None:
         raise ValueError(f"model.image_size is {size}, but its sides must be multiples of {stride}; use {words}")
 
 
-def _made(cfg: DictConfig, group: str, only: Collection[str] | None = None, **told: Any) -> Any:
+def _made(cfg: DictConfig, group: str, only: Collection[str] | None = None, **told: object) -> Any:
     """What a group's node describes: an object, or for a plain container a dictionary of them.
 
     Args:
@@ -342,58 +336,9 @@ def _made(cfg: DictConfig, group: str, only: Collection[str] | None = None, **to
     return instantiate(settings, group, **told)
 
 
-def _arguments(cfg: DictConfig, group: str) -> list[str]:
-    """The keys that the constructor that a group names takes."""
-    settings = _settings(cfg, group)
-    parameters = inspect.signature(get_object(settings[TARGET])).parameters.values()
-    takes_any = any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters)
-    names = [parameter.name for parameter in parameters] + (list(settings) if takes_any else [])
-    return [name for name in names if name not in NOT_ARGUMENTS]
-
-
-def _settings(cfg: DictConfig, group: str) -> dict[str, Any]:
+def _settings(cfg: DictConfig, group: str) -> Values:
     """The plain values of a group, resolved, that call nothing but what is allowed."""
     values = {group: OmegaConf.to_container(cfg[group], resolve=True, throw_on_missing=True)}
     node = completed(values, resolved=True)[group]
     refuse(node, group, list(cfg.get("allow_targets", [])))
     return node
-
-
-def instantiate(node: Any, key: str, **told: Any) -> Any:
-    """The objects that a node and those in it call for, inner ones first, among plain values.
-
-    Texts are texts: what looks like a reference in them is not looked up, as it would be by Hydra's function.
-
-    Args:
-        node: nested plain values whose targets are allowed.
-        key: of the node.
-        told: arguments of the outermost call besides those in the config.
-
-    Raises:
-        MisfitError: a target does not take the keys given to it.
-    """
-    if isinstance(node, list):
-        return [instantiate(value, f"{key}[{index}]") for index, value in enumerate(node)]
-    if not isinstance(node, dict):
-        return node
-    given = {name: instantiate(value, f"{key}.{name}") for name, value in node.items()}
-    if TARGET not in given:
-        return given
-    target, is_partial = get_object(given.pop(TARGET)), given.pop(PARTIAL, False)
-    given |= told
-    what = f"{key}: {node[TARGET]}"
-    if is_partial:
-        made = functools.partial(target, **given)
-        return functools.partial(_fitted, made, what) if key.startswith("model.") else made
-    refuse_misfit(target, given, what)
-    return refuse_incomplete(target(**given), key, node[TARGET])
-
-
-def _fitted(make: functools.partial[Any], what: str, **told: Any) -> Any:
-    """A part of a network, made with what the network tells it.
-
-    Raises:
-        MisfitError: it does not take that.
-    """
-    refuse_misfit(make.func, make.keywords | told, what)
-    return make(**told)

@@ -205,8 +205,35 @@ def calls(path: Path) -> Iterator[tuple[str, int]]:
 def test_only_build_instantiates_and_only_commands_exit(path: Path) -> None:
     module = dotted(path)
     for name, line in calls(path):
-        assert not name.endswith("instantiate") or module == "build", f"{module}:{line} instantiates"
+        assert not name.endswith("instantiate") or module in ("build", "config.calling"), (
+            f"{module}:{line} instantiates"
+        )
         assert name not in ("sys.exit", "exit", "SystemExit") or LAYERS[folder_of(module)] >= LAYERS["cli"]
+
+
+def test_what_hydra_calls_private_is_used_in_one_file() -> None:
+    plugins = sorted((ROOT / "hydra_plugins").rglob("*.py"))
+    private = re.compile(r"hydra\._internal|_return_value|loader\._")
+    users = [path for path in [*modules(), *plugins] if private.search(path.read_text("utf-8"))]
+    assert [dotted(path) for path in users] == ["config.hydra_private"]
+
+
+def test_what_travels_has_a_type() -> None:
+    """`Any` is for what libraries leave without types; plain values are `Values`, the parts of others `protocols`."""
+    trees = [ast.parse(path.read_text("utf-8")) for path in modules()]
+    assert sum(isinstance(node, ast.Name) and node.id == "Any" for tree in trees for node in ast.walk(tree)) <= 80
+
+
+def test_files_and_the_training_step_stay_short() -> None:
+    lengths = {dotted(path): len(path.read_text("utf-8").splitlines()) for path in modules()}
+    assert not {name: length for name, length in lengths.items() if length > 350}
+    step = next(
+        node
+        for node in ast.walk(ast.parse((PACKAGE / "trainer" / "trainer.py").read_text("utf-8")))
+        if isinstance(node, ast.FunctionDef) and node.name == "train_step"
+    )
+    assert step.end_lineno is not None
+    assert step.end_lineno - step.lineno < 60
 
 
 @pytest.mark.parametrize("path", [*modules(), *sorted((ROOT / "hydra_plugins").rglob("*.py"))], ids=lambda p: p.stem)

@@ -29,7 +29,7 @@ DECODERS = {  # network -> the option of model/decoder that says what was once p
 }
 
 
-def stored(values: Any, file: Path) -> DictConfig:
+def stored(values: object, file: Path) -> DictConfig:
     """A config out of a file, which was resolved when it was written, so that nothing in it is a reference.
 
     Args:
@@ -67,7 +67,7 @@ def literal(value: Any, room: Iterator[int] | None = None) -> Any:
     raise ConfigError(f"holds {type(value).__name__} among its values")
 
 
-def upgraded(config: Mapping[str, Any]) -> Values:
+def upgraded(config: Values) -> Values:
     """A resolved config, or some of its groups, in today's words.
 
     The losses were no table once, but what `loss.class_loss` and the weights said; the decoder was part of its network.
@@ -75,7 +75,7 @@ def upgraded(config: Mapping[str, Any]) -> Values:
     return completed(_renamed(config, RENAMED), resolved=True)
 
 
-def completed(config: Mapping[str, Any], *, resolved: bool) -> Values:
+def completed(config: Values, *, resolved: bool) -> Values:
     """A config with the nodes that are made of the words around them where it has only the words.
 
     Args:
@@ -90,7 +90,7 @@ def completed(config: Mapping[str, Any], *, resolved: bool) -> Values:
     return made
 
 
-def as_before(config: Mapping[str, Any]) -> Values:
+def as_before(config: Values) -> Values:
     """A config as the first version wrote it, where it could have: what names a run has to stay its name.
 
     Args:
@@ -106,7 +106,7 @@ def as_before(config: Mapping[str, Any]) -> Values:
     return made
 
 
-def _renamed(config: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, Any]:
+def _renamed(config: Values, names: Mapping[str, str]) -> Values:
     """A config whose groups call their targets by other names; only groups: stored values can have any depth."""
     found = {group: node.get("_target_") for group, node in config.items() if isinstance(node, Mapping)}
     moved = {group: names[name] for group, name in found.items() if isinstance(name, str) and name in names}

@@ -50,7 +50,7 @@ class RFDETR(nn.Module):
         mask_head: makes the head that predicts masks, given D and L; None predicts boxes only.
     """
 
-    backbone: Any
+    backbone: Backbone
     neck: Any
     mask_head: Any
     pixel_mean: Tensor

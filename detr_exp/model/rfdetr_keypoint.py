@@ -43,7 +43,7 @@ class RFDETRKeypoint(nn.Module):
             num_groups: as in `RFDETR`.
     """
 
-    backbone: Any
+    backbone: Backbone
     neck: Any
     keypoint_neck: Any
     pixel_mean: Tensor

@@ -21,6 +21,7 @@ from detr_exp.model.layer.conv import ConvNorm
 from detr_exp.model.layer.denoising import NoisyQueries, group_count, noisy_queries
 from detr_exp.model.neck.hybrid_encoder import HybridEncoder, RepVggBlock
 from detr_exp.model.postprocess import best_in_pixels
+from detr_exp.protocols import Backbone
 from detr_exp.structures import Denoising, Detections, Outputs, Targets, mapped
 
 
@@ -47,7 +48,7 @@ class RTDETRv2(nn.Module):
         *,
         num_classes: int,
         activation: str,
-        backbone: Any,
+        backbone: Backbone,
         neck: Callable[..., HybridEncoder],
         decoder: Callable[..., RTDETRDecoder],
         image_size: list[int],
@@ -160,7 +161,7 @@ class RTDETRv2(nn.Module):
         """Names of the tensors that depend on the classes, with the axis along which the classes are."""
         return {f"decoder.{name}": axis for name, axis in self.decoder.class_tensors().items()}
 
-    def compile(self, *args, **kwargs) -> None:
+    def compile(self, *args: Any, **kwargs: Any) -> None:
         """Compile `body` in place; the number of denoising queries is then rounded up, so that shapes repeat."""
         self.fixed_denoising_size = True
         self.body = torch.compile(self.body, *args, **kwargs)  # type: ignore[method-assign]

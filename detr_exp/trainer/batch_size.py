@@ -12,6 +12,7 @@ from torch import Tensor
 from detr_exp.data.sampler import multi_scale_sizes
 from detr_exp.protocols import Network
 from detr_exp.structures import Batch, Target, Targets
+from detr_exp.trainer.distributed import world_size
 from detr_exp.trainer.evaluation import as_float32
 from detr_exp.trainer.memory import available, saved_bytes, untouched
 from detr_exp.trainer.settings import Settings
@@ -69,6 +70,19 @@ def refuse_too_large(settings: Settings, run: Run, network: Network, batch_size:
     need = need_of(settings, run, network)
     if need.of(batch_size) > free:
         raise ValueError(_too_large(settings, run, network, need, free, batch_size))
+
+
+def to_overfit(batches: int, batch_size: int | str) -> int:
+    """The pictures that `trainer.overfit_batches` trains on.
+
+    Raises:
+        ValueError: the size of a batch is not known yet.
+    """
+    if not isinstance(batch_size, int):
+        raise ValueError(
+            f"trainer.overfit_batches needs batches of a known size, not {batch_size!r}: trainer.batch_size=4"
+        )
+    return batches * batch_size * world_size()
 
 
 def largest_that_fits(fits: Callable[[int], bool], most: int) -> int:

@@ -171,7 +171,7 @@ def test_what_looks_like_a_reference_reaches_the_constructor_as_text(monkeypatch
         config = {"matcher": {"_target_": "builtins.dict", "a": text}}
         cfg = stored(config | {"allow_targets": ["builtins"]}, HERE)
         assert build._made(cfg, "matcher") == {"a": text}
-        assert build.instantiate({"_target_": "builtins.dict", "a": text}, "matcher") == {"a": text}
+        assert build.instantiate({"_target_": "builtins.dict", "a": text}, "matcher.part") == {"a": text}
 
 
 @pytest.mark.parametrize("values", [None, [], {}, "text", {"a": {1, 2}}, {"a": object()}, {("a",): 1}, {"a": [b"x"]}])

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections import OrderedDict
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -238,7 +239,7 @@ class RTDETRDecoder(nn.Module):
             del self.denoising_class_embed
 
 
-def padding_at(padding_mask: Tensor, shape: tuple[int, int]) -> Tensor:
+def padding_at(padding_mask: Tensor, shape: Sequence[int]) -> Tensor:
     """`[B, H, W]` at the centre pixel of every cell: `[B, h, w]`."""
     height, width = padding_mask.shape[1] // shape[0], padding_mask.shape[2] // shape[1]
     return padding_mask[:, height // 2 :: height, width // 2 :: width]

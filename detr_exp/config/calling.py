@@ -1,0 +1,59 @@
+"""The only place where a `_target_` is called."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from typing import Any
+
+from hydra.utils import get_object
+
+from detr_exp.config.targets import PARTIAL, TARGET, refuse_incomplete, refuse_misfit
+from detr_exp.values import Values
+
+
+def instantiate(node: object, key: str, **told: object) -> Any:
+    """The objects that a node and those in it call for, inner ones first, among plain values.
+
+    Texts are texts: what looks like a reference in them is not looked up, as it would be by Hydra's function.
+
+    Args:
+        node: nested plain values whose targets are allowed.
+        key: of the node.
+        told: arguments of the outermost call besides those in the config.
+
+    Raises:
+        MisfitError: a target does not take the keys given to it.
+    """
+    if isinstance(node, list):
+        return [instantiate(value, f"{key}[{index}]") for index, value in enumerate(node)]
+    if not isinstance(node, dict):
+        return node
+    given = {name: instantiate(value, f"{key}.{name}") for name, value in node.items()}
+    if TARGET not in given:
+        return given
+    target, is_partial = get_object(given.pop(TARGET)), given.pop(PARTIAL, False)
+    given |= told
+    what = f"{key}: {node[TARGET]}"
+    if is_partial:
+        made = functools.partial(target, **given)
+        return functools.partial(_fitted, made, what) if key.startswith("model.") else made
+    refuse_misfit(target, given, what)
+    return refuse_incomplete(target(**given), key, node[TARGET])
+
+
+def _fitted(make: functools.partial[object], what: str, **told: object) -> object:
+    """A part of a network, made with what the network tells it.
+
+    Raises:
+        MisfitError: it does not take that.
+    """
+    refuse_misfit(make.func, make.keywords | told, what)
+    return make(**told)
+
+
+def arguments_of(node: Values) -> list[str]:
+    """The keys that the target of a node takes."""
+    parameters = inspect.signature(get_object(node[TARGET])).parameters.values()
+    takes_any = any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters)
+    return [parameter.name for parameter in parameters] + (list(node) if takes_any else [])
