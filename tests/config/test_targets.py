@@ -168,10 +168,10 @@ def test_texts_of_stored_configs_are_texts(text: str) -> None:
 def test_what_looks_like_a_reference_reaches_the_constructor_as_text(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SECRET", "hunter2")
     for text in ("${oc.env:SECRET}", r"\${oc.env:SECRET}", "${oc.create:{_target_: os.system}}"):
-        config = {"matcher": {"_target_": "builtins.dict", "a": text}}
+        config = {"optim": {"_target_": "builtins.dict", "a": text}}
         cfg = stored(config | {"allow_targets": ["builtins"]}, HERE)
-        assert build._made(cfg, "matcher") == {"a": text}
-        assert build.instantiate({"_target_": "builtins.dict", "a": text}, "matcher.part") == {"a": text}
+        assert build._made(cfg, "optim") == {"a": text}
+        assert build.instantiate({"_target_": "builtins.dict", "a": text}, "optim") == {"a": text}
 
 
 @pytest.mark.parametrize("values", [None, [], {}, "text", {"a": {1, 2}}, {"a": object()}, {("a",): 1}, {"a": [b"x"]}])

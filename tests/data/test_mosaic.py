@@ -56,6 +56,12 @@ class Flags:
         pixels[y0:y1, x0:x1] = COLOURS[index]
         return pixels
 
+    def load(self, index: int) -> tuple[np.ndarray, Objects]:
+        return self.picture(index), self.objects(index)
+
+    def truth(self) -> dict:
+        raise NotImplementedError  # nothing is evaluated
+
 
 NAMES = ["upper left", "upper right", "lower left", "lower right"]
 

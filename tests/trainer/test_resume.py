@@ -276,6 +276,14 @@ def test_settings_that_an_older_version_did_not_know_do_not_matter(small, stoppe
     assert "resumed with model.num_denoising=10 (was not there)" in capsys.readouterr().out
 
 
+def test_what_checkpoints_no_longer_hold_may_stand_in_them(small, stopped, capsys):
+    state = newest(stopped)
+    assert "left_out" not in state
+    files.save(state | {"left_out": 0}, stopped / files.NEWEST)
+    train_in(stopped, small(*FEW, "trainer.max_steps=2", f"trainer.resume={stopped}"))
+    assert "resumed" in capsys.readouterr().out
+
+
 def test_a_checkpoint_that_stands_alone_goes_on_and_seeks_its_best_anew(small, stopped, tmp_path, capsys):
     alone = tmp_path / "alone" / files.NEWEST
     alone.parent.mkdir()
