@@ -32,7 +32,7 @@ def checkpoint(tmp_path):
             parameter.add_(torch.randn(parameter.shape) * 0.02)
     state = {
         "format": files.FORMAT,
-        "config": OmegaConf.to_container(cfg),
+        "config": OmegaConf.to_container(cfg, resolve=True),
         "classes": NAMES,
         "category_ids": [1, 2, 3],
         "model": made.state_dict(),

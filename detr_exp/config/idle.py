@@ -7,7 +7,7 @@ from collections.abc import Collection
 
 from omegaconf import DictConfig, OmegaConf
 
-from detr_exp.config.mistakes import ConfigError
+from detr_exp.config.targets import MisfitError
 from detr_exp.config.stored import completed
 from detr_exp.values import values_of
 
@@ -27,7 +27,7 @@ def refuse_idle_keys(cfg: DictConfig, group: str, known: Collection[str], furthe
         further: more of them, which are not worth a word.
 
     Raises:
-        ConfigError: names them.
+        MisfitError: names them.
     """
     referred = references(cfg)
     settings = values_of(cfg[group])
@@ -38,7 +38,7 @@ def refuse_idle_keys(cfg: DictConfig, group: str, known: Collection[str], furthe
     else:
         idle = [] if cfg.get("allow_targets") else [key for key in idle if key not in names]
     if idle:
-        raise ConfigError(
+        raise MisfitError(
             f"{group} has {', '.join(f'{group}.{key}' for key in idle)}, which nothing reads; it takes "
             f"{', '.join(known)}, and what these refer to by ${{{group}.<key>}}: take it out, ~{group}.{idle[0]}"
         )

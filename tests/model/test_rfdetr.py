@@ -2,9 +2,8 @@ from functools import partial
 
 import pytest
 import torch
-from hydra.utils import instantiate
-from omegaconf import OmegaConf
 
+from detr_exp import build
 from detr_exp.config.compose import compose
 from detr_exp.model.backbone.dinov2_windowed import WindowedDinov2
 from detr_exp.model.decoder.rfdetr import GroupDecoder
@@ -76,12 +75,9 @@ def test_published_networks_have_their_parameters(option, count, size, stride):
 
 
 def built(option):
-    settings = OmegaConf.to_container(compose([f"model={option}"]), resolve=True)["model"]
-    settings.pop("weights")
-    if "keypoint_counts" in settings:
-        settings["keypoint_counts"] = [17] + [0] * (LABELS - 1)
+    counts = [f"model.keypoint_counts={[17] + [0] * (LABELS - 1)}"] if "keypoint" in option else []
     with torch.device("meta"):
-        return instantiate(settings, num_classes=LABELS, activation="sigmoid", _convert_="all")
+        return build.network(compose([f"model={option}", f"data.num_classes={LABELS}", *counts]))
 
 
 @torch.no_grad()
