@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from detr_exp.config.mistakes import ConfigError
 from detr_exp.values import Values
 
 if TYPE_CHECKING:
@@ -68,3 +69,25 @@ def pruner(told: Values) -> optuna.pruners.BasePruner:
             min_resource=first, max_resource=max(first, told["max_epochs"]), reduction_factor=factor
         )
     return pruners.MedianPruner(n_startup_trials=told["startup_trials"], n_warmup_steps=first)
+
+
+def mend(journal: Path) -> None:
+    """Cut off the line that a process was killed in the middle of.
+
+    Raises:
+        ConfigError: another line is damaged, without which the search is not what it was.
+    """
+    lines = journal.read_bytes().splitlines(keepends=True) if journal.exists() else []
+    if lines and not lines[-1].endswith(b"\n"):
+        os.truncate(journal, sum(map(len, lines[:-1])))
+        lines.pop()
+    for number, line in enumerate(lines, 1):
+        try:
+            json.loads(line)
+        except ValueError as error:
+            raise ConfigError(
+                f"{journal} is damaged at line {number} of {len(lines)} ({error}); restore it from a copy, or search "
+                "in another folder: hydra.sweep.dir=..."
+            ) from error
+    for lock in journal.parent.glob(f"{journal.name}*.lock"):
+        lock.unlink()

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import time
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -21,7 +19,7 @@ from detr_exp.config.grid import OWN_KEYS, refuse_repeated
 from detr_exp.config.mistakes import ConfigError
 from detr_exp.terminal import say
 from detr_exp.tracker.base import RunRecord
-from detr_exp.trainer.trial import JOURNAL, STUDY, VARIABLE, storage
+from detr_exp.trainer.trial import JOURNAL, STUDY, VARIABLE, mend, storage
 from hydra_plugins.detr_exp._ledger import Entry, Job
 from hydra_plugins.detr_exp._parent import last_values
 from hydra_plugins.detr_exp._sweep import Sweep, hash_of
@@ -332,25 +330,3 @@ def ends_of(given: Any) -> tuple[float, ...]:
 def word_of(key: str, value: Any) -> str:
     """`key=value`, a number with six digits."""
     return f"{key}={value:.6g}" if isinstance(value, float) else f"{key}={value}"
-
-
-def mend(journal: Path) -> None:
-    """Cut off the line that a process was killed in the middle of.
-
-    Raises:
-        ConfigError: another line is damaged, without which the search is not what it was.
-    """
-    lines = journal.read_bytes().splitlines(keepends=True) if journal.exists() else []
-    if lines and not lines[-1].endswith(b"\n"):
-        os.truncate(journal, sum(map(len, lines[:-1])))
-        lines.pop()
-    for number, line in enumerate(lines, 1):
-        try:
-            json.loads(line)
-        except ValueError as error:
-            raise ConfigError(
-                f"{journal} is damaged at line {number} of {len(lines)} ({error}); restore it from a copy, or search "
-                "in another folder: hydra.sweep.dir=..."
-            ) from error
-    for lock in journal.parent.glob(f"{journal.name}*.lock"):
-        lock.unlink()

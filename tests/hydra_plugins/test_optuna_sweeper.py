@@ -16,8 +16,7 @@ from omegaconf import DictConfig
 
 from detr_exp.config.mistakes import ConfigError
 from detr_exp.trainer.run_status import PrunedError
-from detr_exp.trainer.trial import STUDY, VARIABLE, judge, storage
-from hydra_plugins.detr_exp.optuna_sweeper import mend
+from detr_exp.trainer.trial import STUDY, VARIABLE, judge, mend, storage
 
 optuna = pytest.importorskip("optuna")
 Sweep = Callable[..., Any]
