@@ -7,8 +7,8 @@ from collections.abc import Collection
 
 from omegaconf import DictConfig, OmegaConf
 
-from detr_exp.config.targets import MisfitError
 from detr_exp.config.stored import completed
+from detr_exp.config.targets import MisfitError
 from detr_exp.values import values_of
 
 _REFERENCES = re.compile(r"(?<!\\)\$\{[^}]*")
