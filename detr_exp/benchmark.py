@@ -20,24 +20,24 @@ from detr_exp.config.compose import CONF_DIR
 from detr_exp.writing import write
 
 USAGE = """\
-Time a network: eager, folded, compiled and exported, side by side.
+Measure the speed of a network: eager, folded, compiled and exported.
 
   python -m detr_exp.benchmark checkpoint=RUN_FOLDER
   python -m detr_exp.benchmark experiment=rtdetrv2_r18vd_120e_coco benchmark.forms=[folded,onnx]
   python -m detr_exp.benchmark model=rfdetr 'model.image_size=[256,256]' trainer/hardware=cpu
   python -m detr_exp.benchmark published=true benchmark.forms=[folded]             every published recipe in one table
 
-  checkpoint              a file, the folder of a run (its best), or the id of a run
-  benchmark.forms         eager: as trained, float32 | folded: norms folded into convolutions | bf16: that in bfloat16
+  checkpoint              a file, a run folder (its best checkpoint) or a run id
+  benchmark.forms         eager: as trained, float32 | folded: norms folded into convolutions | bf16: folded, bfloat16
                           compiled, compiled_bf16: folded, by torch.compile, which takes minutes
                           onnx, torchscript, openvino: exported files, on the CPU
   benchmark.batch_sizes   for the throughput
-  benchmark.rounds        more give a steadier median and 95th percentile
-  benchmark.picture       for the latency with all steps: from a picture in memory to detections in its pixels
+  benchmark.rounds        more rounds make the median and the 95th percentile more stable
+  benchmark.image         for the end-to-end latency: from an image in memory to detections in pixels; null: noise
   trainer/hardware        auto, cpu, cuda, mps; trainer.hardware.threads=1
 
-Times are milliseconds for one picture, wall clock. Memory is what one evaluation needs beyond what was there before it,
-in MiB. GFLOPs are two for each multiply-add. The table is also written as benchmark.json.
+Times are milliseconds per image, wall clock. Memory is the additional memory of one forward pass, in MiB. GFLOPs
+count two per multiply-add. The table is also written as benchmark.json.
 """
 
 if TYPE_CHECKING:
@@ -101,7 +101,7 @@ def benchmark_in(folder: Path, cfg: DictConfig) -> list[Measured]:
         if form not in (*IN_TORCH, *EXPORTED):
             raise ValueError(f"benchmark.forms has {form!r}; use some of {', '.join((*IN_TORCH, *EXPORTED))}")
     hardware, console = build.hardware(cfg), Console("rich")
-    picture = _picture(cfg.benchmark.picture)
+    picture = _picture(cfg.benchmark.image)
     rows: list[Measured] = []
     height, width = picture.shape[:2]
     console.line(f"{hardware.describe()}; {width} x {height} px picture; {cfg.benchmark.rounds} rounds")

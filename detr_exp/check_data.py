@@ -23,21 +23,21 @@ if TYPE_CHECKING:
     from detr_exp.data.inspection import Finding, Inspection
 
 USAGE = """\
-Read a whole data set, train nothing, and say what is in it and what is wrong with it.
+Read a whole data set without training; list its contents and its errors.
 
-  python -m detr_exp.check_data data.root=FOLDER                        any layout that is recognised
+  python -m detr_exp.check_data data.root=FOLDER                        any known layout
   python -m detr_exp.check_data data=coco data.root=FOLDER data.train.annotations=a.json data.train.images=photos
-  python -m detr_exp.check_data data.root=FOLDER data/augment=rfdetr    with a picture of that augmentation
+  python -m detr_exp.check_data data.root=FOLDER data/augment=rfdetr    draws images with this augmentation
   python -m detr_exp.check_data data.root=FOLDER json=found.json        for programs
 
   data, data.*      as in training
-  image_size        [height,width] of the network the data are meant for
-  num_queries       of that network
-  pictures          training pictures drawn after augmentation; 0: none
-  json              a file for everything that was found
+  image_size        [height,width] of the network's input
+  num_queries       of the network
+  images            number of training images drawn after augmentation; 0: none
+  json              file for the results
   seed              of the augmentation
 
-Exit status: 0 if training could start, 2 if not.
+The exit status is 0 if training could start, else 2.
 """
 
 
@@ -65,7 +65,7 @@ def check_data_in(folder: Path, cfg: DictConfig) -> Inspection:
     if cfg.json is not None:
         write(Path(cfg.json), json.dumps(asdict(found), indent=1, ensure_ascii=False) + "\n")
         say(f"everything that was found: {cfg.json}")
-    if cfg.pictures and data is not None and "train" in found.splits:
+    if cfg.images and data is not None and "train" in found.splits:
         say(f"augmented training pictures: {draw(folder, cfg, data)}")
     if errors := found.count("error"):
         raise ValueError(f"{errors} {'problem' if errors == 1 else 'problems'} that training refuses, listed above")
@@ -134,7 +134,7 @@ def draw(folder: Path, cfg: DictConfig, data: DataSet) -> Path:
     tasks = ("boxes", *["masks"] * data.has_masks, *["keypoints"] * (data.keypoints is not None))
     loader = data.loader("train", network=Canvas((height, width), tasks), batch_size=1, seed=cfg.seed, training=True)
     folder.mkdir(parents=True, exist_ok=True)
-    return save_samples(folder / "training_samples.png", data, loader, cfg.pictures)
+    return save_samples(folder / "training_samples.png", data, loader, cfg.images)
 
 
 def main() -> None:

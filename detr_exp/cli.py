@@ -32,6 +32,7 @@ from detr_exp.config import grid
 from detr_exp.config.compose import CONF_DIR, composition, config_loader, first_words, in_our_words, refuse_unready
 from detr_exp.config.hydra_private import get_args_parser
 from detr_exp.config.mistakes import OURS, ConfigError, groups_of, is_said_by_us
+from detr_exp.config.renamed import renamed
 from detr_exp.folder import begin, notes_of_hydra, refuse_run_folder, remove_unused
 from detr_exp.signals import Interrupt, Interrupted
 from detr_exp.streams import name_files_in_utf8
@@ -67,7 +68,7 @@ def main(task: Task, config_name: str, usage: str) -> None:
     started = time.time()
     try:
         with Interrupt(raises=True):
-            args = arguments(sys.argv[1:])
+            args = arguments(renamed(config_name, sys.argv[1:]))
             if args.help:
                 print(usage.format(groups=options(args.config_dir)))
                 return

@@ -19,21 +19,21 @@ from detr_exp.values import Values, flat
 from detr_exp.writing import write
 
 USAGE = """\
-Evaluate two runs on the same images and say whether the difference could be luck.
+Evaluate two runs on the same images and test whether the difference is significant.
 
   python -m detr_exp.compare a=outputs/<day>/<run> b=outputs/<day>/<run>
   python -m detr_exp.compare a=[RUN,RUN,RUN] b=[RUN,RUN,RUN]      several seeds on each side
 
-The images are drawn with replacement many times; the interval holds the differences of 95 of 100 such draws. With one
-run on a side it speaks of these two networks on other images, not of other seeds; with several, runs are drawn as well.
+The images are resampled with replacement (paired bootstrap); the interval contains 95 of 100 of the differences. With
+one run per side it covers the choice of images only; with several runs it also covers seeds.
 
-  a, b               run folders or ids; a list or a sweep's folder: runs that differ by their seed
+  a, b               run folders or ids; a list or a sweep folder: runs with different seeds
   data.split         val, train or test
-  data, data.root    other data, or another place of the same; null: those of the first run of a
-  resamples, level   draws, and the share of them in the interval
-  trainer/hardware   auto, cpu, cuda, mps; null: each run's own
-  root               where ids are looked for
-  allow_targets      packages of your own that the checkpoints' configs name
+  data, data.root    other data, or their new folder; null: those of the first run of a
+  resamples, level   number of bootstrap resamples, and confidence level of the interval
+  trainer/hardware   auto, cpu, cuda, mps; null: as in each run
+  root               folder that is searched for ids
+  allow_targets      custom packages that the checkpoints' configs may name
 """
 
 if TYPE_CHECKING:

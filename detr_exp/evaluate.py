@@ -15,20 +15,20 @@ from detr_exp.values import Values
 from detr_exp.writing import write
 
 USAGE = """\
-Evaluate a checkpoint by the COCO protocol. Network, classes and, unless told otherwise, data are the checkpoint's.
+Evaluate a checkpoint with COCO's metrics. Network, classes and, by default, data are those of the checkpoint.
 
-  python -m detr_exp.evaluate checkpoint=RUN_FOLDER                              its best weights, its validation split
+  python -m detr_exp.evaluate checkpoint=RUN_FOLDER                              best weights, validation split
   python -m detr_exp.evaluate checkpoint=weights.pth data.split=test             another split
   python -m detr_exp.evaluate checkpoint=RUN_FOLDER data=coco data.root=FOLDER   other data; classes are matched by name
 
-  checkpoint         a file, the folder of a run (its best), or the id of a run, ours or MLflow's
-  weights            ema or raw; null: those of the file
+  checkpoint         a file, a run folder (its best checkpoint) or a run id, also MLflow's
+  weights            ema or raw; null: the weights of the file
   data.split         val, train or test
-  data, data.root    another data set, or another place of the same; also data.num_workers
-  batch_size         null: as in training, which gives the same numbers to the last digit
+  data, data.root    another data set, or its new folder; also data.num_workers
+  batch_size         null: as in training, which gives exactly the same numbers
   metric             pycocotools or fast; null: the checkpoint's
   trainer/hardware   auto, cpu, cuda, mps; null: the checkpoint's
-  allow_targets      packages of your own that the checkpoint's config names
+  allow_targets      custom packages that the checkpoint's config may name
 """
 
 COLUMNS = {"objects": 9, "AP": 7, "AP50": 7, "f1": 7, "precision": 11, "recall": 8, "threshold": 11}  # and their widths

@@ -20,16 +20,16 @@ from detr_exp.tracker.secrets import masked
 from detr_exp.values import Values, flat, look_up, values_of, walk
 
 USAGE = """\
-Which file or word of the command line set a value, and where a run differs from its recipe.
+Show which file or override set a value, and how a run differs from its recipe.
 
-  python -m detr_exp.explain key=optim.lr                               of the bare training
+  python -m detr_exp.explain key=optim.lr                               in the default config
   python -m detr_exp.explain key=optim.lr experiment=rtdetrv2_r18vd_120e_coco optim.lr=2e-4
   python -m detr_exp.explain run=outputs/<day>/<run>                    how it differs from its recipe
-  python -m detr_exp.explain run=outputs/<day>/<run> key=loss           every value under a key
+  python -m detr_exp.explain run=outputs/<day>/<run> key=loss           all values under a key
 
-  key            a key or a section; left out: only the differences
-  run            a run folder or the id of a run; left out: the other words, which are those of a training
-  --config-dir   groups and options of your own
+  key            a key or a group; without it: only the differences
+  run            a run folder or a run id; without it: the config of the other overrides, as in training
+  --config-dir   custom groups and options
 """
 ABSENT = "-"
 

@@ -15,29 +15,29 @@ from detr_exp.terminal import say
 from detr_exp.values import Values
 
 USAGE = """\
-Make a file that runs without this project, and check that it gives what the checkpoint gives.
+Write a file that runs without this project, and compare its outputs with those of the checkpoint.
 
-  python -m detr_exp.export checkpoint=RUN_FOLDER                              ONNX, for any number of pictures at once
+  python -m detr_exp.export checkpoint=RUN_FOLDER                              ONNX, any batch size
   python -m detr_exp.export checkpoint=weights.pth format=openvino export.half=true
-  python -m detr_exp.export checkpoint=RUN_FOLDER export.preprocess=true export.postprocess=true     bytes in, boxes out
+  python -m detr_exp.export checkpoint=RUN_FOLDER export.preprocess=true export.postprocess=true   uint8 in, boxes out
 
-  checkpoint              a file, the folder of a run (its best), or the id of a run
+  checkpoint              a file, a run folder (its best checkpoint) or a run id
   format                  onnx, torchscript, openvino, tensorrt
-  export.batch_size       null: any number of pictures at a time; a number: exactly so many
+  export.batch_size       null: any batch size; a number: exactly this batch size
   export.half             true: float16
   export.sampling         discrete: for engines without grid_sample
-  export.preprocess       true: pictures of any size as bytes go in, and are resized inside
-  export.postprocess      true: scores, labels and boxes in pixels come out, best first
-  export.pictures         pictures of the split, or of the folder export.source, on which outputs are compared
+  export.preprocess       true: the input is a uint8 image of any size, resized in the file
+  export.postprocess      true: the output is scores, labels and boxes in pixels, highest score first
+  export.images           number of images, of the split or of the folder export.source, on which outputs are compared
   export.max_difference   largest difference of scores and boxes in 0..1, in 99 of 100 queries; null: only shown
-  export.max_map_drop     how much mAP on the split may be lost; null: not measured, and the data are not needed
+  export.max_map_drop     largest allowed loss of mAP on the split; null: not measured, the data are not needed
   data.split              val, train or test; also data, data.root, data.num_workers
-  trainer/hardware        where to trace it: auto, cpu, cuda, mps; null: the checkpoint's
-  allow_targets           packages of your own that the checkpoint's config names
+  trainer/hardware        device for tracing: auto, cpu, cuda, mps; null: the checkpoint's
+  allow_targets           custom packages that the checkpoint's config may name
 
-Folding norms into convolutions and leaving out what only trains is always done. The file holds the names of the
-classes and what goes in and out, as JSON under "detr_exp" (TensorRT: beside it). A file that fails the check is kept
-as model_rejected.*, and the exit status is 1.
+Norms are always folded into convolutions, and parts used only in training are removed. The file contains the names of
+the classes and a description of inputs and outputs, as JSON under "detr_exp" (TensorRT: in a file beside it). A file
+that fails the check is saved as model_rejected.*, and the exit status is 1.
 """
 
 if TYPE_CHECKING:
@@ -161,9 +161,9 @@ def pictures_of(cfg: DictConfig, opened: OnData | None) -> list[np.ndarray]:
     from detr_exp.inference.images import find_pictures
 
     if cfg.export.source is not None:
-        return [as_picture(path) for path in find_pictures(cfg.export.source)[: cfg.export.pictures]]
+        return [as_picture(path) for path in find_pictures(cfg.export.source)[: cfg.export.images]]
     split = cast("OnData", opened).data.split(cfg.data.split)
-    return [split.picture(index) for index in range(min(cfg.export.pictures, len(split)))]
+    return [split.picture(index) for index in range(min(cfg.export.images, len(split)))]
 
 
 def checked_on(cfg: DictConfig, detector: Detector) -> OnData:

@@ -20,15 +20,15 @@ if TYPE_CHECKING:
     from detr_exp.model.rtdetrv2 import RTDETRv2
 
 USAGE = """\
-Write the weights of a checkpoint in another layout.
+Write the weights of a checkpoint in another format.
 
   python -m detr_exp.export_weights checkpoint=RUN_FOLDER format=safetensors     the checkpoint, without pickle
   python -m detr_exp.export_weights checkpoint=RUN_FOLDER format=huggingface     for transformers' from_pretrained
   python -m detr_exp.export_weights checkpoint=weights.pth format=official       for the authors' code
 
-  checkpoint          a file, the folder of a run (its best), or the id of a run
+  checkpoint          a file, a run folder (its best checkpoint) or a run id
   format              safetensors: any network, read by all commands | huggingface, official: RT-DETR and RT-DETRv2
-  allow_targets       packages of your own that the checkpoint's config names
+  allow_targets       custom packages that the checkpoint's config may name
 """
 FORMATS = ("safetensors", "huggingface", "official")
 

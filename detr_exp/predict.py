@@ -15,27 +15,27 @@ from detr_exp import cli
 from detr_exp.writing import write
 
 USAGE = """\
-Find objects: a COCO-style JSON file with scores, and every picture with boxes, masks, skeletons, labels and scores.
+Detect objects. Writes COCO-style JSON with scores, and each image with boxes, masks, skeletons, labels and scores.
 
   python -m detr_exp.predict checkpoint=RUN_FOLDER source=photo.jpg
   python -m detr_exp.predict checkpoint=weights.pth source=FOLDER threshold=0.4
-  python -m detr_exp.predict checkpoint=RUN_FOLDER source='photos/*.jpg' output=yolo pictures=false
+  python -m detr_exp.predict checkpoint=RUN_FOLDER source='photos/*.jpg' output=yolo draw=false
   cat photo.jpg | python -m detr_exp.predict checkpoint=RUN_FOLDER source=-
 
-  checkpoint         a file, the folder of a run (its best), or the id of a run
-  source             a picture, a folder, a pattern, a film (pip install 'detr_exp[video]'), or - for standard input
-  every              of a film, only each so many-th frame
-  threshold          lowest score; null: where precision and recall balanced best in the checkpoint's evaluation
-  batch_size         pictures at a time
+  checkpoint         a file, a run folder (its best checkpoint) or a run id
+  source             an image, a folder, a glob pattern, a video (pip install 'detr_exp[video]'), or - for stdin
+  every              of a video, use every n-th frame
+  threshold          lowest score; null: the threshold with the best F1 in the checkpoint's evaluation
+  batch_size         images at a time
   output             coco: detections.json | yolo: labels/*.txt, without scores | csv: detections.csv
-  pictures           true draws what was found
+  draw               true: save each image with its detections drawn, in drawings/
   trainer/hardware   auto, cpu, cuda, mps; null: the checkpoint's
-  allow_targets      packages of your own that the checkpoint's config names
+  allow_targets      custom packages that the checkpoint's config may name
 
-Nothing is overwritten: a file or folder whose name is taken gets a number. Folders below the source are kept; pictures
-whose names differ in their suffix only keep it (a.jpg.txt, a.png.txt). Pictures and parts of films that cannot be read
-are left out and named at the end; the exit status is 1 then, and 2 if there was none that could be read. What was found
-is on disk when an error or a signal ends the command.
+No file is overwritten: if a name exists, a number is appended. Subfolders of the source are preserved. Images whose
+names differ only in the suffix keep it (a.jpg.txt, a.png.txt). Images and parts of videos that cannot be read are
+skipped and listed at the end; the exit status is then 1, or 2 if no image could be read. If an error or a signal ends
+the command, the detections so far are on disk.
 """
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ def predict(cfg: DictConfig) -> None:
 
 
 def predict_in(folder: Path, cfg: DictConfig) -> Path:
-    """Write what was found, and `pictures/`, into a folder.
+    """Write what was found, and `drawings/`, into a folder.
 
     Args:
         folder: made if absent.
@@ -78,7 +78,7 @@ def predict_in(folder: Path, cfg: DictConfig) -> Path:
     items, count = open_source(str(cfg.source), cfg.every)
     detector = open_detector(cfg).folded()
     output = OUTPUTS[cfg.output](folder, detector)
-    drawings = claimed(folder / "pictures", Path.mkdir) if cfg.pictures else None
+    drawings = claimed(folder / "drawings", Path.mkdir) if cfg.draw else None
     console = Console("rich")
     objects, pictures = 0, 0
     left_out: list[str] = []

@@ -16,14 +16,14 @@ from detr_exp.terminal import say
 from detr_exp.writing import write
 
 USAGE = """\
-Write one HTML page about runs, with everything in it: it can be mailed, and needs no network.
+Write one self-contained HTML page about runs: it can be mailed and opened offline.
 
   python -m detr_exp.report runs=outputs/sweeps/<sweep>
   python -m detr_exp.report runs=[outputs/<day>/<run>,outputs/<day>/<run>]
 
-  runs     a sweep's folder, run folders, ids of runs or of a sweep in MLflow; one or a list
+  runs     a sweep folder, run folders, ids of runs or of a sweep in MLflow; one or a list
   title    of the page
-  root     where ids are looked for
+  root     folder that is searched for ids
 """
 
 

@@ -24,15 +24,15 @@ Train with exactly the config of an earlier run, in a new folder, and compare th
 
   python -m detr_exp.reproduce run=outputs/<day>/<run>
 
-Says first what is not as it was: the commit, packages, the machine, the data. On one machine with one version of
-everything, a CPU gives the same numbers to the last digit; a GPU does with trainer.deterministic=true.
+First lists what has changed: commit, packages, machine, data. If nothing has, a CPU gives exactly the same numbers, and
+a GPU does with trainer.deterministic=true.
 
-  run             a run folder or the id of a run
-  data.root       where the data are on this machine; null: where they were
-  root            where ids are looked for
-  allow_targets   packages of your own that the run's config names
+  run             a run folder or a run id
+  data.root       folder of the data on this machine; null: the recorded one
+  root            folder that is searched for ids
+  allow_targets   custom packages that the run's config may name
 
-Exit status 1 when a metric differs.
+The exit status is 1 if a metric differs.
 """
 COMPARED = ("python", "platform", "cpus", "version/", "git.", "hardware", "data.fingerprint")
 UNCOMPARED = ("step", "time/", "system/")

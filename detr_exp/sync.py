@@ -16,14 +16,14 @@ from detr_exp.tracker.secrets import MASK
 from detr_exp.tracker.tracker import make_views
 
 USAGE = """\
-Bring MLflow, TensorBoard and Weights & Biases up to what a run folder holds; what they have is not sent again.
+Send what MLflow, TensorBoard and Weights & Biases lack of a run folder; nothing is sent twice.
 
-  python -m detr_exp.sync run=outputs/<day>/<run>                        to where the run was tracked
+  python -m detr_exp.sync run=outputs/<day>/<run>                        to the recorded store
   python -m detr_exp.sync run=... tracking_uri=http://127.0.0.1:5000     to another MLflow store
 
-  run            run folders, sweeps' folders, ids of runs or of a sweep in MLflow; one, or several: run=A,B
-  tracking_uri   MLflow store; null: the run's own
-  root           where ids are looked for
+  run            run folders, sweep folders, ids of runs or of a sweep in MLflow; one, or several: run=A,B
+  tracking_uri   MLflow store; null: the recorded one
+  root           folder that is searched for ids
 """
 
 

@@ -22,14 +22,14 @@ Groups and their options:
 
 Examples:
 
-  python -m detr_exp.train                                              a small network on drawn shapes
-  python -m detr_exp.train model=rtdetrv2 data=auto data.root=my_data   your pictures (COCO or YOLO folders)
+  python -m detr_exp.train                                              a small network on synthetic shapes
+  python -m detr_exp.train model=rtdetrv2 data=auto data.root=my_data   your data (COCO, YOLO or VOC)
   python -m detr_exp.train experiment=rtdetrv2_r18vd_120e_coco data.root=...   a published recipe
-  python -m detr_exp.train loss=focal loss.focal_gamma=1.5 trainer.epochs=50   choices and values
+  python -m detr_exp.train loss=focal loss.focal_gamma=1.5 trainer.epochs=50   options and values
   python -m detr_exp.train --multirun loss=focal,vfl optim.lr=1e-4,2e-4        a sweep: every combination
 
-All keys and their values:   --cfg job --resolve   (one group: -p loss); what they mean: the files in conf/
-Groups and options of yours: --config-dir FOLDER   (laid out like conf/)
+All keys and their values:   --cfg job --resolve   (one group: -p loss); their meaning: comments in conf/
+Custom groups and options:   --config-dir FOLDER   (laid out like conf/)
 """
 
 

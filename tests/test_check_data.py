@@ -36,7 +36,7 @@ def small(tmp_path: Path) -> Path:
 
 
 def test_it_says_what_is_there_and_what_is_wrong(command, small, capsys):
-    words = [f"data.root={small}", "image_size=[64,96]", "json=found.json", "hydra.run.dir=out", "pictures=2"]
+    words = [f"data.root={small}", "image_size=[64,96]", "json=found.json", "hydra.run.dir=out", "images=2"]
     assert command(main, *words) == 0
     said = capsys.readouterr().out
     assert "boxes without area were dropped (1)" in said
@@ -50,7 +50,7 @@ def test_it_says_what_is_there_and_what_is_wrong(command, small, capsys):
 
 def test_errors_are_counted_and_end_with_2(command, small, capsys):
     (small / "train" / "b.png").write_bytes(b"broken")
-    assert command(main, f"data.root={small}", "hydra.run.dir=out", "pictures=0") == 2
+    assert command(main, f"data.root={small}", "hydra.run.dir=out", "images=0") == 2
     said = capsys.readouterr()
     assert "b.png is not a readable picture" in said.out
     assert "1 problem that training refuses" in said.err
@@ -63,7 +63,7 @@ def test_it_ends_as_a_training_would(command, small, tmp_path, capsys):
     (small / "valid").rename(small / "away")
     path = small / "train" / "_annotations.coco.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"annotations": []}))
-    assert command(main, f"data.root={small}", "hydra.run.dir=out", "pictures=0") == 2
+    assert command(main, f"data.root={small}", "hydra.run.dir=out", "images=0") == 2
     looked = capsys.readouterr().out
     assert command(train.main, "data=auto", f"data.root={small}", f"hydra.run.dir={tmp_path / 'run'}", *words) == 2
     trained = capsys.readouterr().err

@@ -53,7 +53,7 @@ def network(name: str) -> Any:
 
 
 def settled(folder: Path, trained: Path, *words: str) -> Path:
-    given = [f"checkpoint={trained}", "trainer/hardware=cpu", "export.pictures=2", *words]
+    given = [f"checkpoint={trained}", "trainer/hardware=cpu", "export.images=2", *words]
     return export.export_in(folder, compose(given, config_name="export"))
 
 

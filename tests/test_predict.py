@@ -48,7 +48,7 @@ def test_a_folder(command: Command, trained: Path, photos: Path, capfd: pytest.C
     ]
     assert {image["width"] for image in found["images"]} == {60}
     assert [category["name"] for category in found["categories"]][:2] == ["arrow", "kite"]
-    drawn = sorted(path.relative_to(folder / "pictures").as_posix() for path in folder.glob("pictures/**/*.jpg"))
+    drawn = sorted(path.relative_to(folder / "drawings").as_posix() for path in folder.glob("drawings/**/*.jpg"))
     assert drawn == ["a.jpg", "b.jpg", "below/b.jpg"]
     known = {category["id"] for category in found["categories"]}
     for entry in found["annotations"]:
@@ -67,7 +67,7 @@ def test_nothing_is_overwritten(command: Command, trained: Path, photos: Path) -
     for _ in range(2):
         assert command(predict.main, *words) == 0
     assert {path.name for path in Path("mine").glob("*.json")} == {"detections.json", "detections_2.json"}
-    assert [path.name for path in Path("mine").glob("pictures*/*")] == ["b.jpg", "b.jpg"]
+    assert [path.name for path in Path("mine").glob("drawings*/*")] == ["b.jpg", "b.jpg"]
 
 
 def test_a_picture_from_standard_input(
@@ -78,7 +78,7 @@ def test_a_picture_from_standard_input(
         assert command(predict.main, f"checkpoint={trained}", "source=-", "threshold=0.0") == 0
     folder, found = output()
     assert found["images"] == [{"id": 1, "file_name": "-", "width": 60, "height": 41}]
-    assert (folder / "pictures" / "stdin.jpg").exists()
+    assert (folder / "drawings" / "stdin.jpg").exists()
     monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"no picture")))
     assert command(predict.main, f"checkpoint={trained}", "source=-") == 2
     assert "standard input" in capfd.readouterr().err
@@ -99,18 +99,18 @@ def test_every_other_frame_of_a_film(command: Command, trained: Path, tmp_path: 
     with open(path, newline="") as file:
         rows = list(csv.DictReader(file))
     assert list(dict.fromkeys(Path(row["picture"]).name for row in rows)) == [f"film.mp4#{i}" for i in (0, 2, 4)]
-    assert sorted(p.name for p in (path.parent / "pictures").iterdir())[1] == "film_000002.jpg"
+    assert sorted(p.name for p in (path.parent / "drawings").iterdir())[1] == "film_000002.jpg"
     Path("torn.mp4").write_bytes(b"no film")
     assert command(predict.main, f"checkpoint={trained}", "source=torn.mp4") == 2
 
 
 def test_one_picture_without_drawing(command: Command, trained: Path, photos: Path) -> None:
-    words = [f"checkpoint={trained}", f"source={photos / 'a.jpg'}", "pictures=false", "trainer/hardware=cpu"]
+    words = [f"checkpoint={trained}", f"source={photos / 'a.jpg'}", "draw=false", "trainer/hardware=cpu"]
     assert command(predict.main, *words, "threshold=0.99") == 0
     folder, found = output()
     assert len(found["images"]) == 1
     assert found["annotations"] == []
-    assert not (folder / "pictures").exists()
+    assert not (folder / "drawings").exists()
 
 
 def test_a_film_that_is_cut_short(
@@ -125,7 +125,7 @@ def test_a_film_that_is_cut_short(
             film.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
         film.mux(stream.encode())
     whole = (tmp_path / "film.mp4").read_bytes()
-    words = [f"checkpoint={trained}", "source=film.mp4", "pictures=false"]
+    words = [f"checkpoint={trained}", "source=film.mp4", "draw=false"]
     assert command(predict.main, *words, "hydra.run.dir=whole") == 0
     half = len(whole) // 2
     for number, content in enumerate((whole[:half], whole[:half] + bytes(len(whole) - half))):

@@ -194,7 +194,7 @@ def test_predictions_are_kept(trained: Path, tmp_path: Path, shell: str) -> None
     command = shell.replace("TERM", "exec RUN").replace("RUN", " ".join(f"'{word}'" for word in words))
     process = subprocess.Popen(["bash", "-c", command], cwd=ROOT, stderr=subprocess.PIPE, text=True)
     if shell == "TERM":
-        while not list(folder.glob("pictures/*")):
+        while not list(folder.glob("drawings/*")):
             time.sleep(0.02)
         process.terminate()
     _, err = process.communicate(timeout=300)

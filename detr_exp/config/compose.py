@@ -47,6 +47,7 @@ from detr_exp.config.mistakes import (
     wrong_value,
 )
 from detr_exp.config.ranges import refuse_out_of_range
+from detr_exp.config.renamed import renamed
 from detr_exp.values import Values, flat, look_up, values_of
 
 HERE = Path(__file__).resolve().parent.parent
@@ -120,7 +121,7 @@ def config_loader(config_dir: str | Path | None = None) -> ConfigLoaderImpl:
 
 def composition(loader: ConfigLoaderImpl, config_name: str, overrides: Sequence[str]) -> Composition:
     """What `compose` does, with the provenance kept."""
-    words = read_words(overrides)
+    words = read_words(renamed(config_name, overrides))
     return Composer(loader, config_name, words).composed(words)
 
 

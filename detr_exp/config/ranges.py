@@ -89,11 +89,11 @@ FROZEN = Range(-1, 4, whole=True)  # stages of both backbones that have them
 TABLE: tuple[tuple[str, Range, str], ...] = (
     ("", SEED, "seed?"),
     ("", COUNT, "every num_queries resamples batch_size? image_size[2]"),
-    ("", WHOLE, "pictures*"),
+    ("", WHOLE, "images"),
     ("", SHARE, "threshold?"),
     ("", Range(0, 1, above=True, below=True, mended=0.95), "level"),
     ("benchmark.", COUNT, "batch_sizes[] rounds"),
-    ("export.", COUNT, "batch_size? pictures"),
+    ("export.", COUNT, "batch_size? images"),
     ("export.", NOT_NEGATIVE, "max_difference? max_map_drop?"),
     ("hydra.launcher.", Range(1, 1024, whole=True), "slots? threads?"),
     ("hydra.sweeper.", COUNT, "n_trials min_epochs"),

@@ -12,6 +12,7 @@ from omegaconf import DictConfig
 
 from detr_exp.config import grid
 from detr_exp.config.compose import composition, refuse_unready
+from detr_exp.config.renamed import renamed
 from detr_exp.terminal import say
 from hydra_plugins.detr_exp._ledger import Job
 from hydra_plugins.detr_exp._sweep import Sweep, hash_of
@@ -56,7 +57,8 @@ class GridSweeper(Sweeper):
     def _jobs(self, arguments: list[str]) -> list[Job]:
         """The cartesian product of all values, in the order of the words; checked, unless that was done already."""
         loader, hydra = self.shared.loader, self.shared.config.hydra
-        words = grid.parsed(loader, [*(f"{key}={value}" for key, value in self.params.items()), *arguments])
+        params = renamed(hydra.job.config_name, (f"{key}={value}" for key, value in self.params.items()))
+        words = grid.parsed(loader, [*params, *arguments])
         if self.params or not grid.is_plain([*words, *grid.parsed(loader, hydra.overrides.hydra)]):
             for run in grid.typical(loader, hydra.job.config_name, words):
                 refuse_unready(run.cfg)

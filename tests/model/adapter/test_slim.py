@@ -236,7 +236,7 @@ def test_both_in_one_file(adapted: Path, tiny_run: list[str], tmp_path: Path) ->
 
 
 def test_export_knows_nothing_of_adapters(adapted: Path, tmp_path: Path) -> None:
-    given = [f"checkpoint={adapted}", "trainer/hardware=cpu", "export.pictures=2", "format=torchscript"]
+    given = [f"checkpoint={adapted}", "trainer/hardware=cpu", "export.images=2", "format=torchscript"]
     path = export_in(tmp_path, compose(given, config_name="export"))
     found = torch.jit.load(path)
     assert not [name for name, _ in found.named_parameters() if "lora" in name]

@@ -1,0 +1,39 @@
+"""Old names of keys."""
+
+from __future__ import annotations
+
+import logging
+
+import pytest
+from omegaconf import OmegaConf
+
+from detr_exp.config.compose import compose
+from detr_exp.config.renamed import RENAMED, renamed
+
+NAMES = [(config, old, new) for config, keys in RENAMED.items() for old, new in keys.items()]
+OTHERS = {
+    "benchmark": [],
+    "check_data": ["data.root=."],
+    "export": ["checkpoint=a.pth"],
+    "predict": ["checkpoint=a.pth", "source=a.jpg"],
+}
+
+
+@pytest.mark.parametrize(("config", "old", "new"), NAMES)
+def test_an_old_name_sets_the_key_and_says_its_name(
+    config: str, old: str, new: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    now = compose(OTHERS[config], config_name=config)
+    assert OmegaConf.select(now, old) is None
+    assert OmegaConf.select(now, new) not in (0, False)
+    with caplog.at_level(logging.WARNING):
+        cfg = compose([*OTHERS[config], f"{old}={'false' if config == 'predict' else 0}"], config_name=config)
+    assert OmegaConf.select(cfg, new) in (0, False)
+    assert [record.getMessage() for record in caplog.records] == [f"{old} has been renamed; use {new}=..."]
+
+
+def test_only_overrides_of_that_command_change() -> None:
+    words = ["--config-dir", "pictures", "++pictures=0,4", "data.pictures=1", "source=pictures=1", "~pictures"]
+    changed = ["--config-dir", "pictures", "++images=0,4", "data.pictures=1", "source=pictures=1", "~images"]
+    assert renamed("check_data", words) == changed
+    assert renamed("config", words) == words
