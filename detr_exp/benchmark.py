@@ -101,7 +101,7 @@ def benchmark_in(folder: Path, cfg: DictConfig) -> list[Measured]:
         if form not in (*IN_TORCH, *EXPORTED):
             raise ValueError(f"benchmark.forms has {form!r}; use some of {', '.join((*IN_TORCH, *EXPORTED))}")
     hardware, console = build.hardware(cfg), Console("rich")
-    picture = _picture(cfg.benchmark.image)
+    picture = _image(cfg.benchmark.image)
     rows: list[Measured] = []
     height, width = picture.shape[:2]
     console.line(f"{hardware.describe()}; {width} x {height} px picture; {cfg.benchmark.rounds} rounds")
@@ -290,13 +290,13 @@ def _labels(cfg: DictConfig, number: int) -> Labels:
     return KnownLabels(cfg.data.num_classes or number, keypoints=keypoints)
 
 
-def _picture(path: str | None) -> np.ndarray:
+def _image(path: str | None) -> np.ndarray:
     import numpy as np
 
-    from detr_exp.inference.detector import as_picture
+    from detr_exp.inference.detector import as_image
 
     noise = np.random.default_rng(0).integers(0, 256, (480, 640, 3), dtype=np.uint8)
-    return noise if path is None else as_picture(path)
+    return noise if path is None else as_image(path)
 
 
 def _times(call: Callable[[], object], rounds: int) -> list[float]:

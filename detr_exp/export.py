@@ -93,7 +93,7 @@ def export_in(folder: Path, cfg: DictConfig) -> Path:
         files = sorted(made.parent.iterdir(), key=lambda file: file == made)  # what belongs to it comes before it
         try:
             largest = None if settings.half else settings.max_difference
-            compare_outputs(expected, found, pictures_of(cfg, opened), largest)
+            compare_outputs(expected, found, comparison_images(cfg, opened), largest)
             if settings.max_map_drop is not None:
                 compare_map(cfg, cast("OnData", opened), found)
         except GateError:
@@ -155,13 +155,13 @@ def description(detector: Detector, graph: Graph, settings: DictConfig) -> Value
     }
 
 
-def pictures_of(cfg: DictConfig, opened: OnData | None) -> list[np.ndarray]:
+def comparison_images(cfg: DictConfig, opened: OnData | None) -> list[np.ndarray]:
     """The pictures on which outputs are compared."""
-    from detr_exp.inference.detector import as_picture
-    from detr_exp.inference.images import find_pictures
+    from detr_exp.inference.detector import as_image
+    from detr_exp.inference.images import find_images
 
     if cfg.export.source is not None:
-        return [as_picture(path) for path in find_pictures(cfg.export.source)[: cfg.export.images]]
+        return [as_image(path) for path in find_images(cfg.export.source)[: cfg.export.images]]
     split = cast("OnData", opened).data.split(cfg.data.split)
     return [split.picture(index) for index in range(min(cfg.export.images, len(split)))]
 

@@ -88,11 +88,11 @@ def predict_in(folder: Path, cfg: DictConfig) -> Path:
                 opened = list(readable(chunk, left_out))
                 found = detector.predict([picture for _, picture in opened], cfg.threshold)
                 for (item, picture), detections in zip(opened, found):
-                    output.add(item.name, item.place, picture.shape[:2], detections)
+                    output.add(item.name, item.stem, picture.shape[:2], detections)
                     objects += len(detections)
                 for (item, picture), detections in zip(opened, found):
                     if drawings is not None:
-                        draw(drawings / f"{item.place}.jpg", picture, detections, detector)
+                        draw(drawings / f"{item.stem}.jpg", picture, detections, detector)
                 pictures += len(opened)
                 meter(advance=len(chunk))
     finally:

@@ -41,7 +41,7 @@ from detr_exp.values import values_of
 
 log = logging.getLogger(__name__)
 ROOM, SMALL = 4, 1 << 22  # numbers a network may have for each one in its file, and in any case
-Picture = Image.Image | np.ndarray | torch.Tensor | str | Path | bytes
+ImageLike = Image.Image | np.ndarray | torch.Tensor | str | Path | bytes
 
 
 @dataclass
@@ -78,7 +78,7 @@ class Detector:
         return self
 
     @torch.inference_mode()
-    def predict(self, pictures: Picture | Sequence[Picture], threshold: float | None = None) -> list[Detections]:
+    def predict(self, pictures: ImageLike | Sequence[ImageLike], threshold: float | None = None) -> list[Detections]:
         """Find objects.
 
         Args:
@@ -92,8 +92,8 @@ class Detector:
         Raises:
             ValueError: a picture cannot be read, or is no picture.
         """
-        given = [pictures] if isinstance(pictures, Picture) else pictures
-        opened = [as_picture(picture) for picture in given]
+        given = [pictures] if isinstance(pictures, ImageLike) else pictures
+        opened = [as_image(picture) for picture in given]
         if not opened:
             return []
         size = self.network.image_size
@@ -250,7 +250,7 @@ def of_this_version(path: Path) -> Iterator[None]:
         ) from error
 
 
-def as_picture(picture: Picture) -> np.ndarray:
+def as_image(picture: ImageLike) -> np.ndarray:
     """`[H, W, 3]` uint8 RGB, upright: the same for a file, its content, and what was opened from it.
 
     Raises:

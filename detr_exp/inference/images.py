@@ -17,14 +17,14 @@ import numpy as np
 from detr_exp.data.files import files_below, is_picture
 from detr_exp.data.picture import SUFFIXES
 from detr_exp.data.whole import is_cut_short
-from detr_exp.inference.detector import as_picture
+from detr_exp.inference.detector import as_image
 
 if TYPE_CHECKING:
     from av import VideoFrame
     from av.container import InputContainer
     from av.video.stream import VideoStream
 
-FILMS = {".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm"}
+VIDEOS = {".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm"}
 _RESULTS = (".jpg", ".txt")  # what is made of a picture
 _LONGEST, _SHORT = 255, 200  # bytes of a file's name: what systems allow, and what is kept of one that is too long
 
@@ -39,12 +39,12 @@ class Item:
 
     Attributes:
         name: what results call it: its path; of a film the path and the number of the frame.
-        place: where files made from it lie, below a folder of theirs and without suffix; no two items share one.
+        stem: where files made from it lie, below a folder of theirs and without suffix; no two items share one.
         read: gives it upright, `[H, W, 3]` uint8 RGB; raises ValueError where it cannot.
     """
 
     name: str
-    place: str
+    stem: str
     read: Callable[[], np.ndarray]
 
 
@@ -63,15 +63,15 @@ def open_source(source: str, every: int = 1) -> tuple[Iterator[Item], int]:
     if source == "-":
         return iter([Item("-", "stdin", _from_stdin)]), 1
     path = Path(source).expanduser()
-    if path.suffix.lower() in FILMS and path.is_file():
+    if path.suffix.lower() in VIDEOS and path.is_file():
         return _frames(path, every)
-    found = find_pictures(path)
-    items = [Item(str(one), place, partial(as_picture, one)) for one, place in zip(found, places(found))]
+    found = find_images(path)
+    items = [Item(str(one), stem, partial(as_image, one)) for one, stem in zip(found, result_stems(found))]
     return iter(items), len(found)
 
 
-def places(paths: Sequence[Path]) -> list[str]:
-    """A place for the results of each picture: its path below the folder that all share, without suffix.
+def result_stems(paths: Sequence[Path]) -> list[str]:
+    """A stem for the results of each picture: its path below the folder that all share, without suffix.
 
     Where two would be the same (`a.jpg`, `a.png`, and `A.jpg` on some disks), or a result's name that of a folder, they
     keep their suffix, and get a number where that does not help or is too long for a name.
@@ -81,12 +81,12 @@ def places(paths: Sequence[Path]) -> list[str]:
     folders = {str(folder).casefold() for name in full for folder in Path(name).parents}
     tries = [0] * len(full)
     while True:
-        found = [_place(name, number, i) for i, (name, number) in enumerate(zip(full, tries))]
-        count = Counter(place.casefold() for place in found)
+        found = [_stem(name, number, i) for i, (name, number) in enumerate(zip(full, tries))]
+        count = Counter(stem.casefold() for stem in found)
         clashing = [
             i
-            for i, place in enumerate(found)
-            if (count[place.casefold()] > 1 and tries[i] != 1) or not _is_free(place, folders)
+            for i, stem in enumerate(found)
+            if (count[stem.casefold()] > 1 and tries[i] != 1) or not _is_free(stem, folders)
         ]
         if not clashing:
             return found
@@ -94,8 +94,8 @@ def places(paths: Sequence[Path]) -> list[str]:
             tries[i] += 1
 
 
-def _place(name: str, number: int, index: int) -> str:
-    """The first, second ... place that the results of a picture of this name may have; from the third on by its index,
+def _stem(name: str, number: int, index: int) -> str:
+    """The first, second ... stem that the results of a picture of this name may have; from the third on by its index,
     which no other has."""
     if number == 1:
         return name
@@ -105,13 +105,13 @@ def _place(name: str, number: int, index: int) -> str:
     return os.path.join(folder, last)
 
 
-def _is_free(place: str, folders: set[str]) -> bool:
-    """Whether files of results may have this place's name."""
-    fits = len(os.fsencode(os.path.basename(place))) + max(map(len, _RESULTS)) <= _LONGEST
-    return fits and not any(f"{place}{suffix}".casefold() in folders for suffix in _RESULTS)
+def _is_free(stem: str, folders: set[str]) -> bool:
+    """Whether files of results may have this stem's name."""
+    fits = len(os.fsencode(os.path.basename(stem))) + max(map(len, _RESULTS)) <= _LONGEST
+    return fits and not any(f"{stem}{suffix}".casefold() in folders for suffix in _RESULTS)
 
 
-def find_pictures(source: str | Path) -> list[Path]:
+def find_images(source: str | Path) -> list[Path]:
     """The picture `source`, those in the folder `source` and below, or those of a pattern, in the order of their names.
 
     Linked folders are followed; what they lead to is read once.
@@ -136,7 +136,7 @@ def find_pictures(source: str | Path) -> list[Path]:
 
 def _from_stdin() -> np.ndarray:
     try:
-        return as_picture(sys.stdin.buffer.read())
+        return as_image(sys.stdin.buffer.read())
     except ValueError as error:
         raise ValueError(
             f"what came from standard input is no picture ({error}); as in: cat photo.jpg | ... source=-"

@@ -43,7 +43,7 @@ class Coco:
         categories = [{"id": number, "name": name} for number, name in zip(detector.category_ids, detector.classes)]
         self.result: Values = {"images": [], "categories": categories, "annotations": []}
 
-    def add(self, name: str, place: str, size: tuple[int, int], found: Detections) -> None:
+    def add(self, name: str, stem: str, size: tuple[int, int], found: Detections) -> None:
         image_id = len(self.result["images"]) + 1
         image = {"id": image_id, "file_name": name, "width": size[1], "height": size[0]}
         self.result["images"].append(image)
@@ -86,7 +86,7 @@ class Yolo:
         self.folder, self.detector = claimed(folder / "labels", Path.mkdir), detector
         write(claimed(folder / "classes.txt"), encoded("\n".join(detector.classes) + "\n"))
 
-    def add(self, name: str, place: str, size: tuple[int, int], found: Detections) -> None:
+    def add(self, name: str, stem: str, size: tuple[int, int], found: Detections) -> None:
         sides = np.array(size[::-1])
         rows = []
         for i, (label, box) in enumerate(zip(found.labels.tolist(), found.boxes.numpy())):
@@ -104,7 +104,7 @@ class Yolo:
                 there = points[:, 2:] > SEEN
                 numbers += list((np.concatenate([points[:, :2] / sides, there * 2], axis=1) * there).flatten())
             rows.append(" ".join([str(label), *(f"{number:.6g}" for number in numbers)]))
-        path = self.folder / f"{place}.txt"
+        path = self.folder / f"{stem}.txt"
         path.parent.mkdir(parents=True, exist_ok=True)
         write(path, "".join(f"{row}\n" for row in rows))
 
@@ -119,7 +119,7 @@ class Table:
         self.file, self.detector = Growing(claimed(folder / "detections.csv")), detector
         self.rows: list[tuple[object, ...]] = [COLUMNS]
 
-    def add(self, name: str, place: str, size: tuple[int, int], found: Detections) -> None:
+    def add(self, name: str, stem: str, size: tuple[int, int], found: Detections) -> None:
         for score, label, box in zip(found.scores.tolist(), found.labels.tolist(), found.boxes.tolist()):
             numbers = (round(number, SURE) for number in (score, *box))
             self.rows.append((name, self.detector.classes[label], *numbers))

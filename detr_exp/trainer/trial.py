@@ -71,7 +71,7 @@ def pruner(told: Values) -> optuna.pruners.BasePruner:
     return pruners.MedianPruner(n_startup_trials=told["startup_trials"], n_warmup_steps=first)
 
 
-def mend(journal: Path) -> None:
+def repair_journal(journal: Path) -> None:
     """Cut off the line that a process was killed in the middle of.
 
     Raises:

@@ -26,13 +26,13 @@ class Job(NamedTuple):
 
     Attributes:
         number: its place in the order of the combinations.
-        words: all words of its command line.
+        overrides: all words of its command line.
         swept: those that differ between the runs.
         hash: of the swept words; the name of its folder.
     """
 
     number: int
-    words: list[str]
+    overrides: list[str]
     swept: list[str]
     hash: str
 

@@ -64,7 +64,7 @@ class RecordedTask:
                 env_override(self.environment | self.environment_of.get(job.hash, {})),
                 FileLock(folder / JOB_LOCK, timeout=PATIENCE),
             ):
-                if (folder / RECORD).exists() and not any(word.startswith("trainer.resume=") for word in job.words):
+                if (folder / RECORD).exists() and not any(word.startswith("trainer.resume=") for word in job.overrides):
                     cfg.trainer.resume = "auto"  # also where a scheduler starts the job again
                 value = self.task(cfg)
         except PrunedError as error:
@@ -83,7 +83,7 @@ class RecordedTask:
         except Exception as error:
             status = status_of(error)
             if status == "failed":
-                status = told_by_run(folder) or status  # several ranks: the error is about them
+                status = recorded_status(folder) or status  # several ranks: the error is about them
             self.ledger.record(job, started, status, reason=first_line(error))
             raise
         self.ledger.record(job, started, *judged(value))
@@ -95,7 +95,7 @@ class RecordedTask:
         return self.fail_fast and any(entry.status not in fine for entry in self.ledger.entries()[self.since :])
 
 
-def told_by_run(folder: Path) -> str | None:
+def recorded_status(folder: Path) -> str | None:
     """`nan` or `oom` where the record of a training says so."""
     try:
         status = RunRecord.load(folder).status

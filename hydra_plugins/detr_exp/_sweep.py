@@ -116,7 +116,7 @@ class Sweep:
         """The words that a launcher needs to start a job."""
         self.task.jobs[job.hash] = job
         return [
-            *job.words,
+            *job.overrides,
             "hydra.sweep.dir='{}'".format(str(self.folder).replace("'", r"\'")),
             f"hydra.sweep.subdir='{job.hash}'",  # a text, whatever number it looks like
         ]

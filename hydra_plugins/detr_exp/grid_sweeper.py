@@ -70,4 +70,4 @@ class GridSweeper(Sweeper):
         return jobs
 
     def _composed(self, job: Job) -> DictConfig:
-        return composition(self.shared.loader, self.shared.config.hydra.job.config_name, job.words).cfg
+        return composition(self.shared.loader, self.shared.config.hydra.job.config_name, job.overrides).cfg

@@ -19,7 +19,7 @@ from detr_exp.config.grid import OWN_KEYS, refuse_repeated
 from detr_exp.config.mistakes import ConfigError
 from detr_exp.terminal import say
 from detr_exp.tracker.base import RunRecord
-from detr_exp.trainer.trial import JOURNAL, STUDY, VARIABLE, mend, storage
+from detr_exp.trainer.trial import JOURNAL, STUDY, VARIABLE, repair_journal, storage
 from hydra_plugins.detr_exp._ledger import Entry, Job
 from hydra_plugins.detr_exp._parent import last_values
 from hydra_plugins.detr_exp._sweep import Sweep, hash_of
@@ -93,7 +93,7 @@ class OptunaSweeper(Sweeper):
                 for trial in self.study.trials
                 if trial.params.keys() == self.ranges.keys()
             }
-            self.shared.refuse_another_config(self.jobs.values(), lambda job: self._composed(job.words))
+            self.shared.refuse_another_config(self.jobs.values(), lambda job: self._composed(job.overrides))
             missing = self._missing()
             self.shared.run(self._trials(missing), missing, at_once=False, ended=self._tell)
         self._say_best()
@@ -128,7 +128,7 @@ class OptunaSweeper(Sweeper):
         lowest = {key: values[0] for key, values in options.items()}
         for key, values in options.items():
             for value in values:
-                yield [*self.fixed, *(word_of(*pair) for pair in (lowest | {key: value}).items())]
+                yield [*self.fixed, *(override_of(*pair) for pair in (lowest | {key: value}).items())]
 
     def _composed(self, words: list[str]) -> DictConfig:
         return composition(self.shared.loader, self.shared.config.hydra.job.config_name, words).cfg
@@ -141,7 +141,7 @@ class OptunaSweeper(Sweeper):
         """
         import optuna
 
-        mend(self.shared.folder / JOURNAL)
+        repair_journal(self.shared.folder / JOURNAL)
         study = optuna.create_study(
             study_name=STUDY,
             storage=storage(self.shared.folder),
@@ -179,7 +179,7 @@ class OptunaSweeper(Sweeper):
             if job is not None and entry is not None and entry.status != "killed":
                 self._tell(job, entry)  # it had ended, but nobody was there to tell
             else:
-                yield self._asked(trial)
+                yield self._started(trial)
             missing -= 1
         for _ in range(missing):
             self.study.sampler = self._sampler(len(self.study.trials))
@@ -187,7 +187,7 @@ class OptunaSweeper(Sweeper):
                 say(f"the search ends: {DRAWS} draws gave no point that has not diverged before")
                 return
             number = self.study.ask(self.ranges).number
-            yield self._asked(self.study.trials[number])
+            yield self._started(self.study.trials[number])
 
     def _avoid_diverged(self) -> bool:
         """See that the next point asked for is none at which a training has diverged; whether there is such a point.
@@ -212,7 +212,7 @@ class OptunaSweeper(Sweeper):
             self.study.enqueue_trial(fresh)
         return fresh is not None
 
-    def _asked(self, trial: optuna.trial.FrozenTrial) -> Job:
+    def _started(self, trial: optuna.trial.FrozenTrial) -> Job:
         if len(trial.params) < len(self.ranges):  # the sweep was killed while it asked
             import optuna
 
@@ -225,7 +225,7 @@ class OptunaSweeper(Sweeper):
             told = {"folder": str(self.shared.folder), "number": trial.number, "pruner": self.pruner}
             told |= {"min_epochs": self.min_epochs, "reduction_factor": self.reduction_factor}
             told |= {"startup_trials": self.startup_trials}
-            told |= {"max_epochs": OmegaConf.select(self._composed(job.words), "trainer.epochs", default=100)}
+            told |= {"max_epochs": OmegaConf.select(self._composed(job.overrides), "trainer.epochs", default=100)}
             self.shared.task.environment_of[job.hash] = {VARIABLE: json.dumps(told)}
         return job
 
@@ -239,7 +239,7 @@ class OptunaSweeper(Sweeper):
         return samplers.TPESampler(seed=seed, n_startup_trials=self.startup_trials, constant_liar=True)
 
     def _job(self, trial: optuna.trial.FrozenTrial) -> Job:
-        swept = [word_of(key, trial.params[key]) for key in self.ranges]
+        swept = [override_of(key, trial.params[key]) for key in self.ranges]
         return Job(trial.number, [*self.fixed, *swept], swept, hash_of([f"trial {trial.number}", *swept]))
 
     def _tell(self, job: Job, entry: Entry) -> None:
@@ -327,6 +327,6 @@ def ends_of(given: Any) -> tuple[float, ...]:
     return (given.low, given.high, *between)
 
 
-def word_of(key: str, value: Any) -> str:
+def override_of(key: str, value: Any) -> str:
     """`key=value`, a number with six digits."""
     return f"{key}={value:.6g}" if isinstance(value, float) else f"{key}={value}"

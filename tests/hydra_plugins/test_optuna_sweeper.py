@@ -16,7 +16,7 @@ from omegaconf import DictConfig
 
 from detr_exp.config.mistakes import ConfigError
 from detr_exp.trainer.run_status import PrunedError
-from detr_exp.trainer.trial import STUDY, VARIABLE, judge, mend, storage
+from detr_exp.trainer.trial import STUDY, VARIABLE, judge, repair_journal, storage
 
 optuna = pytest.importorskip("optuna")
 Sweep = Callable[..., Any]
@@ -199,9 +199,9 @@ def test_a_point_at_which_a_training_diverged_is_not_tried_again(sweep: Sweep) -
 def test_a_journal_loses_its_torn_line_and_is_refused_with_another(tmp_path: Path) -> None:
     journal = tmp_path / "journal"
     journal.write_bytes(b'{"a": 1}\n{"a": 2}\n{"a"')
-    mend(journal)
+    repair_journal(journal)
     assert journal.read_bytes() == b'{"a": 1}\n{"a": 2}\n'
     journal.write_bytes(damaged := b'{"a": 1}\n\0\0\0\n{"a": 2}\n')
     with pytest.raises(ConfigError, match=r"journal is damaged at line 2 of 3 .*hydra\.sweep\.dir="):
-        mend(journal)
+        repair_journal(journal)
     assert journal.read_bytes() == damaged

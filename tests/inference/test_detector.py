@@ -23,7 +23,7 @@ from detr_exp import evaluate
 from detr_exp.config.compose import compose
 from detr_exp.data.picture import read_picture
 from detr_exp.export_weights import export_weights_in
-from detr_exp.inference.detector import Detector, _without_downloads, as_picture, load
+from detr_exp.inference.detector import Detector, _without_downloads, as_image, load
 from detr_exp.structures import Detections
 
 
@@ -221,11 +221,11 @@ def test_a_picture_is_the_same_through_every_door(kind: str, turned: int, tmp_pa
     assert expected.shape == ((6, 9, 3) if turned == 1 else (9, 6, 3))
     assert len(np.unique(expected)) > (1 if kind == "bits" else 8)
     with Image.open(path) as opened:
-        again = [as_picture(str(path)), as_picture(path.read_bytes()), as_picture(opened), as_picture(opened.copy())]
+        again = [as_image(str(path)), as_image(path.read_bytes()), as_image(opened), as_image(opened.copy())]
     for found in again:
         np.testing.assert_array_equal(found, expected)
     planes = torch.from_numpy(expected).permute(2, 0, 1)
-    for found in (as_picture(expected), as_picture(planes), as_picture(planes / 255), as_picture(expected / 255)):
+    for found in (as_image(expected), as_image(planes), as_image(planes / 255), as_image(expected / 255)):
         np.testing.assert_array_equal(found, expected)
 
 
@@ -234,10 +234,10 @@ def test_arrays_are_taken_as_they_are_from_files(tmp_path: Path) -> None:
     cv2.imwrite(str(tmp_path / "colours.png"), np.stack([GREY, GREY[::-1], GREY // 2], axis=2))
     colours = np.stack([GREY // 2, GREY[::-1], GREY], axis=2)
     for values, name in ((GREY, "grey.png"), (GREY[..., None].astype(">u2"), "grey.png"), (colours, "colours.png")):
-        np.testing.assert_array_equal(as_picture(values), read_picture(tmp_path / name))
-    np.testing.assert_array_equal(as_picture(RGBA), RGBA[..., :3])
-    np.testing.assert_array_equal(as_picture(torch.from_numpy(RGBA).permute(2, 0, 1)), RGBA[..., :3])
-    np.testing.assert_array_equal(as_picture(RGBA[..., 0] > 99)[..., 2], np.where(RGBA[..., 0] > 99, 255, 0))
+        np.testing.assert_array_equal(as_image(values), read_picture(tmp_path / name))
+    np.testing.assert_array_equal(as_image(RGBA), RGBA[..., :3])
+    np.testing.assert_array_equal(as_image(torch.from_numpy(RGBA).permute(2, 0, 1)), RGBA[..., :3])
+    np.testing.assert_array_equal(as_image(RGBA[..., 0] > 99)[..., 2], np.where(RGBA[..., 0] > 99, 255, 0))
 
 
 @pytest.mark.parametrize("values", [(-2.1, 2.6), (0.0, 255.0), (0.0, float("nan")), (0.0, float("inf"))])
@@ -246,8 +246,8 @@ def test_floats_outside_their_range_are_refused(values: tuple[float, float]) -> 
     tensor[0, 0, :2] = torch.tensor(values)
     for picture in (tensor, tensor.half(), tensor.permute(1, 2, 0).numpy()):
         with pytest.raises(ValueError, match=r"have to be in 0\.\.1"):
-            as_picture(picture)
-    assert as_picture(torch.full((3, 4, 4), 1 + 1e-4)).max() == 255  # what interpolation leaves
+            as_image(picture)
+    assert as_image(torch.full((3, 4, 4), 1 + 1e-4)).max() == 255  # what interpolation leaves
 
 
 def test_a_damaged_picture_is_refused_through_every_door(tmp_path: Path) -> None:
@@ -258,7 +258,7 @@ def test_a_damaged_picture_is_refused_through_every_door(tmp_path: Path) -> None
     with Image.open(path) as opened:
         for picture in (path, path.read_bytes(), opened):
             with pytest.raises(ValueError, match="nothing but zeros"):
-                as_picture(picture)
+                as_image(picture)
 
 
 def test_further_frames_are_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -271,7 +271,7 @@ def test_further_frames_are_said(tmp_path: Path, caplog: pytest.LogCaptureFixtur
         caplog.clear()
         with Image.open(path) as opened:
             for picture in (path, path.read_bytes(), opened):
-                np.testing.assert_array_equal(as_picture(picture), np.asarray(frames[0]))
+                np.testing.assert_array_equal(as_image(picture), np.asarray(frames[0]))
         assert caplog.text.count("only the first frame") == 3
 
 
@@ -343,4 +343,4 @@ def test_a_config_of_a_giant_is_refused_before_its_memory_is_touched(trained: Pa
 @pytest.mark.parametrize("thing", [[[0, 1]], bytearray(b"x"), None, io.BytesIO(b"x")])
 def test_what_is_no_picture_at_all_is_told(thing):
     with pytest.raises(ValueError, match="is no picture; give a path"):
-        as_picture(thing)
+        as_image(thing)

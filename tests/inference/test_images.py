@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from detr_exp.inference.images import _upright, places
+from detr_exp.inference.images import _upright, result_stems
 
 
 @pytest.mark.parametrize(
@@ -27,7 +27,7 @@ from detr_exp.inference.images import _upright, places
     ],
 )
 def test_no_two_pictures_share_a_place(paths: list[str], expected: list[str]) -> None:
-    found = places([Path(path) for path in paths])
+    found = result_stems([Path(path) for path in paths])
     assert found == expected
     assert len(set(found)) == len(found)
 

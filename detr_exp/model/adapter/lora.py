@@ -91,10 +91,10 @@ class LoRA:
             ValueError: a pattern finds nothing, or there is nothing to adapt.
         """
         trained = {name: parameter for name, parameter in network.named_parameters() if parameter.requires_grad}
-        whole = {*anew, *_found("modules_to_save", self.saved, trained)}
+        whole = {*anew, *_matching("modules_to_save", self.saved, trained)}
         linear = {id(weight) for weight in _linear_weights(network)}
         candidates = [name for name, weight in trained.items() if id(weight) in linear]
-        found = candidates if self.targets is None else _found("target_modules", self.targets, candidates)
+        found = candidates if self.targets is None else _matching("target_modules", self.targets, candidates)
         chosen = [name for name in found if name not in whole]
         if not chosen:
             raise ValueError(
@@ -105,7 +105,7 @@ class LoRA:
             parameter.requires_grad_(name in whole)
         for weight in [trained[name] for name in chosen]:
             low_rank = LowRank(weight, self.rank, self.scale, self.dropout)
-            for module, kind in _places(network, weight):  # a weight that several layers share stays shared
+            for module, kind in _locations(network, weight):  # a weight that several layers share stays shared
                 parametrize.register_parametrization(module, kind, low_rank)
 
 
@@ -115,7 +115,7 @@ def _linear_weights(network: nn.Module) -> Iterable[Tensor]:
         yield from (tensor for kind, tensor in module.named_parameters(recurse=False) if kind in kinds)
 
 
-def _places(network: nn.Module, weight: Tensor) -> list[tuple[nn.Module, str]]:
+def _locations(network: nn.Module, weight: Tensor) -> list[tuple[nn.Module, str]]:
     return [
         (module, kind)
         for module in network.modules()
@@ -141,7 +141,7 @@ def _parsed(key: str, patterns: list[str] | None) -> list[re.Pattern[str]] | Non
     return parsed
 
 
-def _found(key: str, patterns: list[re.Pattern[str]], names: Collection[str]) -> list[str]:
+def _matching(key: str, patterns: list[re.Pattern[str]], names: Collection[str]) -> list[str]:
     """Those of the names that a pattern finds.
 
     Raises:

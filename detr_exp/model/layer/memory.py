@@ -47,7 +47,7 @@ class Memory(NamedTuple):
             return boxes
         finest = self.padding[0]
         canvas = torch.tensor([finest.shape[2], finest.shape[1]], device=boxes.device)
-        return boxes * (picture_extent(finest) / canvas).repeat(1, 2)[:, None]
+        return boxes * (image_extent(finest) / canvas).repeat(1, 2)[:, None]
 
     def proposals(self) -> tuple[Tensor, Tensor]:
         """A square box on every cell, 0.05 of the picture on the first level and twice as large on each further one.
@@ -60,7 +60,7 @@ class Memory(NamedTuple):
         for level, (height, width) in enumerate(self.shapes):
             extent = torch.tensor([[width, height]], device=device)
             if self.padding is not None:
-                extent = picture_extent(self.padding[level])
+                extent = image_extent(self.padding[level])
             x = torch.arange(width, device=device).expand(height, width)
             y = torch.arange(height, device=device)[:, None].expand(height, width)
             center = (torch.stack([x, y], dim=-1) + 0.5) / extent[:, None, None].float()
@@ -70,6 +70,6 @@ class Memory(NamedTuple):
         return proposals, valid if padded is None else valid & ~padded
 
 
-def picture_extent(padding: Tensor) -> Tensor:
+def image_extent(padding: Tensor) -> Tensor:
     """`[B, h, w]` bool, True on padding -> `[B, 2]` (columns, rows) of cells that show the picture."""
     return torch.stack([(~padding[:, 0]).sum(-1), (~padding[:, :, 0]).sum(-1)], dim=-1)
