@@ -232,13 +232,15 @@ def gigaflops(network: Network) -> float:
     import torch
     from torch.utils.flop_counter import FlopCounterMode
 
+    from detr_exp.structures import predicted
+
     own = copy.deepcopy(network).to("meta").eval()
     for parameter in own.parameters():
         parameter.requires_grad_(False)  # with gradients it looks for their functions
     for compiled in ("body", "_compiled_call_impl"):
         own.__dict__.pop(compiled, None)
     with torch.device("meta"), torch.no_grad(), FlopCounterMode(display=False) as counter:
-        masks = own(torch.empty(1, 3, *own.image_size)).pred.masks
+        masks = predicted(own(torch.empty(1, 3, *own.image_size)).pred, "masks")
         if masks is not None:
             masks.dense()
     return counter.get_total_flops() / 1e9

@@ -16,7 +16,7 @@ from typing import Any, Protocol, TypeVar, runtime_checkable
 import numpy as np
 from torch import Tensor, nn
 
-from detr_exp.structures import Detections, Outputs, Targets
+from detr_exp.structures import Detections, Outputs, Target, Targets
 from detr_exp.values import Values
 
 T = TypeVar("T")
@@ -148,6 +148,20 @@ class Compiling(Protocol):
     """A matcher a part of which can be compiled, in place."""
 
     def compile(self) -> Any: ...
+
+
+class Operation(Protocol):
+    """A random change of a training image and of all that is known of its objects."""
+
+    def __call__(self, rng: np.random.Generator, image: np.ndarray, target: Target, /) -> tuple[np.ndarray, Target]:
+        """The changed image and target, new ones or the same.
+
+        Args:
+            rng: of this image in this epoch: the only source of chance.
+            image: `[H, W, 3]` uint8, RGB, at the size at which the network sees it; to be kept.
+            target: its objects, boxes cxcywh in 0..1. Whatever moves pixels moves boxes, masks and keypoints as well;
+                `Target.kept` drops objects.
+        """
 
 
 class Metric(Protocol):

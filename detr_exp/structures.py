@@ -60,6 +60,7 @@ class Target:
         masks: `[n, H, W]` bool at the size of the network's input, or None.
         keypoints: `[n, K, 3]` float32 (x, y in 0..1, visibility 0/1/2; unlabelled points are all zero), or None.
         extra: `[n, ...]`, by name: what else is known of the objects, for loss terms of one's own.
+        image_extra: `[...]`, by name: the same of the whole image.
     """
 
     labels: Tensor
@@ -67,6 +68,16 @@ class Target:
     masks: Tensor | None = None
     keypoints: Tensor | None = None
     extra: dict[str, Tensor] = field(default_factory=dict)
+    image_extra: dict[str, Tensor] = field(default_factory=dict)
+
+    def kept(self, keep: Tensor) -> Target:
+        """Only some of the objects, with all that is known of them.
+
+        Args:
+            keep: `[n]` bool, or the indices of the objects in their new order.
+        """
+        parts = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "image_extra"}
+        return replace(self, **{name: mapped(part, lambda tensor: tensor[keep]) for name, part in parts.items()})
 
 
 @dataclass
@@ -80,6 +91,7 @@ class Targets:
         masks: `[T, H, W]` bool, or None.
         keypoints: `[T, K, 3]` float32, or None.
         extra: `[T, ...]`, by name.
+        image_extra: `[B, ...]`, by name.
     """
 
     labels: Tensor
@@ -88,10 +100,31 @@ class Targets:
     masks: Tensor | None = None
     keypoints: Tensor | None = None
     extra: dict[str, Tensor] = field(default_factory=dict)
+    image_extra: dict[str, Tensor] = field(default_factory=dict)
 
     @classmethod
     def pack(cls, targets: list[Target]) -> Targets:
-        """Concatenate per-image targets in order; optional fields must be present in all of them or in none."""
+        """Concatenate per-image targets in order; optional fields must be present in all of them or in none.
+
+        Raises:
+            ValueError: `extra` or `image_extra` have other names, or fields of other shapes, in some of them.
+        """
+
+        def gathered(fields_of: list[dict[str, Tensor]], put: Callable[[list[Tensor]], Tensor]) -> dict[str, Tensor]:
+            if wrong := {name for one in fields_of for name in one if not all(name in other for other in fields_of)}:
+                raise ValueError(
+                    f"some images have {', '.join(sorted(wrong))} and others have not; a source gives every image of "
+                    "a split the same fields, with no rows where there are no objects"
+                )
+            made = {}
+            for name in fields_of[0]:
+                try:
+                    made[name] = put([one[name] for one in fields_of])
+                except RuntimeError as error:
+                    raise ValueError(
+                        f"{name!r} has not the same shape in all images ({error}); give it one for all"
+                    ) from error
+            return made
 
         def joined(name: str) -> Tensor | None:
             parts = [getattr(target, name) for target in targets]
@@ -103,7 +136,8 @@ class Targets:
             counts=tuple(len(target.labels) for target in targets),
             masks=joined("masks"),
             keypoints=joined("keypoints"),
-            extra={name: torch.cat([target.extra[name] for target in targets]) for name in targets[0].extra},
+            extra=gathered([target.extra for target in targets], torch.cat),
+            image_extra=gathered([target.image_extra for target in targets], torch.stack),
         )
 
     def __len__(self) -> int:

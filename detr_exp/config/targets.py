@@ -177,8 +177,9 @@ def refuse_incomplete(made: Made, key: str, target: str) -> Made:
         "matcher": Matcher,
         "metric": protocols.Metric,
         "tracker": protocols.Tracker,
+        "data.augment.operations": protocols.Operation,
     }
-    contract = contracts.get(key)
+    contract = contracts.get(re.sub(r"\[\d+\]", "", key))
     if contract is not None and (lacking := protocols.missing(made, contract)):
         raise ConfigError(
             f"{key}: {target} has no {', '.join(lacking)}; it needs all that {contract.__module__}.{contract.__name__} "

@@ -4,16 +4,20 @@ Zoom-out, crop, flips and resize are drawn on the boxes alone and end in one pla
 that rectangle of the output, mirrored or not, in these colours. Pixels, masks and keypoints then follow the plan, each
 in one step (`render.py`). A mosaic is four plans that share an output, a mix two outputs that are blended. The
 distributions are those of torchvision's transforms v2 in the order RT-DETR applies them (photometric distortion,
-zoom-out, IoU crop, flip, resize), and RF-DETR's resize-crop.
+zoom-out, IoU crop, flip, resize), and RF-DETR's resize-crop. Operations of one's own come last: each is given the
+rendered image and its objects, and gives back both.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from detr_exp.data.colour import Colour
+from detr_exp.protocols import Operation
+from detr_exp.structures import Target, leaves
 
 # Random IoU crop (Liu et al. 2016, SSD): relative sides, aspect ratio, least overlap with some box, tries per overlap.
 CROP_SCALE = (0.3, 1.0)
@@ -81,6 +85,7 @@ class Augment:
         vertical_flip: mirror top and bottom; for pictures without an up, such as microscopy or aerial views.
         mosaic: four pictures in one, each in a tile of its own, cropped and coloured but not zoomed out.
         mixup: a second picture (or mosaic) shines through, with its objects.
+        operations: of one's own, after all others; part of the strong augmentation.
 
     Raises:
         ValueError: a probability outside 0..1, or a zoom below 1.
@@ -98,6 +103,7 @@ class Augment:
         vertical_flip: float = 0.0,
         mosaic: float = 0.0,
         mixup: float = 0.0,
+        operations: Sequence[Operation] = (),
     ) -> None:
         chances = {
             "photometric": photometric,
@@ -120,6 +126,7 @@ class Augment:
         self.iou_crop, self.resize_crop = iou_crop, resize_crop
         self.flip, self.vertical_flip = flip, vertical_flip
         self.mosaic, self.mixup = mosaic, mixup
+        self.operations = tuple(operations)
 
     def layers(self, rng: np.random.Generator, picture: int, count: int, out: tuple[int, int]) -> list[Tiles]:
         """Which pictures a training sample is made of: one layer of tiles, or two that are blended.
@@ -182,6 +189,33 @@ class Augment:
         flips = rng.random(2) < (self.flip, self.vertical_flip)
         mirrored, upended = (flips & flippable).tolist()
         return planned(size, boxes_xyxy, out, view, centred, mirrored, upended, colour, tile)
+
+    def operated(self, rng: np.random.Generator, image: np.ndarray, target: Target) -> tuple[np.ndarray, Target]:
+        """An image `[H, W, 3]` uint8 and its objects after the operations of one's own.
+
+        Raises:
+            ValueError: an operation gives back what no batch can be made of.
+        """
+        for operation in self.operations:
+            shape = image.shape
+            image, target = operation(rng, image, target)
+            _refuse_spoiled(operation, shape, image, target)
+        return image, target
+
+
+def _refuse_spoiled(operation: Operation, shape: tuple[int, ...], image: np.ndarray, target: Target) -> None:
+    objects = (target.labels, target.boxes, target.masks, target.keypoints, target.extra)
+    rows = [len(tensor) for tensor in leaves(list(objects))]
+    wrong = None
+    if not isinstance(image, np.ndarray) or image.dtype != np.uint8 or image.shape != shape:
+        wrong = "another kind of image; it has to keep its size and type"
+    elif min(rows) != max(rows):
+        wrong = f"{', '.join(map(str, rows))} rows of labels, boxes ...; Target.kept drops objects from all of them"
+    elif not bool(target.boxes.isfinite().all()) or bool((target.boxes[:, 2:] <= 0).any()):
+        wrong = "boxes without area or that are not finite; leave these objects out, target.kept(...)"
+    if wrong is not None:
+        name = getattr(operation, "__qualname__", type(operation).__qualname__)
+        raise ValueError(f"data.augment.operations: {name} gives back {wrong}")
 
 
 def plain(size: tuple[int, int], boxes_xyxy: np.ndarray, out: tuple[int, int]) -> Plan:

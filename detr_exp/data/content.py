@@ -11,6 +11,7 @@ import numpy as np
 from detr_exp.values import Values
 
 SPLITS = ("train", "val", "test")
+TARGET_FIELDS = ("labels", "boxes", "masks", "keypoints")  # of `structures.Target`, and no names of others
 
 
 @dataclass
@@ -48,12 +49,33 @@ class Objects:
         segments: per object a list of polygons `[x0, y0, x1, y1, ...]`, an RLE dict, an `[H, W]` bool array, or None
             where nothing is known but the box; None where the split has no masks at all.
         keypoints: `[n, K, 3]` float32 x, y, visibility 0/1/2; None where the split has none.
+        extra: `[n, ...]` numbers, by name: what else is known of each object. It stays with its object through
+            augmentation and arrives at the loss terms. Every image of a split has the same names.
+        image_extra: `[...]` numbers, by name, of the whole image; likewise, but such images make no mosaics and mixes.
+
+    Raises:
+        ValueError: `extra` has not one row for each object, is not of numbers, or bears the name of another field.
     """
 
     categories: np.ndarray
     boxes_xyxy: np.ndarray
     segments: list[Segment | None] | None = None
     keypoints: np.ndarray | None = None
+    extra: dict[str, np.ndarray] = field(default_factory=dict)
+    image_extra: dict[str, np.ndarray] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for name, values in (*self.extra.items(), *self.image_extra.items()):
+            if not isinstance(values, np.ndarray) or values.dtype.kind not in "biuf":
+                raise ValueError(f"an image has {name!r} that is no array of numbers: give it as one, np.asarray(...)")
+            if name in TARGET_FIELDS or (name in self.extra and name in self.image_extra):
+                raise ValueError(f"an image has a second field {name!r}; give it another name, my_{name}")
+        for name, values in self.extra.items():
+            if values.ndim == 0 or len(values) != len(self):
+                raise ValueError(
+                    f"an image has {len(self)} objects, but {name!r} of the shape {list(values.shape)}; give it one "
+                    f"row for each object, or put what belongs to the whole image into image_extra"
+                )
 
     def __len__(self) -> int:
         return len(self.categories)

@@ -217,7 +217,10 @@ class Samples(Dataset[Sample]):
                 targets.append(self.target(objects, plan))
             pixels.append(layer(pastes))
         image = blended(pixels, rng.uniform(*MIX_SHARE)) if len(pixels) > 1 else pixels[0]
-        return Sample(_tensor(image), together(targets), self.split.size(first), self.split.image_ids[first])
+        target = together(targets)
+        if strong:
+            image, target = augment.operated(rng, image, target)
+        return Sample(_tensor(image), target, self.split.size(first), self.split.image_ids[first])
 
 
 def _tensor(pixels: np.ndarray) -> torch.Tensor:

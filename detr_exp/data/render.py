@@ -116,15 +116,26 @@ def target_of(
         boxes=torch.from_numpy(boxes.astype(np.float32)),
         masks=masks,
         keypoints=keypoints,
+        extra={name: torch.from_numpy(values[plan.keep]) for name, values in objects.extra.items()},
+        image_extra={name: torch.from_numpy(values.copy()) for name, values in objects.image_extra.items()},
     )
 
 
 def together(targets: Sequence[Target]) -> Target:
-    """The objects of several pictures that became one."""
+    """The objects of several pictures that became one.
+
+    Raises:
+        ValueError: something is known of each of these pictures as a whole.
+    """
     if len(targets) == 1:
         return targets[0]
     packed = Targets.pack(list(targets))
-    return Target(packed.labels, packed.boxes, packed.masks, packed.keypoints)
+    if packed.image_extra:
+        raise ValueError(
+            f"{', '.join(packed.image_extra)} of a whole image cannot be that of several in one; leave out what puts "
+            "images together: data.augment.mosaic=0 data.augment.mixup=0"
+        )
+    return Target(packed.labels, packed.boxes, packed.masks, packed.keypoints, packed.extra)
 
 
 def _resized(pixels: np.ndarray, height: int, width: int) -> np.ndarray:

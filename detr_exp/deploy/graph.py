@@ -21,7 +21,7 @@ from detr_exp.model.head.keypoint import rows, with_keypoints
 from detr_exp.model.layer.deformable_attention import DeformableAttention
 from detr_exp.model.postprocess import best_in_pixels
 from detr_exp.protocols import KeypointScored, Network
-from detr_exp.structures import Prediction
+from detr_exp.structures import Prediction, predicted
 
 
 class Graph(nn.Module):
@@ -77,12 +77,13 @@ class Graph(nn.Module):
     def _detections(self, pred: Prediction, image_sizes: Tensor) -> tuple[Tensor, ...]:
         network = self.network
         best = best_in_pixels(network, pred, image_sizes)
-        if pred.masks is not None:
-            return *best[:3], pred.masks._replace(queries=rows(pred.masks.queries, best.queries)).dense()
-        if pred.keypoints is None:
+        masks, keypoints = predicted(pred, "masks"), predicted(pred, "keypoints")
+        if masks is not None:
+            return *best[:3], masks._replace(queries=rows(masks.queries, best.queries)).dense()
+        if keypoints is None:
             return best[:3]
         alpha = network.score_alpha if isinstance(network, KeypointScored) else 0.0
-        return with_keypoints(best, pred.keypoints, pred.boxes, network.keypoint_counts, image_sizes, alpha)
+        return with_keypoints(best, keypoints, pred.boxes, network.keypoint_counts, image_sizes, alpha)
 
 
 def resized(images: Tensor, size: tuple[int, int]) -> Tensor:
@@ -102,5 +103,6 @@ def sample_discretely(network: Network) -> None:
 
 
 def _plain(pred: Prediction) -> tuple[Tensor, ...]:
-    parts = (pred.logits, pred.boxes, None if pred.masks is None else pred.masks.dense(), pred.keypoints)
+    masks = predicted(pred, "masks")
+    parts = (pred.logits, pred.boxes, None if masks is None else masks.dense(), predicted(pred, "keypoints"))
     return tuple(part for part in parts if part is not None)

@@ -58,7 +58,8 @@ class Term:
 
     def applies(self, stack: Stack, targets: Targets) -> bool:
         """Whether these predictions are asked for this term."""
-        annotated = {**targets.extra, "masks": targets.masks, "keypoints": targets.keypoints}
+        own = targets.extra | targets.image_extra
+        annotated: dict[str, Tensor | None] = {**own, "masks": targets.masks, "keypoints": targets.keypoints}
         return (
             stack.place <= set(self.at)
             and all(predicted(stack.prediction, name) is not None for name in self.needs)

@@ -170,7 +170,13 @@ def crowded(run: Run, network: Network, images: int, most_targets: int) -> Batch
     if "keypoints" in network.tasks and run.data.keypoints is not None:
         keypoints = torch.tensor([0.5, 0.5, 2.0]).expand(count, max(run.data.keypoints.counts), 3).clone()
     boxes = torch.tensor([0.5, 0.5, 0.2, 0.2]).expand(count, 4).clone()
-    target = Target(torch.zeros(count, dtype=torch.int64), boxes, masks, keypoints)
+    train = run.data.train
+    known = next((objects for i in range(len(train)) if len(objects := train.objects(i))), train.objects(0))
+    target = Target(
+        *(torch.zeros(count, dtype=torch.int64), boxes, masks, keypoints),
+        extra={name: torch.from_numpy(values[[0] * count]) for name, values in known.extra.items()},
+        image_extra={name: torch.from_numpy(values.copy()) for name, values in known.image_extra.items()},
+    )
     return Batch(
         images=torch.full((images, height, width, 3), 127, dtype=torch.uint8),
         targets=Targets.pack([target] * images),

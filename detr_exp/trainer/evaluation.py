@@ -6,7 +6,6 @@ import logging
 import math
 import time
 from collections.abc import Callable, Iterable
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +13,7 @@ from torch import Tensor, nn
 from detr_exp.data.loader import batches
 from detr_exp.protocols import Metric, Network
 from detr_exp.signals import Interrupt, Interrupted
-from detr_exp.structures import Batch, Detections, Outputs
+from detr_exp.structures import Batch, Detections, Outputs, mapped
 from detr_exp.trainer import distributed
 from detr_exp.trainer.precision import Precision
 
@@ -107,13 +106,9 @@ def judged(values: dict[str, float]) -> dict[str, float]:
     return dict.fromkeys(values, math.nan) | {"nonfinite": count}
 
 
-def as_float32(value: Any) -> Any:
-    """A nest of named tuples with every half-precision tensor as float32: losses and box maths are computed in it."""
-    if isinstance(value, Tensor):
-        return value.float() if value.dtype in (torch.bfloat16, torch.float16) else value
-    if isinstance(value, tuple):
-        return type(value)(*(as_float32(item) for item in value))
-    return value
+def as_float32(outputs: Outputs) -> Outputs:
+    """Outputs with every half-precision tensor as float32: losses and box maths are computed in it."""
+    return mapped(outputs, lambda part: part.float() if part.dtype in (torch.bfloat16, torch.float16) else part)
 
 
 def headline(found: dict[str, float]) -> dict[str, float]:
