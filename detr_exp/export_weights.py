@@ -17,6 +17,7 @@ from detr_exp.writing import write
 
 if TYPE_CHECKING:
     from detr_exp.inference.detector import Detector
+    from detr_exp.model.decoder.rtdetr import RTDETRDecoder
     from detr_exp.model.rtdetrv2 import RTDETRv2
 
 USAGE = """\
@@ -50,9 +51,10 @@ def export_weights_in(folder: Path, cfg: DictConfig) -> Path:
         the folder for transformers, or the file in it.
 
     Raises:
-        ValueError: the checkpoint cannot be read, or the format has no words for its network.
+        ValueError: the checkpoint cannot be read, or the format cannot express its network.
     """
     from detr_exp.inference.detector import find, load
+    from detr_exp.model.decoder.rtdetr import RTDETRDecoder
     from detr_exp.model.rtdetrv2 import RTDETRv2
 
     if cfg.format not in FORMATS:
@@ -61,10 +63,11 @@ def export_weights_in(folder: Path, cfg: DictConfig) -> Path:
         return write_safetensors(folder, find(cfg.checkpoint), cfg.allow_targets)
     detector = load(cfg.checkpoint, allow_targets=cfg.allow_targets)
     network = detector.network
-    if not isinstance(network, RTDETRv2):
+    if not isinstance(network, RTDETRv2) or not isinstance(network.decoder, RTDETRDecoder):
+        part = network.decoder if isinstance(network, RTDETRv2) else network
         raise ValueError(
-            f"{detector.path} holds a {type(network).__name__}, and only RT-DETR can be exported "
-            "this way; give a checkpoint of model=rtdetrv2"
+            f"{detector.path} holds {type(part).__name__}, and format={cfg.format} is only for RT-DETR with its own "
+            "decoder; give a checkpoint of model=rtdetrv2, or use format=safetensors"
         )
     network.cpu()
     write = {"huggingface": write_huggingface, "official": write_official}[cfg.format]
@@ -96,10 +99,10 @@ def write_huggingface(folder: Path, detector: Detector, network: RTDETRv2) -> Pa
 
     model = cast(Values, OmegaConf.to_container(detector.cfg.model, resolve=True))
     config = huggingface_config(model, detector.classes)
-    state = without_layers_beyond(network.state_dict(), network.decoder.eval_idx)
+    state = without_layers_beyond(network.state_dict(), cast("RTDETRDecoder", network.decoder).eval_idx)
     state = to_huggingface(state, num_points=model["num_points"])
     height, width = network.image_size
-    pictures = {
+    preprocessor = {
         "image_processor_type": "RTDetrImageProcessor",
         "do_resize": True,
         "size": {"height": height, "width": width},
@@ -112,7 +115,7 @@ def write_huggingface(folder: Path, detector: Detector, network: RTDETRv2) -> Pa
     tensors = {name: tensor.contiguous() for name, tensor in state.items()}
     write(folder / "model.safetensors", serialised(tensors, {"format": "pt"}))
     write(folder / "config.json", json.dumps(config, indent=2) + "\n")
-    write(folder / "preprocessor_config.json", json.dumps(pictures, indent=2) + "\n")
+    write(folder / "preprocessor_config.json", json.dumps(preprocessor, indent=2) + "\n")
     return folder
 
 

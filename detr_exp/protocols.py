@@ -27,16 +27,38 @@ def missing(thing: object, protocol: type) -> list[str]:
     """Members of a protocol that an object or a class does not have; in their order."""
     wanted = [*protocol.__annotations__, *vars(protocol)]
     names = dict.fromkeys(name for name in wanted if name == "__call__" or not name.startswith("_"))
-    return [_told(thing, name) for name in names if not _has(thing, name)]
+    return list(dict.fromkeys(_shown(thing, name) for name in names if not _has(thing, name)))
+
+
+def complete(part: T, contract: type, key: str, target: str) -> T:
+    """A part of an experiment, unless it lacks members of its contract.
+
+    Args:
+        part: an object, or a class whose objects are made later.
+        contract: a protocol.
+        key: of the part in the config.
+        target: the class or function that made it.
+
+    Raises:
+        ValueError: names the members.
+    """
+    if lacking := missing(part, contract):
+        raise ValueError(
+            f"{key}: {target} has no {', '.join(lacking)}; it needs all that {contract.__module__}.{contract.__name__} "
+            f"lists: add what is missing, or choose another, {key.replace('.', '/')}=..."
+        )
+    return part
 
 
 def _has(thing: object, name: str) -> bool:
+    if isinstance(thing, nn.Module) and name in ("__call__", "forward"):
+        return type(thing).forward is not nn.Module.forward  # which every module inherits
     if name == "__call__":
-        return callable(thing) and not (isinstance(thing, nn.Module) and type(thing).forward is nn.Module.forward)
+        return callable(thing)
     return hasattr(type(thing), name) or hasattr(thing, name)  # of a property it is enough that the class has it
 
 
-def _told(thing: object, name: str) -> str:
+def _shown(thing: object, name: str) -> str:
     return "forward" if name == "__call__" and isinstance(thing, nn.Module) else name
 
 
@@ -112,6 +134,16 @@ class Backbone(Protocol):
 
     def set_gradient_checkpointing(self, enabled: bool = True) -> None:
         """Recompute activations in the backward pass instead of keeping them."""
+
+
+class Neck(Protocol):
+    """Maps of a backbone to maps for a decoder; an `nn.Module`."""
+
+    out_channels: list[int]  # of each map
+    out_strides: list[int]  # pixels of a cell of each map, ascending
+
+    def __call__(self, maps: list[Tensor]) -> list[Tensor]:
+        """`forward`: maps `[B, channels, H / stride, W / stride]` -> the same for each of `out_strides`."""
 
 
 class Adapter(Protocol):

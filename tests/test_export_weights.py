@@ -8,6 +8,7 @@ from omegaconf import OmegaConf
 
 from detr_exp.build import compose, network
 from detr_exp.export_weights import export_weights_in
+from detr_exp.inference.detector import load
 from detr_exp.model.pretrained import load_weights
 from detr_exp.trainer import checkpoint as files
 
@@ -78,3 +79,12 @@ def test_transformers_loads_a_folder_with_all_keys_and_gives_the_same_outputs(ch
 def test_mistakes(checkpoint, tmp_path):
     with pytest.raises(ValueError, match=r"'onnx'; use one of safetensors, huggingface, official"):
         exported(checkpoint[1], tmp_path / "out", "onnx")
+
+
+@pytest.mark.parametrize("form", ["huggingface", "official"])
+def test_a_network_with_a_custom_decoder_has_no_published_format(checkpoint, tmp_path, monkeypatch, form):
+    detector = load(checkpoint[1])
+    detector.network.decoder = torch.nn.Identity()
+    monkeypatch.setattr("detr_exp.inference.detector.load", lambda *_, **__: detector)
+    with pytest.raises(ValueError, match=rf"holds Identity, and format={form} .*; .*format=safetensors"):
+        exported(checkpoint[1], tmp_path / "out", form)

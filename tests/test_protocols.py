@@ -4,23 +4,29 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
 from torch import nn
 
 from detr_exp import build, compare, evaluate, export, train
+from detr_exp.config.calling import instantiate
 from detr_exp.config.targets import refuse_incomplete
 from detr_exp.data.content import Split
 from detr_exp.data.shapes import shapes
 from detr_exp.matcher.hungarian import HungarianMatcher, Matcher
 from detr_exp.metric.backend import CocoEvaluation
 from detr_exp.metric.coco import CocoMetric
+from detr_exp.model.head.mask import MaskHead
+from detr_exp.model.neck.projector import Projector
+from detr_exp.model.rfdetr import RFDETR
 from detr_exp.protocols import (
     Backbone,
     Compiling,
     Counting,
     Metric,
+    Neck,
     Network,
     PerClass,
     PerImage,
@@ -45,6 +51,16 @@ class Bare(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.out_channels, self.out_strides = [8, 8, 8], [8, 16, 32]
+
+
+class Cells(nn.Module):
+    """A decoder that only computes."""
+
+    def __init__(self, *, num_classes, activation, channels, strides, hidden_dim, num_layers, num_queries, denoising):
+        super().__init__()
+
+    def forward(self, maps, noisy, padding_mask):
+        return maps
 
 
 class Nothing(nn.Module):
@@ -172,6 +188,7 @@ OPTIONS = {
     "model/backbone/bare": "_target_: their_parts.Bare\n",
     "model/nothing": "defaults:\n  - backbone: null\n  - neck: null\n  - head: null\n  - adapter: null\n  - _self_\n"
     "_target_: their_parts.Nothing\nimage_size: [64, 64]\nstride: 32\nweights: null\n",
+    "model/decoder/cells": "_target_: their_parts.Cells\n_partial_: true\n",
     "metric/forgetful": "_target_: their_parts.Forgetful\n_partial_: true\n",
     "metric/careless": "_target_: their_parts.Careless\n_partial_: true\n",
     "metric/recall": "_target_: their_parts.Recall\n_partial_: true\n",
@@ -199,6 +216,7 @@ def theirs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     ("words", "lacks"),
     [
         (["model/backbone=bare"], "Bare has no pixel_mean, pixel_std, forward, set_gradient_checkpointing"),
+        (["model/decoder=cells"], "model.decoder: Cells has no strides, class_tensors, drop_training_parts"),
         (
             ["model=nothing"],
             "Nothing has no num_queries, activation, tasks, keypoint_counts, cuts_boxes, pixel_mean",
@@ -230,6 +248,7 @@ def test_our_parts_keep_their_contracts(tiny_run: list[str]) -> None:
     network = build.network(build.compose(tiny_run))
     assert missing(network, Network) == []
     assert missing(network.backbone, Backbone) == []
+    assert missing(network.encoder, Neck) == []
     matcher = build.criterion(build.compose(tiny_run)).matcher
     assert missing(matcher, Matcher) == []
     assert isinstance(matcher, Counting)
@@ -237,6 +256,36 @@ def test_our_parts_keep_their_contracts(tiny_run: list[str]) -> None:
     assert not isinstance(network.backbone, Strided)
     assert missing(OurTracker, Tracker) == []
     assert missing(shapes(None, {"train": 1}, size=64, seed=0).read["train"](), Split) == []
+
+
+def test_parts_that_a_network_makes_are_checked_too() -> None:
+    def network(decoder: nn.Module, mask_head: nn.Module) -> RFDETR:
+        backbone = nn.Identity()
+        backbone.out_channels, backbone.out_strides, backbone.stride = [8], [16], 16
+        return RFDETR(
+            num_classes=2,
+            activation="sigmoid",
+            backbone=backbone,
+            neck=partial(Projector, levels=["P4"]),
+            decoder=lambda **_: decoder,
+            image_size=[32, 32],
+            pixel_mean=[0.5] * 3,
+            pixel_std=[0.5] * 3,
+            hidden_dim=8,
+            num_layers=1,
+            num_queries=1,
+            num_groups=1,
+            mask_head=lambda **_: mask_head,
+        )
+
+    network(nn.Identity(), MaskHead(hidden_dim=8, num_layers=1, downsample=4))
+    with pytest.raises(ValueError, match=r"model\.decoder: Module has no forward; .*model/decoder=\.\.\."):
+        network(nn.Module(), MaskHead(hidden_dim=8, num_layers=1, downsample=4))
+    with pytest.raises(ValueError, match=r"model\.mask_head: Identity has no start, of_encoder"):
+        network(nn.Identity(), nn.Identity())
+    neck = instantiate({"_target_": "torch.nn.Identity", "_partial_": True}, "model.neck")
+    with pytest.raises(ValueError, match=r"model\.neck: torch\.nn\.Identity has no out_channels, out_strides"):
+        neck(channels=[8], strides=[16])
 
 
 def test_our_metric_has_all_abilities() -> None:
@@ -259,7 +308,7 @@ def test_only_the_members_of_a_contract_are_asked_for() -> None:
     assert "forward" in missing(nn.Module(), Backbone)
     assert "forward" not in missing(nn.Linear(2, 2), Backbone)
     part = object()
-    assert refuse_incomplete(part, "model.neck", "mine.Neck") is part
+    assert refuse_incomplete(part, "model.activation", "mine.Part") is part
     assert not isinstance(max, Counting)
     assert missing(HungarianMatcher.__call__, Matcher) == []
 

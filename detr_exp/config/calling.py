@@ -37,19 +37,20 @@ def instantiate(node: object, key: str, **told: object) -> Any:
     what = f"{key}: {node[TARGET]}"
     if is_partial:
         made = functools.partial(target, **given)
-        return functools.partial(_fitted, made, what) if key.startswith("model.") else made
+        return functools.partial(_fitted, made, key, node[TARGET]) if key.startswith("model.") else made
     refuse_misfit(target, given, what)
     return refuse_incomplete(target(**given), key, node[TARGET])
 
 
-def _fitted(make: functools.partial[object], what: str, **told: object) -> object:
-    """A part of a network, made with what the network tells it.
+def _fitted(make: functools.partial[object], key: str, target: str, **given: object) -> object:
+    """A part of a network, made with the arguments that the network gives.
 
     Raises:
-        MisfitError: it does not take that.
+        MisfitError: it does not take them.
+        ValueError: it lacks members of its contract.
     """
-    refuse_misfit(make.func, make.keywords | told, what)
-    return make(**told)
+    refuse_misfit(make.func, make.keywords | given, f"{key}: {target}")
+    return refuse_incomplete(make(**given), key, target)
 
 
 def arguments_of(node: Values) -> list[str]:

@@ -157,15 +157,15 @@ def refuse_misfit(target: Callable[..., object], given: Values, what: str) -> No
 
 
 def refuse_incomplete(made: Made, key: str, target: str) -> Made:
-    """What was made, unless it lacks what the other parts ask of it.
+    """A part that a config describes, unless it lacks members of its contract.
 
     Args:
-        made: an object, or a class of which objects are to be made.
-        key: of its node; a part that nobody has a contract with is as it likes.
-        target: what made it.
+        made: an object, or a class whose objects are made later.
+        key: of its node; not every key has a contract.
+        target: the class or function that made it.
 
     Raises:
-        ConfigError: names the members.
+        ValueError: names the members.
     """
     from detr_exp import protocols
     from detr_exp.matcher.hungarian import Matcher
@@ -173,6 +173,7 @@ def refuse_incomplete(made: Made, key: str, target: str) -> Made:
     contracts: dict[str, type] = {
         "model": protocols.Network,
         "model.backbone": protocols.Backbone,
+        "model.neck": protocols.Neck,
         "model.adapter": protocols.Adapter,
         "matcher": Matcher,
         "metric": protocols.Metric,
@@ -180,9 +181,4 @@ def refuse_incomplete(made: Made, key: str, target: str) -> Made:
         "data.augment.operations": protocols.Operation,
     }
     contract = contracts.get(re.sub(r"\[\d+\]", "", key))
-    if contract is not None and (lacking := protocols.missing(made, contract)):
-        raise ConfigError(
-            f"{key}: {target} has no {', '.join(lacking)}; it needs all that {contract.__module__}.{contract.__name__} "
-            f"lists: add what is missing, or choose another, {key.replace('.', '/')}=..."
-        )
-    return made
+    return made if contract is None else protocols.complete(made, contract, key, target)

@@ -15,18 +15,18 @@ whose labels are those ids (`data.category_ids=raw`).
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from detr_exp.model.adapter.slim import merge
+from detr_exp.model.decoder.rfdetr import Decoder
 from detr_exp.model.head.detection import DetectionHead
-from detr_exp.model.head.mask import finite_masks, masks_in_pixels
+from detr_exp.model.head.mask import Head, finite_masks, masks_in_pixels
 from detr_exp.model.layer.group_queries import GroupQueries
 from detr_exp.model.layer.memory import Memory
 from detr_exp.model.postprocess import best_in_pixels
-from detr_exp.protocols import Backbone, Strided
+from detr_exp.protocols import Backbone, Neck, Strided, complete
 from detr_exp.structures import Detections, Outputs, Prediction, Targets
 
 
@@ -51,8 +51,9 @@ class RFDETR(nn.Module):
     """
 
     backbone: Backbone
-    neck: Any
-    mask_head: Any
+    neck: Neck
+    layers: Decoder
+    mask_head: Head | None
     pixel_mean: Tensor
     pixel_std: Tensor
 
@@ -62,8 +63,8 @@ class RFDETR(nn.Module):
         num_classes: int,
         activation: str,
         backbone: Backbone,
-        neck: Callable[..., nn.Module],
-        decoder: Callable[..., nn.Module],
+        neck: Callable[..., Neck],
+        decoder: Callable[..., Decoder],
         image_size: list[int],
         pixel_mean: list[float] | None,
         pixel_std: list[float] | None,
@@ -71,7 +72,7 @@ class RFDETR(nn.Module):
         num_layers: int,
         num_queries: int,
         num_groups: int,
-        mask_head: Callable[..., nn.Module] | None = None,
+        mask_head: Callable[..., Head] | None = None,
     ) -> None:
         super().__init__()
         self.num_classes = num_classes
@@ -92,12 +93,16 @@ class RFDETR(nn.Module):
         self.queries = GroupQueries(
             hidden_dim=hidden_dim, num_logits=num_logits, num_queries=num_queries, num_groups=num_groups
         )
-        self.layers = decoder(hidden_dim=hidden_dim, num_layers=num_layers, num_levels=len(self.neck.out_strides))
+        made = decoder(hidden_dim=hidden_dim, num_layers=num_layers, num_levels=len(self.neck.out_strides))
+        self.layers = complete(made, Decoder, "model.decoder", type(made).__name__)
         self.norm = nn.LayerNorm(hidden_dim)
         self.head = DetectionHead(hidden_dim=hidden_dim, num_logits=num_logits, activation=activation)
         self.queries.class_head.copy_(self.head.classes)
         self.queries.box_head.copy_(self.head.box)
-        self.mask_head = None if mask_head is None else mask_head(hidden_dim=hidden_dim, num_layers=num_layers)
+        self.mask_head = None
+        if mask_head is not None:
+            head = mask_head(hidden_dim=hidden_dim, num_layers=num_layers)
+            self.mask_head = complete(head, Head, "model.mask_head", type(head).__name__)
 
     def set_gradient_checkpointing(self, enabled: bool = True) -> None:
         """Recompute the backbone's activations in the backward pass; the decoder's are small."""

@@ -7,12 +7,12 @@ Legend: as there, and N keypoints of all classes, K the most that one class has.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from detr_exp.model.adapter.slim import merge
+from detr_exp.model.decoder.rfdetr_keypoint import Decoder
 from detr_exp.model.head.detection import DetectionHead
 from detr_exp.model.head.keypoint import (
     CHANNELS,
@@ -28,7 +28,7 @@ from detr_exp.model.layer.memory import Memory
 from detr_exp.model.layer.mlp import MLP
 from detr_exp.model.postprocess import best_in_pixels
 from detr_exp.model.rfdetr import class_tensors
-from detr_exp.protocols import Backbone, Strided
+from detr_exp.protocols import Backbone, Neck, Strided, complete
 from detr_exp.structures import Detections, Outputs, Prediction, Targets
 
 
@@ -44,8 +44,9 @@ class RFDETRKeypoint(nn.Module):
     """
 
     backbone: Backbone
-    neck: Any
-    keypoint_neck: Any
+    neck: Neck
+    keypoint_neck: Neck
+    layers: Decoder
     pixel_mean: Tensor
     pixel_std: Tensor
     allowed: Tensor | None
@@ -58,8 +59,8 @@ class RFDETRKeypoint(nn.Module):
         keypoint_counts: list[int],
         score_alpha: float,
         backbone: Backbone,
-        neck: Callable[..., nn.Module],
-        decoder: Callable[..., nn.Module],
+        neck: Callable[..., Neck],
+        decoder: Callable[..., Decoder],
         image_size: list[int],
         pixel_mean: list[float] | None,
         pixel_std: list[float] | None,
@@ -97,7 +98,8 @@ class RFDETRKeypoint(nn.Module):
         self.encoder_keypoint_queries = KeypointQueries(hidden_dim=hidden_dim, num_keypoints=num_keypoints)
         self.keypoint_position = nn.Parameter(nn.init.xavier_uniform_(torch.empty(num_keypoints, hidden_dim)))
         self.register_buffer("allowed", attention_among(self.keypoint_counts), persistent=False)
-        self.layers = decoder(hidden_dim=hidden_dim, num_layers=num_layers, num_levels=len(self.neck.out_strides))
+        made = decoder(hidden_dim=hidden_dim, num_layers=num_layers, num_levels=len(self.neck.out_strides))
+        self.layers = complete(made, Decoder, "model.decoder", type(made).__name__)
         self.norm = nn.LayerNorm(hidden_dim)
         self.head = DetectionHead(hidden_dim=hidden_dim, num_logits=num_logits, activation=activation)
         self.keypoint_head = MLP(hidden_dim, hidden_dim, CHANNELS, 3)

@@ -16,12 +16,12 @@ import torch
 from torch import Tensor, nn
 
 from detr_exp.model.adapter.slim import merge
-from detr_exp.model.decoder.rtdetr import RawOutputs, RTDETRDecoder, padding_at
+from detr_exp.model.decoder.rtdetr import Decoder, RawOutputs, padding_at
 from detr_exp.model.layer.conv import ConvNorm
 from detr_exp.model.layer.denoising import NoisyQueries, group_count, noisy_queries
 from detr_exp.model.neck.hybrid_encoder import HybridEncoder, RepVggBlock
 from detr_exp.model.postprocess import best_in_pixels
-from detr_exp.protocols import Backbone
+from detr_exp.protocols import Backbone, complete
 from detr_exp.structures import Denoising, Detections, Outputs, Targets, mapped
 
 
@@ -33,9 +33,9 @@ class RTDETRv2(nn.Module):
         activation: "sigmoid", or "softmax" with one more logit, the last, for the background.
         backbone: image to maps.
         neck: makes the encoder from the backbone's `channels` and `strides`.
-        decoder: makes the decoder from the encoder's `channels` and `strides` and what the network is told:
-            `num_classes`, `activation`, `hidden_dim`, `num_layers`, `num_queries`, and whether it trains with
-            `denoising`. It has the members of `RTDETRDecoder`: `strides`, `class_tensors` and `drop_training_parts`.
+        decoder: makes the decoder, a `Decoder`, from the encoder's `channels` and `strides`, the arguments
+            `num_classes`, `activation`, `hidden_dim`, `num_layers` and `num_queries` of the network, and whether it
+            trains with `denoising`.
         image_size: (height, width) the network is made for.
         pixel_mean, pixel_std: of RGB in 0..1; null takes the backbone's.
         hidden_dim, num_layers, num_queries: D, L and Q, of the decoder.
@@ -50,7 +50,7 @@ class RTDETRv2(nn.Module):
         activation: str,
         backbone: Backbone,
         neck: Callable[..., HybridEncoder],
-        decoder: Callable[..., RTDETRDecoder],
+        decoder: Callable[..., Decoder],
         image_size: list[int],
         pixel_mean: list[float] | None,
         pixel_std: list[float] | None,
@@ -76,7 +76,7 @@ class RTDETRv2(nn.Module):
         self.fixed_denoising_size = False
         self.backbone = backbone
         self.encoder = neck(channels=backbone.out_channels, strides=backbone.out_strides)
-        self.decoder = decoder(
+        made = decoder(
             num_classes=num_classes,
             activation=activation,
             channels=self.encoder.out_channels,
@@ -86,6 +86,7 @@ class RTDETRv2(nn.Module):
             num_queries=num_queries,
             denoising=num_denoising > 0,
         )
+        self.decoder = complete(made, Decoder, "model.decoder", type(made).__name__)
         self.stride = max(self.encoder.out_strides)
         cells = sum(height * width for height, width in self.spatial_shapes())
         if num_queries > cells:

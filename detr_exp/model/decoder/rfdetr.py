@@ -5,12 +5,21 @@ Legend: B images, G groups of Q queries, L layers, D width.
 
 from __future__ import annotations
 
+from typing import Protocol
+
 import torch
 from torch import Tensor, nn
 
 from detr_exp.model.layer.group_decoder_layer import GroupDecoderLayer
 from detr_exp.model.layer.group_queries import Start
 from detr_exp.model.layer.memory import Memory
+
+
+class Decoder(Protocol):
+    """What `RFDETR` needs of its decoder; an `nn.Module`."""
+
+    def __call__(self, start: Start, memory: Memory) -> Tensor:
+        """`forward`: queries after each layer `[L, B, G * Q, D]`; in evaluation only after the last one, L = 1."""
 
 
 class GroupDecoder(nn.ModuleList):

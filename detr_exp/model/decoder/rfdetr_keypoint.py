@@ -5,12 +5,24 @@ Legend: as there, and N keypoints of all classes.
 
 from __future__ import annotations
 
+from typing import Protocol
+
 import torch
 from torch import Tensor, nn
 
 from detr_exp.model.layer.group_queries import Start
 from detr_exp.model.layer.keypoint_decoder_layer import KeypointDecoderLayer, KeypointStart
 from detr_exp.model.layer.memory import Memory
+
+
+class Decoder(Protocol):
+    """What `RFDETRKeypoint` needs of its decoder; an `nn.Module`."""
+
+    def __call__(self, start: Start, keypoint_start: KeypointStart, memory: Memory) -> tuple[Tensor, Tensor]:
+        """`forward`: queries `[L, B, G * Q, D]` and keypoints `[L, B, G * Q, N, D]` after each layer.
+
+        In evaluation only after the last one, L = 1.
+        """
 
 
 class KeypointDecoder(nn.ModuleList):

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections import OrderedDict
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -33,6 +33,26 @@ class RawOutputs(NamedTuple):
 
     layers: Prediction
     encoder: Prediction
+
+
+class Decoder(Protocol):
+    """What `RTDETRv2` needs of its decoder; an `nn.Module`."""
+
+    strides: list[int]  # of the levels it reads, ascending
+
+    def __call__(self, maps: list[Tensor], noisy: NoisyQueries | None, padding_mask: Tensor | None) -> RawOutputs:
+        """`forward`: maps `[B, E, h, w]` of the encoder -> predictions.
+
+        Args:
+            noisy: denoising queries, which come before the others; None without.
+            padding_mask: `[B, H, W]` bool, True where there is no image.
+        """
+
+    def class_tensors(self) -> dict[str, int]:
+        """Tensors of its state dict that depend on the classes, and their axis of classes."""
+
+    def drop_training_parts(self) -> None:
+        """Remove what only training uses, in place."""
 
 
 class RTDETRDecoder(nn.Module):

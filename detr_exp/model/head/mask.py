@@ -7,6 +7,8 @@ Legend: B images, Q queries, L decoder layers, D width, (h, w) size of the masks
 
 from __future__ import annotations
 
+from typing import Protocol
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -14,6 +16,19 @@ from torch.nn import functional as F
 from detr_exp.structures import MaskLogits
 
 MASKS_AT_ONCE = 32  # masks of a picture that are enlarged together; bounds the memory of large pictures
+
+
+class Head(Protocol):
+    """What `RFDETR` needs of the head that predicts masks; an `nn.Module`."""
+
+    def start(self, features: Tensor, image_size: torch.Size) -> Tensor:
+        """The finest map of the neck `[B, D, .., ..]`, for images of (height, width) -> pixels `[B, D, h, w]`."""
+
+    def __call__(self, pixels: Tensor, queries: Tensor) -> MaskLogits:
+        """`forward`: pixels of `start` and queries `[l, B, Q, D]` of the last l layers -> masks of these layers."""
+
+    def of_encoder(self, pixels: Tensor, tokens: Tensor) -> MaskLogits:
+        """Pixels of `start` and selected encoder tokens `[B, Q, D]` -> their masks."""
 
 
 class MaskHead(nn.Module):
