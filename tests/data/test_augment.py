@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -18,6 +20,7 @@ from detr_exp.data.augment import (
     plain,
     planned,
 )
+from detr_exp.structures import Target
 
 SIZE, OUT = (48, 64), (96, 96)
 BOXES = np.array([[4, 4, 16, 20], [30, 10, 60, 44], [20, 30, 26, 40], [0, 0, 64, 6]], float)
@@ -251,3 +254,47 @@ def test_a_crop_and_what_it_keeps_are_torchvisions_for_the_same_draws(size, monk
         np.testing.assert_allclose(plan.boxes_xyxy, found["boxes"].numpy(), atol=1e-3)
         shrunk += view != (0, 0, width, height)
     assert shrunk > 100
+
+
+def test_operations_of_ones_own_come_last_and_are_drawn_by_their_sample():
+    seen = []
+
+    def darker(rng, image, target):
+        seen.append(rng.random())
+        return image // 2, target
+
+    def fewer(rng, image, target):
+        return image, target.kept(torch.tensor([2, 0]))
+
+    image, target = np.full((8, 8, 3), 100, np.uint8), whole(3)
+    augment = Augment(operations=[darker, fewer])
+    found = [augment.operated(np.random.default_rng(5), image, target) for _ in range(2)]
+    assert seen[0] == seen[1] == np.random.default_rng(5).random()
+    for pixels, kept in found:
+        assert (pixels == 50).all()
+        assert kept.labels.tolist() == kept.extra["row"].tolist() == [2, 0]
+
+
+def whole(count):
+    boxes = torch.full((count, 4), 0.5)
+    return Target(torch.arange(count), boxes, extra={"row": torch.arange(count)})
+
+
+@pytest.mark.parametrize(
+    ("spoil", "said"),
+    [
+        (lambda image, target: (image[:4], target), "another kind of image"),
+        (lambda image, target: (image / 255, target), "another kind of image"),
+        (lambda image, target: (image, replace(target, boxes=target.boxes[:1])), "3, 1, 3 rows"),
+        (lambda image, target: (image, replace(target, extra={"row": torch.arange(2)})), "3, 3, 2 rows"),
+        (lambda image, target: (image, replace(target, boxes=0 * target.boxes)), "boxes without area"),
+        (lambda image, target: (image, replace(target, boxes=target.boxes / 0)), "not finite"),
+    ],
+)
+def test_an_operation_that_spoils_its_sample_is_named(spoil, said):
+    class Spoiled:
+        def __call__(self, rng, image, target):
+            return spoil(image, target)
+
+    with pytest.raises(ValueError, match=f"Spoiled gives back .*{said}"):
+        Augment(operations=[Spoiled()]).operated(np.random.default_rng(0), np.zeros((8, 8, 3), np.uint8), whole(3))

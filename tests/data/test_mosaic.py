@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -48,6 +49,7 @@ class Flags:
             np.array([[x0, y0, x1, y1]], float),
             [[[x0, y0, x1, y0, x1, y1, x0, y1]]],
             np.array([[(x0, y0, 2), (x1, y0, 2), (x0, y1, 2), (x1, y1, 2)]], np.float32),
+            extra={"flag": np.array([index])},
         )
 
     def picture(self, index: int, smallest: tuple[int, int] | None = None) -> np.ndarray:
@@ -93,6 +95,7 @@ def test_every_object_of_a_mosaic_keeps_what_is_its_own(picture, settings):
         pixels, target = sample.image.numpy().astype(int), sample.target
         assert len(target.labels) <= 4
         assert len(target.labels) == len(target.boxes) == len(target.masks) == len(target.keypoints)
+        assert torch.equal(target.extra["flag"], target.labels)
         for label, box, mask, points in zip(target.labels, target.boxes, target.masks.numpy(), target.keypoints):
             x, y, w, h = (box * torch.tensor([OUT[1], OUT[0]] * 2)).tolist()
             corners = [x - w / 2, y - h / 2, x + w / 2, y + h / 2]
@@ -135,6 +138,14 @@ def test_a_mix_blends_two_pictures_and_joins_their_objects():
         ]
         assert min(errors) < 1.5
         assert sample.image_id == picture + 1
+
+
+def test_what_is_known_of_a_whole_image_cannot_be_that_of_four(monkeypatch):
+    plain = Flags.objects
+    monkeypatch.setattr(Flags, "objects", lambda self, i: replace(plain(self, i), image_extra={"hour": np.array(i)}))
+    assert samples(flags(flip=1.0))[Key(0, 3, *OUT)].target.image_extra["hour"] == 3
+    with pytest.raises(ValueError, match=r"hour of a whole image .*data\.augment\.mosaic=0"):
+        samples(flags(mosaic=1.0))[Key(0, 3, *OUT)]
 
 
 def test_mosaics_and_mixes_end_with_the_strong_augmentation():

@@ -25,7 +25,11 @@ def scene() -> tuple[np.ndarray, Objects]:
         pixels[y0:y1, x0:x1] = colour
         segments.append([[x0, y0, x1, y0, x1, y1, x0, y1]])
         keypoints.append([(x0, y0, 2), (x1, y0, 2), (x0, y1, 1)])
-    objects = Objects(np.zeros(3, np.int64), BOXES, segments, np.array(keypoints, np.float32))
+    objects = Objects(
+        *(np.zeros(3, np.int64), BOXES, segments, np.array(keypoints, np.float32)),
+        extra={"place": np.arange(3)},
+        image_extra={"teacher": np.ones((2, 2), np.float32)},
+    )
     return pixels, objects
 
 
@@ -43,6 +47,8 @@ def test_pixels_masks_and_keypoints_lie_in_their_boxes(seed):
     target = target_of(plan, objects, np.zeros(3, np.int64), with_masks=True, flip_order=FLIP_ORDER)
     assert pixels.shape == (*OUT, 3)
     assert len(target.labels) == len(plan.keep) == len(target.masks) == len(target.keypoints)
+    assert target.extra["place"].tolist() == plan.keep.tolist(), "what a source says of an object stays with it"
+    assert target.image_extra["teacher"].shape == (2, 2)
     for i, box, mask, points in zip(plan.keep, plan.boxes_xyxy, target.masks.numpy(), target.keypoints.numpy()):
         seen = (np.abs(pixels - COLOURS[i]).max(-1) < 120) & (pixels.max(-1) > 130)
         np.testing.assert_allclose(extent(seen), box, atol=1.51)

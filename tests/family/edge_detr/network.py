@@ -68,7 +68,7 @@ class EdgeDecoder(nn.Module):
     def forward(self, features: Tensor) -> EdgePrediction:
         """`[B, D, h, w]` -> predictions of all layers; in evaluation of the last."""
         cells = self.project(features.flatten(2).transpose(1, 2))
-        hidden = self.queries.weight.expand(len(cells), -1, -1)
+        hidden = self.queries.weight.expand(cells.shape[0], -1, -1)  # `len` would be a constant in an exported file
         found = []
         for keys, score, place in zip(self.keys, self.score, self.place):
             attention = (hidden @ keys(cells).transpose(1, 2) / hidden.shape[-1] ** 0.5).softmax(-1)
