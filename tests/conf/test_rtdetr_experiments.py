@@ -75,13 +75,13 @@ def test_rtdetr_decays_the_four_norms_that_its_source_does_not_find_by_name(name
 def test_the_precision_is_that_of_the_source_where_the_device_has_it(name, on_cuda, on_cpu, monkeypatch):
     words = [f"experiment={name}", "data.num_classes=80"]
     auto = build.hardware(compose(["trainer/hardware=cpu"])).amp_dtype
-    here = build.trainer(compose([*words, "trainer.hardware.device=cpu"]))
-    assert here.hardware.amp_dtype is (auto if on_cpu == "auto" else on_cpu)
+    here = build.hardware(compose([*words, "trainer.hardware.device=cpu"]))
+    assert here.amp_dtype is (auto if on_cpu == "auto" else on_cpu)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **_: True)
     assert build.hardware(compose([*words, "trainer.hardware.device=cuda"])).amp_dtype is on_cuda
-    parts = build.trainer(compose([*words, "trainer.hardware.device=cuda", "trainer.hardware.strategy=fsdp"]))
-    assert parts.hardware.amp_dtype is (None if on_cuda is None else torch.bfloat16)  # where loss scaling does not work
+    parts = build.hardware(compose([*words, "trainer.hardware.device=cuda", "trainer.hardware.strategy=fsdp"]))
+    assert parts.amp_dtype is (None if on_cuda is None else torch.bfloat16)  # where loss scaling does not work
 
 
 @pytest.mark.parametrize("name", EXPERIMENTS)
