@@ -101,15 +101,15 @@ def benchmark_in(folder: Path, cfg: DictConfig) -> list[Measured]:
         if form not in (*IN_TORCH, *EXPORTED):
             raise ValueError(f"benchmark.forms has {form!r}; use some of {', '.join((*IN_TORCH, *EXPORTED))}")
     hardware, console = build.hardware(cfg), Console("rich")
-    picture = _image(cfg.benchmark.image)
+    image = _image(cfg.benchmark.image)
     rows: list[Measured] = []
-    height, width = picture.shape[:2]
+    height, width = image.shape[:2]
     console.line(f"{hardware.describe()}; {width} x {height} px picture; {cfg.benchmark.rounds} rounds")
     with console.progress("measuring", len(wanted) * (len(published()) if cfg.published else 1)) as meter:
         for name, network in networks(cfg):
             hardware.place(network).eval()
             for form in wanted:
-                rows.append(measure(name, network, form, picture, cfg.benchmark.batch_sizes, cfg.benchmark.rounds))
+                rows.append(measure(name, network, form, image, cfg.benchmark.batch_sizes, cfg.benchmark.rounds))
                 meter(f"{name} {form}")
     folder.mkdir(parents=True, exist_ok=True)
     write(folder / "benchmark.json", json.dumps([asdict(row) for row in rows], indent=1) + "\n")
@@ -149,18 +149,18 @@ def of_recipe(name: str) -> Network:
 
 
 def measure(
-    name: str, network: Network, form: str, picture: np.ndarray, batch_sizes: Sequence[int], rounds: int
+    name: str, network: Network, form: str, image: np.ndarray, batch_sizes: Sequence[int], rounds: int
 ) -> Measured:
     """Time one form of a network; `network` stays as it is."""
     import numpy as np
 
     with TemporaryDirectory() as folder:
         program = in_form(network, form, Path(folder))
-        inputs = program.inputs([picture])
+        inputs = program.inputs([image])
         memory = peak_memory(partial(program.run, inputs))
         alone = _times(partial(program.run, inputs), rounds)
-        whole = _times(partial(program.detect, [picture]), rounds)
-        batches = {size: program.inputs([picture] * size) for size in batch_sizes}
+        whole = _times(partial(program.detect, [image]), rounds)
+        batches = {size: program.inputs([image] * size) for size in batch_sizes}
         throughput = {
             size: size / float(np.median(_times(partial(program.run, batch), rounds)))
             for size, batch in batches.items()

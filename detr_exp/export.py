@@ -163,7 +163,7 @@ def comparison_images(cfg: DictConfig, opened: OnData | None) -> list[np.ndarray
     if cfg.export.source is not None:
         return [as_image(path) for path in find_images(cfg.export.source)[: cfg.export.images]]
     split = cast("OnData", opened).data.split(cfg.data.split)
-    return [split.picture(index) for index in range(min(cfg.export.images, len(split)))]
+    return [split.image(index) for index in range(min(cfg.export.images, len(split)))]
 
 
 def checked_on(cfg: DictConfig, detector: Detector) -> OnData:
@@ -183,7 +183,7 @@ def checked_on(cfg: DictConfig, detector: Detector) -> OnData:
 
 
 def compare_outputs(
-    expected: Program, found: Program, pictures: list[np.ndarray], largest: float | None
+    expected: Program, found: Program, images: list[np.ndarray], largest: float | None
 ) -> dict[str, float]:
     """Say how far the outputs are apart on some pictures.
 
@@ -197,11 +197,11 @@ def compare_outputs(
 
     from detr_exp.deploy.program import GateError, differences
 
-    sizes = np.array([picture.shape[:2] for picture in pictures])
-    apart = differences(expected.outputs(pictures), found.outputs(pictures), sizes)
+    sizes = np.array([image.shape[:2] for image in images])
+    apart = differences(expected.outputs(images), found.outputs(images), sizes)
     usual = {name: float(np.quantile(gaps, 0.99)) for name, gaps in apart.items()}
     words = ", ".join(f"{name} {value:.1e} (all: {apart[name].max():.1e})" for name, value in usual.items())
-    say(f"outputs on {len(pictures)} pictures differ in 99 of 100 queries by at most: {words}")
+    say(f"outputs on {len(images)} pictures differ in 99 of 100 queries by at most: {words}")
     over = {name: value for name, value in usual.items() if name in ("logits", "scores", "boxes")}
     if largest is not None and max(over.values()) > largest:
         raise GateError(
@@ -251,7 +251,7 @@ def evaluated(metric: Metric, split: Split, program: Program, name: str) -> dict
     with Console("rich").progress(f"evaluating the {name}", len(split)) as meter:
         for start in range(0, len(split), at_once):
             chunk = range(start, min(start + at_once, len(split)))
-            metric.update([split.image_ids[i] for i in chunk], program.detect([split.picture(i) for i in chunk]))
+            metric.update([split.image_ids[i] for i in chunk], program.detect([split.image(i) for i in chunk]))
             meter(advance=len(chunk))
     return metric.compute()
 

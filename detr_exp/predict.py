@@ -80,36 +80,36 @@ def predict_in(folder: Path, cfg: DictConfig) -> Path:
     output = OUTPUTS[cfg.output](folder, detector)
     drawings = claimed(folder / "drawings", Path.mkdir) if cfg.draw else None
     console = Console("rich")
-    objects, pictures = 0, 0
+    objects, images = 0, 0
     left_out: list[str] = []
     try:
         with console.progress("predicting", count) as meter, Interrupt() as interrupt:
             while interrupt.number is None and (chunk := list(islice(items, cfg.batch_size))):
                 opened = list(readable(chunk, left_out))
-                found = detector.predict([picture for _, picture in opened], cfg.threshold)
-                for (item, picture), detections in zip(opened, found):
-                    output.add(item.name, item.stem, picture.shape[:2], detections)
+                found = detector.predict([image for _, image in opened], cfg.threshold)
+                for (item, image), detections in zip(opened, found):
+                    output.add(item.name, item.stem, image.shape[:2], detections)
                     objects += len(detections)
-                for (item, picture), detections in zip(opened, found):
+                for (item, image), detections in zip(opened, found):
                     if drawings is not None:
-                        draw(drawings / f"{item.stem}.jpg", picture, detections, detector)
-                pictures += len(opened)
+                        draw(drawings / f"{item.stem}.jpg", image, detections, detector)
+                images += len(opened)
                 meter(advance=len(chunk))
     finally:
         path = output.close()
     if interrupt.number is not None:
         raise Interrupted(interrupt.number)
-    if not pictures:
+    if not images:
         raise ValueError(f"source={cfg.source}: none of {len(left_out)} pictures could be read; see the warnings above")
     lowest = detector.threshold if cfg.threshold is None else cfg.threshold
-    console.line(f"{objects} objects in {pictures} pictures, scores above {lowest:.2f}: {path}")
+    console.line(f"{objects} objects in {images} pictures, scores above {lowest:.2f}: {path}")
     if detector.nonfinite:
         console.line(f"{detector.nonfinite} predictions were not finite: the network has diverged, train it again")
     if drawings is not None:
         console.line(f"drawn: {drawings}")
     if left_out:
         names = ", ".join(left_out[:8]) + (", ..." if len(left_out) > 8 else "")
-        raise UnreadableError(f"{len(left_out)} of {pictures + len(left_out)} could not be read: {names}")
+        raise UnreadableError(f"{len(left_out)} of {images + len(left_out)} could not be read: {names}")
     return path
 
 
@@ -123,13 +123,13 @@ def readable(items: Sequence[Item], left_out: list[str]) -> Iterator[tuple[Item,
             left_out.append(item.name)
 
 
-def draw(path: Path, picture: np.ndarray, found: Detections, detector: Detector) -> None:
+def draw(path: Path, image: np.ndarray, found: Detections, detector: Detector) -> None:
     """Save the picture with its objects."""
     from detr_exp.ops.draw import draw_objects
 
     path.parent.mkdir(parents=True, exist_ok=True)
     drawn = draw_objects(
-        picture,
+        image,
         boxes_xyxy_px=found.boxes.numpy(),
         labels=found.labels.tolist(),
         names=detector.classes,

@@ -23,12 +23,12 @@ from torchvision.transforms import v2
 from detr_exp import build
 from detr_exp.data.sampler import Key
 
-SIDE, PICTURES, OBJECTS, BATCH = 640, 24, 7, 16
+SIDE, IMAGES, OBJECTS, BATCH = 640, 24, 7, 16
 LARGEST = (480, 640)
 # heights and widths as COCO's photographs have them
 MIXED = ((480, 640), (427, 640), (640, 480), (640, 427), (426, 640), (375, 500), (500, 333), (612, 612))
 TEXT = f"""
-{PICTURES} pictures with the spectrum of photographs (640 x 480 pixels, about 120 kB as JPEG) and {OBJECTS} objects
+{IMAGES} pictures with the spectrum of photographs (640 x 480 pixels, about 120 kB as JPEG) and {OBJECTS} objects
 each, to {SIDE} x {SIDE} pixels; the file is read and decoded in each. Training: photometric distortion (1/2), zoom-out
 (1/2), IoU crop (4/5), flip, resize, and dropping of lost objects. torchvision's end in float32, ours in bytes that are
 scaled on the device. That what comes out is alike is tested in `tests/data/test_whole_samples.py`,
@@ -82,11 +82,11 @@ def theirs(split: Any, transform: Callable) -> Callable[[int], Any]:
 
     def sample(i: int) -> Any:
         with Image.open(split.name(i)) as file:
-            picture = file.convert("RGB")
+            image = file.convert("RGB")
         objects = split.objects(i)
-        size = (picture.height, picture.width)
+        size = (image.height, image.width)
         boxes = tv_tensors.BoundingBoxes(torch.from_numpy(objects.boxes_xyxy).float(), format="XYXY", canvas_size=size)
-        return transform(picture, {"boxes": boxes, "labels": torch.from_numpy(objects.categories)})
+        return transform(image, {"boxes": boxes, "labels": torch.from_numpy(objects.categories)})
 
     return sample
 
@@ -119,21 +119,21 @@ def training(root: Path, rounds: int) -> list[Row]:
     def each(samples: Any) -> Callable[[], None]:
         def call() -> None:
             now = next(epoch)
-            for i in range(PICTURES):
+            for i in range(IMAGES):
                 samples[Key(now, i, SIDE, SIDE)]
 
         return call
 
     for warm in range(4):  # scales at which the cache holds a picture are met over several epochs
-        for i in range(PICTURES):
+        for i in range(IMAGES):
             cached[Key(10**6 + warm, i, SIDE, SIDE)]
     torch.manual_seed(0)
-    peer = all_of(theirs(ours.split, transform), PICTURES)
+    peer = all_of(theirs(ours.split, transform), IMAGES)
     times = interleaved({"plain": each(ours), "cached": each(cached), "torchvision v2": peer}, rounds)
-    per_picture = {name: [seconds / PICTURES for seconds in values] for name, values in times.items()}
+    per_image = {name: [seconds / IMAGES for seconds in values] for name, values in times.items()}
     return [
-        beside("training pipeline", per_picture, "plain", "torchvision v2", gate=0.20),
-        beside("training pipeline, data.cache=ram", per_picture, "cached", "torchvision v2", gate=0.10),
+        beside("training pipeline", per_image, "plain", "torchvision v2", gate=0.20),
+        beside("training pipeline, data.cache=ram", per_image, "cached", "torchvision v2", gate=0.10),
     ]
 
 
@@ -145,9 +145,9 @@ def evaluation(root: Path, part: str, gate: float | None, rounds: int) -> Row:
     differ = [i for i in range(count) if not torch.equal(_float(ours[Key(0, i, SIDE, SIDE)].image), peer(i)[0])]
     own = all_of(lambda i: ours[Key(0, i, SIDE, SIDE)], count)
     times = interleaved({"ours": own, "torchvision v2": all_of(peer, count)}, rounds)
-    per_picture = {name: [seconds / count for seconds in values] for name, values in times.items()}
+    per_image = {name: [seconds / count for seconds in values] for name, values in times.items()}
     fault = f"{len(differ)} pictures differ" if differ else ""
-    return beside(part, per_picture, peer="torchvision v2", gate=gate, fault=fault)
+    return beside(part, per_image, peer="torchvision v2", gate=gate, fault=fault)
 
 
 def _float(image: torch.Tensor) -> torch.Tensor:
@@ -165,7 +165,7 @@ def collate(rounds: int) -> Row:
 def bench(rounds: int) -> Section:
     with tempfile.TemporaryDirectory() as name:
         plain, mixed = Path(name) / "plain", Path(name) / "mixed"
-        folder_of(plain, [LARGEST] * PICTURES)
+        folder_of(plain, [LARGEST] * IMAGES)
         folder_of(mixed, MIXED * 3)
         rows = [
             *training(plain, rounds),

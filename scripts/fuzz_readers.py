@@ -120,11 +120,11 @@ def image_seeds() -> list[bytes]:
 
 
 def read_image(data: bytes, folder: Path) -> None:
-    from detr_exp.data import picture
+    from detr_exp.data import image
 
     path = folder / "a.png"
     path.write_bytes(data)
-    picture.read_picture(path)
+    image.read_image(path)
 
 
 def _images(folder: Path) -> None:

@@ -13,31 +13,31 @@ import numpy as np
 import onnxruntime
 from PIL import Image, ImageDraw
 
-from detr_exp.data.picture import FIRST_FRAME, PictureError, has_more_frames, read_picture
+from detr_exp.data.image import FIRST_FRAME, ImageError, has_more_frames, read_image
 
 
 def main(model: str, photo: str, drawn: str, threshold: str = "") -> None:
     session = onnxruntime.InferenceSession(model)
     facts = json.loads(session.get_modelmeta().custom_metadata_map["detr_exp"])
     try:
-        pixels = read_picture(Path(photo))
-    except PictureError as error:
+        pixels = read_image(Path(photo))
+    except ImageError as error:
         sys.exit(f"error: {error}")
     if has_more_frames(Path(photo)):
         print(f"{photo}: {FIRST_FRAME}", file=sys.stderr)
-    picture = Image.fromarray(pixels)
-    size = np.array([[picture.height, picture.width]])
+    image = Image.fromarray(pixels)
+    size = np.array([[image.height, image.width]])
     images = pixels[None]
     if session.get_inputs()[0].type == "tensor(float)":  # else it resizes inside
         height, width = facts["image_size"]
-        resized = picture.resize((width, height), Image.Resampling.BILINEAR)
+        resized = image.resize((width, height), Image.Resampling.BILINEAR)
         images = np.asarray(resized, dtype=np.float32).transpose(2, 0, 1)[None] / 255
     given = {"images": images, "image_sizes": size}
     found = session.run(facts["outputs"], {entry.name: given[entry.name] for entry in session.get_inputs()})
     outputs = {name: value[0] for name, value in zip(facts["outputs"], found)}
     if "scores" not in outputs:
         outputs = detections(outputs["logits"], outputs["boxes"], size[0], facts)
-    canvas = ImageDraw.Draw(picture)
+    canvas = ImageDraw.Draw(image)
     for score, label, box in zip(outputs["scores"], outputs["labels"], outputs["boxes"]):
         if score > float(threshold or facts["threshold"]):
             corners = [round(float(side), 1) for side in box]
@@ -45,7 +45,7 @@ def main(model: str, photo: str, drawn: str, threshold: str = "") -> None:
             canvas.rectangle(corners, outline="red", width=2)
             canvas.text((corners[0] + 3, corners[1] + 2), word, fill="red")
             print(word, *corners)
-    picture.save(drawn)
+    image.save(drawn)
 
 
 def detections(logits: Any, boxes: Any, size: Any, facts: dict[str, Any]) -> dict[str, Any]:

@@ -36,7 +36,7 @@ NETWORKS = {
 COUNTS = "model.keypoint_counts=[3,0]"
 
 
-def pictures(*sizes: tuple[int, int]) -> list[np.ndarray]:
+def images(*sizes: tuple[int, int]) -> list[np.ndarray]:
     draw = np.random.default_rng(0)
     return [draw.integers(0, 256, (*size, 3), dtype=np.uint8) for size in sizes]
 
@@ -66,10 +66,10 @@ def onnx(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize("count", [1, 3])
 def test_onnx_gives_the_outputs_of_the_checkpoint(onnx: Path, trained: Path, count: int) -> None:
     graph = Graph(load(trained).network.to(memory_format=torch.contiguous_format), preprocess=False, postprocess=False)
-    given = pictures(*[(40, 60), (64, 64), (90, 30)][:count])
+    given = images(*[(40, 60), (64, 64), (90, 30)][:count])
     expected = Program(graph, engines.in_torch(graph)).outputs(given)
     found = Program(graph, engines.open_file("onnx", onnx, threads=1)).outputs(given)
-    apart = differences(expected, found, np.array([picture.shape[:2] for picture in given]))
+    apart = differences(expected, found, np.array([image.shape[:2] for image in given]))
     assert set(apart) == {"logits", "boxes"}
     assert len(apart["boxes"]) == 20 * count
     assert max(gaps.max() for gaps in apart.values()) <= 1e-4
@@ -89,7 +89,7 @@ def test_the_file_says_what_it_takes_and_gives(onnx: Path) -> None:
 
 
 def test_the_script_needs_no_pytorch(onnx: Path, trained: Path, tmp_path: Path) -> None:
-    (photo,) = pictures((50, 70))
+    (photo,) = images((50, 70))
     Image.fromarray(photo).save(tmp_path / "photo.png")
     alone = "import runpy, sys; sys.modules['torch'] = sys.modules['hydra'] = None; "
     alone += f"runpy.run_path({str(SCRIPT)!r}, run_name='__main__')"
@@ -106,9 +106,9 @@ def test_the_script_needs_no_pytorch(onnx: Path, trained: Path, tmp_path: Path) 
 def test_torchscript_with_all_steps_inside(trained: Path, tmp_path: Path) -> None:
     words = ["format=torchscript", "export.preprocess=true", "export.postprocess=true", "export.batch_size=1"]
     path = settled(tmp_path, trained, *words)
-    (picture,) = pictures((75, 50))
-    scores, _, boxes = engines.open_file("torchscript", path)([picture[None]])
-    (expected,) = load(trained).predict(picture, threshold=0.0)
+    (image,) = images((75, 50))
+    scores, _, boxes = engines.open_file("torchscript", path)([image[None]])
+    (expected,) = load(trained).predict(image, threshold=0.0)
     assert scores[0] == pytest.approx(expected.scores.numpy(), abs=5e-3)  # a level of a pixel's 255
     inside = expected.boxes.clamp(min=0).minimum(torch.tensor([50.0, 75, 50, 75]))
     assert boxes[0, 0] == pytest.approx(inside[0].numpy(), abs=0.5)
@@ -173,7 +173,7 @@ def test_detections_from_the_graph_are_those_of_the_network(name: str) -> None:
     made = network(name)
     inside = Graph(made, preprocess=False, postprocess=True)
     outside = Graph(made, preprocess=False, postprocess=False)
-    given = pictures((40, 60), (96, 80))
+    given = images((40, 60), (96, 80))
     found = Program(inside, engines.in_torch(inside)).detect(given)
     for one, other in zip(found, Program(outside, engines.in_torch(outside)).detect(given)):
         assert torch.allclose(one.scores, other.scores, atol=1e-6)
@@ -204,7 +204,7 @@ def test_every_network_in_every_format(form: str, name: str, tmp_path: Path) -> 
     engines.write(form, graph, path, facts={"classes": []})
     run = engines.open_file(form, path, threads=1)
     for count in (1, 3):
-        given = pictures(*[(40, 60), (96, 80), (30, 90)][:count])
+        given = images(*[(40, 60), (96, 80), (30, 90)][:count])
         expected = Program(graph, engines.in_torch(graph)).outputs(given)
         apart = differences(expected, Program(graph, run).outputs(given), np.array([p.shape[:2] for p in given]))
         assert np.quantile(np.stack([apart["scores"], apart["boxes"]]), 0.9) < 1e-3

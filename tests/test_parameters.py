@@ -176,8 +176,8 @@ def test_only_pretrained_true_goes_to_the_network(tmp_path: Path, monkeypatch: p
 @pytest.mark.parametrize("words", [[], TIMM], ids=["ResNet-vd", "timm"])
 def test_frozen_norms_do_not_see_the_batch_and_do_not_train(words: list[str]) -> None:
     def depends_on_the_batch(made: Any) -> bool:
-        pictures = images(made)
-        together, alone = made.backbone(pictures)[-1][:1], made.backbone(pictures[:1])[-1]
+        batch = images(made)
+        together, alone = made.backbone(batch)[-1][:1], made.backbone(batch[:1])[-1]
         return not torch.allclose(together, alone, atol=1e-5)
 
     free, frozen = (small(*words, f"model.backbone.freeze_norm={on}").train() for on in ("false", "true"))
@@ -253,16 +253,16 @@ def test_offset_scale_widens_what_is_read() -> None:
 @pytest.mark.parametrize("key", ["dropout", "attention_dropout", "activation_dropout", "neck.dropout"])
 def test_dropouts_make_training_random_and_evaluation_not(key: str) -> None:
     made = small(f"model.{key}=0.3", "model.num_denoising=0", "model.backbone.freeze_norm=true").train()
-    pictures = images(made)
+    batch = images(made)
 
     def runs() -> list[torch.Tensor]:
-        return [made(pictures).layers.logits for _ in range(2)]
+        return [made(batch).layers.logits for _ in range(2)]
 
     assert not torch.equal(*runs())
     made.eval()
     assert torch.equal(*runs())
     still = small("model.num_denoising=0").train()
-    assert torch.equal(*(still(pictures).layers.logits for _ in range(2)))
+    assert torch.equal(*(still(batch).layers.logits for _ in range(2)))
 
 
 # -------------------------------------------------------------------------------------------- loss and matching

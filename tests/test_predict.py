@@ -70,7 +70,7 @@ def test_nothing_is_overwritten(command: Command, trained: Path, photos: Path) -
     assert [path.name for path in Path("mine").glob("drawings*/*")] == ["b.jpg", "b.jpg"]
 
 
-def test_a_picture_from_standard_input(
+def test_an_image_from_standard_input(
     command: Command, trained: Path, photos: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     with open(photos / "a.jpg", "rb") as file:
@@ -84,27 +84,27 @@ def test_a_picture_from_standard_input(
     assert "standard input" in capfd.readouterr().err
 
 
-def test_every_other_frame_of_a_film(command: Command, trained: Path, tmp_path: Path) -> None:
+def test_every_other_frame_of_a_video(command: Command, trained: Path, tmp_path: Path) -> None:
     av = pytest.importorskip("av")
-    with av.open(str(tmp_path / "film.mp4"), "w") as film:
-        stream = film.add_stream("mpeg4", rate=10)
+    with av.open(str(tmp_path / "video.mp4"), "w") as video:
+        stream = video.add_stream("mpeg4", rate=10)
         stream.width, stream.height = 64, 48
         for level in (0, 80, 160, 240, 40):
             frame = av.VideoFrame.from_ndarray(np.full((48, 64, 3), level, np.uint8), format="rgb24")
-            film.mux(stream.encode(frame))
-        film.mux(stream.encode())
-    words = [f"checkpoint={trained}", f"source={tmp_path / 'film.mp4'}", "every=2", "output=csv", "threshold=0.0"]
+            video.mux(stream.encode(frame))
+        video.mux(stream.encode())
+    words = [f"checkpoint={trained}", f"source={tmp_path / 'video.mp4'}", "every=2", "output=csv", "threshold=0.0"]
     assert command(predict.main, *words) == 0
     (path,) = Path("outputs/predict").glob("*/*/detections.csv")
     with open(path, newline="") as file:
         rows = list(csv.DictReader(file))
-    assert list(dict.fromkeys(Path(row["picture"]).name for row in rows)) == [f"film.mp4#{i}" for i in (0, 2, 4)]
-    assert sorted(p.name for p in (path.parent / "drawings").iterdir())[1] == "film_000002.jpg"
-    Path("torn.mp4").write_bytes(b"no film")
+    assert list(dict.fromkeys(Path(row["picture"]).name for row in rows)) == [f"video.mp4#{i}" for i in (0, 2, 4)]
+    assert sorted(p.name for p in (path.parent / "drawings").iterdir())[1] == "video_000002.jpg"
+    Path("torn.mp4").write_bytes(b"no video")
     assert command(predict.main, f"checkpoint={trained}", "source=torn.mp4") == 2
 
 
-def test_one_picture_without_drawing(command: Command, trained: Path, photos: Path) -> None:
+def test_one_image_without_drawing(command: Command, trained: Path, photos: Path) -> None:
     words = [f"checkpoint={trained}", f"source={photos / 'a.jpg'}", "draw=false", "trainer/hardware=cpu"]
     assert command(predict.main, *words, "threshold=0.99") == 0
     folder, found = output()
@@ -113,25 +113,25 @@ def test_one_picture_without_drawing(command: Command, trained: Path, photos: Pa
     assert not (folder / "drawings").exists()
 
 
-def test_a_film_that_is_cut_short(
+def test_a_video_that_is_cut_short(
     command: Command, trained: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     av = pytest.importorskip("av")
-    with av.open(str(tmp_path / "film.mp4"), "w", options={"movflags": "faststart"}) as film:
-        stream = film.add_stream("mpeg4", rate=10)
+    with av.open(str(tmp_path / "video.mp4"), "w", options={"movflags": "faststart"}) as video:
+        stream = video.add_stream("mpeg4", rate=10)
         stream.width, stream.height = 64, 48
         for level in range(20):
             pixels = np.random.default_rng(level).integers(0, 256, (48, 64, 3), dtype=np.uint8)
-            film.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
-        film.mux(stream.encode())
-    whole = (tmp_path / "film.mp4").read_bytes()
-    words = [f"checkpoint={trained}", "source=film.mp4", "draw=false"]
+            video.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
+        video.mux(stream.encode())
+    whole = (tmp_path / "video.mp4").read_bytes()
+    words = [f"checkpoint={trained}", "source=video.mp4", "draw=false"]
     assert command(predict.main, *words, "hydra.run.dir=whole") == 0
     half = len(whole) // 2
     for number, content in enumerate((whole[:half], whole[:half] + bytes(len(whole) - half))):
-        (tmp_path / "film.mp4").write_bytes(content)
+        (tmp_path / "video.mp4").write_bytes(content)
         assert command(predict.main, *words, f"hydra.run.dir=half{number}") == 1
-        assert "film.mp4 after" in capfd.readouterr().err
+        assert "video.mp4 after" in capfd.readouterr().err
         frames = json.loads((tmp_path / f"half{number}" / "detections.json").read_text())["images"]
         assert 0 < len(frames) < 20
 
@@ -171,7 +171,7 @@ def test_a_fault_keeps_what_was_found(
         ("photos/broken.jpg", "none of 1 pictures"),
     ],
 )
-def test_sources_without_pictures(
+def test_sources_without_images(
     command: Command, trained: Path, photos: Path, capfd: pytest.CaptureFixture[str], source: str, told: str
 ) -> None:
     Path("empty").mkdir()

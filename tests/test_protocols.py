@@ -139,14 +139,14 @@ class Rows:
         x, y = self.corners[index]
         return Objects(np.array([7]), np.array([[x, y, x + 20.0, y + 20.0]]))
 
-    def picture(self, index, smallest=None):
+    def image(self, index, smallest=None):
         x, y = self.corners[index]
         image = np.zeros((64, 64, 3), np.uint8)
         image[y : y + 20, x : x + 20] = 255
         return image
 
     def load(self, index):
-        return self.picture(index), self.objects(index)
+        return self.image(index), self.objects(index)
 
     def truth(self):
         images = [{"id": i, "file_name": "", "width": 64, "height": 64} for i in self.image_ids]

@@ -185,11 +185,11 @@ def test_a_worker_of_one_rank_that_is_killed_ends_all_ranks(start: Callable[...,
 @pytest.mark.slow
 @pytest.mark.parametrize("shell", ["RUN | head -n 1; exit ${PIPESTATUS[0]}", "exec RUN >&- 2>&- <&-", "TERM"])
 def test_predictions_are_kept(trained: Path, tmp_path: Path, shell: str) -> None:
-    pictures, folder = tmp_path / "pictures", tmp_path / "found"
-    pictures.mkdir()
+    images, folder = tmp_path / "pictures", tmp_path / "found"
+    images.mkdir()
     for number in range(2000 if shell == "TERM" else 2):
-        Image.new("RGB", (64, 64), "gray").save(pictures / f"{number}.png")
-    words = [sys.executable, "-m", "detr_exp.predict", f"checkpoint={trained}", f"source={pictures}", "threshold=0.01"]
+        Image.new("RGB", (64, 64), "gray").save(images / f"{number}.png")
+    words = [sys.executable, "-m", "detr_exp.predict", f"checkpoint={trained}", f"source={images}", "threshold=0.01"]
     words += ["batch_size=1", f"hydra.run.dir={folder}"]
     command = shell.replace("TERM", "exec RUN").replace("RUN", " ".join(f"'{word}'" for word in words))
     process = subprocess.Popen(["bash", "-c", command], cwd=ROOT, stderr=subprocess.PIPE, text=True)

@@ -46,7 +46,7 @@ def compressed(content: bytes) -> bytes:
     return file.getvalue()
 
 
-def picture() -> bytes:
+def image() -> bytes:
     file = io.BytesIO()
     Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(file, "png")
     return file.getvalue()
@@ -70,7 +70,7 @@ DAMAGE: dict[str, Callable[[bytes], bytes]] = {
     "other bytes": flipped,
     "zeros": lambda content: bytes(len(content)),
     "text": lambda content: b"weights\n",
-    "a picture": lambda content: picture(),
+    "a picture": lambda content: image(),
     "JSON": lambda content: b'{"model": {}}',
     "code": lambda content: saved({"format": 1, "model": Code()}),
     "code, bare": lambda content: pickle.dumps(Code()),

@@ -31,7 +31,7 @@ def test_words_of_the_table_compose() -> None:
         compose(shlex.split(words))
 
 
-def test_pictures_are_there_and_small() -> None:
-    pictures = re.findall(r"!\[[^]]+\]\(([^)]+)\)", PAGE)
-    assert len(pictures) == 2
-    assert all((DOCS / picture).stat().st_size < 300_000 for picture in pictures)
+def test_images_are_there_and_small() -> None:
+    images = re.findall(r"!\[[^]]+\]\(([^)]+)\)", PAGE)
+    assert len(images) == 2
+    assert all((DOCS / image).stat().st_size < 300_000 for image in images)

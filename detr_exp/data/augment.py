@@ -128,7 +128,7 @@ class Augment:
         self.mosaic, self.mixup = mosaic, mixup
         self.operations = tuple(operations)
 
-    def layers(self, rng: np.random.Generator, picture: int, count: int, out: tuple[int, int]) -> list[Tiles]:
+    def layers(self, rng: np.random.Generator, image: int, count: int, out: tuple[int, int]) -> list[Tiles]:
         """Which pictures a training sample is made of: one layer of tiles, or two that are blended.
 
         Dense one-to-one matching (Huang et al. 2024, DEIM): more objects a picture, so more of the queries learn.
@@ -139,19 +139,19 @@ class Augment:
             count: pictures to choose the others from.
             out: (height, width) of the output.
         """
-        layers = [self._tiles(rng, picture, count, out)]
+        layers = [self._tiles(rng, image, count, out)]
         if self.mixup and rng.random() < self.mixup:
             layers.append(self._tiles(rng, int(rng.integers(count)), count, out))
         return layers
 
-    def _tiles(self, rng: np.random.Generator, picture: int, count: int, out: tuple[int, int]) -> Tiles:
+    def _tiles(self, rng: np.random.Generator, image: int, count: int, out: tuple[int, int]) -> Tiles:
         height, width = out
         if not self.mosaic or rng.random() >= self.mosaic:
-            return [(picture, (0, 0, width, height))]
+            return [(image, (0, 0, width, height))]
         x, y = (int(side * value) for side, value in zip((width, height), rng.uniform(*MOSAIC_CENTRE, 2)))
         corners = [(0, 0, x, y), (x, 0, width, y), (0, y, x, height), (x, y, width, height)]
         others = rng.integers(count, size=3).tolist()
-        return list(zip([picture, *others], [corners[i] for i in rng.permutation(4)]))
+        return list(zip([image, *others], [corners[i] for i in rng.permutation(4)]))
 
     def plan(
         self,

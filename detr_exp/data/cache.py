@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 
 from detr_exp.data.content import Split
-from detr_exp.data.picture import decode_scale
+from detr_exp.data.image import decode_scale
 
 log = logging.getLogger(__name__)
 
@@ -30,7 +30,7 @@ SHARE = 0.5  # of the free space that `ram` and `disk` take at most; batches pas
 _HEADER = 32  # bytes: file size, time of change, height, width
 
 
-class PictureCache:
+class ImageCache:
     """Pictures of a split, decoded once.
 
     A picture is known by its path, its file's size and time of change, and the scale it was decoded at: a file that
@@ -45,22 +45,22 @@ class PictureCache:
         self.folder, self.limit = folder, limit
         self.used = multiprocessing.Value("q", sum(file.stat().st_size for file in folder.iterdir()))
 
-    def picture(self, split: Split, index: int, smallest: tuple[int, int] | None = None) -> np.ndarray:
+    def image(self, split: Split, index: int, smallest: tuple[int, int] | None = None) -> np.ndarray:
         """What `split.picture(index, smallest)` gives."""
         path = split.name(index)
         try:
             stat = os.stat(path)
         except (OSError, ValueError):  # drawn, not read; or gone, which the split says better
-            return split.picture(index, smallest)
+            return split.image(index, smallest)
         scale = decode_scale(path, split.size(index), smallest)
         place = self.folder / f"{hashlib.sha1(path.encode()).hexdigest()}-{scale}"
         stamp = (stat.st_size, stat.st_mtime_ns)
         kept = _read(place, stamp)
         if kept is not None:
             return kept
-        picture = split.picture(index, smallest)
-        self._keep(place, stamp, picture)
-        return picture
+        image = split.image(index, smallest)
+        self._keep(place, stamp, image)
+        return image
 
     def _keep(self, place: Path, stamp: tuple[int, int], pixels: np.ndarray) -> None:
         with self.used.get_lock():
@@ -79,7 +79,7 @@ class PictureCache:
             unfinished.unlink(missing_ok=True)
 
 
-def picture_cache(where: str, gigabytes: float, root: str | None) -> PictureCache | None:
+def image_cache(where: str, gigabytes: float, root: str | None) -> ImageCache | None:
     """The cache that a configuration asks for.
 
     Args:
@@ -105,7 +105,7 @@ def picture_cache(where: str, gigabytes: float, root: str | None) -> PictureCach
         _sweep(base)
         folder = Path(tempfile.mkdtemp(prefix=f"detr_exp-{os.getpid()}-", dir=base))
     limit = min(gigabytes * 1e9, SHARE * shutil.disk_usage(folder).free)
-    cache = PictureCache(folder, limit)
+    cache = ImageCache(folder, limit)
     if where == "ram":
         weakref.finalize(cache, _remove, folder, os.getpid())
     log.info("decoded pictures are kept in %s, at most %.1f GB", folder, limit / 1e9)

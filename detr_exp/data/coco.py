@@ -15,9 +15,9 @@ from detr_exp.data.coco_categories import read_categories, renamed
 from detr_exp.data.content import SPLITS, Category, Content, Split
 from detr_exp.data.fields import is_int, is_number, points, segments
 from detr_exp.data.files import Folder, decoded
-from detr_exp.data.picture import MAX_PIXELS, read_size
+from detr_exp.data.image import MAX_PIXELS, read_size
 from detr_exp.data.problems import Problems, short
-from detr_exp.data.table import Pictures, Rows, TableSplit
+from detr_exp.data.table import Images, Rows, TableSplit
 from detr_exp.values import Values
 
 log = logging.getLogger(__name__)
@@ -117,27 +117,27 @@ def _split(
     folder: Folder,
     name: str,
     path: Path,
-    images: Path | None,
+    image_folder: Path | None,
     categories: list[Category],
     held: dict[str, Values],
     on_error: str,
 ) -> TableSplit:
     document = held.pop(name, None) or _document(path)
     problems = Problems(str(path), on_error)
-    pictures, index_of = _pictures(folder, name, path, images, document, problems)
-    rows = _rows(document, pictures, index_of, categories, renamed(document, categories, problems), problems)
-    split = TableSplit(pictures, rows, categories, document["sha256"], problems)
+    images, index_of = _images(folder, name, path, image_folder, document, problems)
+    rows = _rows(document, images, index_of, categories, renamed(document, categories, problems), problems)
+    split = TableSplit(images, rows, categories, document["sha256"], problems)
     problems.report()
     if not len(split):
         raise ValueError(f"{path} lists no images; a {name} split needs at least one")
     return split
 
 
-def _pictures(
-    folder: Folder, name: str, path: Path, images: Path | None, document: Values, problems: Problems
-) -> tuple[Pictures, dict[int, int]]:
-    images = images or _image_folder(folder, name, path, document)
-    pictures, index_of = Pictures(), {}
+def _images(
+    folder: Folder, name: str, path: Path, image_folder: Path | None, document: Values, problems: Problems
+) -> tuple[Images, dict[int, int]]:
+    image_folder = image_folder or _image_folder(folder, name, path, document)
+    images, index_of = Images(), {}
     for entry in document["images"]:
         number = entry.get("id") if isinstance(entry, dict) else None
         if not is_int(number) or not isinstance(entry.get("file_name"), str):
@@ -146,17 +146,17 @@ def _pictures(
         if number in index_of:
             problems.error("images need ids of their own", f"image {number}: its id occurs twice")
             continue
-        file = images / entry["file_name"]
+        file = image_folder / entry["file_name"]
         index_of[number] = _REFUSED
         if complaint := folder.complaint(file):
-            problems.picture(f"image {number}: {complaint}")
+            problems.image(f"image {number}: {complaint}")
             continue
         height, width = entry.get("height"), entry.get("width")
         if height is None or width is None:
             try:
                 height, width = read_size(file)
             except ValueError as error:
-                problems.picture(f"image {number}: {error}")
+                problems.image(f"image {number}: {error}")
                 continue
         sound = is_number(height) and is_number(width) and height >= 1 and width >= 1
         if not sound or height * width > MAX_PIXELS:
@@ -164,11 +164,11 @@ def _pictures(
             case = f"image {number} {entry['file_name']!r}: its size is {short(width)} x {short(height)}"
             problems.error(kind, case)
             continue
-        index_of[number] = len(pictures.ids)
-        pictures.ids.append(number)
-        pictures.paths.append(file)
-        pictures.sizes.append((int(height), int(width)))
-    return pictures, index_of
+        index_of[number] = len(images.ids)
+        images.ids.append(number)
+        images.paths.append(file)
+        images.sizes.append((int(height), int(width)))
+    return images, index_of
 
 
 def _image_folder(folder: Folder, name: str, path: Path, document: Values) -> Path:
@@ -193,7 +193,7 @@ def _image_folder(folder: Folder, name: str, path: Path, document: Values) -> Pa
 
 def _rows(
     document: Values,
-    pictures: Pictures,
+    images: Images,
     index_of: Mapping[int, int],
     categories: list[Category],
     renamed: Mapping[int, int | None],
@@ -209,10 +209,10 @@ def _rows(
             problems.error("annotations are objects", f"annotation number {place + 1} is a {type(entry).__name__}")
             continue
         where = f"annotation {short(entry.get('id', f'number {place + 1}'))}"
-        picture, category = _at(index_of, entry.get("image_id")), entry.get("category_id")
-        if picture == _REFUSED:
+        image, category = _at(index_of, entry.get("image_id")), entry.get("category_id")
+        if image == _REFUSED:
             continue
-        if picture is None:
+        if image is None:
             kind = "annotations of images that the file does not list; add the image or drop the annotation"
             problems.error(kind, f"{where}: there is no image {short(entry.get('image_id'))}")
             continue
@@ -234,7 +234,7 @@ def _rows(
             if entry["id"] in seen:
                 problems.warn("annotation ids occur twice; each annotation counts", where)
             seen.add(entry["id"])
-        outline, usable = segments(entry.get("segmentation"), pictures.sizes[picture])
+        outline, usable = segments(entry.get("segmentation"), images.sizes[image])
         if not usable:
             problems.warn("segmentations that cannot be used were replaced by their box", where)
         keypoints, complaint = points(entry.get("keypoints"), counts[mapped])
@@ -243,7 +243,7 @@ def _rows(
             problems.error(kind, f"{where}: {complaint}")
         x, y, width, height = box
         rows.where.append(where)
-        rows.picture.append(picture)
+        rows.image.append(image)
         rows.category.append(mapped)
         rows.box_xywh.append((x, y, width, height))
         rows.crowd.append(bool(crowd))

@@ -102,7 +102,7 @@ class Split(Protocol):
 
     def objects(self, index: int) -> Objects: ...
 
-    def picture(self, index: int, smallest: tuple[int, int] | None = None) -> np.ndarray:
+    def image(self, index: int, smallest: tuple[int, int] | None = None) -> np.ndarray:
         """`[H, W, 3]` uint8 RGB; may come back smaller than `size`, but not below `smallest` (height, width)."""
 
     def load(self, index: int) -> tuple[np.ndarray, Objects]:

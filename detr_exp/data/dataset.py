@@ -15,11 +15,11 @@ from typing import Protocol
 from torch.utils.data import DataLoader
 
 from detr_exp.data.augment import Augment
-from detr_exp.data.cache import picture_cache
+from detr_exp.data.cache import image_cache
 from detr_exp.data.classes import ClassMap, confusable
 from detr_exp.data.collate import Sample
 from detr_exp.data.content import SPLITS, Source, Split
-from detr_exp.data.files import is_picture
+from detr_exp.data.files import is_image
 from detr_exp.data.headers import check_headers
 from detr_exp.data.keypoints import FlipPairs, KeypointSchema, mirror_remarks, schema
 from detr_exp.data.loader import Loading, Samples
@@ -103,7 +103,7 @@ class DataSet:
         prefetch_factor: int | None = None,
     ) -> None:
         self.loading = Loading(num_workers, pin_memory, persistent_workers, prefetch_factor)
-        self.cache = picture_cache(cache, cache_gb, root)
+        self.cache = image_cache(cache, cache_gb, root)
         self.content = source(root, {"train": train, "val": val, "test": test})
         self.class_map = ClassMap(self.content.categories, category_ids, num_classes, self.content.origin)
         self.classes, self.category_ids = self.class_map.classes, self.class_map.category_ids
@@ -284,7 +284,7 @@ class DataSet:
         problems = Problems(self.content.origin)
         for place in sorted({path.parent for path in listed_ones}):
             for name in sorted(os.listdir(place)):
-                if is_picture(name) and place / name not in listed_ones:
+                if is_image(name) and place / name not in listed_ones:
                     problems.note("pictures that lie beside others and that no split lists", str(place / name))
         problems.report()
 

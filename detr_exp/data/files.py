@@ -9,7 +9,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from detr_exp.data.picture import SUFFIXES
+from detr_exp.data.image import SUFFIXES
 from detr_exp.data.problems import Problems
 
 _CLOSED = "cannot be read"
@@ -42,7 +42,7 @@ class Folder:
             Path(os.path.realpath(path)) for path in (self.root, *(Path(e).expanduser() for e in extra_roots))
         ]
         self._inside: dict[str, bool] = {}
-        self._pictures: dict[Path, dict[str, list[Path]]] = {}
+        self._images: dict[Path, dict[str, list[Path]]] = {}
 
     def inside(self, path: Path) -> bool:
         """Whether `path`, links followed, lies in the folder or an extra one."""
@@ -86,14 +86,14 @@ class Folder:
                 problems.error("linked folders that lead out of the data set", reason)
         return found
 
-    def pictures(self, place: Path) -> dict[str, list[Path]]:
+    def images(self, place: Path) -> dict[str, list[Path]]:
         """The pictures in a folder by their name without suffix; listed once."""
-        if place not in self._pictures:
-            found = self._pictures.setdefault(place, {})
+        if place not in self._images:
+            found = self._images.setdefault(place, {})
             for name in sorted(os.listdir(place) if place.is_dir() else ()):
-                if is_picture(name):
+                if is_image(name):
                     found.setdefault(os.path.splitext(name)[0], []).append(place / name)
-        return self._pictures[place]
+        return self._images[place]
 
     def names(self, limit: int = 12) -> str:
         """What lies in the folder, for messages."""
@@ -147,7 +147,7 @@ def files_below(
     return found, left_out
 
 
-def is_picture(name: str) -> bool:
+def is_image(name: str) -> bool:
     """Whether a file is read as a picture, by its name; `._x.jpg` is what macOS keeps about `x.jpg`."""
     return os.path.splitext(name)[1].lower() in SUFFIXES and not name.startswith(".")
 

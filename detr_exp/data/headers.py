@@ -13,7 +13,7 @@ import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from detr_exp.data.picture import PictureError, refuse_size
+from detr_exp.data.image import ImageError, refuse_size
 from detr_exp.data.problems import Problems
 from detr_exp.data.table import TableSplit
 
@@ -29,7 +29,7 @@ def check_headers(split: TableSplit, problems: Problems) -> set[int]:
     with ThreadPoolExecutor(THREADS) as pool:
         complaints = {i: c for i, c in enumerate(pool.map(lambda i: _complaint(split, i), range(len(split)))) if c}
     for complaint in complaints.values():
-        problems.picture(complaint)
+        problems.image(complaint)
     if complaints:
         return set(complaints)
     try:
@@ -56,7 +56,7 @@ def stamp(split: TableSplit) -> str:
 def _complaint(split: TableSplit, index: int) -> str | None:
     try:
         refuse_size(Path(split.paths[index]), split.size(index))
-    except PictureError as error:
+    except ImageError as error:
         return str(error)
     return None
 

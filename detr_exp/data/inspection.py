@@ -18,8 +18,8 @@ import numpy as np
 
 from detr_exp.data.content import SPLITS, Split
 from detr_exp.data.dataset import DataSet
+from detr_exp.data.image import ImageError, oddities
 from detr_exp.data.keypoints import SIDEWAYS, mirror_remarks, split_words
-from detr_exp.data.picture import PictureError, oddities
 from detr_exp.data.problems import Problems, collected
 from detr_exp.data.table import TableSplit
 from detr_exp.values import Values
@@ -104,7 +104,7 @@ def inspect(
         found.read("the data set", data.check)
         with collected():  # of what cannot be read, it has been said
             splits = {name: split for name in data.content.read if (split := _readable(data, name)) is not None}
-        check_pictures(found, {n: s for n, s in splits.items() if isinstance(s, TableSplit)}, data.on_error)
+        check_images(found, {n: s for n, s in splits.items() if isinstance(s, TableSplit)}, data.on_error)
         found.splits = {
             name: split_facts(found, name, split, image_size, num_queries) for name, split in splits.items()
         }
@@ -131,7 +131,7 @@ def from_problems(problems: Sequence[Problems]) -> Iterator[Finding]:
 # ----------------------------------------------------------------------------------------------------------- pictures
 
 
-def check_pictures(found: Inspection, splits: Mapping[str, TableSplit], on_error: str) -> None:
+def check_images(found: Inspection, splits: Mapping[str, TableSplit], on_error: str) -> None:
     """Decode every picture: which cannot be read, are turned or misnamed, and which occur more than once."""
     places: dict[str, list[str]] = defaultdict(list)
     said = {case for finding in found.findings for case in finding.cases}  # of headers
@@ -142,7 +142,7 @@ def check_pictures(found: Inspection, splits: Mapping[str, TableSplit], on_error
                 path = split.paths[index]
                 if digest is None:
                     if remarks[0] not in said:
-                        problems.picture(remarks[0])
+                        problems.image(remarks[0])
                     continue
                 places[digest].append(f"{name} {path}")
                 for remark in remarks:
@@ -161,9 +161,9 @@ def _looked_at(split: TableSplit, index: int) -> tuple[str | None, list[str]]:
     """(hash of the decoded pixels, remarks), or (None, [what is wrong])."""
     path = Path(split.paths[index])
     try:
-        pixels = split.picture(index)
+        pixels = split.image(index)
         remarks = oddities(path, split.size(index))
-    except PictureError as error:
+    except ImageError as error:
         return None, [str(error)]
     digest = hashlib.blake2b(pixels.tobytes(), digest_size=16, key=repr(pixels.shape).encode())
     return digest.hexdigest(), remarks
@@ -227,10 +227,10 @@ def class_facts(found: Inspection, data: DataSet, splits: Mapping[str, Split]) -
     ]
     for split_name, split in splits.items():
         sides: dict[int, list[float]] = defaultdict(list)
-        pictures: Counter[int] = Counter()
+        images: Counter[int] = Counter()
         for index in range(len(split)):
             objects = split.objects(index)
-            pictures.update(set(objects.categories.tolist()))
+            images.update(set(objects.categories.tolist()))
             extents = (objects.boxes_xyxy[:, 2:] - objects.boxes_xyxy[:, :2]).prod(1)
             for category, area in zip(objects.categories.tolist(), extents.tolist()):
                 sides[category].append(area**0.5)
@@ -238,7 +238,7 @@ def class_facts(found: Inspection, data: DataSet, splits: Mapping[str, Split]) -
             own = sides[row["id"]]
             row[split_name] = {
                 "objects": len(own),
-                "pictures": pictures[row["id"]],
+                "pictures": images[row["id"]],
                 "median_side": round(float(np.median(own)), 1) if own else None,
             }
         missing = [f"{row['id']} {row['name']!r}" for row in rows if not sides[row["id"]]]

@@ -32,13 +32,13 @@ class Labels:
         self._places: dict[tuple[Path, bool], list[Path]] = {}
         self._said: set[Path] = set()
 
-    def of(self, picture: Path) -> list[Path]:
+    def of(self, image: Path) -> list[Path]:
         """The text files that a picture could mean, the likeliest first."""
-        found = self._at(picture)
-        if found or self._has_labels(picture.parent):
+        found = self._at(image)
+        if found or self._has_labels(image.parent):
             return found
-        real = Path(os.path.realpath(picture))  # a link may lead to a picture that has its labels where it is
-        return found if real == picture or not self.folder.inside(real) else self._at(real)
+        real = Path(os.path.realpath(image))  # a link may lead to a picture that has its labels where it is
+        return found if real == image or not self.folder.inside(real) else self._at(real)
 
     def places(self, folder: Path) -> list[Path]:
         """The folders that are there in which the text files of a folder of pictures may lie."""
@@ -53,30 +53,30 @@ class Labels:
         """
         claimed = {file for files in used.values() for file in files}
         folders: dict[Path, list[Path]] = {}
-        for picture in used:
-            folders.setdefault(picture.parent, []).append(picture)
+        for image in used:
+            folders.setdefault(image.parent, []).append(image)
         for place in dict.fromkeys(place for folder in folders for place in self.places(folder)):
             for file in self._texts_below(place):
-                if file in claimed or file in self._said or self._has_picture(file) or not _has_rows(file):
+                if file in claimed or file in self._said or self._has_image(file) or not _has_rows(file):
                     continue
                 self._said.add(file)
                 problems.warn("label files without picture were left out, with their objects", str(file))
-        for folder, pictures in folders.items():
-            bare = [picture for picture in pictures if not used[picture]]
-            if len(bare) == len(pictures) and len(bare) < len(used):
+        for folder, images in folders.items():
+            bare = [image for image in images if not used[image]]
+            if len(bare) == len(images) and len(bare) < len(used):
                 kind = "folders none of whose pictures has a label file; they count as pictures without objects"
                 looked = ", ".join(map(str, self.places(folder)))
                 problems.warn(
                     kind, f"{folder}: {len(bare)} pictures, looked for {bare[0].stem}.txt and others in {looked}"
                 )
             else:
-                for picture in bare:
-                    problems.note("pictures without label file have no objects", str(picture))
+                for image in bare:
+                    problems.note("pictures without label file have no objects", str(image))
         owner: dict[Path, Path] = {}
-        for picture, files in used.items():
-            if files and owner.setdefault(files[0], picture) != picture:
+        for image, files in used.items():
+            if files and owner.setdefault(files[0], image) != image:
                 kind = "pictures that share a label file, for their names differ only in the suffix; rename them"
-                problems.warn(kind, f"{files[0]}: {owner[files[0]].name}, {picture.name}")
+                problems.warn(kind, f"{files[0]}: {owner[files[0]].name}, {image.name}")
             for other in files[1:]:
                 if _has_rows(other) and other.read_bytes() != files[0].read_bytes():
                     kind = "label files besides the first were left out, for the picture has several that differ"
@@ -84,31 +84,29 @@ class Labels:
 
     def sought(self, used: dict[Path, list[Path]]) -> str:
         """For the message when there are no objects: how many label files there are, and where they were looked for."""
-        bare = next((picture for picture, files in used.items() if not files), None)
+        bare = next((image for image, files in used.items() if not files), None)
         text = f"{sum(map(bool, used.values()))} of {len(used)} pictures have a label file"
         if bare is None:
             return text
         places = ", ".join(str(place / f"{bare.stem}.txt") for place in self.places(bare.parent))
         return f"{text}; looked for {places}, and for a folder {LABELS} in place of {IMAGES}, beside and above"
 
-    def _at(self, picture: Path) -> list[Path]:
+    def _at(self, image: Path) -> list[Path]:
         found = []
-        for place in self.places(picture.parent):
+        for place in self.places(image.parent):
             texts = self._listing(self._texts, place)
-            found += [
-                place / name for key in dict.fromkeys((picture.stem, picture.name)) for name in texts.get(key, ())
-            ]
+            found += [place / name for key in dict.fromkeys((image.stem, image.name)) for name in texts.get(key, ())]
         return found
 
     def _has_labels(self, folder: Path) -> bool:
         return any(place != folder and self._listing(self._texts, place) for place in self.places(folder))
 
-    def _has_picture(self, file: Path) -> bool:
+    def _has_image(self, file: Path) -> bool:
         """Whether a picture of this name lies where a label file's pictures may lie."""
         for place in self._counterparts(file.parent, for_labels=False):
-            pictures = self.folder.pictures(place)
+            images = self.folder.images(place)
             stem, suffix = os.path.splitext(file.stem)
-            if file.stem in pictures or any(one.suffix == suffix for one in pictures.get(stem, ())):
+            if file.stem in images or any(one.suffix == suffix for one in images.get(stem, ())):
                 return True
         return False
 

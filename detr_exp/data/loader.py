@@ -18,11 +18,11 @@ from torch._utils import ExceptionWrapper
 from torch.utils.data import DataLoader, Dataset
 
 from detr_exp.data.augment import MIX_SHARE, Augment, Plan, plain
-from detr_exp.data.cache import PictureCache
+from detr_exp.data.cache import ImageCache
 from detr_exp.data.classes import ClassMap
 from detr_exp.data.collate import Sample, collate
 from detr_exp.data.content import Objects, Split
-from detr_exp.data.picture import PictureError
+from detr_exp.data.image import ImageError
 from detr_exp.data.render import blended, layer, needed, resized_plainly, target_of, together
 from detr_exp.data.sampler import EvalSampler, Key, TrainSampler
 from detr_exp.signals import held_back, leave_to_parent
@@ -153,13 +153,13 @@ class Samples(Dataset[Sample]):
         with_masks: bool,
         flip_order: np.ndarray | None,
         flippable: bool,
-        cache: PictureCache | None = None,
+        cache: ImageCache | None = None,
         skip: bool = False,
     ) -> None:
         self.split, self.class_map, self.seed, self.augment = split, class_map, seed, augment
         self.stop_epoch, self.with_masks = stop_epoch, with_masks
         self.flip_order, self.flippable, self.skip = flip_order, flippable, skip
-        self.picture = split.picture if cache is None else partial(cache.picture, split)
+        self.image = split.image if cache is None else partial(cache.image, split)
 
     def __len__(self) -> int:
         return len(self.split)
@@ -169,13 +169,13 @@ class Samples(Dataset[Sample]):
         while True:
             try:
                 sample = self._plain(key) if self.augment is None else self._augmented(key, self.augment)
-            except PictureError as error:
+            except ImageError as error:
                 skipped.append(str(error))
                 if not self.skip or len(skipped) > len(self.split):
                     raise
                 if self.augment is None:
                     return self._black(key, skipped)
-                key = key._replace(picture=key.picture + 1)
+                key = key._replace(image=key.image + 1)
                 continue
             sample.skipped = skipped
             return sample
@@ -186,7 +186,7 @@ class Samples(Dataset[Sample]):
         return target_of(plan, objects, labels, with_masks=self.with_masks, flip_order=self.flip_order)
 
     def _plain(self, key: Key) -> Sample:
-        return self._sample(key, resized_plainly(self.picture(key.picture), (key.height, key.width)))
+        return self._sample(key, resized_plainly(self.image(key.image), (key.height, key.width)))
 
     def _black(self, key: Key, skipped: list[str]) -> Sample:
         """In place of a picture that cannot be read: its objects count as not found."""
@@ -195,15 +195,15 @@ class Samples(Dataset[Sample]):
         return sample
 
     def _sample(self, key: Key, pixels: np.ndarray) -> Sample:
-        index, size = key.picture, self.split.size(key.picture)
+        index, size = key.image, self.split.size(key.image)
         objects = self.split.objects(index)
         plan = plain(size, objects.boxes_xyxy, (key.height, key.width))
         return Sample(_tensor(pixels), self.target(objects, plan), size, self.split.image_ids[index])
 
     def _augmented(self, key: Key, augment: Augment) -> Sample:
-        rng = np.random.default_rng((self.seed, _AUGMENT, key.epoch, key.picture))
+        rng = np.random.default_rng((self.seed, _AUGMENT, key.epoch, key.image))
         strong = self.stop_epoch is None or key.epoch < self.stop_epoch
-        first, out = key.picture % len(self.split), (key.height, key.width)
+        first, out = key.image % len(self.split), (key.height, key.width)
         tiles = augment.layers(rng, first, len(self.split), out) if strong else [[(first, (0, 0, out[1], out[0]))]]
         pixels, targets = [], []
         for part in tiles:
@@ -213,7 +213,7 @@ class Samples(Dataset[Sample]):
                 plan = augment.plan(
                     rng, size, objects.boxes_xyxy, out, tile=tile, strong=strong, flippable=self.flippable
                 )
-                pastes.append((plan, self.picture(index, needed(plan))))
+                pastes.append((plan, self.image(index, needed(plan))))
                 targets.append(self.target(objects, plan))
             pixels.append(layer(pastes))
         image = blended(pixels, rng.uniform(*MIX_SHARE)) if len(pixels) > 1 else pixels[0]

@@ -37,8 +37,8 @@ class Part:
     def objects(self, index: int) -> Objects:
         return self.whole.objects(self.indices[index])
 
-    def picture(self, index: int, smallest: tuple[int, int] | None = None) -> np.ndarray:
-        return self.whole.picture(self.indices[index], smallest)
+    def image(self, index: int, smallest: tuple[int, int] | None = None) -> np.ndarray:
+        return self.whole.image(self.indices[index], smallest)
 
     def load(self, index: int) -> tuple[np.ndarray, Objects]:
         return self.whole.load(self.indices[index])

@@ -49,7 +49,7 @@ class Problems:
     def note(self, kind: str, case: str) -> None:
         self.notes.setdefault(kind, []).append(case)
 
-    def picture(self, case: str) -> None:
+    def image(self, case: str) -> None:
         """A picture that is not there or cannot be read; it goes without its objects where that is allowed."""
         if self.skip:
             self.warn("pictures that cannot be read were left out, with their objects", case)

@@ -25,20 +25,20 @@ def needed(plan: Plan) -> tuple[int, int]:
     return math.ceil(plan.size[0] * scale), math.ceil(plan.size[1] * scale)
 
 
-def render(plan: Plan, picture: np.ndarray) -> np.ndarray:
+def render(plan: Plan, image: np.ndarray) -> np.ndarray:
     """`[H, W, 3]` uint8: the picture as planned. It may come in a smaller size than the plan was made for."""
-    return layer([(plan, picture)])
+    return layer([(plan, image)])
 
 
 def layer(pastes: Sequence[tuple[Plan, np.ndarray]]) -> np.ndarray:
     """`[H, W, 3]` uint8: pictures whose plans share an output, each in its own rectangle."""
-    plan, picture = pastes[0]
+    plan, image = pastes[0]
     if plan.target == (0, 0, plan.out[1], plan.out[0]):
-        return _seen(plan, picture)
+        return _seen(plan, image)
     canvas = np.zeros((*plan.out, 3), np.uint8)
-    for plan, picture in pastes:
+    for plan, image in pastes:
         left, top, right, bottom = plan.target
-        canvas[top:bottom, left:right] = _seen(plan, picture)
+        canvas[top:bottom, left:right] = _seen(plan, image)
     return canvas
 
 
@@ -48,31 +48,31 @@ def blended(layers: Sequence[np.ndarray], share: float) -> np.ndarray:
     return cv2.addWeighted(first, share, second, 1 - share, 0)
 
 
-def _seen(plan: Plan, picture: np.ndarray) -> np.ndarray:
+def _seen(plan: Plan, image: np.ndarray) -> np.ndarray:
     """The visible part of the picture, at the size it has in the output."""
-    height, width = picture.shape[:2]
+    height, width = image.shape[:2]
     x0, x1 = (round(x * width / plan.size[1]) for x in plan.source[::2])
     y0, y1 = (round(y * height / plan.size[0]) for y in plan.source[1::2])
     left, top, right, bottom = plan.target
-    seen = picture[y0 : max(y1, y0 + 1), x0 : max(x1, x0 + 1)]
+    seen = image[y0 : max(y1, y0 + 1), x0 : max(x1, x0 + 1)]
     # where there are fewer pixels; colours of a reduced part are then averaged before what is too bright is clipped
     colour_first = seen.shape[0] * seen.shape[1] <= (right - left) * (bottom - top)
     if plan.colour is not None and colour_first:
-        seen = plan.colour.on(seen, picture)
+        seen = plan.colour.on(seen, image)
     if plan.mirrored or plan.upended:
         seen = cv2.flip(seen, -1 if plan.mirrored and plan.upended else int(plan.mirrored))
     part = _resized(seen, bottom - top, right - left)
     if plan.colour is not None and not colour_first:
-        part = plan.colour.on(part, picture)
+        part = plan.colour.on(part, image)
     return part
 
 
-def resized_plainly(picture: np.ndarray, out: tuple[int, int]) -> np.ndarray:
+def resized_plainly(image: np.ndarray, out: tuple[int, int]) -> np.ndarray:
     """`[H, W, 3]` uint8: evaluation's resize, Pillow's antialiased bilinear to the bit, as in published numbers."""
-    height, width = picture.shape[:2]
+    height, width = image.shape[:2]
     if is_exact(height, out[0]) and is_exact(width, out[1]):
-        return _resized(picture, *out)
-    return np.asarray(Image.fromarray(picture).resize((out[1], out[0]), Image.Resampling.BILINEAR))
+        return _resized(image, *out)
+    return np.asarray(Image.fromarray(image).resize((out[1], out[0]), Image.Resampling.BILINEAR))
 
 
 def is_exact(size: int, out: int) -> bool:

@@ -22,7 +22,7 @@ class Key(NamedTuple):
     """
 
     epoch: int
-    picture: int
+    image: int
     height: int
     width: int
 
@@ -87,7 +87,7 @@ class TrainSampler:
         which = np.random.default_rng((self.seed, _SIZE, self.epoch)).integers(len(sizes), size=len(self))
         for batch in range(self.start, len(self)):
             height, width = sizes[which[batch // self.step_batches]]
-            yield [Key(self.epoch, picture, height, width) for picture in order[batch].tolist()]
+            yield [Key(self.epoch, image, height, width) for image in order[batch].tolist()]
 
 
 class EvalSampler:

@@ -175,7 +175,7 @@ class ShapesSplit:
     def objects(self, index: int) -> Objects:
         return self.load(index)[1]
 
-    def picture(self, index: int, smallest: tuple[int, int] | None = None) -> np.ndarray:
+    def image(self, index: int, smallest: tuple[int, int] | None = None) -> np.ndarray:
         return self.load(index)[0]
 
     def truth(self) -> Values:

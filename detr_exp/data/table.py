@@ -16,7 +16,7 @@ import numpy as np
 
 from detr_exp.data.content import Category, Objects, Outline
 from detr_exp.data.conventions import CORNER_AND_SIDES, check_convention, check_extents, spans
-from detr_exp.data.picture import read_picture
+from detr_exp.data.image import read_image
 from detr_exp.data.problems import Problems
 from detr_exp.values import Values
 
@@ -25,7 +25,7 @@ _ODD = 0x9E3779B97F4A7C15  # its powers spread the bits of a number over 64
 
 
 @dataclass
-class Pictures:
+class Images:
     """The pictures of a split: path, id, and (height, width) each."""
 
     paths: list[Path] = field(default_factory=list)
@@ -51,7 +51,7 @@ class Rows:
     """
 
     where: list[str] = field(default_factory=list)
-    picture: list[int] = field(default_factory=list)
+    image: list[int] = field(default_factory=list)
     category: list[int] = field(default_factory=list)
     box_xywh: list[tuple[float, float, float, float]] = field(default_factory=list)
     crowd: list[bool] = field(default_factory=list)
@@ -81,18 +81,18 @@ class TableSplit:
     """
 
     def __init__(
-        self, pictures: Pictures, rows: Rows, categories: list[Category], fingerprint: str, problems: Problems
+        self, images: Images, rows: Rows, categories: list[Category], fingerprint: str, problems: Problems
     ) -> None:
-        self.paths = [str(path) for path in pictures.paths]
-        self.image_ids = pictures.ids
-        self.sizes = np.array(pictures.sizes, np.int64).reshape(-1, 2)
+        self.paths = [str(path) for path in images.paths]
+        self.image_ids = images.ids
+        self.sizes = np.array(images.sizes, np.int64).reshape(-1, 2)
         self.categories = categories
         self.fingerprint = fingerprint
         _refuse_convention(rows, self.sizes, problems)
-        keep = _sound(pictures, rows, self.sizes, problems)
+        keep = _sound(images, rows, self.sizes, problems)
         _say_twice(self.paths, rows, problems)
-        keep = keep[np.argsort(np.array(rows.picture, np.int64)[keep], kind="stable")]
-        owner = np.array(rows.picture, np.int64)[keep]
+        keep = keep[np.argsort(np.array(rows.image, np.int64)[keep], kind="stable")]
+        owner = np.array(rows.image, np.int64)[keep]
         self.starts = np.searchsorted(owner, np.arange(len(self.paths) + 1))
         self.boxes_xywh = np.array(rows.box_xywh, np.float64).reshape(-1, 4)[keep]
         self.category = np.array(rows.category, np.int64)[keep]
@@ -107,7 +107,7 @@ class TableSplit:
         given = np.array([np.nan if area is None else area for area in rows.area], np.float64)[keep]
         self.area = np.where(np.isfinite(given) & (given > 0), given, self.boxes_xywh[:, 2:].prod(1))
         self.has_masks = any(rows.segments[i] is not None and not rows.crowd[i] for i in keep.tolist())
-        segments = [_near(rows.segments[i], pictures.sizes[rows.picture[i]]) for i in keep.tolist()]
+        segments = [_near(rows.segments[i], images.sizes[rows.image[i]]) for i in keep.tolist()]
         self._blob, self._at = _packed(segments if self.has_masks else [])
         self.keypoints = _keypoints(
             rows, keep, self.sizes[owner], problems, max((len(c.keypoints) for c in categories), default=0)
@@ -147,11 +147,11 @@ class TableSplit:
             keypoints=None if self.keypoints is None else self.keypoints[rows],
         )
 
-    def picture(self, index: int, smallest: tuple[int, int] | None = None) -> np.ndarray:
-        return read_picture(Path(self.paths[index]), self.size(index), smallest)
+    def image(self, index: int, smallest: tuple[int, int] | None = None) -> np.ndarray:
+        return read_image(Path(self.paths[index]), self.size(index), smallest)
 
     def load(self, index: int) -> tuple[np.ndarray, Objects]:
-        return self.picture(index), self.objects(index)
+        return self.image(index), self.objects(index)
 
     def truth(self) -> Values:
         counts = {category.id: len(category.keypoints) for category in self.categories}
@@ -194,11 +194,11 @@ def category_entry(category: Category) -> Values:
     return entry
 
 
-def _sound(pictures: Pictures, rows: Rows, sizes: np.ndarray, problems: Problems) -> np.ndarray:
+def _sound(images: Images, rows: Rows, sizes: np.ndarray, problems: Problems) -> np.ndarray:
     """`[n]` indices of the rows whose box can be used."""
     given = np.array(rows.box_xywh, np.float64).reshape(-1, 4)
     boxes = _corners(given)
-    heights, widths = sizes[np.array(rows.picture, np.int64)].reshape(-1, 2).T
+    heights, widths = sizes[np.array(rows.image, np.int64)].reshape(-1, 2).T
     finite = np.asarray(np.isfinite(boxes).all(1))
     inside = np.clip(np.where(finite[:, None], boxes, 0), 0, np.stack([widths, heights, widths, heights], 1))
     area = (inside[:, 2:] - inside[:, :2]).clip(0).prod(1)
@@ -212,14 +212,14 @@ def _sound(pictures: Pictures, rows: Rows, sizes: np.ndarray, problems: Problems
         else:
             kind = "boxes without area were dropped"
         size = f"{w:g}x{h:g} at ({x:g}, {y:g})"
-        problems.warn(kind, f"{rows.where[i]}: {size} in {pictures.paths[rows.picture[i]].name!r}")
+        problems.warn(kind, f"{rows.where[i]}: {size} in {images.paths[rows.image[i]].name!r}")
     return np.flatnonzero(finite & (area > 0))
 
 
 def _refuse_convention(rows: Rows, sizes: np.ndarray, problems: Problems) -> None:
     areas = np.array([np.nan if area is None else area for area in rows.area], np.float64)
     boxes = np.array(rows.box_xywh, np.float64).reshape(-1, 4)
-    owner = np.array(rows.picture, np.int64)
+    owner = np.array(rows.image, np.int64)
     check_convention(boxes, sizes[owner], areas, rows.convention, rows.where, problems)
 
 
@@ -231,7 +231,7 @@ def _say_twice(paths: Sequence[str], rows: Rows, problems: Problems) -> None:
             problems.warn(kind, f"{path}: {times} times")
     if not rows.where:
         return
-    table = np.column_stack([rows.picture, rows.category, rows.box_xywh]).astype(np.float64) + 0.0  # -0.0 is 0.0
+    table = np.column_stack([rows.image, rows.category, rows.box_xywh]).astype(np.float64) + 0.0  # -0.0 is 0.0
     with np.errstate(over="ignore"):  # one number a row, which sorts in a tenth of the time of six
         hashed = (table.view(np.uint64) * np.uint64(_ODD) ** np.arange(1, 7, dtype=np.uint64)).sum(1)
     common, counts = np.unique(hashed, return_counts=True)
@@ -242,7 +242,7 @@ def _say_twice(paths: Sequence[str], rows: Rows, problems: Problems) -> None:
     for alike in groups.values():
         if len(alike) > 1:
             kind = "objects that are annotated twice, with the same class and box; each counts"
-            problems.warn(kind, f"{paths[rows.picture[alike[0]]]}: {rows.where[alike[0]]}, {len(alike)} times")
+            problems.warn(kind, f"{paths[rows.image[alike[0]]]}: {rows.where[alike[0]]}, {len(alike)} times")
 
 
 def _near(segment: Outline | None, size: tuple[int, int]) -> Outline | None:

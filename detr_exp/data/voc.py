@@ -18,10 +18,10 @@ from xml.etree import ElementTree
 
 from detr_exp.data.content import SPLITS, Category, Content, Split
 from detr_exp.data.conventions import TWO_CORNERS
-from detr_exp.data.files import Folder, companion, decoded, files_below, is_picture
-from detr_exp.data.picture import PictureError, read_size
+from detr_exp.data.files import Folder, companion, decoded, files_below, is_image
+from detr_exp.data.image import ImageError, read_size
 from detr_exp.data.problems import Problems, short
-from detr_exp.data.table import Pictures, Rows, TableSplit
+from detr_exp.data.table import Images, Rows, TableSplit
 
 # The classes of the challenge; used where the files have no others.
 CHALLENGE = [
@@ -44,7 +44,7 @@ _LARGEST_XML = 2**22
 
 
 class _Pair(NamedTuple):
-    picture: Path
+    image: Path
     annotation: Path
 
 
@@ -129,13 +129,13 @@ def _pairs(folder: Folder, name: str, place: str | Sequence[str] | None, problem
 def _side_by_side(folder: Folder, part: Path, problems: Problems) -> list[_Pair]:
     """The XML files in a folder and below, each with its picture; says which pictures have none."""
     files = folder.files(part, problems)
-    pairs = [_Pair(_picture(folder, file.with_suffix("")), file) for file in sorted(files) if _is_xml(file)]
-    used = {pair.picture for pair in pairs}
+    pairs = [_Pair(_image(folder, file.with_suffix("")), file) for file in sorted(files) if _is_xml(file)]
+    used = {pair.image for pair in pairs}
     for file in files:
-        if is_picture(file.name) and file not in used:
+        if is_image(file.name) and file not in used:
             kind = "pictures without XML file were left out; give those without objects an empty <annotation/>"
             problems.warn(kind, str(file))
-        elif not is_picture(file.name) and not companion(file.name):
+        elif not is_image(file.name) and not companion(file.name):
             problems.warn("files that are not read as pictures were left out; convert what is one", str(file))
     return pairs
 
@@ -175,15 +175,15 @@ def _listed(folder: Folder, file: Path) -> Iterator[_Pair]:
             is_told = len(words) == 2 and words[1] in ("-1", "0", "1")
             if is_told and not os.path.isfile(year / "Annotations" / f"{name}.xml"):
                 name = words[0]
-            yield _Pair(_picture(folder, year / "JPEGImages" / name), year / "Annotations" / f"{name}.xml")
+            yield _Pair(_image(folder, year / "JPEGImages" / name), year / "Annotations" / f"{name}.xml")
 
 
-def _picture(folder: Folder, stem: Path) -> Path:
+def _image(folder: Folder, stem: Path) -> Path:
     """The picture of this name, whatever its suffix."""
     usual = stem.with_name(f"{stem.name}.jpg")
     if os.path.isfile(usual) or not os.path.isdir(stem.parent):
         return usual
-    return next(iter(folder.pictures(stem.parent).get(stem.name, ())), usual)
+    return next(iter(folder.images(stem.parent).get(stem.name, ())), usual)
 
 
 def _categories(
@@ -221,30 +221,30 @@ def _split(
     on_error: str,
 ) -> TableSplit:
     problems = Problems(str(folder.root), on_error)
-    pictures, rows = Pictures(), Rows(convention=TWO_CORNERS)
+    images, rows = Images(), Rows(convention=TWO_CORNERS)
     number_of = {category.name: category.id for category in categories}
     digest = hashlib.sha256(repr((categories, one_based, *["difficult"] * use_difficult)).encode())
     marked = 0
     for pair in pairs:
-        if complaint := folder.complaint(pair.picture):
-            problems.picture(complaint)
+        if complaint := folder.complaint(pair.image):
+            problems.image(complaint)
             continue
         tree = trees.pop(pair.annotation, None)
         tree = _tree(folder, pair.annotation, problems) if tree is None else tree
         if tree is None:
             continue
         try:
-            size = _agreed(tree, read_size(pair.picture))
-        except PictureError as error:
-            problems.picture(str(error))
+            size = _agreed(tree, read_size(pair.image))
+        except ImageError as error:
+            problems.image(str(error))
             continue
         except ValueError as error:
             problems.error("the size in an annotation is that of its picture", f"{pair.annotation}: {error}")
             continue
-        pictures.ids.append(len(pictures.ids) + 1)
-        pictures.paths.append(pair.picture)
-        pictures.sizes.append(size)
-        digest.update(f"{pair.picture.name} {size}".encode() + ElementTree.tostring(tree))
+        images.ids.append(len(images.ids) + 1)
+        images.paths.append(pair.image)
+        images.sizes.append(size)
+        digest.update(f"{pair.image.name} {size}".encode() + ElementTree.tostring(tree))
         for place, item in enumerate(tree.iter("object"), 1):
             where = f"{pair.annotation}: object {place}"
             try:
@@ -253,7 +253,7 @@ def _split(
                 problems.error("objects have a known name and a bndbox of four numbers", f"{where}: {error}")
                 continue
             rows.where.append(where)
-            rows.picture.append(len(pictures.ids) - 1)
+            rows.image.append(len(images.ids) - 1)
             rows.category.append(category)
             rows.box_xywh.append(box)
             difficult = _text(item, "difficult").lower() in ("1", "true")
@@ -267,7 +267,7 @@ def _split(
         rows.sought += f"; {marked} are marked difficult: data.source.use_difficult=true takes them like others"
         kind = "objects marked difficult are neither trained on nor counted; else: data.source.use_difficult=true"
         problems.note(kind, f"{marked} of {len(rows.where)}")
-    split = TableSplit(pictures, rows, categories, digest.hexdigest(), problems)
+    split = TableSplit(images, rows, categories, digest.hexdigest(), problems)
     problems.report()
     return split
 

@@ -17,11 +17,11 @@ from pathlib import Path
 from detr_exp.data.content import SPLITS, Content, Split
 from detr_exp.data.conventions import CENTRE_AND_SIDES
 from detr_exp.data.description import Description, read_description
-from detr_exp.data.files import Folder, companion, decoded, is_picture
+from detr_exp.data.files import Folder, companion, decoded, is_image
+from detr_exp.data.image import read_size
 from detr_exp.data.labels import Labels
-from detr_exp.data.picture import read_size
 from detr_exp.data.problems import Problems, short
-from detr_exp.data.table import Pictures, Rows, TableSplit
+from detr_exp.data.table import Images, Rows, TableSplit
 from detr_exp.data.yolo_rows import RowReader
 from detr_exp.values import Values
 
@@ -148,9 +148,9 @@ def _listed(folder: Folder, description: Description, entry: Path, problems: Pro
 def _in_folder(folder: Folder, entry: Path, problems: Problems) -> Iterator[Path]:
     images = entry / "images" if (entry / "images").is_dir() else entry
     for file in folder.files(entry, problems):
-        if is_picture(file.name) and file.is_relative_to(images):
+        if is_image(file.name) and file.is_relative_to(images):
             yield file
-        elif is_picture(file.name):
+        elif is_image(file.name):
             problems.warn(
                 f"pictures outside {images} were left out; name their folder too, if they are meant", str(file)
             )
@@ -163,7 +163,7 @@ def _split(
 ) -> TableSplit:
     path, categories = description.path, description.categories
     problems = Problems(str(path), on_error)
-    pictures, found = Pictures(), Rows(convention=CENTRE_AND_SIDES)
+    images, found = Images(), Rows(convention=CENTRE_AND_SIDES)
     rows = RowReader(categories, description.shape)
     digest = hashlib.sha256(repr((categories, description.shape)).encode())
     times: Counter[Path] = Counter()
@@ -177,12 +177,12 @@ def _split(
         if times[file] > 1:
             problems.warn("pictures that are listed more than once; each counts once", f"{file}: {times[file]} times")
         if complaint := folder.complaint(file):
-            problems.picture(complaint)
+            problems.image(complaint)
             continue
         try:
             size = read_size(file)
         except ValueError as error:
-            problems.picture(str(error))
+            problems.image(str(error))
             continue
         used[file] = labels.of(file)
         text = b""
@@ -191,10 +191,10 @@ def _split(
                 problems.error("text files that cannot be read", complaint)
                 continue
             text = used[file][0].read_bytes()
-        index = len(pictures.ids)
-        pictures.ids.append(index + 1)
-        pictures.paths.append(file)
-        pictures.sizes.append(size)
+        index = len(images.ids)
+        images.ids.append(index + 1)
+        images.paths.append(file)
+        images.sizes.append(size)
         digest.update(
             f"{os.path.relpath(file, folder.root)} {size} {len(text)} ".encode(errors="surrogateescape") + text
         )
@@ -203,7 +203,7 @@ def _split(
     labels.check(used, problems)
     rows.refuse_poses(problems)
     found.sought = labels.sought(used)
-    split = TableSplit(pictures, found, categories, digest.hexdigest(), problems)
+    split = TableSplit(images, found, categories, digest.hexdigest(), problems)
     problems.report()
     if not len(split):
         raise ValueError(f"{path}: no picture of the {name} split can be read; a split needs at least one")

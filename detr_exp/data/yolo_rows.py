@@ -41,9 +41,7 @@ class RowReader:
             )
         return "rows are class x y width height, or class and a polygon, relative to the picture"
 
-    def read(
-        self, text: bytes, file: Path, picture: int, size: tuple[int, int], found: Rows, problems: Problems
-    ) -> None:
+    def read(self, text: bytes, file: Path, image: int, size: tuple[int, int], found: Rows, problems: Problems) -> None:
         """Add the rows of one file to `found`, or say in `problems` what is wrong with them."""
         try:
             lines = decoded(text, file).splitlines()
@@ -60,7 +58,7 @@ class RowReader:
                 problems.error(self.kind, f"{where}: {error}")
                 continue
             found.where.append(where)
-            found.picture.append(picture)
+            found.image.append(image)
             found.category.append(category)
             found.box_xywh.append(box)
             found.crowd.append(False)

@@ -38,30 +38,30 @@ class Program:
     run: Run
     batch_size: int | None = None
 
-    def inputs(self, pictures: Sequence[np.ndarray]) -> list[np.ndarray]:
+    def inputs(self, images: Sequence[np.ndarray]) -> list[np.ndarray]:
         """Arrays in the graph's order, from pictures `[H, W, 3]` uint8; of one size where they are resized inside."""
         if self.graph.preprocess:
-            return [np.stack(pictures)]
-        pixels = np.stack([resized_plainly(picture, self.graph.network.image_size) for picture in pictures])
-        images = np.ascontiguousarray(pixels.transpose(0, 3, 1, 2), dtype=np.float32) / 255
-        sizes = np.array([picture.shape[:2] for picture in pictures])
-        return [images, sizes] if self.graph.postprocess else [images]
+            return [np.stack(images)]
+        pixels = np.stack([resized_plainly(image, self.graph.network.image_size) for image in images])
+        batch = np.ascontiguousarray(pixels.transpose(0, 3, 1, 2), dtype=np.float32) / 255
+        sizes = np.array([image.shape[:2] for image in images])
+        return [batch, sizes] if self.graph.postprocess else [batch]
 
-    def outputs(self, pictures: Sequence[np.ndarray]) -> Arrays:
+    def outputs(self, images: Sequence[np.ndarray]) -> Arrays:
         """What comes out for any number of pictures of any sizes, by name."""
-        at_once = 1 if self.graph.preprocess else len(pictures)
+        at_once = 1 if self.graph.preprocess else len(images)
         size = self.batch_size or at_once
         parts = []
-        for start in range(0, len(pictures), min(size, at_once)):
-            chunk = list(pictures[start : start + min(size, at_once)])
+        for start in range(0, len(images), min(size, at_once)):
+            chunk = list(images[start : start + min(size, at_once)])
             filled = chunk + chunk[-1:] * (size - len(chunk))
             parts.append([found[: len(chunk)] for found in self.run(self.inputs(filled))])
         return {name: np.concatenate(found) for name, found in zip(self.graph.outputs, zip(*parts))}
 
-    def detect(self, pictures: Sequence[np.ndarray]) -> list[Detections]:
+    def detect(self, images: Sequence[np.ndarray]) -> list[Detections]:
         """Detections of each picture in its pixels."""
-        found = {name: torch.from_numpy(value) for name, value in self.outputs(pictures).items()}
-        sizes = [picture.shape[:2] for picture in pictures]
+        found = {name: torch.from_numpy(value) for name, value in self.outputs(images).items()}
+        sizes = [image.shape[:2] for image in images]
         if self.graph.postprocess:
             return [_one(found, image, size) for image, size in enumerate(sizes)]
         masks = None

@@ -25,8 +25,8 @@ from detr_exp.config.mistakes import is_said_by_us
 from detr_exp.config.stored import stored
 from detr_exp.config.targets import MisfitError
 from detr_exp.data.classes import KnownLabels
+from detr_exp.data.image import FIRST_FRAME, has_more_frames, pixels_of, pixels_of_array, read_image
 from detr_exp.data.keypoints import KeypointSchema
-from detr_exp.data.picture import FIRST_FRAME, has_more_frames, pixels_of, pixels_of_array, read_picture
 from detr_exp.data.render import resized_plainly
 from detr_exp.model.adapter.slim import find_base, load_own_state, merge
 from detr_exp.protocols import Network
@@ -78,7 +78,7 @@ class Detector:
         return self
 
     @torch.inference_mode()
-    def predict(self, pictures: ImageLike | Sequence[ImageLike], threshold: float | None = None) -> list[Detections]:
+    def predict(self, images: ImageLike | Sequence[ImageLike], threshold: float | None = None) -> list[Detections]:
         """Find objects.
 
         Args:
@@ -92,13 +92,13 @@ class Detector:
         Raises:
             ValueError: a picture cannot be read, or is no picture.
         """
-        given = [pictures] if isinstance(pictures, ImageLike) else pictures
-        opened = [as_image(picture) for picture in given]
+        given = [images] if isinstance(images, ImageLike) else images
+        opened = [as_image(image) for image in given]
         if not opened:
             return []
         size = self.network.image_size
-        pixels = np.stack([resized_plainly(picture, size) for picture in opened])
-        image_sizes = torch.tensor([picture.shape[:2] for picture in opened])
+        pixels = np.stack([resized_plainly(image, size) for image in opened])
+        image_sizes = torch.tensor([image.shape[:2] for image in opened])
         nothing = Targets(torch.zeros(0, dtype=torch.int64), torch.zeros(0, 4), (0,) * len(opened))
         batch = Batch(torch.from_numpy(pixels), nothing, image_sizes).to(self.precision.device)
         with self.precision.autocast():
@@ -250,32 +250,32 @@ def of_this_version(path: Path) -> Iterator[None]:
         ) from error
 
 
-def as_image(picture: ImageLike) -> np.ndarray:
+def as_image(image: ImageLike) -> np.ndarray:
     """`[H, W, 3]` uint8 RGB, upright: the same for a file, its content, and what was opened from it.
 
     Raises:
         ValueError: it cannot be read, or is no picture.
     """
-    if isinstance(picture, str | Path | bytes | Image.Image):
-        source = Path(picture).expanduser() if isinstance(picture, str | Path) else picture
-        pixels = pixels_of(source) if isinstance(source, Image.Image) else read_picture(source)
+    if isinstance(image, str | Path | bytes | Image.Image):
+        source = Path(image).expanduser() if isinstance(image, str | Path) else image
+        pixels = pixels_of(source) if isinstance(source, Image.Image) else read_image(source)
         if has_more_frames(source):
             log.warning("%s: %s", source if isinstance(source, Path) else "a picture in memory", FIRST_FRAME)
         return pixels
-    if isinstance(picture, np.ndarray):
-        return pixels_of_array(picture)
-    if not isinstance(picture, torch.Tensor):
+    if isinstance(image, np.ndarray):
+        return pixels_of_array(image)
+    if not isinstance(image, torch.Tensor):
         raise ValueError(
-            f"a {type(picture).__name__} is no picture; give a path, the content of a file as bytes, a PIL image, an "
+            f"a {type(image).__name__} is no picture; give a path, the content of a file as bytes, a PIL image, an "
             "array or a tensor"
         )
-    if picture.ndim not in (2, 3) or (picture.ndim == 3 and picture.shape[0] not in (1, 3, 4)):
+    if image.ndim not in (2, 3) or (image.ndim == 3 and image.shape[0] not in (1, 3, 4)):
         raise ValueError(
-            f"a tensor {list(picture.shape)} of {picture.dtype} is no picture; give [3, H, W], uint8 or float in 0..1"
+            f"a tensor {list(image.shape)} of {image.dtype} is no picture; give [3, H, W], uint8 or float in 0..1"
         )
-    picture = picture.detach().cpu()
-    picture = picture.float() if picture.is_floating_point() else picture
-    return pixels_of_array((picture.permute(1, 2, 0) if picture.ndim == 3 else picture).numpy())
+    image = image.detach().cpu()
+    image = image.float() if image.is_floating_point() else image
+    return pixels_of_array((image.permute(1, 2, 0) if image.ndim == 3 else image).numpy())
 
 
 def _hardware_of(config: Stored) -> Stored:

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from detr_exp.data.files import files_below, is_picture
-from detr_exp.data.picture import SUFFIXES
+from detr_exp.data.files import files_below, is_image
+from detr_exp.data.image import SUFFIXES
 from detr_exp.data.whole import is_cut_short
 from detr_exp.inference.detector import as_image
 
@@ -124,7 +124,7 @@ def find_images(source: str | Path) -> list[Path]:
         return [path]
     is_pattern = not path.exists() and any(mark in str(source) for mark in "*?")
     candidates = [Path(one) for one in glob.iglob(str(path), recursive=True)] if is_pattern else files_below(path)[0]
-    found = sorted(one for one in candidates if is_picture(one.name) and one.is_file())
+    found = sorted(one for one in candidates if is_image(one.name) and one.is_file())
     if not found:
         what = "matches" if is_pattern else "holds" if path.is_dir() else "does not exist, so it holds"
         raise ValueError(
@@ -149,8 +149,8 @@ def _frames(path: Path, every: int) -> tuple[Iterator[Item], int]:
     except ImportError:
         raise ValueError(f"{path} is a film, and reading it needs PyAV: pip install 'detr_exp[video]'") from None
     try:
-        film = av.open(str(path))
-        stream = film.streams.video[0]
+        video = av.open(str(path))
+        stream = video.streams.video[0]
         rate = float(stream.average_rate or 0)
     except (OSError, IndexError, av.FFmpegError) as error:
         raise ValueError(f"{path} cannot be read as a film ({error}); give another file") from error
@@ -158,8 +158,8 @@ def _frames(path: Path, every: int) -> tuple[Iterator[Item], int]:
 
     def items() -> Iterator[Item]:
         number, spoiled = 0, 0
-        with film:
-            for frame in _decoded(film, stream):
+        with video:
+            for frame in _decoded(video, stream):
                 if isinstance(frame, Exception):
                     spoiled += 1
                     continue
@@ -174,11 +174,11 @@ def _frames(path: Path, every: int) -> tuple[Iterator[Item], int]:
     return items(), -(-length // every)
 
 
-def _decoded(film: InputContainer, stream: VideoStream) -> Iterator[VideoFrame | Exception]:
+def _decoded(video: InputContainer, stream: VideoStream) -> Iterator[VideoFrame | Exception]:
     """The frames of a film; what could not be decoded comes as an exception, and the film goes on."""
     import av
 
-    packets = film.demux(stream)
+    packets = video.demux(stream)
     while True:
         try:
             packet = next(packets, None)

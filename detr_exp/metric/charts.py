@@ -36,12 +36,12 @@ def save_charts(metric: CocoEvaluation, folder: Path) -> list[Path]:
     folder.mkdir(parents=True, exist_ok=True)
     paths = [folder / f"{PREFIX[iou_type]}pr_curves.png" for iou_type in metric.iou_types]
     for iou_type, path in zip(metric.iou_types, paths):
-        pr_picture(metric, path, iou_type)
-    confusion_picture(metric, folder / "confusion.png")
+        pr_figure(metric, path, iou_type)
+    confusion_figure(metric, folder / "confusion.png")
     return [*paths, folder / "confusion.png"]
 
 
-def pr_picture(metric: CocoEvaluation, path: Path, iou_type: str = "bbox") -> None:
+def pr_figure(metric: CocoEvaluation, path: Path, iou_type: str = "bbox") -> None:
     """Precision over recall of every class that has objects, at IoU (or OKS) 0.5; a dot marks the best F1."""
     curves = metric.curves[iou_type]
     limit = 0 if iou_type == "keypoints" else metric.limits.index(OFFICIAL)
@@ -68,7 +68,7 @@ def pr_picture(metric: CocoEvaluation, path: Path, iou_type: str = "bbox") -> No
     write(path, lambda file: figure.savefig(file, dpi=110))
 
 
-def confusion_picture(metric: CocoEvaluation, path: Path) -> None:
+def confusion_figure(metric: CocoEvaluation, path: Path) -> None:
     """The matrix of `confusion`: colours are parts of a row, numbers are objects."""
     matrix = confusion(metric)
     present = np.flatnonzero((matrix.sum(0) + matrix.sum(1))[:-1])  # classes that are neither there nor detected

@@ -48,9 +48,9 @@ def draw_objects(
         for mask, label in zip(masks, labels):
             pixels[mask] = 0.5 * pixels[mask] + 0.5 * np.array(colour(label), np.float32)
         pixels = pixels.astype(np.uint8)
-    picture = Image.fromarray(pixels)
-    canvas = ImageDraw.Draw(picture)
-    scale = max(picture.size) / 640
+    drawing = Image.fromarray(pixels)
+    canvas = ImageDraw.Draw(drawing)
+    scale = max(drawing.size) / 640
     width = max(1, round(2 * scale))
     font = ImageFont.load_default(size=max(9, round(15 * scale)))
     for i, (box, label) in enumerate(zip(np.asarray(boxes_xyxy_px, float).tolist(), labels)):
@@ -69,7 +69,7 @@ def draw_objects(
         if keypoints_px is not None:
             lines = skeletons[label] if label < len(skeletons) else ()
             _draw_keypoints(canvas, keypoints_px[i], lines, ink, width)
-    return picture
+    return drawing
 
 
 def _draw_keypoints(
@@ -88,21 +88,21 @@ def _draw_keypoints(
             canvas.ellipse((x - radius, y - radius, x + radius, y + radius), fill=(255, 255, 255), outline=ink)
 
 
-def sheet(pictures: Sequence[Image.Image], *, columns: int | None = None, tile: int = 480) -> Image.Image:
+def sheet(images: Sequence[Image.Image], *, columns: int | None = None, tile: int = 480) -> Image.Image:
     """Pictures side by side on a dark ground, each scaled to fit a square of `tile` pixels."""
-    columns = columns or max(1, math.ceil(math.sqrt(len(pictures))))
+    columns = columns or max(1, math.ceil(math.sqrt(len(images))))
     gap = 4
     scaled = []
-    for picture in pictures:
-        factor = tile / max(picture.size)
-        size = (max(1, round(picture.width * factor)), max(1, round(picture.height * factor)))
-        scaled.append(picture.resize(size, Image.Resampling.LANCZOS))
+    for image in images:
+        factor = tile / max(image.size)
+        size = (max(1, round(image.width * factor)), max(1, round(image.height * factor)))
+        scaled.append(image.resize(size, Image.Resampling.LANCZOS))
     rows = [scaled[i : i + columns] for i in range(0, len(scaled), columns)]
-    heights = [max(picture.height for picture in row) + gap for row in rows]
+    heights = [max(image.height for image in row) + gap for row in rows]
     canvas = Image.new("RGB", (columns * (tile + gap) + gap, sum(heights) + gap), (24, 24, 24))
     y = gap
     for row, height in zip(rows, heights):
-        for i, picture in enumerate(row):
-            canvas.paste(picture, (gap + i * (tile + gap) + (tile - picture.width) // 2, y))
+        for i, image in enumerate(row):
+            canvas.paste(image, (gap + i * (tile + gap) + (tile - image.width) // 2, y))
         y += height
     return canvas

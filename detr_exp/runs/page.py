@@ -12,14 +12,14 @@ from pathlib import Path
 from detr_exp.runs import svg
 from detr_exp.runs.analysis import FEWEST, Importance, Setting, front, importance, settings
 from detr_exp.runs.past import PastRun
-from detr_exp.tracker.follower import is_picture
+from detr_exp.tracker.follower import is_image
 from detr_exp.values import Values
 
 TEMPLATE = "page.html"
 COLOURS = 8
 MOST_CLASS_RUNS = 6
 MOST_COLUMNS = 10
-PICTURE_WIDTH, PICTURE_QUALITY = 1500, 80
+IMAGE_WIDTH, IMAGE_QUALITY = 1500, 80
 GOOD = ("ok",)
 logger = logging.getLogger("detr_exp.tracker")
 LOST = ("pruned", "oom", "nan", "failed", "killed", "unfinished")
@@ -57,7 +57,7 @@ def render(runs: Sequence[PastRun], *, title: str, about: str, now: datetime) ->
         fewest=FEWEST,
         fronts=_fronts(ranked, styles),
         classes=_classes(ranked),
-        picture=_picture(best),
+        image=_image(best),
         hours=_hours(ranked),
         total_hours=sum(run.hours for run in ranked),
         troubles=[run for run in ranked if run.status not in GOOD],
@@ -144,12 +144,12 @@ def _classes(runs: Sequence[PastRun]) -> Values | None:
     }
 
 
-def _picture(run: PastRun) -> str | None:
+def _image(run: PastRun) -> str | None:
     """The worst pictures of a run's best evaluation, as a data address."""
     sheets = sorted((run.folder / "worst").glob("step_*.jpg"))
     of_best = [path for path in sheets if path.stem == f"step_{run.best.get('step', 0):07d}"]
     for path in [*of_best, *reversed(sheets)]:
-        if is_picture(path):
+        if is_image(path):
             return _embedded(path)
         logger.warning("%s is damaged and is left out", path)
     return None
@@ -158,10 +158,10 @@ def _picture(run: PastRun) -> str | None:
 def _embedded(path: Path) -> str:
     from PIL import Image
 
-    with Image.open(path) as picture:
-        picture.thumbnail((PICTURE_WIDTH, 4 * PICTURE_WIDTH))
+    with Image.open(path) as image:
+        image.thumbnail((IMAGE_WIDTH, 4 * IMAGE_WIDTH))
         buffer = io.BytesIO()
-        picture.convert("RGB").save(buffer, "JPEG", quality=PICTURE_QUALITY)
+        image.convert("RGB").save(buffer, "JPEG", quality=IMAGE_QUALITY)
     return f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
 

@@ -100,7 +100,7 @@ class Tail:
         if not path.is_file():
             return
         if "image" in entry:
-            if not is_picture(path):
+            if not is_image(path):
                 logger.warning("%s is damaged and is left out", path)
                 return
             self.view.image(path, entry["image"], entry["step"])
@@ -110,13 +110,13 @@ class Tail:
             self.view.artifact(path)
 
 
-def is_picture(path: Path) -> bool:
+def is_image(path: Path) -> bool:
     """Whether a picture can be read to its end."""
     from PIL import Image
 
     try:
-        with Image.open(path) as picture:
-            picture.load()
+        with Image.open(path) as image:
+            image.load()
     except (OSError, SyntaxError):
         return False
     return True

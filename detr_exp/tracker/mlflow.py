@@ -91,8 +91,8 @@ class MlflowView:
         stored_as = f"{name}+step+{step}+"
         if stored_as in self.images:
             return
-        with Image.open(path) as picture:
-            self.client.log_image(self.run_id, picture, key=name, step=step)
+        with Image.open(path) as image:
+            self.client.log_image(self.run_id, image, key=name, step=step)
         self.images.add(stored_as)
 
     def model(self, path: Path, name: str) -> None:

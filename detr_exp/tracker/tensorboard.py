@@ -39,8 +39,8 @@ class TensorBoardView:
         import numpy as np
         from PIL import Image
 
-        with Image.open(path) as picture:
-            self.writer.add_image(name, np.asarray(picture.convert("RGB")), step, dataformats="HWC")
+        with Image.open(path) as image:
+            self.writer.add_image(name, np.asarray(image.convert("RGB")), step, dataformats="HWC")
 
     def model(self, path: Path, name: str) -> None:
         """It has no registry."""

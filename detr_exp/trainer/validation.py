@@ -17,7 +17,7 @@ from detr_exp.trainer.announce import say_result
 from detr_exp.trainer.checkpoint_content import NonFiniteError, slim
 from detr_exp.trainer.console import Console
 from detr_exp.trainer.diagnosis.no_detections import watch
-from detr_exp.trainer.diagnosis.predictions import Pictures, keep_charts
+from detr_exp.trainer.diagnosis.predictions import Images, keep_charts
 from detr_exp.trainer.diagnosis.skipped_images import note_skipped
 from detr_exp.trainer.diagnosis.worst_images import keep_details
 from detr_exp.trainer.distributed import once, same_buffers
@@ -48,10 +48,10 @@ def evaluate_epoch(
     before = {which: best.state_dict() for which, best in state.best.items()}
     epoch = state.epoch_number - 1
     for which in weights_to_evaluate(settings, state):
-        pictures = Pictures(run.data, settings.num_pictures, settings.picture_threshold)
+        images = Images(run.data, settings.num_pictures, settings.picture_threshold)
         try:
             found = evaluate_split(
-                settings, console, run, state, "val", which, needs_val_loss(settings), pictures, interrupt
+                settings, console, run, state, "val", which, needs_val_loss(settings), images, interrupt
             )
         except (Interrupted, WorkerError):
             for name, best in state.best.items():
@@ -67,9 +67,9 @@ def evaluate_epoch(
             once(keep_charts, run, found, state.step)
         evaluated[which] = found
         once(watch, console, run, state, which, found)
-        picture = once(pictures.save, run.output_dir / "predictions", state.step)
-        if picture is not None:
-            run.tracker.image(picture, "predictions", state.step)
+        image = once(images.save, run.output_dir / "predictions", state.step)
+        if image is not None:
+            run.tracker.image(image, "predictions", state.step)
     values["val/epoch"] = state.position / state.steps_per_epoch
     run.tracker.log(state.step, values)
     if run.judge is not None:
@@ -87,7 +87,7 @@ def evaluate_split(
     split: str,
     which: str,
     with_loss: bool,
-    pictures: Pictures | None = None,
+    images: Images | None = None,
     interrupt: Interrupt | None = None,
 ) -> dict[str, float]:
     """Metrics of the EMA or the raw weights on one split.
@@ -107,8 +107,8 @@ def evaluate_split(
         def on_batch(batch: Batch, detections: list[Detections]) -> None:
             meter()
             note_skipped(run, state.step, [batch])
-            if pictures is not None:
-                pictures.add(batch, detections)
+            if images is not None:
+                images.add(batch, detections)
 
         return evaluate(
             state.network,

@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image
 from pycocotools import mask as codec
 
-from .conftest import document, picture
+from .conftest import document, write_image
 
 
 class Case(NamedTuple):
@@ -39,7 +39,7 @@ def coco(**changes: Any) -> Callable[[Path], object]:
             if content is None:
                 continue
             for i, name in enumerate(("a.png", "b.png")):
-                picture(root / split / name, seed=i)
+                write_image(root / split / name, seed=i)
             written = {**document(), **{k: v for k, v in content.items() if k != "val"}}
             (root / split / "_annotations.coco.json").write_text(json.dumps(written))
 
@@ -112,7 +112,7 @@ def sized(width: int, height: int) -> Callable[[Path], object]:
         there = {"id": 9, "image_id": 12, "category_id": 3, "bbox": [5, 5, 20, 20]}
         changes = {"width": width, "height": height}
         coco(images=[{**first, **changes}, second], annotations=[*document()["annotations"], there])(root)
-        picture(root / "train" / "a.png", (height, width))
+        write_image(root / "train" / "a.png", (height, width))
 
     return write
 
@@ -133,12 +133,12 @@ def turned(path: Path) -> None:
 
 
 def cut(path: Path) -> None:
-    picture(path)
+    write_image(path)
     path.write_bytes(path.read_bytes()[:2000])
 
 
 def leaving(path: Path) -> None:
-    picture(path.parents[2] / "elsewhere.png")
+    write_image(path.parents[2] / "elsewhere.png")
     path.symlink_to(path.parents[2] / "elsewhere.png")
 
 
@@ -292,7 +292,7 @@ COCO = [
     Case("CRLF", again(lambda text: text.replace("\n", "\r\n").encode()), "fine"),
 ]
 
-PICTURES = [
+IMAGES = [
     Case("text for a picture", file(lambda path: path.write_text("hello")), "error", "not a readable picture"),
     Case("empty picture", file(lambda path: path.touch()), "error", "not a readable picture"),
     Case("cut picture", file(cut), "error", "cannot be decoded"),
@@ -326,7 +326,7 @@ PICTURES = [
 def yolo(rows: str | bytes = "1 0.5 0.5 0.2 0.4\n", description: str = "names: [a, b]\ntrain: train/images\n"):
     def write(root: Path) -> None:
         for i, name in enumerate(("p.png", "q.png")):
-            picture(root / "train" / "images" / name, seed=i)
+            write_image(root / "train" / "images" / name, seed=i)
         (root / "train" / "labels").mkdir()
         (root / "train" / "labels" / "p.txt").write_bytes(rows if isinstance(rows, bytes) else rows.encode())
         (root / "data.yaml").write_text(description)
@@ -405,7 +405,7 @@ THING = "<object><name>cat</name><bndbox><xmin>5</xmin><ymin>5</ymin><xmax>{}</x
 
 def voc(text: str | bytes = "", xmax: str = "30", size: str = "") -> Callable[[Path], object]:
     def write(root: Path) -> None:
-        picture(root / "train" / "a.png")
+        write_image(root / "train" / "a.png")
         data = text or f"<annotation>{size}{THING.format(xmax)}</annotation>"
         (root / "train" / "a.xml").write_bytes(data if isinstance(data, bytes) else data.encode())
 
@@ -427,7 +427,7 @@ VOC = [
 ]
 ROOTS = [
     Case("nothing there", lambda root: None, "error", "layout is not known. Looked for.*Found: nothing"),
-    Case("only pictures", lambda root: picture(root / "x.png"), "error", "Found: x.png"),
+    Case("only pictures", lambda root: write_image(root / "x.png"), "error", "Found: x.png"),
     Case(
         "training file is a folder",
         lambda root: (root / "train/_annotations.coco.json").mkdir(parents=True),
@@ -435,4 +435,4 @@ ROOTS = [
         "layout is not known",
     ),
 ]
-CASES = [*COCO, *PICTURES, *YOLO, *VOC, *ROOTS]
+CASES = [*COCO, *IMAGES, *YOLO, *VOC, *ROOTS]

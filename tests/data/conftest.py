@@ -20,7 +20,7 @@ CATEGORIES = [{"id": 7, "name": "cup"}, {"id": 3, "name": "ball"}]
 NONE = {"annotations": None, "images": None}
 
 
-def picture(path: Path, size: tuple[int, int] = (40, 60), seed: int = 0) -> Path:
+def write_image(path: Path, size: tuple[int, int] = (40, 60), seed: int = 0) -> Path:
     """A random picture of (height, width) on disk."""
     path.parent.mkdir(parents=True, exist_ok=True)
     pixels = np.random.default_rng(seed).integers(0, 256, (*size, 3), np.uint8)
@@ -51,7 +51,7 @@ def roboflow(tmp_path: Path) -> Callable[..., Path]:
     def write(**documents: Any) -> Path:
         for split, content in documents.items():
             for i, name in enumerate(("a.png", "b.png")):
-                picture(tmp_path / split / name, seed=i)
+                write_image(tmp_path / split / name, seed=i)
             text = content if isinstance(content, str) else json.dumps(content)
             (tmp_path / split / "_annotations.coco.json").write_text(text)
         return tmp_path

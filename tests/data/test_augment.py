@@ -88,7 +88,7 @@ def test_evaluation_only_resizes():
         (True, True, [40, 20, 80, 60]),
     ],
 )
-def test_a_view_reaching_beyond_the_picture(mirrored, upended, expected):
+def test_a_view_reaching_beyond_the_image(mirrored, upended, expected):
     """A picture of 10 x 10 at (2, 4) of a canvas of 20 x 20 that becomes 100 x 100."""
     boxes = np.array([[2.0, 4.0, 10.0, 12.0]])
     wanted = np.ones(1, bool)
@@ -180,7 +180,7 @@ def test_unknown_mirror_images_forbid_flips():
 
 
 @pytest.mark.parametrize("empty", [SIZE, (1, 1), (1, 400), (300, 2)])
-def test_pictures_without_objects_and_of_any_shape(empty):
+def test_images_without_objects_and_of_any_shape(empty):
     augment = Augment(photometric=0.5, resize_crop=0.3, vertical_flip=0.5, **RTDETR)
     for seed in range(50):
         plan = augment.plan(np.random.default_rng(seed), empty, np.zeros((0, 4)), OUT)

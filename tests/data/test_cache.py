@@ -16,7 +16,7 @@ from PIL import Image
 
 from detr_exp.data import cache as module
 from detr_exp.data.augment import Augment
-from detr_exp.data.cache import PictureCache, picture_cache
+from detr_exp.data.cache import ImageCache, image_cache
 from detr_exp.data.coco import coco
 from detr_exp.data.dataset import DataSet
 from detr_exp.data.sampler import Key
@@ -60,7 +60,7 @@ def samples(data: DataSet, training: bool = True):
     return data.loader("train", network=NETWORK, batch_size=1, seed=0, training=training).dataset
 
 
-KEYS = [Key(epoch, picture, 64, 64) for epoch in range(8) for picture in range(3)]
+KEYS = [Key(epoch, image, 64, 64) for epoch in range(8) for image in range(3)]
 
 
 def files(folder: Path) -> list[Path]:
@@ -74,14 +74,14 @@ def test_samples_are_the_same(root, where, training):
     for _ in range(2):
         for key in KEYS:
             assert torch.equal(plain[key].image, cached[key].image)
-    folder = cached.picture.func.__self__.folder
+    folder = cached.image.func.__self__.folder
     scales = {path.name.rpartition("-")[2] for path in files(folder)}
     assert (len(scales) > 2 and "1" in scales) if training else scales == {"1"}
 
     def never(*_):
         raise AssertionError("decoded again")
 
-    cached.split.picture = never
+    cached.split.image = never
     assert torch.equal(plain[KEYS[0]].image, cached[KEYS[0]].image)
 
 
@@ -125,16 +125,16 @@ def test_memory_is_given_back_and_the_disk_keeps(root):
         del data
     assert files(memory) == []
     assert len(files(root.parent / "home")) == 1
-    kept = picture_cache("disk", 1.0, str(root))
+    kept = image_cache("disk", 1.0, str(root))
     assert kept.used.value > 100_000
 
 
 def test_a_full_disk_is_no_error(tmp_path, root, monkeypatch):
     split = data_set(root).train
-    cache = PictureCache(tmp_path / "memory", limit=1e9)
+    cache = ImageCache(tmp_path / "memory", limit=1e9)
     monkeypatch.setattr(Path, "replace", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device")))
     for _ in range(2):
-        assert np.array_equal(cache.picture(split, 0), split.picture(0))
+        assert np.array_equal(cache.image(split, 0), split.image(0))
     assert files(tmp_path / "memory") == []
 
 
@@ -149,9 +149,9 @@ def test_a_damaged_file_is_decoded_anew(root, cut):
     split = data_set(root).split("train")
     folder = root.parent / "kept"
     folder.mkdir()
-    right = PictureCache(folder, 1e9).picture(split, 0)
+    right = ImageCache(folder, 1e9).image(split, 0)
     (kept,) = folder.iterdir()
     kept.write_bytes(kept.read_bytes()[:cut])
-    assert np.array_equal(PictureCache(folder, 1e9).picture(split, 0), right)
+    assert np.array_equal(ImageCache(folder, 1e9).image(split, 0), right)
     (kept,) = folder.iterdir()
     assert len(kept.read_bytes()) == 32 + right.nbytes

@@ -11,7 +11,7 @@ import pytest
 
 from detr_exp.data.coco import coco
 
-from .conftest import CATEGORIES, NONE, data_set, document, picture, read
+from .conftest import CATEGORIES, NONE, data_set, document, read, write_image
 
 
 def test_boxes_are_clipped_in_training_and_kept_in_the_truth(roboflow):
@@ -58,7 +58,7 @@ def test_a_useless_box_is_dropped_with_its_file_and_number(roboflow, caplog, box
 def test_instances_files_with_image_folders(tmp_path):
     for split in ("train2017", "val2017"):
         for name in ("a.png", "b.png"):
-            picture(tmp_path / split / name)
+            write_image(tmp_path / split / name)
         (tmp_path / "annotations").mkdir(exist_ok=True)
         (tmp_path / "annotations" / f"instances_{split}.json").write_text(json.dumps(document()))
     content = coco(str(tmp_path), {})
@@ -68,7 +68,7 @@ def test_instances_files_with_image_folders(tmp_path):
 
 def test_one_folder_and_one_file_by_name(tmp_path):
     for name in ("a.png", "b.png"):
-        picture(tmp_path / "pictures" / name)
+        write_image(tmp_path / "pictures" / name)
     (tmp_path / "all.json").write_text(json.dumps(document()))
     place = {"annotations": "all.json", "images": "pictures"}
     content = coco(str(tmp_path), {"train": place, "val": place, "test": NONE})
@@ -77,7 +77,7 @@ def test_one_folder_and_one_file_by_name(tmp_path):
         coco(str(tmp_path), {"train": place, "val": {**place, "images": "nowhere"}})
 
 
-def test_a_missing_size_is_read_from_the_picture(roboflow):
+def test_a_missing_size_is_read_from_the_image(roboflow):
     images = [{"id": 11, "file_name": "a.png"}, {"id": 12, "file_name": "b.png"}]
     assert read(roboflow(train=document(images=images))).size(0) == (40, 60)
 
@@ -202,8 +202,8 @@ def test_a_byte_order_mark_is_fine(roboflow):
     assert len(read(roboflow(train="\ufeff" + json.dumps(document())))) == 2
 
 
-def test_pictures_must_stay_in_the_folder(roboflow, tmp_path_factory):
-    outside = picture(tmp_path_factory.mktemp("outside") / "secret.png")
+def test_images_must_stay_in_the_folder(roboflow, tmp_path_factory):
+    outside = write_image(tmp_path_factory.mktemp("outside") / "secret.png")
     root = roboflow(train=document())
     (root / "train" / "a.png").unlink()
     (root / "train" / "a.png").symlink_to(outside)

@@ -65,7 +65,7 @@ def test_a_turned_hue_is_the_formulas(part):
     assert difference.max() < 8
 
 
-def test_contrast_is_measured_on_the_whole_picture():
+def test_contrast_is_measured_on_the_whole_image():
     image = photograph()
     colour = Colour(contrast=1.5)
     np.testing.assert_array_equal(colour.on(image[:20, :20], image), colour.on(image, image)[:20, :20])

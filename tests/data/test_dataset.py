@@ -100,7 +100,7 @@ def test_sizes_vary_between_batches_and_not_within(network):
     assert {tuple(batch.images.shape[1:3]) for batch in epoch(data, network, 1)} == {(64, 96)}
 
 
-def test_evaluation_is_every_picture_once_plainly_resized(roboflow, network):
+def test_evaluation_is_every_image_once_plainly_resized(roboflow, network):
     root = roboflow(train=document(), valid=document())
     data = data_set(root, augment=Augment(**STRONG))
     batches = list(data.loader("val", network=network, batch_size=4, seed=0))
@@ -180,7 +180,7 @@ def test_a_network_without_keypoints_is_mirrored_anyway(roboflow, network):
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_a_broken_picture_is_one_sentence_wherever_it_is_read(roboflow, network, workers):
+def test_a_broken_image_is_one_sentence_wherever_it_is_read(roboflow, network, workers):
     root = roboflow(train=document())
     data = data_set(root, num_workers=workers)
     loader = data.loader("train", network=network, batch_size=2, seed=0, training=True)

@@ -7,16 +7,16 @@ import os
 import pytest
 from PIL import Image
 
-from detr_exp.data.files import Folder, companion, files_below, is_picture
-from detr_exp.data.picture import SUFFIXES
+from detr_exp.data.files import Folder, companion, files_below, is_image
+from detr_exp.data.image import SUFFIXES
 
 # films, pages, measurements and drawings that Pillow knows, or only names
-NO_PICTURES = {"BUFR", "EPS", "FITS", "FLI", "GBR", "GRIB", "HDF5", "IPTC", "MPEG", "WMF"}
+NO_IMAGES = {"BUFR", "EPS", "FITS", "FLI", "GBR", "GRIB", "HDF5", "IPTC", "MPEG", "WMF"}
 
 
-def test_what_pillow_opens_counts_as_a_picture():
+def test_what_pillow_opens_counts_as_an_image():
     known = {suffix for suffix, kind in Image.registered_extensions().items() if kind in Image.OPEN}
-    others = {suffix for suffix in known if Image.registered_extensions()[suffix] in NO_PICTURES}
+    others = {suffix for suffix in known if Image.registered_extensions()[suffix] in NO_IMAGES}
     assert known - others <= SUFFIXES
     assert {".jpg", ".tif", ".jp2", ".gif", ".webp", ".jfif"} <= SUFFIXES
 
@@ -35,7 +35,7 @@ def test_what_pillow_opens_counts_as_a_picture():
     ],
 )
 def test_names(name, counts, expected):
-    assert is_picture(name) is counts
+    assert is_image(name) is counts
     assert companion(name) is expected
 
 

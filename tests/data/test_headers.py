@@ -10,7 +10,7 @@ import pytest
 from detr_exp.data import headers
 from detr_exp.data.problems import Problems
 
-from .conftest import data_set, document, picture, read
+from .conftest import data_set, document, read, write_image
 
 
 @pytest.fixture(autouse=True)
@@ -24,7 +24,7 @@ def memory(tmp_path_factory, monkeypatch):
 def test_all_splits_are_complained_about_at_once(roboflow):
     root = roboflow(train=document(), valid=document(), test=document(images=[]))
     (root / "train" / "a.png").write_bytes(b"broken")
-    picture(root / "valid" / "b.png", (30, 30))
+    write_image(root / "valid" / "b.png", (30, 30))
     with pytest.raises(ValueError, match=r"a\.png is not a readable picture") as error:
         data_set(root).check(["train"])
     assert "30x30 pixels but annotated as 60x40" in str(error.value)
@@ -70,7 +70,7 @@ def test_a_folder_that_cannot_be_written_does_not_matter(roboflow, memory, monke
     data_set(roboflow(train=document())).check(["train"])
 
 
-def test_bad_pictures_are_left_out_on_request_and_named(roboflow, network, caplog):
+def test_bad_images_are_left_out_on_request_and_named(roboflow, network, caplog):
     root = roboflow(train=document(), valid=document())
     data = data_set(root, on_error="skip")
     (root / "train" / "a.png").write_bytes((root / "train" / "a.png").read_bytes()[:600])

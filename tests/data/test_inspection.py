@@ -11,7 +11,7 @@ from detr_exp.data.augment import Augment
 from detr_exp.data.auto import auto
 from detr_exp.data.inspection import inspect
 
-from .conftest import CATEGORIES, data_set, document, picture
+from .conftest import CATEGORIES, data_set, document, write_image
 
 
 def kinds(root, level: str = "warning", num_queries: int = 300, **settings) -> dict[str, list[str]]:
@@ -47,15 +47,15 @@ def test_sound_data_have_no_warnings(roboflow):
 def test_leakage_is_found_by_content(roboflow):
     root = roboflow(train=document(), valid=document())
     for split, name, seed in (("train", "a.png", 1), ("train", "b.png", 2), ("valid", "a.png", 3)):
-        picture(root / split / name, seed=seed)
+        write_image(root / split / name, seed=seed)
     Image.open(root / "train" / "b.png").save(root / "valid" / "b.png", compress_level=0)  # other bytes, same pixels
     (case,) = only(kinds(root), "in another too")
     assert case == f"train {root}/train/b.png = val {root}/valid/b.png"
-    picture(root / "train" / "b.png", seed=1)
+    write_image(root / "train" / "b.png", seed=1)
     assert only(kinds(root), "more than once") == [f"train {root}/train/a.png = train {root}/train/b.png"]
 
 
-def test_pictures_are_decoded(roboflow):
+def test_images_are_decoded(roboflow):
     root = roboflow(train=document())
     (root / "train" / "b.png").write_bytes((root / "train" / "b.png").read_bytes()[:600])
     Image.open(root / "train" / "a.png").save(root / "train" / "a.png", "JPEG")
@@ -63,7 +63,7 @@ def test_pictures_are_decoded(roboflow):
     assert only(kinds(root), "whose name says PNG are JPEG") == [str(root / "train" / "a.png")]
 
 
-def test_turned_pictures_are_named(roboflow):
+def test_turned_images_are_named(roboflow):
     root = roboflow(train=document())
     for name, orientation, size in (("a.png", 6, (60, 40)), ("b.png", 3, (60, 40))):
         tags = Image.Exif()
@@ -125,9 +125,9 @@ def test_bccd_is_known_by_its_two_boxes(real_data):
     assert {name: facts["objects"] for name, facts in found.splits.items()} == {"train": 2804, "val": 1137, "test": 945}
 
 
-def test_pictures_that_no_split_lists_are_named(roboflow):
+def test_images_that_no_split_lists_are_named(roboflow):
     root = roboflow(train=document(), valid=document())
-    picture(root / "train" / "c.gif")
+    write_image(root / "train" / "c.gif")
     assert only(kinds(root, "note"), "no split lists") == [str(root / "train" / "c.gif")]
 
 

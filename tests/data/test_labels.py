@@ -11,7 +11,7 @@ import pytest
 from detr_exp.data.inspection import inspect
 from detr_exp.data.yolo import yolo
 
-from .conftest import data_set, picture
+from .conftest import data_set, write_image
 
 ROW = "0 .5 .5 .2 .4\n"
 
@@ -25,7 +25,7 @@ def write(root: Path, files: list[str], train: str = "train/images") -> Path:
         if name.lower().endswith(".txt"):
             (root / name).write_text(ROW)
         else:
-            picture(root / name, seed=i)
+            write_image(root / name, seed=i)
     return root
 
 
@@ -70,12 +70,12 @@ def test_a_label_file_is_found_where_tools_put_it(tmp_path, train, image, label)
 
 
 @pytest.mark.parametrize("suffix", ["jfif", "gif", "bmp", "ppm", "JPG", "webp", "tga", "jp2", "avif"])
-def test_every_format_that_is_read_counts_as_a_picture(tmp_path, suffix):
+def test_every_format_that_is_read_counts_as_an_image(tmp_path, suffix):
     root = write(tmp_path, [f"train/images/p.{suffix}", "train/labels/p.txt"])
     assert counts(root) == [1]
 
 
-def test_label_files_without_picture_are_named(tmp_path):
+def test_label_files_without_image_are_named(tmp_path):
     root = write(
         tmp_path,
         [
@@ -96,7 +96,7 @@ def test_label_files_without_picture_are_named(tmp_path):
     assert said(root, "folders none of whose pictures")[0].startswith(f"{root}/train/images/far: 1 pictures")
 
 
-def test_labels_of_another_split_have_their_picture(tmp_path):
+def test_labels_of_another_split_have_their_image(tmp_path):
     root = write(
         tmp_path, ["images/p.png", "images/q.png", "images/r.png", "labels/p.txt", "labels/q.txt"], "train.txt"
     )
@@ -108,7 +108,7 @@ def test_labels_of_another_split_have_their_picture(tmp_path):
     assert said(root, "without label file", "note") == [str(root / "images/r.png")]
 
 
-def test_two_label_files_of_one_picture_and_one_of_two(tmp_path):
+def test_two_label_files_of_one_image_and_one_of_two(tmp_path):
     root = write(tmp_path, ["train/images/p.png", "train/images/p.bmp", "train/labels/p.txt", "train/images/p.txt"])
     (root / "train/images/p.txt").write_text("1 .5 .5 .2 .4\n")
     assert counts(root) == [1, 1]
@@ -123,7 +123,7 @@ def test_what_is_left_out_of_a_folder_is_named(tmp_path):
     )
     for name in ("photo.heic", "raw.cr2", "._p.png", ".DS_Store", "Thumbs.db"):
         (root / "train/images" / name).touch()
-    picture(root / "train/mask.png")
+    write_image(root / "train/mask.png")
     (root / "data.yaml").write_text("names: [a]\ntrain: train\n")
     assert counts(root) == [1, 1]
     assert [Path(name).name for name in said(root, "not read as pictures")] == ["photo.heic", "raw.cr2"]
@@ -147,7 +147,7 @@ def test_linked_folders_are_followed_once(tmp_path):
     (root / "train/labels/again").symlink_to("../../more/labels")
     (root / "more/labels/q.txt").write_text(ROW + "1 .3 .3 .1 .1\n")
     assert counts(root) == [2, 1]
-    picture(tmp_path / "else" / "x.png")
+    write_image(tmp_path / "else" / "x.png")
     (root / "train/images/out").symlink_to(tmp_path / "else")
     with pytest.raises(ValueError, match=r"lead out of the data set(.|\n)*extra_roots"):
         counts(root)
@@ -168,7 +168,7 @@ def test_no_labels_at_all_says_where_they_were_looked_for(tmp_path):
         data_set(root, yolo).check(["train"])
 
 
-def test_a_folder_of_a_list_without_pictures_is_refused(tmp_path):
+def test_a_folder_of_a_list_without_images_is_refused(tmp_path):
     root = write(
         tmp_path, ["train/images/p.png", "train/labels/p.txt", "more/images/q.txt"], "[train/images, more/images]"
     )

@@ -52,14 +52,14 @@ class Flags:
             extra={"flag": np.array([index])},
         )
 
-    def picture(self, index: int, smallest: tuple[int, int] | None = None) -> np.ndarray:
+    def image(self, index: int, smallest: tuple[int, int] | None = None) -> np.ndarray:
         pixels = np.full((*self.size(index), 3), 90, np.uint8)
         x0, y0, x1, y1 = self.box(index)
         pixels[y0:y1, x0:x1] = COLOURS[index]
         return pixels
 
     def load(self, index: int) -> tuple[np.ndarray, Objects]:
-        return self.picture(index), self.objects(index)
+        return self.image(index), self.objects(index)
 
     def truth(self) -> dict:
         raise NotImplementedError  # nothing is evaluated
@@ -84,14 +84,14 @@ def extent(mask: np.ndarray) -> list[int]:
     return [columns[0], rows[0], columns[-1] + 1, rows[-1] + 1]
 
 
-@pytest.mark.parametrize("picture", range(5))
+@pytest.mark.parametrize("image", range(5))
 @pytest.mark.parametrize(
     "settings", [{"mosaic": 1.0}, {"mosaic": 1.0, "flip": 0.5, "vertical_flip": 0.5, "iou_crop": 0.5}]
 )
-def test_every_object_of_a_mosaic_keeps_what_is_its_own(picture, settings):
+def test_every_object_of_a_mosaic_keeps_what_is_its_own(image, settings):
     seen = 0
     for epoch in range(4):
-        sample = samples(flags(**settings))[Key(epoch, picture, *OUT)]
+        sample = samples(flags(**settings))[Key(epoch, image, *OUT)]
         pixels, target = sample.image.numpy().astype(int), sample.target
         assert len(target.labels) <= 4
         assert len(target.labels) == len(target.boxes) == len(target.masks) == len(target.keypoints)
@@ -109,11 +109,11 @@ def test_every_object_of_a_mosaic_keeps_what_is_its_own(picture, settings):
     assert seen >= 8
 
 
-def test_the_picture_whose_turn_it_is_is_there_and_the_centre_moves():
+def test_the_image_whose_turn_it_is_is_there_and_the_centre_moves():
     augment, centres = Augment(mosaic=1.0), []
     for seed in range(200):
         ((*tiles,),) = augment.layers(np.random.default_rng(seed), 3, 5, OUT)
-        assert [picture for picture, _ in tiles].count(3) >= 1
+        assert [image for image, _ in tiles].count(3) >= 1
         covered = np.zeros(OUT, int)
         for _, (x0, y0, x1, y1) in tiles:
             covered[y0:y1, x0:x1] += 1
@@ -125,19 +125,19 @@ def test_the_picture_whose_turn_it_is_is_there_and_the_centre_moves():
     assert shares.std() > 0.08
 
 
-def test_a_mix_blends_two_pictures_and_joins_their_objects():
+def test_a_mix_blends_two_images_and_joins_their_objects():
     data = flags(mixup=1.0)
-    for picture in range(5):
-        sample = samples(data)[Key(0, picture, *OUT)]
-        plain = [resized_plainly(Flags().picture(i), OUT).astype(float) for i in range(5)]
+    for image in range(5):
+        sample = samples(data)[Key(0, image, *OUT)]
+        plain = [resized_plainly(Flags().image(i), OUT).astype(float) for i in range(5)]
         first, second = sample.target.labels.tolist()
-        assert first == picture
+        assert first == image
         errors = [
             np.abs(sample.image.numpy() - (share * plain[first] + (1 - share) * plain[second])).mean()
             for share in np.linspace(*MIX_SHARE, 21)
         ]
         assert min(errors) < 1.5
-        assert sample.image_id == picture + 1
+        assert sample.image_id == image + 1
 
 
 def test_what_is_known_of_a_whole_image_cannot_be_that_of_four(monkeypatch):
@@ -162,7 +162,7 @@ def test_a_sample_is_a_function_of_seed_epoch_and_index():
     def drawn(seed: int = 0) -> list:
         data = DataSet(source=source, train=12, val=0, test=0, augment=Augment(**settings), num_workers=0)
         made = samples(data, seed)
-        return [made[Key(epoch, picture, *OUT)] for epoch in (0, 1) for picture in (11, 3, 25)]
+        return [made[Key(epoch, image, *OUT)] for epoch in (0, 1) for image in (11, 3, 25)]
 
     first, again, other = drawn(), drawn(), drawn(seed=1)
     assert all(

@@ -40,10 +40,10 @@ def extent(mask: np.ndarray) -> list[int]:
 
 @pytest.mark.parametrize("seed", range(60))
 def test_pixels_masks_and_keypoints_lie_in_their_boxes(seed):
-    picture, objects = scene()
+    image, objects = scene()
     settings = {"zoom_out": 0.5, "zoom_out_max": 2.0, "iou_crop": 0.5, "flip": 0.5, "vertical_flip": 0.5}
     plan = Augment(resize_crop=0.2, **settings).plan(np.random.default_rng(seed), SIZE, BOXES, OUT)
-    pixels = render(plan, picture).astype(int)
+    pixels = render(plan, image).astype(int)
     target = target_of(plan, objects, np.zeros(3, np.int64), with_masks=True, flip_order=FLIP_ORDER)
     assert pixels.shape == (*OUT, 3)
     assert len(target.labels) == len(plan.keep) == len(target.masks) == len(target.keypoints)
@@ -128,14 +128,14 @@ def test_no_objects_make_empty_targets():
 def test_evaluation_resizes_exactly_like_pillow_and_training_nearly():
     rng = np.random.default_rng(0)
     for size in ((90, 120), (131, 47), (33, 500)):
-        picture = rng.integers(0, 256, (*size, 3), np.uint8)
-        expected = np.asarray(Image.fromarray(picture).resize(OUT[::-1], Image.Resampling.BILINEAR))
-        np.testing.assert_array_equal(resized_plainly(picture, OUT), expected)
-        trained = render(plain(size, np.zeros((0, 4)), OUT), picture).astype(int)
+        image = rng.integers(0, 256, (*size, 3), np.uint8)
+        expected = np.asarray(Image.fromarray(image).resize(OUT[::-1], Image.Resampling.BILINEAR))
+        np.testing.assert_array_equal(resized_plainly(image, OUT), expected)
+        trained = render(plain(size, np.zeros((0, 4)), OUT), image).astype(int)
         assert np.abs(trained - expected).max() <= 1
 
 
-def test_a_smaller_decoded_picture_gives_nearly_the_same():
+def test_a_smaller_decoded_image_gives_nearly_the_same():
     rng = np.random.default_rng(1)
     large = Image.fromarray(rng.integers(0, 256, (12, 16, 3), np.uint8)).resize((640, 480), Image.Resampling.BICUBIC)
     view = (40, 32, 600, 452)

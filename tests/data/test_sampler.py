@@ -12,8 +12,8 @@ from detr_exp.data.sampler import EvalSampler, TrainSampler, multi_scale_sizes
 SIZES = [(64, 64), (96, 96), (128, 128)]
 
 
-def pictures(sampler: TrainSampler | EvalSampler) -> list[list[int]]:
-    return [[key.picture for key in batch] for batch in sampler]
+def images(sampler: TrainSampler | EvalSampler) -> list[list[int]]:
+    return [[key.image for key in batch] for batch in sampler]
 
 
 def test_an_epoch_is_a_permutation_without_remainder():
@@ -21,7 +21,7 @@ def test_an_epoch_is_a_permutation_without_remainder():
     assert len(sampler) == 5
     for epoch in range(3):
         sampler.set_epoch(epoch)
-        batches = pictures(sampler)
+        batches = images(sampler)
         assert [len(batch) for batch in batches] == [4] * 5
         assert max(Counter(chain(*batches)).values()) == 1
         assert all(key.epoch == epoch for batch in sampler for key in batch)
@@ -51,9 +51,9 @@ def test_a_resumed_epoch_goes_on_where_it_stopped():
 @pytest.mark.parametrize("count", [1, 3, 7])
 def test_a_set_smaller_than_a_batch_is_repeated(count):
     sampler = TrainSampler(count, 8, 0, (64, 64))
-    (batch,) = pictures(sampler)
+    (batch,) = images(sampler)
     assert len(batch) == len(set(batch)) == 8  # a repeated picture has another number, hence another augmentation
-    used = Counter(picture % count for picture in batch)
+    used = Counter(image % count for image in batch)
     assert max(used.values()) - min(used.get(i, 0) for i in range(count)) <= 1
 
 
@@ -62,7 +62,7 @@ def test_ranks_share_the_same_batches():
 
     def steps(world_size: int) -> list[set[int]]:
         ranks = [
-            pictures(TrainSampler(50, 8 // world_size, 3, (64, 64), rank=rank, world_size=world_size))
+            images(TrainSampler(50, 8 // world_size, 3, (64, 64), rank=rank, world_size=world_size))
             for rank in range(world_size)
         ]
         return [set(chain(*parts)) for parts in zip(*ranks, strict=True)]
@@ -103,9 +103,9 @@ def test_sizes_are_fixed_in_the_last_epochs():
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 3])
-def test_evaluation_sees_every_picture_once(world_size):
+def test_evaluation_sees_every_image_once(world_size):
     samplers = [EvalSampler(10, 4, (64, 64), rank=rank, world_size=world_size) for rank in range(world_size)]
-    seen = sorted(chain(*(chain(*pictures(sampler)) for sampler in samplers)))
+    seen = sorted(chain(*(chain(*images(sampler)) for sampler in samplers)))
     assert seen == list(range(10))
     assert all(len(list(sampler)) == len(sampler) for sampler in samplers)
 

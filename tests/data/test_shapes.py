@@ -23,7 +23,7 @@ def drawn():
     return [part.load(i) for i in range(len(part))]
 
 
-def test_a_picture_depends_on_nothing_but_seed_split_and_index():
+def test_an_image_depends_on_nothing_but_seed_split_and_index():
     part, again = split(), pickle.loads(pickle.dumps(split()))
     order = [5, 3, 5, 0]
     first = [part.load(i) for i in order]
@@ -127,7 +127,7 @@ def test_the_truth_says_the_same_as_the_objects():
             assert annotation["num_keypoints"] == len(annotation["keypoints"]) // 3
 
 
-def test_larger_pictures_have_the_same_proportions():
+def test_larger_images_have_the_same_proportions():
     part = split(size=320)
     sides = np.concatenate([(o.boxes_xyxy[:, 2:] - o.boxes_xyxy[:, :2]).max(1) for o in map(part.objects, range(30))])
     assert 0.3 < sides.max() / 320 < 0.37
@@ -146,5 +146,5 @@ def test_what_cannot_be_drawn_is_refused(root, places, size, message):
         shapes(root, places, size=size, seed=0)
 
 
-def test_a_split_of_no_pictures_does_not_exist():
+def test_a_split_of_no_images_does_not_exist():
     assert set(shapes(None, PLACES, size=160, seed=0).read) == {"train", "val"}

@@ -11,7 +11,7 @@ import torch
 
 from detr_exp.data.auto import auto
 
-from .conftest import data_set, picture
+from .conftest import data_set, write_image
 
 SIZES = [(40, 60), (50, 30), (64, 64), (33, 71)]
 NAMES = ["cup", "ball", "pen"]
@@ -40,8 +40,8 @@ def write(root: Path, poses: bool) -> tuple[Path, Path]:
     rng = np.random.default_rng(0)
     images, annotations = [], []
     for i, size in enumerate(SIZES):
-        picture(root / "coco" / "train" / f"{i}.png", size, seed=i)
-        picture(root / "yolo" / "train" / "images" / f"{i}.png", size, seed=i)
+        write_image(root / "coco" / "train" / f"{i}.png", size, seed=i)
+        write_image(root / "yolo" / "train" / "images" / f"{i}.png", size, seed=i)
         images.append({"id": 10 * i, "file_name": f"{i}.png", "height": size[0], "width": size[1]})
         rows, scale = [], np.array(size[::-1])
         for thing in objects(rng, size):

@@ -16,7 +16,7 @@ from detr_exp.data.auto import auto
 from detr_exp.data.coco import coco
 from detr_exp.data.voc import voc
 
-from .conftest import data_set, picture
+from .conftest import data_set, write_image
 
 BOX = "<bndbox><xmin>{}</xmin><ymin>{}</ymin><xmax>{}</xmax><ymax>{}</ymax></bndbox>"
 
@@ -32,7 +32,7 @@ def annotation(*objects: tuple[str, tuple], difficult: int = 0) -> str:
 def year(root: Path, name: str, **lists: str) -> Path:
     """A year of the kit with three pictures a, b, c of 60 x 40, and lists of them."""
     for i, stem in enumerate("abc"):
-        picture(root / name / "JPEGImages" / f"{stem}.jpg", seed=i)
+        write_image(root / name / "JPEGImages" / f"{stem}.jpg", seed=i)
     for kind in ("Annotations", "ImageSets/Main"):
         (root / name / kind).mkdir(parents=True)
     for stem in "ab":
@@ -112,7 +112,7 @@ def test_nothing_but_difficult_objects_is_refused_with_the_way_out(tmp_path):
 
 def test_what_a_folder_leaves_out_is_named(tmp_path, caplog):
     for name in ("a.bmp", "deep/b.webp", "c.gif", "d.png"):
-        picture(tmp_path / "train" / name)
+        write_image(tmp_path / "train" / name)
     for name in ("a.xml", "deep/b.XML", "c.xml"):
         (tmp_path / "train" / name).write_text(annotation(("cup", (10, 5, 30, 15))))
     (tmp_path / "train" / "e.heic").touch()
@@ -136,14 +136,14 @@ def test_a_year_without_the_list_is_named(tmp_path, caplog):
 def test_names_with_spaces_and_lists_of_one_class(tmp_path):
     year(tmp_path, "VOC2007", train="a")
     (tmp_path / "VOC2007/ImageSets/Main/train.txt").write_text("a -1\nmy photo 1\n")
-    picture(tmp_path / "VOC2007/JPEGImages/my photo 1.png")
+    write_image(tmp_path / "VOC2007/JPEGImages/my photo 1.png")
     (tmp_path / "VOC2007/Annotations/my photo 1.xml").write_text(annotation(("cat", (10, 5, 30, 15))))
     assert names(voc(str(tmp_path), {}).read["train"]()) == ["VOC2007/a.jpg", "VOC2007/my photo 1.png"]
 
 
-def test_a_name_that_ends_in_a_number_is_not_another_pictures(tmp_path):
+def test_a_name_that_ends_in_a_number_is_not_another_images(tmp_path):
     year(tmp_path, "VOC2007", train="a")
-    picture(tmp_path / "VOC2007/JPEGImages/a 1.jpg")
+    write_image(tmp_path / "VOC2007/JPEGImages/a 1.jpg")
     (tmp_path / "VOC2007/Annotations/a 1.xml").write_text(annotation(("cat", (10, 5, 30, 15))))
     (tmp_path / "VOC2007/ImageSets/Main/train.txt").write_text("a 1\na  1\n")
     assert names(voc(str(tmp_path), {}).read["train"]()) == ["VOC2007/a 1.jpg", "VOC2007/a.jpg"]
@@ -158,7 +158,7 @@ def test_names_that_yaml_has_changed_are_refused(tmp_path, strange):
 
 def test_a_folder_per_split(tmp_path):
     for part in ("train", "valid"):
-        picture(tmp_path / part / "x.v1.png")
+        write_image(tmp_path / part / "x.v1.png")
         (tmp_path / part / "x.v1.xml").write_text(annotation(("cup", (10, 5, 30, 15)), ("ball", (1, 1, 60, 40))))
     content = auto(str(tmp_path), {})
     assert content.layout == "voc"
@@ -200,9 +200,9 @@ def test_missing_files_are_named(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("folder", "split", "pictures"), [("train", "train", 205), ("valid", "val", 87), ("test", "test", 72)]
+    ("folder", "split", "images"), [("train", "train", 205), ("valid", "val", 87), ("test", "test", 72)]
 )
-def test_bccd_as_voc_gives_the_same_targets(real_data, tmp_path, folder, split, pictures):
+def test_bccd_as_voc_gives_the_same_targets(real_data, tmp_path, folder, split, images):
     source = real_data / "bccd_coco" / folder
     document = json.loads((source / "_annotations.coco.json").read_text())
     classes = {c["id"]: c["name"] for c in document["categories"]}
@@ -217,7 +217,7 @@ def test_bccd_as_voc_gives_the_same_targets(real_data, tmp_path, folder, split, 
     ours = voc(str(tmp_path), {}, names=list(classes.values())).read["train"]()
     theirs = coco(str(real_data / "bccd_coco"), {}).read[split]()
     of_file = {os.path.basename(theirs.name(i)): theirs.objects(i) for i in range(len(theirs))}
-    assert len(ours) == len(theirs) == pictures
+    assert len(ours) == len(theirs) == images
     for i in range(len(ours)):
         expected = of_file[os.path.basename(ours.name(i))]
         np.testing.assert_allclose(ours.objects(i).boxes_xyxy, expected.boxes_xyxy, atol=1e-3)

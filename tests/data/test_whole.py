@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from detr_exp.data.picture import PictureError, read_picture
+from detr_exp.data.image import ImageError, read_image
 from detr_exp.data.whole import is_cut_short
 
 KINDS = [
@@ -44,32 +44,32 @@ def test_half_a_file_is_damaged(kind, settings, noise):
     content = saved(textured(noise), kind, settings)
     half = len(content) // 2
     for spoiled in (content[:half], content[:half] + bytes(len(content) - half)):
-        with pytest.raises(PictureError):
-            read_picture(spoiled)
+        with pytest.raises(ImageError):
+            read_image(spoiled)
 
 
 @pytest.mark.parametrize(("kind", "settings"), KINDS)
 @pytest.mark.parametrize("trailer", [bytes(4096), b"\0" * 100 + b"SEFT", b"\0" * 80 + b"\xff\xd9"])
-def test_bytes_behind_a_picture_do_no_harm(kind, settings, trailer):
+def test_bytes_behind_an_image_do_no_harm(kind, settings, trailer):
     content = saved(textured(), kind, settings)
-    np.testing.assert_array_equal(read_picture(content + trailer), read_picture(content))
+    np.testing.assert_array_equal(read_image(content + trailer), read_image(content))
 
 
 @pytest.mark.parametrize(("kind", "settings"), [*KINDS, ("WEBP", {"quality": 100, "method": 0})])
 @pytest.mark.parametrize("level", [0, 90, 255])
-def test_flat_pictures_are_whole(kind, settings, level):
+def test_flat_images_are_whole(kind, settings, level):
     flat = np.full((700, 900, 3), level, np.uint8)
-    assert abs(read_picture(saved(Image.fromarray(flat), kind, settings)).astype(int) - level).max() <= 2
+    assert abs(read_image(saved(Image.fromarray(flat), kind, settings)).astype(int) - level).max() <= 2
     flat[:100, :120] = np.asarray(textured())  # and those with a flat border
-    assert read_picture(saved(Image.fromarray(flat), kind, settings)).shape == flat.shape
+    assert read_image(saved(Image.fromarray(flat), kind, settings)).shape == flat.shape
 
 
 @pytest.mark.parametrize("progressive", [False, True])
 def test_zeros_inside_a_photograph(progressive):
     content = saved(textured(noise=progressive), "JPEG", {"quality": 90, "progressive": progressive})
     third = len(content) // 3
-    with pytest.raises(PictureError, match="nothing but zeros"):
-        read_picture(content[:third] + bytes(third) + content[2 * third :])
+    with pytest.raises(ImageError, match="nothing but zeros"):
+        read_image(content[:third] + bytes(third) + content[2 * third :])
 
 
 def test_a_photograph_that_ends_without_its_mark_is_left_to_pillow():
@@ -77,10 +77,10 @@ def test_a_photograph_that_ends_without_its_mark_is_left_to_pillow():
     assert content.endswith(b"\xff\xd9")
     without = content[:-2] + b"some camera's words"
     with Image.open(io.BytesIO(without)) as image:
-        np.testing.assert_array_equal(read_picture(without), np.asarray(image))
+        np.testing.assert_array_equal(read_image(without), np.asarray(image))
 
 
-def test_films_that_are_shorter_than_they_say():
+def test_videos_that_are_shorter_than_they_say():
     box = (24).to_bytes(4, "big") + b"ftyp" + bytes(16)
     for last in (
         (16).to_bytes(4, "big") + b"mdat" + bytes(8),

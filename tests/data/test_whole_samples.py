@@ -92,20 +92,20 @@ def _cut(pixels: np.ndarray, name: str) -> np.ndarray:
     return pixels[y0:y1, x0:x1]
 
 
-def written(root: Path, pictures: dict[str, Image.Image], boxes: dict[str, Box]) -> Path:
+def written(root: Path, images: dict[str, Image.Image], boxes: dict[str, Box]) -> Path:
     """A COCO data set of pictures that have the same boxes."""
-    images, objects = [], []
+    entries, objects = [], []
     categories = [{"id": i, "name": name} for i, name in enumerate(BOXES)]
     for split in ("train", "valid"):
         (root / split).mkdir()
-    for i, (file, picture) in enumerate(pictures.items()):
-        picture.save(root / "train" / file, quality=95)
-        images.append({"id": i, "file_name": file, "height": SIZE[0], "width": SIZE[1]})
+    for i, (file, image) in enumerate(images.items()):
+        image.save(root / "train" / file, quality=95)
+        entries.append({"id": i, "file_name": file, "height": SIZE[0], "width": SIZE[1]})
         for name, (x0, y0, x1, y1) in boxes.items():
             placed = {"category_id": list(BOXES).index(name), "bbox": [x0, y0, x1 - x0, y1 - y0]}
             objects.append({"id": len(objects), "image_id": i, **placed})
     for split, there in (("train", True), ("valid", False)):
-        document = {"images": images * there, "annotations": objects * there, "categories": categories}
+        document = {"images": entries * there, "annotations": objects * there, "categories": categories}
         (root / split / "_annotations.coco.json").write_text(json.dumps(document))
     return root
 
@@ -117,13 +117,13 @@ def ours(root: Path, seed: int, count: int, *words: str) -> list[list[Draw]]:
     network = SimpleNamespace(image_size=(SIDE, SIDE), stride=32, tasks=("boxes",))
     samples = data.loader("train", network=network, batch_size=1, seed=seed, training=True).dataset
 
-    def draw(epoch: int, picture: int) -> Draw:
-        sample = samples[Key(epoch, picture, SIDE, SIDE)]
+    def draw(epoch: int, image: int) -> Draw:
+        sample = samples[Key(epoch, image, SIDE, SIDE)]
         x, y, w, h = sample.target.boxes.double().numpy().T * SIDE
         boxes = np.stack([x - w / 2, y - h / 2, x + w / 2, y + h / 2], 1)
         return Draw(sample.image.numpy(), _named(sample.target.labels, boxes))
 
-    return [[draw(epoch, picture) for epoch in range(count)] for picture in range(len(samples))]
+    return [[draw(epoch, image) for epoch in range(count)] for image in range(len(samples))]
 
 
 def theirs(root: Path, seed: int, count: int) -> list[list[Draw]]:
@@ -143,16 +143,16 @@ def theirs(root: Path, seed: int, count: int) -> list[list[Draw]]:
             v2.SanitizeBoundingBoxes(min_size=1),
         ]
     )
-    pictures = [Image.open(root / "train" / name).convert("RGB") for name in NAMES]
-    draws: list[list[Draw]] = [[] for _ in pictures]
+    images = [Image.open(root / "train" / name).convert("RGB") for name in NAMES]
+    draws: list[list[Draw]] = [[] for _ in images]
     torch.manual_seed(seed)
     for _ in range(count):
         boxes = tv_tensors.BoundingBoxes(list(BOXES.values()), format="XYXY", canvas_size=SIZE, dtype=torch.float32)
-        distorted = [distort(picture) for picture in pictures]
-        sample = move({"pictures": distorted, "boxes": boxes, "labels": torch.arange(len(BOXES))})
+        distorted = [distort(image) for image in images]
+        sample = move({"images": distorted, "boxes": boxes, "labels": torch.arange(len(BOXES))})
         named = _named(sample["labels"], sample["boxes"].double().numpy())
-        for of_picture, picture in zip(draws, sample["pictures"]):
-            of_picture.append(Draw(np.asarray(picture), named))
+        for of_image, image in zip(draws, sample["images"]):
+            of_image.append(Draw(np.asarray(image), named))
     return draws
 
 
@@ -162,7 +162,7 @@ def _named(labels: torch.Tensor, boxes: np.ndarray) -> dict[str, np.ndarray]:
 
 def statistics(draws: list[list[Draw]]) -> dict[str, Statistics]:
     """Of each picture, and of all pictures those that do not depend on it or on the cut."""
-    cards = [of_cards(of_picture, i) for i, of_picture in enumerate(draws)]
+    cards = [of_cards(of_image, i) for i, of_image in enumerate(draws)]
     found = {name: {**of_pixels(one), **of_boxes(one)} for name, one in zip(NAMES, draws)}
     for card, one in zip(cards, found.values()):
         card["canvas"] = one.pop("canvas")
@@ -323,7 +323,7 @@ def test_they_are_distributed_as_torchvisions(tmp_path: Path):
     assert not wrong, f"seed {SEED}:\n" + "\n".join(wrong)
 
 
-def test_contrast_is_changed_about_the_mean_of_the_whole_picture(tmp_path: Path):
+def test_contrast_is_changed_about_the_mean_of_the_whole_image(tmp_path: Path):
     """In a picture without colours only brightness changes its mean grey, however little of the picture is seen."""
     height, width = SIZE
     pixels = np.full((height, width, 3), 20.0)

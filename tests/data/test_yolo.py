@@ -11,14 +11,14 @@ from PIL import Image
 
 from detr_exp.data.yolo import yolo
 
-from .conftest import picture
+from .conftest import write_image
 
 
 def write(root: Path, rows: str = "1 0.5 0.5 0.2 0.4\n", description: str = "", split: str = "train") -> Path:
     """Two pictures of 60 x 40; the second has no text file."""
     (root / "data.yaml").write_text(description or "names: [a, b]\ntrain: train/images\n")
     for i, name in enumerate(("p.png", "q.png")):
-        picture(root / split / "images" / name, seed=i)
+        write_image(root / split / "images" / name, seed=i)
     (root / split / "labels").mkdir(exist_ok=True)
     (root / split / "labels" / "p.txt").write_text(rows)
     return root
@@ -137,7 +137,7 @@ def test_the_yaml_file(tmp_path, description, message):
             yolo(str(tmp_path), {})
 
 
-def test_pictures_listed_in_a_text_file(tmp_path):
+def test_images_listed_in_a_text_file(tmp_path):
     write(tmp_path, description="names: [a, b]\ntrain: train.txt\n")
     (tmp_path / "train.txt").write_text("./train/images/p.png\n\ntrain/images/q.png\n")
     assert len(read(tmp_path)) == 2
@@ -147,7 +147,7 @@ def test_pictures_listed_in_a_text_file(tmp_path):
 
 
 def test_splits_outside_the_folder_are_refused(tmp_path):
-    picture(tmp_path / "other" / "images" / "x.png")
+    write_image(tmp_path / "other" / "images" / "x.png")
     (tmp_path / "set").mkdir()
     write(tmp_path / "set", description="names: [a, b]\ntrain: ../other/images\n")
     with pytest.raises(ValueError, match="extra_roots"):
@@ -166,14 +166,14 @@ def test_no_yaml_file_says_what_is_there(tmp_path):
         yolo(str(tmp_path), {})
 
 
-def test_an_unreadable_picture_is_named(tmp_path):
+def test_an_unreadable_image_is_named(tmp_path):
     write(tmp_path)
     (tmp_path / "train/images/q.png").write_bytes(b"not a picture")
     with pytest.raises(ValueError, match=r"q\.png is not a readable picture"):
         read(tmp_path)
 
 
-def test_a_bad_picture_does_not_shift_the_others(tmp_path):
+def test_a_bad_image_does_not_shift_the_others(tmp_path):
     """Rows stay with their picture whatever the order of the files."""
     write(tmp_path)
     Image.new("RGB", (10, 10)).save(tmp_path / "train/images/a.png")

@@ -31,7 +31,7 @@ def test_what_is_not_finite_is_not_compared(bad: str) -> None:
             differences(*pair, np.array([[10, 10]]))
 
 
-def test_pixels_are_compared_in_sizes_of_the_picture() -> None:
+def test_pixels_are_compared_in_sizes_of_the_image() -> None:
     one = {"scores": np.ones((1, 1)), "labels": np.zeros((1, 1), int), "boxes": np.array([[[0.0, 0, 10, 10]]])}
     other = one | {"boxes": np.array([[[0.0, 0, 20, 10]]])}
     assert differences(one, other, np.array([[50, 100]]))["boxes"] == pytest.approx([0.1])
@@ -47,14 +47,14 @@ def test_batches_of_a_fixed_size_are_filled(fixed: int | None, calls: list[int])
         seen.append(len(inputs[0]))
         return [inputs[0].mean(axis=(1, 2, 3))]
 
-    pictures = [np.full((4, 16, 3), level, np.uint8) for level in (0, 51, 102, 153, 204)]
-    means = Program(graph, run, fixed).outputs(pictures)["means"]  # type: ignore[arg-type]
+    images = [np.full((4, 16, 3), level, np.uint8) for level in (0, 51, 102, 153, 204)]
+    means = Program(graph, run, fixed).outputs(images)["means"]  # type: ignore[arg-type]
     assert means == pytest.approx([0, 0.2, 0.4, 0.6, 0.8])
     assert seen == calls
 
 
-def test_pictures_that_are_resized_inside_go_one_by_one() -> None:
+def test_images_that_are_resized_inside_go_one_by_one() -> None:
     graph = SimpleNamespace(preprocess=True, outputs=["sizes"])
-    pictures = [np.zeros((4, 16, 3), np.uint8), np.zeros((7, 5, 3), np.uint8)]
+    images = [np.zeros((4, 16, 3), np.uint8), np.zeros((7, 5, 3), np.uint8)]
     program = Program(graph, lambda inputs: [np.array([inputs[0].shape[1:3]])])  # type: ignore[arg-type]
-    assert program.outputs(pictures)["sizes"].tolist() == [[4, 16], [7, 5]]
+    assert program.outputs(images)["sizes"].tolist() == [[4, 16], [7, 5]]

@@ -21,7 +21,7 @@ from PIL import Image
 import detr_exp
 from detr_exp import evaluate
 from detr_exp.config.compose import compose
-from detr_exp.data.picture import read_picture
+from detr_exp.data.image import read_image
 from detr_exp.export_weights import export_weights_in
 from detr_exp.inference.detector import Detector, _without_downloads, as_image, load
 from detr_exp.structures import Detections
@@ -53,7 +53,7 @@ def test_a_training_checkpoint_gives_its_averaged_weights(trained: Path) -> None
     assert not torch.equal(state["model"][name], average)
 
 
-def test_paths_pictures_and_arrays_are_the_same(detector: Detector, tmp_path: Path) -> None:
+def test_paths_images_and_arrays_are_the_same(detector: Detector, tmp_path: Path) -> None:
     pixels = noise(50, 80)
     Image.fromarray(pixels).save(tmp_path / "a.png")
     planes = torch.from_numpy(pixels).permute(2, 0, 1)
@@ -64,7 +64,7 @@ def test_paths_pictures_and_arrays_are_the_same(detector: Detector, tmp_path: Pa
         assert torch.allclose(found.scores, single.scores, atol=1e-5)
 
 
-def test_boxes_are_in_pixels_of_each_picture(detector: Detector) -> None:
+def test_boxes_are_in_pixels_of_each_image(detector: Detector) -> None:
     small, large = detector.predict([noise(40, 20), np.tile(noise(40, 20), (3, 5, 1))], threshold=0.0)
     assert len(small) > 0
     assert small.boxes[:, [0, 2]].max() <= 20
@@ -80,7 +80,7 @@ def test_the_threshold(detector: Detector) -> None:
     assert len(detector.predict(noise(32, 32))[0]) < len(every)
 
 
-def test_pictures_are_turned_as_in_training(detector: Detector, tmp_path: Path) -> None:
+def test_images_are_turned_as_in_training(detector: Detector, tmp_path: Path) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6  # lies on its side
     Image.fromarray(noise(40, 80)).save(tmp_path / "turned.png", exif=exif)
@@ -167,7 +167,7 @@ def test_nothing_in_nothing_out(detector: Detector) -> None:
 
 
 @pytest.mark.parametrize("array", [np.zeros((8, 8), int), np.zeros((0, 8, 3), np.uint8), np.zeros((3, 8, 8), np.uint8)])
-def test_arrays_that_are_no_pictures(detector: Detector, array: np.ndarray) -> None:
+def test_arrays_that_are_no_images(detector: Detector, array: np.ndarray) -> None:
     with pytest.raises(ValueError, match=r"\[H, W, 3\] uint8"):
         detector.predict(array)
     with pytest.raises(ValueError, match=r"give \[3, H, W\]"):
@@ -212,12 +212,12 @@ KINDS: dict[str, tuple[Image.Image, str]] = {
 
 @pytest.mark.parametrize("turned", [1, 6])
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_picture_is_the_same_through_every_door(kind: str, turned: int, tmp_path: Path) -> None:
+def test_a_image_is_the_same_through_every_door(kind: str, turned: int, tmp_path: Path) -> None:
     image, suffix = KINDS[kind]
     path, exif = tmp_path / f"a.{suffix}", Image.Exif()
     exif[0x0112] = turned
     image.save(path, exif=exif, **({"transparency": 3} if kind == "palette" else {}))
-    expected = read_picture(path)
+    expected = read_image(path)
     assert expected.shape == ((6, 9, 3) if turned == 1 else (9, 6, 3))
     assert len(np.unique(expected)) > (1 if kind == "bits" else 8)
     with Image.open(path) as opened:
@@ -234,7 +234,7 @@ def test_arrays_are_taken_as_they_are_from_files(tmp_path: Path) -> None:
     cv2.imwrite(str(tmp_path / "colours.png"), np.stack([GREY, GREY[::-1], GREY // 2], axis=2))
     colours = np.stack([GREY // 2, GREY[::-1], GREY], axis=2)
     for values, name in ((GREY, "grey.png"), (GREY[..., None].astype(">u2"), "grey.png"), (colours, "colours.png")):
-        np.testing.assert_array_equal(as_image(values), read_picture(tmp_path / name))
+        np.testing.assert_array_equal(as_image(values), read_image(tmp_path / name))
     np.testing.assert_array_equal(as_image(RGBA), RGBA[..., :3])
     np.testing.assert_array_equal(as_image(torch.from_numpy(RGBA).permute(2, 0, 1)), RGBA[..., :3])
     np.testing.assert_array_equal(as_image(RGBA[..., 0] > 99)[..., 2], np.where(RGBA[..., 0] > 99, 255, 0))
@@ -244,21 +244,21 @@ def test_arrays_are_taken_as_they_are_from_files(tmp_path: Path) -> None:
 def test_floats_outside_their_range_are_refused(values: tuple[float, float]) -> None:
     tensor = torch.zeros(3, 4, 4)
     tensor[0, 0, :2] = torch.tensor(values)
-    for picture in (tensor, tensor.half(), tensor.permute(1, 2, 0).numpy()):
+    for image in (tensor, tensor.half(), tensor.permute(1, 2, 0).numpy()):
         with pytest.raises(ValueError, match=r"have to be in 0\.\.1"):
-            as_image(picture)
+            as_image(image)
     assert as_image(torch.full((3, 4, 4), 1 + 1e-4)).max() == 255  # what interpolation leaves
 
 
-def test_a_damaged_picture_is_refused_through_every_door(tmp_path: Path) -> None:
+def test_a_damaged_image_is_refused_through_every_door(tmp_path: Path) -> None:
     path = tmp_path / "a.jpg"
     Image.fromarray(noise(80, 90)).save(path, quality=90)
     content = path.read_bytes()
     path.write_bytes(content[: len(content) // 2] + bytes(len(content) - len(content) // 2))
     with Image.open(path) as opened:
-        for picture in (path, path.read_bytes(), opened):
+        for image in (path, path.read_bytes(), opened):
             with pytest.raises(ValueError, match="nothing but zeros"):
-                as_image(picture)
+                as_image(image)
 
 
 def test_further_frames_are_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -270,8 +270,8 @@ def test_further_frames_are_said(tmp_path: Path, caplog: pytest.LogCaptureFixtur
         )
         caplog.clear()
         with Image.open(path) as opened:
-            for picture in (path, path.read_bytes(), opened):
-                np.testing.assert_array_equal(as_image(picture), np.asarray(frames[0]))
+            for image in (path, path.read_bytes(), opened):
+                np.testing.assert_array_equal(as_image(image), np.asarray(frames[0]))
         assert caplog.text.count("only the first frame") == 3
 
 
@@ -341,6 +341,6 @@ def test_a_config_of_a_giant_is_refused_before_its_memory_is_touched(trained: Pa
 
 
 @pytest.mark.parametrize("thing", [[[0, 1]], bytearray(b"x"), None, io.BytesIO(b"x")])
-def test_what_is_no_picture_at_all_is_told(thing):
+def test_what_is_no_image_at_all_is_told(thing):
     with pytest.raises(ValueError, match="is no picture; give a path"):
         as_image(thing)

@@ -26,7 +26,7 @@ from detr_exp.inference.images import _upright, result_stems
         ([f"p/{'m' * 251}.jpg", f"p/{'m' * 251}.png"], [f"{'m' * 200}_1-2", f"{'m' * 200}_2-2"]),
     ],
 )
-def test_no_two_pictures_share_a_place(paths: list[str], expected: list[str]) -> None:
+def test_no_two_images_share_a_place(paths: list[str], expected: list[str]) -> None:
     found = result_stems([Path(path) for path in paths])
     assert found == expected
     assert len(set(found)) == len(found)

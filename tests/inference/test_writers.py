@@ -149,7 +149,7 @@ def test_a_full_disk_leaves_what_was_written(
     assert [path.name for path in tmp_path.iterdir()] == ["detections.json"]
 
 
-def test_boxes_of_the_text_stay_in_the_picture(detector: SimpleNamespace, tmp_path: Path) -> None:
+def test_boxes_of_the_text_stay_in_the_image(detector: SimpleNamespace, tmp_path: Path) -> None:
     boxes = torch.tensor([[-8.0, -4, 64, 52], [70, 5, 90, 9]])
     output = Yolo(tmp_path, detector)
     output.add("a.jpg", "a", SIZE, Detections(torch.ones(2), torch.tensor([1, 0]), boxes))

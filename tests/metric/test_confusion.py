@@ -21,7 +21,7 @@ def computed(truth: dict, detections: dict[int, Detections]) -> CocoMetric:
     return metric
 
 
-def one_picture(objects: list[tuple], found: list[tuple]) -> np.ndarray:
+def one_image(objects: list[tuple], found: list[tuple]) -> np.ndarray:
     """Objects (category, box, crowd) and detections (label, score, box), boxes as x, y, width, height."""
     annotations = [
         {"id": i + 1, "image_id": 1, "category_id": c, "bbox": box, "area": box[2] * box[3], "iscrowd": crowd}
@@ -57,8 +57,8 @@ HERE, THERE, AWAY = [10, 10, 40, 40], [100, 100, 40, 40], [10, 120, 30, 30]
         ([(7, HERE, 0), (3, THERE, 1)], [(0, 0.9, HERE), (0, 0.95, [105, 105, 20, 20])], {(0, 0): 1}),
     ],
 )
-def test_hand_made_pictures(objects, found, cells):
-    matrix = one_picture(objects, found)
+def test_hand_made_images(objects, found, cells):
+    matrix = one_image(objects, found)
     expected = np.zeros((4, 4), int)
     for cell, count in cells.items():
         expected[cell] = count

@@ -32,7 +32,7 @@ def test_no_more_detections_than_there_are_pairs():
 
 
 @pytest.mark.parametrize("cut", [False, True])
-def test_boxes_come_out_in_pixels_of_each_picture_cut_where_the_network_says_so(cut):
+def test_boxes_come_out_in_pixels_of_each_image_cut_where_the_network_says_so(cut):
     boxes = torch.tensor([[[0.5, 0.5, 0.5, 1.5], [0.25, 0.5, 0.5, 0.5]]])
     network = SimpleNamespace(activation="sigmoid", num_queries=2, cuts_boxes=cut)
     pred = Prediction(LOGITS.expand(2, -1, -1), boxes.expand(2, -1, -1))

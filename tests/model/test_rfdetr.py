@@ -115,12 +115,12 @@ def test_what_lies_under_the_padding_is_not_read():
     network.neck = First()
     mask = torch.zeros(2, 96, 128, dtype=torch.bool)
     mask[0, 64:], mask[1, :, 72:] = True, True
-    picture = images(96, 128)
-    other = torch.where(mask[:, None], torch.rand_like(picture), picture)
-    one, two = network(picture, padding_mask=mask), network(other, padding_mask=mask)
+    image = images(96, 128)
+    other = torch.where(mask[:, None], torch.rand_like(image), image)
+    one, two = network(image, padding_mask=mask), network(other, padding_mask=mask)
     torch.testing.assert_close(one.pred.boxes, two.pred.boxes)
     torch.testing.assert_close(one.pred.logits, two.pred.logits)
-    assert not torch.equal(network(picture).pred.boxes, network(other).pred.boxes)
+    assert not torch.equal(network(image).pred.boxes, network(other).pred.boxes)
 
 
 class Patches(torch.nn.Module):
@@ -173,7 +173,7 @@ def test_softmax_has_a_column_for_the_background():
     assert all((one.labels < 4).all() for one in found)
 
 
-def test_detections_stay_inside_the_picture():
+def test_detections_stay_inside_the_image():
     boxes = torch.tensor([[0.5, 0.5, 3.0, 0.5], [0.1, 0.9, 0.4, 0.4]])
     logits = torch.tensor([[2.0, -9, -9, -9], [1.0, -9, -9, -9]])
     network = tiny()

@@ -137,10 +137,10 @@ def test_looking_forward_twice_changes_gradients_but_not_values(small, randomise
 
 def test_batched_equals_one_by_one(small, randomise):
     network = randomise(small().double()).eval()
-    pictures = images(network)
+    batch = images(network)
     with torch.no_grad():
-        together = network(pictures).pred
-        alone = [network(picture[None]).pred for picture in pictures]
+        together = network(batch).pred
+        alone = [network(image[None]).pred for image in batch]
     torch.testing.assert_close(together.logits, torch.cat([one.logits for one in alone]), rtol=0, atol=1e-10)
     torch.testing.assert_close(together.boxes, torch.cat([one.boxes for one in alone]), rtol=0, atol=1e-10)
 
@@ -190,9 +190,9 @@ def test_deployed_r18_has_the_published_size(make):
 
 def test_bfloat16_and_channels_last(small, targets):
     network = small().train().to(memory_format=torch.channels_last)
-    pictures = images(network).to(memory_format=torch.channels_last)
+    batch = images(network).to(memory_format=torch.channels_last)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        outputs = network(pictures, targets)
+        outputs = network(batch, targets)
     assert outputs.layers.boxes.dtype == outputs.layers.logits.dtype == torch.float32
     total(outputs).backward()
     assert all(parameter.grad.isfinite().all() for parameter in network.parameters())
@@ -227,11 +227,11 @@ def test_pixels_are_normalised_as_the_backbone_wants(make, small, randomise):
         randomise(small(*words).double()).eval()
         for words in ([], ["model.pixel_mean=[0.5,0.4,0.3]", "model.pixel_std=[0.2,0.3,0.4]"])
     )
-    pictures = images(plain)
+    batch = images(plain)
     mean, std = torch.tensor([0.5, 0.4, 0.3]).view(3, 1, 1), torch.tensor([0.2, 0.3, 0.4]).view(3, 1, 1)
     with torch.no_grad():
-        expected = plain((pictures - mean) / std).pred.logits
-        torch.testing.assert_close(normalising(pictures).pred.logits, expected, rtol=0, atol=1e-5)
+        expected = plain((batch - mean) / std).pred.logits
+        torch.testing.assert_close(normalising(batch).pred.logits, expected, rtol=0, atol=1e-5)
     timm = make("model=rtdetrv2_tiny", "model/backbone=timm", "model.backbone.name=resnet18")
     assert timm.pixel_mean.flatten().tolist() == pytest.approx([0.485, 0.456, 0.406])
 

@@ -16,9 +16,9 @@ def drawn(**changes):
 
 
 def test_box_has_the_colour_of_its_class_at_its_corners():
-    picture = drawn()
-    assert tuple(picture[80, 90]) == tuple(picture[40, 70]) == colour(1)
-    assert tuple(picture[60, 70]) == (128, 128, 128)
+    image = drawn()
+    assert tuple(image[80, 90]) == tuple(image[40, 70]) == colour(1)
+    assert tuple(image[60, 70]) == (128, 128, 128)
 
 
 def test_nothing_drawn_without_objects():
@@ -35,9 +35,9 @@ def test_masks_tint_their_pixels_only():
 
 def test_points_that_are_not_there_are_left_out():
     points = np.array([[[60.0, 50.0, 2.0], [80.0, 70.0, 0.0]]])
-    picture = drawn(keypoints_px=points, skeletons=[[], [(0, 1)]])
-    assert tuple(picture[50, 60]) == (255, 255, 255)
-    assert tuple(picture[70, 80]) == tuple(picture[60, 70]) == (128, 128, 128)
+    image = drawn(keypoints_px=points, skeletons=[[], [(0, 1)]])
+    assert tuple(image[50, 60]) == (255, 255, 255)
+    assert tuple(image[70, 80]) == tuple(image[60, 70]) == (128, 128, 128)
 
 
 def test_inverted_and_outside_boxes_and_unknown_labels_do_not_fail():
@@ -49,7 +49,7 @@ def test_neighbouring_classes_differ():
     assert min(np.abs(a - b).max() for a, b in pairwise(colours)) > 60
 
 
-def test_sheet_holds_every_picture_in_its_proportions():
-    pictures = [Image.new("RGB", size, (255, 0, 0)) for size in ((200, 100), (100, 200), (50, 50))]
-    pixels = np.asarray(sheet(pictures, columns=2, tile=100))
+def test_sheet_holds_every_image_in_its_proportions():
+    images = [Image.new("RGB", size, (255, 0, 0)) for size in ((200, 100), (100, 200), (50, 50))]
+    pixels = np.asarray(sheet(images, columns=2, tile=100))
     assert (pixels[..., 0] == 255).sum() == 100 * 50 + 50 * 100 + 100 * 100

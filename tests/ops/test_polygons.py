@@ -30,7 +30,7 @@ def test_holes_are_filled():
     assert np.array_equal(filled([outline], mask), mask)
 
 
-def test_one_pixel_and_the_whole_picture():
+def test_one_pixel_and_the_whole_image():
     pixel = np.zeros((5, 7), bool)
     pixel[2, 3] = True
     ((*outline,),) = polygons_of_mask(pixel)

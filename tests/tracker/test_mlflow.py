@@ -86,8 +86,8 @@ def test_a_killed_run_is_reopened_and_nothing_is_in_it_twice(tmp_path, store):
     assert again.info.status == "FINISHED"
     assert history(client, again, "a") == [(1, 1.0), (2, 2.0), (3, 3.0), (4, 4.0)]
     assert [step for step, _ in history(client, again, "late")] == [2, 3, 4]
-    pictures = [a for a in client.list_artifacts(run.info.run_id, "images") if a.path.endswith(".png")]
-    assert len(pictures) == 4
+    images = [a for a in client.list_artifacts(run.info.run_id, "images") if a.path.endswith(".png")]
+    assert len(images) == 4
 
 
 def test_the_message_of_an_interruption_goes_when_the_run_goes_on(tmp_path, store):

@@ -232,7 +232,7 @@ def test_a_view_that_refuses_is_asked_once_and_waited_for_no_more(tmp_path, capl
     assert "another version; training goes on" in caplog.text
 
 
-def test_damaged_pictures_and_lines_do_not_hold_up_what_follows(tmp_path, caplog):
+def test_damaged_images_and_lines_do_not_hold_up_what_follows(tmp_path, caplog):
     (tmp_path / "whole.txt").write_bytes(b"x")
     (tmp_path / "torn.png").write_bytes(b"\x89PNG\r\n")
     (tmp_path / "artifacts.jsonl").write_text(

@@ -48,9 +48,9 @@ def test_a_run_is_sent(tmp_path, wandb):
     tracker.start(run_dir=tmp_path, config={"seed": 0}, choices={"model": "rfdetr"})
     tracker.log(1, {"train/loss": 2.0})
     tracker.log(2, {"train/loss": float("nan"), "val/mAP": 0.5})
-    picture = tmp_path / "found.png"
-    Image.new("RGB", (2, 2)).save(picture)
-    tracker.image(picture, "predictions", 2)
+    image = tmp_path / "found.png"
+    Image.new("RGB", (2, 2)).save(image)
+    tracker.image(image, "predictions", 2)
     tracker.finish("failed")
     assert wandb.settings["project"] == "blood"
     assert wandb.settings["name"] == "first"
@@ -64,7 +64,7 @@ def test_a_run_is_sent(tmp_path, wandb):
     assert logged == [
         ({"train/loss": 2.0}, 1),
         ({"val/mAP": 0.5}, 2),
-        ({"predictions": (str(picture), "step 2")}, None),
+        ({"predictions": (str(image), "step 2")}, None),
     ]
     assert wandb.run.summary == {"status": "failed"}
     assert wandb.run.exit_code == 1

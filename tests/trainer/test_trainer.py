@@ -230,7 +230,7 @@ def test_more_epochs_can_be_resumed(small, fit):
     assert [line["step"] for line in lines(folder) if "val/mAP" in line] == [4, 8, 12]
 
 
-def test_it_overfits_a_few_pictures(fit):
+def test_it_overfits_a_few_images(fit):
     """What training is for: known pictures are found again."""
     folder = fit(
         "data.train=4",

@@ -34,7 +34,7 @@ def keep_charts(run: Run, found: dict[str, float], step: int) -> None:
             run.tracker.image(path, path.stem, step)
 
 
-class Pictures:
+class Images:
     """Collects the first `count` images of an evaluation, then writes one sheet: truth left, prediction right.
 
     Args:

@@ -25,7 +25,7 @@ from detr_exp.trainer.validation import refuse_unmeasured_monitor
 from detr_exp.writing import write
 
 SAMPLES = "training_samples.png"
-MOST_PICTURES = 64  # a second, whatever the size of the data set
+MOST_IMAGES = 64  # a second, whatever the size of the data set
 MOST_OBJECTS = 20  # of a picture: the protocol looks at no more poses than that
 LEAST_SIDE = 8  # pixels; rounding changes smaller objects too much
 LEAST_BOX_AS_MASK = 64  # where a box is drawn for want of an outline, its sides are rounded to whole pixels
@@ -43,11 +43,11 @@ def save_samples(path: Path, data: Labels, loader: Any, count: int) -> Path:
     """
     keys = islice((key for batch in loader.batch_sampler for key in batch), count)
     skeletons = [] if data.keypoints is None else data.keypoints.skeletons
-    pictures = []
+    images = []
     for key in keys:
         sample = loader.dataset[key]
-        pictures.append(_drawn(sample.image.numpy(), sample.target, data.classes, skeletons))
-    drawn = sheet(pictures, tile=360)
+        images.append(_drawn(sample.image.numpy(), sample.target, data.classes, skeletons))
+    drawn = sheet(images, tile=360)
     write(path, lambda file: drawn.save(file, "PNG"))
     return path
 
@@ -107,7 +107,7 @@ def _comparable(samples: Samples) -> list[int]:
     split = samples.split
     chosen: list[int] = []
     known: set[int] = set()
-    stride = max(1, len(split) // MOST_PICTURES)
+    stride = max(1, len(split) // MOST_IMAGES)
     for turn in range(stride):
         for index in range(turn, len(split), stride):
             objects = split.objects(index)
@@ -116,7 +116,7 @@ def _comparable(samples: Samples) -> list[int]:
                 continue
             chosen.append(index)
             known |= classes
-        if turn and len(chosen) >= 2 * MOST_PICTURES:
+        if turn and len(chosen) >= 2 * MOST_IMAGES:
             break
     return sorted(chosen)
 

@@ -62,12 +62,12 @@ class Scenes:
         sharpness = table[:, 5].astype(np.float32)
         return Objects(table[:, 0].astype(np.int64), table[:, 1:5], extra={"sharpness": sharpness})
 
-    def picture(self, index: int, smallest: tuple[int, int] | None = None) -> np.ndarray:
+    def image(self, index: int, smallest: tuple[int, int] | None = None) -> np.ndarray:
         ((rgb,),) = rows(self.path, "SELECT rgb FROM image WHERE id = ?", self.image_ids[index])
         return np.frombuffer(rgb, np.uint8).reshape(*self.size(index), 3)
 
     def load(self, index: int) -> tuple[np.ndarray, Objects]:
-        return self.picture(index), self.objects(index)
+        return self.image(index), self.objects(index)
 
     def truth(self) -> dict[str, Any]:
         images, annotations = [], []

@@ -48,7 +48,7 @@ def test_padding_is_measured_in_cells():
     torch.testing.assert_close(boxes[0, 2 * 8 + 3], torch.tensor([3.5 / 8, 2.5 / 5, 0.05, 0.05]))
 
 
-def test_boxes_of_the_picture_on_the_canvas():
+def test_boxes_of_the_image_on_the_canvas():
     boxes = torch.tensor([[[0.5, 0.5, 1.0, 1.0]], [[0.5, 0.5, 1.0, 1.0]]])
     placed = Memory.of(maps(), padding()).on_canvas(boxes)
     torch.testing.assert_close(placed, torch.tensor([[[0.5, 0.5, 1, 1]], [[0.375, 0.3, 0.75, 0.6]]]))

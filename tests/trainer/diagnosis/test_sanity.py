@@ -98,7 +98,7 @@ def test_the_best_checkpoint_knows_the_operating_point_of_every_class(trained):
     assert all(0 <= row[name] <= 1 for row in rows for name in ("threshold", "f1", "precision", "recall"))
 
 
-def test_few_pictures_by_heart(small, tmp_path):
+def test_few_images_by_heart(small, tmp_path):
     cfg = small("trainer.overfit_batches=1", "trainer.max_steps=1", "data/augment=rtdetr")
     run = build.run(cfg, tmp_path)
     assert len(run.data.train) == len(run.data.val) == 2
@@ -114,7 +114,7 @@ def test_few_pictures_by_heart(small, tmp_path):
         build.run(small("trainer.overfit_batches=1", "trainer.batch_size=auto"), tmp_path)
 
 
-def test_pictures_that_cannot_be_read_are_listed_and_counted(small, tmp_path):
+def test_images_that_cannot_be_read_are_listed_and_counted(small, tmp_path):
     words = people(tmp_path / "set", [{"bbox": [10, 10, 40, 40]}])
     for split in ("train", "valid"):
         path = tmp_path / "set" / split / "_annotations.coco.json"

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from detr_exp.data.picture import MAX_PIXELS, pixels_of, read_picture, read_size
+from detr_exp.data.image import MAX_PIXELS, pixels_of, read_image, read_size
 
 ORIENTATION = 0x0112
 
@@ -39,21 +39,21 @@ def rotated(path: Path, orientation: int, **settings: bool) -> np.ndarray:
     ],
 )
 @pytest.mark.parametrize(("suffix", "settings"), [("png", {}), ("tif", {}), ("webp", {"lossless": True})])
-def test_pictures_are_turned_upright(tmp_path, orientation, upright, suffix, settings):
+def test_images_are_turned_upright(tmp_path, orientation, upright, suffix, settings):
     path = tmp_path / f"x.{suffix}"
     stored = rotated(path, orientation, **settings)
     pixels = upright(stored)
     assert read_size(path) == pixels.shape[:2]
-    np.testing.assert_array_equal(read_picture(path), pixels)
-    np.testing.assert_array_equal(read_picture(path, pixels.shape[:2]), pixels)
+    np.testing.assert_array_equal(read_image(path), pixels)
+    np.testing.assert_array_equal(read_image(path, pixels.shape[:2]), pixels)
     if orientation > 4:  # annotations of the stored picture keep it as stored
-        np.testing.assert_array_equal(read_picture(path, stored.shape[:2]), stored)
+        np.testing.assert_array_equal(read_image(path, stored.shape[:2]), stored)
 
 
-def test_a_picture_of_another_size_is_refused(tmp_path):
+def test_an_image_of_another_size_is_refused(tmp_path):
     rotated(tmp_path / "x.png", 1)
     with pytest.raises(ValueError, match="is 6x4 pixels but annotated as 3x2"):
-        read_picture(tmp_path / "x.png", (2, 3))
+        read_image(tmp_path / "x.png", (2, 3))
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "PA", "RGBA", "CMYK", "YCbCr", "HSV", "LAB"])
@@ -62,7 +62,7 @@ def test_every_mode_becomes_rgb(tmp_path, mode):
     image = Image.new("RGB", (5, 3), (200, 200, 200))
     image = image if mode in ("LAB", "HSV", "PA") else image.convert(mode)
     image.save(tmp_path / f"x.{suffix}")
-    found = read_picture(tmp_path / f"x.{suffix}")
+    found = read_image(tmp_path / f"x.{suffix}")
     assert found.shape == (3, 5, 3)
     assert found.dtype == np.uint8
     if mode != "1":
@@ -72,14 +72,14 @@ def test_every_mode_becomes_rgb(tmp_path, mode):
 def test_sixteen_bits_are_scaled_by_their_range(tmp_path):
     ramp = np.array([[0, 257 * 100, 65535]], np.uint16)
     Image.fromarray(ramp).save(tmp_path / "x.png")
-    assert read_picture(tmp_path / "x.png")[0, :, 0].tolist() == [0, 100, 255]
+    assert read_image(tmp_path / "x.png")[0, :, 0].tolist() == [0, 100, 255]
 
 
 def test_white_may_be_zero_in_sixteen_bits(tmp_path):
     ramp = np.array([[65535, 257 * 155, 0]], np.uint16)
     for orientation, expected in ((1, [0, 100, 255]), (2, [255, 100, 0])):
         Image.fromarray(ramp).save(tmp_path / "x.tif", tiffinfo={262: 0, 274: orientation})
-        assert read_picture(tmp_path / "x.tif")[0, :, 0].tolist() == expected
+        assert read_image(tmp_path / "x.tif")[0, :, 0].tolist() == expected
         with Image.open(tmp_path / "x.tif") as image:
             image.load()
             assert pixels_of(image)[0, :, 0].tolist() == expected
@@ -87,27 +87,27 @@ def test_white_may_be_zero_in_sixteen_bits(tmp_path):
 
 def test_floats_are_scaled_by_their_values(tmp_path):
     Image.fromarray(np.array([[-1.0, 0.0, 1.0, np.nan]], np.float32)).save(tmp_path / "x.tif")
-    assert read_picture(tmp_path / "x.tif")[0, :, 0].tolist() == [0, 128, 255, 128]
+    assert read_image(tmp_path / "x.tif")[0, :, 0].tolist() == [0, 128, 255, 128]
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 3000), (3000, 2)])
 def test_extreme_sizes(tmp_path, size):
     Image.new("RGB", size).save(tmp_path / "x.png")
-    assert read_picture(tmp_path / "x.png").shape == (*size[::-1], 3)
+    assert read_image(tmp_path / "x.png").shape == (*size[::-1], 3)
 
 
 def test_large_photographs_are_decoded_small_enough_but_not_smaller(tmp_path):
     Image.effect_noise((1600, 1200), 50).convert("RGB").save(tmp_path / "x.jpg")
-    assert read_picture(tmp_path / "x.jpg", (1200, 1600), (290, 390)).shape == (300, 400, 3)
-    assert read_picture(tmp_path / "x.jpg", (1200, 1600), (310, 390)).shape == (600, 800, 3)
-    assert read_picture(tmp_path / "x.jpg", (1200, 1600), (1200, 10)).shape == (1200, 1600, 3)
+    assert read_image(tmp_path / "x.jpg", (1200, 1600), (290, 390)).shape == (300, 400, 3)
+    assert read_image(tmp_path / "x.jpg", (1200, 1600), (310, 390)).shape == (600, 800, 3)
+    assert read_image(tmp_path / "x.jpg", (1200, 1600), (1200, 10)).shape == (1200, 1600, 3)
 
 
 def test_a_turned_photograph_is_decoded_small_enough_too(tmp_path):
     exif = Image.Exif()
     exif[ORIENTATION] = 6
     Image.effect_noise((1600, 800), 50).convert("RGB").save(tmp_path / "x.jpg", exif=exif)
-    assert read_picture(tmp_path / "x.jpg", (1600, 800), (390, 190)).shape == (400, 200, 3)
+    assert read_image(tmp_path / "x.jpg", (1600, 800), (390, 190)).shape == (400, 200, 3)
 
 
 @pytest.mark.parametrize("size", [(48, 64), (427, 641), (33, 17), (9, 200), (1, 1)])
@@ -123,7 +123,7 @@ def test_photographs_have_pillows_pixels(tmp_path, size, subsampling):
             smallest = (size[0] // scale, size[1] // scale)
             with Image.open(path) as expected:
                 expected.draft(None, smallest[::-1])
-                np.testing.assert_array_equal(read_picture(path, size, smallest), np.asarray(expected))
+                np.testing.assert_array_equal(read_image(path, size, smallest), np.asarray(expected))
 
 
 @pytest.mark.parametrize("mode", ["L", "CMYK"])
@@ -132,22 +132,22 @@ def test_photographs_of_other_kinds_too(tmp_path, mode, suffix):
     photo, path = Image.effect_noise((60, 40), 50).convert(mode), tmp_path / f"x.{suffix}"
     photo.save(path, format="jpeg")  # also under another name
     with Image.open(path) as expected:
-        np.testing.assert_array_equal(read_picture(path), np.asarray(expected.convert("RGB")))
+        np.testing.assert_array_equal(read_image(path), np.asarray(expected.convert("RGB")))
 
 
 def test_photographs_that_store_red_green_and_blue(tmp_path):
     photo = Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 60, 3), np.uint8))
     photo.save(tmp_path / "x.jpg", keep_rgb=True, quality=95)
     with Image.open(tmp_path / "x.jpg") as expected:
-        np.testing.assert_array_equal(read_picture(tmp_path / "x.jpg"), np.asarray(expected))
+        np.testing.assert_array_equal(read_image(tmp_path / "x.jpg"), np.asarray(expected))
 
 
 def test_bytes_after_a_photograph_do_no_harm(tmp_path):
     Image.effect_noise((60, 40), 50).convert("RGB").save(tmp_path / "x.jpg")
-    plain = read_picture(tmp_path / "x.jpg")
+    plain = read_image(tmp_path / "x.jpg")
     with (tmp_path / "x.jpg").open("ab") as file:
         file.write(b"written by a camera")
-    np.testing.assert_array_equal(read_picture(tmp_path / "x.jpg"), plain)
+    np.testing.assert_array_equal(read_image(tmp_path / "x.jpg"), plain)
 
 
 def png_header(width: int, height: int) -> bytes:
@@ -157,19 +157,19 @@ def png_header(width: int, height: int) -> bytes:
 
 
 @pytest.mark.parametrize("side", [int(MAX_PIXELS**0.5) + 1, 60_000])
-def test_huge_pictures_are_refused_by_their_header(tmp_path, side):
+def test_huge_images_are_refused_by_their_header(tmp_path, side):
     (tmp_path / "x.png").write_bytes(png_header(side, side))
     limit = Image.MAX_IMAGE_PIXELS
     with pytest.raises(ValueError, match=r"x\.png"):
-        read_picture(tmp_path / "x.png")
+        read_image(tmp_path / "x.png")
     assert limit == Image.MAX_IMAGE_PIXELS
 
 
 @pytest.mark.parametrize("content", [b"", b"text", b"\xff\xd8\xff\xe0broken", png_header(4, 4)])
-def test_what_is_no_picture_is_refused_with_its_path(tmp_path, content):
+def test_what_is_no_image_is_refused_with_its_path(tmp_path, content):
     (tmp_path / "x.jpg").write_bytes(content)
     with pytest.raises(ValueError, match=r"x\.jpg"):
-        read_picture(tmp_path / "x.jpg")
+        read_image(tmp_path / "x.jpg")
 
 
 def test_a_truncated_photograph_is_refused(tmp_path):
@@ -177,13 +177,13 @@ def test_a_truncated_photograph_is_refused(tmp_path):
     data = (tmp_path / "x.jpg").read_bytes()
     (tmp_path / "x.jpg").write_bytes(data[: len(data) // 2])
     with pytest.raises(ValueError, match="cannot be decoded"):
-        read_picture(tmp_path / "x.jpg")
+        read_image(tmp_path / "x.jpg")
 
 
 def test_no_file_stays_open(tmp_path):
     rotated(tmp_path / "x.png", 1)
     before = len(os.listdir("/proc/self/fd")) if os.path.isdir("/proc/self/fd") else 0
-    kept = [read_picture(tmp_path / "x.png") for _ in range(5)]
+    kept = [read_image(tmp_path / "x.png") for _ in range(5)]
     after = len(os.listdir("/proc/self/fd")) if os.path.isdir("/proc/self/fd") else 0
     assert len(kept) == 5
     assert after == before

@@ -60,7 +60,7 @@ _BROKEN = (OSError, SyntaxError, ValueError, TypeError, LookupError, EOFError, R
 FIRST_FRAME = "only the first frame of a picture with several is used"
 
 
-class PictureError(ValueError):
+class ImageError(ValueError):
     """A picture that cannot be used. Raised in a loader worker, it reaches the training process as its sentence alone:
     PyTorch makes it anew from the worker's whole traceback."""
 
@@ -119,7 +119,7 @@ def has_more_frames(source: Path | bytes | Image.Image) -> bool:
         return False  # later ones are spoiled; they are not used
 
 
-def read_picture(
+def read_image(
     source: Path | bytes, size: tuple[int, int] | None = None, smallest: tuple[int, int] | None = None
 ) -> np.ndarray:
     """Decode a picture to `[H, W, 3]` uint8 RGB.
@@ -167,7 +167,7 @@ def pixels_of(image: Image.Image) -> np.ndarray:
         content = file.read()
         file.seek(place)
         if is_filled_up(image, content):
-            raise PictureError(_FILLED.format(name))
+            raise ImageError(_FILLED.format(name))
     return _decoded(image, name, _orientation(image), True)
 
 
@@ -183,16 +183,16 @@ def pixels_of_array(values: np.ndarray) -> np.ndarray:
     """
     is_float = np.issubdtype(values.dtype, np.floating)
     is_known = is_float or values.dtype in (np.dtype(np.uint8), np.dtype(bool)) or values.dtype.str[1:] == "u2"
-    is_picture = values.ndim == 2 or (values.ndim == 3 and values.shape[2] in (1, 3, 4))
-    if not is_known or not is_picture or not values.size:
-        raise PictureError(
+    is_image = values.ndim == 2 or (values.ndim == 3 and values.shape[2] in (1, 3, 4))
+    if not is_known or not is_image or not values.size:
+        raise ImageError(
             f"an array {list(values.shape)} of {values.dtype} is no picture; give [H, W, 3] uint8 RGB, or [H, W], "
             "[H, W, 4], uint16, or float in 0..1"
         )
     if is_float:
         low, high = float(values.min()), float(values.max())
         if not (low >= -_HALF_LEVEL and high <= 1 + _HALF_LEVEL):
-            raise PictureError(
+            raise ImageError(
                 f"a picture of {values.dtype} has values from {low:.4g} to {high:.4g}; they have to be in 0..1, before "
                 "any normalisation: divide by 255, or give uint8"
             )
@@ -226,9 +226,9 @@ def _checked(source: Path | bytes, image: Image.Image) -> bytes:
     try:
         content = source if isinstance(source, bytes) else source.read_bytes()
     except OSError as error:
-        raise PictureError(f"{_name(source)} cannot be read ({error.strerror}); replace it or drop it") from error
+        raise ImageError(f"{_name(source)} cannot be read ({error.strerror}); replace it or drop it") from error
     if is_filled_up(image, content):
-        raise PictureError(_FILLED.format(_name(source)))
+        raise ImageError(_FILLED.format(_name(source)))
     return content
 
 
@@ -259,7 +259,7 @@ def _decoded(image: Image.Image, name: str, orientation: int, turn: bool) -> np.
         pixels = np.array(_rgb(image))
         return 255 - pixels if is_negative else pixels
     except _BROKEN as error:
-        raise PictureError(f"{name} cannot be decoded ({error}); replace it or drop it from the data set") from error
+        raise ImageError(f"{name} cannot be decoded ({error}); replace it or drop it from the data set") from error
 
 
 def _sizes(image: Image.Image) -> tuple[tuple[int, int], tuple[int, int]]:
@@ -274,7 +274,7 @@ def _fitting(name: str, image: Image.Image, size: tuple[int, int] | None) -> tup
     """(height, width) of the upright picture; `size` has to be that, or that of the stored one."""
     stored, upright = _sizes(image)
     if size is not None and size not in (upright, stored):
-        raise PictureError(
+        raise ImageError(
             f"{name} is {upright[1]}x{upright[0]} pixels but annotated as {size[1]}x{size[0]}; mend the "
             "annotation file or put the original picture back"
         )
@@ -291,12 +291,12 @@ def _opened(source: Path | bytes) -> Image.Image:
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             image = Image.open(io.BytesIO(source) if isinstance(source, bytes) else source)
     except (*_BROKEN, Image.DecompressionBombError) as error:
-        raise PictureError(
+        raise ImageError(
             f"{_name(source)} is not a readable picture ({error}); replace it or drop it from the data"
         ) from error
     try:
         _refuse_huge(_name(source), image)
-    except PictureError:
+    except ImageError:
         image.close()
         raise
     return image
@@ -304,7 +304,7 @@ def _opened(source: Path | bytes) -> Image.Image:
 
 def _refuse_huge(name: str, image: Image.Image) -> None:
     if math.prod(image.size) > MAX_PIXELS:
-        raise PictureError(
+        raise ImageError(
             f"{name} has {image.width}x{image.height} pixels, more than {MAX_PIXELS // 10**6} megapixels; cut it into "
             "tiles or scale it down"
         )
