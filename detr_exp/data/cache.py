@@ -46,7 +46,7 @@ class ImageCache:
         self.used = multiprocessing.Value("q", sum(file.stat().st_size for file in folder.iterdir()))
 
     def image(self, split: Split, index: int, smallest: tuple[int, int] | None = None) -> np.ndarray:
-        """What `split.picture(index, smallest)` gives."""
+        """What `split.image(index, smallest)` gives."""
         path = split.name(index)
         try:
             stat = os.stat(path)

@@ -62,7 +62,7 @@ class DataSet:
         keypoint_sigmas: OKS scale per keypoint; None: COCO's for its 17 points, else 0.05.
         on_error: `error`, or `skip` to leave out pictures that cannot be decoded; sources have an `on_error` of their
             own for what they read of a picture.
-        cache: where decoded pictures are kept, `none`, `ram` or `disk`; see `cache.picture_cache`.
+        cache: where decoded pictures are kept, `none`, `ram` or `disk`; see `cache.image_cache`.
         cache_gb: most it may take.
         num_workers: processes that load; see `loader.Loading` for this and the next three.
         pin_memory: page-locked batches.

@@ -78,7 +78,7 @@ def refuse_size(path: Path, size: tuple[int, int]) -> None:
     """Check from the header that a picture can be opened and has the (height, width) that was annotated.
 
     Raises:
-        PictureError: it does not.
+        ImageError: it does not.
     """
     with _opened(path) as image:
         _fitting(str(path), image, size)
@@ -134,7 +134,7 @@ def read_image(
         smallest: a JPEG is decoded at 1/2, 1/4 or 1/8 where it is then not smaller than this (height, width).
 
     Raises:
-        PictureError: unreadable, damaged, too large, or of another size than annotated.
+        ImageError: unreadable, damaged, too large, or of another size than annotated.
     """
     with _opened(source) as image:
         orientation = _orientation(image)
@@ -153,10 +153,10 @@ def read_image(
 
 
 def pixels_of(image: Image.Image) -> np.ndarray:
-    """What `read_picture` gives for the file that a PIL image was opened from, or the image is as it stands.
+    """What `read_image` gives for the file that a PIL image was opened from, or the image is as it stands.
 
     Raises:
-        PictureError: damaged or too large.
+        ImageError: damaged or too large.
     """
     name = str(getattr(image, "filename", "") or "a PIL image")
     _refuse_huge(name, image)
@@ -179,7 +179,7 @@ def pixels_of_array(values: np.ndarray) -> np.ndarray:
             scaled by its range as a file of 16 bits is, bool, or float in 0..1.
 
     Raises:
-        PictureError: of another kind, or outside its range.
+        ImageError: of another kind, or outside its range.
     """
     is_float = np.issubdtype(values.dtype, np.floating)
     is_known = is_float or values.dtype in (np.dtype(np.uint8), np.dtype(bool)) or values.dtype.str[1:] == "u2"
@@ -208,7 +208,7 @@ def pixels_of_array(values: np.ndarray) -> np.ndarray:
 
 
 def decode_scale(path: str | Path, size: tuple[int, int], smallest: tuple[int, int] | None) -> int:
-    """What `read_picture` divides both sides of a picture by: 1, or 2, 4 or 8 where its name says that it is a JPEG."""
+    """What `read_image` divides both sides of a picture by: 1, or 2, 4 or 8 where its name says that it is a JPEG."""
     if smallest is None or os.path.splitext(path)[1].lower() not in JPEG_SUFFIXES:
         return 1
     most = min(size[0] // smallest[0], size[1] // smallest[1])
@@ -219,7 +219,7 @@ def _checked(source: Path | bytes, image: Image.Image) -> bytes:
     """The content of the file, where it has to be looked at.
 
     Raises:
-        PictureError: it is filled up with zeros.
+        ImageError: it is filled up with zeros.
     """
     if image.format not in ("JPEG", "MPO", "PNG", "WEBP", "AVIF", "TIFF"):
         return b""
