@@ -14,13 +14,13 @@ from typing import TYPE_CHECKING, Any, cast
 
 from omegaconf import DictConfig, OmegaConf
 
-from detr_exp.config.calling import arguments_of, instantiate
 from detr_exp.config.compose import compose as compose
 from detr_exp.config.compose import refuse_unready
-from detr_exp.config.idle import references, refuse_idle_keys
+from detr_exp.config.instantiation import arguments_of, instantiate
 from detr_exp.config.mistakes import ConfigError
-from detr_exp.config.stored import completed
-from detr_exp.config.targets import TARGET, refuse, refuse_incomplete, refuse_misfit
+from detr_exp.config.stored import with_derived_nodes
+from detr_exp.config.targets import TARGET, refuse_missing_members, refuse_unknown_targets, refuse_wrong_arguments
+from detr_exp.config.unused import references, refuse_unused_keys
 from detr_exp.values import Values, values_of
 
 if TYPE_CHECKING:
@@ -38,13 +38,13 @@ if TYPE_CHECKING:
 RATES = ("lr", "lr_backbone", "weight_decay")  # what makes parameter groups
 IOU_TYPES = {"bbox": "boxes", "segm": "masks", "keypoints": "keypoints"}  # of metrics, and the tasks they measure
 WARMUP = ("warmup", "warmup_unit", "warmup_shape")
-TOLD = ("num_classes", "activation")  # what other groups tell the network
+FROM_OTHER_GROUPS = ("num_classes", "activation")  # what other groups tell the network
 NOT_ARGUMENTS = ("weights", "adapter")  # keys of a model that are not its constructor's
 
 
 def data(cfg: DictConfig) -> DataSet:
     """The data set: `classes`, `category_ids`, `num_classes`, splits and `loader`."""
-    return _made(cfg, "data")
+    return _instantiated(cfg, "data")
 
 
 def network(cfg: DictConfig, data: Labels | None = None, anew: Collection[str] | None = None) -> Network:
@@ -60,13 +60,13 @@ def network(cfg: DictConfig, data: Labels | None = None, anew: Collection[str] |
     """
     adapts = has_adapter(cfg)
     if data is None and cfg.data.num_classes is None:
-        data = _made(cfg, "data")
+        data = _instantiated(cfg, "data")
     taken = [name for name in arguments_of(_settings(cfg, "model")) if name not in NOT_ARGUMENTS]
-    refuse_idle_keys(cfg, "model", [name for name in taken if name not in TOLD], NOT_ARGUMENTS)
+    refuse_unused_keys(cfg, "model", [name for name in taken if name not in FROM_OTHER_GROUPS], NOT_ARGUMENTS)
     told = {"num_classes": _num_classes(cfg, data), "activation": cfg.loss.activation}
     if "keypoint_counts" in taken:
         told["keypoint_counts"] = _keypoint_counts(cfg, data)
-    made: Network = _made(cfg, "model", only=taken, **told)
+    made: Network = _instantiated(cfg, "model", only=taken, **told)
     _refuse_size(made)
     if cfg.model.weights is not None:
         from detr_exp.model.pretrained import load_weights
@@ -124,13 +124,13 @@ def criterion(cfg: DictConfig, data: Labels | None = None) -> SetCriterion:
     from detr_exp.loss.criterion import SetCriterion
 
     if data is None and cfg.data.num_classes is None:
-        data = _made(cfg, "data")
-    terms = _made(cfg, "loss")
+        data = _instantiated(cfg, "data")
+    terms = _instantiated(cfg, "loss")
     accepted = inspect.signature(SetCriterion).parameters
     schema = None if data is None else data.keypoints
     return SetCriterion(
         num_classes=_num_classes(cfg, data),
-        matcher=_made(cfg, "matcher", activation=cfg.loss.activation),
+        matcher=_instantiated(cfg, "matcher", activation=cfg.loss.activation),
         keypoint_counts=() if schema is None else schema.counts,
         **{name: term for name, term in terms.items() if name in accepted},
     )
@@ -140,7 +140,7 @@ def trainer(cfg: DictConfig) -> Trainer:
     """The engine, with its settings."""
     from detr_exp.trainer.trainer import Trainer
 
-    return Trainer(_made(cfg, "trainer"))
+    return Trainer(_instantiated(cfg, "trainer"))
 
 
 def hardware(cfg: DictConfig) -> Hardware:
@@ -168,21 +168,21 @@ def run(cfg: DictConfig, output_dir: Path, *, identity: str = "", resume_from: P
         ValueError: something does not fit; nothing was trained.
     """
     from detr_exp.loss.criterion import SetCriterion
-    from detr_exp.trainer.batch_size import to_overfit
+    from detr_exp.trainer.batch_size import num_overfit_images
     from detr_exp.trainer.state import Run
-    from detr_exp.trainer.trial import judge
+    from detr_exp.trainer.trial import pruning_check
     from detr_exp.trainer.validation import refuse_unknown_monitor
 
     refuse_unready(cfg)
     if references(cfg):  # else it is out of a file, and was looked at when it was asked for
-        refuse_idle_keys(cfg, "loss", inspect.signature(SetCriterion).parameters)
-        refuse_idle_keys(cfg, "optim", (*RATES, *WARMUP, "betas", "param_groups", "optimizer", "scheduler"))
+        refuse_unused_keys(cfg, "loss", inspect.signature(SetCriterion).parameters)
+        refuse_unused_keys(cfg, "optim", (*RATES, *WARMUP, "betas", "param_groups", "optimizer", "scheduler"))
     make_optimizer, make_schedule = optimizer(cfg), schedule(cfg)
     data_set = data(cfg)
     overfits = cfg.trainer.overfit_batches is not None  # validates on what it trains on
     data_set.check(("train",) if overfits else ("train", "val"))
     if overfits:
-        data_set = data_set.first(to_overfit(cfg.trainer.overfit_batches, cfg.trainer.batch_size))
+        data_set = data_set.first(num_overfit_images(cfg.trainer.overfit_batches, cfg.trainer.batch_size))
     begun_from = base(cfg)  # before it is read: what is trained beside another content must not bear this hash
     made = network(cfg, data_set)
     for split in ("train", "val"):
@@ -194,13 +194,13 @@ def run(cfg: DictConfig, output_dir: Path, *, identity: str = "", resume_from: P
         make_optimizer=make_optimizer,
         make_schedule=make_schedule,
         make_metric=metric(cfg, data_set, made),
-        tracker=_made(cfg, "tracker"),
+        tracker=_instantiated(cfg, "tracker"),
         config=plain(cfg),
         output_dir=output_dir,
         seed=cfg.seed,
         identity=identity,
         resume_from=resume_from,
-        judge=judge(),
+        should_prune=pruning_check(),
         base=begun_from,
     )
     refuse_unknown_monitor(made_run, *(cfg.trainer.get(name) for name in ("monitor", "compute_val_loss")))
@@ -216,7 +216,7 @@ def optimizer(cfg: DictConfig) -> Callable[[Network], torch.optim.Optimizer]:
     from detr_exp.optim.optimizer import refuse_wrong_optimizer
     from detr_exp.optim.param_groups import parameter_groups
 
-    optim = _made(cfg, "optim")
+    optim = _instantiated(cfg, "optim")
     refuse_wrong_optimizer(optim["optimizer"], optim)
     split = getattr(optim["optimizer"].func, "split", None)  # one that treats parameters differently by what they are
 
@@ -232,7 +232,7 @@ def schedule(cfg: DictConfig) -> Callable[[int, int], Callable[[int], float]]:
     """(steps per epoch, total steps) -> (step -> factor of every learning rate)."""
     from detr_exp.optim.scheduler import build_schedule
 
-    optim = _made(cfg, "optim")
+    optim = _instantiated(cfg, "optim")
     settings = {name: optim[name] for name in WARMUP}
 
     def make(steps_per_epoch: int, total_steps: int) -> Callable[[int], float]:
@@ -254,9 +254,9 @@ def metric(
     """
     from detr_exp.data.part import restricted
 
-    make = _made(cfg, "metric")
+    make = _instantiated(cfg, "metric")
     if inspect.isclass(make.func):  # known before any truth is read
-        refuse_incomplete(make.func, "metric", cfg.metric[TARGET])
+        refuse_missing_members(make.func, "metric", cfg.metric[TARGET])
     iou_types = [name for name, task in IOU_TYPES.items() if task in network.tasks]
     ids = data.category_ids if category_ids is None else category_ids
     names = dict(zip(data.category_ids, data.classes))
@@ -276,8 +276,8 @@ def metric(
         truth = truth if image_ids is None else restricted(truth, image_ids)
         classes = [names.get(number, f"label {label}") for label, number in enumerate(ids)]
         told = dict(truth=truth, category_ids=ids, classes=classes, iou_types=iou_types, keypoint_sigmas=sigmas)
-        refuse_misfit(make, told, f"metric: {cfg.metric[TARGET]}")
-        return refuse_incomplete(make(**told), "metric", cfg.metric[TARGET])
+        refuse_wrong_arguments(make, told, f"metric: {cfg.metric[TARGET]}")
+        return refuse_missing_members(make(**told), "metric", cfg.metric[TARGET])
 
     return of_split
 
@@ -291,7 +291,7 @@ def _keypoint_counts(cfg: DictConfig, data: Labels | None) -> list[int]:
     given = cfg.model.get("keypoint_counts")
     if data is None and given is not None:
         return given
-    data = _made(cfg, "data") if data is None else data
+    data = _instantiated(cfg, "data") if data is None else data
     if data.keypoints is None:
         raise ValueError(
             f"{cfg.model._target_} learns keypoints, but the data have none; use data with keypoints, or model=rfdetr"
@@ -318,7 +318,7 @@ def _refuse_size(network: Network) -> None:
         raise ValueError(f"model.image_size is {size}, but its sides must be multiples of {stride}; use {words}")
 
 
-def _made(cfg: DictConfig, group: str, only: Collection[str] | None = None, **told: object) -> Any:
+def _instantiated(cfg: DictConfig, group: str, only: Collection[str] | None = None, **told: object) -> Any:
     """What a group's node describes: an object, or for a plain container a dictionary of them.
 
     Args:
@@ -339,6 +339,6 @@ def _made(cfg: DictConfig, group: str, only: Collection[str] | None = None, **to
 def _settings(cfg: DictConfig, group: str) -> Values:
     """The plain values of a group, resolved, that call nothing but what is allowed."""
     values = {group: OmegaConf.to_container(cfg[group], resolve=True, throw_on_missing=True)}
-    node = completed(values, resolved=True)[group]
-    refuse(node, group, list(cfg.get("allow_targets", [])))
+    node = with_derived_nodes(values, resolved=True)[group]
+    refuse_unknown_targets(node, group, list(cfg.get("allow_targets", [])))
     return node

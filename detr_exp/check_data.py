@@ -128,13 +128,13 @@ class Canvas:
 
 def draw(folder: Path, cfg: DictConfig, data: DataSet) -> Path:
     """Training pictures after augmentation, as a network of this size would get them."""
-    from detr_exp.trainer.diagnosis.sanity import save_samples
+    from detr_exp.trainer.diagnosis.sanity import save_sample_sheet
 
     height, width = cfg.image_size
     tasks = ("boxes", *["masks"] * data.has_masks, *["keypoints"] * (data.keypoints is not None))
     loader = data.loader("train", network=Canvas((height, width), tasks), batch_size=1, seed=cfg.seed, training=True)
     folder.mkdir(parents=True, exist_ok=True)
-    return save_samples(folder / "training_samples.png", data, loader, cfg.images)
+    return save_sample_sheet(folder / "training_samples.png", data, loader, cfg.images)
 
 
 def main() -> None:

@@ -29,11 +29,11 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from detr_exp.config import grid
-from detr_exp.config.compose import CONF_DIR, composition, config_loader, first_words, in_our_words, refuse_unready
+from detr_exp.config.compose import CONF_DIR, as_config_errors, composition, config_loader, refuse_unready, summary_of
 from detr_exp.config.hydra_private import get_args_parser
-from detr_exp.config.mistakes import OURS, ConfigError, groups_of, is_said_by_us
+from detr_exp.config.mistakes import OUR_PACKAGES, ConfigError, groups_of, is_raised_by_us
 from detr_exp.config.renamed import renamed
-from detr_exp.folder import begin, notes_of_hydra, refuse_run_folder, remove_unused
+from detr_exp.folder import hydra_files, refuse_run_folder, remove_empty_folders, start_writing
 from detr_exp.signals import Interrupt, Interrupted
 from detr_exp.streams import name_files_in_utf8
 from detr_exp.terminal import guard_messages, say
@@ -68,21 +68,21 @@ def main(task: Task, config_name: str, usage: str) -> None:
     started = time.time()
     try:
         with Interrupt(raises=True):
-            args = arguments(renamed(config_name, sys.argv[1:]))
+            args = parse_arguments(renamed(config_name, sys.argv[1:]))
             if args.help:
                 print(usage.format(groups=options(args.config_dir)))
                 return
             refuse_before_start(args, config_name)
             app = hydra.main(version_base="1.3", config_path=str(CONF_DIR), config_name=config_name)
-            with _settings_of_hydra(args):
-                app(_ending_with_status(task, started, trains=config_name in TRAINING))()
+            with _hydra_errors(args):
+                app(_with_exit_status(task, started, trains=config_name in TRAINING))()
     except ENDINGS as error:
         if with_traceback:
             say("".join(traceback.format_exception(error)), file=sys.stderr)
         sys.exit(report(error))
 
 
-def without_folder(task: Callable[[DictConfig], object], config_name: str, usage: str) -> None:
+def main_without_folder(task: Callable[[DictConfig], object], config_name: str, usage: str) -> None:
     """Run `task` as `main` does, for commands that write nothing of their own.
 
     Raises:
@@ -144,7 +144,7 @@ def refuse_before_start(args: argparse.Namespace, config_name: str) -> None:
         raise ConfigError(f"--package {args.package}: there is no such key; the first parts of all keys: {groups}")
 
 
-def arguments(words: list[str]) -> argparse.Namespace:
+def parse_arguments(words: list[str]) -> argparse.Namespace:
     """What the words of a command line ask for; `sys.argv` is put in the order in which Hydra can read it.
 
     Raises:
@@ -213,7 +213,7 @@ def _shown(value: object) -> str:
 
 
 @contextmanager
-def _settings_of_hydra(args: argparse.Namespace) -> Iterator[None]:
+def _hydra_errors(args: argparse.Namespace) -> Iterator[None]:
     """Tell what Hydra itself could not do: tasks report for themselves and let nothing out.
 
     Raises:
@@ -221,7 +221,7 @@ def _settings_of_hydra(args: argparse.Namespace) -> Iterator[None]:
     """
     folder = "hydra.sweep.dir" if args.multirun else "hydra.run.dir"
     try:
-        with in_our_words():
+        with as_config_errors():
             yield
     except OSError as error:
         where = str(error.filename)[:200]
@@ -230,7 +230,7 @@ def _settings_of_hydra(args: argparse.Namespace) -> Iterator[None]:
         ) from None
 
 
-def _ending_with_status(task: Task, started: float, trains: bool) -> Task:
+def _with_exit_status(task: Task, started: float, trains: bool) -> Task:
     """In a single run every failure ends the process; in a sweep it is shown, and left to the sweeper.
 
     Args:
@@ -250,14 +250,14 @@ def _ending_with_status(task: Task, started: float, trains: bool) -> Task:
         except ENDINGS as error:
             status = report(error)
             if status != 2 and not trains:
-                begin(folder, notes_of_hydra(cfg))
+                start_writing(folder, hydra_files(cfg))
             if HydraConfig.get().mode is RunMode.MULTIRUN and status in (0, 1, 2):
                 raise
             if status == 2:
-                remove_unused(folder, started)
+                remove_empty_folders(folder, started)
             sys.exit(status)
         if not trains:
-            begin(folder, notes_of_hydra(cfg))
+            start_writing(folder, hydra_files(cfg))
         return result
 
     return run
@@ -265,20 +265,20 @@ def _ending_with_status(task: Task, started: float, trains: bool) -> Task:
 
 def report(error: BaseException) -> int:
     """Print what went wrong, a traceback only where the fault is ours, and return the exit status."""
-    error = _behind(error)
+    error = _interrupt_behind(error)
     status = status_of(error)
     if isinstance(error, KeyboardInterrupt):
         say("interrupted", file=sys.stderr)
     elif hasattr(error, "exit_status"):
         say(error, file=sys.stderr)
     elif status == 2:
-        told = first_words(error) if isinstance(error, HydraException) else error
+        told = summary_of(error) if isinstance(error, HydraException) else error
         if isinstance(error, OSError):
             where = error.filename or "a file of the run"
             mend = "raise ulimit -f" if error.errno == errno.EFBIG else "free space"
             told = f"{where} cannot be used ({error.strerror}); {mend}, or choose another folder: hydra.run.dir=..."
         say(f"error: {told}", file=sys.stderr)
-    elif isinstance(error, RuntimeError) and type(error).__module__.startswith(OURS):
+    elif isinstance(error, RuntimeError) and type(error).__module__.startswith(OUR_PACKAGES):
         say(f"error: {error}", file=sys.stderr)
     elif isinstance(error, OSError) and error.errno in OPEN_FILES:
         say(f"error: {error}; raise the limit of open files: ulimit -n 4096, or data.num_workers=0", file=sys.stderr)
@@ -295,20 +295,20 @@ def report(error: BaseException) -> int:
 
 def status_of(error: BaseException) -> int:
     """The exit status for an error; 2 where what was asked for is at fault."""
-    error = _behind(error)
+    error = _interrupt_behind(error)
     if isinstance(error, KeyboardInterrupt):
         return 130
     if hasattr(error, "exit_status"):
         return error.exit_status
-    mistake = isinstance(error, ValueError) and is_said_by_us(error)
+    mistake = isinstance(error, ValueError) and is_raised_by_us(error)
     of_hydra = isinstance(error, HydraException) and not isinstance(error, InstantiationException)
     of_disk = isinstance(error, OSError) and error.errno in DISK
     return 2 if mistake or of_hydra or of_disk else 1
 
 
-def _behind(error: BaseException) -> BaseException:
+def _interrupt_behind(error: BaseException) -> BaseException:
     """The request to end the process, where it was that which a library stumbled over, or the error itself."""
     behind: BaseException | None = error
     while behind is not None and not isinstance(behind, Interrupted):
         behind = behind.__context__
-    return error if behind is None or is_said_by_us(error) else behind
+    return error if behind is None or is_raised_by_us(error) else behind

@@ -12,7 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 from detr_exp import cli
 from detr_exp.config.compose import Composition, composition, config_loader
 from detr_exp.config.hydra_private import get_args_parser
-from detr_exp.config.mistakes import ConfigError, read_words
+from detr_exp.config.mistakes import ConfigError, parse_overrides
 from detr_exp.config.stored import literal
 from detr_exp.runs.past import PastRun, find_one
 from detr_exp.terminal import say
@@ -103,7 +103,7 @@ def setters(composed: Composition, words: Sequence[str], key: str) -> list[tuple
             found.append((source.file, look_up(source.values, key)))
         except KeyError:
             continue
-    for word in read_words(words):
+    for word in parse_overrides(words):
         name, value = word.key_or_group, word.value()
         if name not in composed.choices and (key == name or key.startswith(f"{name}.")):
             inside = value
@@ -116,7 +116,7 @@ def setters(composed: Composition, words: Sequence[str], key: str) -> list[tuple
 def difference(composed: Composition, words: Sequence[str], values: Values, config_dir: str | None) -> str:
     """Where values differ from the published recipe, or, where there is none, from the defaults of the options."""
     experiment = composed.choices.get("experiment")
-    chosen = [word.input_line for word in read_words(words) if word.key_or_group in composed.choices]
+    chosen = [word.input_line for word in parse_overrides(words) if word.key_or_group in composed.choices]
     base = [f"experiment={experiment}"] if experiment else [str(word) for word in chosen]
     recipe = composition(config_loader(config_dir), "config", base)
     given = flat(values)

@@ -17,7 +17,7 @@ from detr_exp.tracker.secrets import masked
 from detr_exp.writing import LOCK, write
 
 
-def notes_of_hydra(cfg: DictConfig) -> dict[str, str]:
+def hydra_files(cfg: DictConfig) -> dict[str, str]:
     """What Hydra would keep of this job in `.hydra`: file name -> content, without secrets."""
     known = {
         "config.yaml": cfg,
@@ -30,9 +30,9 @@ def notes_of_hydra(cfg: DictConfig) -> dict[str, str]:
     return {name: yaml.safe_dump(values, sort_keys=False, allow_unicode=True) for name, values in plain.items()}
 
 
-def begin(folder: Path, notes: Mapping[str, str]) -> None:
-    """Start to keep files in a folder: `notes` in its `.hydra`, and the log with what was held back of it."""
-    for name, text in notes.items():
+def start_writing(folder: Path, files: Mapping[str, str]) -> None:
+    """Start to keep files in a folder: `files` in its `.hydra`, and the log with what was held back of it."""
+    for name, text in files.items():
         (folder / ".hydra").mkdir(parents=True, exist_ok=True)
         write(folder / ".hydra" / name, text)
     root = logging.getLogger()
@@ -55,7 +55,7 @@ def refuse_run_folder(folder: Path) -> None:
 
 
 @contextmanager
-def only_writer(folder: Path) -> Iterator[None]:
+def exclusive_access(folder: Path) -> Iterator[None]:
     """Hold the folder; a second run in it would mix its files with those of the first.
 
     Raises:
@@ -69,7 +69,7 @@ def only_writer(folder: Path) -> Iterator[None]:
     try:
         lock.acquire(timeout=0)
     except Timeout:
-        raise in_use(folder) from None
+        raise in_use_error(folder) from None
     try:
         yield
     finally:
@@ -79,12 +79,12 @@ def only_writer(folder: Path) -> Iterator[None]:
         lock.release()
 
 
-def in_use(folder: Path) -> ValueError:
+def in_use_error(folder: Path) -> ValueError:
     """What is said where another process holds a folder."""
     return ValueError(f"{folder} is in use by a run that is still going on; use another: hydra.run.dir=...")
 
 
-def is_held(folder: Path) -> bool:
+def is_locked(folder: Path) -> bool:
     """Whether a process is at work in a folder."""
     from filelock import FileLock, Timeout
 
@@ -99,7 +99,7 @@ def is_held(folder: Path) -> bool:
     return False
 
 
-def remove_unused(folder: Path, since: float) -> None:
+def remove_empty_folders(folder: Path, since: float) -> None:
     """Remove a folder that was made for a command that is refused, and what was made above it.
 
     Args:

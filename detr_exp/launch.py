@@ -50,7 +50,7 @@ class Job:
         choices: the chosen option of every group.
         overrides: words of the command line.
         logging: for rank 0, as `logging.config.dictConfig` takes it.
-        notes: files for the folder's `.hydra`: name -> content.
+        hydra_files: files for the folder's `.hydra`: name -> content.
     """
 
     folder: str
@@ -58,7 +58,7 @@ class Job:
     choices: dict[str, str]
     overrides: list[str]
     logging: Values
-    notes: dict[str, str]
+    hydra_files: dict[str, str]
 
 
 class RanksFailed(RuntimeError):
@@ -71,7 +71,7 @@ def train(
     choices: dict[str, str],
     overrides: list[str],
     log: Values,
-    notes: dict[str, str] | None = None,
+    hydra_files: dict[str, str] | None = None,
 ) -> float | None:
     """One training on as many ranks as `trainer.hardware.devices` says, or as `torchrun` has started.
 
@@ -81,7 +81,7 @@ def train(
         choices: see `Job`.
         overrides: see `Job`.
         log: see `Job`.
-        notes: see `Job`.
+        hydra_files: see `Job`.
 
     Returns:
         the best value of `trainer.monitor`.
@@ -98,9 +98,9 @@ def train(
 
         hardware = build.hardware(cfg)
         if not distributed.started_as_rank() and hardware.num_ranks == 1:
-            return train_in(folder, cfg, choices=choices, overrides=overrides, notes=notes)
+            return train_in(folder, cfg, choices=choices, overrides=overrides, hydra_files=hydra_files)
     config, logs = (values_of(node) for node in (cfg, log))
-    job = Job(str(folder), config, dict(choices), list(overrides), logs, notes or {})
+    job = Job(str(folder), config, dict(choices), list(overrides), logs, hydra_files or {})
     if distributed.started_as_rank():
         if HydraConfig.get().mode is RunMode.MULTIRUN:
             raise ConfigError(
@@ -108,7 +108,7 @@ def train(
                 "trainer.hardware.devices=auto"
             )
         hardware.refuse_ranks(int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
-        distributed.meeting_point()[0].set(JOB, json.dumps(asdict(job)))
+        distributed.rendezvous()[0].set(JOB, json.dumps(asdict(job)))
         return _train(job)
     return _on_ranks(job, hardware.num_ranks)
 
@@ -127,7 +127,7 @@ def follow() -> None:
     name_files_in_utf8()
     from detr_exp.trainer import distributed
 
-    text = distributed.meeting_point()[0].get(JOB).decode()
+    text = distributed.rendezvous()[0].get(JOB).decode()
     if not text:
         return
     try:
@@ -136,12 +136,12 @@ def follow() -> None:
         sys.exit(_quiet_status(error))
 
 
-def dismiss() -> None:
+def release_followers() -> None:
     """Rank 0 under `torchrun` tells the others that there is nothing (more) to train, as after `--help`."""
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:  # asked without torch, which --help does not wait for
         from detr_exp.trainer import distributed
 
-        store, _, _ = distributed.meeting_point()
+        store, _, _ = distributed.rendezvous()
         if not store.check([JOB]):
             store.set(JOB, "")
 
@@ -155,7 +155,9 @@ def _train(job: Job) -> float | None:
 
     cfg = stored(job.config, Path(job.folder))
     with distributed.process_group(build.hardware(cfg).torch_device, status_of):
-        return train_in(Path(job.folder), cfg, choices=job.choices, overrides=job.overrides, notes=job.notes)
+        return train_in(
+            Path(job.folder), cfg, choices=job.choices, overrides=job.overrides, hydra_files=job.hydra_files
+        )
 
 
 def _on_ranks(job: Job, count: int) -> float | None:

@@ -7,7 +7,7 @@ from pathlib import Path
 from omegaconf import DictConfig
 
 from detr_exp import cli
-from detr_exp.folder import only_writer
+from detr_exp.folder import exclusive_access
 from detr_exp.runs.past import find
 from detr_exp.terminal import say
 from detr_exp.tracker.base import RunRecord
@@ -71,7 +71,7 @@ def synchronise(folder: Path, tracking_uri: str | None = None, patience: float =
     uri = tracking_uri or record.views["tracking_uri"]
     if uri is not None and MASK in uri:
         raise ValueError(f"{folder} knows its store only as {uri}; give the whole address: tracking_uri=...")
-    with only_writer(folder):
+    with exclusive_access(folder):
         if record.status == "running":  # nobody holds the folder: it was killed outright
             record.status = "killed"
             record.save(folder)
@@ -85,7 +85,7 @@ def synchronise(folder: Path, tracking_uri: str | None = None, patience: float =
 
 
 def main() -> None:
-    cli.without_folder(sync, "sync", USAGE)
+    cli.main_without_folder(sync, "sync", USAGE)
 
 
 if __name__ == "__main__":

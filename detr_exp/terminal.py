@@ -18,7 +18,7 @@ from detr_exp.tracker.secrets import masked
 _STEERING = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
-def shown(text: object) -> str:
+def printable(text: object) -> str:
     """`text` without secrets, and with control characters as Python writes them (`\\x1b`)."""
     return _STEERING.sub(lambda found: found[0].encode("unicode_escape").decode(), str(masked(str(text))))
 
@@ -30,11 +30,11 @@ def say(*texts: object, file: TextIO | None = None) -> None:
         texts: one or more lines each.
         file: standard output unless given.
     """
-    print(*map(shown, texts), sep="\n", file=file, flush=True)
+    print(*map(printable, texts), sep="\n", file=file, flush=True)
 
 
 def guard_messages() -> None:
-    """Have every warning and every record of every logger pass through `shown`, whoever wrote it.
+    """Have every warning and every record of every logger pass through `printable`, whoever wrote it.
 
     What cannot be written is dropped without a word: a log on a full disk is no reason to stop.
     """
@@ -47,11 +47,11 @@ def guard_messages() -> None:
     def guarded(*args: object, **kwargs: object) -> logging.LogRecord:
         record = make(*args, **kwargs)
         try:
-            record.msg, record.args = shown(record.getMessage()), ()
+            record.msg, record.args = printable(record.getMessage()), ()
         except Exception:  # arguments that do not fit the message: logging says so itself
             return record
         return record
 
     guarded.is_guarded = True  # type: ignore[attr-defined]
     logging.setLogRecordFactory(guarded)
-    warnings.formatwarning = lambda message, *where, **line: f"warning: {shown(message)}\n"
+    warnings.formatwarning = lambda message, *where, **line: f"warning: {printable(message)}\n"

@@ -9,7 +9,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from detr_exp import cli, launch
-from detr_exp.folder import notes_of_hydra
+from detr_exp.folder import hydra_files
 
 USAGE = """\
 Train detection transformers: RT-DETR, RT-DETRv2, RF-DETR.
@@ -38,7 +38,7 @@ def train(cfg: DictConfig) -> float | None:
     job = HydraConfig.get()
     choices = {group: option for group, option in job.runtime.choices.items() if option and "hydra/" not in group}
     folder, words = Path(job.runtime.output_dir), OmegaConf.to_container(job.overrides.task, resolve=False)
-    return launch.train(folder, cfg, choices, cast(list[str], words), job.job_logging, notes_of_hydra(cfg))
+    return launch.train(folder, cfg, choices, cast(list[str], words), job.job_logging, hydra_files(cfg))
 
 
 def main() -> None:
@@ -46,7 +46,7 @@ def main() -> None:
         launch.follow()
     else:
         cli.main(train, "config", USAGE)
-        launch.dismiss()
+        launch.release_followers()
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import yaml
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from detr_exp.folder import begin, only_writer
+from detr_exp.folder import exclusive_access, start_writing
 from detr_exp.terminal import say
 from detr_exp.trainer.run_status import status_of
 from detr_exp.writing import remove_left_overs, write
@@ -27,7 +27,7 @@ def train_in(
     *,
     choices: Mapping[str, str] | None = None,
     overrides: Sequence[str] = (),
-    notes: Mapping[str, str] | None = None,
+    hydra_files: Mapping[str, str] | None = None,
 ) -> float | None:
     """One training in a folder; every rank calls this, and rank 0 alone writes.
 
@@ -36,7 +36,7 @@ def train_in(
         cfg: the config; frozen from here on.
         choices: the chosen option of every group, for the tracker.
         overrides: the words of the command line, for the tracker.
-        notes: files for the folder's `.hydra`: name -> content.
+        hydra_files: files for the folder's `.hydra`: name -> content.
 
     Returns:
         the best value of `trainer.monitor`; None if nothing was evaluated.
@@ -46,36 +46,36 @@ def train_in(
     """
     from detr_exp import build  # loads torch, which --help and mistakes do not wait for
     from detr_exp.trainer import checkpoint as files
-    from detr_exp.trainer.distributed import Silent, first_rank_first, once, rank
+    from detr_exp.trainer.distributed import NullTracker, first_rank_first, on_first_rank, rank
     from detr_exp.trainer.origin import origin
 
-    start = once(origin, cfg.trainer.resume, folder, build.plain(cfg))
+    start = on_first_rank(origin, cfg.trainer.resume, folder, build.plain(cfg))
     if start.folder != folder:
-        once(_move, folder, start.folder)
+        on_first_rank(_move, folder, start.folder)
     elif rank() == 0 and cfg.trainer.resume == "auto" and start.record is None:
         say("trainer.resume=auto found no unfinished run with this config; this one is new")
     folder = start.folder
     if cfg.seed is None:
         with open_dict(cfg):
-            cfg.seed = once(random.SystemRandom().randrange, 2**31) if start.seed is None else start.seed
+            cfg.seed = on_first_rank(random.SystemRandom().randrange, 2**31) if start.seed is None else start.seed
     OmegaConf.set_readonly(cfg, True)
-    with only_writer(folder) if rank() == 0 else nullcontext():
+    with exclusive_access(folder) if rank() == 0 else nullcontext():
         _seed_everything(cfg.seed)
         trainer = build.trainer(cfg)
         with first_rank_first():
             run = build.run(cfg, folder, identity=start.identity, resume_from=start.checkpoint)
         if rank() > 0:
-            run.tracker = Silent()
+            run.tracker = NullTracker()
         state = trainer.start(run)
-        once(remove_left_overs, folder)
-        once(begin, folder, notes or {})
-        once(write, folder / "config.yaml", yaml.safe_dump(run.config, sort_keys=False, allow_unicode=True))
+        on_first_rank(remove_left_overs, folder)
+        on_first_rank(start_writing, folder, hydra_files or {})
+        on_first_rank(write, folder / "config.yaml", yaml.safe_dump(run.config, sort_keys=False, allow_unicode=True))
         run.tracker.start(
             run_dir=folder,
             config=run.config,
             choices=choices,
             overrides=overrides,
-            tags=_facts(run, trainer.settings.hardware),
+            tags=_tags(run, trainer.settings.hardware),
             resumed=start.record is not None,
         )
         if start.record is not None or start.checkpoint is not None:
@@ -91,7 +91,7 @@ def train_in(
     return best
 
 
-def _facts(run: Run, hardware: Hardware) -> dict[str, str]:
+def _tags(run: Run, hardware: Hardware) -> dict[str, str]:
     """What one looks for among many runs."""
     from detr_exp.trainer.origin import IDENTITY_TAG
 

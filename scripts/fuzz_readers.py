@@ -262,12 +262,12 @@ def text_seeds() -> list[bytes]:
 
 def read_text(data: bytes, folder: Path) -> None:
     """Masking ends, in linear time, and finds nothing more to mask in what it made."""
-    from detr_exp.terminal import shown
+    from detr_exp.terminal import printable
     from detr_exp.tracker.secrets import masked
 
     text = data.decode(errors="surrogateescape")
     started = time.process_time()
-    shown(text).encode()
+    printable(text).encode()
     spent = time.process_time() - started
     if spent > 0.5 + len(text) * 1e-4:
         raise TimeoutError(f"{spent:.1f} s for {len(text)} characters")

@@ -145,7 +145,7 @@ def test_a_refused_command_leaves_no_folder_but_the_users_own(
     command: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def refuse(cfg: DictConfig) -> float:
-        with folder.only_writer(Path(HydraConfig.get().runtime.output_dir)):
+        with folder.exclusive_access(Path(HydraConfig.get().runtime.output_dir)):
             raise_in_our_name()
         return 0.0
 

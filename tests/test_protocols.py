@@ -11,8 +11,8 @@ import pytest
 from torch import nn
 
 from detr_exp import build, compare, evaluate, export, train
-from detr_exp.config.calling import instantiate
-from detr_exp.config.targets import refuse_incomplete
+from detr_exp.config.instantiation import instantiate
+from detr_exp.config.targets import refuse_missing_members
 from detr_exp.data.content import Split
 from detr_exp.data.shapes import shapes
 from detr_exp.matcher.hungarian import HungarianMatcher, Matcher
@@ -308,7 +308,7 @@ def test_only_the_members_of_a_contract_are_asked_for() -> None:
     assert "forward" in missing(nn.Module(), Backbone)
     assert "forward" not in missing(nn.Linear(2, 2), Backbone)
     part = object()
-    assert refuse_incomplete(part, "model.activation", "mine.Part") is part
+    assert refuse_missing_members(part, "model.activation", "mine.Part") is part
     assert not isinstance(max, Counting)
     assert missing(HungarianMatcher.__call__, Matcher) == []
 

@@ -3,7 +3,7 @@ import warnings
 
 import pytest
 
-from detr_exp.terminal import guard_messages, say, shown
+from detr_exp.terminal import guard_messages, printable, say
 
 
 @pytest.mark.parametrize(
@@ -20,8 +20,8 @@ from detr_exp.terminal import guard_messages, say, shown
     ],
 )
 def test_what_steers_a_terminal_is_written_out_and_secrets_are_masked(text, safe):
-    assert shown(text) == safe
-    shown(text).encode()
+    assert printable(text) == safe
+    printable(text).encode()
 
 
 def test_say_prints_lines(capsys):

@@ -17,7 +17,7 @@ from omegaconf import OmegaConf
 
 from detr_exp import evaluate, export_weights, predict, train, training
 from detr_exp.config.compose import compose
-from detr_exp.folder import only_writer
+from detr_exp.folder import exclusive_access
 from detr_exp.trainer.trainer import NonFiniteError, Trainer
 
 Command = Callable[..., int]
@@ -61,7 +61,7 @@ def test_a_drawn_seed_is_recorded(tiny_run: list[str], tmp_path: Path) -> None:
 
 
 def test_a_folder_has_one_writer(tiny_run: list[str], tmp_path: Path) -> None:
-    with only_writer(tmp_path), pytest.raises(Timeout):
+    with exclusive_access(tmp_path), pytest.raises(Timeout):
         FileLock(tmp_path / ".lock").acquire(timeout=0)
     with FileLock(tmp_path / ".lock"), pytest.raises(ValueError, match=r"still going on.*hydra\.run\.dir="):
         training.train_in(tmp_path, compose(tiny_run))

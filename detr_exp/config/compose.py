@@ -40,10 +40,10 @@ from detr_exp.config.hydra_private import (
 from detr_exp.config.mistakes import (
     ConfigError,
     groups_of,
-    read_words,
-    refuse_no_metric,
+    parse_overrides,
+    refuse_unknown_metric,
     refuse_wrong_choices,
-    refuse_wrong_setting,
+    refuse_wrong_override,
     wrong_value,
 )
 from detr_exp.config.ranges import refuse_out_of_range
@@ -121,8 +121,8 @@ def config_loader(config_dir: str | Path | None = None) -> ConfigLoaderImpl:
 
 def composition(loader: ConfigLoaderImpl, config_name: str, overrides: Sequence[str]) -> Composition:
     """What `compose` does, with the provenance kept."""
-    words = read_words(renamed(config_name, overrides))
-    return Composer(loader, config_name, words).composed(words)
+    words = parse_overrides(renamed(config_name, overrides))
+    return Composer(loader, config_name, words).compose(words)
 
 
 class Composer:
@@ -143,17 +143,17 @@ class Composer:
     def __init__(self, loader: ConfigLoaderImpl, config_name: str, words: Sequence[Override]) -> None:
         self.loader, self.config_name = loader, config_name
         self.repository = CachingConfigRepository(loader.repository)
-        with in_our_words():
+        with as_config_errors():
             extend_search_path(loader, config_name, words, self.repository)
             self.groups = groups_of(self.repository)
 
-    def composed(self, words: list[Override]) -> Composition:
+    def compose(self, words: list[Override]) -> Composition:
         """The config for the words of a command line.
 
         Raises:
             ConfigError: as `compose` does.
         """
-        with in_our_words():
+        with as_config_errors():
             refuse_wrong_choices(words, self.groups)
             defaults = create_defaults_list(
                 self.repository, self.config_name, words, prepend_hydra=True, skip_missing=False
@@ -165,7 +165,7 @@ class Composer:
             choices = dict(defaults.overrides.known_choices)
             values = values_of(cfg, resolve=False)
             for word in settings:
-                refuse_wrong_setting(word, values, choices, self.groups, self.repository)
+                refuse_wrong_override(word, values, choices, self.groups, self.repository)
             _refuse_deleted(settings, sources)
             apply_overrides(self.loader, settings, cfg)
             _refuse_wrong_references(settings, values, cfg, self.groups)
@@ -175,19 +175,19 @@ class Composer:
 
 
 @contextmanager
-def in_our_words() -> Iterator[None]:
+def as_config_errors() -> Iterator[None]:
     """Tell what Hydra, OmegaConf and YAML refuse as a mistake of the user."""
     try:
         yield
     except (HydraException, OmegaConfBaseException, YAMLError) as error:
-        raise ConfigError(first_words(error)) from error
+        raise ConfigError(summary_of(error)) from error
 
 
 def refuse_unready(cfg: DictConfig) -> None:
     """Refuse a config with values left open, references that lead nowhere, numbers out of their range, or a monitor
     that our metric never gives.
     """
-    with in_our_words():
+    with as_config_errors():
         missing = sorted(OmegaConf.missing_keys(cfg))
         if not missing:
             OmegaConf.to_container(cfg, resolve=True)
@@ -195,7 +195,7 @@ def refuse_unready(cfg: DictConfig) -> None:
         raise ConfigError(f"{', '.join(missing)} must be given: {' '.join(f'{key}=...' for key in missing)}")
     refuse_out_of_range(cfg)
     if OmegaConf.select(cfg, "metric._target_") == METRIC:
-        refuse_no_metric(OmegaConf.select(cfg, "trainer.monitor"))
+        refuse_unknown_metric(OmegaConf.select(cfg, "trainer.monitor"))
 
 
 def _sources(
@@ -306,7 +306,7 @@ def _sets(source: Source, key: str) -> bool:
     return True
 
 
-def first_words(error: Exception) -> str:
+def summary_of(error: Exception) -> str:
     """Hydra's message about what it could not compose, in one line and without its internals."""
     if isinstance(error, InterpolationResolutionError | UnsupportedInterpolationType | GrammarParseError):
         key = getattr(error, "full_key", None)

@@ -10,10 +10,10 @@ from hydra.core.override_parser.types import Override, QuotedString
 
 from detr_exp.config.compose import Composer, Composition, refuse_unready
 from detr_exp.config.hydra_private import ConfigLoaderImpl
-from detr_exp.config.mistakes import ConfigError, read_words
+from detr_exp.config.mistakes import ConfigError, parse_overrides
 
-OWN_KEYS = ("sweep_retry", "sweep_fail_fast")  # of the command line, meant for the sweep and not for its runs
-ELSEWHERE = ("sweep.", "hydra/sweeper.", "hydra.sweeper.")  # keys by which a file or another sweeper decides
+SWEEP_KEYS = ("sweep_retry", "sweep_fail_fast")  # of the command line, meant for the sweep and not for its runs
+OTHER_SWEEPER_KEYS = ("sweep.", "hydra/sweeper.", "hydra.sweeper.")  # keys by which a file or another sweeper decides
 
 
 def refuse_before_start(loader: ConfigLoaderImpl, config_name: str, words: Sequence[str]) -> None:
@@ -22,15 +22,15 @@ def refuse_before_start(loader: ConfigLoaderImpl, config_name: str, words: Seque
     Raises:
         ConfigError: what is wrong with that run.
     """
-    overrides = parsed(loader, words)
+    overrides = parse_sweep(loader, words)
     if is_plain(overrides):
-        for run in typical(loader, config_name, overrides):
+        for run in representative_runs(loader, config_name, overrides):
             if run.choices["hydra/sweeper"] != "grid" or any(file.sweeps for file in run.sources):
                 return  # a recipe of the user's own decides what is tried
             refuse_unready(run.cfg)
 
 
-def parsed(loader: ConfigLoaderImpl, words: Sequence[str]) -> list[Override]:
+def parse_sweep(loader: ConfigLoaderImpl, words: Sequence[str]) -> list[Override]:
     """The words of a sweep."""
     return OverridesParser.create(config_loader=loader).parse_overrides(list(words))
 
@@ -38,7 +38,8 @@ def parsed(loader: ConfigLoaderImpl, words: Sequence[str]) -> list[Override]:
 def is_plain(words: Sequence[Override]) -> bool:
     """Whether lists of values on the command line are all there is to a sweep."""
     return not any(
-        f"{word.key_or_group}.".startswith(ELSEWHERE) or (word.is_sweep_override() and not word.is_discrete_sweep())
+        f"{word.key_or_group}.".startswith(OTHER_SWEEPER_KEYS)
+        or (word.is_sweep_override() and not word.is_discrete_sweep())
         for word in words
     )
 
@@ -52,7 +53,7 @@ def axes_of(words: Sequence[Override]) -> dict[str, list[str]]:
     axes: dict[str, list[str]] = {}
     for word in words:
         key = word.get_key_element()
-        if key in OWN_KEYS:
+        if key in SWEEP_KEYS:
             continue
         if not word.is_sweep_override() or word.is_hydra_override():
             axes[key] = [str(word.input_line)]
@@ -88,7 +89,7 @@ def refuse_repeated(word: Override) -> None:
         )
 
 
-def typical(loader: ConfigLoaderImpl, config_name: str, words: Sequence[Override]) -> Iterator[Composition]:
+def representative_runs(loader: ConfigLoaderImpl, config_name: str, words: Sequence[Override]) -> Iterator[Composition]:
     """Runs that show whether all can be: one for each choice of options, and one for each further value of a key.
 
     Raises:
@@ -97,8 +98,8 @@ def typical(loader: ConfigLoaderImpl, config_name: str, words: Sequence[Override
     composer = Composer(loader, config_name, words)
     axes = axes_of(words)
     for run in product(*(tried if key in composer.groups else tried[:1] for key, tried in axes.items())):
-        yield composer.composed(read_words(run))
+        yield composer.compose(parse_overrides(run))
     first = {key: tried[0] for key, tried in axes.items()}
     for key, tried in axes.items():
         for word in [] if key in composer.groups else tried[1:]:
-            yield composer.composed(read_words([*(first | {key: word}).values()]))
+            yield composer.compose(parse_overrides([*(first | {key: word}).values()]))

@@ -30,7 +30,7 @@ METRICS = (
     *("mAR", "mAR_1", "mAR_10", "mAR_small", "mAR_medium", "mAR_large", "mAR_max_dets"),
     *("F1", "F1_threshold", "precision", "recall"),
 )
-OURS = ("detr_exp", "hydra_plugins")
+OUR_PACKAGES = ("detr_exp", "hydra_plugins")
 FOLDERS = ("hydra.run.dir", "hydra.sweep.dir")
 
 
@@ -38,10 +38,10 @@ class ConfigError(ValueError):
     """What was asked for cannot be composed; the message says what would be right."""
 
 
-def is_said_by_us(error: BaseException) -> bool:
+def is_raised_by_us(error: BaseException) -> bool:
     """Whether a `raise` of this package spoke, and not a library that was used wrongly."""
     frames = list(traceback.walk_tb(error.__traceback__))
-    return bool(frames) and frames[-1][0].f_globals.get("__name__", "").startswith((*OURS, "__main__"))
+    return bool(frames) and frames[-1][0].f_globals.get("__name__", "").startswith((*OUR_PACKAGES, "__main__"))
 
 
 def groups_of(repository: IConfigRepository, parent: str = "") -> dict[str, list[str]]:
@@ -55,7 +55,7 @@ def groups_of(repository: IConfigRepository, parent: str = "") -> dict[str, list
     return found
 
 
-def read_words(overrides: Sequence[str]) -> list[Override]:
+def parse_overrides(overrides: Sequence[str]) -> list[Override]:
     """Parse `key=value` words."""
     parser = OverridesParser.create()
     words = []
@@ -130,7 +130,7 @@ def refuse_wrong_choices(words: Iterable[Override], groups: Groups) -> None:
             raise ConfigError(f"{key}={word.get_value_string()} does not exist; {meant}{_options(key, groups)}")
 
 
-def refuse_wrong_setting(
+def refuse_wrong_override(
     word: Override,
     values: Values,
     choices: Mapping[str, str | None],
@@ -190,7 +190,7 @@ def _is_path(value: object) -> bool:
     return isinstance(value, str) and bool({"/", "."} & set(value))
 
 
-def refuse_no_metric(monitor: str | None) -> None:
+def refuse_unknown_metric(monitor: str | None) -> None:
     """Refuse a `trainer.monitor` that no evaluation gives, whatever the network and the data.
 
     Raises:
@@ -213,17 +213,17 @@ def unknown_key(
     group = _owner(key, choices)
     known = [name for name, value in walk(values) if "${" not in str(value)]  # references are set where they point
     if not group:
-        return f"there is no key {key}; {_meant_anywhere(key, known, groups)}--cfg job shows all keys"
+        return f"there is no key {key}; {_similar_keys(key, known, groups)}--cfg job shows all keys"
     option, inside = choices[group], key[len(group) + 1 :]
     own = look_up(values, group.replace("/", "."))
     has = f"{group}={option} has: {', '.join(own)}"
-    others = [f"{group}={o}" for o in groups[group] if o != option and _has(repository, group, o, inside)]
+    others = [f"{group}={o}" for o in groups[group] if o != option and _option_has(repository, group, o, inside)]
     if others:
         return f"{group}={option} has no key {inside}; {', '.join(others)} {'have' if others[1:] else 'has'} it. {has}"
-    return f"there is no key {key}; {did_you_mean(key, known) or _meant_anywhere(key, known, groups)}{has}"
+    return f"there is no key {key}; {did_you_mean(key, known) or _similar_keys(key, known, groups)}{has}"
 
 
-def _meant_anywhere(key: str, known: Sequence[str], groups: Groups) -> str:
+def _similar_keys(key: str, known: Sequence[str], groups: Groups) -> str:
     """Keys and groups whose last part is, or ends with, that of `key`; else the nearest spelling."""
     last = key.rpartition(".")[2]
     chosen = [f"{group}=..." for group in groups if group.rpartition("/")[2] == last]
@@ -242,7 +242,7 @@ def _owner(key: str, choices: Mapping[str, str | None]) -> str:
     return next((group for group in candidates if choices.get(group) is not None), "")
 
 
-def _has(repository: IConfigRepository, group: str, option: str, inside: str) -> bool:
+def _option_has(repository: IConfigRepository, group: str, option: str, inside: str) -> bool:
     """Whether an option's file has a key, or one it builds on in the same group or a sub-group has it for the group."""
     loaded = repository.load_config(f"{group}/{option}")
     if loaded is None:
@@ -254,13 +254,13 @@ def _has(repository: IConfigRepository, group: str, option: str, inside: str) ->
             if (
                 isinstance(base, ConfigDefault)
                 and not base.is_self()
-                and _has(repository, group, str(base.path), inside)
+                and _option_has(repository, group, str(base.path), inside)
             ):
                 return True
             if isinstance(base, GroupDefault) and isinstance(base.value, str):
                 below = f"{group}/{base.group}"
                 file = repository.load_config(f"{below}/{base.value}")
-                if file and file.header.get("package") == group and _has(repository, below, base.value, inside):
+                if file and file.header.get("package") == group and _option_has(repository, below, base.value, inside):
                     return True
         return False
     return True

@@ -18,7 +18,7 @@ from omegaconf import DictConfig
 from detr_exp.config.mistakes import ConfigError
 from detr_exp.values import Values, flat, is_number, values_of
 
-OURS = ("detr_exp.", "hydra_plugins.detr_exp.", "torch.optim.")
+OUR_TARGETS = ("detr_exp.", "hydra_plugins.detr_exp.", "torch.optim.")
 
 
 class Range(NamedTuple):
@@ -236,7 +236,7 @@ def refuse_out_of_range(cfg: DictConfig) -> None:
             found = "null" if fault is None else fault
             whole = f" (in {value})" if isinstance(value, list) and fault is not value else ""
             count = row.length or (max(1, len(value)) if isinstance(value, list) else None)
-            mended = _word(row.range.example, count)
+            mended = _as_text(row.range.example, count)
             advice = f"; {row.range.advice}" if row.range.advice else ""
             raise ConfigError(f"{name} is {found}{whole}; it must be {row}: {name}={mended}{advice}")
 
@@ -252,7 +252,7 @@ def _is_ours(key: str, values: Values) -> bool:
     """Whether the part that takes a key is not the user's own: the nearest `_target_` above it says so."""
     parts = key.split(".")
     above = (values.get(".".join([*parts[:count], "_target_"])) for count in range(len(parts) - 1, 0, -1))
-    return str(next(filter(None, above), OURS[0])).startswith(OURS)
+    return str(next(filter(None, above), OUR_TARGETS[0])).startswith(OUR_TARGETS)
 
 
 def _set_by(key: str, written: Values) -> str:
@@ -262,5 +262,5 @@ def _set_by(key: str, written: Values) -> str:
     return key
 
 
-def _word(mended: float, count: int | None) -> str:
+def _as_text(mended: float, count: int | None) -> str:
     return f"{mended:g}" if count is None else f"[{','.join([f'{mended:g}'] * count)}]"

@@ -72,10 +72,10 @@ def upgraded(config: Values) -> Values:
 
     The losses were no table once, but what `loss.class_loss` and the weights said; the decoder was part of its network.
     """
-    return completed(_renamed(config, RENAMED), resolved=True)
+    return with_derived_nodes(_renamed(config, RENAMED), resolved=True)
 
 
-def completed(config: Values, *, resolved: bool) -> Values:
+def with_derived_nodes(config: Values, *, resolved: bool) -> Values:
     """A config with the nodes that are made of the words around them where it has only the words.
 
     Args:
@@ -85,12 +85,12 @@ def completed(config: Values, *, resolved: bool) -> Values:
     made = dict(config)
     for group, name in DERIVED.items():
         words = config.get(group)
-        if isinstance(words, dict) and name not in words and (node := derived(group, words, resolved)) is not None:
+        if isinstance(words, dict) and name not in words and (node := derived_node(group, words, resolved)) is not None:
             made[group] = {**words, name: node}
     return made
 
 
-def as_before(config: Values) -> Values:
+def as_first_version(config: Values) -> Values:
     """A config as the first version wrote it, where it could have: what names a run has to stay its name.
 
     Args:
@@ -101,7 +101,7 @@ def as_before(config: Values) -> Values:
         words = made.get(group)
         if isinstance(words, dict) and name in words:
             rest = {key: value for key, value in words.items() if key != name}
-            if words[name] in (derived(group, rest, resolved) for resolved in (True, False)):
+            if words[name] in (derived_node(group, rest, resolved) for resolved in (True, False)):
                 made[group] = rest
     return made
 
@@ -113,7 +113,7 @@ def _renamed(config: Values, names: Mapping[str, str]) -> Values:
     return {**config, **{group: {**config[group], "_target_": name} for group, name in moved.items()}}
 
 
-def derived(group: str, words: Values, resolved: bool) -> Values | None:
+def derived_node(group: str, words: Values, resolved: bool) -> Values | None:
     """The node that a group's words say; None where they say none, or one of them is missing.
 
     Args:
@@ -128,7 +128,7 @@ def derived(group: str, words: Values, resolved: bool) -> Values | None:
         file = None if option is None else f"model/decoder/{option}.yaml"
     if file is None:
         return None
-    node = copy.deepcopy(_written(file, DERIVED[group]))
+    node = copy.deepcopy(_node_in_file(file, DERIVED[group]))
     if words.get("eos_coef") is not None and group == "loss":
         node["class"] |= {"divide": "queries", "background": "${loss.eos_coef}"}
     if not resolved:
@@ -141,12 +141,12 @@ def derived(group: str, words: Values, resolved: bool) -> Values | None:
 
 
 @functools.cache
-def _written(file: str, name: str) -> Values:
+def _node_in_file(file: str, name: str) -> Values:
     """A node in an option's file, on top of what is in those it builds on."""
     path = CONF_DIR / file
     content = yaml.safe_load(path.read_text(encoding="utf-8"))
     bases = [base for base in content.get("defaults", []) if base != "_self_"]
     node = content.get(name, {})
     for base in bases:
-        node = _written(str(path.with_name(f"{base}.yaml").relative_to(CONF_DIR)), name) | node
+        node = _node_in_file(str(path.with_name(f"{base}.yaml").relative_to(CONF_DIR)), name) | node
     return node

@@ -24,12 +24,12 @@ _REFERENCE = re.compile(r"\$\{([\w.]+)\}")
 _PACKAGE = re.compile(r"# @package (\w+)\n")
 
 
-class MisfitError(ConfigError):
+class WrongArgumentsError(ConfigError):
     """What is to be called does not take the keys given to it."""
 
 
 @functools.cache
-def shown(group: str) -> dict[str, set[str]]:
+def known_targets(group: str) -> dict[str, set[str]]:
     """Key of a node -> what the options of a group call there."""
     found: dict[str, set[str]] = {}
     references: list[tuple[str, str]] = []
@@ -38,16 +38,16 @@ def shown(group: str) -> dict[str, set[str]]:
             header = _PACKAGE.match(text)
             package = header[1] if header else ".".join(file.relative_to(CONF_DIR).parent.parts)
             for key, node in _nodes(yaml.safe_load(text), package):
-                found.setdefault(place(key), set()).add(node[TARGET])
+                found.setdefault(key_pattern(key), set()).add(node[TARGET])
                 told = ((f"{key}.{name}", _REFERENCE.fullmatch(str(value))) for name, value in node.items())
-                references += [(place(where), refers[1]) for where, refers in told if refers]
+                references += [(key_pattern(where), refers[1]) for where, refers in told if refers]
     for key, named in references:  # a reference to a node stands for it
         if named in found:
             found.setdefault(key, set()).update(found[named])
     return found
 
 
-def refuse(node: object, group: str, allowed: Collection[str]) -> None:
+def refuse_unknown_targets(node: object, group: str, allowed: Collection[str]) -> None:
     """Refuse a group's config that calls anything else.
 
     Only what has passed by its name is imported.
@@ -69,10 +69,12 @@ def refuse(node: object, group: str, allowed: Collection[str]) -> None:
             raise ConfigError(f"{key}.{words[0]} is no argument; name the arguments of {target} by their keys")
         if target.partition(".")[0] in allowed:
             own.append((key, target))
-        elif target not in shown(group).get(place(key), ()) and not (_is_below(key, own) and _is_shown(target, group)):
+        elif target not in known_targets(group).get(key_pattern(key), ()) and not (
+            _is_below(key, own) and _is_known_target(target, group)
+        ):
             raise ConfigError(_not_allowed(key, target))
     for key, target in own:
-        if home := _elsewhere(target, allowed):
+        if home := _foreign_module(target, allowed):
             raise ConfigError(f"{key}._target_ is {target}, which belongs to {home}; name what your package defines")
 
 
@@ -88,7 +90,7 @@ def _nodes(node: object, key: str) -> Iterator[tuple[str, Values]]:
             yield from _nodes(value, f"{key}[{index}]")
 
 
-def place(key: str) -> str:
+def key_pattern(key: str) -> str:
     """A key with `*` for the name of an entry in a mapping to which users add entries of their own."""
     above = next((above for above in OPEN_KEYS if key.startswith(f"{above}.")), None)
     if above is None:
@@ -97,8 +99,8 @@ def place(key: str) -> str:
     return f"{above}.*{dot}{inside}"
 
 
-def _is_shown(target: str, group: str) -> bool:
-    return any(target in there for there in shown(group).values())
+def _is_known_target(target: str, group: str) -> bool:
+    return any(target in there for there in known_targets(group).values())
 
 
 def _is_below(key: str, own: list[tuple[str, str]]) -> bool:
@@ -108,7 +110,7 @@ def _is_below(key: str, own: list[tuple[str, str]]) -> bool:
 def _not_allowed(key: str, target: str) -> str:
     from detr_exp.optim.optimizer import UNFIT
 
-    here = sorted(shown(key.partition(".")[0]).get(place(key), ()))
+    here = sorted(known_targets(key.partition(".")[0]).get(key_pattern(key), ()))
     may = f"configs may name {', '.join(here)} there" if here else "a plain value stands there, and nothing is called"
     package, _, rest = target.partition(".")
     if package in ("torch", __package__):  # to allow a whole library would allow what runs, reads and writes anything
@@ -117,7 +119,7 @@ def _not_allowed(key: str, target: str) -> str:
     return f"{key}._target_ is {target}; {may}. If it is yours and you trust it: allow_targets=[{package}]"
 
 
-def _elsewhere(target: str, allowed: Collection[str]) -> str | None:
+def _foreign_module(target: str, allowed: Collection[str]) -> str | None:
     """Where a name leads that begins in a package of the user's: `mine.os.system` is not theirs. None: it is.
 
     Raises:
@@ -139,7 +141,7 @@ def _elsewhere(target: str, allowed: Collection[str]) -> str | None:
     return None
 
 
-def refuse_misfit(target: Callable[..., object], given: Values, what: str) -> None:
+def refuse_wrong_arguments(target: Callable[..., object], given: Values, what: str) -> None:
     """Refuse to call something without what it needs, or with keys that it does not know.
 
     Raises:
@@ -153,10 +155,10 @@ def refuse_misfit(target: Callable[..., object], given: Values, what: str) -> No
         signature.bind_partial(**given)  # a key too many is named before one that is missing for it
         signature.bind(**given)
     except TypeError as error:
-        raise MisfitError(f"{what} {error}; give the keys that it takes, and no others") from error
+        raise WrongArgumentsError(f"{what} {error}; give the keys that it takes, and no others") from error
 
 
-def refuse_incomplete(made: Made, key: str, target: str) -> Made:
+def refuse_missing_members(made: Made, key: str, target: str) -> Made:
     """A part that a config describes, unless it lacks members of its contract.
 
     Args:

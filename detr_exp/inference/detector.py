@@ -21,9 +21,9 @@ from torch.nn.modules.module import (
 )
 
 from detr_exp import build
-from detr_exp.config.mistakes import is_said_by_us
+from detr_exp.config.mistakes import is_raised_by_us
 from detr_exp.config.stored import stored
-from detr_exp.config.targets import MisfitError
+from detr_exp.config.targets import WrongArgumentsError
 from detr_exp.data.classes import KnownLabels
 from detr_exp.data.image import FIRST_FRAME, has_more_frames, pixels_of, pixels_of_array, read_image
 from detr_exp.data.keypoints import KeypointSchema
@@ -33,7 +33,7 @@ from detr_exp.protocols import Network
 from detr_exp.structures import Batch, Detections, Targets
 from detr_exp.tensor_files import Stored
 from detr_exp.trainer import checkpoint as files
-from detr_exp.trainer.checkpoint_content import USUAL_THRESHOLD
+from detr_exp.trainer.checkpoint_content import DEFAULT_THRESHOLD
 from detr_exp.trainer.evaluation import as_float32
 from detr_exp.trainer.hardware import Hardware
 from detr_exp.trainer.precision import Precision
@@ -159,7 +159,7 @@ def load(
         network=network,
         classes=state["classes"],
         category_ids=state["category_ids"],
-        threshold=state.get("threshold", state.get("metrics", {}).get("F1_threshold", USUAL_THRESHOLD)),
+        threshold=state.get("threshold", state.get("metrics", {}).get("F1_threshold", DEFAULT_THRESHOLD)),
         precision=hardware.precision(evaluating=True),
         cfg=cfg,
         path=path,
@@ -241,7 +241,7 @@ def of_this_version(path: Path) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        if isinstance(error, ValueError) and is_said_by_us(error) and not isinstance(error, MisfitError):
+        if isinstance(error, ValueError) and is_raised_by_us(error) and not isinstance(error, WrongArgumentsError):
             raise
         cause = f"{type(error).__name__}: {error}".strip().splitlines()
         raise ValueError(

@@ -16,9 +16,11 @@ RECORD = "run.json"
 
 # A loader worker that is forked while another thread is in the middle of an import inherits that module's lock, held
 # for ever. Views import their packages under this lock, and forks wait for it.
-IMPORTING = threading.Lock()
+IMPORT_LOCK = threading.Lock()
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(before=IMPORTING.acquire, after_in_parent=IMPORTING.release, after_in_child=IMPORTING.release)
+    os.register_at_fork(
+        before=IMPORT_LOCK.acquire, after_in_parent=IMPORT_LOCK.release, after_in_child=IMPORT_LOCK.release
+    )
 
 
 @dataclass

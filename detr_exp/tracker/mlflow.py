@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 from filelock import FileLock
 
-from detr_exp.tracker.base import IMPORTING, RunRecord
+from detr_exp.tracker.base import IMPORT_LOCK, RunRecord
 from detr_exp.tracker.store import prepare
 from detr_exp.values import Values
 from detr_exp.writing import write
@@ -142,7 +142,7 @@ def open_store(tracking_uri: str, experiment: str) -> tuple[MlflowClient, str]:
     """
     for name, value in SETTINGS.items():
         os.environ.setdefault(name, value)
-    with IMPORTING:
+    with IMPORT_LOCK:
         import mlflow.store.tracking.sqlalchemy_store  # noqa: F401  (else imported by the first call)
         from mlflow.tracking import MlflowClient
 

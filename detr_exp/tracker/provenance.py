@@ -13,7 +13,7 @@ from pathlib import Path
 from detr_exp.values import Values, look_up
 
 PACKAGES = ("detr_exp", "torch", "torchvision", "timm", "numpy", "pycocotools", "hydra-core")
-CURATED = (
+MAIN_KEYS = (
     "seed",
     "model.image_size",
     "model.num_queries",
@@ -51,7 +51,7 @@ def parameters(config: Values, overrides: Iterable[str] = ()) -> dict[str, str]:
         overrides: words of the command line, e.g. `loss.focal_gamma=2.0`; chosen options and sections are left out.
     """
     said = [override.partition("=")[0].lstrip("+~") for override in overrides if not override.startswith("~")]
-    found = {key: _at(config, key) for key in dict.fromkeys([*CURATED, *said])}
+    found = {key: _at(config, key) for key in dict.fromkeys([*MAIN_KEYS, *said])}
     return {key: str(value) for key, value in found.items() if value is not None and not isinstance(value, Mapping)}
 
 

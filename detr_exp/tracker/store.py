@@ -36,7 +36,7 @@ def prepare(file: Path) -> None:
         _make(file)
         return
     try:
-        revision, filled, known = _looked_at(file)
+        revision, filled, known = _inspect(file)
     except sqlite3.OperationalError:  # locked, or out of reach: that may pass
         raise
     except sqlite3.DatabaseError as error:
@@ -74,7 +74,7 @@ def _make(file: Path) -> None:
     write(file, content)
 
 
-def _looked_at(file: Path) -> tuple[str | None, bool, bool]:
+def _inspect(file: Path) -> tuple[str | None, bool, bool]:
     """The version of a store's tables, whether anything is in them, and whether MLflow has made all of them."""
     from mlflow.store.db.base_sql_model import Base
     from mlflow.store.tracking.dbmodels.initial_models import Base as First

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from detr_exp.tracker.base import IMPORTING, RunRecord
+from detr_exp.tracker.base import IMPORT_LOCK, RunRecord
 from detr_exp.values import Values
 
 NOT_METRICS = ("step", "time/unix")
@@ -17,7 +17,7 @@ class TensorBoardView:
     """
 
     def open(self, folder: Path, record: RunRecord) -> None:
-        with IMPORTING:
+        with IMPORT_LOCK:
             from torch.utils.tensorboard import SummaryWriter
 
         for old in (folder / "tensorboard").glob("events.out.tfevents.*"):

@@ -81,7 +81,7 @@ class Tracker:
         if resumed and (run_dir / RECORD).exists():
             record = RunRecord.load(run_dir)
         else:
-            _set_aside(run_dir)
+            _rename_old_files(run_dir)
             name = self.run or "/".join(run_dir.resolve().parts[-2:])
             record = RunRecord(id=uuid.uuid4().hex, project=self.project, name=name)
             record.parent = os.environ.get(PARENT_VARIABLE)
@@ -156,7 +156,7 @@ def make_views(tracking_uri: str | None, tensorboard: bool, wandb: bool) -> list
     views: list[View] = []
     database = None if tracking_uri is None else _missing_driver(tracking_uri)
     if database is not None:
-        _say_missing(database, database, "tracker=mlflow (which keeps a file)")
+        _warn_missing(database, database, "tracker=mlflow (which keeps a file)")
     elif tracking_uri is not None and _installed("mlflow", "tracker=none"):
         from detr_exp.tracker.mlflow import MlflowView
 
@@ -176,7 +176,7 @@ def _installed(package: str, without: str) -> bool:
     spec = find_spec(package)
     if spec is not None and spec.origin is not None:  # without: a folder of that name, such as wandb leaves behind
         return True
-    _say_missing(package, "mlflow" if package == "mlflow" else f"'detr_exp[{package}]'", without)
+    _warn_missing(package, "mlflow" if package == "mlflow" else f"'detr_exp[{package}]'", without)
     return False
 
 
@@ -193,11 +193,11 @@ def _missing_driver(tracking_uri: str) -> str | None:
     return None
 
 
-def _say_missing(package: str, wanted: str, without: str) -> None:
+def _warn_missing(package: str, wanted: str, without: str) -> None:
     logger.warning("%s is not installed and is left out: pip install %s, or %s", package, wanted, without)
 
 
-def _set_aside(run_dir: Path) -> None:
+def _rename_old_files(run_dir: Path) -> None:
     """Keep what an earlier run of the same folder has measured under another name."""
     for name in (METRICS, ARTIFACTS):
         path = run_dir / name

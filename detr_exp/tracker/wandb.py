@@ -6,7 +6,7 @@ import logging
 import os
 from pathlib import Path
 
-from detr_exp.tracker.base import IMPORTING, RunRecord
+from detr_exp.tracker.base import IMPORT_LOCK, RunRecord
 from detr_exp.values import Values
 
 NOT_METRICS = ("step", "time/unix")
@@ -16,7 +16,7 @@ class WandbView:
     """Sends a run to Weights & Biases, or writes it into `<run folder>/wandb` with `WANDB_MODE=offline` or no key."""
 
     def open(self, folder: Path, record: RunRecord) -> None:
-        with IMPORTING:
+        with IMPORT_LOCK:
             import wandb
 
         offline = "WANDB_MODE" not in os.environ and not wandb.login(prompt=False)

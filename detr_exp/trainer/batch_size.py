@@ -14,17 +14,17 @@ from detr_exp.protocols import Network
 from detr_exp.structures import Batch, Target, Targets
 from detr_exp.trainer.distributed import world_size
 from detr_exp.trainer.evaluation import as_float32
-from detr_exp.trainer.memory import available, saved_bytes, untouched
+from detr_exp.trainer.memory import available, saved_bytes, state_preserved
 from detr_exp.trainer.settings import Settings
 from detr_exp.trainer.state import Run
 
-MOST = 128  # larger batches are not tried
-SPARE = 0.9  # of what fits: memory is not one piece, and other programs need some
-STATES = 4  # numbers that a trained parameter brings along: its gradient, two moments, its average
+MAX_BATCH_SIZE = 128  # larger batches are not tried
+MEMORY_SHARE = 0.9  # of what fits: memory is not one piece, and other programs need some
+COPIES_PER_PARAMETER = 4  # numbers that a trained parameter brings along: its gradient, two moments, its average
 GIB = 2**30
 
 
-class Need(NamedTuple):
+class MemoryNeed(NamedTuple):
     """Bytes that a training step takes beside the weights: `fixed + images * per_image`."""
 
     fixed: int
@@ -34,7 +34,7 @@ class Need(NamedTuple):
         return self.fixed + images * self.per_image
 
 
-def choose(settings: Settings, run: Run, network: Network, devices: int = 1) -> tuple[int, int]:
+def find_batch_size(settings: Settings, run: Run, network: Network, devices: int = 1) -> tuple[int, int]:
     """Batch size and accumulation for `trainer.batch_size=auto`.
 
     A step is tried on devices that say when their memory ends. On a CPU a step that does not fit would end the process:
@@ -48,12 +48,12 @@ def choose(settings: Settings, run: Run, network: Network, devices: int = 1) -> 
         ValueError: not even one image fits.
     """
     fits = fits_by_estimate if settings.hardware.torch_device.type == "cpu" else fits_by_trial
-    largest = largest_that_fits(fits(settings, run, network), min(MOST, len(run.data.train)))
+    largest = largest_that_fits(fits(settings, run, network), min(MAX_BATCH_SIZE, len(run.data.train)))
     if not largest:
         free = available(settings.hardware.torch_device) or 0
         raise ValueError(_too_large(settings, run, network, need_of(settings, run, network), free, 1))
     headroom = settings.auto_batch_ema_headroom if settings.use_ema else 1.0
-    return decide(largest, headroom, settings.auto_batch_target_effective, devices)
+    return split_effective_batch(largest, headroom, settings.auto_batch_target_effective, devices)
 
 
 def refuse_too_large(settings: Settings, run: Run, network: Network, batch_size: int) -> None:
@@ -72,7 +72,7 @@ def refuse_too_large(settings: Settings, run: Run, network: Network, batch_size:
         raise ValueError(_too_large(settings, run, network, need, free, batch_size))
 
 
-def to_overfit(batches: int, batch_size: int | str) -> int:
+def num_overfit_images(batches: int, batch_size: int | str) -> int:
     """The pictures that `trainer.overfit_batches` trains on.
 
     Raises:
@@ -102,7 +102,7 @@ def largest_that_fits(fits: Callable[[int], bool], most: int) -> int:
     return good
 
 
-def decide(largest: int, headroom: float, target: int, devices: int) -> tuple[int, int]:
+def split_effective_batch(largest: int, headroom: float, target: int, devices: int) -> tuple[int, int]:
     """Batch size per device and batches to accumulate, as in RF-DETR.
 
     Args:
@@ -111,7 +111,7 @@ def decide(largest: int, headroom: float, target: int, devices: int) -> tuple[in
         target: images of an effective batch, at least.
         devices: that share it.
     """
-    batch_size = max(1, int(headroom * int(SPARE * largest)))
+    batch_size = max(1, int(headroom * int(MEMORY_SHARE * largest)))
     return batch_size, max(1, math.ceil(math.ceil(target / devices) / batch_size))
 
 
@@ -125,9 +125,11 @@ def fits_by_trial(settings: Settings, run: Run, network: Network) -> Callable[[i
     """Whether a forward and a backward pass of so many images, beside moments and average, end well."""
 
     def fits(images: int) -> bool:
-        with untouched(network):
+        with state_preserved(network):
             try:
-                beside = [p.new_empty(STATES - 1, *p.shape) for p in network.parameters() if p.requires_grad]
+                beside = [
+                    p.new_empty(COPIES_PER_PARAMETER - 1, *p.shape) for p in network.parameters() if p.requires_grad
+                ]
                 loss_of(settings, run, network, images).backward()
                 del beside
             except RuntimeError as error:  # MPS has no class of its own for it
@@ -139,20 +141,20 @@ def fits_by_trial(settings: Settings, run: Run, network: Network) -> Callable[[i
     return fits
 
 
-def need_of(settings: Settings, run: Run, network: Network) -> Need:
+def need_of(settings: Settings, run: Run, network: Network) -> MemoryNeed:
     """What one more image needs, and what all batches need alike."""
-    with untouched(network):
+    with state_preserved(network):
         saved = saved_bytes(network, lambda: loss_of(settings, run, network, 1))
     trained = sum(p.numel() * p.element_size() for p in network.parameters() if p.requires_grad)
-    states = STATES if settings.use_ema else STATES - 1
-    return Need(fixed=states * trained + saved.weights, per_image=saved.activations)
+    states = COPIES_PER_PARAMETER if settings.use_ema else COPIES_PER_PARAMETER - 1
+    return MemoryNeed(fixed=states * trained + saved.weights, per_image=saved.activations)
 
 
 def loss_of(settings: Settings, run: Run, network: Network, images: int) -> Tensor:
     """The loss of a batch at the largest scale, every image as crowded as the most crowded one of the data."""
     device = settings.hardware.torch_device
     precision = settings.hardware.precision()
-    batch = crowded(run, network, images, settings.auto_batch_max_targets_per_image).to(device)
+    batch = worst_case_batch(run, network, images, settings.auto_batch_max_targets_per_image).to(device)
     network.train()
     with precision.autocast():
         # `forward` itself: a compiled network would be compiled for this batch too
@@ -161,7 +163,7 @@ def loss_of(settings: Settings, run: Run, network: Network, images: int) -> Tens
     return losses["total"]
 
 
-def crowded(run: Run, network: Network, images: int, most_targets: int) -> Batch:
+def worst_case_batch(run: Run, network: Network, images: int, most_targets: int) -> Batch:
     """Grey pictures of the largest training size with as many equal objects as any picture has, at most so many."""
     height, width = _largest_size(run, network)
     count = max(1, min(most_targets, run.data.train.most_objects))
@@ -190,13 +192,13 @@ def _largest_size(run: Run, network: Network) -> tuple[int, int]:
     return max(multi_scale_sizes(run.data.multi_scale, (height, width), network.stride), key=math.prod)
 
 
-def _too_large(settings: Settings, run: Run, network: Network, need: Need, free: int, batch_size: int) -> str:
+def _too_large(settings: Settings, run: Run, network: Network, need: MemoryNeed, free: int, batch_size: int) -> str:
     height, width = _largest_size(run, network)
     remedies = ["a smaller model.image_size"]
     if not settings.hardware.gradient_checkpointing:
         remedies.insert(0, "trainer.hardware.gradient_checkpointing=true")
     for smaller in range(batch_size - 1, 0, -1):
-        if batch_size % smaller == 0 and need.of(smaller) <= SPARE * free:
+        if batch_size % smaller == 0 and need.of(smaller) <= MEMORY_SHARE * free:
             accumulated = batch_size // smaller * settings.grad_accum_steps
             remedies.insert(0, f"trainer.batch_size={smaller} trainer.grad_accum_steps={accumulated}")
             break

@@ -54,15 +54,15 @@ def load(path: Path, needs: tuple[str, ...] = ()) -> Stored:
     Raises:
         ValueError: when the file is absent, damaged (its checksums are compared) or not one of ours.
     """
-    state = outlines(path, needs)
+    state = load_without_shards(path, needs)
     if SHARDS in state:
-        from detr_exp.trainer.shards import filled  # torch.distributed.checkpoint takes its time to import
+        from detr_exp.trainer.shards import load_shards  # torch.distributed.checkpoint takes its time to import
 
-        state = filled(state, path.parent)
+        state = load_shards(state, path.parent)
     return state
 
 
-def outlines(path: Path, needs: tuple[str, ...] = ()) -> Stored:
+def load_without_shards(path: Path, needs: tuple[str, ...] = ()) -> Stored:
     """The same, but tensors that lie in a folder beside the file (see `shards`) are without values."""
     if not path.is_file():
         raise ValueError(f"{path} is not a file; give the path of a checkpoint (.pth) or the folder of a run")
@@ -75,7 +75,7 @@ def outlines(path: Path, needs: tuple[str, ...] = ()) -> Stored:
 
 def remove_unnamed_parts(folder: Path) -> None:
     """Delete the parts of sharded states that no checkpoint of a run folder names any more."""
-    states = [outlines(path) for path in folder.glob("checkpoint*.pth")]
+    states = [load_without_shards(path) for path in folder.glob("checkpoint*.pth")]
     named = {state[SHARDS]["folder"] for state in states if SHARDS in state}
     for parts in folder.glob(f"{PREFIX}*"):
         if parts.name not in named:

@@ -12,10 +12,10 @@ from detr_exp.protocols import PerClass
 from detr_exp.tensor_files import Stored
 from detr_exp.trainer import checkpoint as files
 from detr_exp.trainer import distributed
-from detr_exp.trainer.sharding import is_sharded, own_part, whole
+from detr_exp.trainer.sharding import full_tensor, is_sharded, local_part
 from detr_exp.trainer.state import Run, State, nonfinite_costs
 
-USUAL_THRESHOLD = 0.5  # where the checkpoint has never been evaluated
+DEFAULT_THRESHOLD = 0.5  # where the checkpoint has never been evaluated
 
 
 class NonFiniteError(RuntimeError):
@@ -31,23 +31,25 @@ def save_newest(run: Run, state: State) -> None:
     kept = state.state_dict()
     refuse_non_finite(kept["model"], files.NEWEST)
     counted = {"logged_lines": run.tracker.lines, "nonfinite_costs": nonfinite_costs(run)}
-    content = facts(run) | kept | counted | {"kind": "training"}
+    content = common_content(run) | kept | counted | {"kind": "training"}
     if any(is_sharded(tensor) for tensor in kept["model"].values()):
         from detr_exp.trainer import shards  # torch.distributed.checkpoint takes a while to load
 
         shards.save(content, run.output_dir / files.NEWEST, files.save)
-        distributed.once(files.remove_unnamed_parts, run.output_dir)
+        distributed.on_first_rank(files.remove_unnamed_parts, run.output_dir)
     else:
-        distributed.once(files.save, content, run.output_dir / files.NEWEST)
+        distributed.on_first_rank(files.save, content, run.output_dir / files.NEWEST)
 
 
-def number_newest(run: Run, state: State, keep: int) -> None:
+def copy_as_numbered(run: Run, state: State, keep: int) -> None:
     """A copy of `checkpoint.pth` under the number of its epoch; all but the last `keep` of these are deleted."""
-    distributed.once(files.duplicate, run.output_dir / files.NEWEST, run.output_dir / f"checkpoint_{state.epoch}.pth")
-    distributed.once(files.prune, run.output_dir, keep)
+    distributed.on_first_rank(
+        files.duplicate, run.output_dir / files.NEWEST, run.output_dir / f"checkpoint_{state.epoch}.pth"
+    )
+    distributed.on_first_rank(files.prune, run.output_dir, keep)
 
 
-def slim(run: Run, state: State, which: str, metrics: dict[str, float]) -> Stored:
+def inference_content(run: Run, state: State, which: str, metrics: dict[str, float]) -> Stored:
     """All that inference needs of the EMA or the raw weights, and nothing else.
 
     Raises:
@@ -55,10 +57,10 @@ def slim(run: Run, state: State, which: str, metrics: dict[str, float]) -> Store
     """
     weights = state.ema.swapped(state.network) if which == "ema" and state.ema else nullcontext()
     with weights:
-        model = {name: whole(tensor).clone() for name, tensor in state.weights().items()}
+        model = {name: full_tensor(tensor).clone() for name, tensor in state.weights().items()}
     refuse_non_finite(model, files.BEST[which])
     metric = run.make_metric("val") if metrics else None
-    return facts(run) | {
+    return common_content(run) | {
         "kind": "inference",
         "model": model,
         "weights": which,
@@ -66,7 +68,7 @@ def slim(run: Run, state: State, which: str, metrics: dict[str, float]) -> Store
         "step": state.step,
         "batch_size": state.batch_size,
         "metrics": metrics,
-        "threshold": metrics.get("F1_threshold", USUAL_THRESHOLD),
+        "threshold": metrics.get("F1_threshold", DEFAULT_THRESHOLD),
         "operating_points": metric.operating_points() if isinstance(metric, PerClass) else {},
         "pixel_mean": state.network.pixel_mean.flatten().tolist(),
         "pixel_std": state.network.pixel_std.flatten().tolist(),
@@ -74,7 +76,7 @@ def slim(run: Run, state: State, which: str, metrics: dict[str, float]) -> Store
     }
 
 
-def facts(run: Run) -> Stored:
+def common_content(run: Run) -> Stored:
     """What every checkpoint says about itself."""
     return {
         "format": files.FORMAT,
@@ -90,9 +92,9 @@ def facts(run: Run) -> Stored:
 
 def refuse_non_finite(model: dict[str, Tensor], name: str) -> None:
     """Raises: NonFiniteError when a tensor of `model` is not finite; asks the device once."""
-    floating = {key: own_part(tensor) for key, tensor in model.items() if tensor.is_floating_point()}
+    floating = {key: local_part(tensor) for key, tensor in model.items() if tensor.is_floating_point()}
     finite = torch.stack([torch.isfinite(tensor).all() for tensor in floating.values()]).all()
-    if not all(distributed.gathered(bool(finite))):
+    if not all(distributed.gather(bool(finite))):
         wrong = [key for key, tensor in floating.items() if not torch.isfinite(tensor).all()]
         raise NonFiniteError(
             f"{name} was not written, because weights are not finite ({len(wrong)} tensors: {', '.join(wrong[:5])}); "

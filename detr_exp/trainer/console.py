@@ -24,25 +24,25 @@ class Console:
 
     Args:
         progress_bar: `rich`, `tqdm` or `none`; true means `rich`, false and null mean `none`.
-        is_heard: print at all; false on ranks other than the first.
+        is_enabled: print at all; false on ranks other than the first.
 
     Raises:
         ValueError: for another word.
     """
 
-    def __init__(self, progress_bar: str | bool | None, is_heard: bool = True) -> None:
+    def __init__(self, progress_bar: str | bool | None, is_enabled: bool = True) -> None:
         word = {True: "rich", False: "none", None: "none"}.get(progress_bar, progress_bar)  # type: ignore[arg-type]
         if word not in BARS:
             raise ValueError(f"trainer.progress_bar is {progress_bar!r}; use {', '.join(BARS)}, true or false")
-        self.is_heard = is_heard
+        self.is_enabled = is_enabled
         self.terminal = sys.stdout is not None and sys.stdout.isatty()
         self.bar = word if self.terminal else "none"
 
     def line(self, text: str) -> None:
-        if self.is_heard:
+        if self.is_enabled:
             say(text)
 
-    def facts(self, title: str, rows: Mapping[str, str]) -> None:
+    def summary(self, title: str, rows: Mapping[str, str]) -> None:
         """A title and aligned `name  value` lines."""
         width = max(len(name) for name in rows)
         self.line(f"\n{title}")
@@ -52,7 +52,7 @@ class Console:
 
     def metrics(self, title: str, columns: Mapping[str, float]) -> None:
         """One evaluation as a table of AP values in 0..1 (a plain line when the output is no terminal)."""
-        if not self.is_heard:
+        if not self.is_enabled:
             return
         shown = {name: "-" if value < 0 else f"{value:.3f}" for name, value in columns.items()}
         if not self.terminal:
@@ -70,7 +70,7 @@ class Console:
     @contextmanager
     def progress(self, title: str, total: int) -> Iterator[Meter]:
         """A live bar with the time left; without a terminal a line at most every 30 seconds."""
-        if not self.is_heard:
+        if not self.is_enabled:
             yield _LineMeter(title, total, quiet=True)
         elif self.bar == "rich":
             with _rich_bar(title, total) as meter:

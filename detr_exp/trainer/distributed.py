@@ -22,7 +22,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from detr_exp.protocols import Network
 from detr_exp.structures import Batch
-from detr_exp.trainer.sharding import is_unit, shard
+from detr_exp.trainer.sharding import is_fsdp_module, shard
 
 T = TypeVar("T")
 CLOSING = timedelta(seconds=20)
@@ -40,7 +40,7 @@ class PeerFailed(RuntimeError):
         self.exit_status = exit_status
 
 
-class Shared(NamedTuple):
+class StepCounts(NamedTuple):
     """Counts of an optimiser step over all ranks.
 
     Attributes:
@@ -63,7 +63,7 @@ def started_as_rank() -> bool:
 
 
 @functools.cache
-def meeting_point() -> tuple[dist.Store, int, int]:
+def rendezvous() -> tuple[dist.Store, int, int]:
     """The store that all ranks named in the environment can read and write; rank and number of ranks."""
     store, number, count = next(dist.rendezvous("env://"))
     return dist.PrefixStore("detr_exp", store), number, count
@@ -85,7 +85,7 @@ def process_group(device: torch.device, status_of: Callable[[BaseException], int
         return
     if device.type == "cuda":
         torch.cuda.set_device(local_rank())
-    store, number, count = meeting_point()
+    store, number, count = rendezvous()
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
     dist.init_process_group(backend, store=dist.PrefixStore("group", store), rank=number, world_size=count)
     try:
@@ -140,7 +140,7 @@ def world_size() -> int:
 # ---------------------------------------------------------------------------------------------- words and decisions
 
 
-def once(do: Callable[..., T], *args: object) -> T:
+def on_first_rank(do: Callable[..., T], *args: object) -> T:
     """What `do(*args)` returns, done by rank 0 only and told to all; nobody goes on before it is done."""
     if world_size() == 1:
         return do(*args)
@@ -149,7 +149,7 @@ def once(do: Callable[..., T], *args: object) -> T:
     return told[0]  # type: ignore[return-value]
 
 
-def gathered(value: T) -> list[T]:
+def gather(value: T) -> list[T]:
     """The values of all ranks, by rank."""
     if world_size() == 1:
         return [value]
@@ -158,7 +158,7 @@ def gathered(value: T) -> list[T]:
     return values
 
 
-def signalled(number: int | None) -> int | None:
+def signal_of_any_rank(number: int | None) -> int | None:
     """The signal that any rank has received; asked at step boundaries, so that all ranks end at the same one."""
     if world_size() == 1:
         return number
@@ -167,7 +167,7 @@ def signalled(number: int | None) -> int | None:
     return int(highest) or None
 
 
-def gathered_by_first(part: T) -> list[T]:
+def gather_on_first_rank(part: T) -> list[T]:
     """On rank 0 the parts of all ranks, by rank; on the others their own."""
     if world_size() == 1:
         return [part]
@@ -180,13 +180,13 @@ def gathered_by_first(part: T) -> list[T]:
 def first_rank_first() -> Iterator[None]:
     """Rank 0 goes through the block alone (it downloads, it fills caches), then all others."""
     if rank() > 0:
-        gathered(None)
+        gather(None)
     yield
     if rank() == 0:
-        gathered(None)
+        gather(None)
 
 
-class Silent:
+class NullTracker:
     """Takes every call and does nothing: the tracker of ranks that nobody listens to."""
 
     lines = 0
@@ -198,25 +198,25 @@ class Silent:
 # --------------------------------------------------------------------------------------------------- training steps
 
 
-def shared(window: list[Batch]) -> Shared:
+def count_over_ranks(window: list[Batch]) -> StepCounts:
     """Counts over all ranks of the micro-batches of one step; one exchange between hosts."""
     counts = sum(len(batch.targets) for batch in window), sum(len(batch) for batch in window)
     most = [max(batch.targets.counts, default=0) for batch in window]
     if world_size() == 1:
-        return Shared(*counts, most)
+        return StepCounts(*counts, most)
     everyone = torch.empty(world_size(), 2 + len(most), dtype=torch.int64)
     dist.all_gather(list(everyone.unbind()), torch.tensor([*counts, *most]))
     boxes, images = (everyone[:, :2].sum(0) / world_size()).tolist()
-    return Shared(boxes, images, everyone[:, 2:].amax(0).tolist())
+    return StepCounts(boxes, images, everyone[:, 2:].amax(0).tolist())
 
 
-def same_denoising(network: Network, most_objects: int) -> None:
+def sync_denoising(network: Network, most_objects: int) -> None:
     """Let all ranks make as many denoising groups as the rank with the fullest image."""
     if world_size() > 1:
         network.agree_on_denoising(most_objects)
 
 
-def averaged(values: Tensor) -> Tensor:
+def mean_over_ranks(values: Tensor) -> Tensor:
     """Mean over ranks."""
     if world_size() > 1:
         dist.all_reduce(values)
@@ -224,16 +224,16 @@ def averaged(values: Tensor) -> Tensor:
     return values
 
 
-def exchanging(forward: nn.Module, last: bool) -> AbstractContextManager[None]:
+def gradient_exchange(forward: nn.Module, last: bool) -> AbstractContextManager[None]:
     """Forward and backward pass of a micro-batch; gradients are exchanged with the `last` one of a window."""
     if isinstance(forward, DistributedDataParallel) and not last:
         return forward.no_sync()
-    if is_unit(forward):
+    if is_fsdp_module(forward):
         forward.set_requires_gradient_sync(last)
     return nullcontext()
 
 
-def same_buffers(buffers: list[Tensor]) -> None:
+def sync_buffers(buffers: list[Tensor]) -> None:
     """Give all ranks the batch statistics of rank 0; in training every rank keeps its own."""
     if world_size() > 1:
         for buffer in buffers:

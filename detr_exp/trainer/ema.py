@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from detr_exp.protocols import Network
 from detr_exp.tensor_files import Stored
-from detr_exp.trainer.sharding import is_sharded, own_part, with_part
+from detr_exp.trainer.sharding import from_local_part, is_sharded, local_part
 
 
 class EMA:
@@ -46,7 +46,7 @@ class EMA:
         live = averaged_tensors(network)
         self.names = list(live)
         self.tensors = list(live.values())
-        self.live = [own_part(tensor) for tensor in self.tensors]
+        self.live = [local_part(tensor) for tensor in self.tensors]
         self.average = [tensor.detach().clone() for tensor in self.live]
         self.num_parameters = sum(isinstance(tensor, nn.Parameter) for tensor in self.tensors)
 
@@ -108,7 +108,7 @@ class EMA:
     def _exchange(self, live: list[Tensor]) -> None:
         for i, tensor in enumerate(live):
             if is_sharded(tensor):  # FSDP computes from storage that it has laid out itself: values change hands
-                part = own_part(tensor)
+                part = local_part(tensor)
                 values = part.clone()
                 part.copy_(self.average[i])
                 self.average[i].copy_(values)
@@ -116,7 +116,7 @@ class EMA:
                 tensor.data, self.average[i] = self.average[i], tensor.data
 
     def state_dict(self) -> Stored:
-        average = [with_part(tensor, part) for tensor, part in zip(self.tensors, self.average)]
+        average = [from_local_part(tensor, part) for tensor, part in zip(self.tensors, self.average)]
         return {"average": dict(zip(self.names, average)), "updates": self.updates, "calls": self.calls}
 
     def load_state_dict(self, state: Stored) -> None:
@@ -131,7 +131,7 @@ class EMA:
                 "resume with the configuration of the run, or start anew: trainer.resume=null"
             )
         for average, name in zip(self.average, self.names):
-            average.copy_(own_part(state["average"][name]))
+            average.copy_(local_part(state["average"][name]))
         self.updates, self.calls = state["updates"], state["calls"]
 
 

@@ -18,7 +18,7 @@ from detr_exp.trainer import distributed
 from detr_exp.trainer.precision import Precision
 
 log = logging.getLogger(__name__)
-SHOWN = {"mAP", "mAP50", "mAP75", "mAP_small", "mAP_medium", "mAP_large"}
+HEADLINE = {"mAP", "mAP50", "mAP75", "mAP_small", "mAP_medium", "mAP_large"}
 
 
 @torch.inference_mode()
@@ -44,8 +44,8 @@ def evaluate(
         interrupt: looked at after every batch.
 
     Returns:
-        the metric's values (`mAP`, `mAP50`, ...; see `judged`), `loss` and its terms if asked for, `time/network_ms`
-        for an image from its pixels to its boxes, and `time/images_per_second`.
+        the metric's values (`mAP`, `mAP50`, ...; see `invalidate_non_finite`), `loss` and its terms if requested,
+        `time/network_ms` for an image from its pixels to its boxes, and `time/images_per_second`.
 
     Raises:
         Interrupted: a signal came.
@@ -76,12 +76,12 @@ def evaluate(
                 break
     finally:
         network.train(was_training)
-    if interrupt is not None and (number := distributed.signalled(interrupt.number)):
+    if interrupt is not None and (number := distributed.signal_of_any_rank(interrupt.number)):
         raise Interrupted(number)
-    metric.merge(distributed.gathered_by_first)
-    values = judged(distributed.once(metric.compute))
+    metric.merge(distributed.gather_on_first_rank)
+    values = invalidate_non_finite(distributed.on_first_rank(metric.compute))
     values["time/network_ms"] = 1000 * network_seconds / max(1, images)
-    parts = distributed.gathered(({name: float(value) for name, value in losses.items()}, images))
+    parts = distributed.gather(({name: float(value) for name, value in losses.items()}, images))
     images = sum(count for _, count in parts)
     for name in losses:
         values["loss" if name == "total" else name] = sum(sums.get(name, 0.0) for sums, _ in parts) / images
@@ -89,7 +89,7 @@ def evaluate(
     return values
 
 
-def judged(values: dict[str, float]) -> dict[str, float]:
+def invalidate_non_finite(values: dict[str, float]) -> dict[str, float]:
     """An evaluation's values: none of them is a number where predictions were not finite, for the network has diverged.
 
     What it found with the others may look good by chance; whoever ranks evaluations must not see it.
@@ -114,6 +114,6 @@ def as_float32(outputs: Outputs) -> Outputs:
 def headline(found: dict[str, float]) -> dict[str, float]:
     """The few values a person wants first, task by task; of an evaluator with other names, all that are of no class."""
     shown = {
-        name: value for name, value in found.items() if name.removeprefix("segm_").removeprefix("keypoint_") in SHOWN
+        name: value for name, value in found.items() if name.removeprefix("segm_").removeprefix("keypoint_") in HEADLINE
     }
     return shown or {name: value for name, value in found.items() if "/" not in name and name != "nonfinite"}

@@ -52,7 +52,7 @@ def saved_bytes(network: Network, loss: Callable[[], object]) -> Saved:
 
 
 @contextmanager
-def untouched(network: Network) -> Iterator[None]:
+def state_preserved(network: Network) -> Iterator[None]:
     """Buffers, mode, gradients and random streams are as before when the `with` block is left."""
     was_training, device = network.training, next(network.parameters()).device
     buffers = [(buffer, buffer.clone()) for buffer in network.buffers()]

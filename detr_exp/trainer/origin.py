@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from detr_exp.config.keys import FREE, is_under
-from detr_exp.config.stored import as_before
-from detr_exp.folder import in_use, is_held
+from detr_exp.config.stored import as_first_version
+from detr_exp.folder import in_use_error, is_locked
 from detr_exp.tracker.base import RECORD, RunRecord
 from detr_exp.trainer import checkpoint as files
 from detr_exp.values import Values, flat
@@ -45,7 +45,7 @@ def origin(resume: str | None, output_dir: Path, config: Values) -> Origin:
     but is still the same run.
 
     Args:
-        resume: null, a checkpoint, a run folder, or `auto`; see `find`.
+        resume: null, a checkpoint, a run folder, or `auto`; see `find_checkpoint`.
         output_dir: the run folder asked for.
         config: the resolved config as it was asked for.
 
@@ -53,17 +53,17 @@ def origin(resume: str | None, output_dir: Path, config: Values) -> Origin:
         ValueError: a named checkpoint is not there, or another run is in the folder.
     """
     wanted = identity(config)
-    checkpoint = find(resume, output_dir, wanted)
+    checkpoint = find_checkpoint(resume, output_dir, wanted)
     if checkpoint is not None and (checkpoint.parent / RECORD).exists():
         return Origin(checkpoint.parent, checkpoint, RunRecord.load(checkpoint.parent), wanted)
     if resume == "auto" and checkpoint is None and is_unfinished(output_dir, wanted):
         return Origin(output_dir, None, RunRecord.load(output_dir), wanted)
     if checkpoint is None or checkpoint.parent.resolve() != output_dir.resolve():
-        refuse_taken(output_dir)
+        refuse_existing_run(output_dir)
     return Origin(output_dir, checkpoint, None, wanted)
 
 
-def refuse_taken(folder: Path) -> None:
+def refuse_existing_run(folder: Path) -> None:
     """Refuse to begin a run where there is one, whose checkpoints it would replace.
 
     Raises:
@@ -71,8 +71,8 @@ def refuse_taken(folder: Path) -> None:
     """
     if not (folder / RECORD).exists() and not any(folder.glob("checkpoint*.pth")):
         return
-    if is_held(folder):
-        raise in_use(folder)
+    if is_locked(folder):
+        raise in_use_error(folder)
     try:
         status = RunRecord.load(folder).status
     except ValueError:
@@ -87,11 +87,11 @@ def refuse_taken(folder: Path) -> None:
 
 def identity(config: Values) -> str:
     """The hash of everything in a resolved config that decides the numbers of a run."""
-    kept = {key: value for key, value in flat(as_before(config)).items() if not is_under(key, FREE)}
+    kept = {key: value for key, value in flat(as_first_version(config)).items() if not is_under(key, FREE)}
     return files.config_hash(kept)
 
 
-def find(resume: str | None, output_dir: Path, wanted: str) -> Path | None:
+def find_checkpoint(resume: str | None, output_dir: Path, wanted: str) -> Path | None:
     """The checkpoint that `trainer.resume` means.
 
     Args:
@@ -127,4 +127,4 @@ def is_unfinished(folder: Path, wanted: str) -> bool:
         return False
     if record.tags.get(IDENTITY_TAG) != wanted or record.status in ("ok", "pruned"):
         return False
-    return not is_held(folder)
+    return not is_locked(folder)

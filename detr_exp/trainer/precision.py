@@ -7,7 +7,7 @@ from contextlib import AbstractContextManager, nullcontext
 import torch
 from torch import Tensor, nn
 
-from detr_exp.trainer.sharding import whole
+from detr_exp.trainer.sharding import full_tensor
 
 
 class Precision:
@@ -59,7 +59,7 @@ class Precision:
         if self.scaler.is_enabled():
             self.scaler.unscale_(optimizer)
         gradients = [p.grad for p in parameters if p.grad is not None]
-        norm = whole(torch.nn.utils.get_total_norm(gradients))
+        norm = full_tensor(torch.nn.utils.get_total_norm(gradients))
         skipped = (~(torch.isfinite(norm) & torch.isfinite(loss))).float()
         if clip_max_norm:
             factor = (clip_max_norm / (norm + 1e-6)).clamp(max=1.0)

@@ -13,10 +13,10 @@ from detr_exp.trainer import distributed
 from detr_exp.trainer.state import COUNTED, DECIDED, Run, State
 from detr_exp.values import Values, flat
 
-BESIDE = ("world_size", "logged_lines", "nonfinite_costs", "data_fingerprint")  # the state, in a checkpoint
+EXTRA = ("world_size", "logged_lines", "nonfinite_costs", "data_fingerprint")  # the state, in a checkpoint
 
 
-def read(path: Path, config: Values) -> Values:
+def load_for_resuming(path: Path, config: Values) -> Values:
     """What a checkpoint holds, if a run with this config can go on from it.
 
     Raises:
@@ -28,7 +28,7 @@ def read(path: Path, config: Values) -> Values:
             f"{path} holds weights only and cannot be resumed; give its folder's {files.NEWEST}, or start anew from "
             f"these weights with model.weights={path}"
         )
-    if missing := [name for name in (*DECIDED, *COUNTED, *BESIDE) if name not in saved]:
+    if missing := [name for name in (*DECIDED, *COUNTED, *EXTRA) if name not in saved]:
         raise ValueError(
             f"{path} was written by another version and cannot be continued bit by bit (it has no {', '.join(missing)})"
             f"; start a new run from its weights with model.weights={path}"
@@ -93,11 +93,11 @@ def _reposition(saved: Values, state: State) -> list[str]:
     return told
 
 
-def put_back(saved: Values, run: Run, state: State) -> list[str]:
+def restore(saved: Values, run: Run, state: State) -> list[str]:
     """Give a run the state of a checkpoint; no file is touched.
 
     Args:
-        saved: by `read`.
+        saved: by `load_for_resuming`.
 
     Returns:
         sentences for the user: where it goes on, and what differs from the stored run.
@@ -108,7 +108,7 @@ def put_back(saved: Values, run: Run, state: State) -> list[str]:
     assert run.resume_from is not None
     _refuse_other_base(run.resume_from, saved.get("base"), run.base)
     _refuse_other_groups(run.resume_from, saved["optimizer"]["param_groups"], state.optimizer.param_groups)
-    reason = judged_otherwise(saved, run)
+    reason = why_best_is_incomparable(saved, run)
     if reason is not None:
         fresh = {which: best.state_dict() for which, best in state.best.items()}
         saved = saved | {"best": fresh, "early_stopping": None}
@@ -133,10 +133,10 @@ def put_back(saved: Values, run: Run, state: State) -> list[str]:
     return [*told, f"resumed {run.resume_from} at step {state.step} (epoch {state.epoch + 1})"]
 
 
-def judged_otherwise(saved: Values, run: Run) -> str | None:
+def why_best_is_incomparable(saved: Values, run: Run) -> str | None:
     """Why the best value so far says nothing about those to come; None: they are of one kind."""
     before, now = _compared(saved, run.config)
-    settings = [_watched(config, run.network) for config in (before, now)]
+    settings = [_monitor(config, run.network) for config in (before, now)]
     if settings[0] != settings[1]:
         return f"{settings[1]} to decide what is best instead of {settings[0]}"
     if before.get("trainer.smooth_alpha") != now.get("trainer.smooth_alpha"):
@@ -149,7 +149,7 @@ def judged_otherwise(saved: Values, run: Run) -> str | None:
     return None
 
 
-def _watched(config: Values, network: Network) -> str:
+def _monitor(config: Values, network: Network) -> str:
     """The metric that decides which epoch is best, by one name."""
     of_task = {"keypoints": "keypoint_mAP", "masks": "segm_mAP"}
     usual = next((name for task, name in of_task.items() if task in network.tasks), "mAP")
@@ -197,7 +197,7 @@ def _refuse_other_groups(path: Path, before: list[Values], now: list[Values]) ->
         )
 
 
-def bring_bests(run: Run, state: State) -> list[str]:
+def copy_best_checkpoints(run: Run, state: State) -> list[str]:
     """Bring the best checkpoints along where a run goes on in another folder.
 
     Returns:
@@ -206,7 +206,7 @@ def bring_bests(run: Run, state: State) -> list[str]:
     if run.resume_from is None:
         return []
     evaluated = [which for which, best in state.best.items() if best.best_raw is not None]
-    lost = distributed.once(_without_best_file, run, evaluated)
+    lost = distributed.on_first_rank(_without_best_file, run, evaluated)
     for which in lost:
         state.best[which].forget()
     return [

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 SHARDS, PREFIX = "shards", "shards_"  # where a checkpoint names the folder of its parts, and how that begins
-SHARE = 0.02  # of all parameters, from which on a block of the backbone is gathered and freed on its own
+MIN_UNIT_SHARE = 0.02  # of all parameters, from which on a block of the backbone is gathered and freed on its own
 
 
 def shard(network: nn.Module) -> nn.Module:
@@ -44,7 +44,7 @@ def shard(network: nn.Module) -> nn.Module:
 
 def _blocks(network: nn.Module) -> list[nn.Module]:
     """Innermost modules of the backbone that stand in a sequence and hold enough parameters to be worth a unit."""
-    smallest = SHARE * sum(parameter.numel() for parameter in network.parameters())
+    smallest = MIN_UNIT_SHARE * sum(parameter.numel() for parameter in network.parameters())
     chosen: list[nn.Module] = []
     for parent in reversed(list(network.get_submodule("backbone").modules())):
         for child in parent.children() if isinstance(parent, nn.Sequential | nn.ModuleList) else ():
@@ -59,7 +59,7 @@ def _blocks(network: nn.Module) -> list[nn.Module]:
 @contextmanager
 def gathered_weights(network: Network) -> Iterator[None]:
     """Inside, every rank has all weights, and passes forward without the others: they may have fewer batches."""
-    units, root = [module for module in network.modules() if is_unit(module)], id(network)
+    units, root = [module for module in network.modules() if is_fsdp_module(module)], id(network)
     for unit in units:
         unit.set_reshard_after_forward(False, recurse=False)
         unit.unshard()
@@ -75,17 +75,17 @@ def is_sharded(tensor: object) -> TypeGuard[DTensor]:
     return hasattr(tensor, "to_local")
 
 
-def is_unit(module: nn.Module) -> TypeGuard[FSDPModule]:
+def is_fsdp_module(module: nn.Module) -> TypeGuard[FSDPModule]:
     return hasattr(module, "unshard")
 
 
-def own_part(tensor: Tensor) -> Tensor:
+def local_part(tensor: Tensor) -> Tensor:
     """What this rank holds of a tensor; shares its memory."""
     detached = tensor.detach()
     return detached.to_local() if is_sharded(detached) else tensor
 
 
-def with_part(tensor: Tensor, part: Tensor) -> Tensor:
+def from_local_part(tensor: Tensor, part: Tensor) -> Tensor:
     """A tensor laid out like `tensor`, of which this rank holds `part`."""
     if not is_sharded(tensor):
         return part
@@ -96,17 +96,17 @@ def with_part(tensor: Tensor, part: Tensor) -> Tensor:
     )
 
 
-def whole(tensor: Tensor) -> Tensor:
+def full_tensor(tensor: Tensor) -> Tensor:
     """All of a tensor, on every rank; they all have to ask for it."""
     return tensor.full_tensor() if is_sharded(tensor) else tensor
 
 
-def laid_out(state: Stored, like: Stored) -> Stored:
+def sharded_like(state: Stored, like: Stored) -> Stored:
     """Whole tensors with the layout of those of the same name in `like`."""
-    return {name: _laid_out(value, like.get(name)) for name, value in state.items()}
+    return {name: _sharded_like(value, like.get(name)) for name, value in state.items()}
 
 
-def _laid_out(value: T, like: object) -> T | Tensor:
+def _sharded_like(value: T, like: object) -> T | Tensor:
     if not is_sharded(like) or is_sharded(value) or not isinstance(value, Tensor):
         return value
     from torch.distributed.tensor import distribute_tensor
@@ -114,12 +114,12 @@ def _laid_out(value: T, like: object) -> T | Tensor:
     return distribute_tensor(value.to(like.device), like.device_mesh, like.placements)
 
 
-def optimizer_laid_out(state: Stored, optimizer: torch.optim.Optimizer) -> Stored:
+def optimizer_sharded_like(state: Stored, optimizer: torch.optim.Optimizer) -> Stored:
     """A whole optimiser state with the layout of the parameters that it belongs to."""
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     moments = {
         index: {
-            name: _laid_out(value, parameters[index])
+            name: _sharded_like(value, parameters[index])
             if isinstance(value, Tensor) and value.shape == parameters[index].shape
             else value
             for name, value in values.items()

@@ -19,7 +19,7 @@ import torch.distributed.checkpoint as dcp
 from torch import Tensor
 
 from detr_exp.tensor_files import Stored, sha256_of
-from detr_exp.trainer.distributed import once
+from detr_exp.trainer.distributed import on_first_rank
 from detr_exp.trainer.sharding import PREFIX, SHARDS, is_sharded
 
 METADATA = ".metadata"
@@ -61,9 +61,9 @@ def save(state: Stored, path: Path, write: Callable[[Stored, Path], None]) -> No
         return torch.empty(tensor.shape, dtype=tensor.dtype, device="meta")
 
     outlined = _each_tensor(state, outline)
-    folder = path.with_name(once(lambda: PREFIX + uuid.uuid4().hex[:12]))
+    folder = path.with_name(on_first_rank(lambda: PREFIX + uuid.uuid4().hex[:12]))
     dcp.save(sharded, checkpoint_id=folder)
-    once(_point, outlined, path, folder, write)
+    on_first_rank(_point, outlined, path, folder, write)
 
 
 def _point(outlined: Stored, path: Path, folder: Path, write: Callable[[Stored, Path], None]) -> None:
@@ -71,7 +71,7 @@ def _point(outlined: Stored, path: Path, folder: Path, write: Callable[[Stored, 
     write(outlined | {SHARDS: {"folder": folder.name, "files": digests}}, path)
 
 
-def filled(state: Stored, folder: Path) -> Stored:
+def load_shards(state: Stored, folder: Path) -> Stored:
     """A state read from a file, with the values of its outlines, whole; asks no other rank.
 
     Raises:

@@ -20,7 +20,7 @@ from detr_exp.trainer import distributed
 from detr_exp.trainer.ema import EMA
 from detr_exp.trainer.precision import Precision
 from detr_exp.trainer.selection import BestMetric, EarlyStopping
-from detr_exp.trainer.sharding import laid_out, optimizer_laid_out
+from detr_exp.trainer.sharding import optimizer_sharded_like, sharded_like
 
 DECIDED = ("batch_size", "grad_accum_steps")
 COUNTED = ("epoch", "batch", "step", "moved", "closed", "log_count", "term_names", "bad_in_a_row")
@@ -43,7 +43,7 @@ class Run:
         seed: decides every random draw.
         identity: tells runs of the same config from others; see `origin.identity`.
         resume_from: the checkpoint to go on from, or None.
-        judge: (epoch from 1, monitored value) -> whether to give up; None: never.
+        should_prune: (epoch from 1, monitored value) -> whether to end the run now; None: never.
         base: the file that has the frozen parameters, where an adapter is trained; None: checkpoints hold all.
     """
 
@@ -59,7 +59,7 @@ class Run:
     seed: int
     identity: str = ""
     resume_from: Path | None = None
-    judge: Callable[[int, float], bool] | None = None
+    should_prune: Callable[[int, float], bool] | None = None
     base: BaseFile | None = None
 
     def loader(self, split: str, batch_size: int, step_batches: int = 1) -> Any:
@@ -100,7 +100,7 @@ class State:
         unread: (step, image ids, whether it was left out) of the steps whose flag nobody has read yet.
         bad_in_a_row: steps in a row that were left out, as far as read.
         good_buffers: batch statistics after the last stretch without such a step.
-        poor: evaluations in a row that found next to nothing; counted anew when a run goes on.
+        num_low_evaluations: evaluations in a row that found next to nothing; counted anew when a run goes on.
         logged_lines: lines of `metrics.jsonl` when the state was stored.
     """
 
@@ -129,9 +129,9 @@ class State:
     parameters: list[nn.Parameter] = field(default_factory=list)
     unread: list[tuple[int, list[int], Tensor]] = field(default_factory=list)
     bad_in_a_row: int = 0
-    is_given_up: bool = False
+    is_pruned: bool = False
     good_buffers: list[Tensor] = field(default_factory=list)
-    poor: int = 0
+    num_low_evaluations: int = 0
     logged_lines: int = 0
 
     @property
@@ -154,7 +154,7 @@ class State:
         Raises:
             RuntimeError: they do not fit.
         """
-        weights = laid_out(weights, self.network.state_dict())
+        weights = sharded_like(weights, self.network.state_dict())
         load_own_state(self.network, weights) if self.is_slim else self.network.load_state_dict(weights)
 
     def state_dict(self) -> Stored:
@@ -173,10 +173,10 @@ class State:
     def load_state_dict(self, saved: Stored) -> None:
         self.load_weights(saved["model"])
         if self.ema is not None and saved["ema"] is not None:
-            average = laid_out(saved["ema"]["average"], self.ema.state_dict()["average"])
+            average = sharded_like(saved["ema"]["average"], self.ema.state_dict()["average"])
             self.ema.load_state_dict(saved["ema"] | {"average": average})
         settings = [{k: v for k, v in group.items() if k != "params"} for group in self.optimizer.param_groups]
-        self.optimizer.load_state_dict(optimizer_laid_out(saved["optimizer"], self.optimizer))
+        self.optimizer.load_state_dict(optimizer_sharded_like(saved["optimizer"], self.optimizer))
         for group, now in zip(self.optimizer.param_groups, settings):
             group.update(now)  # moments are the file's; rates, decays and all other settings those of the config
         if saved["scaler"]:  # empty where it was computed without

@@ -24,21 +24,21 @@ from detr_exp.signals import Interrupt, Interrupted
 from detr_exp.structures import Batch
 from detr_exp.tensor_files import Stored
 from detr_exp.trainer import distributed
-from detr_exp.trainer.announce import say_start
-from detr_exp.trainer.batch_size import choose, refuse_too_large
+from detr_exp.trainer.batch_size import find_batch_size, refuse_too_large
 from detr_exp.trainer.checkpoint import NEWEST
-from detr_exp.trainer.checkpoint_content import NonFiniteError, number_newest, save_newest
+from detr_exp.trainer.checkpoint_content import NonFiniteError, copy_as_numbered, save_newest
 from detr_exp.trainer.console import Console
-from detr_exp.trainer.diagnosis.sanity import keep_samples, refuse_wrong_evaluator
-from detr_exp.trainer.diagnosis.skipped_images import note_skipped
+from detr_exp.trainer.diagnosis.sanity import refuse_wrong_evaluator, save_training_samples
+from detr_exp.trainer.diagnosis.skipped_images import record_skipped
 from detr_exp.trainer.ema import EMA
 from detr_exp.trainer.evaluation import as_float32, headline
 from detr_exp.trainer.garbage_collection import on_for_training
-from detr_exp.trainer.resume import bring_bests, judged_otherwise, put_back, read
+from detr_exp.trainer.resume import copy_best_checkpoints, load_for_resuming, restore, why_best_is_incomparable
 from detr_exp.trainer.run_status import PrunedError
 from detr_exp.trainer.selection import BestMetric, EarlyStopping
 from detr_exp.trainer.settings import Settings
 from detr_exp.trainer.state import Run, State, floating_buffers, nonfinite_costs
+from detr_exp.trainer.summary import print_start
 from detr_exp.trainer.validation import evaluate_epoch, finish
 from detr_exp.trainer.window import seed_step, windows
 
@@ -50,7 +50,7 @@ class Trainer:
     settings: Settings
 
     def __post_init__(self) -> None:
-        self.console = Console(self.settings.progress_bar, is_heard=distributed.rank() == 0)
+        self.console = Console(self.settings.progress_bar, is_enabled=distributed.rank() == 0)
 
     # ------------------------------------------------------------------------------------------------ the whole run
 
@@ -65,18 +65,18 @@ class Trainer:
             Interrupted: a signal came; the state is saved.
             NonFiniteError: too many steps in a row were not finite.
             WorkerError: a process that loads pictures was lost; the state is saved.
-            PrunedError: `run.judge` gave it up; its files are whole.
+            PrunedError: `run.should_prune` gave it up; its files are whole.
         """
-        for sentence in bring_bests(run, state):
+        for sentence in copy_best_checkpoints(run, state):
             self.console.line(sentence)
-        keep_samples(self.settings, run, state)
+        save_training_samples(self.settings, run, state)
         if run.resume_from == run.output_dir / NEWEST and state.closed == state.step > 0:
-            self.number(run, state)  # a run that was killed may have come to this or not
+            self.save_numbered(run, state)  # a run that was killed may have come to this or not
         with on_for_training(), Interrupt(is_owned=True if distributed.world_size() > 1 else None) as interrupt:
             try:
-                while self.is_due(state) or not self.has_ended(state):
-                    if self.is_due(state):
-                        self.close_epoch(run, state, interrupt)
+                while self.has_pending_evaluation(state) or not self.has_ended(state):
+                    if self.has_pending_evaluation(state):
+                        self.end_epoch(run, state, interrupt)
                     else:
                         self.train_one_epoch(run, state, interrupt)
             except WorkerError as error:  # between two steps
@@ -85,7 +85,7 @@ class Trainer:
                 self.save_newest(run, state)
                 raise WorkerError(f"{error}. The state is saved; to go on: trainer.resume=auto") from error
             best = finish(self.settings, self.console, run, state, interrupt)
-        if state.is_given_up:
+        if state.is_pruned:
             raise PrunedError(best, state.epoch_number)
         return best
 
@@ -103,7 +103,7 @@ class Trainer:
         run.criterion.to(settings.hardware.torch_device)
         if settings.hardware.compile and isinstance(run.criterion.matcher, Compiling):
             run.criterion.matcher.compile()
-        saved = None if run.resume_from is None else read(run.resume_from, run.config)
+        saved = None if run.resume_from is None else load_for_resuming(run.resume_from, run.config)
         batch_size, grad_accum_steps = self.batch(run, network, saved)
         forward = distributed.parallel(network, settings.hardware.strategy)
         loader = run.loader("train", batch_size, grad_accum_steps)
@@ -143,22 +143,22 @@ class Trainer:
             is_slim=run.base is not None,
         )
         if saved is not None:
-            for sentence in put_back(saved, run, state):
+            for sentence in restore(saved, run, state):
                 self.console.line(sentence)
-            self.refuse_unjudged(saved, run, state)
+            self.refuse_run_without_best(saved, run, state)
         state.good_buffers = [buffer.clone() for buffer in floating_buffers(network)]
-        say_start(self.console, settings, run, state)
+        print_start(self.console, settings, run, state)
         refuse_wrong_evaluator(run)
         return state
 
-    def refuse_unjudged(self, saved: Stored, run: Run, state: State) -> None:
+    def refuse_run_without_best(self, saved: Stored, run: Run, state: State) -> None:
         """Refuse to end a run without a best, where it is sought anew but nothing is left to train.
 
         Raises:
             ValueError: names what would be left.
         """
-        reason = judged_otherwise(saved, run)
-        if reason is not None and self.has_ended(state) and not self.is_due(state):
+        reason = why_best_is_incomparable(saved, run)
+        if reason is not None and self.has_ended(state) and not self.has_pending_evaluation(state):
             raise ValueError(
                 f"{run.resume_from} is of a run that has come to its end (epoch {state.epoch}, step {state.step}) and "
                 f"cannot go on with {reason}; set it back, or train on: trainer.epochs={state.epoch + 1}"
@@ -173,7 +173,7 @@ class Trainer:
         if self.settings.batch_size == "auto":
             if saved is not None:
                 return saved["batch_size"], saved["grad_accum_steps"]
-            return min(distributed.gathered(choose(self.settings, run, network, distributed.world_size())))
+            return min(distributed.gather(find_batch_size(self.settings, run, network, distributed.world_size())))
         refuse_too_large(self.settings, run, network, int(self.settings.batch_size))
         return int(self.settings.batch_size), self.settings.grad_accum_steps
 
@@ -182,14 +182,14 @@ class Trainer:
 
     def has_ended(self, state: State) -> bool:
         """Whether nothing is left to train."""
-        stopped = state.is_given_up or (state.early_stopping is not None and state.early_stopping.is_reached)
+        stopped = state.is_pruned or (state.early_stopping is not None and state.early_stopping.is_reached)
         return stopped or state.epoch >= self.settings.epochs or self.is_exhausted(state)
 
-    def is_due(self, state: State) -> bool:
+    def has_pending_evaluation(self, state: State) -> bool:
         """Whether training has come to the end of an epoch, or of the run, and what follows on it is not done yet."""
         return state.step > state.closed and (state.batch == 0 or self.is_exhausted(state))
 
-    def close_epoch(self, run: Run, state: State, interrupt: Interrupt) -> None:
+    def end_epoch(self, run: Run, state: State, interrupt: Interrupt) -> None:
         """Evaluate where it is time to, then save: the newest checkpoint, and sometimes a numbered one.
 
         What was found is printed when it is safe: who reads it may end the run.
@@ -212,15 +212,15 @@ class Trainer:
                 f"early stopping: no gain above {self.settings.early_stopping_min_delta} in "
                 f"{self.settings.early_stopping_patience} evaluations"
             )
-        self.number(run, state)
+        self.save_numbered(run, state)
 
-    def number(self, run: Run, state: State) -> None:
+    def save_numbered(self, run: Run, state: State) -> None:
         """Keep the newest checkpoint under the number of its epoch, where it is time to."""
         if state.epoch % self.settings.checkpoint_interval == 0 and state.batch == 0:
-            number_newest(run, state, self.settings.keep_checkpoints)
+            copy_as_numbered(run, state, self.settings.keep_checkpoints)
 
     def save_newest(self, run: Run, state: State) -> None:
-        self.settle(state)
+        self.check_skipped_steps(state)
         save_newest(run, state)
 
     # -------------------------------------------------------------------------------------------------- one epoch
@@ -241,7 +241,7 @@ class Trainer:
                 state.step += 1
                 state.batch += len(window)
                 images += sum(len(batch) for batch in window) * distributed.world_size()
-                note_skipped(run, state.step, window)
+                record_skipped(run, state.step, window)
                 state.unread.append((state.step, [i for batch in window for i in batch.image_ids], skipped))
                 state.log_sums = terms if state.log_sums is None else state.log_sums + terms
                 state.log_count += 1
@@ -253,7 +253,7 @@ class Trainer:
                 meter(words)
                 if self.settings.checkpoint_every_steps and state.step % self.settings.checkpoint_every_steps == 0:
                     self.save_newest(run, state)
-                if number := distributed.signalled(interrupt.number):
+                if number := distributed.signal_of_any_rank(interrupt.number):
                     self.save_newest(run, state)
                     raise Interrupted(number)
                 if self.is_exhausted(state):
@@ -261,7 +261,7 @@ class Trainer:
             else:
                 state.epoch += 1
                 state.batch = 0
-        self.settle(state)
+        self.check_skipped_steps(state)
 
     def train_step(self, run: Run, state: State, window: list[Batch]) -> tuple[Tensor, Tensor]:
         """One optimiser step over the micro-batches of `window`.
@@ -272,13 +272,13 @@ class Trainer:
         factor = state.schedule(state.position)
         for group in state.optimizer.param_groups:
             group["lr"] = group["initial_lr"] * factor
-        num_boxes, num_images, most_objects = distributed.shared(window)
+        num_boxes, num_images, most_objects = distributed.count_over_ranks(window)
         sums: dict[str, Tensor] = {}
         for micro, batch in enumerate(window):
             seed_step(run.seed, state.step, micro)
             batch = batch.to(state.precision.device, non_blocking=True)
-            distributed.same_denoising(state.network, most_objects[micro])
-            with distributed.exchanging(state.forward, last=micro == len(window) - 1):
+            distributed.sync_denoising(state.network, most_objects[micro])
+            with distributed.gradient_exchange(state.forward, last=micro == len(window) - 1):
                 with state.precision.autocast():
                     images = batch.pixels(state.precision.memory_format)
                     outputs = state.forward(images, batch.targets, batch.padding_mask)
@@ -286,7 +286,7 @@ class Trainer:
                 state.precision.backward(losses["total"])
             for name, value in losses.items():
                 sums[name] = sums[name] + value.detach() if micro else value.detach()
-        terms = distributed.averaged(torch.stack(list(sums.values())))
+        terms = distributed.mean_over_ranks(torch.stack(list(sums.values())))
         total = terms[list(sums).index("total")]
         norm, skipped = state.precision.step(state.optimizer, state.parameters, self.settings.clip_max_norm, total)
         if state.ema is not None:
@@ -307,12 +307,12 @@ class Trainer:
         values["time/images_per_second"] = rate
         if state.precision.device.type == "cuda":
             values["system/gpu_memory_gib"] = torch.cuda.max_memory_allocated(state.precision.device) / 2**30
-        values["train/nonfinite_steps"] = self.settle(state)
+        values["train/nonfinite_steps"] = self.check_skipped_steps(state)
         values["train/nonfinite_costs"] = nonfinite_costs(run)
         run.tracker.log(state.step, values)
         return values["train/loss"]
 
-    def settle(self, state: State) -> int:
+    def check_skipped_steps(self, state: State) -> int:
         """Read which steps since the last call were left out, and undo what they did to batch statistics.
 
         Returns:
@@ -334,7 +334,7 @@ class Trainer:
         for (step, image_ids, _), flag in zip(state.unread, flags):
             state.bad_in_a_row = state.bad_in_a_row + 1 if flag else 0
             if state.bad_in_a_row >= min(self.settings.nonfinite_limit, state.total_steps):
-                everyone = [i for ids in distributed.gathered(image_ids[:16]) for i in ids]
+                everyone = [i for ids in distributed.gather(image_ids[:16]) for i in ids]
                 raise NonFiniteError(
                     f"loss or gradients were not finite in {state.bad_in_a_row} steps in a row, the last at step "
                     f"{step} on images {everyone}; the weights are those before them. Lower optim.lr, or try "

@@ -18,17 +18,17 @@ from detr_exp.values import Values
 if TYPE_CHECKING:
     import optuna
 
-VARIABLE = "DETR_EXP_TRIAL"
+TRIAL_VARIABLE = "DETR_EXP_TRIAL"
 JOURNAL = "study.journal"
 STUDY = "sweep"
-Judge = Callable[[int, float], bool]
+PruningCheck = Callable[[int, float], bool]
 
 
-def judge() -> Judge | None:
+def pruning_check() -> PruningCheck | None:
     """(epoch from 1, monitored value) -> whether to give up; None where the run is no trial that may be pruned."""
-    if VARIABLE not in os.environ:
+    if TRIAL_VARIABLE not in os.environ:
         return None
-    told = json.loads(os.environ[VARIABLE])
+    told = json.loads(os.environ[TRIAL_VARIABLE])
     import optuna
 
     study = optuna.load_study(study_name=STUDY, storage=storage(Path(told["folder"])), pruner=pruner(told))

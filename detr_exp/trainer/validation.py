@@ -13,21 +13,21 @@ from detr_exp.protocols import Metric
 from detr_exp.signals import Interrupt, Interrupted
 from detr_exp.structures import Batch, Detections
 from detr_exp.trainer import checkpoint as files
-from detr_exp.trainer.announce import say_result
-from detr_exp.trainer.checkpoint_content import NonFiniteError, slim
+from detr_exp.trainer.checkpoint_content import NonFiniteError, inference_content
 from detr_exp.trainer.console import Console
-from detr_exp.trainer.diagnosis.no_detections import watch
-from detr_exp.trainer.diagnosis.predictions import Images, keep_charts
-from detr_exp.trainer.diagnosis.skipped_images import note_skipped
-from detr_exp.trainer.diagnosis.worst_images import keep_details
-from detr_exp.trainer.distributed import once, same_buffers
+from detr_exp.trainer.diagnosis.no_detections import check_evaluation
+from detr_exp.trainer.diagnosis.predictions import Images, save_evaluation_charts
+from detr_exp.trainer.diagnosis.skipped_images import record_skipped
+from detr_exp.trainer.diagnosis.worst_images import save_details
+from detr_exp.trainer.distributed import on_first_rank, sync_buffers
 from detr_exp.trainer.evaluation import evaluate, headline
 from detr_exp.trainer.resume import is_loss
 from detr_exp.trainer.settings import Settings
 from detr_exp.trainer.sharding import gathered_weights
 from detr_exp.trainer.state import Run, State, floating_buffers
+from detr_exp.trainer.summary import print_result
 
-USUAL = ("keypoint_mAP", "segm_mAP", "mAP")
+DEFAULT_MONITORS = ("keypoint_mAP", "segm_mAP", "mAP")
 
 
 def evaluate_epoch(
@@ -62,18 +62,18 @@ def evaluate_epoch(
         values |= named(settings, "val", found)
         watched[which] = monitored(settings, found)
         if state.best[which].update(watched[which], epoch):
-            once(files.save, slim(run, state, which, found), run.output_dir / files.BEST[which])
-            once(keep_details, run, "val", run.make_metric("val"), found, state.step, settings.num_pictures)
-            once(keep_charts, run, found, state.step)
+            on_first_rank(files.save, inference_content(run, state, which, found), run.output_dir / files.BEST[which])
+            on_first_rank(save_details, run, "val", run.make_metric("val"), found, state.step, settings.num_pictures)
+            on_first_rank(save_evaluation_charts, run, found, state.step)
         evaluated[which] = found
-        once(watch, console, run, state, which, found)
-        image = once(images.save, run.output_dir / "predictions", state.step)
+        on_first_rank(check_evaluation, console, run, state, which, found)
+        image = on_first_rank(images.save, run.output_dir / "predictions", state.step)
         if image is not None:
             run.tracker.image(image, "predictions", state.step)
     values["val/epoch"] = state.position / state.steps_per_epoch
     run.tracker.log(state.step, values)
     if run.judge is not None:
-        state.is_given_up = once(run.judge, state.epoch_number, watched[which])
+        state.is_given_up = on_first_rank(run.judge, state.epoch_number, watched[which])
     if state.early_stopping:
         state.early_stopping.update(stopping_value(settings, watched), epoch)
     return evaluated
@@ -102,11 +102,11 @@ def evaluate_split(
         gathered_weights(state.network),
         console.progress(f"evaluating {split}", len(loader)) as meter,
     ):
-        same_buffers(floating_buffers(state.network))
+        sync_buffers(floating_buffers(state.network))
 
         def on_batch(batch: Batch, detections: list[Detections]) -> None:
             meter()
-            note_skipped(run, state.step, [batch])
+            record_skipped(run, state.step, [batch])
             if images is not None:
                 images.add(batch, detections)
 
@@ -137,10 +137,10 @@ def finish(settings: Settings, console: Console, run: Run, state: State, interru
             f"best; the last weights are in {run.output_dir / files.NEWEST}. Lower optim.lr"
         )
     if winner is None:
-        once(files.save, slim(run, state, weights_to_evaluate(settings, state)[-1], {}), total)
-        say_result(console, settings, run, f"no evaluation counted; the last weights are in {total}")
+        on_first_rank(files.save, inference_content(run, state, weights_to_evaluate(settings, state)[-1], {}), total)
+        print_result(console, settings, run, f"no evaluation counted; the last weights are in {total}")
         return None
-    once(files.duplicate, run.output_dir / files.BEST[winner], total)
+    on_first_rank(files.duplicate, run.output_dir / files.BEST[winner], total)
     best = evaluated[winner]
     epoch = (best.best_epoch or 0) + 1
     values = {"best/epoch": float(epoch)}
@@ -153,7 +153,7 @@ def finish(settings: Settings, console: Console, run: Run, state: State, interru
         console.metrics(f"test, best {winner} weights (epoch {epoch})", headline(found))
         values |= named(settings, "test", found)
     run.tracker.log(state.step, values)
-    say_result(console, settings, run, f"best {best.best_raw:.4f} at epoch {epoch} ({winner} weights)")
+    print_result(console, settings, run, f"best {best.best_raw:.4f} at epoch {epoch} ({winner} weights)")
     return best.best_raw
 
 
@@ -195,19 +195,19 @@ def monitored(settings: Settings, found: dict[str, float]) -> float:
     Raises:
         ValueError: the run does not measure what `monitor` names.
     """
-    name = settings.monitor or usual_monitor(found)
+    name = settings.monitor or default_monitor(found)
     _refuse_unless_measured(name, found)
     value = found[name.removeprefix("val/")]
     return -value if is_loss(name) else value
 
 
-def usual_monitor(found: Collection[str]) -> str:
+def default_monitor(found: Collection[str]) -> str:
     """The name of the value that decides where `trainer.monitor` names none.
 
     Raises:
         ValueError: of an evaluator that has values of other names only.
     """
-    usual = next((name for name in USUAL if name in found), None)
+    usual = next((name for name in DEFAULT_MONITORS if name in found), None)
     if usual is None:
         names = [name for name in found if "/" not in name]
         raise ValueError(
@@ -229,7 +229,7 @@ def refuse_unmeasured_monitor(run: Run, found: Collection[str]) -> None:
     """
     monitor = run.config["trainer"]["monitor"]
     if monitor is None:
-        usual_monitor(found)
+        default_monitor(found)
     elif not is_loss(monitor):
         _refuse_unless_measured(monitor, found)
 

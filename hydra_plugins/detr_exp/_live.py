@@ -14,7 +14,7 @@ from rich.live import Live as RichLive
 from rich.markup import escape
 from rich.table import Table
 
-from detr_exp.terminal import say, shown
+from detr_exp.terminal import printable, say
 from hydra_plugins.detr_exp._table import duration
 
 END_OF_LOG = 4096  # bytes in which the last line is looked for
@@ -39,7 +39,7 @@ class Live:
         if self.rich is None:
             say(text)
         else:
-            self.rich.console.print(escape(shown(text)), highlight=False)
+            self.rich.console.print(escape(printable(text)), highlight=False)
 
     def show(self, running: Sequence[Any]) -> None:
         """Draw the table, twice a second at most.
@@ -58,7 +58,7 @@ class Live:
         for run in running:
             seconds = duration(time.monotonic() - run.started)
             table.add_row(
-                str(run.number), run.place, seconds, escape(shown(run.shown)), escape(shown(last_line(run.log)))
+                str(run.number), run.place, seconds, escape(printable(run.shown)), escape(printable(last_line(run.log)))
             )
         self.rich.update(table, refresh=True)
 

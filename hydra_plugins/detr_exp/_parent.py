@@ -12,7 +12,7 @@ from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
 
-from detr_exp.terminal import say, shown
+from detr_exp.terminal import printable, say
 from detr_exp.tracker.secrets import masked
 from detr_exp.writing import write
 from hydra_plugins.detr_exp._ledger import FINISHED, Ledger, score
@@ -45,7 +45,7 @@ def parent_run(config: DictConfig, folder: Path, environment: dict[str, str], le
             uri, project, folder, {"sweep": str(folder), "words": " ".join(masked(list(config.hydra.overrides.task)))}
         )
     except Exception as error:
-        say(f"warning: no run for this sweep in {uri} ({shown(error)[:200]}); its runs will stand alone")
+        say(f"warning: no run for this sweep in {uri} ({printable(error)[:200]}); its runs will stand alone")
         yield
         return
     environment[PARENT_VARIABLE] = run_id

@@ -19,12 +19,12 @@ from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext
 from omegaconf import Container, DictConfig, OmegaConf
 
-from detr_exp.config.grid import OWN_KEYS
+from detr_exp.config.grid import SWEEP_KEYS
 from detr_exp.config.hydra_private import ConfigLoaderImpl, returned
 from detr_exp.config.keys import FREE, differing, is_under
 from detr_exp.config.mistakes import ConfigError
 from detr_exp.config.ranges import refuse_out_of_range
-from detr_exp.config.stored import as_before
+from detr_exp.config.stored import as_first_version
 from detr_exp.terminal import say
 from detr_exp.tracker.secrets import masked
 from detr_exp.trainer.run_status import status_of
@@ -236,7 +236,7 @@ class Sweep:
 
 def name_of(config: DictConfig) -> str:
     """What is swept and a hash of the command: the same for the same command."""
-    words = [word for word in config.hydra.overrides.task if word.partition("=")[0] not in OWN_KEYS]
+    words = [word for word in config.hydra.overrides.task if word.partition("=")[0] not in SWEEP_KEYS]
     search = [word for word in config.hydra.overrides.hydra if re.match(r"hydra[./]sweeper(?!\.n_trials)", word)]
     parsed = OverridesParser.create().parse_overrides(words)
     keys = dict.fromkeys(word.key_or_group for word in parsed if word.is_sweep_override())
@@ -257,4 +257,4 @@ def summary_of(entry: Entry) -> str:
 
 def _values(config: Container) -> Values:
     """Every key of a config with its unresolved value."""
-    return flat(as_before(values_of(config, resolve=False)))
+    return flat(as_first_version(values_of(config, resolve=False)))

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from detr_exp.terminal import shown
+from detr_exp.terminal import printable
 from detr_exp.tracker.secrets import masked
 from hydra_plugins.detr_exp._ledger import Entry, Job, best_first, score
 
@@ -56,12 +56,12 @@ def ranking(jobs: Sequence[Job], entries: Mapping[str, Entry], extra: Mapping[st
         metric = "-" if entry is None or entry.metric is None else f"{entry.metric:.4f}"
         table.add_row(
             str(job.number),
-            *(escape(shown(masked(given.get(key, ""), key))) for key in keys),
+            *(escape(printable(masked(given.get(key, ""), key))) for key in keys),
             metric,
             *(f"{extra[job.hash][name]:.6g}" if name in extra.get(job.hash, {}) else "" for name in names),
             f"[{COLOURS.get(status, 'red')}]{status}[/]",
             "" if entry is None else duration(entry.seconds),
-            escape(shown((entry.reason if entry is not None else None) or "")),
+            escape(printable((entry.reason if entry is not None else None) or "")),
         )
     return table
 
@@ -82,7 +82,7 @@ def over_seeds(jobs: Sequence[Job], entries: Mapping[str, Entry]) -> Table | Non
         table.add_column(name, justify="right")
     for words, values in sorted(groups.items(), key=lambda group: -mean(group[1])):
         spread = f"{stdev(values):.4f}" if len(values) > 1 else "-"
-        table.add_row(escape(shown(words)) or "all runs", f"{mean(values):.4f}", spread, str(len(values)))
+        table.add_row(escape(printable(words)) or "all runs", f"{mean(values):.4f}", spread, str(len(values)))
     return table
 
 

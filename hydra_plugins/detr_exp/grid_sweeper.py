@@ -58,9 +58,9 @@ class GridSweeper(Sweeper):
         """The cartesian product of all values, in the order of the words; checked, unless that was done already."""
         loader, hydra = self.shared.loader, self.shared.config.hydra
         params = renamed(hydra.job.config_name, (f"{key}={value}" for key, value in self.params.items()))
-        words = grid.parsed(loader, [*params, *arguments])
-        if self.params or not grid.is_plain([*words, *grid.parsed(loader, hydra.overrides.hydra)]):
-            for run in grid.typical(loader, hydra.job.config_name, words):
+        words = grid.parse_sweep(loader, [*params, *arguments])
+        if self.params or not grid.is_plain([*words, *grid.parse_sweep(loader, hydra.overrides.hydra)]):
+            for run in grid.representative_runs(loader, hydra.job.config_name, words):
                 refuse_unready(run.cfg)
         axes = grid.axes_of(words)
         jobs = []

@@ -15,11 +15,11 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
 from detr_exp.config.compose import composition, refuse_unready
-from detr_exp.config.grid import OWN_KEYS, refuse_repeated
+from detr_exp.config.grid import SWEEP_KEYS, refuse_repeated
 from detr_exp.config.mistakes import ConfigError
 from detr_exp.terminal import say
 from detr_exp.tracker.base import RunRecord
-from detr_exp.trainer.trial import JOURNAL, STUDY, VARIABLE, repair_journal, storage
+from detr_exp.trainer.trial import JOURNAL, STUDY, TRIAL_VARIABLE, repair_journal, storage
 from hydra_plugins.detr_exp._ledger import Entry, Job
 from hydra_plugins.detr_exp._parent import last_values
 from hydra_plugins.detr_exp._sweep import Sweep, hash_of
@@ -111,7 +111,7 @@ class OptunaSweeper(Sweeper):
         self.ranges: dict[str, optuna.distributions.BaseDistribution] = {}
         for word in OverridesParser.create(config_loader=self.shared.loader).parse_overrides(words):
             key = word.get_key_element()
-            if key in OWN_KEYS:
+            if key in SWEEP_KEYS:
                 continue
             fixed.pop(key, None), self.ranges.pop(key, None)
             if word.is_sweep_override():
@@ -226,7 +226,7 @@ class OptunaSweeper(Sweeper):
             told |= {"min_epochs": self.min_epochs, "reduction_factor": self.reduction_factor}
             told |= {"startup_trials": self.startup_trials}
             told |= {"max_epochs": OmegaConf.select(self._composed(job.overrides), "trainer.epochs", default=100)}
-            self.shared.task.environment_of[job.hash] = {VARIABLE: json.dumps(told)}
+            self.shared.task.environment_of[job.hash] = {TRIAL_VARIABLE: json.dumps(told)}
         return job
 
     def _sampler(self, number: int) -> optuna.samplers.BaseSampler:

@@ -9,7 +9,7 @@ from omegaconf import OmegaConf
 
 from detr_exp.config import compose as composing
 from detr_exp.config.compose import Composer, compose, composition, config_loader, refuse_unready
-from detr_exp.config.mistakes import ConfigError, read_words
+from detr_exp.config.mistakes import ConfigError, parse_overrides
 
 
 def message(*words: str, config_dir: Path | None = None) -> str:
@@ -161,7 +161,7 @@ def test_what_was_composed_before_changes_nothing() -> None:
     ]
     composer = Composer(config_loader(), "config", [])
     for words in [*lines, *lines]:
-        again, apart = composer.composed(read_words(words)), composition(config_loader(), "config", words)
+        again, apart = composer.compose(parse_overrides(words)), composition(config_loader(), "config", words)
         assert again == apart
 
 

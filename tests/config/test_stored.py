@@ -13,7 +13,7 @@ from omegaconf import OmegaConf
 from detr_exp import build
 from detr_exp.config.compose import CONF_DIR, compose
 from detr_exp.config.mistakes import ConfigError
-from detr_exp.config.stored import as_before, stored, upgraded
+from detr_exp.config.stored import as_first_version, stored, upgraded
 from detr_exp.trainer.origin import identity
 
 
@@ -31,7 +31,7 @@ def before(config: dict) -> dict:
 def test_a_config_without_a_table_of_losses_gets_that_of_its_words(words: list[str]) -> None:
     config = build.plain(compose(["data.num_classes=3", *words]))
     assert upgraded(before(config)) == config
-    assert as_before(config) == before(config)
+    assert as_first_version(config) == before(config)
     assert identity(config) == identity(before(config))
     assert build.criterion(stored(before(config), Path("run.json"))).weights["giou"] == config["loss"]["weight_giou"]
 
@@ -39,15 +39,15 @@ def test_a_config_without_a_table_of_losses_gets_that_of_its_words(words: list[s
 def test_configs_that_are_not_resolved_are_known_too() -> None:
     for words in (["loss=vfl"], ["loss=ce"]):
         config = OmegaConf.to_container(compose(words), resolve=False)
-        assert "terms" not in as_before(config)["loss"]
-        assert "decoder" not in as_before(config)["model"]
-    assert "terms" in as_before(OmegaConf.to_container(compose(["+loss.terms.giou.divide=pairs"])))["loss"]
+        assert "terms" not in as_first_version(config)["loss"]
+        assert "decoder" not in as_first_version(config)["model"]
+    assert "terms" in as_first_version(OmegaConf.to_container(compose(["+loss.terms.giou.divide=pairs"])))["loss"]
 
 
 def test_another_table_is_another_run() -> None:
     config = build.plain(compose(["data.num_classes=3"]))
     changed = build.plain(compose(["data.num_classes=3", "+loss.terms.giou.divide=pairs"]))
-    assert as_before(changed)["loss"] == changed["loss"]
+    assert as_first_version(changed)["loss"] == changed["loss"]
     assert identity(changed) != identity(config)
 
 
@@ -60,14 +60,14 @@ def test_a_config_without_a_decoder_gets_that_of_its_words(model: str) -> None:
     old = before(config)
     assert config["model"]["decoder"]["num_heads"] == 2
     assert upgraded(old) == config
-    assert as_before(config) == old
+    assert as_first_version(config) == old
     assert identity(config) == identity(old)
 
 
 def test_another_decoder_is_another_run() -> None:
     config = build.plain(compose(["data.num_classes=3"]))
     changed = build.plain(compose(["data.num_classes=3", "model.decoder.num_heads=2"]))
-    assert as_before(changed)["model"] == changed["model"]
+    assert as_first_version(changed)["model"] == changed["model"]
     assert identity(changed) != identity(config)
 
 

@@ -78,11 +78,14 @@ def test_nothing_outside_the_list_is_called_wherever_it_stands(
     everywhere = sorted(names | {"os.system", "builtins.exec", "torch.hub.load", "pathlib.Path.write_text"})
     passed: dict[str, set[str]] = {}
     paths = list(positions(config[group]))
-    shown = {key_of(group, path): targets.shown(group).get(targets.place(key_of(group, path)), set()) for path in paths}
+    shown = {
+        key_of(group, path): targets.known_targets(group).get(targets.key_pattern(key_of(group, path)), set())
+        for path in paths
+    }
     for number, path in enumerate(paths):
         for target in {*everywhere[number % share :: share], *shown[key_of(group, path)]}:
             try:
-                targets.refuse(placed_cheaply(config[group], path, target), group, [])
+                targets.refuse_unknown_targets(placed_cheaply(config[group], path, target), group, [])
             except ConfigError:
                 continue
             passed.setdefault(key_of(group, path), set()).add(target)
@@ -90,7 +93,7 @@ def test_nothing_outside_the_list_is_called_wherever_it_stands(
     for path in paths[:40]:
         evil = config | {group: placed(config[group], path, {"_target_": "detr_exp.trainer.checkpoint.duplicate"})}
         with pytest.raises(ConfigError, match=r"detr_exp\.trainer\.checkpoint\.duplicate"):
-            build._made(stored(evil, HERE), group)
+            build._instantiated(stored(evil, HERE), group)
     assert not reached
 
 
@@ -107,9 +110,9 @@ def placed_cheaply(group: Any, path: tuple[Any, ...], target: str) -> Any:
 def test_the_list_is_what_the_options_call() -> None:
     named = {line.split()[-1] for path in CONF_DIR.rglob("*.yaml") for line in lines_with_target(path)}
     named = {name for name in named if not name.startswith("hydra_plugins.")}
-    known = {name for group in GROUPS for names in targets.shown(group).values() for name in names}
+    known = {name for group in GROUPS for names in targets.known_targets(group).values() for name in names}
     assert known == named
-    assert targets.shown("trainer").keys() == {"trainer", "trainer.hardware"}
+    assert targets.known_targets("trainer").keys() == {"trainer", "trainer.hardware"}
 
 
 def lines_with_target(path: Path) -> list[str]:
@@ -119,13 +122,15 @@ def lines_with_target(path: Path) -> list[str]:
 @pytest.mark.parametrize("word", ["_args_", "_recursive_", "_convert_", "_mode_"])
 def test_words_of_hydra_are_no_arguments(word: str) -> None:
     with pytest.raises(ConfigError, match=rf"matcher\.{word} is no argument"):
-        targets.refuse({"_target_": "detr_exp.matcher.hungarian.HungarianMatcher", word: []}, "matcher", [])
+        targets.refuse_unknown_targets(
+            {"_target_": "detr_exp.matcher.hungarian.HungarianMatcher", word: []}, "matcher", []
+        )
 
 
 @pytest.mark.parametrize("target", [["os.system"], None, 3, {"_target_": "os.system"}])
 def test_a_target_is_a_name(target: Any) -> None:
     with pytest.raises(ConfigError, match=r"model\._target_ is"):
-        targets.refuse({"_target_": target}, "model", [])
+        targets.refuse_unknown_targets({"_target_": target}, "model", [])
 
 
 @pytest.fixture
@@ -139,21 +144,23 @@ def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
 @pytest.mark.parametrize("name", ["os.system", "remove", "torch.hub.load", "torch.from_file", "os.path.os.unlink"])
 def test_what_a_package_of_ones_own_imports_is_not_its_own(own: str, name: str) -> None:
     with pytest.raises(ConfigError, match="which belongs to"):
-        targets.refuse({"_target_": f"{own}.{name}"}, "model", [own])
+        targets.refuse_unknown_targets({"_target_": f"{own}.{name}"}, "model", [own])
 
 
 def test_below_a_node_of_ones_own_stands_what_the_group_has(own: str) -> None:
     backbone = {"_target_": "detr_exp.model.backbone.presnet.PResNet"}
-    targets.refuse({"backbone": {"_target_": f"{own}.Around", "inner": backbone}}, "model", [own])
+    targets.refuse_unknown_targets({"backbone": {"_target_": f"{own}.Around", "inner": backbone}}, "model", [own])
     with pytest.raises(ConfigError, match=r"model\.backbone\.inner\._target_"):
-        targets.refuse({"backbone": {"_target_": f"{own}.Around", "inner": {"_target_": "os.system"}}}, "model", [own])
+        targets.refuse_unknown_targets(
+            {"backbone": {"_target_": f"{own}.Around", "inner": {"_target_": "os.system"}}}, "model", [own]
+        )
     with pytest.raises(ConfigError, match=r"model\.beside\._target_"):
-        targets.refuse({"backbone": {"_target_": f"{own}.Around"}, "beside": backbone}, "model", [own])
+        targets.refuse_unknown_targets({"backbone": {"_target_": f"{own}.Around"}, "beside": backbone}, "model", [own])
 
 
 def test_what_is_not_there_is_said(own: str) -> None:
     with pytest.raises(ConfigError, match=r"my_things\.Arround cannot be found"):
-        targets.refuse({"_target_": f"{own}.Arround"}, "model", [own])
+        targets.refuse_unknown_targets({"_target_": f"{own}.Arround"}, "model", [own])
 
 
 @given(
@@ -170,7 +177,7 @@ def test_what_looks_like_a_reference_reaches_the_constructor_as_text(monkeypatch
     for text in ("${oc.env:SECRET}", r"\${oc.env:SECRET}", "${oc.create:{_target_: os.system}}"):
         config = {"optim": {"_target_": "builtins.dict", "a": text}}
         cfg = stored(config | {"allow_targets": ["builtins"]}, HERE)
-        assert build._made(cfg, "optim") == {"a": text}
+        assert build._instantiated(cfg, "optim") == {"a": text}
         assert build.instantiate({"_target_": "builtins.dict", "a": text}, "optim") == {"a": text}
 
 
@@ -191,5 +198,7 @@ def test_a_config_that_grows_when_it_is_read_is_refused() -> None:
 
 def test_keys_that_a_constructor_does_not_take() -> None:
     cfg = DictConfig({"matcher": {"_target_": "detr_exp.matcher.hungarian.HungarianMatcher", "cots": 1}})
-    with pytest.raises(targets.MisfitError, match=r"matcher: detr_exp.matcher.hungarian.HungarianMatcher .*'cots'"):
-        build._made(cfg, "matcher")
+    with pytest.raises(
+        targets.WrongArgumentsError, match=r"matcher: detr_exp.matcher.hungarian.HungarianMatcher .*'cots'"
+    ):
+        build._instantiated(cfg, "matcher")

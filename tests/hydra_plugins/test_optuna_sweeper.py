@@ -16,7 +16,7 @@ from omegaconf import DictConfig
 
 from detr_exp.config.mistakes import ConfigError
 from detr_exp.trainer.run_status import PrunedError
-from detr_exp.trainer.trial import STUDY, VARIABLE, judge, repair_journal, storage
+from detr_exp.trainer.trial import STUDY, TRIAL_VARIABLE, pruning_check, repair_journal, storage
 
 optuna = pytest.importorskip("optuna")
 Sweep = Callable[..., Any]
@@ -105,7 +105,7 @@ def test_trials_that_fall_behind_are_given_up(sweep: Sweep) -> None:
     epochs: dict[int, int] = {}
 
     def climbing(cfg: DictConfig) -> float:
-        is_behind = judge()
+        is_behind = pruning_check()
         assert is_behind is not None
         for epoch in range(1, EPOCHS + 1):
             epochs[HydraConfig.get().job.num] = epoch
@@ -116,7 +116,7 @@ def test_trials_that_fall_behind_are_given_up(sweep: Sweep) -> None:
 
     done = sweep(climbing, *SEARCH, "hydra.sweeper.n_trials=8", f"trainer.epochs={EPOCHS}")
     assert done.status == 0, "giving up is no failure"
-    assert VARIABLE not in os.environ
+    assert TRIAL_VARIABLE not in os.environ
     pruned = [trial.number for trial in study().trials if trial.state.name == "PRUNED"]
     assert pruned
     assert [line["number"] for line in done.lines if line["status"] == "pruned"] == pruned
@@ -132,8 +132,8 @@ def test_every_pruner_gives_up_the_last_of_many(pruner: str, tmp_path: Path, mon
     ended = {}
     for number, height in enumerate((9.0, 8.0, 7.0, 6.0, 5.0, 1.0)):
         made.ask()
-        monkeypatch.setenv(VARIABLE, json.dumps({**told, "number": number}))
-        is_behind = judge()
+        monkeypatch.setenv(TRIAL_VARIABLE, json.dumps({**told, "number": number}))
+        is_behind = pruning_check()
         assert is_behind is not None
         ended[number] = next((epoch for epoch in range(1, EPOCHS + 1) if is_behind(epoch, height * epoch)), EPOCHS + 1)
         made.tell(number, state=optuna.trial.TrialState.PRUNED) if ended[number] <= EPOCHS else made.tell(
@@ -144,13 +144,13 @@ def test_every_pruner_gives_up_the_last_of_many(pruner: str, tmp_path: Path, mon
 
 
 def test_a_run_of_its_own_knows_of_no_study(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv(VARIABLE, raising=False)
-    assert judge() is None
+    monkeypatch.delenv(TRIAL_VARIABLE, raising=False)
+    assert pruning_check() is None
 
 
 def test_several_objectives_give_a_front(sweep: Sweep) -> None:
     def two_sided(cfg: DictConfig) -> float:
-        assert judge() is None, "no trial is given up"
+        assert pruning_check() is None, "no trial is given up"
         folder = Path(HydraConfig.get().runtime.output_dir)
         size = {1: 10.0, 2: 30.0, 3: 20.0}[cfg.model.num_layers]
         (folder / "metrics.jsonl").write_text(json.dumps({"step": 1, "time/val_network_ms": size}) + "\n")

@@ -10,7 +10,7 @@ from pycocotools import mask as codec
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from detr_exp.config.mistakes import METRICS, TASKS, ConfigError, refuse_no_metric
+from detr_exp.config.mistakes import METRICS, TASKS, ConfigError, refuse_unknown_metric
 from detr_exp.metric import backend as protocol
 from detr_exp.metric.coco import CocoMetric
 from detr_exp.structures import Detections
@@ -318,9 +318,9 @@ def test_what_is_measured_may_be_named_as_the_monitor():
     metric = make_metric(truth, iou_types=("bbox", "segm", "keypoints"), keypoint_sigmas=[[0.1] * 4] * 3)
     names = set(metric.compute()) - {"nonfinite"}
     for name in names:
-        refuse_no_metric(name)
-        refuse_no_metric(f"val/{name}")
+        refuse_unknown_metric(name)
+        refuse_unknown_metric(f"val/{name}")
     assert {f"{task}{name}" for task in TASKS[:2] for name in METRICS} <= names, "nothing is promised in vain"
     for name in ("nonfinite", "map", "AP", "box_mAP"):
         with pytest.raises(ConfigError, match="no evaluation measures"):
-            refuse_no_metric(name)
+            refuse_unknown_metric(name)

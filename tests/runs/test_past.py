@@ -5,7 +5,7 @@ from datetime import datetime
 
 import pytest
 
-from detr_exp.config.mistakes import is_said_by_us
+from detr_exp.config.mistakes import is_raised_by_us
 from detr_exp.runs.page import render
 from detr_exp.runs.past import PastRun, find, find_one, load_all
 from detr_exp.tracker.base import RunRecord
@@ -173,4 +173,4 @@ def test_damaged_files_of_one_run_are_told_and_end_nothing(tmp_path, name, damag
         PastRun.load(broken)
     except ValueError as error:
         told.append(error)
-    assert all(is_said_by_us(error) and name in str(error) for error in told)
+    assert all(is_raised_by_us(error) and name in str(error) for error in told)

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from detr_exp.tracker import tracker as module
-from detr_exp.tracker.base import IMPORTING, RefusedError, RunRecord
+from detr_exp.tracker.base import IMPORT_LOCK, RefusedError, RunRecord
 from detr_exp.tracker.follower import Follower, Tail
 from detr_exp.tracker.jsonl import JsonLines
 from detr_exp.tracker.tracker import Tracker
@@ -342,14 +342,14 @@ def test_a_view_that_cannot_be_imported_is_not_waited_for(tmp_path, monkeypatch,
 def test_a_fork_waits_for_a_view_that_is_importing():
     """A worker forked in the middle of an import would find the module locked for ever."""
     begin = time.perf_counter()
-    IMPORTING.acquire()
-    threading.Timer(0.2, IMPORTING.release).start()
+    IMPORT_LOCK.acquire()
+    threading.Timer(0.2, IMPORT_LOCK.release).start()
     child = os.fork()
     if child == 0:
-        os._exit(int(IMPORTING.locked()))
+        os._exit(int(IMPORT_LOCK.locked()))
     assert time.perf_counter() - begin > 0.15
     assert os.waitpid(child, 0)[1] == 0
-    assert not IMPORTING.locked()
+    assert not IMPORT_LOCK.locked()
 
 
 def test_tracker_none_imports_no_store(tmp_path):

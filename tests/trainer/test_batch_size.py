@@ -8,7 +8,13 @@ import torch
 from detr_exp import build
 from detr_exp.trainer import batch_size as module
 from detr_exp.trainer import checkpoint as files
-from detr_exp.trainer.batch_size import crowded, decide, fits_by_trial, largest_that_fits, need_of
+from detr_exp.trainer.batch_size import (
+    fits_by_trial,
+    largest_that_fits,
+    need_of,
+    split_effective_batch,
+    worst_case_batch,
+)
 from detr_exp.trainer.trainer import Trainer
 from detr_exp.training import train_in
 
@@ -42,7 +48,7 @@ def test_the_search_finds_the_border_in_few_questions(most):
     ],
 )
 def test_what_follows_from_the_largest_batch(largest, headroom, target, devices, decided):
-    assert decide(largest, headroom, target, devices) == decided
+    assert split_effective_batch(largest, headroom, target, devices) == decided
 
 
 @pytest.fixture
@@ -60,12 +66,12 @@ def parts(small, tmp_path):
 
 def test_the_tried_batch_is_the_worst_one(parts):
     settings, run, network = parts("data.multi_scale=[64,128,96]")
-    batch = crowded(run, network, 3, settings.auto_batch_max_targets_per_image)
+    batch = worst_case_batch(run, network, 3, settings.auto_batch_max_targets_per_image)
     assert batch.images.shape == (3, 128, 128, 3)
     assert batch.targets.counts == (run.data.train.most_objects,) * 3
     seen = [len(run.data.train.objects(i)) for i in range(len(run.data.train))]
     assert max(seen) <= run.data.train.most_objects
-    assert crowded(run, network, 1, 2).targets.counts == (2,)
+    assert worst_case_batch(run, network, 1, 2).targets.counts == (2,)
 
 
 def test_the_need_grows_with_images_objects_and_size(parts):

@@ -161,7 +161,7 @@ def test_a_sharded_checkpoint_is_read_by_one_process(pair):
     folder, _, _ = pair
     sharded, plain = (files.load(folder / name / files.NEWEST) for name in ("sharded", "undisturbed"))
     assert list((folder / "sharded").glob("shards_*"))
-    outline = files.outlines(folder / "sharded" / files.NEWEST)
+    outline = files.load_without_shards(folder / "sharded" / files.NEWEST)
     assert all(outline["model"][name].is_meta for name in outline["ema"]["average"] if "running" not in name)
     assert sharded["model"].keys() == plain["model"].keys()
     for part in ("model", "ema"):
@@ -220,13 +220,13 @@ def test_another_number_of_ranks_is_refused_and_then_explained(pair, tmp_path, c
 
 def test_one_process_gets_back_what_it_gave():
     assert (distributed.rank(), distributed.world_size()) == (0, 1)
-    assert distributed.once(max, 3, 4) == 4
-    assert distributed.gathered("x") == ["x"]
-    assert distributed.signalled(None) is None
-    assert distributed.signalled(15) == 15
-    assert distributed.gathered_by_first({3: "a"}) == [{3: "a"}]
+    assert distributed.on_first_rank(max, 3, 4) == 4
+    assert distributed.gather("x") == ["x"]
+    assert distributed.signal_of_any_rank(None) is None
+    assert distributed.signal_of_any_rank(15) == 15
+    assert distributed.gather_on_first_rank({3: "a"}) == [{3: "a"}]
     values = torch.ones(3)
-    assert distributed.averaged(values) is values
+    assert distributed.mean_over_ranks(values) is values
 
 
 def test_words_for_hardware(small):

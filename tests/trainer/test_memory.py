@@ -8,7 +8,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from detr_exp.trainer import memory
-from detr_exp.trainer.memory import Saved, saved_bytes, untouched
+from detr_exp.trainer.memory import Saved, saved_bytes, state_preserved
 
 
 @pytest.mark.parametrize("images", [1, 4])
@@ -45,7 +45,7 @@ def test_a_trial_leaves_no_trace():
     torch.manual_seed(3)
     expected = torch.rand(3)
     torch.manual_seed(3)
-    with suppress(KeyError), untouched(network):
+    with suppress(KeyError), state_preserved(network):
         network.train()
         network(torch.rand(5, 4)).sum().backward()
         raise KeyError

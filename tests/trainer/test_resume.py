@@ -143,8 +143,8 @@ def test_auto_goes_on_in_the_folder_of_the_unfinished_run(small, ended, tmp_path
 
 def test_auto_leaves_finished_busy_and_other_runs_alone(small, fit, ended, tmp_path, capsys):
     fit("trainer.max_steps=1", folder="finished")
-    ended(tmp_path / "other", "trainer.max_steps=1", "optim.lr=1e-4", at="close_epoch")
-    busy = ended(tmp_path / "busy", "trainer.max_steps=1", "trainer.checkpoint_every_steps=1", at="close_epoch")
+    ended(tmp_path / "other", "trainer.max_steps=1", "optim.lr=1e-4", at="end_epoch")
+    busy = ended(tmp_path / "busy", "trainer.max_steps=1", "trainer.checkpoint_every_steps=1", at="end_epoch")
     with FileLock(busy / ".lock"):
         train_in(tmp_path / "new", small("trainer.max_steps=1", "trainer.resume=auto"))
     assert "found no unfinished run with this config" in capsys.readouterr().out

@@ -9,7 +9,7 @@ from detr_exp.config.compose import compose
 from detr_exp.config.keys import FIXED, FREE, is_under
 from detr_exp.inference.detector import load
 from detr_exp.trainer import checkpoint as files
-from detr_exp.trainer.origin import find
+from detr_exp.trainer.origin import find_checkpoint
 from detr_exp.training import train_in
 from detr_exp.values import flat
 
@@ -137,7 +137,7 @@ def test_another_metric_begins_its_best_anew(resumed, capsys):
 def test_what_is_no_checkpoint_is_said(tmp_path, monkeypatch, word):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ValueError, match=r"no checkpoint is there; use trainer\.resume=auto"):
-        find(word, tmp_path, "")
+        find_checkpoint(word, tmp_path, "")
 
 
 def test_nothing_is_left_to_judge_by_another_metric(resumed):
@@ -174,7 +174,7 @@ def everything(folder):
 def test_a_run_that_is_refused_touches_nothing(small, stored, words, told):
     before = everything(stored)
     with pytest.raises(ValueError, match=told):
-        train_in(stored, small(*FEW, *words), notes={"config.yaml": "of another"})
+        train_in(stored, small(*FEW, *words), hydra_files={"config.yaml": "of another"})
     assert everything(stored) == before
 
 
@@ -187,7 +187,7 @@ def test_an_unfinished_run_is_not_replaced_either(small, stored, tmp_path):
 def test_a_finished_run_ends_again_with_its_value(small, stored):
     cfg = small(*FEW, "trainer.max_steps=1", "trainer.resume=auto")
     best = files.load(stored / files.BEST_TOTAL)["metrics"]["mAP"]
-    assert train_in(stored, cfg, notes={"config.yaml": "again"}) == pytest.approx(best)
+    assert train_in(stored, cfg, hydra_files={"config.yaml": "again"}) == pytest.approx(best)
     assert (stored / ".hydra" / "config.yaml").read_text() == "again"
 
 

@@ -19,10 +19,10 @@ def test_it_ends_after_that_evaluation_and_keeps_its_files(
 ) -> None:
     heard: list[tuple[int, float]] = []
 
-    def judge() -> trial.Judge:
+    def judge() -> trial.PruningCheck:
         return lambda epoch, value: heard.append((epoch, value)) or epoch == 2  # type: ignore[func-returns-value]
 
-    monkeypatch.setattr(trial, "judge", judge)
+    monkeypatch.setattr(trial, "pruning_check", judge)
     with pytest.raises(PrunedError) as given_up:
         train_in(tmp_path, compose([*tiny_run, "trainer.epochs=5", "trainer.max_steps=null"]))
     assert [epoch for epoch, _ in heard] == [1, 2]
@@ -45,8 +45,8 @@ def test_a_value_that_is_no_number_is_not_reported(tmp_path: Path, monkeypatch: 
     made = optuna.create_study(study_name=trial.STUDY, storage=trial.storage(tmp_path), direction="maximize")
     made.ask()
     told = {"folder": str(tmp_path), "number": 0, "pruner": "median", "min_epochs": 1, "reduction_factor": 3}
-    monkeypatch.setenv(trial.VARIABLE, json.dumps(told | {"startup_trials": 0, "max_epochs": 3}))
-    is_behind = trial.judge()
+    monkeypatch.setenv(trial.TRIAL_VARIABLE, json.dumps(told | {"startup_trials": 0, "max_epochs": 3}))
+    is_behind = trial.pruning_check()
     assert is_behind is not None
     assert [is_behind(epoch, value) for epoch, value in ((1, 0.5), (2, float("nan")), (3, float("-inf")))] == [
         False

@@ -22,7 +22,7 @@ from detr_exp.cli import status_of
 from detr_exp.signals import Interrupted
 from detr_exp.structures import Batch, Targets
 from detr_exp.trainer import distributed
-from detr_exp.trainer.sharding import whole
+from detr_exp.trainer.sharding import full_tensor
 from detr_exp.trainer.trainer import Trainer
 from detr_exp.trainer.validation import evaluate_split
 from detr_exp.training import train_in
@@ -139,9 +139,9 @@ def one_step(
     for module in state.network.modules():
         if frozen_norms and isinstance(module, nn.modules.batchnorm._BatchNorm):
             module.eval()
-    before = {name: whole(p).detach().clone() for name, p in state.network.named_parameters()}
+    before = {name: full_tensor(p).detach().clone() for name, p in state.network.named_parameters()}
     terms, skipped = trainer.train_step(run, state, window)
-    after = {name: whole(p).detach() for name, p in state.network.named_parameters()}
+    after = {name: full_tensor(p).detach() for name, p in state.network.named_parameters()}
     return {
         "gradient": {name: before[name] - after[name] for name in before},
         "terms": dict(zip(state.term_names, terms.tolist())),
@@ -193,7 +193,7 @@ def main(folder: Path) -> None:
         torch.save(found, folder / f"rank{distributed.rank()}.pt")
         if distributed.rank() == 1:
             raise ValueError("rank 1 has had enough")
-        distributed.once(str)
+        distributed.on_first_rank(str)
 
 
 if __name__ == "__main__":

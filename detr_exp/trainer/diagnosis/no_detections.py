@@ -25,7 +25,7 @@ HIGH_LR = 1e-3
 MOST_START = 0.3  # of the untrained weights in their average
 
 
-def watch(console: Console, run: Run, state: State, which: str, found: dict[str, float]) -> None:
+def check_evaluation(console: Console, run: Run, state: State, which: str, found: dict[str, float]) -> None:
     """Count evaluations with an AP50 below 0.01; after the third in a row, say once what may be the cause.
 
     Args:
@@ -37,8 +37,8 @@ def watch(console: Console, run: Run, state: State, which: str, found: dict[str,
     """
     if "mAP50" not in found:  # another evaluator, whose scale is its own
         return
-    state.poor = state.poor + 1 if found["mAP50"] < LOW else 0
-    if state.poor == EVALUATIONS:
+    state.num_low_evaluations = state.num_low_evaluations + 1 if found["mAP50"] < LOW else 0
+    if state.num_low_evaluations == EVALUATIONS:
         causes = list(likely_causes(run, state, which)) or [
             "none of the usual causes: objects are large enough, classes agree, the loss falls. See whether a few "
             "pictures can be learned by heart: trainer.overfit_batches=1"

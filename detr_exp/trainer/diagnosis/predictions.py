@@ -20,7 +20,7 @@ from detr_exp.writing import write
 LONGEST_SIDE = 640
 
 
-def keep_charts(run: Run, found: dict[str, float], step: int) -> None:
+def save_evaluation_charts(run: Run, found: dict[str, float], step: int) -> None:
     """Draw the curves and the confusion matrix of an evaluation that found anything into `charts/`, if it has curves.
 
     Args:

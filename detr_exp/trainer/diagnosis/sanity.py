@@ -18,7 +18,7 @@ from detr_exp.ops.boxes import cxcywh_to_xyxy
 from detr_exp.ops.draw import draw_objects, sheet
 from detr_exp.protocols import Labels, PerClass
 from detr_exp.structures import Detections, Target
-from detr_exp.trainer.distributed import once
+from detr_exp.trainer.distributed import on_first_rank
 from detr_exp.trainer.settings import Settings
 from detr_exp.trainer.state import Run, State
 from detr_exp.trainer.validation import refuse_unmeasured_monitor
@@ -26,13 +26,13 @@ from detr_exp.writing import write
 
 SAMPLES = "training_samples.png"
 MOST_IMAGES = 64  # a second, whatever the size of the data set
-MOST_OBJECTS = 20  # of a picture: the protocol looks at no more poses than that
-LEAST_SIDE = 8  # pixels; rounding changes smaller objects too much
-LEAST_BOX_AS_MASK = 64  # where a box is drawn for want of an outline, its sides are rounded to whole pixels
-LEAST_SCORE = 0.99
+MAX_OBJECTS = 20  # of a picture: the protocol looks at no more poses than that
+MIN_SIDE = 8  # pixels; rounding changes smaller objects too much
+MIN_BOX_AS_MASK = 64  # where a box is drawn for want of an outline, its sides are rounded to whole pixels
+MIN_SCORE = 0.99
 
 
-def save_samples(path: Path, data: Labels, loader: Any, count: int) -> Path:
+def save_sample_sheet(path: Path, data: Labels, loader: Any, count: int) -> Path:
     """A sheet of the first training samples of the running epoch, exactly as the network gets them.
 
     Args:
@@ -59,19 +59,19 @@ def refuse_wrong_evaluator(run: Run) -> None:
         ValueError: the evaluator does not give the truth full marks.
     """
     if run.data.val is not None:
-        once(refuse_wrong_maps, run)
+        on_first_rank(refuse_low_ground_truth_score, run)
 
 
-def keep_samples(settings: Settings, run: Run, state: State) -> None:
+def save_training_samples(settings: Settings, run: Run, state: State) -> None:
     """Draw what the network is going to see."""
     if settings.num_pictures:
         state.loader.batch_sampler.set_epoch(state.epoch)
         path = run.output_dir / SAMPLES
-        once(save_samples, path, run.data, state.loader, 2 * settings.num_pictures)
+        on_first_rank(save_sample_sheet, path, run.data, state.loader, 2 * settings.num_pictures)
         run.tracker.image(path, "training_samples", state.step)
 
 
-def refuse_wrong_maps(run: Run, split: str = "val") -> None:
+def refuse_low_ground_truth_score(run: Run, split: str = "val") -> None:
     """Give the evaluator the targets of training as if the network had found them: it must be content.
 
     The targets come by way of the class map and the geometry that training uses, the truth by way of the evaluator; a
@@ -88,13 +88,13 @@ def refuse_wrong_maps(run: Run, split: str = "val") -> None:
         return
     metric = run.make_metric(split, tuple(samples.split.image_ids[i] for i in indices))
     for index in indices:
-        metric.update([samples.split.image_ids[index]], [_as_found(samples, index)])
+        metric.update([samples.split.image_ids[index]], [_as_detections(samples, index)])
     found = metric.compute()
     refuse_unmeasured_monitor(run, found)
-    wrong = {name: value for name, value in found.items() if name.endswith("mAP") and 0 <= value < LEAST_SCORE}
+    wrong = {name: value for name, value in found.items() if name.endswith("mAP") and 0 <= value < MIN_SCORE}
     if wrong:
         rows = metric.table() if isinstance(metric, PerClass) else []
-        classes = [row["class"] for row in rows if 0 <= row["AP"] < LEAST_SCORE]
+        classes = [row["class"] for row in rows if 0 <= row["AP"] < MIN_SCORE]
         raise ValueError(
             f"the evaluator gives the truth itself {', '.join(f'{n} {v:.3f}' for n, v in wrong.items())} instead of 1 "
             f"({', '.join(classes[:8]) or 'all classes'}): labels or sizes of the {split} split do not fit; "
@@ -112,7 +112,7 @@ def _comparable(samples: Samples) -> list[int]:
         for index in range(turn, len(split), stride):
             objects = split.objects(index)
             classes = set(objects.categories.tolist())
-            if (turn and classes <= known) or not 0 < len(objects) <= MOST_OBJECTS or not _whole(split, index):
+            if (turn and classes <= known) or not 0 < len(objects) <= MAX_OBJECTS or not _whole(split, index):
                 continue
             chosen.append(index)
             known |= classes
@@ -128,12 +128,12 @@ def _whole(split: Split, index: int) -> bool:
     boxes, segments = objects.boxes_xyxy, objects.segments or []
     points = [boxes, *(np.array(part) for segment in segments if isinstance(segment, list) for part in segment)]
     corners = np.concatenate([np.reshape(part, (-1, 2)) for part in points])
-    least = LEAST_SIDE if all(segment is not None for segment in segments) else LEAST_BOX_AS_MASK
+    least = MIN_SIDE if all(segment is not None for segment in segments) else MIN_BOX_AS_MASK
     large = (boxes[:, 2:] - boxes[:, :2]).min() >= least
     return bool(large and (corners >= 0).all() and (corners <= (width, height)).all())
 
 
-def _as_found(samples: Samples, index: int) -> Detections:
+def _as_detections(samples: Samples, index: int) -> Detections:
     """The targets of a picture as detections of score 1, in its pixels."""
     split = samples.split
     height, width = split.size(index)

@@ -12,7 +12,7 @@ from detr_exp.writing import write
 FILE = "skipped_pictures.txt"
 
 
-def note_skipped(run: Run, step: int, batches: Sequence[Batch]) -> None:
+def record_skipped(run: Run, step: int, batches: Sequence[Batch]) -> None:
     """Add what could not be read of some batches to `skipped_pictures.txt`, and log how many pictures that are.
 
     Args:

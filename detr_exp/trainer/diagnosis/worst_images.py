@@ -18,8 +18,8 @@ from detr_exp.protocols import ImageFindings, Metric, PerClass, PerImage
 from detr_exp.trainer.state import Run
 from detr_exp.writing import write
 
-LEAST_IOU = 0.5
-USUAL_THRESHOLD = 0.5  # where no threshold finds anything
+MIN_IOU = 0.5
+DEFAULT_THRESHOLD = 0.5  # where no threshold finds anything
 
 
 class Errors(NamedTuple):
@@ -30,7 +30,7 @@ class Errors(NamedTuple):
     place: int
 
 
-def keep_details(run: Run, split: str, metric: Metric, found: dict[str, float], step: int, count: int) -> None:
+def save_details(run: Run, split: str, metric: Metric, found: dict[str, float], step: int, count: int) -> None:
     """Write `classes.json`, a row per class, and `worst/step_<step>.jpg`, truth left and predictions right.
 
     A metric that keeps nothing of classes or images is left without the one or the other.
@@ -50,17 +50,19 @@ def keep_details(run: Run, split: str, metric: Metric, found: dict[str, float], 
         run.tracker.artifact(path, step)
     if not isinstance(metric, PerImage):
         return
-    threshold = found["F1_threshold"] if found.get("F1", 0) > 0 else USUAL_THRESHOLD
-    errors = worst(run.data, split, metric.images, threshold)[:count]
+    threshold = found["F1_threshold"] if found.get("F1", 0) > 0 else DEFAULT_THRESHOLD
+    errors = images_with_errors(run.data, split, metric.images, threshold)[:count]
     if errors:
         path = run.output_dir / "worst" / f"step_{step:07d}.jpg"
         path.parent.mkdir(exist_ok=True)
-        drawn = draw(run.data, split, metric.images, threshold, errors)
+        drawn = error_sheet(run.data, split, metric.images, threshold, errors)
         write(path, lambda file: drawn.save(file, "JPEG", quality=85))
         run.tracker.image(path, "worst", step)
 
 
-def worst(data: DataSet, split: str, images: Mapping[int, ImageFindings], threshold: float) -> list[Errors]:
+def images_with_errors(
+    data: DataSet, split: str, images: Mapping[int, ImageFindings], threshold: float
+) -> list[Errors]:
     """The pictures with errors, most of them first.
 
     Detections above `threshold` are matched to objects of their class at IoU 0.5, best score first.
@@ -82,14 +84,14 @@ def worst(data: DataSet, split: str, images: Mapping[int, ImageFindings], thresh
         iou[labels[:, None] != wanted[None]] = 0
         hits = 0
         for row in iou:  # best score first
-            if row.size and row.max() >= LEAST_IOU:
+            if row.size and row.max() >= MIN_IOU:
                 iou[:, row.argmax()] = 0
                 hits += 1
         errors.append(Errors(len(wanted) - hits, len(labels) - hits, index))
     return sorted((e for e in errors if e.missed + e.false), key=lambda e: (-e.missed - e.false, e.place))
 
 
-def draw(
+def error_sheet(
     data: DataSet, split: str, images: Mapping[int, ImageFindings], threshold: float, errors: list[Errors]
 ) -> Image.Image:
     """A sheet of pictures: truth left, predictions right."""

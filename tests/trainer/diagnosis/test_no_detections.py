@@ -15,7 +15,7 @@ from detr_exp.data.dataset import DataSet
 from detr_exp.data.part import Part
 from detr_exp.data.shapes import shapes
 from detr_exp.metric.coco import ImageDetections
-from detr_exp.trainer.diagnosis.no_detections import EVALUATIONS, likely_causes, watch
+from detr_exp.trainer.diagnosis.no_detections import EVALUATIONS, check_evaluation, likely_causes
 from detr_exp.trainer.ema import EMA
 
 
@@ -41,7 +41,7 @@ def run(tmp_path):
 def state():
     optimizer = SimpleNamespace(param_groups=[{"initial_lr": 1e-4}])
     network = SimpleNamespace(image_size=(640, 640))
-    return SimpleNamespace(network=network, optimizer=optimizer, ema=None, position=5000, poor=0)
+    return SimpleNamespace(network=network, optimizer=optimizer, ema=None, position=5000, num_low_evaluations=0)
 
 
 def log(folder, losses, **values):
@@ -112,7 +112,7 @@ def test_it_is_said_once_after_several_evaluations(run, state):
     said = []
     console = SimpleNamespace(line=said.append)
     for value in (0.0, 0.005, 0.02, *[0.001] * (EVALUATIONS + 3)):
-        watch(console, run, state, "raw", {"mAP50": value})
+        check_evaluation(console, run, state, "raw", {"mAP50": value})
     (sentence,) = said
     assert f"in {EVALUATIONS} evaluations" in sentence
     assert "trainer.overfit_batches=1" in sentence

@@ -11,7 +11,7 @@ from PIL import Image
 
 from detr_exp import build
 from detr_exp.trainer import checkpoint as files
-from detr_exp.trainer.diagnosis.sanity import refuse_wrong_maps
+from detr_exp.trainer.diagnosis.sanity import refuse_low_ground_truth_score
 from detr_exp.training import train_in
 
 PERSON = {"id": 5, "name": "person", "keypoints": ["a", "b", "c"]}
@@ -46,14 +46,14 @@ def people(root: Path, annotations: list[dict]) -> list[str]:
 
 
 def test_the_truth_of_drawn_shapes_scores_one():
-    refuse_wrong_maps(told(["data=shapes", "data.val=40", "data.source.size=96"]))
+    refuse_low_ground_truth_score(told(["data=shapes", "data.val=40", "data.source.size=96"]))
 
 
 @pytest.mark.parametrize("ids", [[2, 1, 3, 4, 5, 6], [2, 3, 4, 5, 6, 7]])
 def test_a_wrong_map_of_classes_is_refused(ids):
     run = told(["data=shapes", "data.val=40", "data.source.size=96"], category_ids=ids)
     with pytest.raises(ValueError, match=r"mAP 0\.\d+ instead of 1 \(.*check_data"):
-        refuse_wrong_maps(run)
+        refuse_low_ground_truth_score(run)
 
 
 def test_what_coco_ignores_does_not_count(tmp_path):
@@ -69,20 +69,20 @@ def test_what_coco_ignores_does_not_count(tmp_path):
             "segmentation": [[120, 20, 160, 20, 160, 80, 120, 80]],
         },
     ]
-    refuse_wrong_maps(told(people(tmp_path, annotations)))
+    refuse_low_ground_truth_score(told(people(tmp_path, annotations)))
 
 
 def test_what_even_the_truth_cannot_score_is_left_out(tmp_path):
     """Cut and tiny objects, masks that are only boxes, none at all: nothing to compare, nothing to complain about."""
     for number, box in enumerate(([-30, 10, 60, 40], [10, 10, 2, 2], [10.5, 10.5, 20, 20])):
         annotations = [{"bbox": box, "keypoints": [15, 15, 2] * 3}, {"bbox": [100, 10, 40, 40], "segmentation": SQUARE}]
-        refuse_wrong_maps(told(people(tmp_path / str(number), annotations)))
+        refuse_low_ground_truth_score(told(people(tmp_path / str(number), annotations)))
 
 
 def test_people_score_one(real_data):
     words = ["data=coco", f"data.root={real_data / 'coco_person'}"]
     words += [f"data.{split}.annotations=person_keypoints.json" for split in ("train", "val")]
-    refuse_wrong_maps(told(words))
+    refuse_low_ground_truth_score(told(words))
 
 
 def test_a_run_begins_with_a_sheet_of_samples(trained):

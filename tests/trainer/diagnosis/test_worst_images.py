@@ -7,7 +7,7 @@ import numpy as np
 from PIL import Image
 
 from detr_exp.data.content import Objects
-from detr_exp.trainer.diagnosis.worst_images import Errors, keep_details, worst
+from detr_exp.trainer.diagnosis.worst_images import Errors, images_with_errors, save_details
 
 IDS = [5, 9]
 TRUTH = {  # image id -> category ids and boxes
@@ -45,9 +45,11 @@ IMAGES = {
 
 
 def test_missed_objects_and_false_alarms_are_counted():
-    assert worst(DATA, "val", IMAGES, 0.5) == [Errors(1, 1, 1), Errors(1, 1, 3), Errors(0, 1, 2)]
-    assert worst(DATA, "val", IMAGES, 0.05) == [Errors(1, 1, 3), Errors(0, 1, 1), Errors(0, 1, 2)]
-    assert worst(DATA, "val", {10: IMAGES[10]}, 0.5) == [], "pictures without errors, and those of other ranks"
+    assert images_with_errors(DATA, "val", IMAGES, 0.5) == [Errors(1, 1, 1), Errors(1, 1, 3), Errors(0, 1, 2)]
+    assert images_with_errors(DATA, "val", IMAGES, 0.05) == [Errors(1, 1, 3), Errors(0, 1, 1), Errors(0, 1, 2)]
+    assert images_with_errors(DATA, "val", {10: IMAGES[10]}, 0.5) == [], (
+        "pictures without errors, and those of other ranks"
+    )
 
 
 def test_the_sheet_the_table_and_what_the_views_are_told(tmp_path):
@@ -59,10 +61,10 @@ def test_the_sheet_the_table_and_what_the_views_are_told(tmp_path):
     run = SimpleNamespace(data=DATA, tracker=tracker, output_dir=tmp_path)
     rows = [{"class": "größe", "AP": 0.5}]
     metric = SimpleNamespace(images=IMAGES, iou_types=("bbox",), table=lambda kind: rows, operating_points=dict)
-    keep_details(run, "val", metric, {"F1": 0.5, "F1_threshold": 0.5}, step=7, count=2)
+    save_details(run, "val", metric, {"F1": 0.5, "F1_threshold": 0.5}, step=7, count=2)
     assert told == [("classes.json", 7), ("worst", 7)]
     assert json.loads((tmp_path / "classes.json").read_text()) == {"bbox": [{"class": "größe", "AP": 0.5}]}
     with Image.open(tmp_path / "worst/step_0000007.jpg") as sheet:
         assert sheet.width > sheet.height, "two pairs side by side"
-    keep_details(run, "val", metric, {"F1": 0.0, "F1_threshold": 0.0}, step=8, count=0)
+    save_details(run, "val", metric, {"F1": 0.0, "F1_threshold": 0.0}, step=8, count=0)
     assert not (tmp_path / "worst/step_0000008.jpg").exists()

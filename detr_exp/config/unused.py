@@ -7,14 +7,14 @@ from collections.abc import Collection
 
 from omegaconf import DictConfig, OmegaConf
 
-from detr_exp.config.stored import completed
-from detr_exp.config.targets import MisfitError
+from detr_exp.config.stored import with_derived_nodes
+from detr_exp.config.targets import WrongArgumentsError
 from detr_exp.values import values_of
 
 _REFERENCES = re.compile(r"(?<!\\)\$\{[^}]*")
 
 
-def refuse_idle_keys(cfg: DictConfig, group: str, known: Collection[str], further: Collection[str] = ()) -> None:
+def refuse_unused_keys(cfg: DictConfig, group: str, known: Collection[str], further: Collection[str] = ()) -> None:
     """Refuse keys that neither what the group is for nor a node inside of it reads.
 
     A node reads a key by a reference, `${model.num_heads}`. Out of a file nothing is a reference: there it has a key of
@@ -27,7 +27,7 @@ def refuse_idle_keys(cfg: DictConfig, group: str, known: Collection[str], furthe
         further: more of them, which are not worth a word.
 
     Raises:
-        MisfitError: names them.
+        WrongArgumentsError: names them.
     """
     referred = references(cfg)
     settings = values_of(cfg[group])
@@ -38,7 +38,7 @@ def refuse_idle_keys(cfg: DictConfig, group: str, known: Collection[str], furthe
     else:
         idle = [] if cfg.get("allow_targets") else [key for key in idle if key not in names]
     if idle:
-        raise MisfitError(
+        raise WrongArgumentsError(
             f"{group} has {', '.join(f'{group}.{key}' for key in idle)}, which nothing reads; it takes "
             f"{', '.join(known)}, and what these refer to by ${{{group}.<key>}}: take it out, ~{group}.{idle[0]}"
         )
@@ -48,4 +48,4 @@ def references(cfg: DictConfig) -> str:
     """All references in a config, with those of the nodes that are made of its words; none in one out of a file."""
     values = values_of(cfg, resolve=False)
     found = _REFERENCES.findall(OmegaConf.to_yaml(cfg))
-    return " ".join(found and _REFERENCES.findall(OmegaConf.to_yaml(completed(values, resolved=False))))
+    return " ".join(found and _REFERENCES.findall(OmegaConf.to_yaml(with_derived_nodes(values, resolved=False))))

@@ -8,7 +8,7 @@ from typing import Any
 
 from hydra.utils import get_object
 
-from detr_exp.config.targets import PARTIAL, TARGET, refuse_incomplete, refuse_misfit
+from detr_exp.config.targets import PARTIAL, TARGET, refuse_missing_members, refuse_wrong_arguments
 from detr_exp.values import Values
 
 
@@ -38,8 +38,8 @@ def instantiate(node: object, key: str, **told: object) -> Any:
     if is_partial:
         made = functools.partial(target, **given)
         return functools.partial(_fitted, made, key, node[TARGET]) if key.startswith("model.") else made
-    refuse_misfit(target, given, what)
-    return refuse_incomplete(target(**given), key, node[TARGET])
+    refuse_wrong_arguments(target, given, what)
+    return refuse_missing_members(target(**given), key, node[TARGET])
 
 
 def _fitted(make: functools.partial[object], key: str, target: str, **given: object) -> object:
@@ -49,8 +49,8 @@ def _fitted(make: functools.partial[object], key: str, target: str, **given: obj
         MisfitError: it does not take them.
         ValueError: it lacks members of its contract.
     """
-    refuse_misfit(make.func, make.keywords | given, f"{key}: {target}")
-    return refuse_incomplete(make(**given), key, target)
+    refuse_wrong_arguments(make.func, make.keywords | given, f"{key}: {target}")
+    return refuse_missing_members(make(**given), key, target)
 
 
 def arguments_of(node: Values) -> list[str]:

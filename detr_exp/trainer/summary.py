@@ -9,7 +9,7 @@ from detr_exp.trainer.settings import Settings
 from detr_exp.trainer.state import Run, State
 
 
-def say_start(console: Console, settings: Settings, run: Run, state: State) -> None:
+def print_start(console: Console, settings: Settings, run: Run, state: State) -> None:
     """What is trained on what."""
     parameters = sum(p.numel() for p in state.network.parameters())
     trained = sum(p.numel() for p in state.parameters)
@@ -19,7 +19,7 @@ def say_start(console: Console, settings: Settings, run: Run, state: State) -> N
     sizes = ", ".join(f"{len(split)} {name}" for name, split in splits if split is not None)
     names = ", ".join(run.data.classes[:8]) + (", ..." if len(run.data.classes) > 8 else "")
     start = f"weights of {run.config['model']['weights']}" if run.config["model"]["weights"] else "random weights"
-    console.facts(
+    console.summary(
         f"training {run.config['model']['_target_'].rpartition('.')[2]}",
         {
             "network": f"{parameters:,} parameters ({trained:,} trained), {height} x {width} px, {start}",
@@ -34,9 +34,9 @@ def say_start(console: Console, settings: Settings, run: Run, state: State) -> N
     )
 
 
-def say_result(console: Console, settings: Settings, run: Run, result: str) -> None:
+def print_result(console: Console, settings: Settings, run: Run, result: str) -> None:
     """What came out, and where it lies."""
     places = {"run": run.output_dir, "checkpoint": run.output_dir / files.BEST_TOTAL}
     if settings.num_pictures:
         places["pictures"] = run.output_dir / "predictions"
-    console.facts(result, {name: str(place) for name, place in places.items()})
+    console.summary(result, {name: str(place) for name, place in places.items()})
