@@ -23,7 +23,7 @@ def instantiate(node: object, key: str, **told: object) -> Any:
         told: arguments of the outermost call besides those in the config.
 
     Raises:
-        MisfitError: a target does not take the keys given to it.
+        WrongArgumentsError: a target does not take the keys given to it.
     """
     if isinstance(node, list):
         return [instantiate(value, f"{key}[{index}]") for index, value in enumerate(node)]
@@ -46,7 +46,7 @@ def _fitted(make: functools.partial[object], key: str, target: str, **given: obj
     """A part of a network, made with the arguments that the network gives.
 
     Raises:
-        MisfitError: it does not take them.
+        WrongArgumentsError: it does not take them.
         ValueError: it lacks members of its contract.
     """
     refuse_wrong_arguments(make.func, make.keywords | given, f"{key}: {target}")

@@ -145,7 +145,7 @@ def refuse_wrong_arguments(target: Callable[..., object], given: Values, what: s
     """Refuse to call something without what it needs, or with keys that it does not know.
 
     Raises:
-        MisfitError: names the key.
+        WrongArgumentsError: names the key.
     """
     try:
         signature = inspect.signature(target)
