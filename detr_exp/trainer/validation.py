@@ -16,7 +16,7 @@ from detr_exp.trainer import checkpoint as files
 from detr_exp.trainer.checkpoint_content import NonFiniteError, inference_content
 from detr_exp.trainer.console import Console
 from detr_exp.trainer.diagnosis.no_detections import check_evaluation
-from detr_exp.trainer.diagnosis.predictions import Images, save_evaluation_charts
+from detr_exp.trainer.diagnosis.predictions import PredictionSheet, save_evaluation_charts
 from detr_exp.trainer.diagnosis.skipped_images import record_skipped
 from detr_exp.trainer.diagnosis.worst_images import save_details
 from detr_exp.trainer.distributed import on_first_rank, sync_buffers
@@ -48,7 +48,7 @@ def evaluate_epoch(
     before = {which: best.state_dict() for which, best in state.best.items()}
     epoch = state.epoch_number - 1
     for which in weights_to_evaluate(settings, state):
-        images = Images(run.data, settings.num_pictures, settings.picture_threshold)
+        images = PredictionSheet(run.data, settings.num_pictures, settings.picture_threshold)
         try:
             found = evaluate_split(
                 settings, console, run, state, "val", which, needs_val_loss(settings), images, interrupt
@@ -72,8 +72,8 @@ def evaluate_epoch(
             run.tracker.image(image, "predictions", state.step)
     values["val/epoch"] = state.position / state.steps_per_epoch
     run.tracker.log(state.step, values)
-    if run.judge is not None:
-        state.is_given_up = on_first_rank(run.judge, state.epoch_number, watched[which])
+    if run.should_prune is not None:
+        state.is_pruned = on_first_rank(run.should_prune, state.epoch_number, watched[which])
     if state.early_stopping:
         state.early_stopping.update(stopping_value(settings, watched), epoch)
     return evaluated
@@ -87,7 +87,7 @@ def evaluate_split(
     split: str,
     which: str,
     with_loss: bool,
-    images: Images | None = None,
+    images: PredictionSheet | None = None,
     interrupt: Interrupt | None = None,
 ) -> dict[str, float]:
     """Metrics of the EMA or the raw weights on one split.
@@ -211,8 +211,8 @@ def default_monitor(found: Collection[str]) -> str:
     if usual is None:
         names = [name for name in found if "/" not in name]
         raise ValueError(
-            f"the evaluator measures {', '.join(names) or 'nothing'}, and none of {', '.join(USUAL)}, which decide "
-            f"what is best unless told otherwise; name one: trainer.monitor=val/{names[0] if names else '<value>'}"
+            f"the evaluator measures {', '.join(names) or 'nothing'}, and none of {', '.join(DEFAULT_MONITORS)}, which "
+            f"decide what is best by default; name one: trainer.monitor=val/{names[0] if names else '<value>'}"
         )
     return usual
 

@@ -34,7 +34,7 @@ def save_evaluation_charts(run: Run, found: dict[str, float], step: int) -> None
             run.tracker.image(path, path.stem, step)
 
 
-class Images:
+class PredictionSheet:
     """Collects the first `count` images of an evaluation, then writes one sheet: truth left, prediction right.
 
     Args:
