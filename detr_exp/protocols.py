@@ -43,9 +43,10 @@ def complete(part: T, contract: type, key: str, target: str) -> T:
         ValueError: names the members.
     """
     if lacking := missing(part, contract):
+        another = "" if key.endswith("]") else f", or choose another, {key.replace('.', '/')}=..."
         raise ValueError(
             f"{key}: {target} has no {', '.join(lacking)}; it needs all that {contract.__module__}.{contract.__name__} "
-            f"lists: add what is missing, or choose another, {key.replace('.', '/')}=..."
+            f"lists: add what is missing{another}"
         )
     return part
 

@@ -311,6 +311,8 @@ def test_only_the_members_of_a_contract_are_asked_for() -> None:
     assert refuse_missing_members(part, "model.activation", "mine.Part") is part
     assert not isinstance(max, Counting)
     assert missing(HungarianMatcher.__call__, Matcher) == []
+    with pytest.raises(ValueError, match=r"operations\[1\]: mine.Rain has no __call__; .* add what is missing$"):
+        refuse_missing_members(part, "data.augment.operations[1]", "mine.Rain")
 
 
 def test_an_evaluator_a_source_and_a_matcher_of_ones_own_work_everywhere(

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
@@ -88,7 +89,7 @@ class Augment:
         operations: of one's own, after all others; part of the strong augmentation.
 
     Raises:
-        ValueError: a probability outside 0..1, or a zoom below 1.
+        ValueError: a probability outside 0..1, a zoom below 1, or an operation that cannot be called.
     """
 
     def __init__(
@@ -103,7 +104,7 @@ class Augment:
         vertical_flip: float = 0.0,
         mosaic: float = 0.0,
         mixup: float = 0.0,
-        operations: Sequence[Operation] = (),
+        operations: Sequence[Operation] | None = None,
     ) -> None:
         chances = {
             "photometric": photometric,
@@ -126,7 +127,13 @@ class Augment:
         self.iou_crop, self.resize_crop = iou_crop, resize_crop
         self.flip, self.vertical_flip = flip, vertical_flip
         self.mosaic, self.mixup = mosaic, mixup
-        self.operations = tuple(operations)
+        self.operations = tuple(operations or ())
+        for operation in self.operations:
+            if not callable(operation):
+                raise ValueError(
+                    f"data.augment.operations has {operation!r}, which is no operation: name what makes one, "
+                    "data.augment.operations=[{_target_: mine.Rain}]"
+                )
 
     def layers(self, rng: np.random.Generator, image: int, count: int, out: tuple[int, int]) -> list[Tiles]:
         """Which pictures a training sample is made of: one layer of tiles, or two that are blended.
@@ -214,7 +221,8 @@ def _refuse_spoiled(operation: Operation, shape: tuple[int, ...], image: np.ndar
     elif not bool(target.boxes.isfinite().all()) or bool((target.boxes[:, 2:] <= 0).any()):
         wrong = "boxes without area or that are not finite; leave these objects out, target.kept(...)"
     if wrong is not None:
-        name = getattr(operation, "__qualname__", type(operation).__qualname__)
+        made_of = operation.func if isinstance(operation, partial) else operation
+        name = getattr(made_of, "__qualname__", type(operation).__qualname__)
         raise ValueError(f"data.augment.operations: {name} gives back {wrong}")
 
 

@@ -159,6 +159,11 @@ class SetCriterion(nn.Module):
         return stacks
 
     def _check(self, prediction: Prediction, targets: Targets) -> None:
+        if not hasattr(prediction, "_fields"):  # what is no named tuple is not walked as a tree
+            raise ValueError(
+                f"the network predicts a {type(prediction).__name__}; it has to be a NamedTuple with logits, boxes and "
+                "whatever else it predicts, like structures.Prediction"
+            )
         needed = self.num_classes + (self.activation == "softmax")
         if prediction.logits.shape[-1] != needed:
             raise ValueError(

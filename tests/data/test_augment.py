@@ -275,6 +275,12 @@ def test_operations_of_ones_own_come_last_and_are_drawn_by_their_sample():
         assert kept.labels.tolist() == kept.extra["row"].tolist() == [2, 0]
 
 
+def test_what_is_no_operation_is_refused():
+    with pytest.raises(ValueError, match=r"data\.augment\.operations has 'rain', which is no operation"):
+        Augment(operations=["rain"])
+    assert Augment(operations=None).operations == ()
+
+
 def whole(count):
     boxes = torch.full((count, 4), 0.5)
     return Target(torch.arange(count), boxes, extra={"row": torch.arange(count)})

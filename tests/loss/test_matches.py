@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from functools import partial
+from types import SimpleNamespace
 from typing import NamedTuple
 
 import numpy as np
@@ -171,6 +172,13 @@ def test_what_is_predicted_before_the_first_layer_is_supervised_too(make_targets
 def test_mistakes_in_the_table_are_named(wrong, words) -> None:
     with pytest.raises(ValueError, match=words):
         Term(function=box.l1, weight=1.0, **wrong)
+
+
+def test_predictions_that_are_no_named_tuple_are_refused(make_targets, make_outputs, make_criterion) -> None:
+    outputs = make_outputs(targets := make_targets(1))
+    outputs = outputs._replace(layers=SimpleNamespace(**outputs.layers._asdict()))
+    with pytest.raises(ValueError, match="predicts a SimpleNamespace; it has to be a NamedTuple"):
+        make_criterion()(outputs, targets, num_boxes=1)
 
 
 def test_trees_are_mapped_whatever_their_fields() -> None:
