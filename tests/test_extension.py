@@ -23,6 +23,7 @@ from detr_exp.config.compose import compose
 from detr_exp.runs.past import PastRun
 from detr_exp.structures import leaves
 from detr_exp.trainer import checkpoint as files
+from detr_exp.trainer.batch_size import worst_case_batch
 from detr_exp.trainer.trainer import Trainer
 from detr_exp.training import train_in
 
@@ -258,6 +259,13 @@ def test_what_the_source_says_of_an_object_weighs_its_loss_after_augmentation(fa
     for name, value in before.items():
         if name != "total":
             torch.testing.assert_close(after[name], value * (3 if "edges" in name else 1))
+
+
+def test_memory_is_measured_with_what_the_source_says(family: Family, tmp_path: Path) -> None:
+    run = build.run(compose(family.words, config_dir=family.conf), tmp_path)
+    targets = worst_case_batch(run, run.network, 3, 50).targets
+    assert len(targets.extra["sharpness"]) == len(targets) == 3 * run.data.train.most_objects
+    assert (targets.extra["sharpness"] > 0).all()
 
 
 def test_a_family_goes_on_bit_by_bit(family: Family, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
