@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from detr_exp import cli
-from detr_exp.config.keys import NO_NUMBER, is_under
 from detr_exp.runs.past import PastRun, find, load_all
+from detr_exp.runs.settings import SEED, Point, differing, in_pairs, points
 from detr_exp.terminal import say
-from detr_exp.values import Values, flat
+from detr_exp.values import Values
 from detr_exp.writing import write
 
 USAGE = """\
@@ -23,11 +23,16 @@ Evaluate two runs on the same images and test whether the difference is signific
 
   python -m detr_exp.compare a=outputs/<day>/<run> b=outputs/<day>/<run>
   python -m detr_exp.compare a=[RUN,RUN,RUN] b=[RUN,RUN,RUN]      several seeds on each side
+  python -m detr_exp.compare a=RUN b=outputs/sweeps/<sweep>       each point of a sweep; its seeds are one side
 
-The images are resampled with replacement (paired bootstrap); the interval contains 95 of 100 of the differences. With
-one run per side it covers the choice of images only; with several runs it also covers seeds.
+The images are resampled (bootstrap, the same resamples for all runs), and the confidence interval covers images and seeds.
+With one run per side it covers the choice of images only: the verdict is about these two checkpoints, not about their
+settings. If both sides have the same seeds, runs are paired by seed. Verdicts on several metrics, classes or points are
+corrected for multiple testing (Holm).
 
-  a, b               run folders or ids; a list or a sweep folder: runs with different seeds
+  a, b               run folders or ids; a list: runs with different seeds; a sweep folder: each of its points
+  metrics            mAP, mAP50, mAP_small, segm_mAP, ... or metrics of a custom evaluator; null: trainer.monitor of a
+  margin             differences below it are irrelevant: both sides can be called equivalent; null: no such test
   data.split         val, train or test
   data, data.root    other data, or their new folder; null: those of the first run of a
   resamples, level   number of bootstrap resamples, and confidence level of the interval
@@ -36,30 +41,32 @@ one run per side it covers the choice of images only; with several runs it also 
   allow_targets      custom packages that the checkpoints' configs may name
 """
 
+MOST_KEYS = 4  # named in a warning
+
 if TYPE_CHECKING:
     import numpy as np
 
     from detr_exp.inference.on_data import OnData
+    from detr_exp.runs.comparison import Scores, Side
 
 
-@dataclass
-class Side:
-    """The runs of one side.
+class Evaluated(NamedTuple):
+    """What one run reaches.
 
     Attributes:
-        runs: what they recorded.
-        ap: `[runs, K]` AP of every class.
-        drawn: `[runs, B, K]` the same for every draw of the images.
+        values: of all metrics.
+        ap: metric -> category -> `[1 + B]` AP of the split and of each draw of its images.
+        objects: metric -> category -> `[I]` objects to be found in each image.
     """
 
-    runs: list[PastRun]
-    ap: np.ndarray
-    drawn: np.ndarray
+    values: dict[str, float]
+    ap: dict[str, dict[int, np.ndarray]]
+    objects: dict[str, dict[int, np.ndarray]]
 
 
 def compare(cfg: DictConfig) -> float:
-    """One comparison in Hydra's output folder; the difference of mAP, b - a."""
-    return compare_in(Path(HydraConfig.get().runtime.output_dir), cfg)["difference"]
+    """One comparison in Hydra's output folder; the difference b - a of the first metric."""
+    return compare_in(Path(HydraConfig.get().runtime.output_dir), cfg)["comparisons"][0]["difference"]
 
 
 def compare_in(folder: Path, cfg: DictConfig) -> Values:
@@ -70,34 +77,60 @@ def compare_in(folder: Path, cfg: DictConfig) -> Values:
         cfg: see `conf/compare.yaml`.
 
     Returns:
-        what the file holds, of the task the first run was judged by.
+        what the file holds; see `runs.comparison.text`. Where there is one comparison, its fields stand above as well.
 
     Raises:
         ValueError: runs or data cannot be read, or have nothing in common.
     """
     from detr_exp.inference.on_data import on_data, open_detector
-    from detr_exp.metric.backend import CocoEvaluation
+    from detr_exp.runs.comparison import compared, text
 
-    if cfg.resamples < 1 or not 0 < cfg.level < 1:
-        raise ValueError(f"resamples={cfg.resamples} level={cfg.level} is no interval; use resamples=1000 level=0.95")
-    sides = [_readable(load_all(find(_plain(words), cfg.root))) for words in (cfg.a, cfg.b)]
-    opened = on_data(open_detector(cfg, sides[0][0].folder), cfg)
+    pairs = in_pairs(*(sides_of(_plain(cfg[name]), cfg.root, name) for name in ("a", "b")))
+    first = pairs[0][0][0]
+    opened = on_data(open_detector(cfg, first.folder), cfg)
     if "backend" in opened.cfg.metric:
         opened.cfg.metric.backend = "pycocotools"  # shows which detection found what
     data, trained_on = opened.data, opened.detector.cfg.data
+    runs = list({run.folder: run for pair in pairs for side in pair for run in side}.values())
     if opened.cfg.data.get("root") == trained_on.get("root") and "_target_" not in _plain(cfg.data):
-        _say_other_data(sides, data.fingerprint)
-    if isinstance(opened.metric(cfg.data.split), CocoEvaluation):
-        found = statistics(*_evaluated(sides, cfg, opened), cfg.level)
-    else:
-        found = _values(sides, cfg, opened)
-    found = {"split": cfg.data.split, **found}
-    found["config"] = [list(row) for row in config_difference(*sides)]
+        _say_other_data(runs, data.fingerprint)
+    evaluated, names = _evaluated(runs, cfg, opened)
+    made = [tuple(_without_copies(_side(side, evaluated, names, data)) for side in pair) for pair in pairs]
+    found = compared([(a, b) for a, b in made], level=cfg.level, margin=cfg.margin)
+    for (a, b), one in zip(made, found):
+        one["config"] = [list(row) for row in differing(a.runs, b.runs)]
+    images = len(data.split(cfg.data.split).image_ids)
+    told = {"split": cfg.data.split, "images": images}
+    told |= {name: cfg[name] for name in ("resamples", "level", "margin")} | {"comparisons": found}
     folder.mkdir(parents=True, exist_ok=True)
-    write(folder / "compare.json", json.dumps(found, indent=1, ensure_ascii=False) + "\n")
-    say(text(found))
+    kept = {**(found[0] if len(found) == 1 else {}), **told}
+    write(folder / "compare.json", json.dumps(kept, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+    say(text(told))
     say(f"written to {folder}")
-    return found
+    return kept
+
+
+def sides_of(words: str | list[str], root: str, name: str) -> list[Point]:
+    """The points that the words for a side mean: one, or those of a sweep.
+
+    Args:
+        words: of the command line; where each of them means one run, these are one side, whatever their settings.
+        root: where ids are looked for.
+        name: of the side.
+
+    Raises:
+        ValueError: a word that means no run, or files that are damaged.
+    """
+    each = [words] if isinstance(words, str) else words
+    runs = _readable(load_all(find(words, root)))
+    found = points(runs)
+    if len(found) == 1 or any(len(find(word, root)) > 1 for word in each):
+        return found
+    keys = ", ".join(key for key, *_ in differing(*found) if key != SEED)
+    say(
+        f"warning: the runs of {name} differ by more than their seed ({keys}); their scatter is taken for that of seeds"
+    )
+    return [runs]
 
 
 def _readable(side: list[PastRun]) -> list[PastRun]:
@@ -125,168 +158,114 @@ def _readable(side: list[PastRun]) -> list[PastRun]:
     return kept
 
 
-def _evaluated(sides: list[list[PastRun]], cfg: DictConfig, opened: OnData) -> tuple[Side, Side, list[str]]:
-    """Both sides, evaluated on the same images and the same draws of them, and the classes all of them know."""
-    import numpy as np
-
+def _evaluated(runs: Sequence[PastRun], cfg: DictConfig, opened: OnData) -> tuple[dict[Path, Evaluated], list[str]]:
+    """Every run, evaluated on the same images and the same draws of them, and the names of the metrics."""
     from detr_exp.inference.on_data import open_detector
     from detr_exp.metric.backend import CocoEvaluation
-    from detr_exp.metric.bootstrap import average_precision, draws, matched
+    from detr_exp.metric.bootstrap import draws
 
-    iou_type = {"val/segm_mAP": "segm", "val/keypoint_mAP": "keypoints"}.get(sides[0][0].monitor, "bbox")
-    data = opened.data
-    times = draws(len(data.split(cfg.data.split).image_ids), cfg.resamples)
-    once = np.ones((1, times.shape[1]), dtype=int)
-    known = list(data.category_ids)
-    results: list[list[dict[int, np.ndarray]]] = []
-    for side in sides:
-        results.append([])
-        for run in side:
-            one = replace(opened, detector=open_detector(cfg, run.folder))
-            metric = one.metric(cfg.data.split)
-            if not isinstance(metric, CocoEvaluation) or iou_type not in metric.iou_types:
-                judged = f"by which {sides[0][0].folder} was judged"
-                raise ValueError(f"{run.folder} gives no {iou_type}, {judged}; compare it with runs of its own task")
-            if count := one.evaluate(one.loader(cfg.data.split), metric).get("nonfinite"):
-                raise ValueError(
-                    f"{run.folder}: {count:.0f} predictions of its network are not finite, so it has no result to "
-                    f"compare; leave it out, and name the runs of its side one by one"
-                )
-            known = [number for number in known if number in metric.category_ids]
-            categories = zip(known, matched(metric, iou_type, known))
-            both = np.concatenate([once, times])
-            results[-1].append({number: average_precision(category, both) for number, category in categories})
-    a, b = (np.stack([np.stack([ap[number] for number in known], axis=1) for ap in side]) for side in results)
-    names = dict(zip(data.category_ids, data.classes))
-    made = [Side(runs, found[:, 0], found[:, 1:]) for runs, found in zip(sides, (a, b))]
-    return made[0], made[1], [names[number] for number in known]
+    said = [cfg.metrics] if isinstance(cfg.metrics, str) else cfg.metrics or []
+    names = list(dict.fromkeys(name.removeprefix("val/") for name in said))
+    times = draws(len(opened.data.split(cfg.data.split).image_ids), cfg.resamples)
+    found = {}
+    for run in runs:
+        one = replace(opened, detector=open_detector(cfg, run.folder))
+        metric = one.metric(cfg.data.split)
+        values = one.evaluate(one.loader(cfg.data.split), metric)
+        names = names or [_judged_by(run, values, isinstance(metric, CocoEvaluation))]
+        if count := values.get("nonfinite"):
+            raise ValueError(
+                f"{run.folder}: {count:.0f} predictions of its network are not finite, so it has no result to compare; "
+                f"leave it out, and name the runs of its side one by one"
+            )
+        found[run.folder] = Evaluated(values, *_drawn(run, names, values, metric, opened.data.category_ids, times))
+    return found, names
 
 
-def _values(sides: list[list[PastRun]], cfg: DictConfig, opened: OnData) -> Values:
-    """What both sides reach by an evaluator that is not COCO's: it does not say what is due to which image."""
-    from detr_exp.inference.on_data import open_detector
+def _judged_by(run: PastRun, values: dict[str, float], has_ap: bool) -> str:
+    """What a run was judged by, or what its evaluator gives first."""
+    from detr_exp.metric.bootstrap import kind_of
     from detr_exp.trainer.evaluation import headline
 
-    measured = []
-    for run in (run for side in sides for run in side):
-        one = replace(opened, detector=open_detector(cfg, run.folder))
-        measured.append(one.evaluate(one.loader(cfg.data.split), one.metric(cfg.data.split)))
-    told = sides[0][0].monitor.removeprefix("val/")
-    name = told if all(told in found for found in measured) else next(iter(headline(measured[0])))
-    values = [found[name] for found in measured]
-    a, b = values[: len(sides[0])], values[len(sides[0]) :]
-    return {
-        "a": {"runs": [str(run.folder) for run in sides[0]], name: a},
-        "b": {"runs": [str(run.folder) for run in sides[1]], name: b},
-        "value": name,
-        "difference": sum(b) / len(b) - sum(a) / len(a),
-    }
+    told = run.monitor.removeprefix("val/")
+    if has_ap and kind_of(told) is None:
+        return "mAP"
+    return told if told in values else next(iter(headline(values)))
 
 
-def statistics(a: Side, b: Side, classes: Sequence[str], level: float) -> Values:
-    """Means, their difference and its interval, for all classes together and each of them.
+def _drawn(
+    run: PastRun, names: Sequence[str], values: dict[str, float], metric: object, ids: Sequence[int], times: np.ndarray
+) -> tuple[dict[str, dict[int, np.ndarray]], dict[str, dict[int, np.ndarray]]]:
+    """AP and objects of every metric that is a mean of average precisions.
 
-    In every draw of the images the runs of a side are drawn as well, where there are several.
+    Raises:
+        ValueError: the evaluator does not give a metric.
     """
     import numpy as np
 
-    from detr_exp.metric.bootstrap import interval
+    from detr_exp.metric.backend import CocoEvaluation
+    from detr_exp.metric.bootstrap import average_precision, kind_of, matched
 
-    generator = np.random.default_rng(1)
-    drawn = []
-    for side in (a, b):
-        runs, count, _ = side.drawn.shape
-        chosen = generator.integers(runs, size=(count, runs))
-        drawn.append(side.drawn[chosen, np.arange(count)[:, None]].mean(axis=1))  # [B, K]
-    present = ~np.isnan(a.ap[0])
-    per_class = drawn[1] - drawn[0]
-    with np.errstate(all="ignore"):
-        overall = np.nanmean(np.where(present, per_class, np.nan), axis=1)
-    values = [np.nanmean(side.ap[:, present], axis=1) for side in (a, b)]
-    rows = [
-        {
-            "class": name,
-            "a": float(a.ap[:, k].mean()),
-            "b": float(b.ap[:, k].mean()),
-            "difference": float(b.ap[:, k].mean() - a.ap[:, k].mean()),
-            "interval": list(interval(per_class[:, k], level)),
-        }
-        for k, name in enumerate(classes)
-        if present[k]
-    ]
-    return {
-        "a": {"runs": [str(run.folder) for run in a.runs], "mAP": values[0].tolist()},
-        "b": {"runs": [str(run.folder) for run in b.runs], "mAP": values[1].tolist()},
-        "difference": float(values[1].mean() - values[0].mean()),
-        "interval": list(interval(overall, level)),
-        "level": level,
-        "resamples": len(overall),
-        "b_is_better_in": float((overall > 0).mean()),
-        "classes": sorted(rows, key=lambda row: -abs(cast(float, row["difference"]))),
-    }
+    ap: dict[str, dict[int, np.ndarray]] = {}
+    objects: dict[str, dict[int, np.ndarray]] = {}
+    both = np.concatenate([np.ones((1, times.shape[1]), dtype=int), times])
+    for name in names:
+        kind = kind_of(name)
+        if name not in values:
+            given = [known for known in values if "/" not in known and known != "nonfinite"]
+            raise ValueError(
+                f"{run.folder} gives no {name}; it gives {', '.join(given)}: compare it by one of these, "
+                f"metrics=[{given[0]}], or with runs of its own task"
+            )
+        if kind is not None and isinstance(metric, CocoEvaluation):
+            known = [number for number in ids if number in metric.category_ids]
+            found = dict(zip(known, matched(metric, kind.iou_type, known, kind.area)))
+            ap[name] = {number: average_precision(one.at(kind.thresholds), both) for number, one in found.items()}
+            objects[name] = {number: one.objects for number, one in found.items()}
+    return ap, objects
 
 
-def config_difference(a: Sequence[PastRun], b: Sequence[PastRun]) -> list[tuple[str, str, str]]:
-    """Keys whose values are not the same on both sides, with the values on each."""
+def _side(runs: Sequence[PastRun], evaluated: dict[Path, Evaluated], names: Sequence[str], data: Any) -> Side:
+    """What the runs of a side reach, of the classes that all runs know."""
+    import numpy as np
 
-    def values(configs: Sequence[Values], key: str) -> str:
-        found = (config.get(key, "-") for config in configs)
-        return ", ".join(dict.fromkeys("null" if value is None else str(value) for value in found))
+    from detr_exp.runs.comparison import Scores, Side
 
-    sides = [[flat(run.config) for run in side] for side in (a, b)]
-    keys = dict.fromkeys(key for configs in sides for config in configs for key in config)
-    rows = [(key, values(sides[0], key), values(sides[1], key)) for key in keys if not is_under(key, NO_NUMBER)]
-    return [row for row in rows if row[1] != row[2]]
-
-
-def text(found: Values) -> str:
-    """The comparison as a person reads it."""
-    value = found.get("value", "mAP")
-    lines = [f"\n{found['split']} split"]
-    for name in ("a", "b"):
-        side = found[name]
-        lines.append(f"  {name}  {value} {spread(side[value])}  {', '.join(side['runs'][:4])}")
-    if "interval" in found:
-        lines += _told_interval(found)
-    else:
-        lines.append(f"  b - a  {found['difference']:+.4f}; no interval: the evaluator says nothing of single images")
-    if found["config"]:
-        width = max(len(key) for key, _, _ in found["config"])
-        lines += ["", "settings that differ (a -> b)"]
-        lines += [f"  {key:<{width}}  {before} -> {after}" for key, before, after in found["config"]]
-    return "\n".join([*lines, ""])
+    own = [evaluated[run.folder] for run in runs]
+    metrics: dict[str, Scores] = {}
+    classes: dict[str, Scores] = {}
+    for name in names:
+        if name not in own[0].ap:
+            measured = np.array([one.values[name] for one in own])
+            metrics[name] = Scores(measured, None, 0)
+            continue
+        known = [number for number in data.category_ids if all(number in one.ap[name] for one in evaluated.values())]
+        ap = np.array([[one.ap[name][number] for number in known] for one in own])  # [n, K, 1 + B]
+        shown = np.array([own[0].objects[name][number] > 0 for number in known])  # [K, I]
+        present = shown.any(1)
+        with np.errstate(all="ignore"):
+            total = np.nansum(ap[:, present], axis=1) / np.count_nonzero(~np.isnan(ap[:, present]), axis=1)
+        metrics[name] = Scores(total[:, 0], total[:, 1:], int(shown.any(0).sum()))
+        if name == names[0]:
+            titles = dict(zip(data.category_ids, data.classes))
+            classes = {
+                titles[number]: Scores(ap[:, k, 0], ap[:, k, 1:], int(shown[k].sum())) for k, number in enumerate(known)
+            }
+    return Side(runs, metrics, classes)
 
 
-def _told_interval(found: Values) -> Iterator[str]:
-    """The verdict, and a line per class."""
-    low, high = found["interval"]
-    verdict = "b is better" if low > 0 else "a is better" if high < 0 else "no difference can be told"
-    yield (
-        f"  b - a  {found['difference']:+.4f}, {found['level']:.0%} of {found['resamples']} draws between {low:+.4f} "
-        f"and {high:+.4f}: {verdict} (b is ahead in {found['b_is_better_in']:.1%})\n"
-    )
-    width = max([5, *(len(row["class"]) for row in found["classes"])])
-    yield f"{'class':<{width}}       a       b    b - a  interval (* without 0)"
-    for row in found["classes"]:
-        low, high = row["interval"]
-        star = " *" if low > 0 or high < 0 else ""
-        yield (
-            f"{row['class']:<{width}}  {row['a']:.4f}  {row['b']:.4f}  {row['difference']:+.4f}  "
-            f"{low:+.4f} .. {high:+.4f}{star}"
-        )
+def _without_copies(side: Side) -> Side:
+    """A side without runs that are another one again: they would make seeds look as if they did not scatter."""
+    from detr_exp.runs.comparison import copies
+
+    left_out = copies(side)
+    for place in left_out:
+        say(f"warning: left out: {side.runs[place].folder} has the seed and the results of another run of its side")
+    return side.in_order([place for place in range(len(side.runs)) if place not in left_out])
 
 
-def spread(values: Sequence[float]) -> str:
-    """One value, or mean and standard deviation of several."""
-    mean = sum(values) / len(values)
-    if len(values) == 1:
-        return f"{mean:.4f}"
-    deviation = (sum((value - mean) ** 2 for value in values) / (len(values) - 1)) ** 0.5
-    return f"{mean:.4f} +- {deviation:.4f} ({len(values)} runs)"
-
-
-def _say_other_data(sides: list[list[PastRun]], fingerprint: str) -> None:
-    for run in (run for side in sides for run in side):
+def _say_other_data(runs: Sequence[PastRun], fingerprint: str) -> None:
+    for run in runs:
         recorded = run.record.tags.get("data.fingerprint", fingerprint)
         if recorded != fingerprint:
             say(f"warning: {run.folder} was trained on other data ({recorded}, here {fingerprint})")

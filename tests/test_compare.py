@@ -13,84 +13,84 @@ import pytest
 import torch
 
 from detr_exp import compare, evaluate
-from detr_exp.compare import Side, config_difference, spread, statistics
 from detr_exp.config.compose import compose
-from detr_exp.runs.past import PastRun
-from detr_exp.tracker.base import RunRecord
 from detr_exp.training import train_in
+from detr_exp.values import Values
+from tests.conftest import TINY_RUN
 
 Command = Callable[..., int]
 
 
-def past(name: str, **config: object) -> PastRun:
-    return PastRun(Path(name), RunRecord(id=name, project="p", name=name), dict(config), [])
+@pytest.fixture(scope="module")
+def sweep(tmp_path_factory: pytest.TempPathFactory, trained: Path) -> Path:
+    """The folder of two settings with two seeds each, one of them that of `trained`."""
+    folder = tmp_path_factory.mktemp("sweep")
+    shutil.copytree(trained, folder / "0")
+    for number, words in enumerate((["seed=1"], ["loss=focal"], ["seed=1", "loss=focal"]), 1):
+        train_in(folder / str(number), compose([*TINY_RUN, *words]))
+    return folder
 
 
-def side(*values: float, noise: float = 0.02, seed: int = 0, classes: int = 3) -> Side:
-    """Runs whose classes have these APs, and draws that all sides share but for a little of their own."""
-    shared = np.random.default_rng(9).normal(0, 0.1, (200, classes))
-    own = np.random.default_rng(seed).normal(0, noise, (len(values), 200, classes))
-    ap = np.tile(np.array(values)[:, None], (1, classes))
-    return Side([past(str(value)) for value in values], ap, ap[:, None] + shared + own)
+def result() -> Values:
+    return json.loads(Path("out/compare.json").read_text())
 
 
-def test_pairs_tell_what_each_side_alone_could_not() -> None:
-    found = statistics(side(0.50), side(0.55, seed=1), ["a", "b", "c"], 0.95)
-    assert found["difference"] == pytest.approx(0.05)
-    low, high = found["interval"]
-    assert 0 < low < 0.05 < high < 0.1, "though every side varies by 0.1"
-    assert found["b_is_better_in"] == 1.0
-    assert {row["class"] for row in found["classes"]} == {"a", "b", "c"}
-    assert "b is better" in compare.text({**found, "split": "val", "config": []})
+WORDS = ["resamples=100", "hydra.run.dir=out"]
 
 
-def test_seeds_that_scatter_widen_the_interval() -> None:
-    alone = statistics(side(0.5), side(0.55, seed=1), ["a"] * 3, 0.95)
-    scattered = statistics(side(0.4, 0.5, 0.6), side(0.45, 0.55, 0.65, seed=1), ["a"] * 3, 0.95)
-    assert scattered["difference"] == pytest.approx(alone["difference"])
-    assert scattered["interval"][0] < 0 < scattered["interval"][1]
-    assert "no difference can be told" in compare.text({**scattered, "split": "val", "config": []})
-
-
-def test_a_class_without_objects_is_left_out() -> None:
-    a, b = side(0.5), side(0.6, seed=1)
-    for one in (a, b):
-        one.ap[:, 1], one.drawn[:, :, 1] = np.nan, np.nan
-    found = statistics(a, b, ["a", "b", "c"], 0.95)
-    assert [row["class"] for row in found["classes"]] in (["a", "c"], ["c", "a"])
-    assert found["difference"] == pytest.approx(0.1)
-
-
-def test_mean_and_deviation() -> None:
-    assert spread([0.5]) == "0.5000"
-    assert spread([0.4, 0.6]) == "0.5000 +- 0.1414 (2 runs)"
-
-
-def test_settings_that_differ_between_sides() -> None:
-    a = [past("1", seed=0, optim={"lr": 1}, tracker={"run": "x"}), past("2", seed=1, optim={"lr": 1})]
-    b = [past("3", seed=0, optim={"lr": 2, "warmup": None}), past("4", seed=1, optim={"lr": 2, "warmup": None})]
-    assert config_difference(a, b) == [("optim.lr", "1", "2"), ("optim.warmup", "-", "null")]
-
-
-def test_a_run_against_itself_and_another(
-    command: Command, trained: Path, tiny_run: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    train_in(tmp_path / "other", compose([*tiny_run, "loss=focal"]))
-    words = ["resamples=20", "hydra.run.dir=out"]
-    assert command(compare.main, f"a={trained}", f"b={trained}", *words) == 0
-    found = json.loads(Path("out/compare.json").read_text())
+def test_a_run_against_itself(command: Command, trained: Path) -> None:
+    assert command(compare.main, f"a={trained}", f"b={trained}", *WORDS) == 0
+    found = result()
     assert (found["difference"], found["interval"], found["config"]) == (0.0, [0.0, 0.0], [])
+    assert found["verdict"] == "equal"
+
+
+def test_seeds_on_both_sides(command: Command, sweep: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    metrics = "metrics=[mAP50,mAP,mAP_small,F1,val/mAP_medium]"
+    a, b = f"a=[{sweep}/0,{sweep}/1]", f"b=[{sweep}/2,{sweep}/3]"
+    assert command(compare.main, a, b, metrics, "data.split=train", *WORDS) == 0
+    found = result()
+    assert [row["metric"] for row in found["metrics"]] == ["mAP50", "mAP", "mAP_small", "F1", "mAP_medium"]
+    assert (found["paired"], found["about"], found["images"]) == (True, "settings", 8)
+    assert found["b"]["seeds"] == [0, 1]
+    for row in found["metrics"]:
+        if row["difference"] is not None:
+            a, b = (np.mean(found[name][row["metric"]]) for name in "ab")
+            assert row["difference"] == pytest.approx(b - a)
+    assert [row["images_drawn"] for row in found["metrics"]] == [True, True, True, False, True]
+    said = capsys.readouterr().out
+    assert "train split, 8 images, drawn 100 times" in said
+    assert "in pairs: 0, 1" in said
+    assert "loss.class_loss._target_" in said
+    command(evaluate.main, f"checkpoint={sweep}/2", "data.split=train", "hydra.run.dir=alone")
+    alone = json.loads(Path("alone/metrics.json").read_text())
+    for name in ("mAP50", "mAP", "F1"):
+        assert found["b"][name][0] == pytest.approx(alone[name])
+
+
+def test_each_point_of_a_sweep_against_a_run(command: Command, trained: Path, sweep: Path) -> None:
+    assert command(compare.main, f"a={trained}", f"b={sweep}", *WORDS) == 0
+    found = result()
+    assert [one["counts"] for one in found["comparisons"]] == [[1, 2], [1, 2]]
+    assert [[Path(run).name for run in one["b"]["runs"]] for one in found["comparisons"]] == [["0", "1"], ["2", "3"]]
+    assert "difference" not in found
+    assert command(compare.main, f"a={sweep}", f"b={sweep}", *WORDS) == 0
+    assert [one["difference"] for one in result()["comparisons"]] == [0.0, 0.0], "each setting with itself"
+
+
+def test_damaged_runs_and_copies_are_named_and_left_out(
+    command: Command, trained: Path, sweep: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     for torn, name in (("torn1", "checkpoint_best_total.pth"), ("torn2", "run.json")):
         shutil.copytree(trained, torn)
         os.truncate(Path(torn) / name, 100)
-    assert command(compare.main, f"a=[{trained},torn1,other,torn2]", "b=other", "data.split=train", *words) == 0
+    shutil.copytree(trained, "copy")
+    assert command(compare.main, f"a=[{trained},torn1,{sweep}/2,torn2,copy]", f"b={sweep}/2", *WORDS) == 0
     said = capsys.readouterr().out
     assert "left out: torn1/checkpoint_best_total.pth is truncated" in said
-    assert "train split" in said
-    assert "(2 runs)" in said
-    assert "loss.class_loss._target_" in said
-    found = json.loads(Path("out/compare.json").read_text())
-    assert len(found["a"]["runs"]) == 2
+    assert "left out: copy has the seed and the results of another run of its side" in said
+    assert "the runs of a differ by more than their seed (loss." in said
+    assert len(result()["a"]["runs"]) == 2
 
 
 @pytest.mark.parametrize(
@@ -99,11 +99,18 @@ def test_a_run_against_itself_and_another(
         ([], "a, b must be given"),
         (["a=absent", "b=absent"], "absent is no folder"),
         (["a=x", "b=y", "level=2"], "level=0.95"),
+        (["a=x", "b=y", "margin=0"], "margin=0.01"),
     ],
 )
 def test_mistakes(command: Command, capfd: pytest.CaptureFixture[str], words: list[str], told: str) -> None:
     assert command(compare.main, *words) == 2
     assert told in capfd.readouterr().err
+
+
+def test_a_metric_that_no_evaluator_gives(command: Command, trained: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    for name in ("segm_mAP", "mApp"):
+        assert command(compare.main, f"a={trained}", f"b={trained}", f"metrics={name}") == 2
+        assert f"gives no {name}; it gives mAP, mAP50" in capfd.readouterr().err
 
 
 def test_a_diverged_network_has_nothing_to_compare(

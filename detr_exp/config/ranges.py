@@ -92,6 +92,7 @@ TABLE: tuple[tuple[str, Range, str], ...] = (
     ("", WHOLE, "images"),
     ("", SHARE, "threshold?"),
     ("", Range(0, 1, above=True, below=True, mended=0.95), "level"),
+    ("", Range(0, above=True, mended=0.01), "margin?"),
     ("benchmark.", COUNT, "batch_sizes[] rounds"),
     ("export.", COUNT, "batch_size? images"),
     ("export.", NOT_NEGATIVE, "max_difference? max_map_drop?"),

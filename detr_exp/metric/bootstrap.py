@@ -9,6 +9,7 @@ Legend: I images, K categories, T IoU thresholds 0.50, 0.55 ... 0.95, n detectio
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -21,6 +22,37 @@ from detr_exp.values import Values
 
 RECALLS = np.linspace(0, 1, 101)
 LARGEST = 2_000_000  # numbers held at once
+NAMED = re.compile(r"(segm_|keypoint_|)mAP(50|75|_small|_medium|_large|)")
+IOU_TYPES = {"": "bbox", "segm_": "segm", "keypoint_": "keypoints"}
+THRESHOLDS = {"50": slice(0, 1), "75": slice(5, 6)}
+
+
+class Kind(NamedTuple):
+    """Which average precision a name means.
+
+    Attributes:
+        iou_type: `bbox`, `segm` or `keypoints`.
+        area: of the objects: `all`, `small`, `medium` or `large`.
+        thresholds: those of the ten IoU thresholds that it is the mean of.
+    """
+
+    iou_type: str
+    area: str
+    thresholds: slice
+
+
+def kind_of(name: str) -> Kind | None:
+    """What `mAP50` or `segm_mAP_small` means; None for what is no mean of average precisions."""
+    told = NAMED.fullmatch(name)
+    if told is None:
+        return None
+    task, which = told.groups()
+    area = which.removeprefix("_") if which.startswith("_") else "all"
+    return (
+        None
+        if (task, area) == ("keypoint_", "small")
+        else Kind(IOU_TYPES[task], area, THRESHOLDS.get(which, slice(10)))
+    )
 
 
 class Category(NamedTuple):
@@ -38,14 +70,19 @@ class Category(NamedTuple):
     counted: np.ndarray
     objects: np.ndarray
 
+    def at(self, thresholds: slice) -> Category:
+        """The same at some of the IoU thresholds alone."""
+        return self._replace(hits=self.hits[thresholds], counted=self.counted[thresholds])
 
-def matched(metric: CocoEvaluation, iou_type: str, category_ids: Sequence[int]) -> list[Category]:
+
+def matched(metric: CocoEvaluation, iou_type: str, category_ids: Sequence[int], area: str = "all") -> list[Category]:
     """Match what a metric was given to its truth, for each of the categories.
 
     Args:
         metric: with backend `pycocotools`, after its `update`s.
         iou_type: `bbox`, `segm` or `keypoints`.
         category_ids: the K categories.
+        area: of the objects that are to be found; others, and what finds them or is of another size, do not count.
     """
     _, cocoeval = protocol.load("pycocotools")
     found = metric.detections(iou_type)
@@ -55,7 +92,8 @@ def matched(metric: CocoEvaluation, iou_type: str, category_ids: Sequence[int]) 
     for category in category_ids:
         evaluator = cocoeval.COCOeval(metric.truth, found, iou_type)
         evaluator.params.catIds = [category]
-        evaluator.params.areaRng, evaluator.params.areaRngLbl = [evaluator.params.areaRng[0]], ["all"]
+        place = evaluator.params.areaRngLbl.index(area)
+        evaluator.params.areaRng, evaluator.params.areaRngLbl = [evaluator.params.areaRng[place]], [area]
         evaluator.params.maxDets = [OFFICIAL_KEYPOINTS if iou_type == "keypoints" else OFFICIAL]
         if iou_type == "keypoints":
             evaluator.params.kpt_oks_sigmas = np.asarray(sigmas[category], dtype=float)
@@ -90,7 +128,7 @@ def average_precision(category: Category, times: np.ndarray) -> np.ndarray:
     """AP of one category for several draws; NaN where a draw holds no object of it.
 
     Args:
-        category: from `matched`.
+        category: from `matched`, or with some of its thresholds alone.
         times: `[B, I]` how often each draw holds each image.
 
     Returns:
@@ -132,12 +170,3 @@ def draws(num_images: int, count: int, seed: int = 0) -> np.ndarray:
     """How often each image is drawn: `[count, I]`, each row `I` draws with replacement."""
     generator = np.random.default_rng(seed)
     return generator.multinomial(num_images, np.full(num_images, 1 / num_images), size=count)
-
-
-def interval(values: np.ndarray, level: float = 0.95) -> tuple[float, float]:
-    """The percentile interval of drawn values `[count]`; NaNs are left out."""
-    values = values[~np.isnan(values)]
-    if not len(values):
-        return float("nan"), float("nan")
-    low, high = np.quantile(values, [(1 - level) / 2, (1 + level) / 2])
-    return float(low), float(high)

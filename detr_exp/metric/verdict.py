@@ -107,7 +107,8 @@ def difference(
     else:
         own, runs = _between([drawn_a, drawn_b], (np.asarray(a), np.asarray(b)))
     of_images = float(np.maximum(total - own, 0)) * images / max(1, images - 1)  # a draw scatters less than a new set
-    return Difference(value, runs, Term(of_images, max(1, images - 1)), (len(a), len(b)), paired)
+    freedom = max(1, min(images, drawn_a.shape[1]) - 1)  # few draws do not show it better than few images
+    return Difference(value, runs, Term(of_images, freedom), (len(a), len(b)), paired)
 
 
 def _between(drawn: Sequence[np.ndarray], results: Sequence[np.ndarray]) -> tuple[float, tuple[Term, ...]]:

@@ -10,26 +10,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from detr_exp.config.keys import NO_NUMBER, is_under
-from detr_exp.runs.past import PastRun
-from detr_exp.values import Values, flat
+from detr_exp.runs.settings import Setting
 
 BINS = 4
 FEWEST = 4  # runs with a result, to speak of importance
-
-
-class Setting(NamedTuple):
-    """Something that is not the same in all runs.
-
-    Attributes:
-        name: the key or group, as on the command line.
-        others: further keys that change exactly when it does.
-        values: one per run, as text; `-` where a run has none.
-    """
-
-    name: str
-    others: list[str]
-    values: list[str]
 
 
 class Importance(NamedTuple):
@@ -46,32 +30,6 @@ class Importance(NamedTuple):
     share: float
     trend: float | None
     means: list[tuple[str, float]]
-
-
-def settings(runs: Sequence[PastRun]) -> list[Setting]:
-    """What differs, words of the command lines first; keys that always change together are one setting."""
-    configs = [flat(run.config) for run in runs]
-    words = {word.partition("=")[0].lstrip("+~"): None for run in runs for word in run.record.words}
-    keys = dict.fromkeys(key for config in configs for key in config)
-    found: dict[tuple[int, ...], Setting] = {}
-    for key in [key for key in words | keys if not is_under(key, NO_NUMBER)]:
-        values = [_value(run, config, key) for run, config in zip(runs, configs)]
-        pattern = tuple(values.index(value) for value in values)
-        if len(set(pattern)) == 1:
-            continue
-        if pattern in found:
-            found[pattern].others.append(key)
-        else:
-            found[pattern] = Setting(key, [], values)
-    return list(found.values())
-
-
-def _value(run: PastRun, config: Values, key: str) -> str:
-    """Of a key in the config, of a group in the tags, else of the word itself (a run that did not get far)."""
-    if key in config:
-        return "null" if config[key] is None else str(config[key])
-    said = (word.partition("=")[2] for word in run.record.words if word.partition("=")[0] == key)
-    return run.record.tags.get(key) or next(said, "-")
 
 
 def importance(setting: Setting, scores: Sequence[float | None]) -> Importance | None:

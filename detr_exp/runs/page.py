@@ -10,8 +10,9 @@ from datetime import datetime
 from pathlib import Path
 
 from detr_exp.runs import svg
-from detr_exp.runs.analysis import FEWEST, Importance, Setting, front, importance, settings
+from detr_exp.runs.analysis import FEWEST, Importance, front, importance
 from detr_exp.runs.past import PastRun
+from detr_exp.runs.settings import Setting, settings
 from detr_exp.tracker.follower import is_image
 from detr_exp.values import Values
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from detr_exp.metric.bootstrap import average_precision, draws, interval, matched
+from detr_exp.metric.bootstrap import Kind, average_precision, draws, kind_of, matched
 from detr_exp.metric.coco import CocoMetric
 from detr_exp.structures import Detections
 
@@ -102,7 +102,27 @@ def test_draws_hold_as_many_images_as_there_are() -> None:
     assert np.array_equal(times, draws(40, 500)), "the same images for both sides"
 
 
-def test_the_interval_holds_its_share() -> None:
-    values = np.random.default_rng(0).normal(size=10_000)
-    assert interval(values) == pytest.approx((-1.96, 1.96), abs=0.08)
-    assert interval(np.append(values, np.nan), 0.5) == pytest.approx((-0.674, 0.674), abs=0.05)
+@pytest.mark.parametrize(
+    ("name", "wanted"),
+    [
+        ("mAP50", ("bbox", "all", slice(0, 1))),
+        ("segm_mAP_small", ("segm", "small", slice(10))),
+        ("keypoint_mAP", ("keypoints", "all", slice(10))),
+        ("keypoint_mAP_small", None),
+        ("mAR", None),
+        ("AP/mAP", None),
+    ],
+)
+def test_which_precision_a_name_means(name: str, wanted: tuple | None) -> None:
+    assert kind_of(name) == (None if wanted is None else Kind(*wanted))
+
+
+@pytest.mark.parametrize("name", ["mAP", "mAP50", "mAP75", "mAP_small", "mAP_medium", "mAP_large"])
+def test_every_summary_of_the_official_tool_is_the_mean_of_what_is_drawn(name: str) -> None:
+    truth, found = scene(3, 20)
+    for area, annotation in zip(np.geomspace(100, 20_000, len(truth["annotations"])), truth["annotations"]):
+        annotation["area"] = area
+    metric, kind = metric_of(truth, found), kind_of(name)
+    once = np.ones((1, 20), dtype=int)
+    ap = [average_precision(one.at(kind.thresholds), once) for one in matched(metric, "bbox", IDS, kind.area)]
+    assert np.nanmean(ap) == pytest.approx(metric.compute()[name], abs=1e-12)

@@ -1,40 +1,10 @@
 """What several runs say together."""
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 
-from detr_exp.runs.analysis import Setting, front, importance, settings
-from detr_exp.runs.past import PastRun
-from detr_exp.tracker.base import RunRecord
-
-
-def run(config, words=(), **tags) -> PastRun:
-    return PastRun(Path("x"), RunRecord(id="i", project="p", name="n", words=list(words), tags=tags), config, [])
-
-
-def test_settings_that_change_together_are_one_and_those_of_the_command_line_name_it():
-    made = [
-        run({"loss": {"kind": kind, "alpha": alpha}, "seed": 0, "optim": {"lr": lr}}, [f"loss={kind}"], loss=kind)
-        for kind, alpha, lr in (("focal", 0.25, 1), ("vfl", 0.75, 1), ("vfl", 0.75, 2))
-    ]
-    assert settings(made) == [
-        Setting("loss", ["loss.kind", "loss.alpha"], ["focal", "vfl", "vfl"]),
-        Setting("optim.lr", [], ["1", "1", "2"]),
-    ]
-    assert settings(made[:1]) == settings([made[0], made[0]]) == []
-
-
-def test_a_run_that_did_not_start_has_only_its_words():
-    (setting,) = settings([run({"optim": {"lr": 1}}), run({}, ["optim.lr=9"])])
-    assert setting.values == ["1", "9"]
-
-
-def test_where_values_are_not_numbers_and_what_they_change():
-    run_data = run({"tracker": {"run": "a"}, "model": {"weights": None}})
-    other = run({"tracker": {"run": "b"}, "model": {"weights": "x.pth"}})
-    assert settings([run_data, other]) == [Setting("model.weights", [], ["null", "x.pth"])]
+from detr_exp.runs.analysis import front, importance
+from detr_exp.runs.settings import Setting
 
 
 def test_the_share_is_what_an_analysis_of_variance_gives():

@@ -1,0 +1,108 @@
+"""What differs between runs, and which of them differ by their seed alone."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from detr_exp.config.keys import NO_NUMBER, is_under
+from detr_exp.runs.past import PastRun
+from detr_exp.values import Values, flat
+
+SEED = "seed"
+Point = list[PastRun]  # runs that differ by their seed alone
+
+logger = logging.getLogger("detr_exp.runs")
+
+
+class Setting(NamedTuple):
+    """Something that is not the same in all runs.
+
+    Attributes:
+        name: the key or group, as on the command line.
+        others: further keys that change exactly when it does.
+        values: one per run, as text; `-` where a run has none.
+    """
+
+    name: str
+    others: list[str]
+    values: list[str]
+
+
+def settings(runs: Sequence[PastRun]) -> list[Setting]:
+    """What differs, words of the command lines first; keys that always change together are one setting."""
+    configs = [flat(run.config) for run in runs]
+    words = {word.partition("=")[0].lstrip("+~"): None for run in runs for word in run.record.words}
+    keys = dict.fromkeys(key for config in configs for key in config)
+    found: dict[tuple[int, ...], Setting] = {}
+    for key in [key for key in words | keys if not is_under(key, NO_NUMBER)]:
+        values = [_value(run, config, key) for run, config in zip(runs, configs)]
+        pattern = tuple(values.index(value) for value in values)
+        if len(set(pattern)) == 1:
+            continue
+        if pattern in found:
+            found[pattern].others.append(key)
+        else:
+            found[pattern] = Setting(key, [], values)
+    return list(found.values())
+
+
+def points(runs: Sequence[PastRun]) -> list[Point]:
+    """Runs with the same settings but for the seed together, in the order of their first."""
+    configs = [flat(run.config) for run in runs]
+    keys = dict.fromkeys(key for config in configs for key in config)
+    words = {word.partition("=")[0].lstrip("+~"): None for run in runs for word in run.record.words}
+    told = [key for key in words | keys if key != SEED and not is_under(key, NO_NUMBER)]
+    groups: dict[tuple[str, ...], list[PastRun]] = {}
+    for run, config in zip(runs, configs):
+        groups.setdefault(tuple(_value(run, config, key) for key in told), []).append(run)
+    return list(groups.values())
+
+
+def differing(*groups: Sequence[PastRun]) -> list[tuple[str, ...]]:
+    """Keys whose values are not the same in all groups of runs, with the values in each."""
+
+    def told(configs: Sequence[Values], key: str) -> str:
+        found = (config.get(key, "-") for config in configs)
+        return ", ".join(dict.fromkeys("null" if value is None else str(value) for value in found))
+
+    configs = [[flat(run.config) for run in group] for group in groups]
+    keys = dict.fromkeys(key for group in configs for config in group for key in config if not is_under(key, NO_NUMBER))
+    rows = [(key, *(told(group, key) for group in configs)) for key in keys]
+    return [row for row in rows if len(set(row[1:])) > 1]
+
+
+def in_pairs(a: list[Point], b: list[Point]) -> list[tuple[Point, Point]]:
+    """What is compared with what: one point with all of the other side, or those of two sweeps with the same settings.
+
+    Raises:
+        ValueError: both sides have several points, and it is not plain which belong together.
+    """
+    if 1 in (len(a), len(b)):
+        return [(one, other) for one in a for other in b]
+    keys = [{key for key, *_ in differing(*(point[:1] for point in side))} - {SEED} for side in (a, b)]
+    shared = sorted(keys[0] & keys[1])
+
+    def place(point: Point) -> tuple[str, ...]:
+        config = flat(point[0].config)
+        return tuple(str(config.get(key, "-")) for key in shared)
+
+    places = [[place(point) for point in side] for side in (a, b)]
+    pairs = [(one, b[places[1].index(at)]) for one, at in zip(a, places[0]) if at in places[1]]
+    if not pairs or any(len(set(found)) < len(found) for found in places):
+        raise ValueError(
+            f"a has runs of {len(a)} settings and b of {len(b)}, and it is not plain which belong together; name the "
+            f"runs of one setting: a=[{a[0][0].folder},...], or the same one twice: a={a[0][0].folder} b=<sweep>"
+        )
+    if left := len(a) + len(b) - 2 * len(pairs):
+        logger.warning("%d settings that only one side has are left out", left)
+    return pairs
+
+
+def _value(run: PastRun, config: Values, key: str) -> str:
+    """Of a key in the config, of a group in the tags, else of the word itself (a run that did not get far)."""
+    if key in config:
+        return "null" if config[key] is None else str(config[key])
+    said = (word.partition("=")[2] for word in run.record.words if word.partition("=")[0] == key)
+    return run.record.tags.get(key) or next(said, "-")
