@@ -25,7 +25,7 @@ Evaluate two runs on the same images and test whether the difference is signific
   python -m detr_exp.compare a=[RUN,RUN,RUN] b=[RUN,RUN,RUN]      several seeds on each side
   python -m detr_exp.compare a=RUN b=outputs/sweeps/<sweep>       each point of a sweep; its seeds are one side
 
-The images are resampled (bootstrap, the same resamples for all runs), and the confidence interval covers images and seeds.
+The images are resampled (bootstrap, the same resamples for all runs); the confidence interval covers images and seeds.
 With one run per side it covers the choice of images only: the verdict is about these two checkpoints, not about their
 settings. If both sides have the same seeds, runs are paired by seed. Verdicts on several metrics, classes or points are
 corrected for multiple testing (Holm).

@@ -103,7 +103,7 @@ def test_runs_of_every_kind(command: Command, tmp_path: Path) -> None:
         "What mattered",
         "Accuracy and cost",
         "Classes",
-        "Worst pictures",
+        "Worst images",
         "Hours",
     ):
         assert heading in text

@@ -146,7 +146,7 @@ def _classes(runs: Sequence[PastRun]) -> Values | None:
 
 
 def _image(run: PastRun) -> str | None:
-    """The worst pictures of a run's best evaluation, as a data address."""
+    """The worst images of a run's best evaluation, as a data address."""
     sheets = sorted((run.folder / "worst").glob("step_*.jpg"))
     of_best = [path for path in sheets if path.stem == f"step_{run.best.get('step', 0):07d}"]
     for path in [*of_best, *reversed(sheets)]:
