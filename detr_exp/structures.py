@@ -157,10 +157,10 @@ class Batch:
     Attributes:
         images: `[B, H, W, 3]` uint8, RGB.
         targets: packed ground truth.
-        image_sizes: `[B, 2]` int64 (height, width) in pixels of the original pictures.
+        image_sizes: `[B, 2]` int64 (height, width) in pixels of the original images.
         image_ids: the data set's ids, on the host.
-        padding_mask: `[B, H, W]` bool, True where there is no picture; None when every image fills its canvas.
-        skipped: what was wrong with pictures that could not be read and were left out.
+        padding_mask: `[B, H, W]` bool, True where there is no image; None when every image fills its canvas.
+        skipped: what was wrong with images that could not be read and were left out.
     """
 
     images: Tensor
@@ -273,7 +273,7 @@ class Detections:
     Attributes:
         scores: `[n]` in 0..1.
         labels: `[n]` int64 contiguous class indices.
-        boxes: `[n, 4]` xyxy, pixels of the original picture.
+        boxes: `[n, 4]` xyxy, pixels of the original image.
         masks: `[n, H, W]` bool at the original size, or None.
         keypoints: `[n, K, 3]` (x, y in pixels, confidence 0..1), or None.
         keypoint_covariance: `[n, K, 2, 2]` in squared pixels, or None.

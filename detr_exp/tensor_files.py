@@ -37,12 +37,12 @@ KINDS: dict[str, type | tuple[type, ...]] = {
 }
 
 
-def read(path: Path, mend: str, also: tuple[type, ...] = ()) -> Stored:
+def read(path: Path, fix: str, also: tuple[type, ...] = ()) -> Stored:
     """The content of a file that `torch.save` or safetensors has written, on the CPU.
 
     Args:
         path: of the file.
-        mend: ends the message about one that cannot be used.
+        fix: ends the message about one that cannot be used.
         also: types that may stand in it besides tensors and plain values.
 
     Returns:
@@ -55,19 +55,19 @@ def read(path: Path, mend: str, also: tuple[type, ...] = ()) -> Stored:
         with open(path, "rb") as file:
             head = file.read(HEAD)
     except OSError as error:
-        raise ValueError(f"{path} cannot be read ({error.strerror}){mend}") from error
+        raise ValueError(f"{path} cannot be read ({error.strerror}){fix}") from error
     if not head:
-        raise ValueError(f"{path} is empty{mend}")
+        raise ValueError(f"{path} is empty{fix}")
     if head.startswith(POINTER):
-        raise ValueError(f"{path} is a pointer of git-lfs in place of the file; fetch that with git lfs pull{mend}")
+        raise ValueError(f"{path} is a pointer of git-lfs in place of the file; fetch that with git lfs pull{fix}")
     if head.lstrip()[:1] == b"<":
-        raise ValueError(f"{path} is a page of the web in place of the file; download that again{mend}")
+        raise ValueError(f"{path} is a page of the web in place of the file; download that again{fix}")
     if head.startswith(ZIP):
-        _refuse_damaged_archive(path, mend)
+        _refuse_damaged_archive(path, fix)
     elif head[8:9] == b"{":
-        return _safetensors(path, mend)
+        return _safetensors(path, fix)
     elif not head.startswith(PICKLE):
-        raise ValueError(f"{path} is damaged or no file of tensors (it begins with {head[:8]!r}){mend}")
+        raise ValueError(f"{path} is damaged or no file of tensors (it begins with {head[:8]!r}){fix}")
     try:
         with torch.serialization.safe_globals(list(also)), open(path, "rb") as file:
             content = torch.load(file, map_location="cpu", weights_only=True)
@@ -75,27 +75,27 @@ def read(path: Path, mend: str, also: tuple[type, ...] = ()) -> Stored:
         wanted = re.search(r"GLOBAL (\S+)", str(error))
         reason = f"it asks for {wanted[1]}" if wanted else " ".join(str(error).split())[:120]
         raise ValueError(
-            f"{path} is damaged or holds more than tensors and plain values and was not opened ({reason}){mend}"
+            f"{path} is damaged or holds more than tensors and plain values and was not opened ({reason}){fix}"
         ) from error
     if not isinstance(content, dict):
-        raise ValueError(f"{path} holds a {type(content).__name__}, not named tensors{mend}")
+        raise ValueError(f"{path} holds a {type(content).__name__}, not named tensors{fix}")
     return content
 
 
-def _refuse_damaged_archive(path: Path, mend: str) -> None:
+def _refuse_damaged_archive(path: Path, fix: str) -> None:
     try:
         with zipfile.ZipFile(path) as archive:
             is_packed = any(part.compress_type != zipfile.ZIP_STORED for part in archive.infolist())
             damaged = None if is_packed else archive.testzip()
     except Exception as error:  # of archives, of names that are no UTF-8, of the disk
-        raise ValueError(f"{path} is truncated or no checkpoint ({error}){mend}") from error
+        raise ValueError(f"{path} is truncated or no checkpoint ({error}){fix}") from error
     if is_packed:  # what it unpacks to may be larger than any memory
-        raise ValueError(f"{path} is compressed, which files of torch are not; unpack it{mend}")
+        raise ValueError(f"{path} is compressed, which files of torch are not; unpack it{fix}")
     if damaged is not None:
-        raise ValueError(f"{path} is damaged: the checksum of {damaged!r} does not match{mend}")
+        raise ValueError(f"{path} is damaged: the checksum of {damaged!r} does not match{fix}")
 
 
-def _safetensors(path: Path, mend: str) -> Stored:
+def _safetensors(path: Path, fix: str) -> Stored:
     from safetensors import safe_open
 
     try:
@@ -104,11 +104,11 @@ def _safetensors(path: Path, mend: str) -> Stored:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is no mapping
         rest = None if header is None else json.loads(header)
     except Exception as error:  # of its own kind, of JSON, or of a type that torch does not have
-        raise ValueError(f"{path} is truncated or no safetensors file ({error}){mend}") from error
+        raise ValueError(f"{path} is truncated or no safetensors file ({error}){fix}") from error
     if rest is None:
         return tensors
     if not isinstance(rest, dict):
-        raise ValueError(f"{path} is damaged: its header holds a {type(rest).__name__}{mend}")
+        raise ValueError(f"{path} is damaged: its header holds a {type(rest).__name__}{fix}")
     return rest | {"model": tensors}
 
 

@@ -52,7 +52,7 @@ def test_errors_are_counted_and_end_with_2(command, small, capsys):
     (small / "train" / "b.png").write_bytes(b"broken")
     assert command(main, f"data.root={small}", "hydra.run.dir=out", "images=0") == 2
     said = capsys.readouterr()
-    assert "b.png is not a readable picture" in said.out
+    assert "b.png is not a readable image" in said.out
     assert "1 problem that training refuses" in said.err
     assert "Traceback" not in said.err
 
@@ -70,7 +70,7 @@ def test_it_ends_as_a_training_would(command, small, tmp_path, capsys):
     for said in (looked, trained):
         assert "the data set has no val split, only train" in said
         assert "no object to train on" in said
-        assert "2 pictures, 0 annotations" in said
+        assert "2 images, 0 annotations" in said
 
 
 def test_a_folder_of_no_layout_says_what_was_looked_for(command, tmp_path, capsys):

@@ -1,1 +1,1 @@
-"""Data sets: reading, drawing, augmenting and batching pictures with boxes, masks and keypoints."""
+"""Data sets: reading, drawing, augmenting and batching images with boxes, masks and keypoints."""

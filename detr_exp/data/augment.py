@@ -1,6 +1,6 @@
 """Augmentation that is planned before a pixel is touched.
 
-Zoom-out, crop, flips and resize are drawn on the boxes alone and end in one plan: this rectangle of the picture goes to
+Zoom-out, crop, flips and resize are drawn on the boxes alone and end in one plan: this rectangle of the image goes to
 that rectangle of the output, mirrored or not, in these colours. Pixels, masks and keypoints then follow the plan, each
 in one step (`render.py`). A mosaic is four plans that share an output, a mix two outputs that are blended. The
 distributions are those of torchvision's transforms v2 in the order RT-DETR applies them (photometric distortion,
@@ -30,20 +30,20 @@ RESIZE_SIDES = (400, 500, 600)
 SQUARE = (384, 600)
 LEAST_SIDE = 1.0  # pixels; smaller boxes are dropped
 MOSAIC_CENTRE = (0.3, 0.7)  # where the four tiles of a mosaic meet, in sides of the output
-MIX_SHARE = (0.45, 0.55)  # of the first picture in a mix (Huang et al. 2024, DEIM)
+MIX_SHARE = (0.45, 0.55)  # of the first image in a mix (Huang et al. 2024, DEIM)
 
 Rect = tuple[int, int, int, int]  # x0, y0, x1, y1 in whole pixels
-Tiles = list[tuple[int, Rect]]  # pictures, and the rectangles of the output they fill
+Tiles = list[tuple[int, Rect]]  # images, and the rectangles of the output they fill
 
 
 @dataclass
 class Plan:
-    """Where a picture goes. Rectangles are (x0, y0, x1, y1) in whole pixels.
+    """Where an image goes. Rectangles are (x0, y0, x1, y1) in whole pixels.
 
     Attributes:
-        size: (height, width) of the picture.
+        size: (height, width) of the image.
         out: (height, width) of the output.
-        source: rectangle of the picture that is seen.
+        source: rectangle of the image that is seen.
         target: rectangle of the output it fills; the rest is black.
         mirrored: left and right are exchanged.
         upended: top and bottom are exchanged.
@@ -63,7 +63,7 @@ class Plan:
     colour: Colour | None = None
 
     def moved(self, points: np.ndarray) -> np.ndarray:
-        """`[..., 2]` x, y of the picture to the output; not clipped."""
+        """`[..., 2]` x, y of the image to the output; not clipped."""
         low, high = np.array(self.source[:2], float), np.array(self.source[2:], float)
         start, end = np.array(self.target[:2], float), np.array(self.target[2:], float)
         share = (points - low) / (high - low)
@@ -72,20 +72,20 @@ class Plan:
 
 
 class Augment:
-    """Which random changes a training picture goes through.
+    """Which random changes a training image goes through.
 
     Every entry is a probability; 0 leaves that change out.
 
     Args:
         photometric: brightness, contrast, saturation, hue and channel order, each of them with this probability.
-        zoom_out: the picture on a black canvas 1 to `zoom_out_max` times as large.
-        zoom_out_max: largest side of that canvas, in sides of the picture.
+        zoom_out: the image on a black canvas 1 to `zoom_out_max` times as large.
+        zoom_out_max: largest side of that canvas, in sides of the image.
         iou_crop: a crop that overlaps some box by a drawn least IoU; objects whose centre is outside are dropped.
-        resize_crop: RF-DETR's option B, a random square of the resized picture.
+        resize_crop: RF-DETR's option B, a random square of the resized image.
         flip: mirror left and right.
-        vertical_flip: mirror top and bottom; for pictures without an up, such as microscopy or aerial views.
-        mosaic: four pictures in one, each in a tile of its own, cropped and coloured but not zoomed out.
-        mixup: a second picture (or mosaic) shines through, with its objects.
+        vertical_flip: mirror top and bottom; for images without an up, such as microscopy or aerial views.
+        mosaic: four images in one, each in a tile of its own, cropped and coloured but not zoomed out.
+        mixup: a second image (or mosaic) shines through, with its objects.
         operations: of one's own, after all others; part of the strong augmentation.
 
     Raises:
@@ -121,7 +121,7 @@ class Augment:
                 raise ValueError(f"data.augment.{name} is {value}; it is a probability: data.augment.{name}=0.5")
         if zoom_out_max < 1:
             raise ValueError(
-                f"data.augment.zoom_out_max is {zoom_out_max}; the canvas cannot be smaller than the picture"
+                f"data.augment.zoom_out_max is {zoom_out_max}; the canvas cannot be smaller than the image"
             )
         self.photometric, self.zoom_out, self.zoom_out_max = photometric, zoom_out, zoom_out_max
         self.iou_crop, self.resize_crop = iou_crop, resize_crop
@@ -136,14 +136,14 @@ class Augment:
                 )
 
     def layers(self, rng: np.random.Generator, image: int, count: int, out: tuple[int, int]) -> list[Tiles]:
-        """Which pictures a training sample is made of: one layer of tiles, or two that are blended.
+        """Which images a training sample is made of: one layer of tiles, or two that are blended.
 
-        Dense one-to-one matching (Huang et al. 2024, DEIM): more objects a picture, so more of the queries learn.
+        Dense one-to-one matching (Huang et al. 2024, DEIM): more objects an image, so more of the queries learn.
 
         Args:
             rng: decides everything.
-            picture: index of the picture whose turn it is; it is always there.
-            count: pictures to choose the others from.
+            image: index of the image whose turn it is; it is always there.
+            count: images to choose the others from.
             out: (height, width) of the output.
         """
         layers = [self._tiles(rng, image, count, out)]
@@ -175,7 +175,7 @@ class Augment:
 
         Args:
             rng: decides everything.
-            size: (height, width) of the picture.
+            size: (height, width) of the image.
             boxes_xyxy: `[n, 4]` in its pixels.
             out: (height, width) of the output.
             tile: the rectangle of the output that it fills, for a part of a mosaic; None: all of it.
@@ -184,7 +184,7 @@ class Augment:
         """
         colour = Colour.draw(rng, self.photometric) if strong else None
         height, width = size
-        view = (0, 0, width, height)  # the part of the plane that becomes the output, in pixels of the picture
+        view = (0, 0, width, height)  # the part of the plane that becomes the output, in pixels of the image
         centred = np.ones(len(boxes_xyxy), bool)
         alone = tile is None or tile == (0, 0, out[1], out[0])
         if strong and alone and rng.random() < self.zoom_out:
@@ -227,7 +227,7 @@ def _refuse_spoiled(operation: Operation, shape: tuple[int, ...], image: np.ndar
 
 
 def plain(size: tuple[int, int], boxes_xyxy: np.ndarray, out: tuple[int, int]) -> Plan:
-    """The plan of evaluation: the whole picture, resized."""
+    """The plan of evaluation: the whole image, resized."""
     everything = np.ones(len(boxes_xyxy), bool)
     return planned(size, boxes_xyxy, out, (0, 0, size[1], size[0]), everything, False, False, None)
 
@@ -243,7 +243,7 @@ def planned(
     colour: Colour | None,
     tile: Rect | None = None,
 ) -> Plan:
-    """The plan that fills `tile` (None: the output) with `view`, a rectangle that may reach beyond the picture.
+    """The plan that fills `tile` (None: the output) with `view`, a rectangle that may reach beyond the image.
 
     Objects stay when `wanted` and when at least a pixel of them is seen, before and after the resize.
     """

@@ -16,8 +16,8 @@ def auto(root: str | None, places: Values, *, extra_roots: Sequence[str] = (), o
     Args:
         root: folder of the data set.
         places: not used: splits are where the layout has them.
-        extra_roots: other folders that pictures may lie in.
-        on_error: `error`, or `skip` for pictures that are not there or have no readable header.
+        extra_roots: other folders that images may lie in.
+        on_error: `error`, or `skip` for images that are not there or have no readable header.
 
     Raises:
         ValueError: no layout is recognised; says what was looked for and what is there.

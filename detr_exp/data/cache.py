@@ -1,6 +1,6 @@
-"""Decoded pictures, kept for later epochs and shared by all loader workers.
+"""Decoded images, kept for later epochs and shared by all loader workers.
 
-A kept picture is a file: a few numbers that say what it was decoded from, then its bytes. In memory (`ram`) the files
+A kept image is a file: a few numbers that say what it was decoded from, then its bytes. In memory (`ram`) the files
 lie in the system's memory folder and go with the process that made them; on `disk` later runs find them again.
 """
 
@@ -31,10 +31,10 @@ _HEADER = 32  # bytes: file size, time of change, height, width
 
 
 class ImageCache:
-    """Pictures of a split, decoded once.
+    """Images of a split, decoded once.
 
-    A picture is known by its path, its file's size and time of change, and the scale it was decoded at: a file that
-    changed is decoded anew. What is kept stays; when the limit is reached, further pictures are decoded every time.
+    An image is known by its path, its file's size and time of change, and the scale it was decoded at: a file that
+    changed is decoded anew. What is kept stays; when the limit is reached, further images are decoded every time.
 
     Args:
         folder: holds the files.
@@ -108,7 +108,7 @@ def image_cache(where: str, gigabytes: float, root: str | None) -> ImageCache | 
     cache = ImageCache(folder, limit)
     if where == "ram":
         weakref.finalize(cache, _remove, folder, os.getpid())
-    log.info("decoded pictures are kept in %s, at most %.1f GB", folder, limit / 1e9)
+    log.info("decoded images are kept in %s, at most %.1f GB", folder, limit / 1e9)
     return cache
 
 

@@ -24,7 +24,7 @@ log = logging.getLogger(__name__)
 
 ROBOFLOW = "_annotations.coco.json"
 _FOLDERS = {"train": ("train",), "val": ("valid", "val"), "test": ("test",)}
-_REFUSED = -1  # a picture that has been complained about; its annotations need no complaint of their own
+_REFUSED = -1  # an image that has been complained about; its annotations need no complaint of their own
 
 
 def coco(
@@ -39,8 +39,8 @@ def coco(
     Args:
         root: its folder.
         places: per split `annotations` (a JSON file) and `images` (a folder), relative to the root; None: looked for.
-        extra_roots: other folders that pictures may lie in.
-        on_error: `error`, or `skip` for pictures that are not there or have no readable header.
+        extra_roots: other folders that images may lie in.
+        on_error: `error`, or `skip` for images that are not there or have no readable header.
 
     Raises:
         ValueError: no training annotations, or a file that cannot be used.
@@ -71,7 +71,7 @@ def find_layout(root: Path) -> list[str]:
 
 
 def _located(folder: Folder, name: str, place: Mapping[str, str | None]) -> tuple[Path, Path | None] | None:
-    """(annotation file, image folder or None if it has to be found by its pictures); None if there is no such split."""
+    """(annotation file, image folder or None if it has to be found by its images); None if there is no such split."""
     root = folder.root
     given = place.get("images")
     images = root / given if given is not None else None
@@ -172,7 +172,7 @@ def _images(
 
 
 def _image_folder(folder: Folder, name: str, path: Path, document: Values) -> Path:
-    """The first likely folder that has the first picture."""
+    """The first likely folder that has the first image."""
     names = (entry.get("file_name") for entry in document["images"] if isinstance(entry, dict))
     first = next((name for name in names if isinstance(name, str)), "")
     stem = path.stem.rsplit("_", 1)[-1]  # instances_train2017 -> train2017
@@ -187,7 +187,7 @@ def _image_folder(folder: Folder, name: str, path: Path, document: Values) -> Pa
         return path.parent
     where = ", ".join(dict.fromkeys(str(candidate) for candidate in tried))
     raise ValueError(
-        f"{path}: its first picture {first!r:.200} is in none of {where}; name the folder: data.{name}.images=..."
+        f"{path}: its first image {first!r:.200} is in none of {where}; name the folder: data.{name}.images=..."
     )
 
 

@@ -13,14 +13,14 @@ from detr_exp.structures import Batch, Target, Targets
 
 @dataclass
 class Sample:
-    """One picture as the network takes it.
+    """One image as the network takes it.
 
     Attributes:
         image: `[H, W, 3]` uint8.
         target: its objects.
-        size: (height, width) of the original picture in pixels.
+        size: (height, width) of the original image in pixels.
         image_id: the data set's id.
-        skipped: what was wrong with pictures that should have been here.
+        skipped: what was wrong with images that should have been here.
     """
 
     image: Tensor
@@ -31,7 +31,7 @@ class Sample:
 
 
 def collate(samples: list[Sample]) -> Batch:
-    """Stack pictures of one size; `default_collate` does it in shared memory inside a loader worker."""
+    """Stack images of one size; `default_collate` does it in shared memory inside a loader worker."""
     return Batch(
         images=default_collate([sample.image for sample in samples]),
         targets=Targets.pack([sample.target for sample in samples]),

@@ -25,7 +25,7 @@ class Colour:
     Attributes:
         brightness: factor of every value.
         contrast_first: whether the contrast is changed here or after the hue.
-        contrast: factor of the distance to the picture's mean grey.
+        contrast: factor of the distance to the image's mean grey.
         saturation: factor of the distance to the pixel's own grey.
         hue: part of the hue circle to turn by.
         channels: order of the channels at the end.
@@ -53,7 +53,7 @@ class Colour:
         return cls(brightness, first, contrast, saturation, hue, (a, b, c) if drawn[4] else None)
 
     def on(self, pixels: np.ndarray, whole: np.ndarray) -> np.ndarray:
-        """Distort `[H, W, 3]` uint8, a part of the picture `whole`, whose mean grey decides the contrast."""
+        """Distort `[H, W, 3]` uint8, a part of the image `whole`, whose mean grey decides the contrast."""
         grey = 0.0 if self.contrast is None else self._mean_grey(whole)
         pixels = self._coloured(self._before(pixels, grey))
         if self.contrast is not None and not self.contrast_first:
@@ -99,7 +99,7 @@ def _looked_up(pixels: np.ndarray, table: np.ndarray) -> np.ndarray:
 
 
 def _turned(pixels: np.ndarray, steps: int) -> np.ndarray:
-    """The picture with its hue turned by steps of which `_HUES` make the circle."""
+    """The image with its hue turned by steps of which `_HUES` make the circle."""
     cells = cv2.cvtColor(pixels, cv2.COLOR_BGR2BGR565).view(np.uint16)[..., 0]  # the order of channels is only a name
     corrections = np.take(_corrections(steps), cells).view(np.uint8).reshape(*cells.shape, 4)
     added = cv2.cvtColor(corrections, cv2.COLOR_BGRA2BGR)

@@ -1,4 +1,4 @@
-"""What every data layout reads into: categories, splits and the objects of one picture."""
+"""What every data layout reads into: categories, splits and the objects of one image."""
 
 from __future__ import annotations
 
@@ -41,11 +41,11 @@ Segment = Outline | np.ndarray  # ...; `[H, W]` bool
 
 @dataclass
 class Objects:
-    """The objects of one picture that are trained on, in its pixels.
+    """The objects of one image that are trained on, in its pixels.
 
     Attributes:
         categories: `[n]` int64 original category ids.
-        boxes_xyxy: `[n, 4]` float64 inside the picture, at least one of them.
+        boxes_xyxy: `[n, 4]` float64 inside the image, at least one of them.
         segments: per object a list of polygons `[x0, y0, x1, y1, ...]`, an RLE dict, an `[H, W]` bool array, or None
             where nothing is known but the box; None where the split has no masks at all.
         keypoints: `[n, K, 3]` float32 x, y, visibility 0/1/2; None where the split has none.
@@ -86,7 +86,7 @@ class Split(Protocol):
 
     has_masks: bool
     has_keypoints: bool
-    most_objects: int  # no picture has more
+    most_objects: int  # no image has more
     fingerprint: str
 
     @property
@@ -95,7 +95,7 @@ class Split(Protocol):
     def __len__(self) -> int: ...
 
     def name(self, index: int) -> str:
-        """What messages call the picture: its path."""
+        """What messages call the image: its path."""
 
     def size(self, index: int) -> tuple[int, int]:
         """(height, width) in pixels, without decoding."""

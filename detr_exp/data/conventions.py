@@ -1,6 +1,6 @@
 """Boxes written in another convention than their layout has, recognised by what does not fit otherwise.
 
-Nothing in a file says what its four numbers are. Read in the wrong way, boxes stick out of their pictures, have sides
+Nothing in a file says what its four numbers are. Read in the wrong way, boxes stick out of their images, have sides
 below zero or another area than annotated, and read in the right one all of them fit.
 """
 
@@ -27,10 +27,10 @@ _WRITTEN: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     TWO_CORNERS: lambda b: np.concatenate([b[:, :2], b[:, :2] + b[:, 2:]], 1),
     CENTRE_AND_SIDES: lambda b: np.concatenate([b[:, :2] + b[:, 2:] / 2, b[:, 2:]], 1),
 }
-_SLACK = 0.01  # of the picture's side, at least a pixel, that careless boxes stick out
+_SLACK = 0.01  # of the image's side, at least a pixel, that careless boxes stick out
 _SURE, _LIKELY = (10, 0.5), (4, 0.1)  # different boxes, and the part of them that does not fit
 _SAME = 1e-3  # relative difference of two areas that are the same
-_SMALLEST = 8  # pixels: in a smaller picture a box within one pixel is nothing special
+_SMALLEST = 8  # pixels: in a smaller image a box within one pixel is nothing special
 
 
 def check_convention(
@@ -45,7 +45,7 @@ def check_convention(
 
     Args:
         boxes_xywh: `[n, 4]` upper left corner and sides in pixels, as read; rows that are not finite are left aside.
-        sizes: `[n, 2]` (height, width) of their pictures.
+        sizes: `[n, 2]` (height, width) of their images.
         areas: `[n]` as annotated, NaN where there is none.
         convention: what their numbers were taken for.
         where: per box what messages call it.
@@ -75,7 +75,7 @@ def check_convention(
         evidence = misfits | agree
         kind = f"boxes whose four numbers look like {other}, but are read as {convention}"
         cases = [where[i] for i in rows[evidence].tolist()]
-        counted = f"{misfits.sum()} of {len(rows)} boxes do not fit into their picture as they are read"
+        counted = f"{misfits.sum()} of {len(rows)} boxes do not fit into their image as they are read"
         counted += ", and as the other all do" if fits else ""
         counted += f"; {agree.sum()} of {told} annotated areas are those of the other" if agree.any() else ""
         if sure:
@@ -106,7 +106,7 @@ def check_extents(
     relative &= (boxes[:, 2:] > _SMALLEST).all(1)
     away = relative | (spans[:, 2:] < boxes[:, :2] - 1).any(1) | (spans[:, :2] > boxes[:, 2:] + 1).any(1)
     if relative.all():
-        kind = f"{what} within the first pixel of their picture, unlike their boxes: relative numbers (0..1)"
+        kind = f"{what} within the first pixel of their image, unlike their boxes: relative numbers (0..1)"
         problems.error(f"{kind}; multiply them by width and height", f"all {len(rows)}: {where[rows[0]]} and others")
     elif away.mean() > _LIKELY[1]:
         for i in rows[away].tolist():
@@ -127,12 +127,12 @@ def spans(outlines: Sequence[Sequence[Sequence[float]] | None]) -> np.ndarray:
 
 
 def _relative(boxes: np.ndarray, sizes: np.ndarray, rows: np.ndarray, where: Sequence[str], problems: Problems) -> bool:
-    """Whether boxes are given in parts of the picture where pixels are expected; complains if so."""
+    """Whether boxes are given in parts of the image where pixels are expected; complains if so."""
     within = (boxes[:, :2] > -_SLACK).all(1) & (boxes[:, :2] + boxes[:, 2:] < 1 + _SLACK).all(1)
     within &= (boxes[:, 2:] > 0).all(1) & (sizes.min(1) >= _SMALLEST)
     broken = (boxes != np.round(boxes)).any(1) & within
     usable = (boxes[:, 2:] > 0).all(1)
-    kind = "boxes within the first pixel of their picture: relative numbers (0..1) where pixels are expected"
+    kind = "boxes within the first pixel of their image: relative numbers (0..1) where pixels are expected"
     if broken.any() and within.sum() == usable.sum():
         first = where[int(rows[broken][0])]
         problems.error(f"{kind}; multiply them by width and height", f"{within.sum()} of {len(boxes)} boxes: {first}")
@@ -143,7 +143,7 @@ def _relative(boxes: np.ndarray, sizes: np.ndarray, rows: np.ndarray, where: Seq
 
 
 def _fits(numbers: np.ndarray, sizes: np.ndarray, convention: str) -> np.ndarray:
-    """`[n]` whether a box has sides that are not negative and lies in its picture."""
+    """`[n]` whether a box has sides that are not negative and lies in its image."""
     corners = _READ[convention](numbers)
     extent = sizes[:, ::-1]
     slack = np.maximum(1, extent * _SLACK)

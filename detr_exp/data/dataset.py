@@ -54,15 +54,15 @@ class DataSet:
         test: likewise.
         category_ids: `contiguous` or `raw`; see `classes.ClassMap`.
         num_classes: None: from the data.
-        augment: of training pictures.
+        augment: of training images.
         multi_scale: sizes of training batches; see `sampler.multi_scale_sizes`.
         stop_epoch: strong augmentation and multi-scale end at this epoch; None: never.
         keypoint_flip_pairs: 0-based pairs of keypoints that change places in a mirror, for every class or by the name
             of a class; None: from their names.
         keypoint_sigmas: OKS scale per keypoint; None: COCO's for its 17 points, else 0.05.
-        on_error: `error`, or `skip` to leave out pictures that cannot be decoded; sources have an `on_error` of their
-            own for what they read of a picture.
-        cache: where decoded pictures are kept, `none`, `ram` or `disk`; see `cache.image_cache`.
+        on_error: `error`, or `skip` to leave out images that cannot be decoded; sources have an `on_error` of their
+            own for what they read of an image.
+        cache: where decoded images are kept, `none`, `ram` or `disk`; see `cache.image_cache`.
         cache_gb: most it may take.
         num_workers: processes that load; see `loader.Loading` for this and the next three.
         pin_memory: page-locked batches.
@@ -136,7 +136,7 @@ class DataSet:
 
     @cached_property
     def fingerprint(self) -> str:
-        """A hash of all annotations, their pictures' paths and their sizes."""
+        """A hash of all annotations, their images' paths and their sizes."""
         parts = [f"{name} {split.fingerprint}" for name in SPLITS if (split := getattr(self, name)) is not None]
         return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
 
@@ -176,7 +176,7 @@ class DataSet:
             batch_size: per rank.
             seed: decides order, sizes and augmentation of training batches.
             training: shuffled, augmented, without remainder; `loader.batch_sampler` has `set_epoch` and `set_start`.
-                Otherwise every picture once, in order, resized.
+                Otherwise every image once, in order, resized.
             step_batches: batches of an optimiser step: they have one size.
             rank: of this process.
             world_size: processes that share the split.
@@ -236,9 +236,9 @@ class DataSet:
             )
 
     def first(self, count: int) -> DataSet:
-        """The first training pictures that have objects, as they are, to train and to validate on.
+        """The first training images that have objects, as they are, to train and to validate on.
 
-        Who cannot learn a few pictures by heart has something else to mend first.
+        Who cannot learn a few images by heart has something else to fix first.
         """
         indices = [i for i in range(len(self.train)) if len(self.train.objects(i))][:count]
         part = Part(self.train, indices or range(min(count, len(self.train))))
@@ -250,7 +250,7 @@ class DataSet:
         return few
 
     def check(self, needed: Sequence[str] = ("train", "val")) -> None:
-        """Read all annotations and the headers of all pictures; what a training and `check_data` ask before they begin.
+        """Read all annotations and the headers of all images; what a training and `check_data` ask before they begin.
 
         Args:
             needed: the splits that have to be there.
@@ -278,25 +278,25 @@ class DataSet:
         self._name_unlisted()
 
     def _name_unlisted(self) -> None:
-        """Say which pictures lie beside those of the splits and are in none of them."""
+        """Say which images lie beside those of the splits and are in none of them."""
         splits = [split for name in self.content.read if isinstance(split := self.split(name), TableSplit)]
         listed_ones = {Path(path) for split in splits for path in split.paths}
         problems = Problems(self.content.origin)
         for place in sorted({path.parent for path in listed_ones}):
             for name in sorted(os.listdir(place)):
                 if is_image(name) and place / name not in listed_ones:
-                    problems.note("pictures that lie beside others and that no split lists", str(place / name))
+                    problems.note("images that lie beside others and that no split lists", str(place / name))
         problems.report()
 
     def _check(self, name: str, problems: Problems) -> None:
         split = self.split(name)
-        account, is_empty = f"{len(split)} pictures", not split.most_objects
+        account, is_empty = f"{len(split)} images", not split.most_objects
         if isinstance(split, TableSplit):
             spoiled = check_headers(split, problems)
-            account = split.account + f"; {len(spoiled)} of the pictures cannot be read" * bool(spoiled)
+            account = split.account + f"; {len(spoiled)} of the images cannot be read" * bool(spoiled)
             is_empty = is_empty or not any(len(split.objects(i)) for i in range(len(split)) if i not in spoiled)
         if is_empty and name == "train":
-            problems.error("no object to train on; mend the annotations, or where they are looked for", account)
+            problems.error("no object to train on; fix the annotations, or where they are looked for", account)
         elif is_empty:
             problems.warn(f"no object to measure on: every mAP on {name} is -1, and no epoch is the best", account)
 

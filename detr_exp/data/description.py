@@ -43,7 +43,7 @@ def read_description(path: Path) -> Description:
         ValueError: it is not readable, a key stands in it twice, or something does not fit.
     """
     if path.stat().st_size > _LARGEST:
-        raise ValueError(f"{path} has {path.stat().st_size} bytes; a data.yaml is small, list pictures in text files")
+        raise ValueError(f"{path} has {path.stat().st_size} bytes; a data.yaml is small, list images in text files")
     try:
         text = decoded(path.read_bytes(), path)
         keys, node = yaml.safe_load(text), yaml.compose(text, yaml.SafeLoader)

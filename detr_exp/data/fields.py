@@ -1,7 +1,7 @@
 """Fields of an annotation, checked before anything is computed from them.
 
 Outlines are checked for what would cost memory or read past a buffer when they are drawn: a stray vertex, runs that do
-not fill their picture, a compressed string that ends in the middle of a number.
+not fill their image, a compressed string that ends in the middle of a number.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def segments(given: object, size: tuple[int, int]) -> tuple[Outline | None, bool
 
     Args:
         given: as found.
-        size: (height, width) of the picture; an RLE must have it.
+        size: (height, width) of the image; an RLE must have it.
     """
     if isinstance(given, dict):
         counts = given.get("counts")

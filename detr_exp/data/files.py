@@ -35,7 +35,7 @@ class Folder:
             raise ValueError(f"data.root is {str(root)!r}, which is not a folder; give an existing one: data.root=...")
         if missing := [extra for extra in extra_roots if not os.path.isdir(Path(extra).expanduser())]:
             raise ValueError(
-                f"data.source.extra_roots has {missing[0]!r}, which is not a folder; mend it or leave it out: "
+                f"data.source.extra_roots has {missing[0]!r}, which is not a folder; fix it or leave it out: "
                 "data.source.extra_roots=[...]"
             )
         self.allowed = [
@@ -81,13 +81,13 @@ class Folder:
             if reason.startswith(_CLOSED):
                 problems.error("folders that cannot be read; give yourself the right to", f"{place} {reason}")
             elif self.inside(place):
-                problems.warn("folders were left out, with their pictures", f"{place} {reason}")
+                problems.warn("folders were left out, with their images", f"{place} {reason}")
             else:
                 problems.error("linked folders that lead out of the data set", reason)
         return found
 
     def images(self, place: Path) -> dict[str, list[Path]]:
-        """The pictures in a folder by their name without suffix; listed once."""
+        """The images in a folder by their name without suffix; listed once."""
         if place not in self._images:
             found = self._images.setdefault(place, {})
             for name in sorted(os.listdir(place) if place.is_dir() else ()):
@@ -148,12 +148,12 @@ def files_below(
 
 
 def is_image(name: str) -> bool:
-    """Whether a file is read as a picture, by its name; `._x.jpg` is what macOS keeps about `x.jpg`."""
+    """Whether a file is read as an image, by its name; `._x.jpg` is what macOS keeps about `x.jpg`."""
     return os.path.splitext(name)[1].lower() in SUFFIXES and not name.startswith(".")
 
 
 def companion(name: str) -> bool:
-    """Whether a file may well lie among pictures and be none."""
+    """Whether a file may well lie among images and be none."""
     hidden = name.startswith(".") and os.path.splitext(name)[1].lower() not in SUFFIXES
     return hidden or name.startswith("._") or os.path.splitext(name)[1].lower() in _COMPANIONS
 

@@ -1,4 +1,4 @@
-"""The headers of all pictures, read before the first step: a picture that cannot be opened, or has another size than
+"""The headers of all images, read before the first step: an image that cannot be opened, or has another size than
 annotated, is better known now than in the middle of the night.
 
 What was found sound is remembered by a stamp of the annotations and of every file's path, size and time, so that the
@@ -22,7 +22,7 @@ THREADS = 8  # a network disk answers several questions at once
 
 
 def check_headers(split: TableSplit, problems: Problems) -> set[int]:
-    """Add to `problems` the pictures of a split whose header cannot be read or names another size, and return which."""
+    """Add to `problems` the images of a split whose header cannot be read or names another size, and return which."""
     remembered = _memory() / stamp(split)
     if remembered.exists():
         return set()
@@ -36,12 +36,12 @@ def check_headers(split: TableSplit, problems: Problems) -> set[int]:
         remembered.parent.mkdir(parents=True, exist_ok=True)
         remembered.touch()
     except OSError as error:
-        log.info("the headers of %d pictures are sound, but this cannot be remembered: %s", len(split), error)
+        log.info("the headers of %d images are sound, but this cannot be remembered: %s", len(split), error)
     return set()
 
 
 def stamp(split: TableSplit) -> str:
-    """Changes with the annotations and with the path, size or time of any picture."""
+    """Changes with the annotations and with the path, size or time of any image."""
     digest = hashlib.sha256(split.fingerprint.encode())
     for path in split.paths:
         try:

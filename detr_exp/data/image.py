@@ -1,4 +1,4 @@
-"""Pictures from files, bytes and arrays: one rule for orientation, colour modes, depth and size."""
+"""Images from files, bytes and arrays: one rule for orientation, colour modes, depth and size."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from PIL import Image, ImageOps
 
 from detr_exp.data.whole import is_filled_up, tags
 
-cv2.setNumThreads(1)  # its threads do not survive the fork to a loader worker, and one picture needs no more
+cv2.setNumThreads(1)  # its threads do not survive the fork to a loader worker, and one image needs no more
 
-# what Pillow opens, without films, pages and measurements
+# what Pillow opens, without videos, pages and measurements
 # fmt: off
 SUFFIXES = {
     ".apng", ".avif", ".avifs", ".blp", ".bmp", ".bw", ".cur", ".dcx", ".dds", ".dib", ".dng", ".ftc", ".ftu", ".gif",
@@ -32,7 +32,7 @@ MAX_PIXELS = 2**27  # 134 megapixels, 400 MB decoded; checked on the header, bef
 _ORIENTATION = 0x0112
 _TRANSPOSED = (5, 6, 7, 8)
 _PHOTOMETRIC, _WHITE_IS_ZERO = 262, 0  # TIFF's
-# back to how a picture is stored
+# back to how an image is stored
 _TURNED_BACK = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -57,11 +57,11 @@ _REDUCED = {
 _BROKEN = (OSError, SyntaxError, ValueError, TypeError, LookupError, EOFError, RuntimeError, struct.error, zlib.error)
 
 
-FIRST_FRAME = "only the first frame of a picture with several is used"
+FIRST_FRAME = "only the first frame of an image with several is used"
 
 
 class ImageError(ValueError):
-    """A picture that cannot be used. Raised in a loader worker, it reaches the training process as its sentence alone:
+    """An image that cannot be used. Raised in a loader worker, it reaches the training process as its sentence alone:
     PyTorch makes it anew from the worker's whole traceback."""
 
     def __init__(self, message: str) -> None:
@@ -69,13 +69,13 @@ class ImageError(ValueError):
 
 
 def read_size(path: Path) -> tuple[int, int]:
-    """(height, width) of the upright picture, from the header."""
+    """(height, width) of the upright image, from the header."""
     with _opened(path) as image:
         return _sizes(image)[1]
 
 
 def refuse_size(path: Path, size: tuple[int, int]) -> None:
-    """Check from the header that a picture can be opened and has the (height, width) that was annotated.
+    """Check from the header that an image can be opened and has the (height, width) that was annotated.
 
     Raises:
         ImageError: it does not.
@@ -85,7 +85,7 @@ def refuse_size(path: Path, size: tuple[int, int]) -> None:
 
 
 def oddities(path: Path, size: tuple[int, int]) -> list[str]:
-    """What is unusual about a picture that can be read, each with what is done about it.
+    """What is unusual about an image that can be read, each with what is done about it.
 
     Args:
         path: the file.
@@ -96,12 +96,12 @@ def oddities(path: Path, size: tuple[int, int]) -> list[str]:
         found = []
         usual = Image.registered_extensions().get(path.suffix.lower())
         if usual is not None and image.format not in (usual, "MPO"):
-            found.append(f"pictures whose name says {usual} are {image.format}; they are read as what they are")
+            found.append(f"images whose name says {usual} are {image.format}; they are read as what they are")
         if orientation in _TRANSPOSED and size == stored != stored[::-1]:
-            found.append("EXIF tags were ignored: the annotated size is that of the picture as it is stored")
+            found.append("EXIF tags were ignored: the annotated size is that of the image as it is stored")
         elif orientation > 1 and (orientation not in _TRANSPOSED or stored == stored[::-1]):
             found.append(
-                "pictures were turned as their EXIF tag says; whether the boxes were cannot be told from the size"
+                "images were turned as their EXIF tag says; whether the boxes were cannot be told from the size"
             )
         if has_more_frames(image):
             found.append(FIRST_FRAME)
@@ -122,11 +122,11 @@ def has_more_frames(source: Path | bytes | Image.Image) -> bool:
 def read_image(
     source: Path | bytes, size: tuple[int, int] | None = None, smallest: tuple[int, int] | None = None
 ) -> np.ndarray:
-    """Decode a picture to `[H, W, 3]` uint8 RGB.
+    """Decode an image to `[H, W, 3]` uint8 RGB.
 
-    Pictures are turned upright as their EXIF or TIFF tag says, and boxes refer to the upright picture. Only where the
-    annotated size fits the stored picture and not the upright one is the tag ignored: then the annotator did too.
-    16-bit and float pictures are scaled by their range, alpha is dropped, and of several frames the first counts.
+    Images are turned upright as their EXIF or TIFF tag says, and boxes refer to the upright image. Only where the
+    annotated size fits the stored image and not the upright one is the tag ignored: then the annotator did too.
+    16-bit and float images are scaled by their range, alpha is dropped, and of several frames the first counts.
 
     Args:
         source: the file, or its content.
@@ -172,7 +172,7 @@ def pixels_of(image: Image.Image) -> np.ndarray:
 
 
 def pixels_of_array(values: np.ndarray) -> np.ndarray:
-    """`[H, W, 3]` uint8 RGB from a picture in memory.
+    """`[H, W, 3]` uint8 RGB from an image in memory.
 
     Args:
         values: `[H, W]` or `[H, W, 1]` grey, `[H, W, 3]` RGB or `[H, W, 4]` RGBA, whose alpha is dropped; uint8, uint16
@@ -186,14 +186,14 @@ def pixels_of_array(values: np.ndarray) -> np.ndarray:
     is_image = values.ndim == 2 or (values.ndim == 3 and values.shape[2] in (1, 3, 4))
     if not is_known or not is_image or not values.size:
         raise ImageError(
-            f"an array {list(values.shape)} of {values.dtype} is no picture; give [H, W, 3] uint8 RGB, or [H, W], "
+            f"an array {list(values.shape)} of {values.dtype} is no image; give [H, W, 3] uint8 RGB, or [H, W], "
             "[H, W, 4], uint16, or float in 0..1"
         )
     if is_float:
         low, high = float(values.min()), float(values.max())
         if not (low >= -_HALF_LEVEL and high <= 1 + _HALF_LEVEL):
             raise ImageError(
-                f"a picture of {values.dtype} has values from {low:.4g} to {high:.4g}; they have to be in 0..1, before "
+                f"an image of {values.dtype} has values from {low:.4g} to {high:.4g}; they have to be in 0..1, before "
                 "any normalisation: divide by 255, or give uint8"
             )
         values = (values.astype(np.float32) * 255).round().clip(0, 255)
@@ -208,7 +208,7 @@ def pixels_of_array(values: np.ndarray) -> np.ndarray:
 
 
 def decode_scale(path: str | Path, size: tuple[int, int], smallest: tuple[int, int] | None) -> int:
-    """What `read_image` divides both sides of a picture by: 1, or 2, 4 or 8 where its name says that it is a JPEG."""
+    """What `read_image` divides both sides of an image by: 1, or 2, 4 or 8 where its name says that it is a JPEG."""
     if smallest is None or os.path.splitext(path)[1].lower() not in JPEG_SUFFIXES:
         return 1
     most = min(size[0] // smallest[0], size[1] // smallest[1])
@@ -249,7 +249,7 @@ def _decoded(image: Image.Image, name: str, orientation: int, turn: bool) -> np.
     is_negative = image.mode.startswith("I;16") and tags(image).get(_PHOTOMETRIC) == _WHITE_IS_ZERO
     try:
         if image.format == "TIFF" and orientation in _TRANSPOSED:
-            # Pillow maps plain data of a file that it knows the name of, and then in lines of the turned picture
+            # Pillow maps plain data of a file that it knows the name of, and then in lines of the turned image
             image.filename = ""  # type: ignore[attr-defined]
         if turn and orientation > 1:
             image = ImageOps.exif_transpose(image)
@@ -263,7 +263,7 @@ def _decoded(image: Image.Image, name: str, orientation: int, turn: bool) -> np.
 
 
 def _sizes(image: Image.Image) -> tuple[tuple[int, int], tuple[int, int]]:
-    """(height, width) of the picture as it is stored, and upright."""
+    """(height, width) of the image as it is stored, and upright."""
     stored = (image.height, image.width)
     if image.format == "TIFF":  # some versions of Pillow say the upright size
         stored = (tags(image).get(257, stored[0]), tags(image).get(256, stored[1]))
@@ -271,18 +271,18 @@ def _sizes(image: Image.Image) -> tuple[tuple[int, int], tuple[int, int]]:
 
 
 def _fitting(name: str, image: Image.Image, size: tuple[int, int] | None) -> tuple[int, int]:
-    """(height, width) of the upright picture; `size` has to be that, or that of the stored one."""
+    """(height, width) of the upright image; `size` has to be that, or that of the stored one."""
     stored, upright = _sizes(image)
     if size is not None and size not in (upright, stored):
         raise ImageError(
-            f"{name} is {upright[1]}x{upright[0]} pixels but annotated as {size[1]}x{size[0]}; mend the "
-            "annotation file or put the original picture back"
+            f"{name} is {upright[1]}x{upright[0]} pixels but annotated as {size[1]}x{size[0]}; fix the "
+            "annotation file or put the original image back"
         )
     return upright
 
 
 def _name(source: Path | bytes) -> str:
-    return "a picture in memory" if isinstance(source, bytes) else str(source)
+    return "an image in memory" if isinstance(source, bytes) else str(source)
 
 
 def _opened(source: Path | bytes) -> Image.Image:
@@ -292,7 +292,7 @@ def _opened(source: Path | bytes) -> Image.Image:
             image = Image.open(io.BytesIO(source) if isinstance(source, bytes) else source)
     except (*_BROKEN, Image.DecompressionBombError) as error:
         raise ImageError(
-            f"{_name(source)} is not a readable picture ({error}); replace it or drop it from the data"
+            f"{_name(source)} is not a readable image ({error}); replace it or drop it from the data"
         ) from error
     try:
         _refuse_huge(_name(source), image)

@@ -1,6 +1,6 @@
 """Everything about a data set that is worth knowing before training on it: what is wrong, and what is in it.
 
-Reads all annotations and decodes all pictures. Findings are errors (training would refuse), warnings (training goes on,
+Reads all annotations and decodes all images. Findings are errors (training would refuse), warnings (training goes on,
 something is lost or likely unwanted) or notes.
 """
 
@@ -27,7 +27,7 @@ from detr_exp.values import Values
 Made = TypeVar("Made")
 LEVELS = ("error", "warning", "note")
 THREADS = 4
-SMALL, MEDIUM = 32**2, 96**2  # square pixels of the picture, as COCO divides sizes
+SMALL, MEDIUM = 32**2, 96**2  # square pixels of the image, as COCO divides sizes
 LEAST_SIDE = 4  # pixels at the network's input; a smaller object is hardly seen
 UPRIGHT = {"up", "down", "top", "bottom", "upper", "lower", "north", "south", "upward", "downward"}
 
@@ -40,7 +40,7 @@ class Finding:
         level: `error`, `warning` or `note`.
         source: the file, folder or split.
         kind: what is wrong, and what to do or what is done.
-        cases: each with its annotation, line or picture.
+        cases: each with its annotation, line or image.
     """
 
     level: str
@@ -56,7 +56,7 @@ class Inspection:
     Attributes:
         findings: in the order of their level.
         splits: per split the numbers of `split_facts`.
-        classes: per class its name, id, and per split objects and pictures.
+        classes: per class its name, id, and per split objects and images.
     """
 
     findings: list[Finding] = field(default_factory=list)
@@ -128,11 +128,11 @@ def from_problems(problems: Sequence[Problems]) -> Iterator[Finding]:
             yield from (Finding(level, part.source, kind, cases) for kind, cases in kinds.items())
 
 
-# ----------------------------------------------------------------------------------------------------------- pictures
+# ----------------------------------------------------------------------------------------------------------- images
 
 
 def check_images(found: Inspection, splits: Mapping[str, TableSplit], on_error: str) -> None:
-    """Decode every picture: which cannot be read, are turned or misnamed, and which occur more than once."""
+    """Decode every image: which cannot be read, are turned or misnamed, and which occur more than once."""
     places: dict[str, list[str]] = defaultdict(list)
     said = {case for finding in found.findings for case in finding.cases}  # of headers
     with ThreadPoolExecutor(THREADS) as pool:
@@ -151,8 +151,8 @@ def check_images(found: Inspection, splits: Mapping[str, TableSplit], on_error: 
     repeated = [group for group in places.values() if len(group) > 1]
     across = [group for group in repeated if len({place.split(" ", 1)[0] for place in group}) > 1]
     for source, kind, groups in (
-        ("between splits", "pictures of one split are in another too: what is measured on them is not new", across),
-        ("within a split", "pictures occur more than once", [group for group in repeated if group not in across]),
+        ("between splits", "images of one split are in another too: what is measured on them is not new", across),
+        ("within a split", "images occur more than once", [group for group in repeated if group not in across]),
     ):
         found.add("warning", source, kind, sorted(" = ".join(group) for group in groups))
 
@@ -173,7 +173,7 @@ def _looked_at(split: TableSplit, index: int) -> tuple[str | None, list[str]]:
 
 
 def split_facts(found: Inspection, name: str, split: Split, image_size: tuple[int, int], num_queries: int) -> Values:
-    """Numbers of one split: pictures, objects, sizes; and what is unusual about them."""
+    """Numbers of one split: images, objects, sizes; and what is unusual about them."""
     objects = [split.objects(index) for index in range(len(split))]
     counts = np.array([len(o) for o in objects])
     sizes = np.array([split.size(index) for index in range(len(split))])
@@ -190,7 +190,7 @@ def split_facts(found: Inspection, name: str, split: Split, image_size: tuple[in
         [f"{split.name(owner[i])}: {sides[i, 0]:.3g}x{sides[i, 1]:.3g}" for i in tiny.tolist()],
     )
     crowded = [f"{split.name(i)}: {counts[i]} objects" for i in np.flatnonzero(counts > num_queries).tolist()]
-    found.add("warning", name, f"pictures with more objects than the {num_queries} queries", crowded)
+    found.add("warning", name, f"images with more objects than the {num_queries} queries", crowded)
     return {
         "pictures": len(split),
         "empty": int((counts == 0).sum()),
@@ -219,7 +219,7 @@ def spread(values: np.ndarray) -> dict[str, float]:
 
 
 def class_facts(found: Inspection, data: DataSet, splits: Mapping[str, Split]) -> list[Values]:
-    """Per class: objects, pictures and the median side of its objects in each split."""
+    """Per class: objects, images and the median side of its objects in each split."""
     rows: list[Values] = [
         {"label": label, "id": number, "name": name}
         for label, (number, name) in enumerate(zip(data.category_ids, data.classes))
@@ -255,13 +255,13 @@ def check_names(found: Inspection, data: DataSet) -> None:
     origin, augment = data.content.origin, data.augment
     for chance, words, key in ((augment.flip, SIDEWAYS, "flip"), (augment.vertical_flip, UPRIGHT, "vertical_flip")):
         if chance:
-            kind = f"classes that name a direction, in pictures that are mirrored; if it matters: data.augment.{key}=0"
+            kind = f"classes that name a direction, in images that are mirrored; if it matters: data.augment.{key}=0"
             found.add("warning", origin, kind, [repr(name) for name in data.classes if words & set(split_words(name))])
     schema = data.keypoints
     if schema is not None and (augment.flip or augment.vertical_flip):
         for kind, cases in mirror_remarks(schema, data.classes, sideways=augment.flip > 0).items():
             found.add("warning", origin, kind, cases)
-        kind = "keypoints that keep their place when a picture is mirrored, while others of their class change it"
+        kind = "keypoints that keep their place when an image is mirrored, while others of their class change it"
         paired = [{k for pair in pairs for k in pair} for pairs in schema.flip_pairs]
         kept = [[name for k, name in enumerate(names) if k not in paired[i]] for i, names in enumerate(schema.names)]
         cases = [f"{data.classes[i]!r}: {', '.join(kept[i])}" for i in range(len(kept)) if paired[i] and kept[i]]

@@ -30,7 +30,7 @@ class KeypointSchema:
         flip_pairs: per label the 0-based pairs that change places in a mirror.
         skeletons: per label the 0-based pairs joined by a line.
         sigmas: `[K]` OKS scales.
-        flippable: whether pictures may be mirrored: every class with keypoints says which pairs change places.
+        flippable: whether images may be mirrored: every class with keypoints says which pairs change places.
     """
 
     names: list[list[str]]
@@ -50,7 +50,7 @@ class KeypointSchema:
         return sorted({line for lines in self.skeletons for line in lines})
 
     def flip_order(self) -> np.ndarray:
-        """`[C, K]` int64: where in the picture's list a mirrored object of each class finds its keypoints."""
+        """`[C, K]` int64: where in the image's list a mirrored object of each class finds its keypoints."""
         order = np.tile(np.arange(len(self.sigmas)), (len(self.names), 1))
         for label, pairs in enumerate(self.flip_pairs):
             for a, b in pairs:
@@ -136,7 +136,7 @@ def mirror_remarks(schema: KeypointSchema, classes: Sequence[str], sideways: boo
             found.setdefault("keypoints of one class have the same name", []).append(f"{classes[label]!r}: {twice}")
         if not schema.flippable and names and not schema.flip_pairs[label]:
             kind = (
-                "keypoints whose mirror image is not known, so pictures are not mirrored; say which change places with "
+                "keypoints whose mirror image is not known, so images are not mirrored; say which change places with "
                 "data.keypoint_flip_pairs=[[1,2],...], or [] if none does"
             )
             found.setdefault(kind, []).append(f"{classes[label]!r}: {', '.join(names)}")

@@ -1,7 +1,7 @@
-"""Where the text file of a YOLO picture lies.
+"""Where the text file of a YOLO image lies.
 
 Tools put them in a folder `labels` in place of `images` (ultralytics, Roboflow, CVAT, Label Studio), beside the
-pictures (Darknet), in `labels` in the pictures' folder, or in `labels/<split>`; in any case of letters, and below
+images (Darknet), in `labels` in the images' folder, or in `labels/<split>`; in any case of letters, and below
 linked folders too.
 """
 
@@ -33,22 +33,22 @@ class Labels:
         self._said: set[Path] = set()
 
     def of(self, image: Path) -> list[Path]:
-        """The text files that a picture could mean, the likeliest first."""
+        """The text files that an image could mean, the likeliest first."""
         found = self._at(image)
         if found or self._has_labels(image.parent):
             return found
-        real = Path(os.path.realpath(image))  # a link may lead to a picture that has its labels where it is
+        real = Path(os.path.realpath(image))  # a link may lead to an image that has its labels where it is
         return found if real == image or not self.folder.inside(real) else self._at(real)
 
     def places(self, folder: Path) -> list[Path]:
-        """The folders that are there in which the text files of a folder of pictures may lie."""
+        """The folders that are there in which the text files of a folder of images may lie."""
         return self._counterparts(folder, for_labels=True)
 
     def check(self, used: dict[Path, list[Path]], problems: Problems) -> None:
-        """Say what belongs together with nothing: label files without picture, pictures without label file.
+        """Say what belongs together with nothing: label files without image, images without label file.
 
         Args:
-            used: per picture the label files it has.
+            used: per image the label files it has.
             problems: gets what is said.
         """
         claimed = {file for files in used.values() for file in files}
@@ -60,32 +60,32 @@ class Labels:
                 if file in claimed or file in self._said or self._has_image(file) or not _has_rows(file):
                     continue
                 self._said.add(file)
-                problems.warn("label files without picture were left out, with their objects", str(file))
+                problems.warn("label files without image were left out, with their objects", str(file))
         for folder, images in folders.items():
             bare = [image for image in images if not used[image]]
             if len(bare) == len(images) and len(bare) < len(used):
-                kind = "folders none of whose pictures has a label file; they count as pictures without objects"
+                kind = "folders none of whose images has a label file; they count as images without objects"
                 looked = ", ".join(map(str, self.places(folder)))
                 problems.warn(
-                    kind, f"{folder}: {len(bare)} pictures, looked for {bare[0].stem}.txt and others in {looked}"
+                    kind, f"{folder}: {len(bare)} images, looked for {bare[0].stem}.txt and others in {looked}"
                 )
             else:
                 for image in bare:
-                    problems.note("pictures without label file have no objects", str(image))
+                    problems.note("images without label file have no objects", str(image))
         owner: dict[Path, Path] = {}
         for image, files in used.items():
             if files and owner.setdefault(files[0], image) != image:
-                kind = "pictures that share a label file, for their names differ only in the suffix; rename them"
+                kind = "images that share a label file, for their names differ only in the suffix; rename them"
                 problems.warn(kind, f"{files[0]}: {owner[files[0]].name}, {image.name}")
             for other in files[1:]:
                 if _has_rows(other) and other.read_bytes() != files[0].read_bytes():
-                    kind = "label files besides the first were left out, for the picture has several that differ"
+                    kind = "label files besides the first were left out, for the image has several that differ"
                     problems.warn(kind, f"{other}, for {files[0]}")
 
     def sought(self, used: dict[Path, list[Path]]) -> str:
         """For the message when there are no objects: how many label files there are, and where they were looked for."""
         bare = next((image for image, files in used.items() if not files), None)
-        text = f"{sum(map(bool, used.values()))} of {len(used)} pictures have a label file"
+        text = f"{sum(map(bool, used.values()))} of {len(used)} images have a label file"
         if bare is None:
             return text
         places = ", ".join(str(place / f"{bare.stem}.txt") for place in self.places(bare.parent))
@@ -102,7 +102,7 @@ class Labels:
         return any(place != folder and self._listing(self._texts, place) for place in self.places(folder))
 
     def _has_image(self, file: Path) -> bool:
-        """Whether a picture of this name lies where a label file's pictures may lie."""
+        """Whether an image of this name lies where a label file's images may lie."""
         for place in self._counterparts(file.parent, for_labels=False):
             images = self.folder.images(place)
             stem, suffix = os.path.splitext(file.stem)

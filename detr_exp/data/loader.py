@@ -33,7 +33,7 @@ MOST_WORKERS = 8
 OPEN_FILES = (
     65536  # enough for any number of workers; where there is no limit, some programs go through all there may be
 )
-# what torch and the system say when a process or what it shares cannot be had, and what mends it
+# what torch and the system say when a process or what it shares cannot be had, and what fixes it
 WANTS = {
     ("Too many open files", "ancdata"): "the limit of open files is too low: raise it (ulimit -n 4096), or use",
     ("shared memory",): "shared memory (/dev/shm) is too small: give it more (docker run --shm-size=8g), or use",
@@ -51,12 +51,12 @@ FEWER = "fewer workers: data.num_workers=1, or 0 for none"
 
 
 class WorkerError(RuntimeError):
-    """A process that loads pictures is gone or could not be had; what was learned until then can be saved."""
+    """A process that loads images is gone or could not be had; what was learned until then can be saved."""
 
 
 @dataclass
 class Loading:
-    """How pictures get to the device.
+    """How images get to the device.
 
     Attributes:
         num_workers: processes that load; None: one per core, at most 8 and one per batch; 0: the training process.
@@ -115,31 +115,31 @@ def batches(loader: Iterable[Batch]) -> Iterator[Batch]:
         for words, advice in WANTS.items():
             if any(word in str(error) for word in words):
                 first = str(error).strip().splitlines()[-1]
-                raise WorkerError(f"pictures cannot be loaded ({first}): {advice} {FEWER}") from error
+                raise WorkerError(f"images cannot be loaded ({first}): {advice} {FEWER}") from error
         raise
 
 
 def _ending(exit_code: int) -> str:
     if exit_code == errno.EMFILE:
-        return "a process that loads pictures may not open further files: raise the limit (ulimit -n 4096), or"
+        return "a process that loads images may not open further files: raise the limit (ulimit -n 4096), or"
     name = signal.Signals(-exit_code).name if exit_code < 0 else f"exit status {exit_code}"
-    return f"a process that loads pictures was ended by {name}{ENDED.get(name, '')};"
+    return f"a process that loads images was ended by {name}{ENDED.get(name, '')};"
 
 
 class Samples(Dataset[Sample]):
     """The samples of one split; each is a pure function of the seed and its key.
 
     Args:
-        split: where pictures and objects come from.
+        split: where images and objects come from.
         class_map: gives labels.
         seed: of the run.
-        augment: None for evaluation: the whole picture, resized.
+        augment: None for evaluation: the whole image, resized.
         stop_epoch: strong augmentation ends here; None: never.
         with_masks: rasterise masks.
         flip_order: `[C, K]` of the keypoint schema where keypoints are wanted; None: no keypoints.
-        flippable: whether pictures may be mirrored.
-        cache: holds decoded pictures; None: they are decoded every time.
-        skip: go on where a picture cannot be decoded: with the next one in training, with a black one in evaluation.
+        flippable: whether images may be mirrored.
+        cache: holds decoded images; None: they are decoded every time.
+        skip: go on where an image cannot be decoded: with the next one in training, with a black one in evaluation.
     """
 
     def __init__(
@@ -181,7 +181,7 @@ class Samples(Dataset[Sample]):
             return sample
 
     def target(self, objects: Objects, plan: Plan) -> Target:
-        """The objects of one picture, along a plan."""
+        """The objects of one image, along a plan."""
         labels = self.class_map.labels(objects.categories)
         return target_of(plan, objects, labels, with_masks=self.with_masks, flip_order=self.flip_order)
 
@@ -189,7 +189,7 @@ class Samples(Dataset[Sample]):
         return self._sample(key, resized_plainly(self.image(key.image), (key.height, key.width)))
 
     def _black(self, key: Key, skipped: list[str]) -> Sample:
-        """In place of a picture that cannot be read: its objects count as not found."""
+        """In place of an image that cannot be read: its objects count as not found."""
         sample = self._sample(key, np.zeros((key.height, key.width, 3), np.uint8))
         sample.skipped = skipped
         return sample
@@ -255,7 +255,7 @@ def _begin(worker: int) -> None:
 
 def _hand_over_error(queue: Queue[object], error: BaseException, item: tuple[int, object]) -> None:
     """In place of a batch that cannot be put into shared memory."""
-    queue.put((item[0], ExceptionWrapper(exc_info=(type(error), error, None), where="a process that loads pictures")))
+    queue.put((item[0], ExceptionWrapper(exc_info=(type(error), error, None), where="a process that loads images")))
 
 
 def _end_with(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:

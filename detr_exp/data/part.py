@@ -1,4 +1,4 @@
-"""Some pictures of a split, as a split."""
+"""Some images of a split, as a split."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ class Part:
 
     Args:
         whole: the split.
-        indices: of the pictures, in their new order.
+        indices: of the images, in their new order.
     """
 
     def __init__(self, whole: Split, indices: Sequence[int]) -> None:

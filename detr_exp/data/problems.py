@@ -26,7 +26,7 @@ class Problems:
 
     Args:
         source: the file or folder that is being read.
-        on_error: `error`, or `skip` to leave out pictures that cannot be read, with a warning.
+        on_error: `error`, or `skip` to leave out images that cannot be read, with a warning.
 
     Raises:
         ValueError: another `on_error`.
@@ -50,11 +50,11 @@ class Problems:
         self.notes.setdefault(kind, []).append(case)
 
     def image(self, case: str) -> None:
-        """A picture that is not there or cannot be read; it goes without its objects where that is allowed."""
+        """An image that is not there or cannot be read; it goes without its objects where that is allowed."""
         if self.skip:
-            self.warn("pictures that cannot be read were left out, with their objects", case)
+            self.warn("images that cannot be read were left out, with their objects", case)
         else:
-            self.error("pictures that cannot be read; mend or remove them, or leave them out: data.on_error=skip", case)
+            self.error("images that cannot be read; fix or remove them, or leave them out: data.on_error=skip", case)
 
     def report(self) -> None:
         """Log warnings and notes, then raise if there were errors."""

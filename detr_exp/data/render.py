@@ -18,7 +18,7 @@ from detr_exp.values import Values
 
 
 def needed(plan: Plan) -> tuple[int, int]:
-    """(height, width) the whole picture must have so that its visible part need not be enlarged more than planned."""
+    """(height, width) the whole image must have so that its visible part need not be enlarged more than planned."""
     x0, y0, x1, y1 = plan.source
     left, top, right, bottom = plan.target
     scale = max(min(1.0, (bottom - top) / (y1 - y0)), min(1.0, (right - left) / (x1 - x0)))
@@ -26,12 +26,12 @@ def needed(plan: Plan) -> tuple[int, int]:
 
 
 def render(plan: Plan, image: np.ndarray) -> np.ndarray:
-    """`[H, W, 3]` uint8: the picture as planned. It may come in a smaller size than the plan was made for."""
+    """`[H, W, 3]` uint8: the image as planned. It may come in a smaller size than the plan was made for."""
     return layer([(plan, image)])
 
 
 def layer(pastes: Sequence[tuple[Plan, np.ndarray]]) -> np.ndarray:
-    """`[H, W, 3]` uint8: pictures whose plans share an output, each in its own rectangle."""
+    """`[H, W, 3]` uint8: images whose plans share an output, each in its own rectangle."""
     plan, image = pastes[0]
     if plan.target == (0, 0, plan.out[1], plan.out[0]):
         return _seen(plan, image)
@@ -49,7 +49,7 @@ def blended(layers: Sequence[np.ndarray], share: float) -> np.ndarray:
 
 
 def _seen(plan: Plan, image: np.ndarray) -> np.ndarray:
-    """The visible part of the picture, at the size it has in the output."""
+    """The visible part of the image, at the size it has in the output."""
     height, width = image.shape[:2]
     x0, x1 = (round(x * width / plan.size[1]) for x in plan.source[::2])
     y0, y1 = (round(y * height / plan.size[0]) for y in plan.source[1::2])
@@ -92,7 +92,7 @@ def target_of(
 
     Args:
         plan: where everything goes.
-        objects: of the picture.
+        objects: of the image.
         labels: `[n]` their class indices.
         with_masks: rasterise them at the size of the output.
         flip_order: `[C, K]` places of a mirrored object's keypoints; None: no keypoints wanted.
@@ -122,10 +122,10 @@ def target_of(
 
 
 def together(targets: Sequence[Target]) -> Target:
-    """The objects of several pictures that became one.
+    """The objects of several images that became one.
 
     Raises:
-        ValueError: something is known of each of these pictures as a whole.
+        ValueError: something is known of each of these images as a whole.
     """
     if len(targets) == 1:
         return targets[0]
@@ -189,7 +189,7 @@ def _polygons(plan: Plan, polygons: list[list[float]]) -> np.ndarray:
     height, width = plan.out
     moved = []
     for polygon in polygons:
-        # kept near the picture: a stray vertex far away would cost memory in proportion to its distance
+        # kept near the image: a stray vertex far away would cost memory in proportion to its distance
         points = np.clip(np.array(polygon, np.float64).reshape(-1, 2), 0, plan.size[::-1])
         moved.append(plan.moved(points).reshape(-1).tolist())
     mask = rle.decode(rle.merge(rle.frPyObjects(moved, height, width))).astype(bool)

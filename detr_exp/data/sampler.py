@@ -1,4 +1,4 @@
-"""Which pictures make up which batch, at which size: pure functions of (seed, epoch)."""
+"""Which images make up which batch, at which size: pure functions of (seed, epoch)."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class Key(NamedTuple):
 
     Attributes:
         epoch: counted from 0.
-        picture: its index, plus the number of pictures for every time it was used before in the same epoch.
+        image: its index, plus the number of images for every time it was used before in the same epoch.
         height: of the output.
         width: of the output.
     """
@@ -33,7 +33,7 @@ class TrainSampler:
     All ranks draw the same order and take turns, so the images of a step do not depend on how many ranks share them.
 
     Args:
-        count: pictures.
+        count: images.
         batch_size: per rank.
         seed: decides the order and the sizes.
         size: (height, width) of the network.
@@ -91,10 +91,10 @@ class TrainSampler:
 
 
 class EvalSampler:
-    """Every picture once, in order; ranks take turns and no picture comes twice.
+    """Every image once, in order; ranks take turns and no image comes twice.
 
     Args:
-        count: pictures.
+        count: images.
         batch_size: per rank; the last batch may be smaller.
         size: (height, width) of the output.
         rank: of this process.
@@ -118,7 +118,7 @@ class EvalSampler:
 def multi_scale_sizes(rule: str | Sequence[int] | None, size: tuple[int, int], stride: int) -> list[tuple[int, int]]:
     """Sizes that the batches of a step are drawn from.
 
-    A picture goes to the drawn size at once, with antialiasing. RT-DETR takes it to `size` first and from there to the
+    An image goes to the drawn size at once, with antialiasing. RT-DETR takes it to `size` first and from there to the
     drawn size by the nearest pixels, which loses detail; these two resizes are the one thing of its recipe left out.
 
     Args:

@@ -1,6 +1,6 @@
 """An embedded data set that is drawn on the fly: six kinds of shapes with boxes, masks and keypoints.
 
-A picture is a pure function of (seed, split, index): textured ground with clutter, and 1-8 shapes (one picture in
+An image is a pure function of (seed, split, index): textured ground with clutter, and 1-8 shapes (one image in
 twenty has none) of 8-35 % of its side, turned, stretched, textured, partly hiding one another. Colours and textures
 say nothing about the class. Every shape is mirror-symmetric about its own axis and different along it, so each
 keypoint can be told, left from right included.
@@ -17,7 +17,7 @@ from PIL import Image, ImageDraw
 from detr_exp.data.content import SPLITS, Category, Content, Objects
 from detr_exp.values import Values
 
-VERSION = 1  # goes up when the same seed draws other pictures
+VERSION = 1  # goes up when the same seed draws other images
 EMPTY = 0.05
 MAX_OBJECTS = 8
 SIDE = (0.08, 0.35)
@@ -110,9 +110,9 @@ def shapes(root: None, places: Mapping[str, int], *, size: int, seed: int) -> Co
 
     Args:
         root: there is none.
-        places: pictures per split; a split with 0 or None does not exist.
-        size: side of the square pictures, in pixels.
-        seed: of the pictures; the seed of the run does not change them.
+        places: images per split; a split with 0 or None does not exist.
+        size: side of the square images, in pixels.
+        seed: of the images; the seed of the run does not change them.
 
     Raises:
         ValueError: `size` is too small to draw in, or there is no training split.
@@ -120,11 +120,9 @@ def shapes(root: None, places: Mapping[str, int], *, size: int, seed: int) -> Co
     if root is not None:
         raise ValueError(f"data.root is {root!r}, but shapes are drawn, not read; drop data.root or use data=auto")
     if size < 64:
-        raise ValueError(
-            f"data.source.size is {size}; shapes need pictures of at least 64 pixels: data.source.size=160"
-        )
+        raise ValueError(f"data.source.size is {size}; shapes need images of at least 64 pixels: data.source.size=160")
     if not places["train"]:
-        raise ValueError(f"data.train is {places['train']}; it is the number of training pictures: data.train=2000")
+        raise ValueError(f"data.train is {places['train']}; it is the number of training images: data.train=2000")
     categories = [
         Category(
             id=i + 1,
@@ -145,7 +143,7 @@ def shapes(root: None, places: Mapping[str, int], *, size: int, seed: int) -> Co
 
 
 class ShapesSplit:
-    """Pictures `0 .. count - 1` of one split; see `content.Split`."""
+    """Images `0 .. count - 1` of one split; see `content.Split`."""
 
     has_masks = True
     has_keypoints = True
@@ -219,7 +217,7 @@ class ShapesSplit:
 
 
 def draw(rng: np.random.Generator, side: int) -> tuple[np.ndarray, Objects]:
-    """One picture `[side, side, 3]` uint8 and its objects.
+    """One image `[side, side, 3]` uint8 and its objects.
 
     Shapes are placed from front to back: a later one lies behind the earlier ones and is left out when too little of it
     would be seen, so that everything drawn can be found. Masks are what is visible, boxes enclose them, and keypoints
@@ -273,7 +271,7 @@ def _placed(rng: np.random.Generator, shape: _Shape, side: int) -> tuple[int, in
     low, high = outline.min(0), outline.max(0)
     scale = rng.uniform(*SIDE) * side / (high - low).max()
     extent = (high - low) * scale
-    corner = rng.uniform(0, side - extent)  # wholly inside the picture
+    corner = rng.uniform(0, side - extent)  # wholly inside the image
     x, y = np.floor(corner).astype(int)
     width, height = (np.ceil(corner + extent).astype(int) - (x, y)).tolist()
     canvas = Image.new("L", (width * _SUPERSAMPLE, height * _SUPERSAMPLE))

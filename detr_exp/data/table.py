@@ -26,7 +26,7 @@ _ODD = 0x9E3779B97F4A7C15  # its powers spread the bits of a number over 64
 
 @dataclass
 class Images:
-    """The pictures of a split: path, id, and (height, width) each."""
+    """The images of a split: path, id, and (height, width) each."""
 
     paths: list[Path] = field(default_factory=list)
     ids: list[int] = field(default_factory=list)
@@ -39,7 +39,7 @@ class Rows:
 
     Attributes:
         where: how messages name it.
-        picture: index into the pictures.
+        image: index into the images.
         category: original category id.
         box_xywh: corner and sides in pixels, unchecked.
         crowd: a region with an unknown number of objects; never trained on.
@@ -63,14 +63,14 @@ class Rows:
 
 
 class TableSplit:
-    """Pictures on disk with their annotations; see `content.Split`.
+    """Images on disk with their annotations; see `content.Split`.
 
-    Boxes that are not finite, have no area, or lie outside their picture are dropped with a warning, from training and
-    from the truth. Boxes are clipped to the picture for training; the truth keeps them as annotated. Keypoints outside
-    their picture are truth too, but not trained on. What is there twice is kept, with a warning.
+    Boxes that are not finite, have no area, or lie outside their image are dropped with a warning, from training and
+    from the truth. Boxes are clipped to the image for training; the truth keeps them as annotated. Keypoints outside
+    their image are truth too, but not trained on. What is there twice is kept, with a warning.
 
     Args:
-        pictures: in the order of the split.
+        images: in the order of the split.
         rows: their annotations, in any order.
         categories: of the training split.
         fingerprint: a hash of the annotations.
@@ -99,7 +99,7 @@ class TableSplit:
         self.crowd = np.array(rows.crowd, bool)[keep]
         self.most_objects = int(np.bincount(owner[~self.crowd]).max(initial=0))
         self.account = (
-            f"{len(self.paths)} pictures, {len(rows.where)} annotations: {len(rows.where) - len(keep)} dropped, "
+            f"{len(self.paths)} images, {len(rows.where)} annotations: {len(rows.where) - len(keep)} dropped, "
             f"{self.crowd.sum()} crowd or ignored, {(~self.crowd).sum()} to train on"
             + f"; {rows.sought}"
             * bool(rows.sought)
@@ -208,7 +208,7 @@ def _sound(images: Images, rows: Rows, sizes: np.ndarray, problems: Problems) ->
         if not finite[i]:
             kind = "boxes that are not finite were dropped"
         elif whole[i] > 0:
-            kind = "boxes outside their picture were dropped"
+            kind = "boxes outside their image were dropped"
         else:
             kind = "boxes without area were dropped"
         size = f"{w:g}x{h:g} at ({x:g}, {y:g})"
@@ -224,10 +224,10 @@ def _refuse_convention(rows: Rows, sizes: np.ndarray, problems: Problems) -> Non
 
 
 def _say_twice(paths: Sequence[str], rows: Rows, problems: Problems) -> None:
-    """Warn of pictures that are listed, and of objects that are annotated, more than once."""
+    """Warn of images that are listed, and of objects that are annotated, more than once."""
     for path, times in Counter(paths).items():
         if times > 1:
-            kind = "pictures that are listed more than once; each entry counts, with its own annotations"
+            kind = "images that are listed more than once; each entry counts, with its own annotations"
             problems.warn(kind, f"{path}: {times} times")
     if not rows.where:
         return
@@ -246,7 +246,7 @@ def _say_twice(paths: Sequence[str], rows: Rows, problems: Problems) -> None:
 
 
 def _near(segment: Outline | None, size: tuple[int, int]) -> Outline | None:
-    """Polygons with stray vertices brought back to one picture's width from it: rasterising costs memory in proportion
+    """Polygons with stray vertices brought back to one image's width from it: rasterising costs memory in proportion
     to the distance between vertices."""
     reach = 2 * max(size)
     if isinstance(segment, list) and any(min(polygon) < -reach or max(polygon) > reach for polygon in segment):
@@ -272,7 +272,7 @@ def _keypoints(rows: Rows, keep: np.ndarray, sizes: np.ndarray, problems: Proble
     table[table[..., 2] <= 0] = 0
     away = ((table[..., :2] < 0) | (table[..., :2] > sizes[:, None, ::-1])).any((1, 2))
     for row in np.flatnonzero(away).tolist():
-        problems.warn("keypoints outside their picture are not trained on", rows.where[keep[row]])
+        problems.warn("keypoints outside their image are not trained on", rows.where[keep[row]])
     return table
 
 

@@ -1,7 +1,7 @@
-"""Pascal VOC: one XML file per picture, and text files that say which pictures make up a split.
+"""Pascal VOC: one XML file per image, and text files that say which images make up a split.
 
 Two layouts: the development kit (`VOC2007/Annotations`, `ImageSets/Main`, `JPEGImages`, one or several years), and a
-folder per split with pictures and XML files side by side, as labelling tools export it. Objects marked difficult are
+folder per split with images and XML files side by side, as labelling tools export it. Objects marked difficult are
 neither trained on nor counted against a detector, as in the challenge, unless asked for.
 """
 
@@ -62,17 +62,17 @@ def voc(
 
     Args:
         root: the development kit, one of its years, or a folder with a folder per split.
-        places: per split text files relative to the root, a picture's name or `picture annotation` a line; None: by the
+        places: per split text files relative to the root, an image's name or `image annotation` a line; None: by the
             layout. The kit's `trainval` trains and its `test` validates where it is annotated, else `train` and `val`.
         names: the classes in order; None: the challenge's 20, or all that the training files have, sorted.
         one_based: corners are pixels counted from 1, both of them inside the box, as in the challenge's own files; most
             tools write distances from the upper left corner instead.
         use_difficult: objects marked difficult are trained on and counted like any others.
-        extra_roots: other folders that pictures may lie in.
-        on_error: `error`, or `skip` for pictures that are not there or have no readable header.
+        extra_roots: other folders that images may lie in.
+        on_error: `error`, or `skip` for images that are not there or have no readable header.
 
     Raises:
-        ValueError: no training pictures, or a file that cannot be used.
+        ValueError: no training images, or a file that cannot be used.
     """
     folder = Folder(root, extra_roots)
     problems = Problems(str(folder.root), on_error)
@@ -127,16 +127,16 @@ def _pairs(folder: Folder, name: str, place: str | Sequence[str] | None, problem
 
 
 def _side_by_side(folder: Folder, part: Path, problems: Problems) -> list[_Pair]:
-    """The XML files in a folder and below, each with its picture; says which pictures have none."""
+    """The XML files in a folder and below, each with its image; says which images have none."""
     files = folder.files(part, problems)
     pairs = [_Pair(_image(folder, file.with_suffix("")), file) for file in sorted(files) if _is_xml(file)]
     used = {pair.image for pair in pairs}
     for file in files:
         if is_image(file.name) and file not in used:
-            kind = "pictures without XML file were left out; give those without objects an empty <annotation/>"
+            kind = "images without XML file were left out; give those without objects an empty <annotation/>"
             problems.warn(kind, str(file))
         elif not is_image(file.name) and not companion(file.name):
-            problems.warn("files that are not read as pictures were left out; convert what is one", str(file))
+            problems.warn("files that are not read as images were left out; convert what is one", str(file))
     return pairs
 
 
@@ -170,7 +170,7 @@ def _listed(folder: Folder, file: Path) -> Iterator[_Pair]:
         if len(words) >= 2 and words[1].lower().endswith(".xml"):
             yield _Pair(folder.root / words[0], folder.root / words[1])
         elif words:
-            # lists of one class add whether it is in the picture; names may have spaces
+            # lists of one class add whether it is in the image; names may have spaces
             name, year = line.strip(), file.parent.parent.parent
             is_told = len(words) == 2 and words[1] in ("-1", "0", "1")
             if is_told and not os.path.isfile(year / "Annotations" / f"{name}.xml"):
@@ -179,7 +179,7 @@ def _listed(folder: Folder, file: Path) -> Iterator[_Pair]:
 
 
 def _image(folder: Folder, stem: Path) -> Path:
-    """The picture of this name, whatever its suffix."""
+    """The image of this name, whatever its suffix."""
     usual = stem.with_name(f"{stem.name}.jpg")
     if os.path.isfile(usual) or not os.path.isdir(stem.parent):
         return usual
@@ -239,7 +239,7 @@ def _split(
             problems.image(str(error))
             continue
         except ValueError as error:
-            problems.error("the size in an annotation is that of its picture", f"{pair.annotation}: {error}")
+            problems.error("the size in an annotation is that of its image", f"{pair.annotation}: {error}")
             continue
         images.ids.append(len(images.ids) + 1)
         images.paths.append(pair.image)
@@ -290,7 +290,7 @@ def _tree(folder: Folder, file: Path, problems: Problems) -> ElementTree.Element
 
 
 def _agreed(tree: ElementTree.Element, size: tuple[int, int]) -> tuple[int, int]:
-    """The size of the picture, turned as the annotation says; tools that do not know it write zeros.
+    """The size of the image, turned as the annotation says; tools that do not know it write zeros.
 
     Raises:
         ValueError: the annotation was made for another size.
@@ -303,7 +303,7 @@ def _agreed(tree: ElementTree.Element, size: tuple[int, int]) -> tuple[int, int]
         return size
     if said == size[::-1]:
         return said
-    raise ValueError(f"it says {said[1]}x{said[0]}, its picture has {size[1]}x{size[0]} pixels")
+    raise ValueError(f"it says {said[1]}x{said[0]}, its image has {size[1]}x{size[0]} pixels")
 
 
 def _object(

@@ -1,6 +1,6 @@
 """Files that were cut short or filled up with zeros, as broken transfers leave them, where decoders say nothing.
 
-A decoder of entropy-coded pictures goes on through zeros and draws grey. What is stored plainly (BMP, TIFF without
+A decoder of entropy-coded images goes on through zeros and draws grey. What is stored plainly (BMP, TIFF without
 compression) can be black, and its zeros tell nothing.
 """
 
@@ -28,7 +28,7 @@ def tags(image: Image.Image) -> Mapping[int, Any]:
 
 
 def is_filled_up(image: Image.Image, content: bytes) -> bool:
-    """Whether image data of an opened picture are zeros that no encoder writes.
+    """Whether image data of an opened image are zeros that no encoder writes.
 
     Args:
         image: Pillow's, of the file.
@@ -52,7 +52,7 @@ def is_filled_up(image: Image.Image, content: bytes) -> bool:
 
 
 def is_cut_short(file: BinaryIO) -> bool:
-    """Whether a film is shorter than it says: MP4, QuickTime, AVI; of other kinds it is not known."""
+    """Whether a video is shorter than it says: MP4, QuickTime, AVI; of other kinds it is not known."""
     size = file.seek(0, io.SEEK_END)
     file.seek(0)
     head = file.read(12)
@@ -104,7 +104,7 @@ def _filled_jpeg(content: bytes) -> bool:
 
 
 def _is_odd_scan(head: bytes, tables: Mapping[int, bool]) -> bool:
-    """Whether zeros are odd in a scan of a progressive picture: where it begins AC coefficients, its table says; equal
+    """Whether zeros are odd in a scan of a progressive image: where it begins AC coefficients, its table says; equal
     DC coefficients and refinements may be zeros."""
     return len(head) == 6 and head[3] > 0 and head[5] >> 4 == 0 and tables.get(head[2] & 15, False)
 

@@ -1,7 +1,7 @@
-"""YOLO data sets: a `data.yaml`, folders or lists of pictures, and one text file of rows per picture.
+"""YOLO data sets: a `data.yaml`, folders or lists of images, and one text file of rows per image.
 
 A row is `class x y width height` (centre and sides), `class x0 y0 x1 y1 ...` (a polygon), or, where the YAML has
-`kpt_shape`, `class x y width height` and the keypoints; all relative to the picture. A picture without a text file has
+`kpt_shape`, `class x y width height` and the keypoints; all relative to the image. An image without a text file has
 no objects; `labels.Labels` says where it is looked for.
 """
 
@@ -43,8 +43,8 @@ def yolo(
         root: its folder.
         places: not used: the YAML file names the splits.
         file: the YAML file, relative to the root; None: `data.yaml` or `data.yml`.
-        extra_roots: other folders that pictures may lie in.
-        on_error: `error`, or `skip` for pictures that are not there or have no readable header.
+        extra_roots: other folders that images may lie in.
+        on_error: `error`, or `skip` for images that are not there or have no readable header.
 
     Raises:
         ValueError: no YAML file, one that cannot be used, or one that names what is not there.
@@ -81,7 +81,7 @@ def find_file(root: Path) -> Path | None:
     return next((root / name for name in FILES if (root / name).is_file()), None)
 
 
-# --------------------------------------------------------------------------------------------------------- the pictures
+# --------------------------------------------------------------------------------------------------------- the images
 
 
 def _entries(folder: Folder, description: Description, name: str, problems: Problems) -> list[Path]:
@@ -111,7 +111,7 @@ def _entries(folder: Folder, description: Description, name: str, problems: Prob
                 kind, f"{name} is {item!r}, which lies outside data.root ({os.path.realpath(candidates[0])})"
             )
         elif not candidates:
-            kind = f"folders or lists that are named and not there; mend or drop them in {path.name}"
+            kind = f"folders or lists that are named and not there; fix or drop them in {path.name}"
             problems.error(kind, f"{name} is {item!r}, but there is no {', no '.join(map(str, tried))}")
         elif any(os.path.samefile(inside[0], other) for other in found):
             problems.error("folders or lists that are named twice; drop one", f"{name}: {item!r} is {inside[0]}")
@@ -130,7 +130,7 @@ def _moved(root: Path, item: str) -> Path | None:
 
 
 def _listed(folder: Folder, description: Description, entry: Path, problems: Problems) -> Iterator[Path]:
-    """The pictures of one entry: of a folder and the folders in it, or of a text file."""
+    """The images of one entry: of a folder and the folders in it, or of a text file."""
     if entry.is_dir():
         yield from _in_folder(folder, entry, problems)
         return
@@ -151,11 +151,9 @@ def _in_folder(folder: Folder, entry: Path, problems: Problems) -> Iterator[Path
         if is_image(file.name) and file.is_relative_to(images):
             yield file
         elif is_image(file.name):
-            problems.warn(
-                f"pictures outside {images} were left out; name their folder too, if they are meant", str(file)
-            )
+            problems.warn(f"images outside {images} were left out; name their folder too, if they are meant", str(file))
         elif not companion(file.name):
-            problems.warn("files that are not read as pictures were left out; convert what is one", str(file))
+            problems.warn("files that are not read as images were left out; convert what is one", str(file))
 
 
 def _split(
@@ -171,11 +169,11 @@ def _split(
         listed = list(_listed(folder, description, entry, problems))
         times.update(listed)
         if not listed:
-            problems.error("no pictures in folders or lists that are named; mend or drop them", f"{name}: {entry}")
+            problems.error("no images in folders or lists that are named; fix or drop them", f"{name}: {entry}")
     used: dict[Path, list[Path]] = {}
     for file in sorted(times):
         if times[file] > 1:
-            problems.warn("pictures that are listed more than once; each counts once", f"{file}: {times[file]} times")
+            problems.warn("images that are listed more than once; each counts once", f"{file}: {times[file]} times")
         if complaint := folder.complaint(file):
             problems.image(complaint)
             continue
@@ -206,5 +204,5 @@ def _split(
     split = TableSplit(images, found, categories, digest.hexdigest(), problems)
     problems.report()
     if not len(split):
-        raise ValueError(f"{path}: no picture of the {name} split can be read; a split needs at least one")
+        raise ValueError(f"{path}: no image of the {name} split can be read; a split needs at least one")
     return split

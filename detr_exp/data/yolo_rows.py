@@ -1,4 +1,4 @@
-"""Rows of YOLO text files: boxes, polygons, or boxes with keypoints, relative to their picture."""
+"""Rows of YOLO text files: boxes, polygons, or boxes with keypoints, relative to their image."""
 
 from __future__ import annotations
 
@@ -36,10 +36,8 @@ class RowReader:
         """What a row has to be, for messages."""
         if self.shape is not None:
             count, channels = self.shape
-            return (
-                f"rows are class x y width height and {count} keypoints of {channels} numbers, relative to the picture"
-            )
-        return "rows are class x y width height, or class and a polygon, relative to the picture"
+            return f"rows are class x y width height and {count} keypoints of {channels} numbers, relative to the image"
+        return "rows are class x y width height, or class and a polygon, relative to the image"
 
     def read(self, text: bytes, file: Path, image: int, size: tuple[int, int], found: Rows, problems: Problems) -> None:
         """Add the rows of one file to `found`, or say in `problems` what is wrong with them."""
@@ -163,4 +161,4 @@ def _points(values: list[float], channels: int, size: tuple[int, int]) -> list[f
 def _check_range(values: list[float]) -> None:
     for value in values:
         if not (math.isfinite(value) and -_MARGIN <= value <= 1 + _MARGIN):
-            raise ValueError(f"{value:g} is outside 0..1; coordinates are relative to the picture, not pixels")
+            raise ValueError(f"{value:g} is outside 0..1; coordinates are relative to the image, not pixels")

@@ -266,12 +266,12 @@ def as_image(image: ImageLike) -> np.ndarray:
         return pixels_of_array(image)
     if not isinstance(image, torch.Tensor):
         raise ValueError(
-            f"a {type(image).__name__} is no picture; give a path, the content of a file as bytes, a PIL image, an "
+            f"a {type(image).__name__} is no image; give a path, the content of a file as bytes, a PIL image, an "
             "array or a tensor"
         )
     if image.ndim not in (2, 3) or (image.ndim == 3 and image.shape[0] not in (1, 3, 4)):
         raise ValueError(
-            f"a tensor {list(image.shape)} of {image.dtype} is no picture; give [3, H, W], uint8 or float in 0..1"
+            f"a tensor {list(image.shape)} of {image.dtype} is no image; give [3, H, W], uint8 or float in 0..1"
         )
     image = image.detach().cpu()
     image = image.float() if image.is_floating_point() else image

@@ -1,4 +1,4 @@
-"""An evaluation as pictures: precision over recall, and which class is taken for which."""
+"""An evaluation as images: precision over recall, and which class is taken for which."""
 
 from __future__ import annotations
 

@@ -73,8 +73,8 @@ def read_weights(path: str | Path) -> Weights:
         ValueError: when there is no such file, or nothing in it is known.
     """
     path = weights_file(path)
-    mend = "; give a file of weights, or start without: model.weights=null"
-    content = tensor_files.read(path, mend, also=pretrained_rfdetr.SAFE_GLOBALS)
+    fix = "; give a file of weights, or start without: model.weights=null"
+    content = tensor_files.read(path, fix, also=pretrained_rfdetr.SAFE_GLOBALS)
     if (state := pretrained_rfdetr.rfdetr_state(content)) is not None:
         return Weights(state, "RF-DETR", None)
     if isinstance(content.get("format"), int) and "model" in content:

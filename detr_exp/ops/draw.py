@@ -1,4 +1,4 @@
-"""Pictures of objects: boxes, labels, masks and skeletons on a photograph; and sheets of such pictures."""
+"""Images of objects: boxes, labels, masks and skeletons on a photograph; and sheets of such images."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def draw_objects(
     keypoints_px: np.ndarray | None = None,
     skeletons: Sequence[Sequence[tuple[int, int]]] = (),
 ) -> Image.Image:
-    """One picture with its objects.
+    """One image with its objects.
 
     Args:
         image: `[H, W, 3]` uint8 RGB.
@@ -89,7 +89,7 @@ def _draw_keypoints(
 
 
 def sheet(images: Sequence[Image.Image], *, columns: int | None = None, tile: int = 480) -> Image.Image:
-    """Pictures side by side on a dark ground, each scaled to fit a square of `tile` pixels."""
+    """Images side by side on a dark ground, each scaled to fit a square of `tile` pixels."""
     columns = columns or max(1, math.ceil(math.sqrt(len(images))))
     gap = 4
     scaled = []

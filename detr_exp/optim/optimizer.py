@@ -31,7 +31,7 @@ def refuse_wrong_optimizer(make: partial[torch.optim.Optimizer], optim: Values) 
         optim: the group's other settings.
 
     Raises:
-        ValueError: with the key that mends it.
+        ValueError: with the key that fixes it.
     """
     name = make.func.__name__
     taken = inspect.signature(make.func).parameters

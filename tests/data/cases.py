@@ -78,7 +78,7 @@ def again(change: Callable[[str], bytes]) -> Callable[[Path], object]:
 
 
 def file(make: Callable[[Path], object]) -> Callable[[Path], object]:
-    """Something else in place of the first picture."""
+    """Something else in place of the first image."""
 
     def write(root: Path) -> None:
         coco()(root)
@@ -90,13 +90,13 @@ def file(make: Callable[[Path], object]) -> Callable[[Path], object]:
 
 
 def other(root: Path) -> Path:
-    """The second picture of a sound set."""
+    """The second image of a sound set."""
     coco()(root)
     return root / "train" / "b.png"
 
 
 def pixels(mode: str, size: tuple[int, int] = (60, 40), **saving: Any) -> Callable[[Path], object]:
-    """The first picture in another mode; its name keeps saying PNG."""
+    """The first image in another mode; its name keeps saying PNG."""
 
     def make(path: Path) -> None:
         noise = np.random.default_rng(0).integers(0, 255, (size[1], size[0], 3), np.uint8)
@@ -215,7 +215,7 @@ COCO = [
     Case("box huge", one(bbox=[-1e300, -1e300, 2e300, 1.7e308]), "fine"),
     Case("box without area", one(bbox=[5, 5, 0, 9]), "warning", "without area were dropped"),
     Case("box of negative size", one(bbox=[5, 5, -3, 9]), "warning", "without area were dropped"),
-    Case("box outside", one(bbox=[100, 100, 3, 3]), "warning", "outside their picture were dropped"),
+    Case("box outside", one(bbox=[100, 100, 3, 3]), "warning", "outside their image were dropped"),
     Case("box across the edge", one(bbox=[-10, -10, 30, 30]), "fine"),
     Case("polygon nan", one(segmentation=[[1, 2, math.nan, 4, 5, 6]]), "warning", "replaced by their box"),
     Case("polygon of two points", one(segmentation=[[1, 2, 3, 4]]), "warning", "replaced by their box"),
@@ -238,7 +238,7 @@ COCO = [
     Case("area nonsense", one(area="big"), "fine"),
     Case("crowd", one(iscrowd=1), "fine"),
     Case("skeleton of other points", posed([1, 2, 2, 3, 4, 2], skeleton=[[1, 9]]), "warning", "skeletons"),
-    Case("keypoint outside", posed([1, 2, 2, 300, 4, 2]), "warning", "outside their picture are not trained on"),
+    Case("keypoint outside", posed([1, 2, 2, 300, 4, 2]), "warning", "outside their image are not trained on"),
     Case("keypoints without names", posed([1, 2, 2, 3, 4, 2], keypoints=[]), "warning", "mirror image is not known"),
     Case(
         "other ids in validation",
@@ -277,14 +277,14 @@ COCO = [
     ),
     Case("ids with gaps from zero", categories({"id": 0, "name": "x"}, {"id": 1000, "name": "y"}), "fine"),
     Case("class name with control characters", categories({"id": 9, "name": "\x1b[2J\n"}), "fine"),
-    Case("no objects at all", coco(annotations=[]), "error", "no object to train on.*2 pictures, 0 annotations"),
+    Case("no objects at all", coco(annotations=[]), "error", "no object to train on.*2 images, 0 annotations"),
     Case(
         "nothing but crowds",
         coco(annotations=[{**a, "iscrowd": 1} for a in document()["annotations"]]),
         "error",
         "no object to train on.*2 crowd or ignored",
     ),
-    Case("500 objects in a picture", coco(annotations=document()["annotations"] * 250), "warning", "occur twice"),
+    Case("500 objects in an image", coco(annotations=document()["annotations"] * 250), "warning", "occur twice"),
     Case("no size", image(width=..., height=...), "fine"),
     Case("size as float", image(width=60.0), "fine"),
     Case("byte-order mark", again(lambda text: text.encode("utf-8-sig")), "fine"),
@@ -293,18 +293,16 @@ COCO = [
 ]
 
 IMAGES = [
-    Case("text for a picture", file(lambda path: path.write_text("hello")), "error", "not a readable picture"),
-    Case("empty picture", file(lambda path: path.touch()), "error", "not a readable picture"),
-    Case("cut picture", file(cut), "error", "cannot be decoded"),
-    Case("picture bomb", file(bomb), "error", "exceeds limit|megapixels"),
-    Case(
-        "text for a picture, skipped", file(lambda path: path.write_text("x")), "error", "left out.*no object", "skip"
-    ),
-    Case("another picture cut, skipped", lambda root: other(root).write_text("x"), "warning", "left out", "skip"),
-    Case("cut picture, skipped", file(cut), "fine", on_error="skip"),
+    Case("text for an image", file(lambda path: path.write_text("hello")), "error", "not a readable image"),
+    Case("empty image", file(lambda path: path.touch()), "error", "not a readable image"),
+    Case("cut image", file(cut), "error", "cannot be decoded"),
+    Case("image bomb", file(bomb), "error", "exceeds limit|megapixels"),
+    Case("text for an image, skipped", file(lambda path: path.write_text("x")), "error", "left out.*no object", "skip"),
+    Case("another image cut, skipped", lambda root: other(root).write_text("x"), "warning", "left out", "skip"),
+    Case("cut image, skipped", file(cut), "fine", on_error="skip"),
     Case("other size, skipped", image(width=40, height=60), "error", "left out.*no object to train on", "skip"),
     Case("pipe, skipped", file(lambda path: os.mkfifo(path)), "error", "not a regular file.*no object to", "skip"),
-    Case("unknown rule for bad pictures", coco(), "error", "use error or skip", "ignore"),
+    Case("unknown rule for bad images", coco(), "error", "use error or skip", "ignore"),
     Case("JPEG named PNG", pixels("RGB", format="JPEG"), "fine"),
     Case("grey", pixels("L"), "fine"),
     Case("palette", pixels("P"), "fine"),
@@ -315,8 +313,8 @@ IMAGES = [
     Case("frames", pixels("RGB", format="GIF", save_all=True, append_images=[Image.new("RGB", (60, 40))]), "fine"),
     Case("turned by its tag", file(turned), "fine"),
     Case("spoiled tags", pixels("RGB", format="JPEG", exif=b"Exif\0\0MM\0*\0\0\0\xff"), "fine"),
-    Case("1 x 1", sized(1, 1), "warning", "outside their picture"),
-    Case("8000 x 4", sized(8000, 4), "warning", "outside their picture"),
+    Case("1 x 1", sized(1, 1), "warning", "outside their image"),
+    Case("8000 x 4", sized(8000, 4), "warning", "outside their image"),
     Case("name that is not ASCII", image(file_name="größe 猫.png"), "error", "größe 猫"),
 ]
 
@@ -339,7 +337,7 @@ def described(lines: str) -> Callable[[Path], object]:
 
 
 def listing(make: Callable[[Path], object]) -> Callable[[Path], object]:
-    """Pictures named by a text file."""
+    """Images named by a text file."""
 
     def write(root: Path) -> None:
         yolo(description="names: [a, b]\ntrain: list.txt\n")(root)
@@ -383,17 +381,17 @@ YOLO = [
     Case("rows in a folder", labels(lambda path: path.mkdir()), "error", "not a regular file"),
     Case("rows in a pipe", labels(lambda path: os.mkfifo(path)), "error", "not a regular file"),
     Case("rows by a dead link", labels(lambda path: path.symlink_to("nowhere")), "error", "does not exist"),
-    Case("list with a missing picture", listing(lambda p: p.write_text("train/images/z.png")), "error", "z.png"),
+    Case("list with a missing image", listing(lambda p: p.write_text("train/images/z.png")), "error", "z.png"),
     Case("list in a pipe", listing(lambda path: os.mkfifo(path)), "error", "not a regular file"),
     Case("list that leads out", listing(lambda path: path.write_text("/etc/passwd")), "error", "outside data.root"),
     Case("list in latin-1", listing(lambda path: path.write_bytes(b"\xe9.png")), "error", "save it as UTF-8"),
-    Case("empty list", listing(lambda path: path.touch()), "error", "no pictures"),
+    Case("empty list", listing(lambda path: path.touch()), "error", "no images"),
     Case(
         "row without area", yolo("1 .5 .5 .1 .1\n0 .5 .5 0 .1"), "warning", "without area were dropped .1.: .*p.txt:2"
     ),
     Case("validation that is not there", described("val: valid/images"), "error", "'valid/images', but there is no"),
     Case("rows with CRLF, mark and spaces", yolo("\ufeff0\t.5  .5 .1 .1\r\n\r\n"), "fine"),
-    Case("no rows", yolo(""), "error", "no object to train on.*1 of 2 pictures have a label file"),
+    Case("no rows", yolo(""), "error", "no object to train on.*1 of 2 images have a label file"),
     Case("polygons and boxes", yolo("0 .1 .1 .5 .1 .5 .8\n1 .5 .5 .2 .4"), "fine"),
     Case("a hair outside", yolo("0 1.004 .5 .1 .1"), "fine"),
 ]
@@ -419,7 +417,7 @@ VOC = [
     Case("no XML", voc("hello"), "error", "not readable XML"),
     Case("unknown encoding", voc(b'<?xml version="1.0" encoding="klingon"?><a/>'), "error", "not readable XML"),
     Case("corner as text", voc(xmax="wide"), "error", "object 1: its bndbox needs four numbers"),
-    Case("size of another picture", voc(size="<size><width>9</width><height>9</height></size>"), "error", "says 9x9"),
+    Case("size of another image", voc(size="<size><width>9</width><height>9</height></size>"), "error", "says 9x9"),
     Case("corner not finite", voc(xmax="nan"), "error", "not finite were dropped.*no object to train on"),
     Case("unknown size", voc(size="<size><width>0</width><height>0</height></size>"), "fine"),
     Case("VOC in UTF-16", voc(f"<annotation>{THING.format(30)}</annotation>".encode("utf-16")), "fine"),
@@ -427,7 +425,7 @@ VOC = [
 ]
 ROOTS = [
     Case("nothing there", lambda root: None, "error", "layout is not known. Looked for.*Found: nothing"),
-    Case("only pictures", lambda root: write_image(root / "x.png"), "error", "Found: x.png"),
+    Case("only images", lambda root: write_image(root / "x.png"), "error", "Found: x.png"),
     Case(
         "training file is a folder",
         lambda root: (root / "train/_annotations.coco.json").mkdir(parents=True),

@@ -21,7 +21,7 @@ NONE = {"annotations": None, "images": None}
 
 
 def write_image(path: Path, size: tuple[int, int] = (40, 60), seed: int = 0) -> Path:
-    """A random picture of (height, width) on disk."""
+    """A random image of (height, width) on disk."""
     path.parent.mkdir(parents=True, exist_ok=True)
     pixels = np.random.default_rng(seed).integers(0, 256, (*size, 3), np.uint8)
     Image.fromarray(pixels).save(path)
@@ -29,7 +29,7 @@ def write_image(path: Path, size: tuple[int, int] = (40, 60), seed: int = 0) -> 
 
 
 def document(**changes: Any) -> dict[str, Any]:
-    """Two pictures of 60 x 40, one of them without objects."""
+    """Two images of 60 x 40, one of them without objects."""
     return {
         "images": [
             {"id": 11, "file_name": "a.png", "width": 60, "height": 40},
@@ -46,7 +46,7 @@ def document(**changes: Any) -> dict[str, Any]:
 
 @pytest.fixture
 def roboflow(tmp_path: Path) -> Callable[..., Path]:
-    """Writes a Roboflow-style data set: one document per split, the pictures beside it."""
+    """Writes a Roboflow-style data set: one document per split, the images beside it."""
 
     def write(**documents: Any) -> Path:
         for split, content in documents.items():

@@ -89,7 +89,7 @@ def test_evaluation_only_resizes():
     ],
 )
 def test_a_view_reaching_beyond_the_image(mirrored, upended, expected):
-    """A picture of 10 x 10 at (2, 4) of a canvas of 20 x 20 that becomes 100 x 100."""
+    """An image of 10 x 10 at (2, 4) of a canvas of 20 x 20 that becomes 100 x 100."""
     boxes = np.array([[2.0, 4.0, 10.0, 12.0]])
     wanted = np.ones(1, bool)
     plan = planned((10, 10), boxes, (100, 100), (-2, -4, 18, 16), wanted, mirrored, upended, None)
@@ -129,7 +129,7 @@ def test_kept_objects_have_their_centre_in_the_view():
         assert ((centres > (x0, y0)) & (centres < (x1, y1))).all()
         assert len(plan.keep) > 0
         assert 0.5 <= (x1 - x0) / (y1 - y0) <= 2
-    assert 145 < cropped < 190  # one overlap in seven, and more of those that can be met, leaves the picture whole
+    assert 145 < cropped < 190  # one overlap in seven, and more of those that can be met, leaves the image whole
 
 
 def test_zoom_out_fills_at_most_the_canvas():

@@ -27,7 +27,7 @@ NETWORK = SimpleNamespace(image_size=(64, 64), stride=32, tasks=("boxes",))
 
 @pytest.fixture
 def root(tmp_path, monkeypatch) -> Path:
-    """Two photographs of several times the network's size and one lossless picture; caches lie in the same folder."""
+    """Two photographs of several times the network's size and one lossless image; caches lie in the same folder."""
     monkeypatch.setattr(module, "MEMORY", tmp_path / "memory")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "home"))
     (tmp_path / "memory").mkdir()

@@ -55,7 +55,7 @@ def test_it_equals_torchvisions(colour, mean, most):
 
 @pytest.mark.parametrize("part", [-12 / 255, -3 / 255, 1 / 255, 12 / 255])
 def test_a_turned_hue_is_the_formulas(part):
-    """All bytes of pictures that hold every kind of colour, not only the smooth ones of photographs."""
+    """All bytes of images that hold every kind of colour, not only the smooth ones of photographs."""
     pixels = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
     pixels[:8] = pixels[:8] // 128 * 255
     pixels[8:16, :, 1] = pixels[8:16, :, 0]

@@ -29,7 +29,7 @@ TAKE = {
 
 
 def boxes(count: int, seed: int = 0) -> np.ndarray:
-    """Boxes inside their picture, of all sizes."""
+    """Boxes inside their image, of all sizes."""
     rng = np.random.default_rng(seed)
     corners = np.sort(rng.uniform(0, 1, (count, 2, 2)), 1) * (WIDTH, HEIGHT)
     return np.concatenate([corners[:, 0], corners[:, 1] - corners[:, 0] + 1], 1)

@@ -185,7 +185,7 @@ def test_a_broken_image_is_one_sentence_wherever_it_is_read(roboflow, network, w
     data = data_set(root, num_workers=workers)
     loader = data.loader("train", network=network, batch_size=2, seed=0, training=True)
     (root / "train" / "b.png").write_bytes(b"broken")
-    with pytest.raises(ValueError, match=r"b\.png is not a readable picture") as error:
+    with pytest.raises(ValueError, match=r"b\.png is not a readable image") as error:
         list(loader)
     assert "Traceback" not in str(error.value)
     assert str(error.value).startswith(str(root))

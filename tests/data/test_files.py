@@ -1,4 +1,4 @@
-"""Folders of a data set: what counts as a picture, and what is entered."""
+"""Folders of a data set: what counts as an image, and what is entered."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from PIL import Image
 from detr_exp.data.files import Folder, companion, files_below, is_image
 from detr_exp.data.image import SUFFIXES
 
-# films, pages, measurements and drawings that Pillow knows, or only names
+# videos, pages, measurements and drawings that Pillow knows, or only names
 NO_IMAGES = {"BUFR", "EPS", "FITS", "FLI", "GBR", "GRIB", "HDF5", "IPTC", "MPEG", "WMF"}
 
 

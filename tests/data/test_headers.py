@@ -25,7 +25,7 @@ def test_all_splits_are_complained_about_at_once(roboflow):
     root = roboflow(train=document(), valid=document(), test=document(images=[]))
     (root / "train" / "a.png").write_bytes(b"broken")
     write_image(root / "valid" / "b.png", (30, 30))
-    with pytest.raises(ValueError, match=r"a\.png is not a readable picture") as error:
+    with pytest.raises(ValueError, match=r"a\.png is not a readable image") as error:
         data_set(root).check(["train"])
     assert "30x30 pixels but annotated as 60x40" in str(error.value)
     assert "no image" in str(error.value)
@@ -95,7 +95,7 @@ def test_nothing_left_is_an_error_still(roboflow, network):
     data = data_set(root, on_error="skip")
     for name in ("a.png", "b.png"):
         (root / "train" / name).write_bytes(b"broken")
-    with pytest.raises(ValueError, match="not a readable picture"):
+    with pytest.raises(ValueError, match="not a readable image"):
         list(data.loader("train", network=network, batch_size=2, seed=0, training=True))
 
 

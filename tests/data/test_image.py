@@ -1,4 +1,4 @@
-"""One rule for orientation, modes and sizes of pictures."""
+"""One rule for orientation, modes and sizes of images."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ ORIENTATION = 0x0112
 
 
 def rotated(path: Path, orientation: int, **settings: bool) -> np.ndarray:
-    """A lossless picture of 6 x 4 with an orientation tag; returns the stored pixels."""
+    """A lossless image of 6 x 4 with an orientation tag; returns the stored pixels."""
     pixels = np.random.default_rng(0).integers(0, 256, (4, 6, 3), np.uint8)
     exif = Image.Exif()
     exif[ORIENTATION] = orientation
@@ -46,7 +46,7 @@ def test_images_are_turned_upright(tmp_path, orientation, upright, suffix, setti
     assert read_size(path) == pixels.shape[:2]
     np.testing.assert_array_equal(read_image(path), pixels)
     np.testing.assert_array_equal(read_image(path, pixels.shape[:2]), pixels)
-    if orientation > 4:  # annotations of the stored picture keep it as stored
+    if orientation > 4:  # annotations of the stored image keep it as stored
         np.testing.assert_array_equal(read_image(path, stored.shape[:2]), stored)
 
 

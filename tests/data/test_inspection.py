@@ -40,7 +40,7 @@ def test_numbers_of_splits_and_classes(roboflow):
 
 def test_sound_data_have_no_warnings(roboflow):
     assert kinds(roboflow(train=document(), valid=document())).keys() == {
-        "pictures of one split are in another too: what is measured on them is not new"
+        "images of one split are in another too: what is measured on them is not new"
     }
 
 

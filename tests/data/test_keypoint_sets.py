@@ -37,7 +37,7 @@ def names(count: int, sided: bool = True) -> list[str]:
 
 
 def write(root: Path, categories: list[list[str]]) -> Path:
-    """Two pictures a split, an object of every category in each, points on a circle in its box."""
+    """Two images a split, an object of every category in each, points on a circle in its box."""
     rng = np.random.default_rng(0)
     for split in ("train", "valid"):
         (root / split).mkdir(parents=True)
@@ -72,4 +72,4 @@ def test_it_trains_a_step_and_is_evaluated(categories: list, command: Callable, 
     assert 0 <= measured["val/keypoint_mAP"] <= 1
     assert math.isfinite(measured["train/loss_keypoint_l1"])
     sides = all("left" in points[0] for points in categories if points)
-    assert ("so pictures are not mirrored" not in capfd.readouterr().err) is sides
+    assert ("so images are not mirrored" not in capfd.readouterr().err) is sides

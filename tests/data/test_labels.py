@@ -17,7 +17,7 @@ ROW = "0 .5 .5 .2 .4\n"
 
 
 def write(root: Path, files: list[str], train: str = "train/images") -> Path:
-    """Pictures, label files of one row, and a data.yaml."""
+    """Images, label files of one row, and a data.yaml."""
     root.mkdir(exist_ok=True)
     (root / "data.yaml").write_text(f"names: [a, b]\ntrain: {train}\n")
     for i, name in enumerate(files):
@@ -91,9 +91,9 @@ def test_label_files_without_image_are_named(tmp_path):
     (root / "train/labels/classes.txt").write_text("a\nb\n")
     (root / "train/images/notes.txt").write_text("taken on the first day of the year\n")
     assert counts(root) == [0, 1]
-    named = said(root, "label files without picture")
+    named = said(root, "label files without image")
     assert [os.path.relpath(path, root) for path in named] == ["train/labels/q.txt", "train/labels/deep/r.txt"]
-    assert said(root, "folders none of whose pictures")[0].startswith(f"{root}/train/images/far: 1 pictures")
+    assert said(root, "folders none of whose images")[0].startswith(f"{root}/train/images/far: 1 images")
 
 
 def test_labels_of_another_split_have_their_image(tmp_path):
@@ -126,8 +126,8 @@ def test_what_is_left_out_of_a_folder_is_named(tmp_path):
     write_image(root / "train/mask.png")
     (root / "data.yaml").write_text("names: [a]\ntrain: train\n")
     assert counts(root) == [1, 1]
-    assert [Path(name).name for name in said(root, "not read as pictures")] == ["photo.heic", "raw.cr2"]
-    assert said(root, "pictures outside") == [str(root / "train/mask.png")]
+    assert [Path(name).name for name in said(root, "not read as images")] == ["photo.heic", "raw.cr2"]
+    assert said(root, "images outside") == [str(root / "train/mask.png")]
 
 
 def test_linked_folders_are_followed_once(tmp_path):
@@ -163,8 +163,8 @@ def test_a_linked_folder_with_labels_of_its_own_uses_them(tmp_path):
 
 
 def test_no_labels_at_all_says_where_they_were_looked_for(tmp_path):
-    root = write(tmp_path, ["train/pictures/p.png", "train/labels/p.txt"], "train/pictures")
-    with pytest.raises(ValueError, match=r"no object to train on(.|\n)*0 of 1 pictures(.|\n)*train/pictures/p\.txt"):
+    root = write(tmp_path, ["train/photos/p.png", "train/labels/p.txt"], "train/photos")
+    with pytest.raises(ValueError, match=r"no object to train on(.|\n)*0 of 1 images(.|\n)*train/photos/p\.txt"):
         data_set(root, yolo).check(["train"])
 
 
@@ -172,7 +172,7 @@ def test_a_folder_of_a_list_without_images_is_refused(tmp_path):
     root = write(
         tmp_path, ["train/images/p.png", "train/labels/p.txt", "more/images/q.txt"], "[train/images, more/images]"
     )
-    with pytest.raises(ValueError, match=r"no pictures in folders or lists that are named(.|\n)*more/images"):
+    with pytest.raises(ValueError, match=r"no images in folders or lists that are named(.|\n)*more/images"):
         counts(root)
 
 

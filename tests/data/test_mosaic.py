@@ -1,4 +1,4 @@
-"""Mosaics and mixes: every object keeps its pixels, its mask and its keypoints, wherever its picture goes."""
+"""Mosaics and mixes: every object keeps its pixels, its mask and its keypoints, wherever its image goes."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ COLOURS = np.array([[255, 0, 0], [0, 255, 0], [0, 0, 255], [255, 255, 0], [0, 25
 
 
 class Flags:
-    """Five pictures, each grey with one rectangle of its own colour and class; its corners are keypoints."""
+    """Five images, each grey with one rectangle of its own colour and class; its corners are keypoints."""
 
     has_masks = has_keypoints = True
     fingerprint = "flags"

@@ -52,13 +52,13 @@ def test_a_resumed_epoch_goes_on_where_it_stopped():
 def test_a_set_smaller_than_a_batch_is_repeated(count):
     sampler = TrainSampler(count, 8, 0, (64, 64))
     (batch,) = images(sampler)
-    assert len(batch) == len(set(batch)) == 8  # a repeated picture has another number, hence another augmentation
+    assert len(batch) == len(set(batch)) == 8  # a repeated image has another number, hence another augmentation
     used = Counter(image % count for image in batch)
     assert max(used.values()) - min(used.get(i, 0) for i in range(count)) <= 1
 
 
 def test_ranks_share_the_same_batches():
-    """Eight pictures a step are the same eight, whether one rank takes them or four."""
+    """Eight images a step are the same eight, whether one rank takes them or four."""
 
     def steps(world_size: int) -> list[set[int]]:
         ranks = [

@@ -36,7 +36,7 @@ def objects(rng: np.random.Generator, size: tuple[int, int]) -> list[dict]:
 
 
 def write(root: Path, poses: bool) -> tuple[Path, Path]:
-    """The same pictures and objects in COCO's layout (ids with gaps, from zero) and in YOLO's."""
+    """The same images and objects in COCO's layout (ids with gaps, from zero) and in YOLO's."""
     rng = np.random.default_rng(0)
     images, annotations = [], []
     for i, size in enumerate(SIZES):

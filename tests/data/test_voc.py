@@ -30,7 +30,7 @@ def annotation(*objects: tuple[str, tuple], difficult: int = 0) -> str:
 
 
 def year(root: Path, name: str, **lists: str) -> Path:
-    """A year of the kit with three pictures a, b, c of 60 x 40, and lists of them."""
+    """A year of the kit with three images a, b, c of 60 x 40, and lists of them."""
     for i, stem in enumerate("abc"):
         write_image(root / name / "JPEGImages" / f"{stem}.jpg", seed=i)
     for kind in ("Annotations", "ImageSets/Main"):

@@ -28,19 +28,19 @@ Box = tuple[int, int, int, int]  # x0, y0, x1, y1 in pixels
 # What is photographed: a scene, and in it cards that tell one part of the distortion from the others.
 BOXES: dict[str, Box] = {
     "scene": (2, 2, 94, 70),
-    "grey": (6, 5, 34, 33),  # the picture's mean grey: only brightness changes it
+    "grey": (6, 5, 34, 33),  # the image's mean grey: only brightness changes it
     "light": (52, 41, 90, 66),  # neutral, off that grey: also contrast does; its grain shows how it was resized
     "hued": (58, 6, 92, 34),  # pale, between two primary colours: also saturation and hue, each in its own way
     "pure": (8, 39, 40, 67),  # a primary colour: clipped, and then contrast and saturation do not commute
 }
 CAST = ((20, 20, -40), (-10, 20, 50), (50, -40, -20))  # what is added to the channels of the scene
-LIGHT = (55, -45, 45)  # what is added to the mean grey, for each picture
+LIGHT = (55, -45, 45)  # what is added to the mean grey, for each image
 HUED = ((38, 0, -32), (-32, 38, 0), (0, -32, 38))
 PURE = ((255, 0, 0), (0, 255, 0), (0, 0, 255))
 
 # How far two implementations may be apart in a statistic whose name ends so, for rounding alone; else half a level.
 TOLERANCE = {
-    **dict.fromkeys(("x", "y", "width", "height"), 0.5),  # pixels: ours puts pictures on whole ones
+    **dict.fromkeys(("x", "y", "width", "height"), 0.5),  # pixels: ours puts images on whole ones
     **dict.fromkeys(("share", "cosine", "sine"), 0.01),
     **dict.fromkeys(("grain", "brightness", "contrast", "saturation"), 0.01),
     **dict.fromkeys(("across", "down"), 0.1),  # levels from pixel to pixel
@@ -93,7 +93,7 @@ def _cut(pixels: np.ndarray, name: str) -> np.ndarray:
 
 
 def written(root: Path, images: dict[str, Image.Image], boxes: dict[str, Box]) -> Path:
-    """A COCO data set of pictures that have the same boxes."""
+    """A COCO data set of images that have the same boxes."""
     entries, objects = [], []
     categories = [{"id": i, "name": name} for i, name in enumerate(BOXES)]
     for split in ("train", "valid"):
@@ -111,7 +111,7 @@ def written(root: Path, images: dict[str, Image.Image], boxes: dict[str, Box]) -
 
 
 def ours(root: Path, seed: int, count: int, *words: str) -> list[list[Draw]]:
-    """Draws of every picture, as a worker of the loader makes them."""
+    """Draws of every image, as a worker of the loader makes them."""
     usual = ["data=coco", f"data.root={root}", "data/augment=rtdetr", "data.num_workers=0", "data.stop_epoch=null"]
     data = build.data(build.compose([*usual, *words]))
     network = SimpleNamespace(image_size=(SIDE, SIDE), stride=32, tasks=("boxes",))
@@ -129,8 +129,8 @@ def ours(root: Path, seed: int, count: int, *words: str) -> list[list[Draw]]:
 def theirs(root: Path, seed: int, count: int) -> list[list[Draw]]:
     """The same by torchvision, as RT-DETR uses it.
 
-    Each picture is distorted by itself. They are cut alike, because to find the cut takes longest; so what depends on
-    the cut is compared picture by picture, where draws are independent.
+    Each image is distorted by itself. They are cut alike, because to find the cut takes longest; so what depends on
+    the cut is compared image by image, where draws are independent.
     """
     distort = v2.RandomPhotometricDistort(p=0.5)
     move = v2.Compose(
@@ -161,7 +161,7 @@ def _named(labels: torch.Tensor, boxes: np.ndarray) -> dict[str, np.ndarray]:
 
 
 def statistics(draws: list[list[Draw]]) -> dict[str, Statistics]:
-    """Of each picture, and of all pictures those that do not depend on it or on the cut."""
+    """Of each image, and of all images those that do not depend on it or on the cut."""
     cards = [of_cards(of_image, i) for i, of_image in enumerate(draws)]
     found = {name: {**of_pixels(one), **of_boxes(one)} for name, one in zip(NAMES, draws)}
     for card, one in zip(cards, found.values()):
@@ -324,7 +324,7 @@ def test_they_are_distributed_as_torchvisions(tmp_path: Path):
 
 
 def test_contrast_is_changed_about_the_mean_of_the_whole_image(tmp_path: Path):
-    """In a picture without colours only brightness changes its mean grey, however little of the picture is seen."""
+    """In an image without colours only brightness changes its mean grey, however little of the image is seen."""
     height, width = SIZE
     pixels = np.full((height, width, 3), 20.0)
     pixels[:, width // 2 :] = 220

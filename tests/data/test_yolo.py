@@ -1,4 +1,4 @@
-"""YOLO data sets: the three kinds of rows, where pictures are looked for, and errors with file and line."""
+"""YOLO data sets: the three kinds of rows, where images are looked for, and errors with file and line."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from .conftest import write_image
 
 
 def write(root: Path, rows: str = "1 0.5 0.5 0.2 0.4\n", description: str = "", split: str = "train") -> Path:
-    """Two pictures of 60 x 40; the second has no text file."""
+    """Two images of 60 x 40; the second has no text file."""
     (root / "data.yaml").write_text(description or "names: [a, b]\ntrain: train/images\n")
     for i, name in enumerate(("p.png", "q.png")):
         write_image(root / split / "images" / name, seed=i)
@@ -168,13 +168,13 @@ def test_no_yaml_file_says_what_is_there(tmp_path):
 
 def test_an_unreadable_image_is_named(tmp_path):
     write(tmp_path)
-    (tmp_path / "train/images/q.png").write_bytes(b"not a picture")
-    with pytest.raises(ValueError, match=r"q\.png is not a readable picture"):
+    (tmp_path / "train/images/q.png").write_bytes(b"not an image")
+    with pytest.raises(ValueError, match=r"q\.png is not a readable image"):
         read(tmp_path)
 
 
 def test_a_bad_image_does_not_shift_the_others(tmp_path):
-    """Rows stay with their picture whatever the order of the files."""
+    """Rows stay with their image whatever the order of the files."""
     write(tmp_path)
     Image.new("RGB", (10, 10)).save(tmp_path / "train/images/a.png")
     split = read(tmp_path)

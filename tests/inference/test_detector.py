@@ -342,5 +342,5 @@ def test_a_config_of_a_giant_is_refused_before_its_memory_is_touched(trained: Pa
 
 @pytest.mark.parametrize("thing", [[[0, 1]], bytearray(b"x"), None, io.BytesIO(b"x")])
 def test_what_is_no_image_at_all_is_told(thing):
-    with pytest.raises(ValueError, match="is no picture; give a path"):
+    with pytest.raises(ValueError, match="is no image; give a path"):
         as_image(thing)

@@ -1,4 +1,4 @@
-"""The confusion matrix against hand-made pictures and against the protocol's own matches."""
+"""The confusion matrix against hand-made images and against the protocol's own matches."""
 
 from __future__ import annotations
 
