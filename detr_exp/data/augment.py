@@ -1,11 +1,11 @@
 """Augmentation that is planned before a pixel is touched.
 
-Zoom-out, crop, flips and resize are drawn on the boxes alone and end in one plan: this rectangle of the image goes to
+Zoom-out, crop, flips and resize are sampled on the boxes alone and give one plan: this rectangle of the image goes to
 that rectangle of the output, mirrored or not, in these colours. Pixels, masks and keypoints then follow the plan, each
 in one step (`render.py`). A mosaic is four plans that share an output, a mix two outputs that are blended. The
 distributions are those of torchvision's transforms v2 in the order RT-DETR applies them (photometric distortion,
-zoom-out, IoU crop, flip, resize), and RF-DETR's resize-crop. Operations of one's own come last: each is given the
-rendered image and its objects, and gives back both.
+zoom-out, IoU crop, flip, resize), and RF-DETR's resize-crop. User-defined operations come last: each receives the
+rendered image and its objects, and returns both.
 """
 
 from __future__ import annotations
@@ -80,13 +80,13 @@ class Augment:
         photometric: brightness, contrast, saturation, hue and channel order, each of them with this probability.
         zoom_out: the image on a black canvas 1 to `zoom_out_max` times as large.
         zoom_out_max: largest side of that canvas, in sides of the image.
-        iou_crop: a crop that overlaps some box by a drawn least IoU; objects whose centre is outside are dropped.
+        iou_crop: a crop that overlaps some box by a sampled minimum IoU; objects whose centre is outside are dropped.
         resize_crop: RF-DETR's option B, a random square of the resized image.
         flip: mirror left and right.
         vertical_flip: mirror top and bottom; for images without an up, such as microscopy or aerial views.
         mosaic: four images in one, each in a tile of its own, cropped and coloured but not zoomed out.
-        mixup: a second image (or mosaic) shines through, with its objects.
-        operations: of one's own, after all others; part of the strong augmentation.
+        mixup: a second image (or mosaic) is blended in, with its objects.
+        operations: user-defined, applied after all others; part of the strong augmentation.
 
     Raises:
         ValueError: a probability outside 0..1, a zoom below 1, or an operation that cannot be called.
@@ -142,7 +142,7 @@ class Augment:
 
         Args:
             rng: decides everything.
-            image: index of the image whose turn it is; it is always there.
+            image: index of the requested image; it is always part of the sample.
             count: images to choose the others from.
             out: (height, width) of the output.
         """
@@ -171,7 +171,7 @@ class Augment:
         strong: bool = True,
         flippable: bool = True,
     ) -> Plan:
-        """Draw one plan.
+        """Sample one plan.
 
         Args:
             rng: decides everything.
@@ -180,7 +180,7 @@ class Augment:
             out: (height, width) of the output.
             tile: the rectangle of the output that it fills, for a part of a mosaic; None: all of it.
             strong: False leaves only the flips and the resize-crop, as in the last epochs of a run.
-            flippable: False leaves out the flips (keypoints whose mirror image is not known).
+            flippable: False leaves out the flips (keypoints whose mirror pairs are not known).
         """
         colour = Colour.draw(rng, self.photometric) if strong else None
         height, width = size
@@ -198,10 +198,10 @@ class Augment:
         return planned(size, boxes_xyxy, out, view, centred, mirrored, upended, colour, tile)
 
     def operated(self, rng: np.random.Generator, image: np.ndarray, target: Target) -> tuple[np.ndarray, Target]:
-        """An image `[H, W, 3]` uint8 and its objects after the operations of one's own.
+        """Apply the user-defined operations to an image `[H, W, 3]` uint8 and its objects.
 
         Raises:
-            ValueError: an operation gives back what no batch can be made of.
+            ValueError: an operation returns something that cannot be batched.
         """
         for operation in self.operations:
             shape = image.shape
@@ -284,8 +284,8 @@ def _zoomed_out(rng: np.random.Generator, size: tuple[int, int], most: float) ->
 def _iou_crop(rng: np.random.Generator, view: Rect, boxes_xyxy: np.ndarray) -> tuple[Rect, np.ndarray]:
     """A part of `view`, and whether each box has its centre in it. All tries of an overlap are judged at once.
 
-    Given the same draws, torchvision's crop and its sanitising keep the same objects; among several, the large one has
-    its centre outside in a few of a hundred crops there as well.
+    With the same random numbers, torchvision's crop and its sanitising keep the same objects. There too, a large object
+    among several has its centre outside in a few percent of the crops.
     """
     everything = np.ones(len(boxes_xyxy), bool)
     x0, y0, x1, y1 = view

@@ -1,4 +1,4 @@
-"""Which layout a folder has."""
+"""Recognise the layout of a data set from its folder."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from detr_exp.values import Values
 
 
 def auto(root: str | None, places: Values, *, extra_roots: Sequence[str] = (), on_error: str = "error") -> Content:
-    """Read `root` as the layout it has, as a source for `DataSet`.
+    """Recognise the layout of `root` and read it, as a source for `DataSet`.
 
     Args:
         root: folder of the data set.
-        places: not used: splits are where the layout has them.
-        extra_roots: other folders that images may lie in.
-        on_error: `error`, or `skip` for images that are not there or have no readable header.
+        places: not used; the layout defines where the splits are.
+        extra_roots: further folders that may contain images.
+        on_error: `error`, or `skip` for images that are missing or have no readable header.
 
     Raises:
-        ValueError: no layout is recognised; says what was looked for and what is there.
+        ValueError: no layout is recognised; the message lists what was searched and what is there.
     """
     folder = Folder(root, extra_roots)
     if coco.find_layout(folder.root):

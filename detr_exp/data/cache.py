@@ -1,7 +1,7 @@
-"""Decoded images, kept for later epochs and shared by all loader workers.
+"""Cache of decoded images, reused in later epochs and shared by all loader workers.
 
-A kept image is a file: a few numbers that say what it was decoded from, then its bytes. In memory (`ram`) the files
-lie in the system's memory folder and go with the process that made them; on `disk` later runs find them again.
+A cached image is a file: a few numbers that identify its source file, then its bytes. With `ram` the files are in the
+system's memory folder and are deleted when the process ends; with `disk` later runs reuse them.
 """
 
 from __future__ import annotations
@@ -26,19 +26,19 @@ log = logging.getLogger(__name__)
 
 PLACES = ("none", "ram", "disk")
 MEMORY = Path("/dev/shm")
-SHARE = 0.5  # of the free space that `ram` and `disk` take at most; batches pass through the memory folder too
+SHARE = 0.5  # largest part of the free space that `ram` and `disk` use; batches pass through the memory folder too
 _HEADER = 32  # bytes: file size, time of change, height, width
 
 
 class ImageCache:
     """Images of a split, decoded once.
 
-    An image is known by its path, its file's size and time of change, and the scale it was decoded at: a file that
-    changed is decoded anew. What is kept stays; when the limit is reached, further images are decoded every time.
+    The key of an image is its path, its file's size and modification time, and the scale it was decoded at: a changed
+    file is decoded again. Nothing is evicted; when the limit is reached, further images are decoded every time.
 
     Args:
         folder: holds the files.
-        limit: bytes they may take together.
+        limit: bytes that all files may use together.
     """
 
     def __init__(self, folder: Path, limit: float) -> None:
@@ -46,11 +46,11 @@ class ImageCache:
         self.used = multiprocessing.Value("q", sum(file.stat().st_size for file in folder.iterdir()))
 
     def image(self, split: Split, index: int, smallest: tuple[int, int] | None = None) -> np.ndarray:
-        """What `split.image(index, smallest)` gives."""
+        """The same as `split.image(index, smallest)`."""
         path = split.name(index)
         try:
             stat = os.stat(path)
-        except (OSError, ValueError):  # drawn, not read; or gone, which the split says better
+        except (OSError, ValueError):  # synthetic; or missing, which the split reports better
             return split.image(index, smallest)
         scale = decode_scale(path, split.size(index), smallest)
         place = self.folder / f"{hashlib.sha1(path.encode()).hexdigest()}-{scale}"
@@ -73,18 +73,18 @@ class ImageCache:
             with unfinished.open("wb") as file:
                 file.write(header.tobytes())
                 file.write(pixels.data)
-            unfinished.replace(place)  # readers see all of it or nothing
+            unfinished.replace(place)  # readers see the complete file or none
         except OSError:  # no space left
             self.limit = 0
             unfinished.unlink(missing_ok=True)
 
 
 def image_cache(where: str, gigabytes: float, root: str | None) -> ImageCache | None:
-    """The cache that a configuration asks for.
+    """The cache that a configuration requests.
 
     Args:
         where: `none`, `ram` or `disk`.
-        gigabytes: most it may take.
+        gigabytes: upper limit of its size.
         root: folder of the data set.
 
     Raises:
@@ -108,22 +108,22 @@ def image_cache(where: str, gigabytes: float, root: str | None) -> ImageCache | 
     cache = ImageCache(folder, limit)
     if where == "ram":
         weakref.finalize(cache, _remove, folder, os.getpid())
-    log.info("decoded images are kept in %s, at most %.1f GB", folder, limit / 1e9)
+    log.info("decoded images are cached in %s, at most %.1f GB", folder, limit / 1e9)
     return cache
 
 
 def _read(place: Path, stamp: tuple[int, int]) -> np.ndarray | None:
-    """`[H, W, 3]` uint8, mapped, so that only what is looked at is read; None where no whole one of this stamp is."""
+    """`[H, W, 3]` uint8, memory-mapped; None where there is no complete file with this stamp."""
     try:
         with place.open("rb") as file:
-            content = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)  # written on, it would not reach the file
+            content = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)  # writes do not reach the file
     except (OSError, ValueError):
         return None
     if len(content) < _HEADER:
         return None
     size, changed, height, width = np.frombuffer(content, np.int64, 4).tolist()
     if (size, changed) != stamp or min(height, width) < 1 or len(content) != _HEADER + 3 * height * width:
-        return None  # of another file, or damaged
+        return None  # of another version of the source file, or damaged
     return np.frombuffer(content, np.uint8, offset=_HEADER).reshape(height, width, 3)
 
 
@@ -133,7 +133,7 @@ def _remove(folder: Path, owner: int) -> None:
 
 
 def _sweep(base: Path) -> None:
-    """Remove what killed processes left behind."""
+    """Remove the folders of killed processes."""
     for folder in base.glob("detr_exp-*-*"):
         owner = folder.name.split("-")[1]
         if owner.isdigit() and not _is_alive(int(owner)):
@@ -141,7 +141,7 @@ def _sweep(base: Path) -> None:
 
 
 def _is_alive(process: int) -> bool:
-    with contextlib.suppress(PermissionError):  # somebody else's is alive
+    with contextlib.suppress(PermissionError):  # a process of another user is alive
         try:
             os.kill(process, 0)
         except ProcessLookupError:

@@ -15,7 +15,7 @@ MODES = ("contiguous", "raw")
 
 
 class ClassMap:
-    """Which label a category has.
+    """The mapping between category ids and labels.
 
     `contiguous`: labels are 0 .. n - 1 in the order of the category ids. `raw`: the label is the category id itself, as
     the published RF-DETR weights have it: `num_classes` is the largest id + 1, and ids without a category get a class
@@ -24,7 +24,7 @@ class ClassMap:
     Args:
         categories: of the training split.
         mode: `contiguous` or `raw`.
-        num_classes: what the network is built for; None: as many as the data need.
+        num_classes: classes of the network; None: as many as the data need.
         origin: where the categories were read, for messages.
 
     Attributes:
@@ -80,7 +80,7 @@ class KnownLabels:
     Attributes:
         classes: a name per label; empty where they are not known.
         category_ids: of the annotations, per label; empty likewise.
-        num_classes: labels the network has to tell apart.
+        num_classes: number of labels.
         keypoints: of each label, or None.
     """
 
@@ -91,7 +91,7 @@ class KnownLabels:
 
 
 def confusable(names: Sequence[str]) -> list[str]:
-    """Names that differ only in case, spaces, marks between words or the way a letter is encoded, a group each."""
+    """Groups of names that differ only in case, spaces, punctuation or Unicode encoding."""
     alike: dict[str, list[str]] = {}
     for name in names:
         plain = unicodedata.normalize("NFKC", name).casefold()

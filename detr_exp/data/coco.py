@@ -24,7 +24,7 @@ log = logging.getLogger(__name__)
 
 ROBOFLOW = "_annotations.coco.json"
 _FOLDERS = {"train": ("train",), "val": ("valid", "val"), "test": ("test",)}
-_REFUSED = -1  # an image that has been complained about; its annotations need no complaint of their own
+_REFUSED = -1  # an image that was already reported; its annotations are not reported again
 
 
 def coco(
@@ -38,9 +38,9 @@ def coco(
 
     Args:
         root: its folder.
-        places: per split `annotations` (a JSON file) and `images` (a folder), relative to the root; None: looked for.
-        extra_roots: other folders that images may lie in.
-        on_error: `error`, or `skip` for images that are not there or have no readable header.
+        places: per split `annotations` (a JSON file) and `images` (a folder), relative to the root; None: searched.
+        extra_roots: further folders that may contain images.
+        on_error: `error`, or `skip` for images that are missing or have no readable header.
 
     Raises:
         ValueError: no training annotations, or a file that cannot be used.
@@ -55,7 +55,7 @@ def coco(
     path = found["train"][0]
     document = _document(path)
     categories = read_categories(document, path)
-    held = {"train": document}  # until it is read as a split, so that a large file is parsed only once
+    held = {"train": document}  # kept until the split is read, so that a large file is parsed only once
     read: dict[str, Callable[[], Split]] = {
         name: partial(_split, folder, name, *place, categories, held, on_error)
         for name, place in found.items()
@@ -71,7 +71,7 @@ def find_layout(root: Path) -> list[str]:
 
 
 def _located(folder: Folder, name: str, place: Mapping[str, str | None]) -> tuple[Path, Path | None] | None:
-    """(annotation file, image folder or None if it has to be found by its images); None if there is no such split."""
+    """(annotation file, image folder or None if it has to be searched); None if there is no such split."""
     root = folder.root
     given = place.get("images")
     images = root / given if given is not None else None
@@ -199,7 +199,7 @@ def _rows(
     renamed: Mapping[int, int | None],
     problems: Problems,
 ) -> Rows:
-    rows = Rows(sought=f"{len(document['annotations'])} entries in the list 'annotations'")
+    rows = Rows(searched=f"{len(document['annotations'])} entries in the list 'annotations'")
     counts = {category.id: len(category.keypoints) for category in categories}
     known = ", ".join(f"{c.id} {c.name!r}" for c in categories[:12])
     strange: Counter[int] = Counter()
@@ -232,7 +232,7 @@ def _rows(
             continue
         if is_int(entry.get("id")):
             if entry["id"] in seen:
-                problems.warn("annotation ids occur twice; each annotation counts", where)
+                problems.warn("annotation ids occur twice; each annotation is used", where)
             seen.add(entry["id"])
         outline, usable = segments(entry.get("segmentation"), images.sizes[image])
         if not usable:

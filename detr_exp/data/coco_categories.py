@@ -1,4 +1,4 @@
-"""Categories of COCO files: which stand for objects, what their keypoints are, and which are those of the training."""
+"""Categories of COCO files: which ones have objects, their keypoints, and how they map to those of training."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def read_categories(document: Values, path: Path) -> list[Category]:
 
 
 def _drop_headings(document: Values, found: dict[int, Category], problems: Problems) -> None:
-    """Leave out categories that only head others: Roboflow writes one, named like the project or like a class."""
+    """Leave out categories that are only parents of others: Roboflow writes one, named like the project or a class."""
     parent_of = {e["id"]: str(e.get("supercategory")) for e in document["categories"] if _is_entry(e)}
     children = {name: {i for i, parent in parent_of.items() if parent == name} for name in set(parent_of.values())}
     used = _used(document)
@@ -48,7 +48,7 @@ def _drop_headings(document: Values, found: dict[int, Category], problems: Probl
             dropped.append(category)
     if len(dropped) < len(found):
         for category in dropped:
-            kind = "categories that only head others and that no object has were dropped"
+            kind = "categories that are only parents of others and have no objects were dropped"
             problems.warn(kind, f"category {category.id} {category.name!r}")
             del found[category.id]
 
@@ -58,7 +58,7 @@ def _is_entry(entry: object) -> bool:
 
 
 def _used(document: Values) -> set[int]:
-    """The categories that annotations have."""
+    """The categories that occur in annotations."""
     return {a["category_id"] for a in _objects(document) if is_int(a.get("category_id"))}
 
 

@@ -13,14 +13,14 @@ from detr_exp.structures import Batch, Target, Targets
 
 @dataclass
 class Sample:
-    """One image as the network takes it.
+    """One image as the network receives it.
 
     Attributes:
         image: `[H, W, 3]` uint8.
         target: its objects.
         size: (height, width) of the original image in pixels.
         image_id: the data set's id.
-        skipped: what was wrong with images that should have been here.
+        skipped: messages about unreadable images that this sample replaces.
     """
 
     image: Tensor

@@ -1,4 +1,4 @@
-"""Photometric distortion in few passes: one table, one matrix, and for the hue one lookup of small corrections."""
+"""Photometric distortion in few passes: a lookup table, a matrix, and for the hue a lookup of small corrections."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ HUE = (-0.05, 0.05)
 _LUMA = np.array([0.299, 0.587, 0.114])
 _THUMBNAIL = 64
 _RAMP = np.arange(256, dtype=np.float64)
-_HUES = 255  # on the circle: Pillow's hue is a byte, by which torchvision turns too; so tables are met again
+_HUES = 255  # steps of the hue circle: in Pillow and torchvision hue is a byte; few steps let tables be reused
 
 
 @dataclass
 class Colour:
-    """A drawn distortion, applied from top to bottom; None: that part was not drawn.
+    """Sampled distortion parameters, applied from top to bottom; None: that part is left out.
 
     Attributes:
         brightness: factor of every value.
@@ -41,19 +41,19 @@ class Colour:
     @classmethod
     def draw(cls, rng: np.random.Generator, chance: float) -> Colour | None:
         """Each part with probability `chance` (Liu et al. 2016, SSD; ranges of `RandomPhotometricDistort`); None where
-        none was drawn."""
-        drawn, first, values, order = rng.random(5) < chance, rng.random() < 0.5, rng.random(4), rng.permutation(3)
-        if not drawn.any():
+        all are left out."""
+        chosen, first, values, order = rng.random(5) < chance, rng.random() < 0.5, rng.random(4), rng.permutation(3)
+        if not chosen.any():
             return None
         brightness, contrast, saturation, hue = (
             low + (high - low) * value if on else None
-            for (low, high), value, on in zip((BRIGHTNESS, CONTRAST, SATURATION, HUE), values.tolist(), drawn)
+            for (low, high), value, on in zip((BRIGHTNESS, CONTRAST, SATURATION, HUE), values.tolist(), chosen)
         )
         a, b, c = order.tolist()
-        return cls(brightness, first, contrast, saturation, hue, (a, b, c) if drawn[4] else None)
+        return cls(brightness, first, contrast, saturation, hue, (a, b, c) if chosen[4] else None)
 
     def on(self, pixels: np.ndarray, whole: np.ndarray) -> np.ndarray:
-        """Distort `[H, W, 3]` uint8, a part of the image `whole`, whose mean grey decides the contrast."""
+        """Distort `[H, W, 3]` uint8, a part of the image `whole`, whose mean grey is the centre of the contrast."""
         grey = 0.0 if self.contrast is None else self._mean_grey(whole)
         pixels = self._coloured(self._before(pixels, grey))
         if self.contrast is not None and not self.contrast_first:
@@ -100,7 +100,7 @@ def _looked_up(pixels: np.ndarray, table: np.ndarray) -> np.ndarray:
 
 def _turned(pixels: np.ndarray, steps: int) -> np.ndarray:
     """The image with its hue turned by steps of which `_HUES` make the circle."""
-    cells = cv2.cvtColor(pixels, cv2.COLOR_BGR2BGR565).view(np.uint16)[..., 0]  # the order of channels is only a name
+    cells = cv2.cvtColor(pixels, cv2.COLOR_BGR2BGR565).view(np.uint16)[..., 0]  # any channel order works here
     corrections = np.take(_corrections(steps), cells).view(np.uint8).reshape(*cells.shape, 4)
     added = cv2.cvtColor(corrections, cv2.COLOR_BGRA2BGR)
     return np.add(pixels, added, out=added)
@@ -108,11 +108,10 @@ def _turned(pixels: np.ndarray, steps: int) -> np.ndarray:
 
 @lru_cache(maxsize=32)
 def _corrections(steps: int) -> np.ndarray:
-    """`[65536]` what turning the hue adds to red, green and blue, a byte each (modulo 256), for cells of colours: those
-    with the same 5 leading bits of red and blue and 6 of green.
+    """`[65536]` what turning the hue adds to red, green and blue, a byte each (modulo 256), per colour cell.
 
-    What is added hardly changes within a cell: it is much smaller than the colour. It is bounded so that no colour of
-    the cell leaves 0..255, where bytes would wrap around.
+    A cell are the colours with the same 5 leading bits of red and blue and 6 of green. The difference hardly changes
+    within a cell. It is bounded so that no colour of the cell leaves 0..255, where bytes would wrap around.
     """
     cells = np.arange(1 << 16)
     low = np.stack([(cells & 31) << 3, (cells >> 5 & 63) << 2, cells >> 11 << 3], -1)

@@ -1,4 +1,4 @@
-"""What every data layout reads into: categories, splits and the objects of one image."""
+"""The common result of all data layouts: categories, splits and the objects of an image."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ class Category:
     """One class as the annotations name it.
 
     Attributes:
-        id: the annotations' own id, kept in everything that is written out.
+        id: the id in the annotations, which all output files use as well.
         name: unique within a data set.
         keypoints: names of its keypoints, in order; empty where it has none.
         skeleton: 0-based pairs of keypoints joined by a line.
-        flip_pairs: 0-based pairs of keypoints that change places in a mirror; None: told from the names.
+        flip_pairs: 0-based pairs of keypoints that are swapped when mirrored; None: derived from the names.
         sigmas: OKS scale per keypoint; None: COCO's for its 17 points, else 0.05.
     """
 
@@ -47,10 +47,10 @@ class Objects:
         categories: `[n]` int64 original category ids.
         boxes_xyxy: `[n, 4]` float64 inside the image, at least one of them.
         segments: per object a list of polygons `[x0, y0, x1, y1, ...]`, an RLE dict, an `[H, W]` bool array, or None
-            where nothing is known but the box; None where the split has no masks at all.
+            where only the box is known; None where the split has no masks at all.
         keypoints: `[n, K, 3]` float32 x, y, visibility 0/1/2; None where the split has none.
-        extra: `[n, ...]` numbers, by name: what else is known of each object. It stays with its object through
-            augmentation and arrives at the loss terms. Every image of a split has the same names.
+        extra: `[n, ...]` numbers, by name: further data of each object. They stay with their object through
+            augmentation and are passed to the loss terms. Every image of a split has the same names.
         image_extra: `[...]` numbers, by name, of the whole image; likewise, but such images make no mosaics and mixes.
 
     Raises:
@@ -86,7 +86,7 @@ class Split(Protocol):
 
     has_masks: bool
     has_keypoints: bool
-    most_objects: int  # no image has more
+    most_objects: int  # largest number of objects in an image
     fingerprint: str
 
     @property
@@ -95,7 +95,7 @@ class Split(Protocol):
     def __len__(self) -> int: ...
 
     def name(self, index: int) -> str:
-        """What messages call the image: its path."""
+        """Name of the image in messages: its path."""
 
     def size(self, index: int) -> tuple[int, int]:
         """(height, width) in pixels, without decoding."""
@@ -103,7 +103,7 @@ class Split(Protocol):
     def objects(self, index: int) -> Objects: ...
 
     def image(self, index: int, smallest: tuple[int, int] | None = None) -> np.ndarray:
-        """`[H, W, 3]` uint8 RGB; may come back smaller than `size`, but not below `smallest` (height, width)."""
+        """`[H, W, 3]` uint8 RGB; may be smaller than `size`, but not below `smallest` (height, width)."""
 
     def load(self, index: int) -> tuple[np.ndarray, Objects]:
         """`[H, W, 3]` uint8 RGB at full size, and the objects."""
@@ -114,13 +114,13 @@ class Split(Protocol):
 
 @dataclass
 class Content:
-    """A data set as its layout describes it.
+    """A data set as read from its layout.
 
     Attributes:
         layout: its name, for messages.
         origin: what defines the classes, for messages: the training annotation file.
         categories: in the order of their ids, from the training split.
-        read: split name -> what reads it; a split that does not exist is missing. Called at most once each.
+        read: split name -> function that reads it, called at most once; splits that do not exist are absent.
     """
 
     layout: str
@@ -130,6 +130,6 @@ class Content:
 
 
 class Source(Protocol):
-    """Reads one layout, or makes images: `data.root` and what `data.train`, `val`, `test` say, to the content."""
+    """Reads one layout, or generates images: from `data.root` and the values of `data.train`, `val`, `test`."""
 
     def __call__(self, root: str | None, places: Values, /) -> Content: ...

@@ -1,7 +1,7 @@
-"""Boxes written in another convention than their layout has, recognised by what does not fit otherwise.
+"""Recognise boxes that are written in another convention than that of their layout.
 
-Nothing in a file says what its four numbers are. Read in the wrong way, boxes stick out of their images, have sides
-below zero or another area than annotated, and read in the right one all of them fit.
+A file does not state what its four numbers mean. Read with the wrong convention, boxes extend beyond their images, have
+negative sides or another area than annotated; read with the right one, all of them fit.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ _WRITTEN: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     TWO_CORNERS: lambda b: np.concatenate([b[:, :2], b[:, :2] + b[:, 2:]], 1),
     CENTRE_AND_SIDES: lambda b: np.concatenate([b[:, :2] + b[:, 2:] / 2, b[:, 2:]], 1),
 }
-_SLACK = 0.01  # of the image's side, at least a pixel, that careless boxes stick out
-_SURE, _LIKELY = (10, 0.5), (4, 0.1)  # different boxes, and the part of them that does not fit
+_SLACK = 0.01  # tolerance for boxes beyond the image border, in parts of its side; at least a pixel
+_SURE, _LIKELY = (10, 0.5), (4, 0.1)  # number of distinct boxes, and the part of them that does not fit
 _SAME = 1e-3  # relative difference of two areas that are the same
-_SMALLEST = 8  # pixels: in a smaller image a box within one pixel is nothing special
+_SMALLEST = 8  # pixels: in smaller images, boxes within one pixel are plausible
 
 
 def check_convention(
@@ -41,15 +41,15 @@ def check_convention(
     where: Sequence[str],
     problems: Problems,
 ) -> None:
-    """Complain about boxes that another reading of their numbers explains.
+    """Report boxes that fit better in another convention.
 
     Args:
-        boxes_xywh: `[n, 4]` upper left corner and sides in pixels, as read; rows that are not finite are left aside.
+        boxes_xywh: `[n, 4]` upper left corner and sides in pixels, as read; rows that are not finite are ignored.
         sizes: `[n, 2]` (height, width) of their images.
         areas: `[n]` as annotated, NaN where there is none.
-        convention: what their numbers were taken for.
-        where: per box what messages call it.
-        problems: gets an error where the evidence is sure, a warning where it is likely.
+        convention: in which they were read.
+        where: per box its name in messages.
+        problems: receives an error where the evidence is certain, a warning where it is likely.
     """
     rows = np.flatnonzero(np.isfinite(boxes_xywh).all(1) & (np.abs(boxes_xywh) < 1e9).all(1))
     if not len(rows):
@@ -65,19 +65,19 @@ def check_convention(
         corners = _READ[other](numbers)
         agree = _same(areas, (corners[:, 2:] - corners[:, :2]).prod(1)) & (corners[:, 2:] > corners[:, :2]).all(1)
         agree &= ~_same(areas, boxes[:, 2:].prod(1))
-        told, part = int(np.isfinite(areas).sum()), float(misfits.mean())
+        annotated, part = int(np.isfinite(areas).sum()), float(misfits.mean())
         fits = (part > 0 or agree.any()) and bool(_fits(numbers, sizes, other).all())
         distinct = len(np.unique(numbers, axis=0)) if fits else 0
-        sure = fits and ((distinct >= _SURE[0] and part >= _SURE[1]) or (1 < told == agree.sum()))
-        likely = (fits and distinct >= _LIKELY[0] and part >= _LIKELY[1]) or agree.sum() > _LIKELY[1] * told
+        sure = fits and ((distinct >= _SURE[0] and part >= _SURE[1]) or (1 < annotated == agree.sum()))
+        likely = (fits and distinct >= _LIKELY[0] and part >= _LIKELY[1]) or agree.sum() > _LIKELY[1] * annotated
         if not sure and not likely:
             continue
         evidence = misfits | agree
         kind = f"boxes whose four numbers look like {other}, but are read as {convention}"
         cases = [where[i] for i in rows[evidence].tolist()]
-        counted = f"{misfits.sum()} of {len(rows)} boxes do not fit into their image as they are read"
-        counted += ", and as the other all do" if fits else ""
-        counted += f"; {agree.sum()} of {told} annotated areas are those of the other" if agree.any() else ""
+        counted = f"{misfits.sum()} of {len(rows)} boxes do not fit into their image in this convention"
+        counted += ", and all fit in the other convention" if fits else ""
+        counted += f"; {agree.sum()} of {annotated} annotated areas fit the other convention" if agree.any() else ""
         if sure:
             problems.error(f"{kind}; convert them", f"{counted}: {cases[0]} and others")
         else:
@@ -89,14 +89,14 @@ def check_convention(
 def check_extents(
     what: str, extents: np.ndarray, boxes_xywh: np.ndarray, where: Sequence[str], problems: Problems
 ) -> None:
-    """Complain about outlines or keypoints that are written in another unit or scale than their boxes.
+    """Report outlines or keypoints that are written in another unit or scale than their boxes.
 
     Args:
-        what: they are, for messages.
-        extents: `[n, 4]` two corners of what each spans, in pixels as read; NaN where there is nothing.
+        what: `outlines` or `keypoints`, for messages.
+        extents: `[n, 4]` two corners of the bounding box of each, in pixels as read; NaN where there is none.
         boxes_xywh: `[n, 4]` upper left corner and sides in pixels.
-        where: per box what messages call it.
-        problems: gets an error where all are relative numbers, a warning where a good part lies away from its box.
+        where: per box its name in messages.
+        problems: receives an error where all are relative numbers, a warning where many lie away from their box.
     """
     rows = np.flatnonzero(np.isfinite(extents).all(1))
     if not len(rows):
@@ -110,11 +110,11 @@ def check_extents(
         problems.error(f"{kind}; multiply them by width and height", f"all {len(rows)}: {where[rows[0]]} and others")
     elif away.mean() > _LIKELY[1]:
         for i in rows[away].tolist():
-            problems.warn(f"{what} that lie away from their box: in another unit, or for another size?", where[i])
+            problems.warn(f"{what} that lie away from their box: in another unit, or for another image size?", where[i])
 
 
 def spans(outlines: Sequence[Sequence[Sequence[float]] | None]) -> np.ndarray:
-    """`[n, 4]` two corners of what the polygons of each object span; NaN where there are none."""
+    """`[n, 4]` two corners of the bounding box of each object's polygons; NaN where there are none."""
     found = np.full((len(outlines), 4), np.nan)
     rows = [i for i, outline in enumerate(outlines) if outline]
     if rows:
@@ -127,7 +127,7 @@ def spans(outlines: Sequence[Sequence[Sequence[float]] | None]) -> np.ndarray:
 
 
 def _relative(boxes: np.ndarray, sizes: np.ndarray, rows: np.ndarray, where: Sequence[str], problems: Problems) -> bool:
-    """Whether boxes are given in parts of the image where pixels are expected; complains if so."""
+    """Report boxes that are relative to the image where pixels are expected; True if they are."""
     within = (boxes[:, :2] > -_SLACK).all(1) & (boxes[:, :2] + boxes[:, 2:] < 1 + _SLACK).all(1)
     within &= (boxes[:, 2:] > 0).all(1) & (sizes.min(1) >= _SMALLEST)
     broken = (boxes != np.round(boxes)).any(1) & within

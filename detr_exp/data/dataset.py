@@ -1,4 +1,4 @@
-"""A data set as the rest of the project sees it: classes, splits, keypoint schema, loaders."""
+"""A data set as the other parts use it: classes, splits, keypoint schema, loaders."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ log = logging.getLogger(__name__)
 
 
 class Network(Protocol):
-    """What a loader has to know of a network.
+    """The members of a network that a loader needs.
 
     Batches carry masks and keypoints for a network that has these `tasks`; see `protocols.Network`.
     """
@@ -44,12 +44,12 @@ class Network(Protocol):
 
 
 class DataSet:
-    """One data set, whatever its layout.
+    """A data set of any layout.
 
     Args:
-        source: reads or draws it; see `coco.coco`, `yolo.yolo`, `shapes.shapes`, `auto.auto`.
+        source: reads or generates it; see `coco.coco`, `yolo.yolo`, `shapes.shapes`, `auto.auto`.
         root: its folder.
-        train: where the training split is; what this is depends on the layout.
+        train: location of the training split; its form depends on the layout.
         val: likewise.
         test: likewise.
         category_ids: `contiguous` or `raw`; see `classes.ClassMap`.
@@ -57,13 +57,13 @@ class DataSet:
         augment: of training images.
         multi_scale: sizes of training batches; see `sampler.multi_scale_sizes`.
         stop_epoch: strong augmentation and multi-scale end at this epoch; None: never.
-        keypoint_flip_pairs: 0-based pairs of keypoints that change places in a mirror, for every class or by the name
+        keypoint_flip_pairs: 0-based pairs of keypoints that are swapped when mirrored, for every class or by the name
             of a class; None: from their names.
         keypoint_sigmas: OKS scale per keypoint; None: COCO's for its 17 points, else 0.05.
         on_error: `error`, or `skip` to leave out images that cannot be decoded; sources have an `on_error` of their
             own for what they read of an image.
-        cache: where decoded images are kept, `none`, `ram` or `disk`; see `cache.image_cache`.
-        cache_gb: most it may take.
+        cache: where decoded images are cached, `none`, `ram` or `disk`; see `cache.image_cache`.
+        cache_gb: upper limit of its size.
         num_workers: processes that load; see `loader.Loading` for this and the next three.
         pin_memory: page-locked batches.
         persistent_workers: keep the workers from epoch to epoch.
@@ -72,7 +72,7 @@ class DataSet:
     Attributes:
         classes: a name per label.
         category_ids: the original id per label.
-        num_classes: labels the network has to tell apart.
+        num_classes: number of labels.
         keypoints: the keypoint schema, or None.
 
     Raises:
@@ -172,11 +172,11 @@ class DataSet:
 
         Args:
             split: `train`, `val` or `test`.
-            network: gives the image size and its stride, and says whether it learns masks and keypoints.
+            network: provides the image size, the stride, and whether masks and keypoints are needed.
             batch_size: per rank.
             seed: decides order, sizes and augmentation of training batches.
             training: shuffled, augmented, without remainder; `loader.batch_sampler` has `set_epoch` and `set_start`.
-                Otherwise every image once, in order, resized.
+                Otherwise every image once, in order, only resized.
             step_batches: batches of an optimiser step: they have one size.
             rank: of this process.
             world_size: processes that share the split.
@@ -219,7 +219,7 @@ class DataSet:
         return self.loading.loader(samples, sampler)
 
     def refuse(self, split: str, network: Network) -> None:
-        """Refuse a network that learns what a split does not have.
+        """Refuse a network that needs masks or keypoints which a split does not have.
 
         Raises:
             ValueError: it does, or the split does not exist.
@@ -236,27 +236,27 @@ class DataSet:
             )
 
     def first(self, count: int) -> DataSet:
-        """The first training images that have objects, as they are, to train and to validate on.
+        """The first training images that have objects, without augmentation, to train and to validate on.
 
-        Who cannot learn a few images by heart has something else to fix first.
+        A setup that cannot overfit a few images has a fault that more data do not fix.
         """
         indices = [i for i in range(len(self.train)) if len(self.train.objects(i))][:count]
         part = Part(self.train, indices or range(min(count, len(self.train))))
         few = copy(self)
         for name in (*SPLITS, "fingerprint"):
-            vars(few).pop(name, None)  # what was read of the whole
+            vars(few).pop(name, None)  # cached values of the full data set
         few.content = replace(self.content, read={"train": lambda: part, "val": lambda: part})
         few.augment, few.multi_scale = Augment(), None
         return few
 
     def check(self, needed: Sequence[str] = ("train", "val")) -> None:
-        """Read all annotations and the headers of all images; what a training and `check_data` ask before they begin.
+        """Read all annotations and the headers of all images; training and `check_data` do this before they start.
 
         Args:
             needed: the splits that have to be there.
 
         Raises:
-            DataError: everything that is wrong with any split, or that there is nothing to train on.
+            DataError: lists all problems of all splits, or that there is no object to train on.
         """
         errors: list[str] = []
         names = Problems(self.content.origin)
@@ -278,7 +278,7 @@ class DataSet:
         self._name_unlisted()
 
     def _name_unlisted(self) -> None:
-        """Say which images lie beside those of the splits and are in none of them."""
+        """Report images that lie beside those of the splits but belong to no split."""
         splits = [split for name in self.content.read if isinstance(split := self.split(name), TableSplit)]
         listed_ones = {Path(path) for split in splits for path in split.paths}
         problems = Problems(self.content.origin)
@@ -296,7 +296,7 @@ class DataSet:
             account = split.account + f"; {len(spoiled)} of the images cannot be read" * bool(spoiled)
             is_empty = is_empty or not any(len(split.objects(i)) for i in range(len(split)) if i not in spoiled)
         if is_empty and name == "train":
-            problems.error("no object to train on; fix the annotations, or where they are looked for", account)
+            problems.error("no object to train on; fix the annotations, or the paths where they are searched", account)
         elif is_empty:
             problems.warn(f"no object to measure on: every mAP on {name} is -1, and no epoch is the best", account)
 

@@ -1,6 +1,6 @@
 """The `data.yaml` of a YOLO data set: names, keypoints, and where the splits are.
 
-Names are what was written: YAML takes `no` for false, `12:30` for 750, `1e3` and `007` for numbers.
+Names are read as text, as written: YAML would read `no` as false, `12:30` as 750, `1e3` and `007` as numbers.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ _MOST_KEYPOINTS = 1000
 
 @dataclass
 class Description:
-    """What a `data.yaml` says.
+    """The content of a `data.yaml`.
 
     Attributes:
         path: of the file.
-        keys: everything in it, as YAML understands it.
+        keys: everything in it, as YAML reads it.
         categories: the classes.
         shape: (keypoints, 2 or 3 numbers each); None where rows have none.
     """
@@ -63,7 +63,7 @@ def read_description(path: Path) -> Description:
 
 
 def _pairs(node: yaml.MappingNode, path: Path) -> list[tuple[yaml.ScalarNode, yaml.Node]]:
-    """Keys and values of a mapping, as written; each key once: YAML would keep the last one without a word."""
+    """Keys and values of a mapping, as written; duplicate keys are refused, where YAML silently keeps the last one."""
     pairs = [(key, value) for key, value in node.value if isinstance(key, yaml.ScalarNode)]
     keys = [key.value for key, _ in pairs]
     if twice := sorted({key for key in keys if keys.count(key) > 1}):

@@ -1,7 +1,7 @@
 """Fields of an annotation, checked before anything is computed from them.
 
-Outlines are checked for what would cost memory or read past a buffer when they are drawn: a stray vertex, runs that do
-not fill their image, a compressed string that ends in the middle of a number.
+Outlines are checked for errors that would use much memory or read past a buffer when they are rasterised: an outlying
+vertex, runs that do not fill their image, a compressed string that ends in the middle of a number.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def segments(given: object, size: tuple[int, int]) -> tuple[Outline | None, bool
     """A `segmentation`: (polygons of at least three points, an RLE dict, or None; whether it was usable or absent).
 
     Args:
-        given: as found.
+        given: the value in the file.
         size: (height, width) of the image; an RLE must have it.
     """
     if isinstance(given, dict):
@@ -81,7 +81,7 @@ def points(given: object, count: int) -> tuple[list[float] | None, str | None]:
 
 
 def _polygon(given: object) -> list[float] | None:
-    """Its coordinates, all finite; None if it is anything else. NumPy reads COCO's millions faster than a loop."""
+    """A list of coordinates as an array, all finite; None if it is anything else. NumPy is faster than a loop here."""
     try:
         values = np.array(given, np.float64)
     except (ValueError, TypeError, OverflowError):

@@ -1,4 +1,4 @@
-"""Paths named in annotation files: inside the data set's folder, there, and regular files."""
+"""Paths in annotation files: they have to be existing regular files inside the data set's folder."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ _COMPANIONS = {".cache", ".csv", ".db", ".html", ".ini", ".json", ".md", ".npy",
 
 
 class Folder:
-    """A data set's folder, and which other folders its files may lie in.
+    """A data set's folder, and the other folders that may contain its files.
 
     Args:
         root: the folder.
-        extra_roots: folders that links and paths may lead to besides it.
+        extra_roots: further folders that links and paths may point into.
 
     Raises:
-        ValueError: one of these folders is not there.
+        ValueError: one of these folders does not exist.
     """
 
     def __init__(self, root: str | os.PathLike[str] | None, extra_roots: Sequence[str] = ()) -> None:
@@ -75,15 +75,15 @@ class Folder:
         return f"{str(link)!r} lies outside data.root ({real}); allow it with data.source.extra_roots=[...]"
 
     def files(self, start: Path, problems: Problems) -> list[Path]:
-        """Every file in a folder of the data set and below; complains about folders that cannot or must not be read."""
+        """Every file in a folder of the data set and below; reports folders that cannot or must not be read."""
         found, left_out = files_below(start, self.refuses)
         for place, reason in left_out:
             if reason.startswith(_CLOSED):
-                problems.error("folders that cannot be read; give yourself the right to", f"{place} {reason}")
+                problems.error("folders that cannot be read; change their permissions", f"{place} {reason}")
             elif self.inside(place):
                 problems.warn("folders were left out, with their images", f"{place} {reason}")
             else:
-                problems.error("linked folders that lead out of the data set", reason)
+                problems.error("linked folders that point outside the data set", reason)
         return found
 
     def images(self, place: Path) -> dict[str, list[Path]]:
@@ -96,7 +96,7 @@ class Folder:
         return self._images[place]
 
     def names(self, limit: int = 12) -> str:
-        """What lies in the folder, for messages."""
+        """The entries of the folder, for messages."""
         found = sorted(entry.name + ("/" if entry.is_dir() else "") for entry in self.root.iterdir())
         return ", ".join(found[:limit]) + (f", ... ({len(found)} entries)" if len(found) > limit else "") or "nothing"
 
@@ -106,7 +106,7 @@ def files_below(
 ) -> tuple[list[Path], list[tuple[Path, str]]]:
     """Every file in a folder and below, linked folders included.
 
-    A folder is read once: as what it is rather than by a link, and not by a link to what it lies in.
+    Each folder is read once, by its real path rather than through a link; links to a parent folder are not followed.
 
     Args:
         start: the folder.
@@ -140,7 +140,7 @@ def files_below(
         for entry in entries:
             if entry.is_dir(follow_symlinks=False):
                 folders.append(folder / entry.name)
-            elif os.path.isdir(entry):  # asked so, a link that leads to itself is none
+            elif os.path.isdir(entry):  # false for a link to itself
                 links.append(folder / entry.name)
             else:
                 found.append(folder / entry.name)
@@ -153,7 +153,7 @@ def is_image(name: str) -> bool:
 
 
 def companion(name: str) -> bool:
-    """Whether a file may well lie among images and be none."""
+    """Whether a file commonly lies among images without being one."""
     hidden = name.startswith(".") and os.path.splitext(name)[1].lower() not in SUFFIXES
     return hidden or name.startswith("._") or os.path.splitext(name)[1].lower() in _COMPANIONS
 

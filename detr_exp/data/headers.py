@@ -1,8 +1,8 @@
-"""The headers of all images, read before the first step: an image that cannot be opened, or has another size than
-annotated, is better known now than in the middle of the night.
+"""Read the headers of all images before the first step, to find images that cannot be opened or that have another size
+than annotated before hours of training.
 
-What was found sound is remembered by a stamp of the annotations and of every file's path, size and time, so that the
-next run on the same files only asks the file system.
+A split without faults is remembered by a stamp of the annotations and of every file's path, size and time, so that the
+next run on the same files only checks the file system.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from detr_exp.data.problems import Problems
 from detr_exp.data.table import TableSplit
 
 log = logging.getLogger(__name__)
-THREADS = 8  # a network disk answers several questions at once
+THREADS = 8  # network disks serve several requests at once
 
 
 def check_headers(split: TableSplit, problems: Problems) -> set[int]:
-    """Add to `problems` the images of a split whose header cannot be read or names another size, and return which."""
+    """Report images whose header cannot be read or states another size than annotated, and return their indices."""
     remembered = _memory() / stamp(split)
     if remembered.exists():
         return set()
@@ -36,12 +36,12 @@ def check_headers(split: TableSplit, problems: Problems) -> set[int]:
         remembered.parent.mkdir(parents=True, exist_ok=True)
         remembered.touch()
     except OSError as error:
-        log.info("the headers of %d images are sound, but this cannot be remembered: %s", len(split), error)
+        log.info("the headers of %d images are valid, but this result cannot be saved: %s", len(split), error)
     return set()
 
 
 def stamp(split: TableSplit) -> str:
-    """Changes with the annotations and with the path, size or time of any image."""
+    """A hash of the annotations and of the path, size and time of every image."""
     digest = hashlib.sha256(split.fingerprint.encode())
     for path in split.paths:
         try:
@@ -62,6 +62,6 @@ def _complaint(split: TableSplit, index: int) -> str | None:
 
 
 def _memory() -> Path:
-    """Where stamps are kept, as the XDG rules have it."""
+    """The folder of the stamps, as the XDG specification defines it."""
     home = os.environ.get("XDG_CACHE_HOME")
     return (Path(home) if home else Path.home() / ".cache") / "detr_exp" / "headers"

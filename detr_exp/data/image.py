@@ -1,4 +1,4 @@
-"""Images from files, bytes and arrays: one rule for orientation, colour modes, depth and size."""
+"""Decode images from files, bytes and arrays, with one rule for orientation, colour modes, bit depth and size."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from PIL import Image, ImageOps
 
 from detr_exp.data.whole import is_filled_up, tags
 
-cv2.setNumThreads(1)  # its threads do not survive the fork to a loader worker, and one image needs no more
+cv2.setNumThreads(1)  # its threads do not survive the fork to a loader worker, and one thread is enough for one image
 
-# what Pillow opens, without videos, pages and measurements
+# formats that Pillow opens, without those of videos, documents and measurements
 # fmt: off
 SUFFIXES = {
     ".apng", ".avif", ".avifs", ".blp", ".bmp", ".bw", ".cur", ".dcx", ".dds", ".dib", ".dng", ".ftc", ".ftu", ".gif",
@@ -32,7 +32,7 @@ MAX_PIXELS = 2**27  # 134 megapixels, 400 MB decoded; checked on the header, bef
 _ORIENTATION = 0x0112
 _TRANSPOSED = (5, 6, 7, 8)
 _PHOTOMETRIC, _WHITE_IS_ZERO = 262, 0  # TIFF's
-# back to how an image is stored
+# from the upright image back to the stored one
 _TURNED_BACK = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -45,7 +45,7 @@ _TURNED_BACK = {
 _HALF_LEVEL = 0.5 / 255
 _FILLED = "{} is damaged: a part of its image data is nothing but zeros, as a broken transfer leaves it; replace it"
 _END_OF_JPEG = b"\xff\xd9"
-# OpenCV's words for red, green, blue as they are stored, at the scales of libjpeg
+# OpenCV's flags for RGB without EXIF rotation, at the scales of libjpeg
 _STORED_RGB = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
 _REDUCED = {
     1: 0,
@@ -53,7 +53,7 @@ _REDUCED = {
     4: cv2.IMREAD_REDUCED_GRAYSCALE_4,
     8: cv2.IMREAD_REDUCED_GRAYSCALE_8,
 }
-# what Pillow raises for files that are cut off or spoiled
+# exceptions that Pillow raises for truncated or damaged files
 _BROKEN = (OSError, SyntaxError, ValueError, TypeError, LookupError, EOFError, RuntimeError, struct.error, zlib.error)
 
 
@@ -61,8 +61,10 @@ FIRST_FRAME = "only the first frame of an image with several is used"
 
 
 class ImageError(ValueError):
-    """An image that cannot be used. Raised in a loader worker, it reaches the training process as its sentence alone:
-    PyTorch makes it anew from the worker's whole traceback."""
+    """An image that cannot be used.
+
+    PyTorch rebuilds an exception of a loader worker from its whole traceback; only the message itself is kept.
+    """
 
     def __init__(self, message: str) -> None:
         super().__init__(message.rsplit(f"{type(self).__name__}: ", 1)[-1].strip())
@@ -85,7 +87,7 @@ def refuse_size(path: Path, size: tuple[int, int]) -> None:
 
 
 def oddities(path: Path, size: tuple[int, int]) -> list[str]:
-    """What is unusual about an image that can be read, each with what is done about it.
+    """What is unusual about a readable image, and how it is handled.
 
     Args:
         path: the file.
@@ -96,7 +98,7 @@ def oddities(path: Path, size: tuple[int, int]) -> list[str]:
         found = []
         usual = Image.registered_extensions().get(path.suffix.lower())
         if usual is not None and image.format not in (usual, "MPO"):
-            found.append(f"images whose name says {usual} are {image.format}; they are read as what they are")
+            found.append(f"images whose name says {usual} are {image.format}; they are read as {image.format}")
         if orientation in _TRANSPOSED and size == stored != stored[::-1]:
             found.append("EXIF tags were ignored: the annotated size is that of the image as it is stored")
         elif orientation > 1 and (orientation not in _TRANSPOSED or stored == stored[::-1]):
@@ -116,7 +118,7 @@ def has_more_frames(source: Path | bytes | Image.Image) -> bool:
     try:
         return getattr(source, "is_animated", False) and source.format != "MPO" and source.tell() == 0
     except _BROKEN:
-        return False  # later ones are spoiled; they are not used
+        return False  # later frames are damaged, but they are not used
 
 
 def read_image(
@@ -124,14 +126,14 @@ def read_image(
 ) -> np.ndarray:
     """Decode an image to `[H, W, 3]` uint8 RGB.
 
-    Images are turned upright as their EXIF or TIFF tag says, and boxes refer to the upright image. Only where the
-    annotated size fits the stored image and not the upright one is the tag ignored: then the annotator did too.
-    16-bit and float images are scaled by their range, alpha is dropped, and of several frames the first counts.
+    Images are rotated as their EXIF or TIFF tag says, and boxes refer to the upright image. The tag is ignored only
+    where the annotated size fits the stored image and not the upright one: then the annotator saw the stored image.
+    16-bit and float images are scaled by their range, alpha is dropped, and only the first of several frames is read.
 
     Args:
         source: the file, or its content.
-        size: (height, width) the annotations were made for; None: whatever it is.
-        smallest: a JPEG is decoded at 1/2, 1/4 or 1/8 where it is then not smaller than this (height, width).
+        size: (height, width) the annotations were made for; None: any.
+        smallest: a JPEG is decoded at 1/2, 1/4 or 1/8 scale where the result is at least this (height, width).
 
     Raises:
         ImageError: unreadable, damaged, too large, or of another size than annotated.
@@ -153,7 +155,7 @@ def read_image(
 
 
 def pixels_of(image: Image.Image) -> np.ndarray:
-    """What `read_image` gives for the file that a PIL image was opened from, or the image is as it stands.
+    """Decode a PIL image as `read_image` decodes its file, or convert one that was changed in memory.
 
     Raises:
         ImageError: damaged or too large.
@@ -208,7 +210,7 @@ def pixels_of_array(values: np.ndarray) -> np.ndarray:
 
 
 def decode_scale(path: str | Path, size: tuple[int, int], smallest: tuple[int, int] | None) -> int:
-    """What `read_image` divides both sides of an image by: 1, or 2, 4 or 8 where its name says that it is a JPEG."""
+    """The factor by which `read_image` shrinks both sides: 1, or 2, 4 or 8 where the suffix is that of a JPEG."""
     if smallest is None or os.path.splitext(path)[1].lower() not in JPEG_SUFFIXES:
         return 1
     most = min(size[0] // smallest[0], size[1] // smallest[1])
@@ -216,10 +218,10 @@ def decode_scale(path: str | Path, size: tuple[int, int], smallest: tuple[int, i
 
 
 def _checked(source: Path | bytes, image: Image.Image) -> bytes:
-    """The content of the file, where it has to be looked at.
+    """The content of the file, of formats that are checked for zeros.
 
     Raises:
-        ImageError: it is filled up with zeros.
+        ImageError: a part of it is filled with zeros.
     """
     if image.format not in ("JPEG", "MPO", "PNG", "WEBP", "AVIF", "TIFF"):
         return b""
@@ -233,8 +235,8 @@ def _checked(source: Path | bytes, image: Image.Image) -> bytes:
 
 
 def _jpeg(content: bytes, scale: int) -> np.ndarray | None:
-    """What Pillow decodes, to the bit and a fifth sooner; None where it should have a look at the file itself: OpenCV
-    fills up what is cut off without a word."""
+    """Decode with OpenCV: the same bits as Pillow, in 80 % of the time. None where Pillow has to read the file, since
+    OpenCV fills truncated images without an error."""
     if not content.endswith(_END_OF_JPEG):
         return None
     try:
@@ -244,17 +246,17 @@ def _jpeg(content: bytes, scale: int) -> np.ndarray | None:
 
 
 def _decoded(image: Image.Image, name: str, orientation: int, turn: bool) -> np.ndarray:
-    """All pixels, turned upright or as they are stored."""
-    # of 16 bits Pillow gives what is stored, of 8 it makes white from zeros where the file says so
+    """All pixels, upright or as stored."""
+    # Pillow inverts 8-bit images whose zeros mean white, but not those of 16 bits
     is_negative = image.mode.startswith("I;16") and tags(image).get(_PHOTOMETRIC) == _WHITE_IS_ZERO
     try:
         if image.format == "TIFF" and orientation in _TRANSPOSED:
-            # Pillow maps plain data of a file that it knows the name of, and then in lines of the turned image
+            # Pillow memory-maps plain data of a file with a name, and then with the row length of the rotated image
             image.filename = ""  # type: ignore[attr-defined]
         if turn and orientation > 1:
             image = ImageOps.exif_transpose(image)
         elif orientation > 1 and image.format == "TIFF":
-            image.load()  # Pillow turns it
+            image.load()  # Pillow rotates it here
             image = image.transpose(_TURNED_BACK[orientation])
         pixels = np.array(_rgb(image))
         return 255 - pixels if is_negative else pixels
@@ -265,18 +267,18 @@ def _decoded(image: Image.Image, name: str, orientation: int, turn: bool) -> np.
 def _sizes(image: Image.Image) -> tuple[tuple[int, int], tuple[int, int]]:
     """(height, width) of the image as it is stored, and upright."""
     stored = (image.height, image.width)
-    if image.format == "TIFF":  # some versions of Pillow say the upright size
+    if image.format == "TIFF":  # some versions of Pillow return the upright size
         stored = (tags(image).get(257, stored[0]), tags(image).get(256, stored[1]))
     return stored, stored[::-1] if _orientation(image) in _TRANSPOSED else stored
 
 
 def _fitting(name: str, image: Image.Image, size: tuple[int, int] | None) -> tuple[int, int]:
-    """(height, width) of the upright image; `size` has to be that, or that of the stored one."""
+    """(height, width) of the upright image; `size` has to be this size or the stored one."""
     stored, upright = _sizes(image)
     if size is not None and size not in (upright, stored):
         raise ImageError(
             f"{name} is {upright[1]}x{upright[0]} pixels but annotated as {size[1]}x{size[0]}; fix the "
-            "annotation file or put the original image back"
+            "annotation file or restore the original image"
         )
     return upright
 
@@ -314,7 +316,7 @@ def _orientation(image: Image.Image) -> int:
     try:
         value = image.getexif().get(_ORIENTATION, 1)
     except _BROKEN:
-        return 1  # a spoiled tag turns nothing
+        return 1  # a damaged tag is ignored
     return value if value in range(1, 9) else 1
 
 
@@ -326,7 +328,7 @@ def _rgb(image: Image.Image) -> Image.Image:
         low, high = (0.0, top) if top else (values.min(), max(values.max(), values.min() + 1e-12))
         return Image.fromarray(((values - low) * (255 / (high - low))).round().astype(np.uint8)).convert("RGB")
     if image.mode in ("RGBa", "La"):
-        image = image.convert(image.mode.upper())  # colours that were multiplied by alpha
+        image = image.convert(image.mode.upper())  # undo the multiplication by alpha
     if image.mode == "RGB":
         image.load()  # `convert` would copy
         return image

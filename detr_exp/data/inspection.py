@@ -1,7 +1,7 @@
-"""Everything about a data set that is worth knowing before training on it: what is wrong, and what is in it.
+"""Inspect a data set before training on it: its problems and its statistics.
 
-Reads all annotations and decodes all images. Findings are errors (training would refuse), warnings (training goes on,
-something is lost or likely unwanted) or notes.
+Reads all annotations and decodes all images. Findings are errors (training refuses the data), warnings (training
+continues, but something is dropped or likely wrong) or notes.
 """
 
 from __future__ import annotations
@@ -28,19 +28,19 @@ Made = TypeVar("Made")
 LEVELS = ("error", "warning", "note")
 THREADS = 4
 SMALL, MEDIUM = 32**2, 96**2  # square pixels of the image, as COCO divides sizes
-LEAST_SIDE = 4  # pixels at the network's input; a smaller object is hardly seen
+LEAST_SIDE = 4  # pixels at the network's input; smaller objects are hardly visible
 UPRIGHT = {"up", "down", "top", "bottom", "upper", "lower", "north", "south", "upward", "downward"}
 
 
 @dataclass
 class Finding:
-    """One kind of problem in one place.
+    """One kind of problem of one source.
 
     Attributes:
         level: `error`, `warning` or `note`.
         source: the file, folder or split.
-        kind: what is wrong, and what to do or what is done.
-        cases: each with its annotation, line or image.
+        kind: what is wrong, and how to fix it or how it is handled.
+        cases: per case its annotation, line or image.
     """
 
     level: str
@@ -51,12 +51,12 @@ class Finding:
 
 @dataclass
 class Inspection:
-    """What was found in a data set.
+    """The result of an inspection.
 
     Attributes:
-        findings: in the order of their level.
+        findings: sorted by level.
         splits: per split the numbers of `split_facts`.
-        classes: per class its name, id, and per split objects and images.
+        classes: per class its name, id, and per split the numbers of objects and images.
     """
 
     findings: list[Finding] = field(default_factory=list)
@@ -68,7 +68,7 @@ class Inspection:
             self.findings.append(Finding(level, source, kind, list(cases)))
 
     def read(self, name: str, make: Callable[[], Made]) -> Made | None:
-        """What `make` returns, with the complaints on the way; None where it fails."""
+        """Call `make` and record the problems that it reports; None where it fails."""
         result = None
         with collected() as problems:
             try:
@@ -86,15 +86,15 @@ class Inspection:
 def inspect(
     make: Callable[[], DataSet], *, image_size: tuple[int, int], num_queries: int
 ) -> tuple[Inspection, DataSet | None]:
-    """Read everything.
+    """Read all annotations and images.
 
     Args:
-        make: makes the data set.
-        image_size: (height, width) of the network it is meant for.
+        make: builds the data set.
+        image_size: (height, width) of the network.
         num_queries: of that network.
 
     Returns:
-        what was found, and the data set; None where not even its classes can be read.
+        the result, and the data set; None where not even its classes can be read.
     """
     found = Inspection()
     data = found.read("the data set", make)
@@ -102,7 +102,7 @@ def inspect(
         missing = [name for name in SPLITS if name not in data.content.read]
         found.add("note", data.content.origin, "splits that the data set does not have", missing)
         found.read("the data set", data.check)
-        with collected():  # of what cannot be read, it has been said
+        with collected():  # unreadable splits were already reported
             splits = {name: split for name in data.content.read if (split := _readable(data, name)) is not None}
         check_images(found, {n: s for n, s in splits.items() if isinstance(s, TableSplit)}, data.on_error)
         found.splits = {
@@ -122,7 +122,7 @@ def _readable(data: DataSet, name: str) -> Split | None:
 
 
 def from_problems(problems: Sequence[Problems]) -> Iterator[Finding]:
-    """What the readers complained about."""
+    """The problems that the readers reported."""
     for part in problems:
         for level, kinds in (("error", part.errors), ("warning", part.warnings), ("note", part.notes)):
             yield from (Finding(level, part.source, kind, cases) for kind, cases in kinds.items())
@@ -132,7 +132,7 @@ def from_problems(problems: Sequence[Problems]) -> Iterator[Finding]:
 
 
 def check_images(found: Inspection, splits: Mapping[str, TableSplit], on_error: str) -> None:
-    """Decode every image: which cannot be read, are turned or misnamed, and which occur more than once."""
+    """Decode every image; report those that cannot be read, are rotated or misnamed, or occur more than once."""
     places: dict[str, list[str]] = defaultdict(list)
     said = {case for finding in found.findings for case in finding.cases}  # of headers
     with ThreadPoolExecutor(THREADS) as pool:
@@ -151,7 +151,11 @@ def check_images(found: Inspection, splits: Mapping[str, TableSplit], on_error: 
     repeated = [group for group in places.values() if len(group) > 1]
     across = [group for group in repeated if len({place.split(" ", 1)[0] for place in group}) > 1]
     for source, kind, groups in (
-        ("between splits", "images of one split are in another too: what is measured on them is not new", across),
+        (
+            "between splits",
+            "images of one split are in another too: metrics on them are not on unseen images",
+            across,
+        ),
         ("within a split", "images occur more than once", [group for group in repeated if group not in across]),
     ):
         found.add("warning", source, kind, sorted(" = ".join(group) for group in groups))
@@ -173,7 +177,7 @@ def _looked_at(split: TableSplit, index: int) -> tuple[str | None, list[str]]:
 
 
 def split_facts(found: Inspection, name: str, split: Split, image_size: tuple[int, int], num_queries: int) -> Values:
-    """Numbers of one split: images, objects, sizes; and what is unusual about them."""
+    """Statistics of one split: images, objects, sizes; unusual values are reported."""
     objects = [split.objects(index) for index in range(len(split))]
     counts = np.array([len(o) for o in objects])
     sizes = np.array([split.size(index) for index in range(len(split))])
@@ -210,7 +214,7 @@ def split_facts(found: Inspection, name: str, split: Split, image_size: tuple[in
 
 
 def spread(values: np.ndarray) -> dict[str, float]:
-    """Smallest, median, mean, 99th percentile and largest; nothing where there is nothing."""
+    """Minimum, median, mean, 99th percentile and maximum; empty without values."""
     if not len(values):
         return {}
     low, middle, high = np.percentile(values, [0, 50, 99])
@@ -251,7 +255,7 @@ def class_facts(found: Inspection, data: DataSet, splits: Mapping[str, Split]) -
 
 
 def check_names(found: Inspection, data: DataSet) -> None:
-    """Names that a mirror would make wrong."""
+    """Report names that become wrong when images are mirrored."""
     origin, augment = data.content.origin, data.augment
     for chance, words, key in ((augment.flip, SIDEWAYS, "flip"), (augment.vertical_flip, UPRIGHT, "vertical_flip")):
         if chance:
@@ -261,7 +265,7 @@ def check_names(found: Inspection, data: DataSet) -> None:
     if schema is not None and (augment.flip or augment.vertical_flip):
         for kind, cases in mirror_remarks(schema, data.classes, sideways=augment.flip > 0).items():
             found.add("warning", origin, kind, cases)
-        kind = "keypoints that keep their place when an image is mirrored, while others of their class change it"
+        kind = "keypoints in no mirror pair, while others of their class are in one"
         paired = [{k for pair in pairs for k in pair} for pairs in schema.flip_pairs]
         kept = [[name for k, name in enumerate(names) if k not in paired[i]] for i, names in enumerate(schema.names)]
         cases = [f"{data.classes[i]!r}: {', '.join(kept[i])}" for i in range(len(kept)) if paired[i] and kept[i]]

@@ -1,4 +1,4 @@
-"""Which keypoints a class has, how they are joined, and which change places in a mirror."""
+"""The keypoints of each class, their skeleton, and the pairs that are swapped when an image is mirrored."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ class KeypointSchema:
 
     Attributes:
         names: per label the names of its keypoints; empty where a class has none.
-        flip_pairs: per label the 0-based pairs that change places in a mirror.
-        skeletons: per label the 0-based pairs joined by a line.
+        flip_pairs: per label the 0-based pairs that are swapped when mirrored.
+        skeletons: per label the 0-based pairs that are connected.
         sigmas: `[K]` OKS scales.
-        flippable: whether images may be mirrored: every class with keypoints says which pairs change places.
+        flippable: whether images may be mirrored: the pairs are known for every class with keypoints.
     """
 
     names: list[list[str]]
@@ -46,11 +46,11 @@ class KeypointSchema:
 
     @property
     def skeleton(self) -> list[tuple[int, int]]:
-        """The lines of all classes together."""
+        """The connected pairs of all classes."""
         return sorted({line for lines in self.skeletons for line in lines})
 
     def flip_order(self) -> np.ndarray:
-        """`[C, K]` int64: where in the image's list a mirrored object of each class finds its keypoints."""
+        """`[C, K]` int64: per class the index of the original keypoint at each position of a mirrored object."""
         order = np.tile(np.arange(len(self.sigmas)), (len(self.names), 1))
         for label, pairs in enumerate(self.flip_pairs):
             for a, b in pairs:
@@ -68,12 +68,12 @@ def schema(
 
     Args:
         by_label: the category of each label; None where a label is unused.
-        flip_pairs: overrules what the categories or the names of their keypoints say: pairs for every class, or a
-            mapping that has the pairs of some classes by their names.
-        sigmas: overrules the OKS scales.
+        flip_pairs: replaces the pairs of the categories or of their names: pairs for every class, or a mapping from
+            names of classes to their pairs.
+        sigmas: replaces the OKS scales.
 
     Raises:
-        ValueError: overrides that do not fit the number of keypoints.
+        ValueError: these do not fit the number of keypoints.
     """
     most = max((len(category.keypoints) for category in by_label if category), default=0)
     if most == 0:
@@ -122,12 +122,12 @@ def split_words(name: str) -> list[str]:
 
 
 def mirror_remarks(schema: KeypointSchema, classes: Sequence[str], sideways: bool) -> dict[str, list[str]]:
-    """What a mirror would do to keypoints that is likely not meant: per kind, the classes and points.
+    """Likely mistakes in the flip pairs: per kind, the classes and points.
 
     Args:
         schema: of the data set.
         classes: a name per label.
-        sideways: mirrored left to right; else only upside down.
+        sideways: images are mirrored left to right; else only upside down.
     """
     found: dict[str, list[str]] = {}
     for label, names in enumerate(schema.names):
@@ -136,28 +136,28 @@ def mirror_remarks(schema: KeypointSchema, classes: Sequence[str], sideways: boo
             found.setdefault("keypoints of one class have the same name", []).append(f"{classes[label]!r}: {twice}")
         if not schema.flippable and names and not schema.flip_pairs[label]:
             kind = (
-                "keypoints whose mirror image is not known, so images are not mirrored; say which change places with "
-                "data.keypoint_flip_pairs=[[1,2],...], or [] if none does"
+                "keypoints whose mirror pairs are not known, so images are not mirrored; name the pairs with "
+                "data.keypoint_flip_pairs=[[1,2],...], or [] if there are none"
             )
             found.setdefault(kind, []).append(f"{classes[label]!r}: {', '.join(names)}")
         paired = {k for pair in schema.flip_pairs[label] for k in pair}
         alone = [name for k, name in enumerate(names) if k not in paired]
         sided = [n for n in alone if SIDEWAYS & set(split_words(n)) or any(_is_twin(n, other) for other in alone)]
         if schema.flippable and sideways and sided:
-            kind = "keypoints that name a side but change places with none when mirrored: data.keypoint_flip_pairs"
+            kind = "keypoints that name a side but are in no mirror pair: data.keypoint_flip_pairs"
             found.setdefault(kind, []).extend(f"{classes[label]!r}: {name!r}" for name in sided)
     return found
 
 
 def _is_twin(one: str, other: str) -> bool:
-    """`lear` and `rear`, `eyeL` and `eyeR`: the same but for l and r at one end."""
+    """`lear` and `rear`, `eyeL` and `eyeR`: equal except for l and r at one end."""
     one, other = one.lower(), other.lower()
     starts = {one[:1], other[:1]} == {"l", "r"} and one[1:] == other[1:]
     return starts or ({one[-1:], other[-1:]} == {"l", "r"} and one[:-1] == other[:-1])
 
 
 def _given(flip_pairs: FlipPairs | None, categories: Sequence[Category], most: int) -> dict[str, list[tuple[int, int]]]:
-    """The pairs that were given, per name of a class."""
+    """The configured pairs, per class name."""
     if flip_pairs is None:
         return {}
     if not isinstance(flip_pairs, Mapping):

@@ -1,8 +1,8 @@
-"""Where the text file of a YOLO image lies.
+"""Find the label file of a YOLO image.
 
-Tools put them in a folder `labels` in place of `images` (ultralytics, Roboflow, CVAT, Label Studio), beside the
-images (Darknet), in `labels` in the images' folder, or in `labels/<split>`; in any case of letters, and below
-linked folders too.
+Tools put label files in a folder `labels` in place of `images` (ultralytics, Roboflow, CVAT, Label Studio), beside the
+images (Darknet), in `labels` in the images' folder, or in `labels/<split>`. Upper and lower case are not
+distinguished, and linked folders are followed.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from detr_exp.data.files import Folder, decoded, files_below
 from detr_exp.data.problems import Problems
 
 IMAGES, LABELS = "images", "labels"
-_ROW = 5  # words that a row has at least
+_ROW = 5  # smallest number of values in a row
 
 
 class Labels:
-    """The text files of a data set; folders are listed once.
+    """The label files of a data set; each folder is listed only once.
 
     Args:
         folder: of the data set.
@@ -33,23 +33,23 @@ class Labels:
         self._said: set[Path] = set()
 
     def of(self, image: Path) -> list[Path]:
-        """The text files that an image could mean, the likeliest first."""
+        """The possible label files of an image, the most likely first."""
         found = self._at(image)
         if found or self._has_labels(image.parent):
             return found
-        real = Path(os.path.realpath(image))  # a link may lead to an image that has its labels where it is
+        real = Path(os.path.realpath(image))  # the labels may lie beside the target of a link
         return found if real == image or not self.folder.inside(real) else self._at(real)
 
     def places(self, folder: Path) -> list[Path]:
-        """The folders that are there in which the text files of a folder of images may lie."""
+        """The existing folders that may contain the label files of a folder of images."""
         return self._counterparts(folder, for_labels=True)
 
     def check(self, used: dict[Path, list[Path]], problems: Problems) -> None:
-        """Say what belongs together with nothing: label files without image, images without label file.
+        """Report label files without image and images without label file.
 
         Args:
-            used: per image the label files it has.
-            problems: gets what is said.
+            used: per image its label files.
+            problems: receives the reports.
         """
         claimed = {file for files in used.values() for file in files}
         folders: dict[Path, list[Path]] = {}
@@ -64,10 +64,10 @@ class Labels:
         for folder, images in folders.items():
             bare = [image for image in images if not used[image]]
             if len(bare) == len(images) and len(bare) < len(used):
-                kind = "folders none of whose images has a label file; they count as images without objects"
+                kind = "folders in which no image has a label file; they are used as images without objects"
                 looked = ", ".join(map(str, self.places(folder)))
                 problems.warn(
-                    kind, f"{folder}: {len(bare)} images, looked for {bare[0].stem}.txt and others in {looked}"
+                    kind, f"{folder}: {len(bare)} images, searched for {bare[0].stem}.txt and others in {looked}"
                 )
             else:
                 for image in bare:
@@ -75,21 +75,21 @@ class Labels:
         owner: dict[Path, Path] = {}
         for image, files in used.items():
             if files and owner.setdefault(files[0], image) != image:
-                kind = "images that share a label file, for their names differ only in the suffix; rename them"
+                kind = "images that share a label file, since their names differ only in the suffix; rename them"
                 problems.warn(kind, f"{files[0]}: {owner[files[0]].name}, {image.name}")
             for other in files[1:]:
                 if _has_rows(other) and other.read_bytes() != files[0].read_bytes():
-                    kind = "label files besides the first were left out, for the image has several that differ"
+                    kind = "only the first label file was used, since the image has several that differ"
                     problems.warn(kind, f"{other}, for {files[0]}")
 
-    def sought(self, used: dict[Path, list[Path]]) -> str:
-        """For the message when there are no objects: how many label files there are, and where they were looked for."""
+    def searched(self, used: dict[Path, list[Path]]) -> str:
+        """How many images have a label file and which folders were searched, for the message without objects."""
         bare = next((image for image, files in used.items() if not files), None)
         text = f"{sum(map(bool, used.values()))} of {len(used)} images have a label file"
         if bare is None:
             return text
         places = ", ".join(str(place / f"{bare.stem}.txt") for place in self.places(bare.parent))
-        return f"{text}; looked for {places}, and for a folder {LABELS} in place of {IMAGES}, beside and above"
+        return f"{text}; searched {places}, and a folder {LABELS} in place of {IMAGES}, beside and above"
 
     def _at(self, image: Path) -> list[Path]:
         found = []
@@ -102,7 +102,7 @@ class Labels:
         return any(place != folder and self._listing(self._texts, place) for place in self.places(folder))
 
     def _has_image(self, file: Path) -> bool:
-        """Whether an image of this name lies where a label file's images may lie."""
+        """Whether an image with the name of a label file exists in one of the folders for its images."""
         for place in self._counterparts(file.parent, for_labels=False):
             images = self.folder.images(place)
             stem, suffix = os.path.splitext(file.stem)
@@ -120,13 +120,13 @@ class Labels:
                 yield from (place / name for name in names)
 
     def _counterparts(self, folder: Path, *, for_labels: bool) -> list[Path]:
-        """The folders that are there in which `folder`'s counterpart may lie: one name is dropped, another put in."""
+        """The existing counterparts of `folder`: one name of its path is removed, another inserted."""
         if (folder, for_labels) not in self._places:
             drop, put = (IMAGES, LABELS) if for_labels else (LABELS, IMAGES)
             base = self._base(folder)
             parts = _split(folder, base)
             named = [i for i, part in enumerate(parts) if part.lower() == drop][::-1]
-            ways = [[*parts[:i], put, *parts[i + 1 :]] for i in named]  # in its place
+            ways = [[*parts[:i], put, *parts[i + 1 :]] for i in named]  # replaced
             ways.append(parts)  # beside
             for rest in ([*parts[:i], *parts[i + 1 :]] for i in (*named, len(parts))):
                 ways += [[*rest[:cut], put, *rest[cut:]] for cut in range(len(rest), -1, -1)]
@@ -136,7 +136,7 @@ class Labels:
         return self._places[folder, for_labels]
 
     def _existing(self, base: Path, names: list[str]) -> list[Path]:
-        """The folders of these names below each other: as they are spelled, else in other letters."""
+        """The folders of this path: spelled exactly, else in another case."""
         places = [base]
         for name in names:
             found = [(place, self._listing(self._children, place).get(name.lower(), ())) for place in places]
@@ -145,7 +145,7 @@ class Labels:
         return places
 
     def _listing(self, known: dict[Path, dict[str, list[str]]], place: Path) -> dict[str, list[str]]:
-        """Its folders by their name in small letters, or its text files by their stem."""
+        """The subfolders by lower-case name, or the text files by stem."""
         if place not in known:
             listing: dict[str, list[str]] = {}
             if known is self._children:
@@ -174,8 +174,8 @@ def _names(place: Path) -> list[str]:
         return os.listdir(place)
     except (FileNotFoundError, NotADirectoryError):
         return []
-    except OSError as error:  # not as if there were no labels
-        raise ValueError(f"{place} cannot be read ({error.strerror}); give yourself the right to") from error
+    except OSError as error:  # an error, not "no labels"
+        raise ValueError(f"{place} cannot be read ({error.strerror}); change their permissions") from error
 
 
 def _has_rows(file: Path) -> bool:
@@ -185,7 +185,7 @@ def _has_rows(file: Path) -> bool:
         words = next((line.split() for line in lines if line.strip()), [])
         return len(words) >= _ROW and all(map(_is_number, words[1:_ROW]))
     except (OSError, ValueError):
-        return True  # nobody can say
+        return True  # unknown
 
 
 def _is_number(word: str) -> bool:

@@ -1,4 +1,4 @@
-"""Loader workers: from a key to a sample, and the `DataLoader` around them."""
+"""Samples, made from keys in loader workers, and the `DataLoader` that runs them."""
 
 from __future__ import annotations
 
@@ -28,12 +28,11 @@ from detr_exp.data.sampler import EvalSampler, Key, TrainSampler
 from detr_exp.signals import held_back, leave_to_parent
 from detr_exp.structures import Batch, Target
 
-_AUGMENT = 3  # stream of random numbers, beside those of the sampler
+_AUGMENT = 3  # random stream, separate from those of the sampler
 MOST_WORKERS = 8
-OPEN_FILES = (
-    65536  # enough for any number of workers; where there is no limit, some programs go through all there may be
-)
-# what torch and the system say when a process or what it shares cannot be had, and what fixes it
+# Enough for any number of workers; without a limit, some programs iterate over all possible descriptors
+OPEN_FILES = 65536
+# parts of the messages of torch and the system when processes or shared memory run out, and how to fix it
 WANTS = {
     ("Too many open files", "ancdata"): "the limit of open files is too low: raise it (ulimit -n 4096), or use",
     ("shared memory",): "shared memory (/dev/shm) is too small: give it more (docker run --shm-size=8g), or use",
@@ -41,7 +40,7 @@ WANTS = {
         "Cannot allocate memory",
         "can't start new thread",
         "Resource temporarily unavailable",
-    ): "the system gives no further process (memory, ulimit -u or -v): use",
+    ): "the system starts no further process (memory, ulimit -u or -v): use",
 }
 ENDED = {
     "SIGKILL": ", most likely because memory ran out",
@@ -51,12 +50,12 @@ FEWER = "fewer workers: data.num_workers=1, or 0 for none"
 
 
 class WorkerError(RuntimeError):
-    """A process that loads images is gone or could not be had; what was learned until then can be saved."""
+    """A loader worker was lost or could not be started; the training state is intact and can be saved."""
 
 
 @dataclass
 class Loading:
-    """How images get to the device.
+    """Settings of the loader workers.
 
     Attributes:
         num_workers: processes that load; None: one per core, at most 8 and one per batch; 0: the training process.
@@ -95,10 +94,10 @@ class Loading:
 
 
 def batches(loader: Iterable[Batch]) -> Iterator[Batch]:
-    """The batches of a loader, whose workers leave signals to this process.
+    """The batches of a loader whose workers ignore signals, which this process handles.
 
     Raises:
-        WorkerError: between two batches, whenever a worker was lost.
+        WorkerError: between two batches, if a worker was lost.
     """
     iterator: Iterator[Batch] | None = None
     try:
@@ -108,7 +107,7 @@ def batches(loader: Iterable[Batch]) -> Iterator[Batch]:
     except (RuntimeError, OSError) as error:
         if not getattr(loader, "num_workers", 0):
             raise
-        started = iterator or getattr(loader, "_iterator", None)  # where they are kept from epoch to epoch
+        started = iterator or getattr(loader, "_iterator", None)  # of persistent workers
         for worker in getattr(started, "_workers", ()):
             if worker.exitcode:
                 raise WorkerError(f"{_ending(worker.exitcode)} use {FEWER}") from None
@@ -130,16 +129,16 @@ class Samples(Dataset[Sample]):
     """The samples of one split; each is a pure function of the seed and its key.
 
     Args:
-        split: where images and objects come from.
-        class_map: gives labels.
+        split: provides images and objects.
+        class_map: maps category ids to labels.
         seed: of the run.
         augment: None for evaluation: the whole image, resized.
-        stop_epoch: strong augmentation ends here; None: never.
+        stop_epoch: strong augmentation ends at this epoch; None: never.
         with_masks: rasterise masks.
         flip_order: `[C, K]` of the keypoint schema where keypoints are wanted; None: no keypoints.
         flippable: whether images may be mirrored.
         cache: holds decoded images; None: they are decoded every time.
-        skip: go on where an image cannot be decoded: with the next one in training, with a black one in evaluation.
+        skip: replace an image that cannot be decoded: by the next one in training, by a black one in evaluation.
     """
 
     def __init__(
@@ -181,7 +180,7 @@ class Samples(Dataset[Sample]):
             return sample
 
     def target(self, objects: Objects, plan: Plan) -> Target:
-        """The objects of one image, along a plan."""
+        """The objects of one image, transformed by a plan."""
         labels = self.class_map.labels(objects.categories)
         return target_of(plan, objects, labels, with_masks=self.with_masks, flip_order=self.flip_order)
 
@@ -189,7 +188,7 @@ class Samples(Dataset[Sample]):
         return self._sample(key, resized_plainly(self.image(key.image), (key.height, key.width)))
 
     def _black(self, key: Key, skipped: list[str]) -> Sample:
-        """In place of an image that cannot be read: its objects count as not found."""
+        """A black sample for an image that cannot be read: its objects count as missed."""
         sample = self._sample(key, np.zeros((key.height, key.width, 3), np.uint8))
         sample.skipped = skipped
         return sample
@@ -228,16 +227,16 @@ def _tensor(pixels: np.ndarray) -> torch.Tensor:
 
 
 def _cores() -> int:
-    """Of this machine, for each of its ranks."""
+    """CPU cores of this machine for each of its ranks."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
 
 
 def _allow_open_files() -> None:
-    """Raise the limit of open files of this process and those it starts as far as a process may: each tensor is one."""
+    """Raise the limit of open files of this process and its children: each shared tensor needs one file."""
     try:
         import resource
-    except ImportError:  # not on this system
+    except ImportError:  # not available on this system
         return
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     most = OPEN_FILES if hard == resource.RLIM_INFINITY else min(hard, OPEN_FILES)
@@ -246,7 +245,7 @@ def _allow_open_files() -> None:
 
 
 def _begin(worker: int) -> None:
-    """In a new worker: it says what keeps it from handing over a batch, which would be waited for without end."""
+    """Prepare a new worker: an error while it passes on a batch is reported, not waited for without end."""
     leave_to_parent()
     torch.set_num_threads(1)
     Queue._on_queue_feeder_error = _hand_over_error  # type: ignore[attr-defined]
@@ -254,10 +253,10 @@ def _begin(worker: int) -> None:
 
 
 def _hand_over_error(queue: Queue[object], error: BaseException, item: tuple[int, object]) -> None:
-    """In place of a batch that cannot be put into shared memory."""
+    """Send the error in place of a batch that cannot be put into shared memory."""
     queue.put((item[0], ExceptionWrapper(exc_info=(type(error), error, None), where="a process that loads images")))
 
 
 def _end_with(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-    """End the worker when the thread fails that passes its open files on."""
+    """End the worker when its thread that shares open files fails."""
     os._exit(getattr(error, "errno", None) or 1)

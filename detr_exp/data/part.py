@@ -1,4 +1,4 @@
-"""Some images of a split, as a split."""
+"""A subset of a split, as a split."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from detr_exp.values import Values
 
 
 class Part:
-    """See `content.Split`.
+    """A subset of a split; see `content.Split`.
 
     Args:
         whole: the split.
-        indices: of the images, in their new order.
+        indices: of the selected images, in their new order.
     """
 
     def __init__(self, whole: Split, indices: Sequence[int]) -> None:
@@ -48,7 +48,7 @@ class Part:
 
 
 def restricted(truth: Values, image_ids: Sequence[int]) -> Values:
-    """A COCO-style dict with only some of its images."""
+    """A COCO-style dict with only the selected images."""
     kept = set(image_ids)
     images = [image for image in truth["images"] if image["id"] in kept]
     return {**truth, "images": images, "annotations": [a for a in truth["annotations"] if a["image_id"] in kept]}

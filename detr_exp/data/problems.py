@@ -1,4 +1,4 @@
-"""Mistakes in a data set, gathered so that one pass reports all of them."""
+"""Collect the problems of a data set, so that one pass reports all of them."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ _listeners: list[list[Problems]] = []
 
 
 class DataError(ValueError):
-    """A file or folder that cannot be used; the message lists what is wrong with it."""
+    """A file or folder that cannot be used; the message lists its problems."""
 
 
 class Problems:
-    """What is wrong with one annotation file or folder.
+    """The problems of one annotation file or folder.
 
-    A kind is a sort of problem and what to do, or what was done, about it; a case says which annotation or line it is.
-    Errors end the reading in one `DataError`; warnings are logged, and notes, more quietly. Of each kind at most
-    `SHOWN` cases are listed.
+    A kind describes a sort of problem and how to fix it or how it was handled; a case names the annotation or line.
+    Errors raise one `DataError` at the end; warnings and notes are logged at their levels. At most `SHOWN` cases of
+    each kind are listed.
 
     Args:
         source: the file or folder that is being read.
@@ -50,11 +50,11 @@ class Problems:
         self.notes.setdefault(kind, []).append(case)
 
     def image(self, case: str) -> None:
-        """An image that is not there or cannot be read; it goes without its objects where that is allowed."""
+        """Report an image that is missing or cannot be read: an error, or a warning with `skip`."""
         if self.skip:
             self.warn("images that cannot be read were left out, with their objects", case)
         else:
-            self.error("images that cannot be read; fix or remove them, or leave them out: data.on_error=skip", case)
+            self.error("images that cannot be read; fix or remove them, or skip them: data.on_error=skip", case)
 
     def report(self) -> None:
         """Log warnings and notes, then raise if there were errors."""
@@ -75,7 +75,7 @@ class Problems:
 
 @contextmanager
 def collected() -> Iterator[list[Problems]]:
-    """Everything that is reported inside, errors too; warnings are not logged."""
+    """Collects everything reported inside the block, errors included; warnings are not logged."""
     found: list[Problems] = []
     _listeners.append(found)
     try:
@@ -85,12 +85,12 @@ def collected() -> Iterator[list[Problems]]:
 
 
 def listed(cases: list[str], separator: str) -> str:
-    """The first cases, and how many more there are."""
+    """The first cases, and the number of the others."""
     more = len(cases) - SHOWN
     return separator.join(cases[:SHOWN]) + (f"{separator}... and {more} more" if more > 0 else "")
 
 
 def short(value: object, limit: int = 120) -> str:
-    """A value for a message: escaped, on one line, not long."""
+    """A value for a message: escaped, on one line, shortened."""
     text = reprlib.repr(value)
     return text if len(text) <= limit else text[:limit] + "..."

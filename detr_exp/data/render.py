@@ -1,4 +1,4 @@
-"""Pixels, masks and keypoints along a plan: one crop, one resize, one paste."""
+"""Apply a plan to pixels, masks and keypoints: one crop, one resize, one paste."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from detr_exp.values import Values
 
 
 def needed(plan: Plan) -> tuple[int, int]:
-    """(height, width) the whole image must have so that its visible part need not be enlarged more than planned."""
+    """Smallest (height, width) at which the image may be decoded, so that its visible part is not enlarged further."""
     x0, y0, x1, y1 = plan.source
     left, top, right, bottom = plan.target
     scale = max(min(1.0, (bottom - top) / (y1 - y0)), min(1.0, (right - left) / (x1 - x0)))
@@ -26,12 +26,12 @@ def needed(plan: Plan) -> tuple[int, int]:
 
 
 def render(plan: Plan, image: np.ndarray) -> np.ndarray:
-    """`[H, W, 3]` uint8: the image as planned. It may come in a smaller size than the plan was made for."""
+    """`[H, W, 3]` uint8: the image after a plan. It may be decoded smaller than the size that the plan is for."""
     return layer([(plan, image)])
 
 
 def layer(pastes: Sequence[tuple[Plan, np.ndarray]]) -> np.ndarray:
-    """`[H, W, 3]` uint8: images whose plans share an output, each in its own rectangle."""
+    """`[H, W, 3]` uint8: several images in one output, each in the rectangle of its plan."""
     plan, image = pastes[0]
     if plan.target == (0, 0, plan.out[1], plan.out[0]):
         return _seen(plan, image)
@@ -43,7 +43,7 @@ def layer(pastes: Sequence[tuple[Plan, np.ndarray]]) -> np.ndarray:
 
 
 def blended(layers: Sequence[np.ndarray], share: float) -> np.ndarray:
-    """`[H, W, 3]` uint8: two layers in one, with `share` of the first."""
+    """`[H, W, 3]` uint8: two layers blended, with weight `share` of the first."""
     first, second = layers
     return cv2.addWeighted(first, share, second, 1 - share, 0)
 
@@ -68,7 +68,7 @@ def _seen(plan: Plan, image: np.ndarray) -> np.ndarray:
 
 
 def resized_plainly(image: np.ndarray, out: tuple[int, int]) -> np.ndarray:
-    """`[H, W, 3]` uint8: evaluation's resize, Pillow's antialiased bilinear to the bit, as in published numbers."""
+    """`[H, W, 3]` uint8: the resize of evaluation, equal to Pillow's antialiased bilinear, as in published results."""
     height, width = image.shape[:2]
     if is_exact(height, out[0]) and is_exact(width, out[1]):
         return _resized(image, *out)
@@ -78,8 +78,8 @@ def resized_plainly(image: np.ndarray, out: tuple[int, int]) -> np.ndarray:
 def is_exact(size: int, out: int) -> bool:
     """Whether torch's resize from `size` to `out` pixels equals Pillow's to the bit.
 
-    Both sum whole numbers, Pillow with weights of 22 bits, torch, which is faster, with weights of 14 or more. They are
-    the same where the weights need no more: in enlarging, those are multiples of 1 / (2 out) in lowest terms.
+    Both use integer weights: Pillow's have 22 bits, those of torch, which is faster, 14 or more. The results are equal
+    where 14 bits represent the weights exactly; when enlarging, the weights are multiples of 1 / (2 out).
     """
     steps = 2 * out // math.gcd(size, 2 * out)
     return size <= out and steps <= 1 << 14 and steps & (steps - 1) == 0
@@ -88,14 +88,14 @@ def is_exact(size: int, out: int) -> bool:
 def target_of(
     plan: Plan, objects: Objects, labels: np.ndarray, *, with_masks: bool, flip_order: np.ndarray | None
 ) -> Target:
-    """What the network is to find.
+    """The training target of the network.
 
     Args:
-        plan: where everything goes.
+        plan: of the image.
         objects: of the image.
         labels: `[n]` their class indices.
-        with_masks: rasterise them at the size of the output.
-        flip_order: `[C, K]` places of a mirrored object's keypoints; None: no keypoints wanted.
+        with_masks: rasterise masks at the size of the output.
+        flip_order: `[C, K]` order of a mirrored object's keypoints; None: no keypoints are needed.
     """
     height, width = plan.out
     x0, y0, x1, y1 = plan.boxes_xyxy.T
@@ -122,10 +122,10 @@ def target_of(
 
 
 def together(targets: Sequence[Target]) -> Target:
-    """The objects of several images that became one.
+    """The targets of several images that were combined into one.
 
     Raises:
-        ValueError: something is known of each of these images as a whole.
+        ValueError: they have fields of the whole image (`image_extra`).
     """
     if len(targets) == 1:
         return targets[0]
@@ -139,17 +139,17 @@ def together(targets: Sequence[Target]) -> Target:
 
 
 def _resized(pixels: np.ndarray, height: int, width: int) -> np.ndarray:
-    """Antialiased bilinear on bytes; many times faster than Pillow and within one level of it."""
+    """Antialiased bilinear on bytes; many times faster than Pillow and within one level of its result."""
     if pixels.shape[:2] == (height, width):
         return pixels
-    # a batch of one before the axes change places: the other way round torch does not see that channels come last
+    # add the batch axis before the permutation; in the other order torch does not detect channels_last
     planes = torch.from_numpy(np.require(pixels, requirements="W"))[None].permute(0, 3, 1, 2)
     planes = F.interpolate(planes, (height, width), mode="bilinear", antialias=True)
     return planes[0].permute(1, 2, 0).numpy()
 
 
 def _keypoints(plan: Plan, points: np.ndarray, order: np.ndarray) -> np.ndarray:
-    """`[m, K, 3]` in 0..1 of the output; points that left the view are unlabelled, and mirrored ones change places."""
+    """`[m, K, 3]` in 0..1 of the output; points outside the view are unlabelled, and mirrored pairs are swapped."""
     x, y = points[..., 0], points[..., 1]
     x0, y0, x1, y1 = plan.source
     there = (points[..., 2] > 0) & (x >= x0) & (x <= x1) & (y >= y0) & (y <= y1)
@@ -157,7 +157,7 @@ def _keypoints(plan: Plan, points: np.ndarray, order: np.ndarray) -> np.ndarray:
     moved[..., :2] = plan.moved(points[..., :2]) / plan.out[::-1]
     moved[..., 2] = points[..., 2]
     moved[~there] = 0
-    if plan.mirrored != plan.upended:  # both together are a half turn, which leaves left and right alone
+    if plan.mirrored != plan.upended:  # both together are a rotation by 180 degrees, which does not swap left and right
         moved = np.take_along_axis(moved, order[..., None], 1)
     return moved
 
@@ -189,7 +189,7 @@ def _polygons(plan: Plan, polygons: list[list[float]]) -> np.ndarray:
     height, width = plan.out
     moved = []
     for polygon in polygons:
-        # kept near the image: a stray vertex far away would cost memory in proportion to its distance
+        # clamped near the image: an outlying vertex would use memory in proportion to its distance
         points = np.clip(np.array(polygon, np.float64).reshape(-1, 2), 0, plan.size[::-1])
         moved.append(plan.moved(points).reshape(-1).tolist())
     mask = rle.decode(rle.merge(rle.frPyObjects(moved, height, width))).astype(bool)

@@ -1,4 +1,4 @@
-"""Which images make up which batch, at which size: pure functions of (seed, epoch)."""
+"""Samplers: the images and the size of each batch, as pure functions of (seed, epoch)."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class Key(NamedTuple):
 
     Attributes:
         epoch: counted from 0.
-        image: its index, plus the number of images for every time it was used before in the same epoch.
+        image: its index, plus the number of images for each earlier use in the same epoch.
         height: of the output.
         width: of the output.
     """
@@ -30,7 +30,7 @@ class Key(NamedTuple):
 class TrainSampler:
     """Shuffled batches without a remainder; a set smaller than a batch is repeated until it fills one.
 
-    All ranks draw the same order and take turns, so the images of a step do not depend on how many ranks share them.
+    All ranks shuffle in the same order and take turns, so the images of a step do not depend on the number of ranks.
 
     Args:
         count: images.
@@ -38,8 +38,8 @@ class TrainSampler:
         seed: decides the order and the sizes.
         size: (height, width) of the network.
         sizes: (height, width) to choose from for each optimiser step; empty: always `size`.
-        step_batches: batches of an optimiser step, which have one size (as in RF-DETR): a step does not depend on how
-            it is cut into batches.
+        step_batches: batches of an optimiser step, which share one size (as in RF-DETR): a step does not depend on how
+            it is split into batches.
         stop_epoch: from this epoch on every batch has `size`; None: never.
         rank: of this process.
         world_size: processes that share the epoch.
@@ -69,11 +69,11 @@ class TrainSampler:
         return max(1, self.count // (self.batch_size * self.world_size))
 
     def set_epoch(self, epoch: int) -> None:
-        """Epoch of the next pass, from its first batch."""
+        """Set the epoch of the next pass, which starts at its first batch."""
         self.epoch, self.start = epoch, 0
 
     def set_start(self, batch: int) -> None:
-        """Leave out the first `batch` batches of the next pass: those an interrupted run has seen."""
+        """Skip the first `batch` batches of the next pass, which an interrupted run has already used."""
         self.start = batch
 
     def __iter__(self) -> Iterator[list[Key]]:
@@ -91,7 +91,7 @@ class TrainSampler:
 
 
 class EvalSampler:
-    """Every image once, in order; ranks take turns and no image comes twice.
+    """Every image once, in order; ranks take turns and no image is repeated.
 
     Args:
         count: images.
@@ -116,17 +116,17 @@ class EvalSampler:
 
 
 def multi_scale_sizes(rule: str | Sequence[int] | None, size: tuple[int, int], stride: int) -> list[tuple[int, int]]:
-    """Sizes that the batches of a step are drawn from.
+    """The sizes from which that of each step is sampled.
 
-    An image goes to the drawn size at once, with antialiasing. RT-DETR takes it to `size` first and from there to the
-    drawn size by the nearest pixels, which loses detail; these two resizes are the one thing of its recipe left out.
+    An image is resized once, to the sampled size, with antialiasing. RT-DETR resizes to `size` first and from there to
+    the sampled size by nearest neighbour, which loses detail; this is the only part of its recipe that is not followed.
 
     Args:
         rule: `rtdetr`: 0.75 to 1.25 times, in steps of the stride, the size itself three times (as D-FINE
             writes RT-DETR's list); `rfdetr`: up to five steps of the stride down and up; a list of longer sides; null:
             only `size`.
         size: (height, width) of the network.
-        stride: what every side must be a multiple of.
+        stride: every side must be a multiple of it.
 
     Raises:
         ValueError: an unknown rule, or a side that is not a multiple of the stride.

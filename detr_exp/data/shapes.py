@@ -1,9 +1,9 @@
-"""An embedded data set that is drawn on the fly: six kinds of shapes with boxes, masks and keypoints.
+"""Synthetic shapes: a data set that is generated on the fly, six classes with boxes, masks and keypoints.
 
-An image is a pure function of (seed, split, index): textured ground with clutter, and 1-8 shapes (one image in
-twenty has none) of 8-35 % of its side, turned, stretched, textured, partly hiding one another. Colours and textures
-say nothing about the class. Every shape is mirror-symmetric about its own axis and different along it, so each
-keypoint can be told, left from right included.
+An image is a pure function of (seed, split, index): a textured background with clutter, and 1-8 shapes (one image in
+twenty has none) of 8-35 % of its side, rotated, stretched, textured, partly occluding each other. Colours and textures
+do not depend on the class. Every shape is mirror-symmetric about its own axis and not along it, so every keypoint can
+be identified, and left distinguished from right.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from PIL import Image, ImageDraw
 from detr_exp.data.content import SPLITS, Category, Content, Objects
 from detr_exp.values import Values
 
-VERSION = 1  # goes up when the same seed draws other images
+VERSION = 1  # increases when the same seed gives other images
 EMPTY = 0.05
 MAX_OBJECTS = 8
 SIDE = (0.08, 0.35)
@@ -106,19 +106,19 @@ MOST_KEYPOINTS = max(len(shape.names) for shape in SHAPES)
 
 
 def shapes(root: None, places: Mapping[str, int], *, size: int, seed: int) -> Content:
-    """The embedded set, as a source for `DataSet`.
+    """Synthetic shapes, as a source for `DataSet`.
 
     Args:
-        root: there is none.
-        places: images per split; a split with 0 or None does not exist.
+        root: has to be None.
+        places: number of images per split; a split with 0 or None does not exist.
         size: side of the square images, in pixels.
         seed: of the images; the seed of the run does not change them.
 
     Raises:
-        ValueError: `size` is too small to draw in, or there is no training split.
+        ValueError: `size` is too small, or there is no training split.
     """
     if root is not None:
-        raise ValueError(f"data.root is {root!r}, but shapes are drawn, not read; drop data.root or use data=auto")
+        raise ValueError(f"data.root is {root!r}, but shapes are generated, not read; drop data.root or use data=auto")
     if size < 64:
         raise ValueError(f"data.source.size is {size}; shapes need images of at least 64 pixels: data.source.size=160")
     if not places["train"]:
@@ -220,8 +220,8 @@ def draw(rng: np.random.Generator, side: int) -> tuple[np.ndarray, Objects]:
     """One image `[side, side, 3]` uint8 and its objects.
 
     Shapes are placed from front to back: a later one lies behind the earlier ones and is left out when too little of it
-    would be seen, so that everything drawn can be found. Masks are what is visible, boxes enclose them, and keypoints
-    hidden by another shape have visibility 1.
+    would be visible, so that every object can be detected. Masks are the visible part, boxes enclose them, and
+    keypoints that another shape occludes have visibility 1.
     """
     image = _ground(rng, side)
     taken = np.zeros((side, side), bool)
@@ -263,7 +263,7 @@ def draw(rng: np.random.Generator, side: int) -> tuple[np.ndarray, Objects]:
 
 
 def _placed(rng: np.random.Generator, shape: _Shape, side: int) -> tuple[int, int, np.ndarray, np.ndarray]:
-    """A shape turned, stretched and scaled: its corner, `[h, w]` uint8 coverage, and `[k, 2]` keypoints in pixels."""
+    """A shape, rotated, stretched and scaled: its corner, `[h, w]` uint8 coverage, and `[k, 2]` keypoints in pixels."""
     angle = np.radians(rng.uniform(-45, 45))
     stretch = rng.uniform(0.75, 1.0, 2)
     turn = np.array([[np.cos(angle), np.sin(angle)], [-np.sin(angle), np.cos(angle)]])
@@ -271,7 +271,7 @@ def _placed(rng: np.random.Generator, shape: _Shape, side: int) -> tuple[int, in
     low, high = outline.min(0), outline.max(0)
     scale = rng.uniform(*SIDE) * side / (high - low).max()
     extent = (high - low) * scale
-    corner = rng.uniform(0, side - extent)  # wholly inside the image
+    corner = rng.uniform(0, side - extent)  # completely inside the image
     x, y = np.floor(corner).astype(int)
     width, height = (np.ceil(corner + extent).astype(int) - (x, y)).tolist()
     canvas = Image.new("L", (width * _SUPERSAMPLE, height * _SUPERSAMPLE))
@@ -282,7 +282,7 @@ def _placed(rng: np.random.Generator, shape: _Shape, side: int) -> tuple[int, in
 
 
 def _seen(points: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    """`[MOST_KEYPOINTS, 3]` with visibility 2 where the shape is seen within two pixels of the point, else 1."""
+    """`[MOST_KEYPOINTS, 3]` with visibility 2 where the shape is visible within two pixels of the point, else 1."""
     found = np.zeros((MOST_KEYPOINTS, 3), np.float32)
     found[: len(points), :2] = points
     for k, (x, y) in enumerate(points.astype(int).tolist()):
@@ -317,7 +317,7 @@ def _ground(rng: np.random.Generator, side: int) -> np.ndarray:
 
 
 def _paint(rng: np.random.Generator, ground: np.ndarray, alpha: np.ndarray) -> np.ndarray:
-    """`[h, w, 3]` float32 colours for a shape: unlike the ground below it, shaded, sometimes striped."""
+    """`[h, w, 3]` float32 colours for a shape: different from the background, shaded, sometimes striped."""
     height, width = alpha.shape
     below = ground.reshape(-1, 3).mean(0)
     colour = rng.uniform(10, 245, 3)

@@ -1,7 +1,7 @@
-"""A split that was read from annotation files, held as flat arrays.
+"""A split that was read from annotation files, stored as flat arrays.
 
-Arrays instead of an object per annotation: COCO's 860 000 fit in a tenth of the memory, and loader processes share
-them (touching a Python object writes its reference count and copies its page).
+Arrays instead of an object per annotation: COCO's 860 000 annotations use a tenth of the memory, and loader processes
+share them (reading a Python object writes its reference count and copies its memory page).
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from detr_exp.data.image import read_image
 from detr_exp.data.problems import Problems
 from detr_exp.values import Values
 
-_TELLING = 10_000  # objects whose outlines and keypoints are compared with their boxes
-_ODD = 0x9E3779B97F4A7C15  # its powers spread the bits of a number over 64
+_TELLING = 10_000  # largest number of objects whose outlines and keypoints are compared with their boxes
+_ODD = 0x9E3779B97F4A7C15  # hash multiplier: its powers spread the bits of a number over 64
 
 
 @dataclass
@@ -35,10 +35,10 @@ class Images:
 
 @dataclass
 class Rows:
-    """Annotations as they are found, one entry a list each.
+    """Annotations as they are in the file, one list per field.
 
     Attributes:
-        where: how messages name it.
+        where: name of the annotation in messages.
         image: index into the images.
         category: original category id.
         box_xywh: corner and sides in pixels, unchecked.
@@ -46,8 +46,8 @@ class Rows:
         area: as annotated, in square pixels; None: that of the box.
         segments: polygons or RLE; None where there is only a box.
         keypoints: flat x, y, visibility; None where there are none.
-        convention: what the four numbers of a box were taken for.
-        sought: where annotations were looked for, for the message when there are none.
+        convention: in which the four numbers of a box were read.
+        searched: where annotations were searched, for the message when there are none.
     """
 
     where: list[str] = field(default_factory=list)
@@ -59,15 +59,15 @@ class Rows:
     segments: list[Outline | None] = field(default_factory=list)
     keypoints: list[Sequence[float] | None] = field(default_factory=list)
     convention: str = CORNER_AND_SIDES
-    sought: str = ""
+    searched: str = ""
 
 
 class TableSplit:
     """Images on disk with their annotations; see `content.Split`.
 
     Boxes that are not finite, have no area, or lie outside their image are dropped with a warning, from training and
-    from the truth. Boxes are clipped to the image for training; the truth keeps them as annotated. Keypoints outside
-    their image are truth too, but not trained on. What is there twice is kept, with a warning.
+    from the ground truth. Boxes are clipped to the image for training; the ground truth has them as annotated.
+    Keypoints outside their image are part of the ground truth, but not trained on. Duplicates count, with a warning.
 
     Args:
         images: in the order of the split.
@@ -77,7 +77,7 @@ class TableSplit:
         problems: receives the warnings, and an error where boxes are in another convention.
 
     Attributes:
-        account: what it has and where it was looked for, for the message when there is nothing to train on.
+        account: numbers of images and annotations and what was searched, for the message without objects to train on.
     """
 
     def __init__(
@@ -101,8 +101,8 @@ class TableSplit:
         self.account = (
             f"{len(self.paths)} images, {len(rows.where)} annotations: {len(rows.where) - len(keep)} dropped, "
             f"{self.crowd.sum()} crowd or ignored, {(~self.crowd).sum()} to train on"
-            + f"; {rows.sought}"
-            * bool(rows.sought)
+            + f"; {rows.searched}"
+            * bool(rows.searched)
         )
         given = np.array([np.nan if area is None else area for area in rows.area], np.float64)[keep]
         self.area = np.where(np.isfinite(given) & (given > 0), given, self.boxes_xywh[:, 2:].prod(1))
@@ -116,7 +116,7 @@ class TableSplit:
         self._refuse_units([rows.segments[i] for i in keep.tolist()], [rows.where[i] for i in keep.tolist()], problems)
 
     def _refuse_units(self, segments: list[Outline | None], where: list[str], problems: Problems) -> None:
-        """Compare outlines and keypoints with their boxes, of so many objects that more tell nothing new."""
+        """Compare outlines and keypoints with their boxes, of a sample of the objects that is large enough."""
         rows = range(0, len(where), max(1, len(where) // _TELLING))
         boxes, names = self.boxes_xywh[rows], [where[i] for i in rows]
         outlines = [outline if isinstance(outline, list) else None for outline in (segments[i] for i in rows)]
@@ -186,7 +186,7 @@ class TableSplit:
 
 
 def category_entry(category: Category) -> Values:
-    """A category as COCO files spell it (its skeleton counts from 1)."""
+    """A category as in COCO files (whose skeletons count from 1)."""
     entry: Values = {"id": category.id, "name": category.name}
     if category.keypoints:
         entry["keypoints"] = category.keypoints
@@ -227,12 +227,12 @@ def _say_twice(paths: Sequence[str], rows: Rows, problems: Problems) -> None:
     """Warn of images that are listed, and of objects that are annotated, more than once."""
     for path, times in Counter(paths).items():
         if times > 1:
-            kind = "images that are listed more than once; each entry counts, with its own annotations"
+            kind = "images that are listed more than once; each entry is used, with its own annotations"
             problems.warn(kind, f"{path}: {times} times")
     if not rows.where:
         return
     table = np.column_stack([rows.image, rows.category, rows.box_xywh]).astype(np.float64) + 0.0  # -0.0 is 0.0
-    with np.errstate(over="ignore"):  # one number a row, which sorts in a tenth of the time of six
+    with np.errstate(over="ignore"):  # one number per row sorts ten times faster than six
         hashed = (table.view(np.uint64) * np.uint64(_ODD) ** np.arange(1, 7, dtype=np.uint64)).sum(1)
     common, counts = np.unique(hashed, return_counts=True)
     suspects = np.flatnonzero(np.isin(hashed, common[counts > 1]))
@@ -241,13 +241,13 @@ def _say_twice(paths: Sequence[str], rows: Rows, problems: Problems) -> None:
         groups.setdefault(tuple(table[i].tolist()), []).append(i)
     for alike in groups.values():
         if len(alike) > 1:
-            kind = "objects that are annotated twice, with the same class and box; each counts"
+            kind = "objects that are annotated twice, with the same class and box; all of them are used"
             problems.warn(kind, f"{paths[rows.image[alike[0]]]}: {rows.where[alike[0]]}, {len(alike)} times")
 
 
 def _near(segment: Outline | None, size: tuple[int, int]) -> Outline | None:
-    """Polygons with stray vertices brought back to one image's width from it: rasterising costs memory in proportion
-    to the distance between vertices."""
+    """Clamp outlying vertices of polygons to one image width from the image: rasterising uses memory in proportion to
+    the distance between vertices."""
     reach = 2 * max(size)
     if isinstance(segment, list) and any(min(polygon) < -reach or max(polygon) > reach for polygon in segment):
         return [[min(max(v, -reach), reach) for v in polygon] for polygon in segment]

@@ -1,8 +1,8 @@
-"""Pascal VOC: one XML file per image, and text files that say which images make up a split.
+"""Pascal VOC: one XML file per image, and text files that list the images of a split.
 
 Two layouts: the development kit (`VOC2007/Annotations`, `ImageSets/Main`, `JPEGImages`, one or several years), and a
 folder per split with images and XML files side by side, as labelling tools export it. Objects marked difficult are
-neither trained on nor counted against a detector, as in the challenge, unless asked for.
+neither trained on nor counted against a detector, as in the challenge, unless requested.
 """
 
 from __future__ import annotations
@@ -68,8 +68,8 @@ def voc(
         one_based: corners are pixels counted from 1, both of them inside the box, as in the challenge's own files; most
             tools write distances from the upper left corner instead.
         use_difficult: objects marked difficult are trained on and counted like any others.
-        extra_roots: other folders that images may lie in.
-        on_error: `error`, or `skip` for images that are not there or have no readable header.
+        extra_roots: further folders that may contain images.
+        on_error: `error`, or `skip` for images that are missing or have no readable header.
 
     Raises:
         ValueError: no training images, or a file that cannot be used.
@@ -122,12 +122,12 @@ def _pairs(folder: Folder, name: str, place: str | Sequence[str] | None, problem
         return [pair for file in _kit_lists(years, name, problems) for pair in _listed(folder, file)]
     parts = [root / part for part in _FOLDERS[name] if _has_xml(root / part)]
     if len(parts) > 1:
-        problems.error("folders of one split; leave one of them there", f"{name}: {parts[0]} and {parts[1]}")
+        problems.error("two folders for one split; remove one", f"{name}: {parts[0]} and {parts[1]}")
     return _side_by_side(folder, parts[0], problems) if parts else []
 
 
 def _side_by_side(folder: Folder, part: Path, problems: Problems) -> list[_Pair]:
-    """The XML files in a folder and below, each with its image; says which images have none."""
+    """The XML files in a folder and below, each with its image; reports images without one."""
     files = folder.files(part, problems)
     pairs = [_Pair(_image(folder, file.with_suffix("")), file) for file in sorted(files) if _is_xml(file)]
     used = {pair.image for pair in pairs}
@@ -136,7 +136,7 @@ def _side_by_side(folder: Folder, part: Path, problems: Problems) -> list[_Pair]
             kind = "images without XML file were left out; give those without objects an empty <annotation/>"
             problems.warn(kind, str(file))
         elif not is_image(file.name) and not companion(file.name):
-            problems.warn("files that are not read as images were left out; convert what is one", str(file))
+            problems.warn("files that are not read as images were left out; convert those that are images", str(file))
     return pairs
 
 
@@ -170,10 +170,10 @@ def _listed(folder: Folder, file: Path) -> Iterator[_Pair]:
         if len(words) >= 2 and words[1].lower().endswith(".xml"):
             yield _Pair(folder.root / words[0], folder.root / words[1])
         elif words:
-            # lists of one class add whether it is in the image; names may have spaces
+            # lists of one class add a flag whether it is in the image; names may have spaces
             name, year = line.strip(), file.parent.parent.parent
-            is_told = len(words) == 2 and words[1] in ("-1", "0", "1")
-            if is_told and not os.path.isfile(year / "Annotations" / f"{name}.xml"):
+            has_flag = len(words) == 2 and words[1] in ("-1", "0", "1")
+            if has_flag and not os.path.isfile(year / "Annotations" / f"{name}.xml"):
                 name = words[0]
             yield _Pair(_image(folder, year / "JPEGImages" / name), year / "Annotations" / f"{name}.xml")
 
@@ -262,9 +262,9 @@ def _split(
             rows.area.append(None)
             rows.segments.append(None)
             rows.keypoints.append(None)
-    rows.sought = f"objects in {len(pairs)} XML files such as {pairs[0].annotation}"
+    rows.searched = f"objects in {len(pairs)} XML files such as {pairs[0].annotation}"
     if marked and not use_difficult:
-        rows.sought += f"; {marked} are marked difficult: data.source.use_difficult=true takes them like others"
+        rows.searched += f"; {marked} are marked difficult: data.source.use_difficult=true takes them like others"
         kind = "objects marked difficult are neither trained on nor counted; else: data.source.use_difficult=true"
         problems.note(kind, f"{marked} of {len(rows.where)}")
     split = TableSplit(images, rows, categories, digest.hexdigest(), problems)
@@ -290,7 +290,7 @@ def _tree(folder: Folder, file: Path, problems: Problems) -> ElementTree.Element
 
 
 def _agreed(tree: ElementTree.Element, size: tuple[int, int]) -> tuple[int, int]:
-    """The size of the image, turned as the annotation says; tools that do not know it write zeros.
+    """The size of the image in the orientation of the annotation; zeros mean that the size is unknown.
 
     Raises:
         ValueError: the annotation was made for another size.

@@ -1,7 +1,7 @@
-"""Files that were cut short or filled up with zeros, as broken transfers leave them, where decoders say nothing.
+"""Detect files that are truncated or filled with zeros, as broken transfers leave them, where decoders raise no error.
 
-A decoder of entropy-coded images goes on through zeros and draws grey. What is stored plainly (BMP, TIFF without
-compression) can be black, and its zeros tell nothing.
+A decoder of entropy-coded images decodes zeros as grey. In uncompressed images (BMP, plain TIFF) zeros are simply
+black and prove nothing.
 """
 
 from __future__ import annotations
@@ -18,20 +18,20 @@ _FILLER = bytes(64)
 _JPEG_MARK = re.compile(rb"\xff[^\x00\x01\xd0-\xd8\xff]")  # begins a segment: neither stuffing nor a restart nor a fill
 _SEQUENTIAL, _TABLES, _SCAN, _END = (0xC0, 0xC1), 0xC4, 0xDA, 0xD9
 _SKIP = 0xF0  # JPEG's symbol for 16 coefficients that are zero
-_PLAIN = 1  # TIFF's word for "not compressed"
-_STRIPS, _TILES = (273, 279), (324, 325)  # TIFF's tags of places and lengths
+_PLAIN = 1  # TIFF's value for "not compressed"
+_STRIPS, _TILES = (273, 279), (324, 325)  # TIFF's tags of offsets and lengths
 
 
 def tags(image: Image.Image) -> Mapping[int, Any]:
-    """Of a TIFF, by their number."""
+    """The tags of a TIFF, by number."""
     return getattr(image, "tag_v2", {})
 
 
 def is_filled_up(image: Image.Image, content: bytes) -> bool:
-    """Whether image data of an opened image are zeros that no encoder writes.
+    """Whether the data of an image contain zeros that no encoder writes.
 
     Args:
-        image: Pillow's, of the file.
+        image: the file, opened with Pillow.
         content: of the file.
     """
     if _FILLER not in content:
@@ -52,7 +52,7 @@ def is_filled_up(image: Image.Image, content: bytes) -> bool:
 
 
 def is_cut_short(file: BinaryIO) -> bool:
-    """Whether a video is shorter than it says: MP4, QuickTime, AVI; of other kinds it is not known."""
+    """Whether a video is shorter than its header states: MP4, QuickTime, AVI; False for other formats."""
     size = file.seek(0, io.SEEK_END)
     file.seek(0)
     head = file.read(12)
@@ -122,7 +122,7 @@ def _ac_tables(segment: bytes) -> Iterator[tuple[int, bool]]:
 
 
 def _filled_png(content: bytes) -> bool:
-    """Zeros in image data whose sum is wrong; Pillow does not look at it."""
+    """Zeros in image data whose checksum is wrong; Pillow does not check it."""
     at = 8
     while at + 12 <= len(content):
         end = at + 8 + int.from_bytes(content[at : at + 4], "big")
@@ -138,7 +138,7 @@ def _filled_png(content: bytes) -> bool:
 
 
 def _filled_webp(content: bytes) -> bool:
-    """Zeros in place of parts, or as a good part of the image data: flat areas leave some at their end."""
+    """Zeros in place of parts, or as a large part of the image data: flat areas leave some at their end."""
     at, whole = 12, min(len(content), 8 + int.from_bytes(content[4:8], "little"))
     while at + 8 <= whole:
         name, end = content[at : at + 4], at + 8 + int.from_bytes(content[at + 4 : at + 8], "little")

@@ -2,7 +2,7 @@
 
 A row is `class x y width height` (centre and sides), `class x0 y0 x1 y1 ...` (a polygon), or, where the YAML has
 `kpt_shape`, `class x y width height` and the keypoints; all relative to the image. An image without a text file has
-no objects; `labels.Labels` says where it is looked for.
+no objects; `labels.Labels` defines where it is searched.
 """
 
 from __future__ import annotations
@@ -43,11 +43,11 @@ def yolo(
         root: its folder.
         places: not used: the YAML file names the splits.
         file: the YAML file, relative to the root; None: `data.yaml` or `data.yml`.
-        extra_roots: other folders that images may lie in.
-        on_error: `error`, or `skip` for images that are not there or have no readable header.
+        extra_roots: further folders that may contain images.
+        on_error: `error`, or `skip` for images that are missing or have no readable header.
 
     Raises:
-        ValueError: no YAML file, one that cannot be used, or one that names what is not there.
+        ValueError: no YAML file, one that cannot be used, or one that names folders or files that do not exist.
     """
     folder = Folder(root, extra_roots)
     path = folder.root / file if file else find_file(folder.root)
@@ -85,7 +85,7 @@ def find_file(root: Path) -> Path | None:
 
 
 def _entries(folder: Folder, description: Description, name: str, problems: Problems) -> list[Path]:
-    """The folders and lists of a split; what is named has to be there."""
+    """The folders and lists of a split; all of them have to exist."""
     path = description.path
     entry = next((description.keys[key] for key in _KEYS[name] if description.keys.get(key)), None)
     items = entry if isinstance(entry, list) else [] if entry is None else [entry]
@@ -95,7 +95,7 @@ def _entries(folder: Folder, description: Description, name: str, problems: Prob
         usual = ("valid", "val") if name == "val" else (name,)
         there = [place for part in usual if (place := folder.root / part / "images").is_dir()]
         if len(there) > 1:
-            problems.error("folders of one split; name those that are meant", f"{name}: {there[0]} and {there[1]}")
+            problems.error("two folders for one split; name one of them", f"{name}: {there[0]} and {there[1]}")
         return there[:1]
     base = path.parent / str(description.keys.get("path") or "")
     found: list[Path] = []
@@ -111,7 +111,7 @@ def _entries(folder: Folder, description: Description, name: str, problems: Prob
                 kind, f"{name} is {item!r}, which lies outside data.root ({os.path.realpath(candidates[0])})"
             )
         elif not candidates:
-            kind = f"folders or lists that are named and not there; fix or drop them in {path.name}"
+            kind = f"folders or lists that are named but do not exist; fix or drop them in {path.name}"
             problems.error(kind, f"{name} is {item!r}, but there is no {', no '.join(map(str, tried))}")
         elif any(os.path.samefile(inside[0], other) for other in found):
             problems.error("folders or lists that are named twice; drop one", f"{name}: {item!r} is {inside[0]}")
@@ -123,7 +123,7 @@ def _entries(folder: Folder, description: Description, name: str, problems: Prob
 
 
 def _moved(root: Path, item: str) -> Path | None:
-    """Where a path of another machine would be below `root`: after its folder's name, or by two last names or more."""
+    """Candidates below `root` for a path of another machine: what follows the folder's name, or its last parts."""
     parts = Path(item).parts[1:]
     starts = [i for i, part in enumerate(parts) if i == 0 or parts[i - 1] == root.resolve().name or len(parts) - i >= 2]
     return next((place for i in starts if os.path.exists(place := root.joinpath(*parts[i:]))), None)
@@ -153,7 +153,7 @@ def _in_folder(folder: Folder, entry: Path, problems: Problems) -> Iterator[Path
         elif is_image(file.name):
             problems.warn(f"images outside {images} were left out; name their folder too, if they are meant", str(file))
         elif not companion(file.name):
-            problems.warn("files that are not read as images were left out; convert what is one", str(file))
+            problems.warn("files that are not read as images were left out; convert those that are images", str(file))
 
 
 def _split(
@@ -173,7 +173,7 @@ def _split(
     used: dict[Path, list[Path]] = {}
     for file in sorted(times):
         if times[file] > 1:
-            problems.warn("images that are listed more than once; each counts once", f"{file}: {times[file]} times")
+            problems.warn("images that are listed more than once; each is used once", f"{file}: {times[file]} times")
         if complaint := folder.complaint(file):
             problems.image(complaint)
             continue
@@ -200,7 +200,7 @@ def _split(
             rows.read(text, used[file][0], index, size, found, problems)
     labels.check(used, problems)
     rows.refuse_poses(problems)
-    found.sought = labels.sought(used)
+    found.searched = labels.searched(used)
     split = TableSplit(images, found, categories, digest.hexdigest(), problems)
     problems.report()
     if not len(split):

@@ -1,4 +1,4 @@
-"""Box losses of matched pairs, and the overlap that the class losses ask of a score.
+"""Box losses of matched pairs, and the overlap that is the target score of the class losses.
 
 Legend: P pairs. Boxes are cxcywh in 0..1. All are terms (see `loss.term`): matches -> of each stack `[l, M]`.
 """
@@ -16,23 +16,23 @@ def l1(matches: Matches) -> list[Tensor]:
 
 
 def giou(matches: Matches, *, overlap: str | None) -> list[Tensor]:
-    """One less the generalised IoU (Rezatofighi et al. 2019).
+    """One minus the generalised IoU (Rezatofighi et al. 2019).
 
     Args:
-        overlap: None, or what weighs each pair, so that well-placed boxes count more; see `quality`.
+        overlap: None, or the overlap that weighs each pair, so that well-placed boxes count more; see `quality`.
     """
     loss = 1 - matches.overlaps[1]
     return matches.by_layer(loss if overlap is None else loss * quality(matches, overlap=overlap))
 
 
 def quality(matches: Matches, *, overlap: str | None) -> Tensor:
-    """How well the matched boxes are placed, in 0..1 without gradient: `[P]`.
+    """Overlap of the matched boxes, in 0..1 without gradient: `[P]`.
 
     Args:
-        overlap: "iou", which None means as well, or "giou", which counts as zero where it is negative.
+        overlap: "iou" or None, or "giou", clamped at zero.
 
     Raises:
-        ValueError: another word.
+        ValueError: another value.
     """
     if overlap not in (None, "iou", "giou"):
         raise ValueError(

@@ -1,8 +1,8 @@
-"""Class losses: what a query's logits should say, given the object it is matched with.
+"""Class losses of the logits of queries, given the objects they are matched with.
 
 Legend: N queries (of all layers and images of a set), C logits of a query.
 
-All share one signature, so that any of them can be named in the configuration:
+All have the same signature, so that the configuration can choose any of them:
 `loss(logits [N, C], labels [N], quality [N], *, num_classes, <shape>) -> [N, C] or [N]`, unreduced; the criterion sums
 and divides. `labels` is the class of the matched object, `num_classes` where there is none; `quality` is the overlap of
 the matched boxes in 0..1, detached, 0 where there is none. Label smoothing of 0 changes no bit.
@@ -27,7 +27,7 @@ def of_queries(matches: Matches, *, loss: Callable[..., Tensor], overlap: str | 
 
     Args:
         loss: one of those below, with its shape bound.
-        overlap: what scores are judged by; see `loss.box.quality`.
+        overlap: the target of the scores; see `loss.box.quality`.
     """
     found = []
     placed = matches.to_queries(quality(matches, overlap=overlap))
@@ -51,12 +51,12 @@ def vfl(
     gamma: float,
     label_smoothing: float,
 ) -> Tensor:
-    """Varifocal loss (Zhang et al. 2021, VarifocalNet, eq. 2): the score is to equal the box's overlap.
+    """Varifocal loss (Zhang et al. 2021, VarifocalNet, eq. 2): the target of the score is the box's overlap.
 
     Args:
         alpha: weight of the negatives.
-        gamma: how much easy negatives are played down.
-        label_smoothing: share taken off the overlap.
+        gamma: focusing exponent: how much easy negatives are down-weighted.
+        label_smoothing: share subtracted from the overlap.
     """
     positive = _is_class(labels, num_classes, logits)
     quality = _smoothed(quality, label_smoothing)[:, None]
@@ -80,7 +80,7 @@ def mal(
     Args:
         alpha: weight of the negatives.
         gamma: exponent of the overlap in the target and of the score in the negatives' weight.
-        label_smoothing: share taken off the overlap.
+        label_smoothing: share subtracted from the overlap.
     """
     positive = _is_class(labels, num_classes, logits)
     score = torch.where(positive, _smoothed(quality, label_smoothing).pow(gamma)[:, None], 0.0)
@@ -102,18 +102,18 @@ def focal(
 
     Args:
         alpha: weight of the positives; negatives weigh `1 - alpha`.
-        gamma: how much easy examples are played down.
+        gamma: focusing exponent: how much easy examples are down-weighted.
         label_smoothing: share of a matched query's target spread over the other classes.
     """
     target = _class_target(labels, num_classes, logits, label_smoothing)
-    # 1 - p_t from both sigmoids keeps its digits for confident logits; positive, or a gamma below 1 has no gradient.
+    # 1 - p_t from both sigmoids stays precise for confident logits; clamped above 0, else gamma < 1 has no gradient.
     error = torch.lerp(logits.sigmoid(), (-logits).sigmoid(), target).clamp(min=torch.finfo(logits.dtype).tiny)
     balance = (1 - alpha) + (2 * alpha - 1) * target
     return balance * error.pow(gamma) * F.binary_cross_entropy_with_logits(logits, target, reduction="none")
 
 
 def bce(logits: Tensor, labels: Tensor, quality: Tensor, *, num_classes: int, label_smoothing: float) -> Tensor:
-    """Binary cross-entropy of every class by itself.
+    """Binary cross-entropy of each class independently.
 
     Args:
         label_smoothing: share of a matched query's target spread over the other classes.
@@ -143,8 +143,8 @@ def ce(
 def ia_bce(logits: Tensor, labels: Tensor, quality: Tensor, *, num_classes: int, alpha: float) -> Tensor:
     """IoU-aware binary cross-entropy (Cai et al. 2023, Align-DETR, as RF-DETR weighs it).
 
-    A match is as positive as score and overlap together say, and negative for the rest; every other logit is a
-    negative weighed by its squared score, through which gradient flows.
+    The target of a match combines score and overlap; every other logit is a negative weighed by its squared score,
+    through which gradients flow.
 
     Args:
         alpha: share of the score against the overlap in the target, `p^alpha * IoU^(1 - alpha)`.

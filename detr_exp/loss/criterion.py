@@ -1,13 +1,13 @@
-"""Who is supervised by whom, and with what weight.
+"""The criterion: loss terms, the predictions they apply to, and their weights.
 
 Legend: L decoder layers, B images, Q queries (all groups), C logits, M matched pairs of a layer.
 
-Two parts are supervised: the decoder layers with the encoder's tokens, matched anew at every step, and the denoising
-queries, who know their objects. What is asked of them is a table of terms; terms over the same layers and pairs share
-what they compute of both.
+Two parts are supervised: the decoder layers with the encoder's tokens, matched at every step, and the denoising
+queries, whose objects are known. The losses are a table of terms; terms over the same layers and pairs share
+intermediate results.
 
-Counts (of boxes, of images) may be numbers or 0-dim tensors. They stay what they are: a number costs no operator, and
-a tensor on the device is never waited for.
+Counts (of boxes, of images) may be numbers or 0-dim tensors. They are not converted: a number needs no operator, and
+a tensor on the device needs no synchronisation.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ TERMS = {  # of the last layer, by what the network predicts
 
 
 class Counts(NamedTuple):
-    """Of the whole effective batch: objects, and images."""
+    """Numbers of objects and images of the whole effective batch."""
 
     boxes: float | Tensor
     images: float | Tensor
@@ -45,9 +45,9 @@ class SetCriterion(nn.Module):
     Args:
         num_classes: K.
         activation: "sigmoid" (K logits) or "softmax" (K + 1, background last).
-        matcher: see `detr_exp.matcher.hungarian`; told the weights of all terms, some of which are costs as well.
-        terms: name -> loss; null leaves one out. The name is that in the log, `loss_<name><suffix>`.
-        share_matched_indices: terms with `pairs: own` take the last layer's pairs for all decoder layers.
+        matcher: see `detr_exp.matcher.hungarian`; receives the weights of all terms, some of which also weigh costs.
+        terms: name -> loss; null removes one. It is logged as `loss_<name><suffix>`.
+        share_matched_indices: terms with `pairs: own` use the last layer's pairs for all decoder layers.
         aux_loss: supervise the intermediate layers, the encoder and the denoising queries, not only the last layer.
         keypoint_counts: keypoints of each class slot, where keypoints are predicted.
     """
@@ -83,8 +83,8 @@ class SetCriterion(nn.Module):
             targets: ground truth of this batch.
             num_boxes: objects of the whole effective batch: all micro-batches of an accumulation window, mean over the
                 ranks. Terms of micro-batches then simply add up.
-            num_images: images of the same; needed only by a term that divides by queries. None: this batch is all
-                there is.
+            num_images: images of the effective batch; only a term that divides by queries needs it. None: this batch
+                is the effective batch.
 
         Returns:
             Weighted 0-dim terms `loss_<name><suffix>` and their sum `total`. Suffixes: none for the last layer,
@@ -134,7 +134,7 @@ class SetCriterion(nn.Module):
         return "last" if self.share_matched_indices and term.pairs == "own" else term.pairs
 
     def _stacks(self, outputs: Outputs, targets: Targets) -> dict[str, list[Stack]]:
-        """The predictions with their pairs, for each rule by which terms choose pairs."""
+        """The predictions with their pairs, for each value of `pairs` in the terms."""
         predictions = _matched_predictions(outputs)
         layers, *others = [prediction for _, _, prediction in predictions]
         rules = {self._rule(term) for term in self.terms.values()}
@@ -167,7 +167,7 @@ class SetCriterion(nn.Module):
         needed = self.num_classes + (self.activation == "softmax")
         if prediction.logits.shape[-1] != needed:
             raise ValueError(
-                f"the network gives {prediction.logits.shape[-1]} logits per query, but {self.num_classes} classes "
+                f"the network predicts {prediction.logits.shape[-1]} logits per query, but {self.num_classes} classes "
                 f"with a {self.activation} loss need {needed}; build the network with num_classes={self.num_classes} "
                 f"and activation={self.activation!r}"
             )
@@ -183,7 +183,7 @@ class SetCriterion(nn.Module):
 
 
 def _matched_predictions(outputs: Outputs) -> list[tuple[str, list[str], Prediction]]:
-    """(place, suffixes, stacked predictions in full precision) of what has to be matched."""
+    """(place, suffixes, stacked predictions in full precision) of the predictions to match."""
     layers = full_precision(outputs.layers)
     found = [("layers", [*(f"_aux_{i}" for i in range(len(layers.boxes) - 1)), ""], layers)]
     for place, suffix, one in (("initial", "_pre", outputs.initial), ("encoder", "_enc", outputs.encoder)):
@@ -193,7 +193,7 @@ def _matched_predictions(outputs: Outputs) -> list[tuple[str, list[str], Predict
 
 
 def _denoising_stacks(denoising: Denoising, num_objects: int) -> list[Stack]:
-    """The noisy queries, who know their objects."""
+    """The denoising queries, whose objects are known."""
 
     def stack(place: str, prediction: Prediction, suffixes: list[str]) -> Stack:
         image, query, target = (
@@ -226,7 +226,7 @@ def _divisor(term: Term, stack: Stack, counts: Counts) -> float | Tensor:
 
 
 def pairs_per_object(stack: Stack) -> float | Tensor:
-    """Pairs of a layer for each object of this batch, on all ranks together: the union is counted after matching."""
+    """Pairs of a layer per object of this batch, over all ranks: the union is counted after matching."""
     num_pairs, num_objects = stack.pairs.query.shape[1], stack.num_objects
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         both = torch.tensor([num_pairs, num_objects], dtype=torch.float32, device=stack.pairs.query.device)
@@ -238,19 +238,19 @@ def pairs_per_object(stack: Stack) -> float | Tensor:
 def _sum_of_weights(num_queries: float | Tensor, num_positives: float | Tensor, background: float) -> float | Tensor:
     """Weights of a layer's queries over the effective batch: one with an object, `background` without.
 
-    Made of counts and not of this batch's labels, so that all micro-batches divide by the same number.
+    Computed from counts and not from this batch's labels, so that all micro-batches divide by the same number.
     """
     share = _between(0, num_positives / num_queries, 1)
     return _between(EPS, num_queries * (share + (1 - share) * background))
 
 
 def _between(low: float, value: float | Tensor, high: float = math.inf) -> float | Tensor:
-    """A count within bounds; a tensor without waiting for it."""
+    """A clamped count; a tensor without a synchronisation."""
     return value.clamp(low, high) if isinstance(value, Tensor) else min(max(low, value), high)
 
 
 def _differentiable(outputs: Outputs) -> list[Tensor]:
-    """All predictions, to keep what is not supervised in the graph: every parameter needs a gradient."""
+    """A zero that depends on all predictions: every parameter needs a gradient, also that of unsupervised parts."""
     denoising = outputs.denoising
     parts = [outputs.layers, outputs.initial, outputs.encoder]
     parts += [] if denoising is None else [denoising.layers, denoising.initial]

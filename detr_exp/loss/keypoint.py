@@ -33,7 +33,7 @@ def nll(matches: Matches) -> list[Tensor]:
 
 
 def errors(matches: Matches) -> KeypointErrors:
-    """Errors of all pairs, `[P]`; each is read in the slot of its object's class."""
+    """Errors of all pairs, `[P]`; each uses the slot of its object's class."""
     counts, targets = matches.keypoint_counts, matches.targets
     assert targets.keypoints is not None
     labels = targets.labels[matches.target]

@@ -1,4 +1,4 @@
-"""Mask losses of matched pairs, read at points (Cheng et al. 2022, Mask2Former, section 3.3.3).
+"""Mask losses of matched pairs, sampled at points (Cheng et al. 2022, Mask2Former, section 3.3.3).
 
 Legend: S layers, M pairs of a layer, D mask dimensions, h x w the mask head's size, P points of a mask.
 """
@@ -19,11 +19,11 @@ from detr_exp.structures import MaskLogits, mapped
 
 
 class MaskLosses(NamedTuple):
-    """Of each layer, summed over its pairs: `[S]`.
+    """Mask losses of each layer, summed over its pairs: `[S]`.
 
     Attributes:
         ce: binary cross-entropy, mean over the points of a mask.
-        dice: one less the Dice overlap of the points.
+        dice: one minus the Dice overlap of the points.
     """
 
     ce: Tensor
@@ -43,7 +43,7 @@ def dice(matches: Matches) -> list[Tensor]:
 def point_losses(matches: Matches) -> list[MaskLosses]:
     """Losses of all layers that have masks, each at points of its own; of each stack.
 
-    Points are drawn layer by layer, the last decoder layer first: RF-DETR's order, so that a seed gives its draws.
+    Points are sampled layer by layer, the last decoder layer first: RF-DETR's order, so that a seed gives its points.
     """
     target_masks = matches.targets.masks
     assert target_masks is not None

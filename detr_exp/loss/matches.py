@@ -1,4 +1,4 @@
-"""What a loss term is given: predictions, and the objects they are matched with.
+"""The input of a loss term: predictions, and the objects they are matched with.
 
 Legend: l layers of a stack, L of all stacks, B images, Q queries (all groups), C logits, M matched pairs of a layer,
 P pairs of everything.
@@ -26,12 +26,12 @@ class Stack(NamedTuple):
     """Predictions of some layers over the same queries, with their pairs.
 
     Attributes:
-        place: what they are: `layers`, `encoder`, `initial` (the boxes before the first layer), of the matched queries
-            or, with `denoising`, of the noisy ones.
+        place: which predictions: `layers`, `encoder`, `initial` (the boxes before the first layer), of the matched
+            queries or, with `denoising`, of the denoising ones.
         prediction: stacked, logits `[l, B, Q, C]`, boxes `[l, B, Q, 4]`, and whatever else the network predicts.
         pairs: `[l, M]`.
-        suffixes: of the term names, one a layer.
-        copies: how often each object occurs: query groups, denoising groups.
+        suffixes: of the term names, one per layer.
+        copies: number of times each object occurs: query groups, denoising groups.
         num_objects: of this batch.
     """
 
@@ -45,7 +45,7 @@ class Stack(NamedTuple):
 
 @dataclass(frozen=True)
 class Matches:
-    """Stacks of predictions and their objects; what several terms need of them is computed once.
+    """Stacks of predictions and their objects; values that several terms use are computed once.
 
     Attributes:
         stacks: what the term is applied to.
@@ -64,7 +64,7 @@ class Matches:
 
     @cached_property
     def rows(self) -> Tensor:
-        """`[P]` int64, each pair's place in the flattened predictions of all stacks, one after another."""
+        """`[P]` int64, each pair's index into the flattened predictions of all stacks, one after another."""
         rows, first = [], 0
         for stack in self.stacks:
             num_layers, num_images, num_queries, _ = stack.prediction.boxes.shape
@@ -117,7 +117,7 @@ class Matches:
         return [part.view(shape) for part, shape in zip(parts, shapes)]
 
     def once(self, function: Callable[[Matches], Found]) -> Found:
-        """`function(self)`, called by the first term that asks."""
+        """`function(self)`, computed once, when the first term needs it."""
         if function not in self._once:
             self._once[function] = function(self)
         return self._once[function]
@@ -139,11 +139,11 @@ def last_pairs(pairs: Assignment, num_layers: int) -> Assignment:
 
 
 def union_pairs(pairs: Assignment, last: int) -> Assignment:
-    """One pair for each query that any prediction has matched: with the object that most of them gave it.
+    """One pair for each query that is matched in any prediction: with the object it is most often matched with.
 
-    The global optimal union set of D-FINE (Peng et al. 2024, section 4.2); an object may keep several queries. Among
-    objects that were given equally often the last layer's counts, else the one with the smaller index. Made on the
-    host, where the assignment was solved.
+    The global optimal union set of D-FINE (Peng et al. 2024, section 4.2); an object may have several queries. In
+    a tie the object of the last layer wins, else the one with the smaller index. Computed on the host, where the
+    assignment was solved.
 
     Args:
         pairs: of all predictions, with `host`.
@@ -168,13 +168,13 @@ def union_pairs(pairs: Assignment, last: int) -> Assignment:
 
 
 def _is_among(rows: np.ndarray, others: np.ndarray) -> np.ndarray:
-    """Which of the rows `[n, 3]` are among the others `[m, 3]`."""
+    """`[n]` bool: which of the rows `[n, 3]` are in the others `[m, 3]`."""
     known = set(map(tuple, others.tolist()))
     return np.array([tuple(row) in known for row in rows.tolist()], dtype=bool)
 
 
 def layer_of(pairs: Assignment, layers: slice) -> Assignment:
-    """The pairs of some layers."""
+    """The pairs of the selected layers."""
     image, query, target = (index[layers] for index in pairs[:3])
     host = None if pairs.host is None else pairs.host[:, layers]
     return Assignment(image, query, target, pairs.counts, host)

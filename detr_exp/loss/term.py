@@ -1,4 +1,4 @@
-"""A row of the table of losses: what is computed, where, for which pairs, and what divides it."""
+"""An entry of the table of losses: its function, where it applies, for which pairs, and its divisor."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ DIVISORS = ("objects", "pairs", "queries")
 
 @dataclass(frozen=True, kw_only=True)
 class Term:
-    """One loss.
+    """One loss term.
 
     Attributes:
         function: matches -> of each stack `[l, ...]`, unreduced; the criterion sums all axes but the first.
@@ -25,7 +25,7 @@ class Term:
         at: where it applies: `layers`, `initial` (what a network predicts before its first layer), `encoder`,
             `denoising`.
         pairs: `own`: those of each layer; `last`: those of the last layer for all decoder layers; `union`: those of all
-            layers and the encoder together. Denoising queries know their objects, whatever stands here.
+            layers and the encoder together. Denoising queries always use their own objects.
         divide: by the `objects` of the step; by their `pairs`, counted after matching; or by the weights of all
             `queries`: one with an object, `background` without.
         background: see `divide`.
@@ -33,7 +33,7 @@ class Term:
         needs_targets: fields of targets likewise.
 
     Raises:
-        ValueError: another word for `at`, `pairs` or `divide`, or no `background` where it is needed.
+        ValueError: another value of `at`, `pairs` or `divide`, or no `background` where it is needed.
     """
 
     function: Callable[[Matches], Sequence[Tensor]]
@@ -57,7 +57,7 @@ class Term:
             raise ValueError("a loss term with divide: queries needs the weight of background: background: 0.1")
 
     def applies(self, stack: Stack, targets: Targets) -> bool:
-        """Whether these predictions are asked for this term."""
+        """Whether this term applies to these predictions."""
         own = targets.extra | targets.image_extra
         annotated: dict[str, Tensor | None] = {**own, "masks": targets.masks, "keypoints": targets.keypoints}
         return (

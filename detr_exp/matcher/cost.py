@@ -3,9 +3,9 @@
 Legend: S stacked layers, B images, Q queries of an image (all groups), C logits, T objects of the whole batch.
 
 A cost is `[S, T, Q]`: an object meets only the queries of its own image, and queries are innermost, which is both the
-layout the elementwise kernels like and the one the solver likes (targets as rows). Nothing is padded, so a batch with
-one crowded image costs no more than its objects. The tensors are planes (x, y, width, height apart), because a
-trailing axis of four defeats vectorisation. Runs without gradient, in place where a buffer is its own.
+layout that elementwise kernels and the solver need (targets as rows). Nothing is padded, so the cost of a batch depends
+only on its number of objects. Box tensors are planes (x, y, width, height apart), because a trailing axis of four
+prevents vectorisation. Runs without gradient, in place where possible.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from detr_exp.structures import MaskLogits, Targets
 
 
 class TaskWeights(NamedTuple):
-    """Weights of what only mask and keypoint networks predict: one number for the loss and the matching cost."""
+    """Weights of mask and keypoint terms: the same number serves the loss and the matching cost."""
 
     mask_ce: float = 0.0
     mask_dice: float = 0.0
@@ -35,7 +35,7 @@ class TaskWeights(NamedTuple):
 
 
 def object_logits(logits: Tensor, image: Tensor, labels: Tensor) -> Tensor:
-    """What the queries of each object's image say about its class.
+    """The logits of each object's class, of the queries of its image.
 
     Args:
         logits: `[S, B, Q, C]`.
@@ -49,7 +49,7 @@ def object_logits(logits: Tensor, image: Tensor, labels: Tensor) -> Tensor:
 
 
 def sigmoid_class_cost(logits: Tensor, alpha: float, gamma: float) -> Tensor:
-    """Focal loss of calling a query its object less that of calling it background (Zhu et al. 2021, Deformable DETR).
+    """Focal loss of the object's class minus that of background (Zhu et al. 2021, Deformable DETR).
 
     Args:
         logits: `[S, T, Q]` of each object's class.
@@ -87,7 +87,7 @@ def box_cost(planes: Tensor, target_boxes: Tensor, image: Tensor, *, cost_bbox: 
     half, target_half = size * 0.5, target_size * 0.5
     low = torch.maximum(center - half, target_center - target_half)
     overlap = torch.minimum(half.add_(center), target_center + target_half).sub_(low)
-    # The hull of two intervals is as long as both together less their signed overlap.
+    # The length of the hull of two intervals is the sum of their lengths minus their signed overlap.
     hull = _area((size + target_size).sub_(overlap))
     intersection = _area(overlap.clamp_(min=0))
     union = _area(size).add_(target_size[0] * target_size[1]).sub_(intersection)
@@ -121,7 +121,7 @@ def mask_cost(masks: MaskLogits, target_masks: Tensor, counts: Sequence[int], we
 
 
 def _point_cost(values: Tensor, labels: Tensor, weights: TaskWeights) -> Tensor:
-    """`[n, Q]` from logits `[Q, P]` and labels `[n, P]` of an image, with products instead of pairs."""
+    """`[n, Q]` from logits `[Q, P]` and labels `[n, P]` of an image, by matrix products, not pair by pair."""
     scores = values.sigmoid()
     ce = (F.softplus(values).sum(1) - labels @ values.T) / values.shape[1]
     dice = 1 - (2 * (labels @ scores.T) + 1) / (scores.sum(1) + labels.sum(1, keepdim=True) + 1)
@@ -136,7 +136,7 @@ def keypoint_cost(
     Args:
         keypoints: `[S, B, Q, slots * K, 8]`.
         targets: ground truth with keypoints.
-        chunk: the objects meant, C of them.
+        chunk: the C selected objects.
         image: `[C]` int64, their images.
         counts: keypoints of each class slot.
 

@@ -1,7 +1,7 @@
 """One-to-one matching of objects and queries, solved exactly on the host.
 
-The costs of all layers (and the encoder) are one tensor, which goes to the host in one copy: the only moment of a
-training step that waits for the device.
+The costs of all layers (and the encoder) are one tensor, which is copied to the host once: the only synchronisation
+with the device in a training step.
 """
 
 from __future__ import annotations
@@ -35,15 +35,15 @@ DEVICE_CHUNK = 1 << 24
 
 
 class Assignment(NamedTuple):
-    """Who is matched with whom; row `s` belongs to layer `s`, and every layer has the same number of pairs.
+    """The matched pairs of queries and objects; row `s` belongs to layer `s`, and every layer has as many pairs.
 
     Attributes:
         image: `[S, M]` int64.
-        query: `[S, M]` int64, place on the query axis (groups included); ascending within an image.
+        query: `[S, M]` int64, index on the query axis (groups included); ascending within an image.
         target: `[S, M]` int64, packed index of the object.
         counts: pairs per image, on the host; they sum to M.
-        host: `[3, S, M]` image, query and target as they were solved, for whoever has to look into them; None where
-            they were made on the device.
+        host: `[3, S, M]` image, query and target in host memory, for code that needs their values; None where they were
+            made on the device.
     """
 
     image: Tensor
@@ -54,7 +54,7 @@ class Assignment(NamedTuple):
 
 
 class Matcher(Protocol):
-    """Pairs objects with queries."""
+    """Matches objects with queries."""
 
     def __call__(
         self,
@@ -68,7 +68,7 @@ class Matcher(Protocol):
 
 
 class HungarianMatcher:
-    """Cheapest assignment of objects to queries, per layer, image and query group (Carion et al. 2020, eq. 1).
+    """Assignment of smallest total cost, per layer, image and query group (Carion et al. 2020, eq. 1).
 
     Args:
         activation: "sigmoid" or "softmax": how the class loss reads the logits.
@@ -79,7 +79,8 @@ class HungarianMatcher:
         gamma: focusing exponent of the focal class cost; sigmoid only.
 
     Attributes:
-        num_non_finite: costs that were not finite, since the start. Counted on the host copy, so reading it is free.
+        num_non_finite: number of costs that were not finite, since the start. Counted on the host, without a
+            synchronisation.
     """
 
     def __init__(
@@ -123,8 +124,8 @@ class HungarianMatcher:
                 fewer classes than the first is class-agnostic, and every object is its class 0.
             targets: ground truth, on the predictions' device.
             groups: query groups G matched independently; group-major on the query axis.
-            weights: of the losses, by name; those of masks and keypoints (see `TaskWeights`) are costs as well, where
-                they are predicted. None: nothing.
+            weights: of the losses, by name; those of masks and keypoints (see `TaskWeights`) also weigh costs, where
+                predicted. None: no such costs.
             keypoint_counts: keypoints of each class slot.
         """
         boxes = torch.cat([prediction.boxes for prediction in predictions])
@@ -144,7 +145,7 @@ class HungarianMatcher:
         return Assignment(matched_image, query, target, pairs_per_image, pairs)
 
     def compile(self) -> None:
-        """Compile the cost of class and box; the first steps wait for it."""
+        """Compile the cost of class and box, during the first steps."""
         self._pair_costs = torch.compile(self._pair_costs, dynamic=True)  # type: ignore[method-assign]
 
     def _costs(self, predictions: Sequence[Prediction], boxes: Tensor, targets: Targets, image: Tensor) -> Tensor:
@@ -165,7 +166,7 @@ class HungarianMatcher:
     def _pair_costs(
         self, logits: list[Tensor], labels: list[Tensor], planes: Tensor, target_boxes: Tensor, image: Tensor
     ) -> Tensor:
-        """Costs of some objects `[S, C, Q]`: the part worth compiling."""
+        """Costs of some objects `[S, C, Q]`: the part that is compiled."""
         evidence = torch.cat([object_logits(a, image, b) for a, b in zip(logits, labels)])
         if self.activation == "softmax":
             class_cost = softmax_class_cost(evidence)
@@ -189,9 +190,9 @@ def _add_mask_costs(costs: Tensor, predictions: Sequence[Prediction], targets: T
 
 
 def mask_layers(predictions: Sequence[Prediction]) -> list[tuple[int, MaskLogits]]:
-    """Masks of every layer that has them, with its place among all layers.
+    """Masks of every layer that has them, with the index of the layer.
 
-    Points are drawn layer by layer, the last decoder layer first: RF-DETR's order, so that a seed gives its draws.
+    Points are sampled layer by layer, the last decoder layer first: RF-DETR's order, so that a seed gives its points.
     """
     stacks = [(predicted(prediction, "masks"), len(prediction.boxes)) for prediction in predictions]
     layers = [mapped(masks, itemgetter(i)) for masks, count in stacks for i in range(count)]
@@ -222,7 +223,7 @@ def _add_keypoint_costs(
 
 
 def _chunks(num_objects: int, elements: int, device: torch.device) -> list[slice]:
-    """Runs of objects whose working tensors stay small enough, at so many elements an object."""
+    """Chunks of objects whose working tensors stay small enough, given the elements per object."""
     step = max(1, (CPU_CHUNK if device.type == "cpu" else DEVICE_CHUNK) // elements)
     return [slice(start, start + step) for start in range(0, num_objects, step)]
 
@@ -239,7 +240,7 @@ def solve(costs: np.ndarray, counts: Sequence[int], groups: int = 1) -> np.ndarr
         `[3, S, M]` int64: image, query, target. An image with more objects than Q has only Q of them matched, in
         every group.
     """
-    from scipy.optimize import linear_sum_assignment  # a tenth of the time in which a training starts
+    from scipy.optimize import linear_sum_assignment  # imported late: a tenth of the start time of a training
 
     num_layers, _, num_queries = costs.shape
     size = num_queries // groups
@@ -264,7 +265,7 @@ def to_host(costs: Tensor) -> np.ndarray:
 
 
 def to_device(array: np.ndarray, device: torch.device) -> Tensor:
-    """Upload indices without waiting: from page-locked memory where the device is not the host."""
+    """Copy indices to the device without a synchronisation: from page-locked memory where it is not the host."""
     tensor = torch.from_numpy(array)
     if device.type == "cuda":
         return tensor.pin_memory().to(device, non_blocking=True)

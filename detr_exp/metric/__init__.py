@@ -1,1 +1,1 @@
-"""How good the detections are: COCO average precision and the operating points that follow from it."""
+"""Metrics of detections: COCO average precision, operating points, charts and comparisons of runs."""

@@ -26,7 +26,7 @@ Indexed = Any  # a `COCO` object, of either package: neither has types
 
 @dataclass
 class Curves:
-    """What one evaluation found; -1 where a category has no object (of that size).
+    """The result of one evaluation; -1 where a category has no object (of that size).
 
     Attributes:
         precision: `[T, R, K, A, M]`.
@@ -43,14 +43,14 @@ class Curves:
 
 @runtime_checkable
 class CocoEvaluation(Protocol):
-    """What charts, confusions and comparisons read of a metric after `compute`; one that has it gets them.
+    """The members that charts, confusion matrices and comparisons read of a metric after `compute`.
 
     Attributes:
         iou_types: `bbox`, `segm`, `keypoints`, as far as they are compared.
         category_ids, classes: of every label.
         sigmas: see `coco.CocoMetric`.
-        image_info: of every image of the truth, by id.
-        truth: indexed by the backend.
+        image_info: of every annotated image, by id.
+        truth: the annotations, indexed by the backend.
         images: `coco.ImageDetections` by image id.
         curves: of each of `iou_types`.
         limits: detections per image and category that the last axis of the curves stands for.
@@ -73,12 +73,12 @@ class CocoEvaluation(Protocol):
     def table(self, iou_type: str = "bbox") -> list[Values]: ...
 
     def detections(self, iou_type: str) -> Indexed:
-        """What was given since `reset`, indexed by the backend."""
+        """The detections since `reset`, indexed by the backend."""
 
 
 @lru_cache
 def load(backend: str) -> tuple[ModuleType, ModuleType]:
-    """The `coco` and `cocoeval` modules of a backend; says once when it is not installed and another one is used.
+    """The `coco` and `cocoeval` modules of a backend; warns once if another one is used since it is not installed.
 
     Raises:
         ValueError: for an unknown backend.
@@ -147,7 +147,7 @@ def evaluate(
     max_detections: Sequence[int],
     sigmas: Sequence[float] | None = None,
 ) -> Curves:
-    """Match detections to the truth and accumulate precision and recall.
+    """Match detections with the ground truth and accumulate precision and recall.
 
     Args:
         backend: `pycocotools` or `fast`.
@@ -174,7 +174,7 @@ def evaluate(
 
 
 def _columns(evaluator: Any) -> tuple[list[tuple[np.ndarray, np.ndarray]], np.ndarray]:
-    """`matches` and `objects` of `Curves` from the fast package, which hands over columns ordered by category."""
+    """`matches` and `objects` of `Curves` from the fast package, which returns columns sorted by category."""
     found, truth = evaluator.per_instance(iou_thr=evaluator.params.iouThrs[0])
     counted = ~found["ignore"]
     category, scores, hits = (found[name][counted] for name in ("category_id", "score", "gt_id"))
@@ -185,7 +185,7 @@ def _columns(evaluator: Any) -> tuple[list[tuple[np.ndarray, np.ndarray]], np.nd
 
 
 def _records(evaluator: Any) -> tuple[list[tuple[np.ndarray, np.ndarray]], np.ndarray]:
-    """The same from pycocotools' record of every image, which are ordered by category, area range and image."""
+    """The same from the results of pycocotools per image, which are sorted by category, area range and image."""
     num_images, num_areas = len(evaluator.params.imgIds), len(evaluator.params.areaRng)
     matches, objects = [], []
     for k in range(len(evaluator.params.catIds)):
@@ -211,7 +211,7 @@ def _ranked(scores: np.ndarray, hits: np.ndarray) -> tuple[np.ndarray, np.ndarra
 
 @contextmanager
 def quiet(module: ModuleType) -> Iterator[None]:
-    """Keep one module from printing; redirecting stdout would also swallow what other threads print."""
+    """Keep one module from printing; redirecting stdout would also drop the output of other threads."""
     module.print = _silence  # type: ignore[attr-defined]
     try:
         yield

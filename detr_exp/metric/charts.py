@@ -1,4 +1,4 @@
-"""An evaluation as images: precision over recall, and which class is taken for which."""
+"""Charts of an evaluation: precision over recall, and the confusion matrix."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from detr_exp.values import Values
 
 
-MOST_LABELLED = 12  # curves with a legend entry each; more are drawn in grey, with the mean over them
+MOST_LABELLED = 12  # curves with a legend entry each; with more classes the curves are grey, with their mean
 MOST_COUNTED = 25  # classes up to which the matrix shows its numbers
 
 
@@ -27,8 +27,8 @@ def save_charts(metric: CocoEvaluation, folder: Path) -> list[Path]:
     """Write `confusion.png` and, per task, `pr_curves.png` (`segm_...`, `keypoint_...`); valid after `compute`.
 
     Args:
-        metric: has been computed.
-        folder: made if absent.
+        metric: after `compute`.
+        folder: created if it does not exist.
 
     Returns:
         the files.
@@ -71,7 +71,9 @@ def pr_figure(metric: CocoEvaluation, path: Path, iou_type: str = "bbox") -> Non
 def confusion_figure(metric: CocoEvaluation, path: Path) -> None:
     """The matrix of `confusion`: colours are parts of a row, numbers are objects."""
     matrix = confusion(metric)
-    present = np.flatnonzero((matrix.sum(0) + matrix.sum(1))[:-1])  # classes that are neither there nor detected
+    present = np.flatnonzero(
+        (matrix.sum(0) + matrix.sum(1))[:-1]
+    )  # without classes that are neither annotated nor detected
     matrix = matrix[np.ix_([*present, -1], [*present, -1])]
     names = [_plain(metric.classes[k]) for k in present]
     parts = matrix / np.maximum(matrix.sum(1, keepdims=True), 1)
@@ -91,7 +93,7 @@ def confusion_figure(metric: CocoEvaluation, path: Path) -> None:
 
 
 def _figure(width: float, height: float) -> tuple[Figure, Axes]:
-    """A figure of its own, not one of pyplot's: those are kept, and need a screen on some machines."""
+    """A figure without pyplot, whose figures stay in memory and need a display on some machines."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(width, height), layout="constrained")
@@ -99,5 +101,5 @@ def _figure(width: float, height: float) -> tuple[Figure, Axes]:
 
 
 def _plain(name: str) -> str:
-    """A class name as a label: short, and without the dollar signs that start a formula."""
+    """A class name as a label: shortened, and without dollar signs, which start a formula."""
     return (name[:24] + "..." if len(name) > 27 else name).replace("$", r"\$")

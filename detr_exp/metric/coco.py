@@ -1,4 +1,4 @@
-"""COCO metrics of a split, for boxes, masks and keypoints, from detections as they come."""
+"""COCO metrics of a split, for boxes, masks and keypoints, from detections given batch by batch."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ OFFICIAL_KEYPOINTS = 20
 
 @dataclass
 class ImageDetections:
-    """The detections of one image, compact and on the host, so that ranks can exchange them.
+    """The detections of one image, compact and in host memory, so that ranks can exchange them.
 
     Attributes:
         scores: `[n]`.
@@ -29,7 +29,7 @@ class ImageDetections:
         boxes: `[n, 4]` float64, x, y, width, height in pixels.
         masks: run-length codes, or None.
         keypoints: `[n, K, 3]`, or None.
-        nonfinite: predictions that were not finite, and therefore are no detections.
+        nonfinite: number of predictions that were not finite and were dropped.
     """
 
     scores: np.ndarray
@@ -44,7 +44,7 @@ class CocoMetric:
     """Average precision and recall of one split by the COCO protocol (https://cocodataset.org/#detection-eval).
 
     Args:
-        truth: images, annotations and categories as in a COCO file, with the original category ids.
+        truth: the ground truth: images, annotations and categories as in a COCO file, with the original category ids.
         category_ids: the category of every label.
         classes: the name of every label.
         iou_types: what is compared: `bbox`, `segm`, `keypoints`.
@@ -55,10 +55,10 @@ class CocoMetric:
             are computed with this one (a detector of 300 queries is not cut by 500).
 
     Attributes:
-        images: what `update` was given since `reset`, by image id.
+        images: the detections since `reset`, by image id.
 
     Raises:
-        ValueError: when truth and settings do not fit.
+        ValueError: ground truth and settings do not fit.
     """
 
     def __init__(
@@ -90,14 +90,16 @@ class CocoMetric:
         self.curves.clear()
 
     def update(self, image_ids: Sequence[int], detections: Sequence[Detections]) -> None:
-        """Take the detections of some images; those of an image seen before are replaced.
+        """Add the detections of some images; those of an image seen before are replaced.
 
         Raises:
-            ValueError: for an image that the truth does not hold.
+            ValueError: for an image that is not in the ground truth.
         """
         for image_id, given in zip(image_ids, detections, strict=True):
             if image_id not in self.image_info:
-                raise ValueError(f"image {image_id} is not in this split's truth; evaluate the split it was made from")
+                raise ValueError(
+                    f"image {image_id} is not in the ground truth of this split; evaluate the split it belongs to"
+                )
             found = given.finite()
             self.images[image_id] = ImageDetections(
                 scores=_host(found.scores).astype(float),
@@ -109,7 +111,7 @@ class CocoMetric:
             )
 
     def merge(self, gather: Callable[[dict[int, ImageDetections]], list[dict[int, ImageDetections]]]) -> None:
-        """Take what other ranks were given of their images; see `protocols.Metric`."""
+        """Add the detections of the other ranks; see `protocols.Metric`."""
         parts = gather(self.images)
         if len(parts) > 1:
             self.images = dict(sorted(item for part in parts for item in part.items()))
@@ -120,8 +122,8 @@ class CocoMetric:
         Returns:
             `mAP`, `mAP50`, `mAP75`, `mAP_small/medium/large`, `mAR` and its variants, `F1`, `precision`, `recall` at
             the common `F1_threshold`, `AP/<class>`; with `segm_` or `keypoint_` before them for masks and keypoints.
-            As in the official tool, -1 stands where the truth has no object of the kind. `nonfinite` counts the
-            predictions that were none, because they are not finite.
+            As in the official tool, -1 where the ground truth has no such object. `nonfinite` counts the predictions
+            that were dropped because they are not finite.
         """
         values = {"nonfinite": float(sum(found.nonfinite for found in self.images.values()))}
         for iou_type in self.iou_types:
@@ -166,7 +168,7 @@ class CocoMetric:
         return {task: [{name: row[name] for name in kept} for row in self.table(task)] for task in self.curves}
 
     def metric_names(self) -> list[str]:
-        """Class names as every metrics store takes them: no `/ @ % ( )`, no two alike."""
+        """Class names that every metrics store accepts: without `/ @ % ( )`, and unique."""
         names: list[str] = []
         for label, name in enumerate(self.classes):
             plain = re.sub(r"[^\w.\- ]", "_", name).strip(". ")[:100] or f"class_{label}"
@@ -183,7 +185,7 @@ class CocoMetric:
         if iou_type in ("bbox", "segm"):
             return protocol.evaluate(self.backend, self.truth, detections, iou_type, ids, self.limits)
         assert self.sigmas is not None
-        # an evaluation compares objects with one set of points, so there is one for every set
+        # an evaluation compares objects with one set of sigmas, so each set has its own
         by_sigmas: dict[tuple[float, ...], list[int]] = {}
         for category, sigmas in sorted(zip(self.category_ids, self.sigmas)):
             by_sigmas.setdefault(tuple(sigmas), []).append(category)
@@ -196,7 +198,7 @@ class CocoMetric:
         return _joined(parts, ids)
 
     def detections(self, iou_type: str) -> protocol.Indexed:
-        """What was given since `reset`, as the protocol takes it."""
+        """The detections since `reset`, in the format of the protocol."""
         if iou_type == "bbox":
             return protocol.index_boxes(self.backend, self.truth, self._rows())
         return self._index(self._results(iou_type))
@@ -216,12 +218,12 @@ class CocoMetric:
         return np.column_stack([ids, boxes, scores, np.array(self.category_ids)[labels]])
 
     def _results(self, iou_type: str) -> list[Values]:
-        """Masks or poses as annotations; their `area` is that of the mask, or of the rectangle around the points."""
+        """Masks or poses as annotations; `area` is that of the mask, or of the box of the points."""
         results: list[Values] = []
         for image_id, found in self.images.items():
             if (found.masks if iou_type == "segm" else found.keypoints) is None:
                 raise ValueError(
-                    f"{iou_type} is to be evaluated, but the network gives none; use a model or a metric for the task"
+                    f"{iou_type} is to be evaluated, but the network predicts none; use a model or a metric for the task"
                 )
             for i, (score, label, box) in enumerate(zip(found.scores.tolist(), found.labels, found.boxes.tolist())):
                 result = {"id": len(results) + 1, "image_id": image_id, "score": score, "bbox": box, "iscrowd": 0}
@@ -265,7 +267,7 @@ def encode(masks: Tensor) -> list[Values]:
     """Run-length codes of masks `[n, H, W]` bool."""
     from pycocotools import mask as codec
 
-    # the codec runs down the columns: transpose where the masks are, then read the same memory as [H, W, n]
+    # run lengths go down the columns: transpose on the masks' device, then read the same memory as [H, W, n]
     columns = np.ascontiguousarray(_host(masks.transpose(1, 2).contiguous())).view(np.uint8)
     return codec.encode(columns.transpose(2, 1, 0))
 
@@ -283,7 +285,7 @@ def _keypoint_summary(curves: protocol.Curves) -> dict[str, float]:
 
 
 def _joined(parts: dict[int, tuple[protocol.Curves, int]], category_ids: list[int]) -> protocol.Curves:
-    """Curves of several evaluations as one, in the order of `category_ids`; classes without points hold -1."""
+    """The curves of several evaluations combined, in the order of `category_ids`; -1 for classes without points."""
     precision = np.full((10, 101, len(category_ids), 3, 1), -1.0)
     recall = np.full((10, len(category_ids), 3, 1), -1.0)
     matches = [(np.zeros(0), np.zeros(0, dtype=bool)) for _ in category_ids]
@@ -297,9 +299,9 @@ def _joined(parts: dict[int, tuple[protocol.Curves, int]], category_ids: list[in
 
 
 def _completed(annotations: Sequence[Values], category_ids: set[int], iou_types: tuple[str, ...]) -> list[Values]:
-    """Copies of the truth with every field the protocol reads.
+    """Copies of the annotations with every field that the protocol reads.
 
-    Ids are given anew from 1: the protocol takes an object with id 0 for one that was not found.
+    Ids are renumbered from 1: the protocol treats an object with id 0 as not matched.
     """
     completed: list[Values] = []
     for annotation in annotations:
@@ -320,7 +322,7 @@ def _completed(annotations: Sequence[Values], category_ids: set[int], iou_types:
 
 
 def _mean(values: np.ndarray) -> float:
-    """Mean over what exists; -1 if nothing does."""
+    """Mean of the values that are not -1; -1 if there are none."""
     present = values[values > -1]
     return float(present.mean()) if present.size else -1.0
 

@@ -1,9 +1,9 @@
-"""Which class is taken for which: a confusion matrix for detections.
+"""A confusion matrix for detections.
 
-Detections count from their class's best-F1 threshold on. Per image, best score first, each one takes the object of its
-own class that it overlaps most, at IoU 0.5 or more; those left over then take what is left of the other classes. So an
-object is "confused" only where nobody found it under its own name. What lies for the most part in a crowd region is
-left out, as in the COCO protocol.
+Detections count from their class's best-F1 threshold on. Per image, best score first, each one is matched with the
+object of its own class that it overlaps most, at IoU 0.5 or more; the remaining ones are then matched with remaining
+objects of other classes. So an object is "confused" only if no detection of its own class matches it. Detections that
+lie mostly in a crowd region are ignored, as in the COCO protocol.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ LEAST_IOU = 0.5
 
 
 def confusion(metric: CocoEvaluation) -> np.ndarray:
-    """Objects by what they are and what they were taken for, from box detections; valid after `metric.compute()`.
+    """Numbers of objects by true and detected class, from box detections; valid after `metric.compute()`.
 
     Returns:
-        `[K + 1, K + 1]` int64: rows are the truth, columns what was detected. The last column are objects that nothing
-        found, the last row detections where there is no object.
+        `[K + 1, K + 1]` int64: rows are true classes, columns detected ones. The last column counts missed objects,
+        the last row detections without an object.
     """
     label_of = {category: label for label, category in enumerate(metric.category_ids)}
     thresholds = np.array([row["threshold"] for row in metric.table("bbox")])
@@ -49,7 +49,7 @@ def confusion(metric: CocoEvaluation) -> np.ndarray:
 
 
 def _assigned(iou: np.ndarray, same: np.ndarray) -> np.ndarray:
-    """`[n]` the object of each detection, or -1. Detections in the order in which they may choose."""
+    """`[n]` the object of each detection, or -1; detections in the order of matching."""
     result = np.full(len(iou), -1)
     if not iou.size:
         return result
@@ -69,7 +69,7 @@ def _boxes(annotations: list[Values]) -> np.ndarray:
 
 
 def _shared(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """`[n, m]` area that boxes x, y, width, height have in common."""
+    """`[n, m]` intersection areas of boxes x, y, width, height."""
     start = np.maximum(a[:, None, :2], b[:, :2])
     end = np.minimum(a[:, None, :2] + a[:, None, 2:], b[:, :2] + b[:, 2:])
     return (end - start).clip(0).prod(-1)

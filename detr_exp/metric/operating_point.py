@@ -1,8 +1,8 @@
-"""From a ranking to decisions: the score threshold that balances precision and recall best.
+"""Operating points: the score threshold that balances precision and recall best.
 
 Legend: n detections of a class, K classes. Detections are matched greedily at IoU 0.5, best score first, as the COCO
-protocol does; what matched a crowd region or lies outside is already left out. A detection counts when its score is
-at least the threshold.
+protocol does; detections that match a crowd region or lie outside the area range are already left out. A detection
+counts when its score is at least the threshold.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ class OperatingPoint(NamedTuple):
 
 
 def best_threshold(scores: np.ndarray, hits: np.ndarray, num_objects: int) -> OperatingPoint:
-    """The threshold with the highest F1 of one class; of equal ones the highest.
+    """The threshold with the highest F1 of one class; of several the highest.
 
     Args:
         scores: `[n]`, best first.
-        hits: `[n]` whether a detection found an object.
-        num_objects: objects to be found.
+        hits: `[n]` whether a detection matches an object.
+        num_objects: number of annotated objects.
     """
     if num_objects == 0 or not hits.any():
         return OperatingPoint(1.0, 0.0, 0.0, 0.0)

@@ -239,7 +239,7 @@ COCO = [
     Case("crowd", one(iscrowd=1), "fine"),
     Case("skeleton of other points", posed([1, 2, 2, 3, 4, 2], skeleton=[[1, 9]]), "warning", "skeletons"),
     Case("keypoint outside", posed([1, 2, 2, 300, 4, 2]), "warning", "outside their image are not trained on"),
-    Case("keypoints without names", posed([1, 2, 2, 3, 4, 2], keypoints=[]), "warning", "mirror image is not known"),
+    Case("keypoints without names", posed([1, 2, 2, 3, 4, 2], keypoints=[]), "warning", "mirror pairs are not known"),
     Case(
         "other ids in validation",
         coco(val={"categories": [{"id": 3, "name": "cup"}, {"id": 7, "name": "ball"}]}),
@@ -273,7 +273,7 @@ COCO = [
             ]
         ),
         "warning",
-        "only head others",
+        "only parents of others",
     ),
     Case("ids with gaps from zero", categories({"id": 0, "name": "x"}, {"id": 1000, "name": "y"}), "fine"),
     Case("class name with control characters", categories({"id": 9, "name": "\x1b[2J\n"}), "fine"),

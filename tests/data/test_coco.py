@@ -120,7 +120,7 @@ def test_what_is_there_twice_is_said(roboflow, caplog):
     with caplog.at_level(logging.WARNING):
         split = read(roboflow(train=document(images=images, annotations=[*document()["annotations"], *again])))
     assert len(split.objects(0)) == 4
-    assert "annotated twice, with the same class and box; each counts (1)" in caplog.text
+    assert "annotated twice, with the same class and box; all of them are used (1)" in caplog.text
     assert "annotation 1, 2 times" in caplog.text
     assert "listed more than once" in caplog.text
     assert f"{split.name(1)}: 2 times" in caplog.text

@@ -40,7 +40,7 @@ def test_numbers_of_splits_and_classes(roboflow):
 
 def test_sound_data_have_no_warnings(roboflow):
     assert kinds(roboflow(train=document(), valid=document())).keys() == {
-        "images of one split are in another too: what is measured on them is not new"
+        "images of one split are in another too: metrics on them are not on unseen images"
     }
 
 
@@ -103,8 +103,8 @@ def test_keypoints_under_flips(roboflow):
         categories = [{"id": 7, "name": "cup", "keypoints": names}, CATEGORIES[1]]
         return kinds(roboflow(train=document(categories=categories)), augment=Augment(flip=0.5))
 
-    assert only(found(["rim", "foot"]), "mirror image is not known") == ["'cup': rim, foot"]
-    assert only(found(["left eye", "right eye", "left ear"]), "change places with none") == ["'cup': 'left ear'"]
+    assert only(found(["rim", "foot"]), "mirror pairs are not known") == ["'cup': rim, foot"]
+    assert only(found(["left eye", "right eye", "left ear"]), "are in no mirror pair") == ["'cup': 'left ear'"]
     assert not any("keypoint" in kind for kind in found(["left eye", "right eye", "nose"]))
 
 

@@ -93,7 +93,7 @@ def test_label_files_without_image_are_named(tmp_path):
     assert counts(root) == [0, 1]
     named = said(root, "label files without image")
     assert [os.path.relpath(path, root) for path in named] == ["train/labels/q.txt", "train/labels/deep/r.txt"]
-    assert said(root, "folders none of whose images")[0].startswith(f"{root}/train/images/far: 1 images")
+    assert said(root, "folders in which no image has")[0].startswith(f"{root}/train/images/far: 1 images")
 
 
 def test_labels_of_another_split_have_their_image(tmp_path):
@@ -113,7 +113,7 @@ def test_two_label_files_of_one_image_and_one_of_two(tmp_path):
     (root / "train/images/p.txt").write_text("1 .5 .5 .2 .4\n")
     assert counts(root) == [1, 1]
     assert len(said(root, "share a label file")) == 1
-    assert said(root, "besides the first")[0].startswith(f"{root}/train/images/p.txt")
+    assert said(root, "only the first label file")[0].startswith(f"{root}/train/images/p.txt")
 
 
 def test_what_is_left_out_of_a_folder_is_named(tmp_path):
@@ -149,7 +149,7 @@ def test_linked_folders_are_followed_once(tmp_path):
     assert counts(root) == [2, 1]
     write_image(tmp_path / "else" / "x.png")
     (root / "train/images/out").symlink_to(tmp_path / "else")
-    with pytest.raises(ValueError, match=r"lead out of the data set(.|\n)*extra_roots"):
+    with pytest.raises(ValueError, match=r"point outside the data set(.|\n)*extra_roots"):
         counts(root)
     assert counts(root, extra_roots=[str(tmp_path / "else")]) == [2, 0, 1]
 

@@ -1,4 +1,4 @@
-"""YOLO data sets: the three kinds of rows, where images are looked for, and errors with file and line."""
+"""YOLO data sets: the three kinds of rows, where images are searched, and errors with file and line."""
 
 from __future__ import annotations
 
