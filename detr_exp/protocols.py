@@ -1,7 +1,7 @@
-"""What the parts of an experiment ask of each other: the members that one of your own needs.
+"""The contracts between the parts of an experiment: the members that a user-defined part needs.
 
-Nothing is inherited from these. What has the members fits; what lacks some is refused by their names before anything
-is trained (`missing`). Abilities that a part may do without are protocols of their own, asked for by `isinstance`.
+No class inherits from these protocols. An object that has the members fits; one that lacks some is refused before
+training, with their names (`missing`). Optional abilities are separate protocols, checked by `isinstance`.
 The contracts of data (`Source`, `Split`) are in `data/content.py`, that of matchers in `matcher/hungarian.py`.
 
 Legend: B images, Q queries, C classes, N keypoints of all classes, n detections of an image.
@@ -24,14 +24,14 @@ TASKS = ("boxes", "masks", "keypoints")
 
 
 def missing(thing: object, protocol: type) -> list[str]:
-    """Members of a protocol that an object or a class does not have; in their order."""
+    """Members of a protocol that an object or a class lacks, in the order of the protocol."""
     wanted = [*protocol.__annotations__, *vars(protocol)]
     names = dict.fromkeys(name for name in wanted if name == "__call__" or not name.startswith("_"))
     return list(dict.fromkeys(_shown(thing, name) for name in names if not _has(thing, name)))
 
 
 def complete(part: T, contract: type, key: str, target: str) -> T:
-    """A part of an experiment, unless it lacks members of its contract.
+    """Return a part of an experiment, or refuse it if it lacks members of its contract.
 
     Args:
         part: an object, or a class whose objects are made later.
@@ -53,10 +53,12 @@ def complete(part: T, contract: type, key: str, target: str) -> T:
 
 def _has(thing: object, name: str) -> bool:
     if isinstance(thing, nn.Module) and name in ("__call__", "forward"):
-        return type(thing).forward is not nn.Module.forward  # which every module inherits
+        return type(thing).forward is not nn.Module.forward  # every module inherits a default
     if name == "__call__":
         return callable(thing)
-    return hasattr(type(thing), name) or hasattr(thing, name)  # of a property it is enough that the class has it
+    return hasattr(type(thing), name) or hasattr(
+        thing, name
+    )  # the class is enough for properties, which are not evaluated
 
 
 def _shown(thing: object, name: str) -> str:
@@ -64,15 +66,15 @@ def _shown(thing: object, name: str) -> str:
 
 
 class Network(Protocol):
-    """A detector; an `nn.Module`, of which the last members are."""
+    """A detector: an `nn.Module`, which provides the last members."""
 
     image_size: tuple[int, int]  # (height, width) it is made for
-    stride: int  # both sides of its images are multiples of it
-    num_queries: int  # Q, and so the most detections of an image
+    stride: int  # both sides of its images have to be multiples of it
+    num_queries: int  # Q, the largest number of detections of an image
     activation: str  # "sigmoid", or "softmax" with one more logit, the last, for the background
     tasks: tuple[str, ...]  # what it predicts, of TASKS
     keypoint_counts: tuple[int, ...]  # keypoints of each class; () where it predicts none
-    cuts_boxes: bool  # whether detections are cut to the image
+    cuts_boxes: bool  # whether detections are clipped to the image
     pixel_mean: Tensor  # [3, 1, 1] of RGB in 0..1, a buffer
     pixel_std: Tensor  # [3, 1, 1], likewise
 
@@ -80,7 +82,7 @@ class Network(Protocol):
         """`forward`: images `[B, 3, H, W]` RGB in 0..1, and padding_mask `[B, H, W]` bool, True where there is none."""
 
     def forward(self, images: Tensor, targets: Targets | None = None, padding_mask: Tensor | None = None) -> Outputs:
-        """What a call computes, as it is written: a compiled network is called without its compiled form."""
+        """The computation of a call, without compilation."""
 
     def postprocess(self, outputs: Outputs, image_sizes: Tensor, max_detections: int | None = None) -> list[Detections]:
         """Detections of each image in pixels; `image_sizes` is `[B, 2]` (height, width) of the original images."""
@@ -89,13 +91,13 @@ class Network(Protocol):
         """Tensors of the state dict that depend on the classes, and their axis of classes."""
 
     def agree_on_denoising(self, most_objects: int) -> None:
-        """Prepare for a batch of which an image, of any rank, has so many objects: denoising queries depend on it."""
+        """Set the largest number of objects in an image of the batch, over all ranks, for the denoising queries."""
 
     def set_gradient_checkpointing(self, enabled: bool = True) -> None:
         """Recompute activations in the backward pass instead of keeping them."""
 
     def deploy(self) -> Network:
-        """Fold and drop what only trains. In place, and not to be trained again."""
+        """Fold and remove the parts that only training needs. In place; the network cannot be trained afterwards."""
 
     training: bool
 
@@ -117,13 +119,13 @@ class Network(Protocol):
 
 @runtime_checkable
 class KeypointScored(Protocol):
-    """A network that lowers the scores of detections with uncertain keypoints; its files do so, too."""
+    """A network that lowers the scores of detections with uncertain keypoints; its exported files do so as well."""
 
     score_alpha: float  # how much; see `model.head.keypoint`
 
 
 class Backbone(Protocol):
-    """Images to maps; an `nn.Module`."""
+    """Images to feature maps; an `nn.Module`."""
 
     out_channels: list[int]  # of each map
     out_strides: list[int]  # pixels of a cell of each map, ascending
@@ -138,7 +140,7 @@ class Backbone(Protocol):
 
 
 class Neck(Protocol):
-    """Maps of a backbone to maps for a decoder; an `nn.Module`."""
+    """Feature maps of a backbone to feature maps for a decoder; an `nn.Module`."""
 
     out_channels: list[int]  # of each map
     out_strides: list[int]  # pixels of a cell of each map, ascending
@@ -148,73 +150,73 @@ class Neck(Protocol):
 
 
 class Adapter(Protocol):
-    """Few trained parameters beside a network whose own stay as they are: one step between weights and optimiser."""
+    """Parameter-efficient fine-tuning: few trained parameters beside a frozen network."""
 
     def adapt(self, network: nn.Module, anew: Collection[str]) -> None:
-        """Freeze what is not to be trained and add what is, in place.
+        """Freeze parameters and add trained ones, in place.
 
-        What checkpoints hold of the network is all but its frozen parameters. Weights that are computed from others
-        are registered by `torch.nn.utils.parametrize`, which `deploy` merges.
+        Checkpoints contain all but the frozen parameters of the network. Weights that are computed from others are
+        registered by `torch.nn.utils.parametrize`, which `deploy` merges.
 
         Args:
             network: with its starting weights.
-            anew: names of the parameters that these do not determine, such as the rows of new classes: to be trained.
+            anew: names of the parameters without starting weights, such as those of new classes: to be trained.
         """
 
 
 @runtime_checkable
 class Strided(Protocol):
-    """A backbone whose images need sides that are multiples of more than the strides of its maps."""
+    """A backbone whose image sides have to be multiples of more than the strides of its feature maps."""
 
     stride: int
 
 
 @runtime_checkable
 class Counting(Protocol):
-    """A matcher that counts costs that were not finite, since the start of the run."""
+    """A matcher that counts the costs that were not finite since the start of the run."""
 
     num_non_finite: int
 
 
 @runtime_checkable
 class Compiling(Protocol):
-    """A matcher a part of which can be compiled, in place."""
+    """A matcher with a part that can be compiled, in place."""
 
     def compile(self) -> Any: ...
 
 
 class Operation(Protocol):
-    """A random change of a training image and of all that is known of its objects."""
+    """A random change of a training image and of the fields of its objects."""
 
     def __call__(self, rng: np.random.Generator, image: np.ndarray, target: Target, /) -> tuple[np.ndarray, Target]:
         """The changed image and target, new ones or the same.
 
         Args:
-            rng: of this image in this epoch: the only source of chance.
-            image: `[H, W, 3]` uint8, RGB, at the size at which the network sees it; to be kept.
-            target: its objects, boxes cxcywh in 0..1. Whatever moves pixels moves boxes, masks and keypoints as well;
-                `Target.kept` drops objects.
+            rng: of this image in this epoch; the only source of randomness to use.
+            image: `[H, W, 3]` uint8, RGB, at the input size of the network, which must not change.
+            target: its objects, boxes cxcywh in 0..1. An operation that moves pixels has to move boxes, masks and
+                keypoints as well; `Target.kept` drops objects.
         """
 
 
 class Metric(Protocol):
-    """An evaluator that holds the truth of a split."""
+    """An evaluator that holds the ground truth of a split."""
 
     def reset(self) -> None:
-        """Forget all detections."""
+        """Drop all detections."""
 
     def update(self, image_ids: Sequence[int], detections: Sequence[Detections]) -> None:
-        """Take the detections of some images."""
+        """Add the detections of some images."""
 
     def merge(self, gather: Callable[[T], list[T]]) -> None:
-        """Add what the other ranks took: `gather(part)` gives rank 0 the parts of all ranks, the others their own."""
+        """Add the detections of other ranks; `gather(part)` returns all parts on rank 0, on others only their own."""
 
     def compute(self) -> dict[str, float]:
-        """All values of the detections so far, by name; called on rank 0."""
+        """All metrics of the detections so far, by name; called on rank 0."""
 
 
 class ImageFindings(Protocol):
-    """What was found in one image, on the host."""
+    """The detections of one image, in host memory."""
 
     scores: np.ndarray  # [n]
     labels: np.ndarray  # [n]
@@ -223,7 +225,7 @@ class ImageFindings(Protocol):
 
 @runtime_checkable
 class PerImage(Protocol):
-    """A metric that keeps what was found in each image: causes of failure and the worst images are read from it."""
+    """A metric that keeps the detections of each image, for diagnoses and the worst images."""
 
     @property
     def images(self) -> Mapping[int, ImageFindings]:
@@ -232,7 +234,7 @@ class PerImage(Protocol):
 
 @runtime_checkable
 class PerClass(Protocol):
-    """A metric with a row for each class, which is shown and kept."""
+    """A metric with a row for each class, which is shown and saved."""
 
     iou_types: tuple[str, ...]  # what it compares: "bbox", "segm", "keypoints"
 
@@ -247,7 +249,7 @@ class Keypoints(Protocol):
     """Keypoints of all classes; K is the largest number any class has."""
 
     names: list[list[str]]  # of each label's keypoints
-    skeletons: list[list[tuple[int, int]]]  # of each label the 0-based pairs joined by a line
+    skeletons: list[list[tuple[int, int]]]  # of each label the 0-based pairs that are connected
     sigmas: list[float]  # [K] OKS scales
 
     @property
@@ -256,7 +258,7 @@ class Keypoints(Protocol):
 
 
 class Labels(Protocol):
-    """The classes that a network tells apart: those of a data set, or of a checkpoint."""
+    """The classes of a network: those of a data set, or of a checkpoint."""
 
     classes: list[str]  # a name per label; empty where they are not known
     category_ids: list[int]  # of the annotations, per label
@@ -267,7 +269,7 @@ class Labels(Protocol):
 
 
 class Tracker(Protocol):
-    """Where a run is written down."""
+    """Records a run."""
 
     def start(
         self,
@@ -279,7 +281,7 @@ class Tracker(Protocol):
         tags: Mapping[str, str] | None = None,
         resumed: bool = False,
     ) -> None:
-        """Begin, or go on with, the run of a folder."""
+        """Start, or resume, the run of a folder."""
 
     def log(self, step: int, values: Mapping[str, float]) -> None: ...
     def artifact(self, path: Path, step: int = 0) -> None: ...
@@ -288,10 +290,10 @@ class Tracker(Protocol):
 
     @property
     def lines(self) -> int:
-        """Lines of metrics so far: a resumed run forgets those that came after its checkpoint."""
+        """Number of metric lines so far: a resumed run drops those after its checkpoint."""
 
     def rewind(self, step: int, lines: int | None = None) -> None:
-        """Forget what was logged after `step`, and metrics after the first `lines`."""
+        """Drop the logs after `step`, and the metrics after the first `lines`."""
 
     def finish(self, status: str = "ok", message: str | None = None) -> None:
         """End the run."""

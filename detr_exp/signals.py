@@ -1,7 +1,7 @@
-"""Being ended from outside without losing anything.
+"""Handle signals, so that a process that is ended from outside saves its state.
 
-A signal often comes to the whole process group (a terminal, `timeout`) or control group (service managers, schedulers):
-the process that trains decides, those it has started leave it to that one.
+A signal is often sent to the whole process group (a terminal, `timeout`) or control group (service managers,
+schedulers): the training process handles it, its child processes ignore it.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ EXIT_STATUS = {
     )
     if hasattr(signal, name)
 }
-OWNED = "DETR_EXP_OWNED"  # environment of processes that another one asks to end, and ends if they do not
-SAME = 1.0  # seconds in which signals are one request: `timeout` and closing terminals send theirs twice
-WATCH = 5.0  # seconds between looks whether the parent still lives, and from its SIGTERM to the end
+OWNED = "DETR_EXP_OWNED"  # environment variable of processes that another one signals, and kills if they do not end
+SAME = 1.0  # seconds within which signals count as one: `timeout` and closing terminals send theirs twice
+WATCH = 5.0  # seconds between checks that the parent is alive, and from its SIGTERM to the end
 
 
 class Interrupted(BaseException):
-    """The process was asked to end; what a training had done is saved. No `Exception`: nobody takes it for a fault.
+    """A signal ended the process; a training has saved its state. Not an `Exception`: it is no error.
 
     Attributes:
         exit_status: 143 for SIGTERM, 130 for SIGINT, 129 for SIGHUP, 75 for SIGUSR1.
@@ -47,19 +47,19 @@ class Interrupted(BaseException):
 
 
 class Interrupt:
-    """While it is entered, the first signal is noted in `.number`, and a second one ends the process at once.
+    """Inside the block, the first signal is stored in `.number`, and a second one ends the process at once.
 
-    Files are safe either way: they are renamed into place only when whole. A SIGHUP that whoever started the process
-    has had ignored (`nohup`) stays ignored.
+    Files are safe either way: they are renamed only when complete. A SIGHUP that was ignored when the process started
+    (`nohup`) stays ignored.
 
     Args:
-        raises: raise `Interrupted` at the first signal, wherever the process is: there is nothing to save.
-        is_owned: a second signal is ignored: a terminal and the process that started this one send the same, and the
-            latter ends this one if it does not end itself. None: as the environment says.
+        raises: raise `Interrupted` at the first signal, anywhere in the code: there is nothing to save.
+        is_owned: ignore a second signal: the terminal and the parent process both send it, and the parent kills this
+            process if it does not end. None: from the environment.
         at_once: called before a second signal ends the process.
     """
 
-    asked = -SAME  # when the process was asked to end, whichever object was entered then
+    asked = -SAME  # time of the last signal, shared by all objects
 
     def __init__(
         self, *, raises: bool = False, is_owned: bool | None = None, at_once: Callable[[], object] = lambda: None
@@ -81,7 +81,7 @@ class Interrupt:
         return self
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        is_ending = self.is_owned and self.number is not None  # the other process may still ask for it
+        is_ending = self.is_owned and self.number is not None  # the other process may send its signal later
         for number, handler in self.previous.items():
             signal.signal(number, signal.SIG_IGN if is_ending else handler)
 
@@ -100,16 +100,16 @@ class Interrupt:
 
 
 def ended_by(exit_code: int) -> signal.Signals | None:
-    """Which of the signals a process has ended by that has this exit code (negative: a signal's number)."""
+    """The signal that ended a process with this exit code (negative: a signal's number)."""
     return next((number for number, status in EXIT_STATUS.items() if exit_code in (-number, status)), None)
 
 
 @contextmanager
 def held_back() -> Iterator[None]:
-    """The signals wait until the end of the block; processes started in it are born with them held back for good.
+    """Block the signals until the end of the block; processes started in it keep them blocked.
 
-    Nor does a library get to hear of it when one of these ends: torch would raise in the middle of a step, where it
-    notices as well when it is asked for the next batch.
+    A SIGCHLD handler that a library installs meanwhile is removed: torch's would raise in the middle of a step when a
+    worker ends, which torch notices anyway when the next batch is requested.
     """
     if not hasattr(signal, "pthread_sigmask"):
         yield
@@ -124,9 +124,9 @@ def held_back() -> Iterator[None]:
 
 
 def leave_to_parent() -> None:
-    """Let signals end this process only when its parent means it: after a SIGTERM from that one, or when it is gone.
+    """End this process only some seconds after a SIGTERM from its parent, or when the parent is gone.
 
-    After, not at once: that one may have sent it to its whole group, and have use for this process until it ends.
+    Not at once: the parent may have sent the signal to its whole group, and still need this process until it ends.
     """
     if hasattr(signal, "sigtimedwait"):
         signal.pthread_sigmask(signal.SIG_BLOCK, EXIT_STATUS)
@@ -137,8 +137,8 @@ def _wait_for_parent(parent: int) -> None:
     creator = multiprocessing.parent_process()
     senders = {parent, creator.pid if creator else parent}  # a fork server stands between the two
     while os.getppid() == parent:
-        told = signal.sigtimedwait({signal.SIGTERM}, WATCH)
-        if told is not None and told.si_pid in senders:
+        received = signal.sigtimedwait({signal.SIGTERM}, WATCH)
+        if received is not None and received.si_pid in senders:
             time.sleep(WATCH)
             break
     os._exit(0)

@@ -1,4 +1,4 @@
-"""Standard streams that cannot end a command, whatever becomes of those who read them."""
+"""Standard streams whose failures cannot end a command."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ if TYPE_CHECKING:
 
 
 class _Lenient(io.FileIO):
-    """Drops what cannot be written: its reader has left, its terminal was closed, its disk is full."""
+    """Drops output that cannot be written: the reader has ended, the terminal was closed, the disk is full."""
 
     def write(self, data: ReadableBuffer) -> int:
         try:
-            while (written := super().write(data)) is None:  # somebody has made it non-blocking
+            while (written := super().write(data)) is None:  # another process has made it non-blocking
                 select.select([], [self], [])
         except OSError:
             return memoryview(data).nbytes
@@ -26,7 +26,7 @@ class _Lenient(io.FileIO):
 
 
 def name_files_in_utf8() -> None:
-    """Begin this process anew where its locale knows ASCII only (`LC_ALL=C PYTHONUTF8=0`): not so names."""
+    """Restart this process in UTF-8 mode where its locale has ASCII only (`LC_ALL=C PYTHONUTF8=0`), for file names."""
     if sys.getfilesystemencoding() == "ascii":
         os.environ["PYTHONUTF8"] = "1"
         os.environ.setdefault("PYTHONIOENCODING", "ascii:backslashreplace")
@@ -34,23 +34,23 @@ def name_files_in_utf8() -> None:
 
 
 def keep_open() -> None:
-    """Make the standard streams of this process ones that never fail.
+    """Replace the standard streams of this process by ones that never fail.
 
-    A stream that was closed leads nowhere; its number would go to the next file that is opened, and what libraries
-    print into that file. Characters that the reader's encoding does not have are written as escapes.
+    A closed stream is replaced by the null device; else the next opened file would get its number, and libraries would
+    print into that file. Characters that the encoding does not have are written as escapes.
     """
     for number in range(3):
         try:
             os.fstat(number)
         except OSError:
-            os.open(os.devnull, os.O_RDWR)  # gets the lowest number that is free
+            os.open(os.devnull, os.O_RDWR)  # gets the lowest free number
             os.set_inheritable(number, True)
     if sys.stdin is None:
         sys.stdin = open(0, encoding="utf-8", closefd=False)  # noqa: SIM115 (open for the life of the process)
     for number, name in ((1, "stdout"), (2, "stderr")):
         stream = getattr(sys, name)
         if stream is not getattr(sys, f"__{name}__"):
-            continue  # somebody else's, such as a notebook's
+            continue  # replaced by another program, such as a notebook
         with suppress(OSError, AttributeError):
             stream.flush()
         lenient = io.TextIOWrapper(

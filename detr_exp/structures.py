@@ -1,4 +1,4 @@
-"""What travels between the parts: typed data in, named tuples out.
+"""Data structures that the parts exchange: dataclasses as inputs, named tuples as outputs.
 
 Legend: B images, T objects of the whole batch, Q queries, C logits per query, L decoder layers,
 K keypoints, M matched pairs. Boxes are cxcywh in 0..1 of the image unless a name says otherwise.
@@ -23,7 +23,7 @@ Record = TypeVar("Record", bound="DataclassInstance")
 def mapped(tree: Tree, change: Callable[[Tensor], Tensor]) -> Tree:
     """A copy of a tree of named tuples, lists and mappings with its tensors changed.
 
-    What is no tensor stays as it is, and so does the bias of masks, which has no leading axes of layers and images.
+    Other values do not change, nor does the bias of masks, which has no leading axes of layers and images.
     """
     made: Any = tree
     if isinstance(tree, Tensor):
@@ -59,8 +59,8 @@ class Target:
         boxes: `[n, 4]` float32, cxcywh in 0..1.
         masks: `[n, H, W]` bool at the size of the network's input, or None.
         keypoints: `[n, K, 3]` float32 (x, y in 0..1, visibility 0/1/2; unlabelled points are all zero), or None.
-        extra: `[n, ...]`, by name: what else is known of the objects, for loss terms of one's own.
-        image_extra: `[...]`, by name: the same of the whole image.
+        extra: `[n, ...]`, by name: further data of the objects, for user-defined loss terms.
+        image_extra: `[...]`, by name: further data of the whole image.
     """
 
     labels: Tensor
@@ -71,7 +71,7 @@ class Target:
     image_extra: dict[str, Tensor] = field(default_factory=dict)
 
     def kept(self, keep: Tensor) -> Target:
-        """Only some of the objects, with all that is known of them.
+        """Select objects, with all their fields.
 
         Args:
             keep: `[n]` bool, or the indices of the objects in their new order.
@@ -87,7 +87,7 @@ class Targets:
     Attributes:
         labels: `[T]` int64.
         boxes: `[T, 4]` float32, cxcywh in 0..1.
-        counts: objects per image, on the host, so that nobody has to ask the device for them.
+        counts: objects per image, on the host, so that reading them needs no synchronisation.
         masks: `[T, H, W]` bool, or None.
         keypoints: `[T, K, 3]` float32, or None.
         extra: `[T, ...]`, by name.
@@ -152,7 +152,7 @@ class Targets:
 
 @dataclass
 class Batch:
-    """What a loader yields: pixels as bytes until they are on the device.
+    """A batch of a loader: pixels are bytes until they are on the device.
 
     Attributes:
         images: `[B, H, W, 3]` uint8, RGB.
@@ -160,7 +160,7 @@ class Batch:
         image_sizes: `[B, 2]` int64 (height, width) in pixels of the original images.
         image_ids: the data set's ids, on the host.
         padding_mask: `[B, H, W]` bool, True where there is no image; None when every image fills its canvas.
-        skipped: what was wrong with images that could not be read and were left out.
+        skipped: messages about images that could not be read and were skipped.
     """
 
     images: Tensor
@@ -180,7 +180,7 @@ class Batch:
         return _pinned(self)
 
     def pixels(self, memory_format: torch.memory_format = torch.channels_last) -> Tensor:
-        """Images as the networks take them: `[B, 3, H, W]` float32 in 0..1, in the memory format of their weights."""
+        """Images as input of the networks: `[B, 3, H, W]` float32 in 0..1, in the memory format of their weights."""
         return self.images.permute(0, 3, 1, 2).to(torch.float32, memory_format=memory_format).div_(255)
 
 
@@ -203,7 +203,7 @@ class MaskLogits(NamedTuple):
 
 
 class Prediction(NamedTuple):
-    """What a set of queries says.
+    """The predictions of a set of queries.
 
     Attributes:
         logits: `[..., B, Q, C]`.
@@ -223,14 +223,14 @@ class Prediction(NamedTuple):
 
 
 class Denoising(NamedTuple):
-    """Predictions of the denoising queries and whom they were made from.
+    """Predictions of the denoising queries and the objects they were made from.
 
     Attributes:
         layers: stacked like `Outputs.layers`, with the denoising queries on the query axis.
         image: `[M]` int64, image of every positive query.
-        query: `[M]` int64, its place on the query axis.
+        query: `[M]` int64, its index on the query axis.
         target: `[M]` int64, the object (packed index) it is a noisy copy of.
-        groups: how many copies of the ground truth there are; divides the loss.
+        groups: number of copies of the ground truth; divides the loss.
         initial: like `Outputs.initial`.
     """
 
@@ -243,7 +243,7 @@ class Denoising(NamedTuple):
 
 
 class Outputs(NamedTuple):
-    """What a network returns.
+    """The outputs of a network.
 
     Attributes:
         layers: predictions of the decoder layers, stacked on a leading axis: logits `[L, B, G * Q, C]`.
@@ -297,9 +297,9 @@ class Detections:
         return self._kept(self.scores > threshold)
 
     def finite(self) -> Detections:
-        """Only the detections with finite scores, boxes and keypoints; what a diverged network gives are none.
+        """Only the detections with finite scores, boxes and keypoints; a diverged network has others.
 
-        Waits for the device, so ask it of detections on the host.
+        Synchronises with the device, so call it on detections in host memory.
         """
         numbers = (self.scores[:, None], self.boxes, self.keypoints)
         keep = [part.isfinite().flatten(1).all(1) for part in numbers if part is not None]

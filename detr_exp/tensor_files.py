@@ -1,6 +1,6 @@
-"""The one way in which a file of tensors is opened, whoever wrote it: nothing in it is executed, and it is whole.
+"""The only way to open a file of tensors, of any origin: no code in it is executed, and it has to be complete.
 
-What a file is, its first bytes say, not its name.
+The format is recognised by the first bytes of a file, not by its name.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ from typing import Any
 
 import torch
 
-Stored = dict[str, Any]  # what is kept in a file: tensors and plain values by name, and nests of them
+Stored = dict[str, Any]  # content of a file: tensors and plain values by name, possibly nested
 FORMAT = 1
 HEADER = "detr_exp"  # in the metadata of our own safetensors: all but the tensors, as JSON
 HEAD = 256
 POINTER = b"version https://git-lfs.github.com/spec/"
 ZIP, PICKLE = b"PK\x03\x04", b"\x80"
-# What stands in checkpoints of ours, as far as anybody relies on it.
+# Required entries of our checkpoints and their types.
 KINDS: dict[str, type | tuple[type, ...]] = {
     "format": int,
     "kind": str,
@@ -38,18 +38,18 @@ KINDS: dict[str, type | tuple[type, ...]] = {
 
 
 def read(path: Path, fix: str, also: tuple[type, ...] = ()) -> Stored:
-    """The content of a file that `torch.save` or safetensors has written, on the CPU.
+    """Read a file written by `torch.save` or safetensors, to the CPU.
 
     Args:
         path: of the file.
-        fix: ends the message about one that cannot be used.
-        also: types that may stand in it besides tensors and plain values.
+        fix: end of the error message: how to fix it.
+        also: types that are allowed in it besides tensors and plain values.
 
     Returns:
-        what its names mean; of safetensors that are ours, all that the checkpoint held.
+        the entries by name; of our own safetensors, the whole checkpoint.
 
     Raises:
-        ValueError: it cannot be read, is empty, cut off, damaged, something else, or holds more than plain values.
+        ValueError: it cannot be read, is empty, truncated, damaged, in another format, or has more than plain values.
     """
     try:
         with open(path, "rb") as file:
@@ -71,7 +71,7 @@ def read(path: Path, fix: str, also: tuple[type, ...] = ()) -> Stored:
     try:
         with torch.serialization.safe_globals(list(also)), open(path, "rb") as file:
             content = torch.load(file, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises many kinds; every one means "not a file of plain tensors"
+    except Exception as error:  # torch raises many types; each means "not a file of plain tensors"
         wanted = re.search(r"GLOBAL (\S+)", str(error))
         reason = f"it asks for {wanted[1]}" if wanted else " ".join(str(error).split())[:120]
         raise ValueError(
@@ -87,9 +87,9 @@ def _refuse_damaged_archive(path: Path, fix: str) -> None:
         with zipfile.ZipFile(path) as archive:
             is_packed = any(part.compress_type != zipfile.ZIP_STORED for part in archive.infolist())
             damaged = None if is_packed else archive.testzip()
-    except Exception as error:  # of archives, of names that are no UTF-8, of the disk
+    except Exception as error:  # from archives, names that are not UTF-8, the disk
         raise ValueError(f"{path} is truncated or no checkpoint ({error}){fix}") from error
-    if is_packed:  # what it unpacks to may be larger than any memory
+    if is_packed:  # its content may be larger than the memory
         raise ValueError(f"{path} is compressed, which files of torch are not; unpack it{fix}")
     if damaged is not None:
         raise ValueError(f"{path} is damaged: the checksum of {damaged!r} does not match{fix}")
@@ -103,7 +103,7 @@ def _safetensors(path: Path, fix: str) -> Stored:
             header = (file.metadata() or {}).get(HEADER)
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is no mapping
         rest = None if header is None else json.loads(header)
-    except Exception as error:  # of its own kind, of JSON, or of a type that torch does not have
+    except Exception as error:  # from safetensors, JSON, or types that torch does not have
         raise ValueError(f"{path} is truncated or no safetensors file ({error}){fix}") from error
     if rest is None:
         return tensors
@@ -122,22 +122,22 @@ def sha256_of(path: Path) -> str:
 
 
 def named(tensors: object) -> dict[str, torch.Tensor]:
-    """The tensors among what a file has under its names; none where these are no names."""
+    """The tensors of a file's content by name; empty if it has no names."""
     if not isinstance(tensors, dict):
         return {}
     return {name: value for name, value in tensors.items() if isinstance(name, str) and isinstance(value, torch.Tensor)}
 
 
 def refuse_misshapen(state: Stored, path: Path, needs: tuple[str, ...] = ()) -> None:
-    """Refuse a checkpoint of ours that has other things under its names than we write there, or lacks some.
+    """Refuse one of our checkpoints in which entries are missing or have a wrong type.
 
     Args:
-        state: what it holds.
+        state: its content.
         path: of the file, for messages.
-        needs: names without which it is of no use, besides the weights.
+        needs: required entries besides the weights.
 
     Raises:
-        ValueError: names them, or the format of a newer version.
+        ValueError: names these entries, or the format of a newer version.
     """
     wrong = [name for name, kind in KINDS.items() if name in state and not isinstance(state[name], kind)]
     wrong += [name for name in ("format", "model", *needs) if name not in state]

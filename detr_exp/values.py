@@ -1,4 +1,4 @@
-"""Nested plain values, as YAML and JSON hold them: mappings with text keys, lists, text, numbers, switches, null."""
+"""Nested plain values, as YAML and JSON hold them: mappings with text keys, lists, text, numbers, booleans, null."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ Values = dict[str, Any]  # name -> value of a config, of a line of a log, of an 
 
 
 def values_of(cfg: Container | Values, resolve: bool = True) -> Values:
-    """The values of a config, or of a node of it, which Hydra's types may call a dict.
+    """The values of a config or of one of its nodes, as plain Python objects.
 
     Args:
-        resolve: what references lead to; else they are as they are written.
+        resolve: replace interpolations by their values; else they stay as written.
     """
     return cast(Values, OmegaConf.to_container(cfg, resolve=resolve))
 
 
 def is_number(value: object) -> TypeGuard[float]:
-    """Whether this is a number; a switch is none."""
+    """Whether this is a number and not a boolean."""
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
@@ -28,7 +28,7 @@ def look_up(values: object, key: str) -> Any:
     """The value under a dotted key of nested mappings.
 
     Raises:
-        KeyError: when it is not there.
+        KeyError: it does not exist.
     """
     for part in key.split(".") if key else ():
         if not isinstance(values, dict) or part not in values:
@@ -38,7 +38,7 @@ def look_up(values: object, key: str) -> Any:
 
 
 def walk(values: Mapping[str, object], prefix: str = "") -> Iterator[tuple[str, object]]:
-    """Every dotted key and its value; mappings as well as what is in them."""
+    """Every dotted key and its value, of mappings as well as of their entries."""
     for name, value in values.items():
         yield f"{prefix}{name}", value
         if isinstance(value, Mapping):

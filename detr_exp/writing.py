@@ -1,4 +1,4 @@
-"""The one way in which a file that another command reads is written: aside, then renamed."""
+"""The only way to write a file that another command reads: to a temporary file, which is then renamed."""
 
 from __future__ import annotations
 
@@ -9,20 +9,20 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import IO
 
-DEVICES = (Path("/dev"), Path("/dev/fd"))  # `/dev/stdout` may be a file that somebody else goes on writing in
+DEVICES = (Path("/dev"), Path("/dev/fd"))  # `/dev/stdout` may be a file to which another process still writes
 HEX = 12
-LOCK = ".lock"  # in a folder that one process at a time works in
-SHOWN = 40  # characters of a file's name in that of the file aside, which may not be longer than the system allows
+LOCK = ".lock"  # in a folder that only one process at a time may use
+SHOWN = 40  # characters of a file's name in that of its temporary file: the length of names is limited
 
 
 def write(path: Path, content: str | bytes | Callable[[IO[bytes]], object]) -> None:
-    """Write a file so that at every instant what lies under `path` is the old file or the new one, whole and on disk.
+    """Write a file atomically: at any time `path` is the complete old file or the complete new one, on disk.
 
-    A link is followed. What is no regular file (`/dev/stdout`, a named pipe) is written to as it is.
+    Links are followed. Other than regular files (`/dev/stdout`, a named pipe) are written directly.
 
     Args:
-        path: in a folder that is there.
-        content: text (UTF-8), bytes, or what writes them into an open file.
+        path: in an existing folder.
+        content: text (UTF-8), bytes, or a function that writes to an open file.
 
     Raises:
         ValueError: it cannot be written (read-only, disk full); the previous file is untouched.
@@ -47,17 +47,16 @@ def write(path: Path, content: str | bytes | Callable[[IO[bytes]], object]) -> N
     except (OSError, RuntimeError) as error:
         aside.unlink(missing_ok=True)
         kept = f"; the previous {path.name} is untouched" if path.exists() else ""
-        # torch speaks of a wrong position in its archive where the disk was full
+        # on a full disk torch reports a wrong position in its archive
         reason = error.__context__ if isinstance(error.__context__, OSError) else error
         raise ValueError(f"{path} could not be written ({reason}){kept}; free space or set hydra.run.dir") from error
 
 
 def remove_left_overs(place: Path) -> None:
-    """Delete what processes that were killed while they wrote have left, where nobody else writes now.
+    """Delete temporary files of processes that were killed while writing; no other process may write there now.
 
     Args:
-        place: a file that would have been written; or a folder that is held, with the folders in it that have no lock
-            of their own.
+        place: a file that was to be written; or a folder whose lock is held, with its subfolders without a lock.
     """
     folders, name = [place.parent], glob.escape(place.name[:SHOWN])
     if place.is_dir():
@@ -69,7 +68,7 @@ def remove_left_overs(place: Path) -> None:
 
 
 def _keep_names(folder: Path) -> None:
-    """Have the system keep the names of a folder's files when the power goes."""
+    """Flush the entries of a folder to disk, so that renamed files survive a power failure."""
     number = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(number)

@@ -223,7 +223,7 @@ class CocoMetric:
         for image_id, found in self.images.items():
             if (found.masks if iou_type == "segm" else found.keypoints) is None:
                 raise ValueError(
-                    f"{iou_type} is to be evaluated, but the network predicts none; use a model or a metric for the task"
+                    f"{iou_type} is to be evaluated, but the network has none; use a model or a metric for the task"
                 )
             for i, (score, label, box) in enumerate(zip(found.scores.tolist(), found.labels, found.boxes.tolist())):
                 result = {"id": len(results) + 1, "image_id": image_id, "score": score, "bbox": box, "iscrowd": 0}

@@ -9,18 +9,18 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-# Smallest area a quotient is divided by: far below one pixel of the unit image, far above float32's underflow.
+# Smallest divisor of areas: far below one pixel of the unit image, far above float32's underflow.
 EPS = 1e-7
 
 
 def cxcywh_to_xyxy(boxes: Tensor) -> Tensor:
-    """Centre and size to corners; a negative size counts as zero."""
+    """Convert centre and size to corners; negative sizes are clamped to zero."""
     center, half = boxes[..., :2], boxes[..., 2:].clamp(min=0) * 0.5
     return torch.cat((center - half, center + half), dim=-1)
 
 
 def xyxy_to_cxcywh(boxes: Tensor) -> Tensor:
-    """Corners to centre and size; the sizes of inverted boxes come out negative."""
+    """Convert corners to centre and size; the sizes of inverted boxes are negative."""
     low, high = boxes[..., :2], boxes[..., 2:]
     return torch.cat(((low + high) * 0.5, high - low), dim=-1)
 
@@ -33,8 +33,8 @@ def box_iou(a: Tensor, b: Tensor) -> Tensor:
 def iou_and_giou(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
     """Both overlaps of xyxy boxes in one pass (Rezatofighi et al. 2019, "Generalized Intersection over Union").
 
-    Along an axis the hull of two intervals is as long as both together less their signed overlap, so that one minimum
-    and one maximum serve intersection and hull alike.
+    Along an axis, the length of the hull of two intervals is the sum of their lengths minus their signed overlap, so
+    one minimum and one maximum give both intersection and hull.
     """
     size_a = (a[..., 2:] - a[..., :2]).clamp(min=0)
     size_b = (b[..., 2:] - b[..., :2]).clamp(min=0)
@@ -47,5 +47,5 @@ def iou_and_giou(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _product(sides: Tensor) -> Tensor:
-    # `prod` keeps a slow path for zeros in its gradient.
+    # not `prod`: its gradient has a slow path for zeros
     return sides[..., 0] * sides[..., 1]

@@ -4,9 +4,9 @@ Legend: B images, S cells of all levels, Q queries, H heads, P points of all lev
 
 For every query and head the result is a sparse weighted sum of rows of the value map,
 `out[b, q, h] = sum_p weight[b, q, h, p] * value_h(location[b, q, h, p])` (Deformable DETR, eq. 3; RT-DETRv2 allows
-another number of points on every level). Bilinear interpolation makes four rows of each point. Summing rows is what
-`embedding_bag` does: on the value in the layout its projection produces, for all levels in one call, and on CPU several
-times faster than `grid_sample`, which stays for other devices, for exports and where it wins.
+another number of points on every level). Bilinear interpolation reads four rows per point. `embedding_bag` computes
+such sums: on the value in the layout of its projection, for all levels in one call, and on CPU several times faster
+than `grid_sample`, which is used on other devices, in exports and where it is faster.
 """
 
 from __future__ import annotations
@@ -31,17 +31,17 @@ def deformable_sample(
     points_per_level: list[int],
     method: str = "bilinear",
 ) -> Tensor:
-    """Weighted sum of the values found at `locations`.
+    """Weighted sum of the values sampled at `locations`.
 
     Args:
         value: `[B, S, H, D / H]`, the cells of all levels one after another, each level row by row.
         spatial_shapes: (height, width) of each level; their areas add up to S.
-        locations: `[B, Q, H, P, 2]` (x, y) in 0..1 of the image, points level by level; outside reads zero
-            (bilinear) or the nearest cell (discrete).
+        locations: `[B, Q, H, P, 2]` (x, y) in 0..1 of the image, points level by level; outside the map the value
+            is zero (bilinear) or that of the nearest cell (discrete).
         weights: `[B, Q, H, P]`.
         points_per_level: points on each level; they add up to P.
         method: "bilinear", where the centre of cell i lies at (i + 0.5) / size, or "discrete", which reads the single
-            cell `trunc(location * size + 0.5)` and gives the locations no gradient.
+            cell `trunc(location * size + 0.5)`; then locations have no gradient.
 
     Returns:
         `[B, Q, D]`, heads side by side.
@@ -56,13 +56,14 @@ def deformable_sample(
 
 
 def _rows_pay(value: Tensor, locations: Tensor) -> bool:
-    """Whether summing rows beats `grid_sample`, measured on CPU: forward always, backward unless points are few."""
+    """Whether summing rows is faster than `grid_sample`, as measured on CPU: in the forward pass always, in the
+    backward pass unless there are few points."""
     needs_grad = torch.is_grad_enabled() and (value.requires_grad or locations.requires_grad)
     return _bags_are_native(value) and (not needs_grad or value.shape[-1] * locations.shape[-2] >= 128)
 
 
 def _bags_are_native(value: Tensor) -> bool:
-    """`embedding_bag` is vectorised on CPU; exports know no such operator."""
+    """Whether to use `embedding_bag`: it is vectorised on CPU, but cannot be exported."""
     return value.device.type == "cpu" and not _exporting()
 
 
@@ -124,7 +125,7 @@ def sample_nearest(
 
 
 class _Layout(NamedTuple):
-    """What the level of every point looks like, for all heads: `[H * P]` each."""
+    """Properties of the level of every point, for all heads: `[H * P]` each."""
 
     width: Tensor  # cells in a row
     height: Tensor
@@ -140,9 +141,9 @@ class _Layout(NamedTuple):
 class _BilinearRows(torch.autograd.Function):
     """Sum of the four rows around each point, weighted; `[B * Q * H, D / H]`.
 
-    One function, so that autograd keeps a few tensors instead of a chain of forty. The backward pass consists of row
-    sums as well: the table's gradient sums rows of the output's gradient, sorted by the row they were read from; those
-    of weights and locations are inner products of the output's gradient with a sum of four rows for every point.
+    One autograd function, which saves a few tensors instead of those of forty operations. The backward pass consists of
+    row sums as well: the table's gradient sums rows of the output's gradient, sorted by the row that was read; those of
+    weights and locations are inner products of the output's gradient with a sum of four rows per point.
     """
 
     @staticmethod
@@ -184,16 +185,16 @@ class _BilinearRows(torch.autograd.Function):
 
 
 def _cell(position: Tensor, last: Tensor) -> tuple[Tensor, Tensor]:
-    """The lower of the two cells a position lies between, kept on the map, and the distance from it (in cells)."""
+    """The lower of the two cells around a position, clamped to the map, and the distance from it (in cells)."""
     cell = _on_map(position.floor(), last)
     return cell, position - cell
 
 
 def _on_map(cell: Tensor, last: Tensor) -> Tensor:
-    """Cells of an axis kept within 0 .. `last`.
+    """Cells of an axis, clamped to 0 .. `last`.
 
-    fmax and fmin drop NaN: a non-finite location must not become a row outside the table. Exports know no such
-    operators.
+    fmax and fmin drop NaN: a non-finite location must not become a row outside the table. They cannot be
+    exported.
     """
     if _exporting():
         return torch.minimum(cell.clamp(min=0), last)
@@ -201,12 +202,12 @@ def _on_map(cell: Tensor, last: Tensor) -> Tensor:
 
 
 def _shares(distance: Tensor, has_neighbour: Tensor) -> list[Tensor]:
-    """Shares of the lower and the upper cell; a hat function of the distance, so that outside is zero by itself."""
+    """Weights of the lower and the upper cell: a hat function of the distance, which is zero outside the map."""
     return [(1 - distance.abs()).clamp_(min=0), (has_neighbour - (distance - 1).abs()).clamp_(min=0)]
 
 
 def _slopes(distance: Tensor, has_neighbour: Tensor) -> list[Tensor]:
-    """Derivatives of `_shares` by the distance, from the right where they jump."""
+    """Derivatives of `_shares` by the distance; right-hand ones at discontinuities."""
     sign = torch.where(distance < 0, 1.0, -1.0)
     lower = torch.where((distance >= -1) & (distance < 1), sign, 0)
     upper = torch.where((distance >= 0) & (distance < 2), torch.where(distance < 1, 1.0, -1.0), 0)
@@ -214,7 +215,7 @@ def _slopes(distance: Tensor, has_neighbour: Tensor) -> list[Tensor]:
 
 
 def _corners(share_x: list[Tensor], share_y: list[Tensor]) -> Tensor:
-    """Products of the shares of (left, right) and (top, bottom), in the order the rows have: `[..., 4]`."""
+    """Products of the shares of (left, right) and (top, bottom), in the order of the rows: `[..., 4]`."""
     return torch.stack([y * x for y in share_y for x in share_x], dim=-1)
 
 
@@ -243,7 +244,7 @@ def _first_rows(value: Tensor, queries: int) -> Tensor:
 
 
 def _layout(shapes: Shapes, points: list[int], heads: int, dtype: torch.dtype, device: torch.device) -> _Layout:
-    # Copying the few numbers to the device in every layer of every step would stall it.
+    # Cached: copying these numbers to the device in every layer would stall it.
     build = _build_layout if torch.compiler.is_compiling() else _cached_layout
     return build(tuple(shapes), tuple(points), heads, dtype, device)
 

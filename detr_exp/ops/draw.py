@@ -1,4 +1,4 @@
-"""Images of objects: boxes, labels, masks and skeletons on a photograph; and sheets of such images."""
+"""Drawings of objects on an image: boxes, labels, masks and skeletons; and sheets of such drawings."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-SHOWN_FROM = 0.5  # of a keypoint's confidence; annotated ones have 1 or 2
+SHOWN_FROM = 0.5  # lowest confidence of a keypoint that is drawn; annotated ones have visibility 1 or 2
 
 
 def colour(index: int) -> tuple[int, int, int]:
@@ -29,18 +29,18 @@ def draw_objects(
     keypoints_px: np.ndarray | None = None,
     skeletons: Sequence[Sequence[tuple[int, int]]] = (),
 ) -> Image.Image:
-    """One image with its objects.
+    """Draw objects on an image.
 
     Args:
         image: `[H, W, 3]` uint8 RGB.
         boxes_xyxy_px: `[n, 4]` corners in pixels.
         labels: class index per object.
-        names: class names; an index beyond them is shown as a number.
+        names: class names; an index without a name is shown as a number.
         scores: 0..1 per object; None for ground truth.
         masks: `[n, H, W]` bool.
         keypoints_px: `[n, K, 3]` x, y in pixels and a confidence or visibility; points below 0.5 (unlabelled, or
-            likelier not there than there) are left out.
-        skeletons: per class the pairs of 0-based keypoint indices that are joined by a line.
+            of low confidence) are left out.
+        skeletons: per class the pairs of 0-based keypoint indices that are connected.
     """
     pixels = image
     if masks is not None and len(masks):
@@ -89,7 +89,7 @@ def _draw_keypoints(
 
 
 def sheet(images: Sequence[Image.Image], *, columns: int | None = None, tile: int = 480) -> Image.Image:
-    """Images side by side on a dark ground, each scaled to fit a square of `tile` pixels."""
+    """Images side by side on a dark background, each scaled to fit a square of `tile` pixels."""
     columns = columns or max(1, math.ceil(math.sqrt(len(images))))
     gap = 4
     scaled = []

@@ -1,4 +1,4 @@
-"""How far predicted keypoints are from an object's, and how sure they are.
+"""Errors of predicted keypoints, and their uncertainty.
 
 Legend: K keypoints of a class slot, padded to the slot with most; the last axis of a prediction has eight channels:
 x, y (0..1 of the image), findable logit (labelled at all), visible logit, log l11, l21, log l22, class evidence.
@@ -16,16 +16,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-# Scales are kept within exp(+-LIMIT): a standard deviation of at least 0.25 % of the object's side, so that neither
-# the likelihood of a memorised point nor the distance of a lost one is unbounded.
+# Scales are clamped to exp(+-LIMIT): a standard deviation of at least 0.25 % of the object's side, so that neither
+# the likelihood of an exact prediction nor the distance of a wrong one is unbounded.
 LOG_SCALE_LIMIT = 6.0
 
-# Objects smaller than this (share of the image) have no scale to measure a distance by.
+# Objects smaller than this (share of the image) are too small to scale a distance.
 MIN_AREA = torch.finfo(torch.float32).eps
 
 
 class KeypointErrors(NamedTuple):
-    """Of each object; means over its keypoints.
+    """Errors of each object: means over its keypoints.
 
     Attributes:
         l1: L1 distance of the labelled points, in units of the object's side.
@@ -47,10 +47,10 @@ def keypoint_errors(predicted: Tensor, target: Tensor, area: Tensor, exists: Ten
         predicted: `[..., K, 8]`.
         target: `[..., K, 3]` x, y, visibility 0 / 1 / 2.
         area: `[...]` of the object's box, as a share of the image.
-        exists: `[..., K]` bool, the points that the object's class has.
+        exists: `[..., K]` bool, the keypoints that the object's class has.
 
     Returns:
-        Tensors `[...]`; zero, and in the graph, for objects without labelled points, area or keypoints.
+        Tensors `[...]`; zero, but part of the graph, for objects without labelled points, area or keypoints.
     """
     visibility = target[..., 2]
     has_scale = area > MIN_AREA
@@ -101,5 +101,5 @@ def keypoint_covariance(predicted: Tensor, area: Tensor) -> Tensor:
 
 
 def _mean(values: Tensor, chosen: Tensor) -> Tensor:
-    """Mean over the chosen entries of the last axis; zero where there are none."""
+    """Mean over the selected entries of the last axis; zero without any."""
     return torch.where(chosen, values, 0.0).sum(-1) / chosen.sum(-1).clamp(min=1)

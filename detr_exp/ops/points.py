@@ -1,4 +1,4 @@
-"""Reading maps and masks at points, and choosing the points worth reading.
+"""Sample maps and masks at points, and choose the points.
 
 Legend: N maps, P points of a map, M masks. Points are (x, y) in 0..1 of the map, whatever its size.
 """
@@ -9,17 +9,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-# Pixels of a mask head's map per point that is read, in losses and matching costs.
+# Pixels of a mask head's map per sampled point, in losses and matching costs.
 PIXELS_PER_POINT = 16
 
-# PointRend's settings (Kirillov et al. 2020, section 4.1): candidates drawn per point, and share of the points taken
-# where the mask is least certain.
+# PointRend's settings (Kirillov et al. 2020, section 4.1): candidates per point, and share of the points that are where
+# the mask is least certain.
 OVERSAMPLING = 3
 UNCERTAIN_SHARE = 0.75
 
 
 def sample_bilinear(maps: Tensor, points: Tensor) -> Tensor:
-    """Bilinear values, the border continued outwards.
+    """Bilinear interpolation with border padding.
 
     Args:
         maps: `[N, C, H, W]`.
@@ -33,7 +33,7 @@ def sample_bilinear(maps: Tensor, points: Tensor) -> Tensor:
 
 
 def sample_nearest(masks: Tensor, index: Tensor, points: Tensor) -> Tensor:
-    """Values of the nearest pixels, read in place: neither the chosen masks nor a float copy of them is made.
+    """Values of the nearest pixels, without a copy of the selected masks.
 
     Args:
         masks: `[T, H, W]` of any type.
@@ -51,14 +51,15 @@ def sample_nearest(masks: Tensor, index: Tensor, points: Tensor) -> Tensor:
 
 @torch.no_grad()
 def uncertain_points(logits: Tensor, num_points: int) -> Tensor:
-    """Random points, most of them where a mask is undecided.
+    """Random points, most of them where the mask is uncertain.
 
     Args:
         logits: `[M, H, W]` mask logits.
         num_points: P.
 
     Returns:
-        `[M, P, 2]`: of `3P` uniform candidates those with the smallest logits, then a quarter drawn anew.
+        `[M, P, 2]`: three quarters are those of `3P` uniform candidates with the smallest absolute logits, the others
+        are uniform.
     """
     candidates = torch.rand(len(logits), OVERSAMPLING * num_points, 2, device=logits.device)
     certainty = sample_bilinear(logits[:, None], candidates).squeeze(1).abs()

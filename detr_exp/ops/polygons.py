@@ -1,4 +1,4 @@
-"""Outlines of masks, for tools and formats that want polygons."""
+"""Outlines of masks, for tools and formats that need polygons."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from contourpy import FillType, contour_generator
 
 
 def polygons_of_mask(mask: np.ndarray) -> list[list[float]]:
-    """The outlines of a mask's parts in COCO's form, halfway between the pixels inside and those outside.
+    """The outlines of a mask's parts in COCO's format, halfway between the pixels inside and those outside.
 
-    Filling them gives the mask again, but for its holes, which COCO's polygons cannot have.
+    Filling them restores the mask, except its holes, which COCO's polygons cannot have.
 
     Args:
         mask: `[H, W]` bool.

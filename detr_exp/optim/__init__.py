@@ -1,1 +1,1 @@
-"""Learning rates: which parameter has which, and how they change from step to step."""
+"""Optimisers, parameter groups and learning-rate schedules."""

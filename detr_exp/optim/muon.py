@@ -1,8 +1,8 @@
 """Muon for matrices, AdamW for everything else, as one optimiser.
 
 Muon (Jordan et al. 2024, https://kellerjordan.github.io/posts/muon/) makes the momentum of a matrix orthogonal before
-it is subtracted. That means something for the matrices of hidden layers only: embeddings, class heads, and what has
-not two dimensions (convolutions, norms, biases) are trained by AdamW, as its authors and torch advise.
+it is subtracted. It applies only to the matrices of hidden layers: embeddings, class heads, and parameters that do not
+have two dimensions (convolutions, norms, biases) are trained by AdamW, as its authors and torch recommend.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from detr_exp.values import Values
 
 
 class Muon(torch.optim.Optimizer):
-    """torch's Muon and AdamW over one list of groups; state and groups are kept here, where they are saved.
+    """torch's Muon and AdamW over one list of groups; this object holds their state and groups, for checkpoints.
 
     Args:
-        params: groups made by `split`, or plain ones, of which it takes what has two dimensions.
-        lr: where a group has none.
-        weight_decay: where a group has none; decoupled in both.
+        params: groups made by `split`, or plain ones, whose matrices Muon trains.
+        lr: of groups without one.
+        weight_decay: of groups without one; decoupled in both.
         momentum: of Muon, in [0, 1).
         nesterov: Nesterov's form of it.
         ns_steps: Newton-Schulz iterations.
@@ -47,7 +47,7 @@ class Muon(torch.optim.Optimizer):
     ) -> None:
         if not hasattr(torch.optim, "Muon"):
             raise ValueError(f"torch {torch.__version__} has no Muon, which needs torch >= 2.9; use optim=adamw")
-        unused = [nn.Parameter(torch.zeros(1, 1))]  # neither may be without parameters
+        unused = [nn.Parameter(torch.zeros(1, 1))]  # neither optimiser accepts an empty list
         self.muon = torch.optim.Muon(
             unused, momentum=momentum, nesterov=nesterov, ns_steps=ns_steps, adjust_lr_fn=adjust_lr_fn
         )
@@ -61,7 +61,7 @@ class Muon(torch.optim.Optimizer):
 
     @staticmethod
     def split(groups: list[Values], network: Network) -> list[Values]:
-        """Groups for this optimiser: each one's matrices of hidden layers, and the rest of it."""
+        """Split each group into its matrices of hidden layers and its other parameters."""
         heads = network.class_tensors()
         others = {id(parameter) for name, parameter in network.named_parameters() if name in heads}
         others |= {id(module.weight) for module in network.modules() if isinstance(module, nn.Embedding)}
@@ -69,7 +69,7 @@ class Muon(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
-        """One step of both; loading a state puts new groups in place, so they are handed on each time."""
+        """One step of both. Loading a state replaces the groups, so they are passed on at every step."""
         loss = None if closure is None else torch.enable_grad()(closure)()
         for optimizer, takes_matrices in ((self.muon, True), (self.adamw, False)):
             optimizer.param_groups = [group for group in self.param_groups if group["muon"] is takes_matrices]
@@ -79,7 +79,7 @@ class Muon(torch.optim.Optimizer):
 
 
 def _parts(group: Values, others: set[int]) -> list[Values]:
-    """A group's matrices, but for `others` (by id), and what else it has; without empty ones."""
+    """A group's matrices, except `others` (by id), and its other parameters; without empty groups."""
     matrices = [p for p in group["params"] if p.ndim == 2 and id(p) not in others]
     chosen = {id(p) for p in matrices}
     rest = [p for p in group["params"] if id(p) not in chosen]

@@ -1,4 +1,4 @@
-"""Which parameter is trained with which learning rate and weight decay."""
+"""Parameter groups: the learning rate and weight decay of each parameter."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ class Rule:
 
     Attributes:
         match: regular expression, searched in the parameter's name; None: every name.
-        norms: only parameters of normalisation layers, told by the layer's type, whatever it is called.
+        norms: only parameters of normalisation layers, recognised by the type of the layer.
         lr: base learning rate; None: `optim.lr_backbone` for the backbone, else `optim.lr`.
         lr_factor: multiplies the rate.
         weight_decay: None: `optim.weight_decay`.
-        no_weight_decay: parameters whose name this finds are not decayed.
+        no_weight_decay: regular expression; parameters whose name matches are not decayed.
         layer_decay: multiplies the rate once per layer between a parameter and the end of its stack (ELECTRA,
             https://arxiv.org/abs/2003.10555, section 3): `layer_decay ** (num_layers + 1 - id)`, where id is 0 for
             `stem`, i + 1 for block i and `num_layers + 1` for what comes after the blocks.
         num_layers: depth of that stack, needed with `layer_decay`.
-        block: finds the index of a block as its first group.
-        stem: finds the parameters before the first block.
+        block: regular expression whose first group is the index of a block.
+        stem: regular expression of the parameters before the first block.
     """
 
     match: str | None = None
@@ -47,11 +47,11 @@ class Rule:
     stem: str = r"embed"
 
     def applies(self, name: str, is_norm: bool) -> bool:
-        """Whether it may decide for the parameter `name`."""
+        """Whether the rule matches the parameter `name`."""
         return (is_norm or not self.norms) and (self.match is None or re.search(self.match, name) is not None)
 
     def hyperparameters(self, name: str, lr: float, weight_decay: float) -> tuple[float, float]:
-        """Learning rate and weight decay of the parameter `name`, from those that hold without this rule."""
+        """Learning rate and weight decay of the parameter `name`, given those without this rule."""
         lr = (lr if self.lr is None else self.lr) * self.lr_factor
         if self.layer_decay is not None and self.num_layers is not None:
             lr *= self.layer_decay ** (self.num_layers + 1 - self.depth(name))
@@ -80,16 +80,16 @@ def parameter_groups(
 ) -> list[Values]:
     """Trainable parameters sorted into optimiser groups.
 
-    The first rule that matches decides; what none matches goes into a last group, `rest`. Parameters of one rule with
-    the same rate and decay share a group; a rule that gives several has them numbered.
+    The first matching rule applies; parameters that match none are in a last group, `rest`. Parameters of one rule with
+    the same rate and decay share a group; if a rule gives several groups, they are numbered.
 
     Args:
         network: its backbone is what is named `backbone.*`.
-        rules: name -> fields of a `Rule`; None drops a rule that an option or experiment brought along.
+        rules: name -> fields of a `Rule`; None removes a rule of an option or experiment.
         lr: base learning rate.
         lr_backbone: base learning rate of the backbone; None: `lr`.
         weight_decay: for parameters whose rule does not set it.
-        may_idle: whether rules and rates may decide for frozen parameters alone, since an adapter has frozen them.
+        may_idle: whether rules and rates may apply to frozen parameters only, since an adapter has frozen them.
 
     Returns:
         groups for a `torch.optim.Optimizer`: `name`, `params`, `lr`, `initial_lr`, `weight_decay`.
@@ -144,7 +144,7 @@ def parameter_groups(
 def norm_parameters(network: Network) -> set[str]:
     """Names of the parameters of normalisation layers: torch's own, those made of them, and layers named as one.
 
-    A layer of another library counts when its class is called a norm and it has no parts that could be something else.
+    A layer of another library counts if its class name contains Norm and it has no submodules.
     """
     return {
         f"{place}.{name}".removeprefix(".")
@@ -183,17 +183,17 @@ def _parse(name: str, entry: Values) -> Rule:
 
 
 def _refuse_unused(parsed: dict[str, Rule], sorted_: Values, first_match: dict[str, str]) -> None:
-    """A rule that decides nothing is a mistake: the wrong network, a typing error, or a rule above that takes all."""
+    """Refuse a rule without parameters: a wrong network, a typing error, or an earlier rule that matches all."""
     for name, rule in parsed.items():
         if sorted_[name]:
             continue
         if name in first_match:
-            why = f"optim.param_groups.{first_match[name]} stands above it and takes all that it matches"
+            why = f"optim.param_groups.{first_match[name]} comes first and matches all of them"
         else:
-            why = "no trainable parameter is such a one"
+            why = "no trainable parameter matches"
         kind = "norms" if rule.norms else "parameters"
         what = kind if rule.match is None else f"{kind} that match {rule.match!r}"
         raise ValueError(
-            f"optim.param_groups.{name} decides for {what}: {why}; it must decide for at least one parameter: "
-            f"optim.param_groups.{name}=null drops it"
+            f"optim.param_groups.{name} is for {what}: {why}; it must match at least one parameter: "
+            f"optim.param_groups.{name}=null removes it"
         )

@@ -1,8 +1,8 @@
 """Learning-rate schedules: pure functions of the step.
 
 A shape is called with the optimiser step (from 0) and the size of the run, and returns the factor that every group's
-base rate is multiplied by. A warm-up is one more factor. Nothing is remembered between steps, so a resumed run has the
-rates of an undisturbed one, and a run that is given more epochs simply follows its schedule on.
+base rate is multiplied by. A warm-up is one more factor. There is no state between steps, so a resumed run has the
+same rates as an uninterrupted one, and a run with more epochs simply continues its schedule.
 """
 
 from __future__ import annotations
@@ -127,20 +127,20 @@ def warmup_steps(warmup: float, unit: str, steps_per_epoch: int, total_steps: in
 
 
 def _point_out_epochs_after_the_end(shape: Callable[..., float], epochs: float) -> None:
-    """Warn where a schedule waits for an epoch that the run does not reach, so that its rate never falls there."""
+    """Warn where a schedule has an epoch beyond the end of the run, so that its rate never falls there."""
     settings = getattr(shape, "keywords", {})
     for name in EPOCHS:
         given = settings.get(name)
         late = [epoch for epoch in (given if isinstance(given, Sequence) else [given]) if (epoch or 0) >= epochs]
         if late:
             warnings.warn(
-                f"optim.scheduler.{name} is {given}, but the run has {epochs:g} epochs: it never comes to "
+                f"optim.scheduler.{name} is {given}, but the run has {epochs:g} epochs: it never reaches "
                 f"{', '.join(map(str, late))}, and the learning rate does not fall there",
                 stacklevel=3,
             )
 
 
 def _half_cosine(step: int, start: float, end: float, min_factor: float) -> float:
-    """1 until `start`, `min_factor` from `end` on, half a cosine between."""
+    """1 until `start`, then half a cosine, `min_factor` from `end` on."""
     progress = min(1.0, max(0.0, (step - start) / max(1, end - start)))
     return min_factor + (1 - min_factor) * 0.5 * (1 + math.cos(math.pi * progress))

@@ -89,7 +89,7 @@ def test_a_key_that_has_no_line_in_the_option_can_be_added():
         (["optim=rprop", "optim.weight_decay=0.1"], r"Rprop has no weight decay: optim\.weight_decay=0"),
         (["optim.optimizer._target_=torch.optim.LBFGS"], r"LBFGS asks for the loss several times"),
         (["optim.optimizer._target_=torch.optim.SparseAdam"], r"sparse gradients"),
-        (["optim.optimizer._target_=torch.optim.Muon"], r"optim=muon gives it those"),
+        (["optim.optimizer._target_=torch.optim.Muon"], r"optim=muon uses AdamW"),
     ],
 )
 def test_what_cannot_be_meant_is_refused_before_anything_starts(words, message):

@@ -115,7 +115,7 @@ def test_fused_adamw_takes_the_groups_and_skips_a_step():
     ("rules", "message"),
     [
         ({"gone": {"match": "transformer"}}, r"param_groups\.gone .*no trainable parameter.*param_groups\.gone=null"),
-        ({"all": {"match": "."}, "norm": {"match": "norm"}}, r"param_groups\.all stands above it"),
+        ({"all": {"match": "."}, "norm": {"match": "norm"}}, r"param_groups\.all comes first"),
         ({"norm": {"match": "norm", "rate": 1.0}}, "has rate; a rule knows block, layer_decay"),
         ({"norm": {"match": "(norm"}}, r"norm\.match is '\(norm', no regular expression"),
         ({"norm": {"lr": 1.0}}, r"has no match.*norm\.norms=true"),
@@ -199,9 +199,9 @@ def test_a_rule_for_what_an_adapter_has_frozen_may_idle_but_no_other() -> None:
     network = nn.Sequential(nn.Linear(2, 2), nn.LayerNorm(2))
     network[1].requires_grad_(False)
     rules = {"norm": {"norms": True, "weight_decay": 0.0}}
-    with pytest.raises(ValueError, match=r"optim\.param_groups\.norm decides for norms"):
+    with pytest.raises(ValueError, match=r"optim\.param_groups\.norm is for norms"):
         parameter_groups(network, rules, lr=0.1)
     (group,) = parameter_groups(network, rules, lr=0.1, may_idle=True)
     assert group["name"] == "rest"
-    with pytest.raises(ValueError, match=r"optim\.param_groups\.head decides for parameters that match 'head'"):
+    with pytest.raises(ValueError, match=r"optim\.param_groups\.head is for parameters that match 'head'"):
         parameter_groups(network, rules | {"head": {"match": "head"}}, lr=0.1, may_idle=True)

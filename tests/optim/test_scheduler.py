@@ -86,7 +86,7 @@ def test_units_of_the_warmup(warmup, unit):
     ],
 )
 def test_epochs_after_the_end_are_pointed_out(shape, late):
-    with pytest.warns(UserWarning, match=f"the run has 10 epochs: it never comes to {late}"):
+    with pytest.warns(UserWarning, match=f"the run has 10 epochs: it never reaches {late}"):
         build(shape)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
