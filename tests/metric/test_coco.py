@@ -290,7 +290,7 @@ def test_what_does_not_fit_is_named(settings, message):
     }
     with pytest.raises(ValueError, match=message):
         make_metric(truth, **settings)
-    with pytest.raises(ValueError, match="image 2 is not in this split"):
+    with pytest.raises(ValueError, match="image 2 is not in the ground truth of this split"):
         make_metric(truth).update([2], [NOTHING])
 
 
