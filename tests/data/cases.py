@@ -1,4 +1,4 @@
-"""Data sets as people really have them, and what must come of each: for `test_malformed.py`."""
+"""Realistic data sets and the expected result of each: for `test_malformed.py`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Small data sets on disk, and what a loader asks a network for."""
+"""Small data sets on disk, and the members of a network that a loader needs."""
 
 from __future__ import annotations
 

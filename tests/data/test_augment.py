@@ -197,7 +197,7 @@ def test_settings_out_of_range_are_refused(settings):
 
 
 class Draws:
-    """The same random numbers for our crop, which draws all tries at once, and for torchvision's, one by one."""
+    """The same random numbers for our crop, which samples all tries at once, and for torchvision's, one by one."""
 
     def __init__(self, seed: int, size: tuple[int, int]) -> None:
         source = np.random.default_rng(seed)
@@ -256,7 +256,7 @@ def test_a_crop_and_what_it_keeps_are_torchvisions_for_the_same_draws(size, monk
     assert shrunk > 100
 
 
-def test_operations_of_ones_own_come_last_and_are_drawn_by_their_sample():
+def test_user_defined_operations_come_last_and_use_the_random_numbers_of_their_sample():
     seen = []
 
     def darker(rng, image, target):

@@ -21,7 +21,7 @@ def test_yolo_is_recognised(tmp_path):
     assert auto(str(test_yolo.write(tmp_path)), {}).layout == "yolo"
 
 
-def test_an_unknown_layout_says_what_was_looked_for_and_what_is_there(tmp_path):
+def test_an_unknown_layout_lists_what_was_searched_and_what_exists(tmp_path):
     (tmp_path / "photo.jpg").touch()
     with pytest.raises(ValueError, match=r"_annotations\.coco\.json.*instances_train.*data\.yaml.*photo\.jpg"):
         auto(str(tmp_path), {})

@@ -1,4 +1,4 @@
-"""What is kept is what would have been decoded, within its limit, and never of a file that has changed."""
+"""Cached images equal decoded ones, stay within the size limit, and are never those of a changed file."""
 
 from __future__ import annotations
 
@@ -145,7 +145,7 @@ def test_wrong_settings_are_refused(root, settings, word):
 
 
 @pytest.mark.parametrize("cut", [0, 8, 31, 32, 5000, -1], ids=str)
-def test_a_damaged_file_is_decoded_anew(root, cut):
+def test_a_damaged_file_is_decoded_again(root, cut):
     split = data_set(root).split("train")
     folder = root.parent / "kept"
     folder.mkdir()

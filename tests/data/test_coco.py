@@ -14,7 +14,7 @@ from detr_exp.data.coco import coco
 from .conftest import CATEGORIES, NONE, data_set, document, read, write_image
 
 
-def test_boxes_are_clipped_in_training_and_kept_in_the_truth(roboflow):
+def test_boxes_are_clipped_in_training_but_not_in_the_ground_truth(roboflow):
     split = read(roboflow(train=document()))
     objects = split.objects(0)
     assert objects.categories.tolist() == [7, 3]
@@ -26,7 +26,7 @@ def test_boxes_are_clipped_in_training_and_kept_in_the_truth(roboflow):
     assert [i["id"] for i in truth["images"]] == [11, 12]
 
 
-def test_crowds_are_truth_but_not_targets(roboflow):
+def test_crowds_are_ground_truth_but_not_targets(roboflow):
     crowd = {"id": 3, "image_id": 12, "category_id": 3, "bbox": [0, 0, 30, 30], "iscrowd": 1}
     split = read(roboflow(train=document(annotations=[crowd])))
     assert len(split.objects(1)) == 0
@@ -113,7 +113,7 @@ def test_official_categories_head_nothing(roboflow):
     assert len(coco(str(roboflow(train=document(categories=categories, annotations=[]))), {}).categories) == 3
 
 
-def test_what_is_there_twice_is_said(roboflow, caplog):
+def test_duplicates_are_reported(roboflow, caplog):
     first = document()["annotations"][0]
     images = [*document()["images"], {**document()["images"][1], "id": 13}]
     again = [{**first, "id": 5}, {**first, "id": 6, "category_id": 3}, {**first, "id": 7, "image_id": 12}]
@@ -213,7 +213,7 @@ def test_images_must_stay_in_the_folder(roboflow, tmp_path_factory):
     assert len(allowed.read["train"]()) == 2
 
 
-def test_no_training_file_says_what_is_there(tmp_path):
+def test_a_missing_training_file_lists_what_exists(tmp_path):
     (tmp_path / "photos").mkdir()
     with pytest.raises(ValueError, match=r"photos/.*data\.train\.annotations"):
         coco(str(tmp_path), {})

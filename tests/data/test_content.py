@@ -1,4 +1,4 @@
-"""What a source may say of objects and images beside what every source says."""
+"""Extra fields of objects and images, beside those of every source."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def target(count: int, *shape: int, **image_extra: torch.Tensor) -> Target:
     return Target(torch.arange(count), torch.zeros(count, 4), extra=extra, image_extra=image_extra)
 
 
-def test_they_are_packed_kept_and_moved_with_their_objects() -> None:
+def test_they_are_packed_selected_and_moved_with_their_objects() -> None:
     parts = [target(3, 2, hour=torch.tensor(8)), target(0, 2, hour=torch.tensor(9))]
     packed = Targets.pack([parts[0].kept(torch.tensor([True, False, True])), parts[1]])
     assert packed.labels.tolist() == packed.extra["weight"][:, 0].tolist() == [0, 2]

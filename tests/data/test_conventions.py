@@ -1,4 +1,4 @@
-"""Boxes in another convention are recognised by what does not fit, and right ones are left in peace."""
+"""Boxes in another convention are recognised by what does not fit; correct ones are not reported."""
 
 from __future__ import annotations
 
@@ -56,18 +56,18 @@ def test_right_boxes_are_left_in_peace(convention, count, seed):
 
 
 @pytest.mark.parametrize("taken", [CORNER_AND_SIDES, CENTRE_AND_SIDES])
-def test_corners_are_told_by_boxes_that_do_not_fit(taken):
+def test_corners_are_recognised_by_boxes_that_do_not_fit(taken):
     problems = complaints(TAKE[taken](MAKE[TWO_CORNERS](boxes(60))), taken)
     (kind,) = problems.errors
     assert f"look like {TWO_CORNERS}, but are read as {taken}" in kind
 
 
-def test_sides_are_told_where_corners_are_expected():
+def test_sides_are_recognised_where_corners_are_expected():
     assert any(CORNER_AND_SIDES in kind for kind in complaints(TAKE[TWO_CORNERS](boxes(60)), TWO_CORNERS).errors)
 
 
 @pytest.mark.parametrize("count", [2, 6])
-def test_few_corners_are_told_by_their_areas(count):
+def test_few_corners_are_recognised_by_their_areas(count):
     given = boxes(count) / 8  # none sticks out
     problems = complaints(MAKE[TWO_CORNERS](given), CORNER_AND_SIDES, given[:, 2:].prod(1))
     assert len(problems.errors) == 1

@@ -140,7 +140,7 @@ def test_raw_category_ids(roboflow, network):
     assert batch.targets.labels.tolist() == [7, 3]
 
 
-def test_what_is_missing_is_said(roboflow, network, caplog):
+def test_what_is_missing_is_reported(roboflow, network, caplog):
     with caplog.at_level(logging.INFO):
         data = data_set(roboflow(train=document()))
     assert "no val and no test split" in caplog.text

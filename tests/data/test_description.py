@@ -1,4 +1,4 @@
-"""A `data.yaml`: names are what was written, and each key once."""
+"""A `data.yaml`: names are read as written, and duplicate keys are refused."""
 
 from __future__ import annotations
 

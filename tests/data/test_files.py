@@ -1,4 +1,4 @@
-"""Folders of a data set: what counts as an image, and what is entered."""
+"""Folders of a data set: which files are images, and which folders are read."""
 
 from __future__ import annotations
 

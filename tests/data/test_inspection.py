@@ -1,4 +1,4 @@
-"""What a look at a data set finds."""
+"""The findings of an inspection."""
 
 from __future__ import annotations
 
@@ -132,7 +132,7 @@ def test_images_that_no_split_lists_are_named(roboflow):
 
 
 @pytest.mark.parametrize("pair", [("Car", "car"), ("traffic light", "traffic_light"), ("caf\u00e9", "cafe\u0301")])
-def test_names_that_are_easily_confused_are_said_by_both(roboflow, pair, caplog):
+def test_names_that_are_easily_confused_are_reported_by_both(roboflow, pair, caplog):
     categories = [{"id": 7, "name": pair[0]}, {"id": 3, "name": pair[1]}]
     root = roboflow(train=document(categories=categories), valid=document(categories=categories))
     assert only(kinds(root), "only in spelling") == [" and ".join(map(repr, pair[::-1]))]

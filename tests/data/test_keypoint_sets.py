@@ -1,4 +1,4 @@
-"""Sets of keypoints as people have them: any number, several categories, with and without sides: each trains a step."""
+"""Realistic sets of keypoints: any number, several categories, with and without sides: each trains a step."""
 
 from __future__ import annotations
 

@@ -21,7 +21,7 @@ from detr_exp.data.keypoints import COCO_SIGMAS, mirror_remarks, pairs_by_name, 
         (["left_left", "right_right"], None),
     ],
 )
-def test_pairs_are_told_from_left_and_right(names, pairs):
+def test_pairs_are_derived_from_left_and_right(names, pairs):
     assert pairs_by_name(names) == pairs
 
 
@@ -101,13 +101,13 @@ def test_words_of_a_name():
         (["left_eye", "right_eye", "nose", "rim"], []),
     ],
 )
-def test_sides_that_are_given_for_some_points_only_are_said(names, sided):
+def test_sides_of_only_some_points_are_reported(names, sided):
     made = schema([Category(1, "cup", keypoints=names), Category(2, "ball")])
     remarks = mirror_remarks(made, ["cup", "ball"], sideways=True)
     assert [case for cases in remarks.values() for case in cases] == [f"'cup': {name!r}" for name in sided]
     assert not mirror_remarks(made, ["cup", "ball"], sideways=False)
 
 
-def test_points_of_one_name_are_said():
+def test_points_with_the_same_name_are_reported():
     made = schema([Category(1, "cup", keypoints=["left", "right", "right"])])
     assert any("same name" in kind for kind in mirror_remarks(made, ["cup"], sideways=True))

@@ -1,4 +1,4 @@
-"""Label files where tools put them, and what belongs together with nothing."""
+"""Label files where tools put them, and label files or images without a counterpart."""
 
 from __future__ import annotations
 
@@ -162,7 +162,7 @@ def test_a_linked_folder_with_labels_of_its_own_uses_them(tmp_path):
     assert counts(root) == [2]
 
 
-def test_no_labels_at_all_says_where_they_were_looked_for(tmp_path):
+def test_no_labels_at_all_lists_the_searched_folders(tmp_path):
     root = write(tmp_path, ["train/photos/p.png", "train/labels/p.txt"], "train/photos")
     with pytest.raises(ValueError, match=r"no object to train on(.|\n)*0 of 1 images(.|\n)*train/photos/p\.txt"):
         data_set(root, yolo).check(["train"])

@@ -1,4 +1,4 @@
-"""Data sets as people really have them: every one ends in a sentence, a warning, or is fine.
+"""Realistic data sets: each gives an error in a sentence, a warning, or is fine.
 
 Each case is read, checked and loaded in a process of its own that may take little memory and few seconds: a bomb, a
 named pipe or a stray vertex ends the case, not the tests.

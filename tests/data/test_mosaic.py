@@ -109,7 +109,7 @@ def test_every_object_of_a_mosaic_keeps_what_is_its_own(image, settings):
     assert seen >= 8
 
 
-def test_the_image_whose_turn_it_is_is_there_and_the_centre_moves():
+def test_the_requested_image_is_included_and_the_centre_moves():
     augment, centres = Augment(mosaic=1.0), []
     for seed in range(200):
         ((*tiles,),) = augment.layers(np.random.default_rng(seed), 3, 5, OUT)
@@ -172,8 +172,8 @@ def test_a_sample_is_a_function_of_seed_epoch_and_index():
     assert not torch.equal(first[0].image, first[3].image)
 
 
-def test_without_them_nothing_is_drawn():
-    """Published recipes draw the same numbers as before there were mosaics."""
+def test_without_them_no_random_number_is_used():
+    """Published recipes use the same random numbers as before there were mosaics."""
     rng = np.random.default_rng(0)
     before = rng.bit_generator.state
     assert Augment().layers(rng, 2, 5, OUT) == [[(2, (0, 0, OUT[1], OUT[0]))]]

@@ -1,4 +1,4 @@
-"""Pixels, masks and keypoints follow the boxes wherever a plan takes them."""
+"""Pixels, masks and keypoints are transformed like the boxes by every plan."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ def test_an_object_without_outline_is_its_box():
 
 
 def test_two_mirrors_are_a_half_turn():
-    """Left and right change places in one mirror, and back in two."""
+    """Left and right are swapped by one mirroring, and restored by two."""
     _, objects = scene()
     labels = np.zeros(3, np.int64)
 

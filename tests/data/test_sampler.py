@@ -86,7 +86,7 @@ def test_the_batches_of_a_step_have_one_size_however_it_is_cut():
     assert sizes(2, 4, start=8) == cut[8:]
 
 
-def test_sizes_are_drawn_per_batch_and_are_the_same_on_every_rank():
+def test_sizes_are_sampled_per_batch_and_are_the_same_on_every_rank():
     samplers = [TrainSampler(400, 2, 0, (64, 64), sizes=SIZES, rank=rank, world_size=2) for rank in range(2)]
     drawn = [[{(key.height, key.width) for key in batch} for batch in sampler] for sampler in samplers]
     assert drawn[0] == drawn[1]

@@ -1,4 +1,4 @@
-"""The embedded set: a pure function of (seed, split, index), honest, and consistent in itself."""
+"""Synthetic shapes: a pure function of (seed, split, index), with correct and consistent annotations."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ def test_keypoints_belong_to_their_shape(drawn):
     assert hidden > 30
 
 
-def test_left_and_right_can_be_told():
+def test_left_and_right_can_be_distinguished():
     """Seen from point 0 towards the middle, left points lie on one side of the axis and right ones on the other."""
     for shape in SHAPES:
         axis = shape.outline.mean(0) - shape.keypoints[0]
@@ -112,7 +112,7 @@ def test_colour_does_not_give_the_class_away(drawn):
     assert centres.std(0).max() < 20  # single shapes differ by about 60
 
 
-def test_the_truth_says_the_same_as_the_objects():
+def test_the_ground_truth_equals_the_objects():
     part = split("val")
     truth = part.truth()
     assert len(truth["images"]) == 40
@@ -141,7 +141,7 @@ def test_larger_images_have_the_same_proportions():
         (None, {**PLACES, "train": 0}, 160, r"data\.train=2000"),
     ],
 )
-def test_what_cannot_be_drawn_is_refused(root, places, size, message):
+def test_impossible_settings_are_refused(root, places, size, message):
     with pytest.raises(ValueError, match=message):
         shapes(root, places, size=size, seed=0)
 

@@ -1,4 +1,4 @@
-"""Damaged files are told from flat and padded ones."""
+"""Damaged files are distinguished from flat and padded ones."""
 
 from __future__ import annotations
 

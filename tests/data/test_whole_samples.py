@@ -221,7 +221,7 @@ def of_boxes(draws: list[Draw]) -> Statistics:
 
 @np.errstate(invalid="ignore", divide="ignore")  # cards without colour
 def of_cards(draws: list[Draw], number: int) -> Statistics:
-    """What the cards tell of the distortion that was drawn: how often each part changes colours, and by how much."""
+    """The sampled distortion, measured on the cards: how often each part changes colours, and by how much."""
     original = Draw(np.asarray(photograph(number)), {name: np.array(box, float) for name, box in BOXES.items()})
     cards = ("grey", "light", "hued", "pure")
     seen = {name: np.stack([draw.inside(name).mean(0) for draw in [original, *draws]]) for name in cards}

@@ -160,7 +160,7 @@ def test_a_split_that_is_named_and_not_there_is_refused(tmp_path):
         yolo(str(write(tmp_path, description="names: [a, b]\ntrain: train/images\nval: valid/images\n")), {})
 
 
-def test_no_yaml_file_says_what_is_there(tmp_path):
+def test_a_missing_yaml_file_lists_what_exists(tmp_path):
     (tmp_path / "photos").mkdir()
     with pytest.raises(ValueError, match=r"photos/.*data\.source\.file"):
         yolo(str(tmp_path), {})

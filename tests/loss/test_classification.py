@@ -1,4 +1,4 @@
-"""Every loss against the formula written out entry by entry, and what each knob does."""
+"""Every loss against the formula written out entry by entry, and the effect of each parameter."""
 
 import math
 

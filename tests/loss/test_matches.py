@@ -1,4 +1,4 @@
-"""Which pairs a term sees, and that fields of a network's own arrive at it."""
+"""The pairs that a term receives, and custom fields of predictions in terms."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def corners(matches: Matches, *, scale: float) -> list[torch.Tensor]:
 
 
 def ignored(matches: Matches) -> list[torch.Tensor]:
-    """What a source of one's own said of every object."""
+    """A field that a custom source gives every object."""
     return matches.by_layer(matches.targets.extra["weight"][matches.target])
 
 

@@ -1,4 +1,4 @@
-"""What the words on the command line do to the criterion."""
+"""The effect of overrides on the criterion."""
 
 import pytest
 import torch

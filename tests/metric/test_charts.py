@@ -1,4 +1,4 @@
-"""Charts: one file per task, whatever there is to draw."""
+"""Charts: one file per task, with any number of classes and objects."""
 
 from __future__ import annotations
 

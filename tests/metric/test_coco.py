@@ -54,7 +54,7 @@ def random_truth(generator: np.random.Generator, num_images: int, objects: int =
 
 
 def random_detections(generator: np.random.Generator, truth: dict, image_id: int, extra: int) -> Detections:
-    """Shifted copies of the truth and noise."""
+    """Shifted copies of the ground truth and noise."""
     own = [a for a in truth["annotations"] if a["image_id"] == image_id]
     near = np.array([a["bbox"] for a in own]).reshape(-1, 4) * generator.uniform(0.85, 1.15, (len(own), 4))
     boxes = np.concatenate([near, random_boxes(generator, extra)])
@@ -222,7 +222,7 @@ def test_a_split_without_objects_has_no_values(backend):
     assert values["F1"] == 0.0
 
 
-def test_the_truth_as_prediction_is_perfect():
+def test_the_ground_truth_as_prediction_is_perfect():
     truth, _ = case(7)
     truth["annotations"] = [a | {"iscrowd": 0, "id": a["id"] - 1} for a in truth["annotations"]]  # ids from 0
     sigmas = [[0.05] * 4] * 3
@@ -264,7 +264,7 @@ def test_metric_names_are_legal_and_distinct():
     assert set(metric.compute()) >= {f"AP/{name}" for name in names}
 
 
-def test_an_absent_fast_backend_is_said_once_and_replaced(monkeypatch, caplog):
+def test_an_absent_fast_backend_is_reported_once_and_replaced(monkeypatch, caplog):
     monkeypatch.setitem(protocol.PACKAGES, "fast", ("no_such_package_here", "pycocotools"))
     protocol.load.cache_clear()
     truth, _ = case(9)

@@ -76,7 +76,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def detections(root: Path, labels: dict[int, int]) -> dict[int, Detections]:
-    """Shifted copies of the truth among false alarms; in one image more of a class than the protocol counts."""
+    """Shifted copies of the ground truth among false positives; in one image more of a class than the protocol counts."""
     rng = np.random.default_rng(1)
     truth = json.loads((root / "valid/_annotations.coco.json").read_text())["annotations"]
     found = {}
@@ -167,7 +167,7 @@ def test_the_case_has_what_is_easily_done_wrong(root: Path) -> None:
 def test_objects_without_points_are_ignored_where_their_points_lie_in_them(
     real_data: Path, tmp_path: Path, inside: bool
 ) -> None:
-    """The truth of photographs is a perfect prediction, but for people of whom no point is labelled: they are ignored,
+    """The annotations are a perfect prediction, except people of whom no point is labelled: they are ignored,
     and so is a prediction within their box; zeros, as their annotation has, are a false alarm."""
     root, file = real_data / "coco_person", "person_keypoints.json"
     words = [f"data.{split}.annotations={file}" for split in ("train", "val")]

@@ -1,4 +1,4 @@
-"""What is drawn is where it should be."""
+"""Objects are drawn at their positions."""
 
 from itertools import pairwise
 

@@ -1,4 +1,4 @@
-"""Polygons say where a mask is: filling them gives it back."""
+"""Polygons describe a mask: filling them restores it."""
 
 import numpy as np
 import pytest

@@ -67,7 +67,7 @@ def test_a_detector_gives_it_its_hidden_matrices(tiny_run):
     assert len(names) == sum(len(group["params"]) for group in optimizer.param_groups)
 
 
-def test_an_older_torch_is_told(network, monkeypatch):
+def test_an_older_torch_is_reported(network, monkeypatch):
     monkeypatch.delattr(torch.optim, "Muon")
     with pytest.raises(ValueError, match=r"has no Muon, which needs torch >= 2\.9; use optim=adamw"):
         Muon(network.parameters())

@@ -154,7 +154,7 @@ class Normalised(nn.Module):
         self.kernel = nn.Parameter(torch.ones(4))
 
 
-def test_norms_are_told_by_what_they_are_whatever_they_are_called():
+def test_norms_are_recognised_by_their_type_whatever_their_name():
     network = nn.ModuleDict(
         {
             "a": nn.Sequential(nn.Conv2d(3, 4, 1), nn.SyncBatchNorm(4), nn.GroupNorm(2, 4), nn.InstanceNorm2d(4)),
