@@ -76,7 +76,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def detections(root: Path, labels: dict[int, int]) -> dict[int, Detections]:
-    """Shifted copies of the ground truth among false positives; in one image more of a class than the protocol counts."""
+    """Shifted ground truth among false positives; in one image more of a class than the protocol counts."""
     rng = np.random.default_rng(1)
     truth = json.loads((root / "valid/_annotations.coco.json").read_text())["annotations"]
     found = {}
