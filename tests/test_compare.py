@@ -59,7 +59,7 @@ def test_seeds_on_both_sides(command: Command, sweep: Path, capsys: pytest.Captu
             assert row["difference"] == pytest.approx(b - a)
     assert [row["images_drawn"] for row in found["metrics"]] == [True, True, True, False, True]
     said = capsys.readouterr().out
-    assert "train split, 8 images, drawn 100 times" in said
+    assert "train split, 8 images, 100 bootstrap resamples" in said
     assert "in pairs: 0, 1" in said
     assert "loss.class_loss._target_" in said
     command(evaluate.main, f"checkpoint={sweep}/2", "data.split=train", "hydra.run.dir=alone")

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from statistics import mean, stdev
+from textwrap import wrap
 from typing import NamedTuple
 
 import numpy as np
@@ -81,8 +82,8 @@ def compared(pairs: Sequence[tuple[Side, Side]], *, level: float, margin: float 
         margin: differences below it do not matter; None: no claim that sides are equal.
 
     Returns:
-        per pair the runs and seeds of both sides and their values by each metric, a row for each of `metrics` and
-        `classes`, and the fields of the first metric's row besides.
+        per pair the runs and seeds of both sides and their values by each metric, a row for each of `metrics` (with
+        what it `says`) and `classes`, and the fields of the first metric's row besides.
     """
     found: list[Values] = []
     for a, b in pairs:
@@ -100,6 +101,8 @@ def compared(pairs: Sequence[tuple[Side, Side]], *, level: float, margin: float 
         _judge([row for one in found for row in one[kind]], level, margin)
     for one in found:
         one["classes"].sort(key=lambda row: -abs(row["difference"] or 0))
+        for row in one["metrics"]:
+            row["says"] = sentence(row, one, level, margin)
         first = one["metrics"][0]
         one |= {name: value for name, value in first.items() if name not in ("a", "b")}
     return found
@@ -168,7 +171,7 @@ def sentence(row: Values, about: Values, level: float, margin: float | None) -> 
     """The verdict on a metric in words that can stand alone: what is claimed, of what, and how sure it is."""
     name, difference = row["metric"], row["difference"]
     if difference is None:
-        return f"{name} says nothing: the truth of this split holds nothing that it judges."
+        return f"{name} is undefined: the ground truth of this split has no such objects."
     ahead = "better" if kind_of(name) else "higher"
     fixed = row["about"] == "checkpoints"
     if row["verdict"] in ("a", "b"):
@@ -195,7 +198,10 @@ def _measured(row: Values, level: float) -> Iterator[str]:
         return
     yield f"{100 * level:g} % interval {low:+.4f} .. {high:+.4f}"
     corrected = f" corrected for {row['corrected_for']} comparisons (Holm)" if row["corrected_for"] > 1 else ""
-    yield f"p {_p(row['equivalence_p_corrected' if row['verdict'] == 'equal' else 'p_corrected'])}{corrected}"
+    if row["verdict"] == "equal":
+        yield f"p {_p(row['equivalence_p_corrected'])} of the equivalence test{corrected}"
+    else:
+        yield f"p {_p(row['p_corrected'])}{corrected}"
 
 
 def _scope(row: Values, about: Values) -> Iterator[str]:
@@ -208,7 +214,7 @@ def _scope(row: Values, about: Values) -> Iterator[str]:
     elif 1 in about["counts"]:
         yield "The side of one run is taken to scatter as the other does."
     if not row["images_drawn"]:
-        yield "The evaluator says nothing of single images, so it speaks of these images alone."
+        yield "It cannot be resampled by image, so the interval covers seeds on these images alone."
     if row["verdict"] != "unknown":
         return
     if row["interval"][0] is None:
@@ -226,7 +232,7 @@ def _needed(need: Values, about: str) -> Iterator[str]:
         cause = "No number of seeds tells" if about == "settings" else "These images do not tell"
         yield f"{cause} {aim} here: it takes at least {need['images']:.1f} times as many images."
     elif need["seeds"] is not None:
-        yield f"About {need['seeds']} seeds a side would tell {aim} (in {POWER:.0%} of such comparisons)."
+        yield f"About {need['seeds']} seeds a side would tell {aim} ({100 * POWER:g} % power)."
     elif about == "settings":
         yield f"More than 100 seeds a side would be needed to tell {aim}."
 
@@ -235,18 +241,18 @@ def text(found: Values) -> str:
     """All comparisons as a person reads them.
 
     Args:
-        found: `split`, `images`, `resamples`, `level`, `margin`, and `comparisons` from `compared`, each with `config`:
+        found: `split`, `images`, `resamples`, `level`, and `comparisons` from `compared`, each with `config`:
             key, value in a, value in b of what differs.
     """
     drawn = any(one["images_drawn"] for one in found["comparisons"])
-    draws = f", drawn {found['resamples']} times, the same for all runs" if drawn else ""
+    draws = f", {found['resamples']} bootstrap resamples, the same for all runs" if drawn else ""
     lines = [f"\n{found['split']} split, {_count(found['images'], 'image')}{draws}"]
     for one in found["comparisons"]:
-        lines += ["", *_comparison(one, found["level"], found["margin"])]
+        lines += ["", *_comparison(one, found["level"])]
     return "\n".join([*lines, ""])
 
 
-def _comparison(one: Values, level: float, margin: float | None) -> Iterator[str]:
+def _comparison(one: Values, level: float) -> Iterator[str]:
     for name in ("a", "b"):
         side, first = one[name], one["metric"]
         runs = ", ".join(side["runs"][:MOST_RUNS]) + (", ..." if len(side["runs"]) > MOST_RUNS else "")
@@ -257,11 +263,8 @@ def _comparison(one: Values, level: float, margin: float | None) -> Iterator[str
         yield from ["", *_table(one["metrics"], "metric", level)]
     yield ""
     for row in one["metrics"]:
-        yield (
-            f"{row['metric']}: {sentence(row, one, level, margin)}"
-            if len(one["metrics"]) > 1
-            else sentence(row, one, level, margin)
-        )
+        prefix = f"{row['metric']}: " if len(one["metrics"]) > 1 else ""
+        yield from wrap(prefix + row["says"], 120, subsequent_indent="  ", break_on_hyphens=False)
     if one["classes"]:
         yield from ["", *_table(one["classes"], "class", level)]
     if one["config"]:
@@ -281,11 +284,11 @@ def _table(rows: Sequence[Values], kind: str, level: float) -> Iterator[str]:
         said = {"a": "a *", "b": "b *", "equal": "equal"}.get(row["verdict"], "")
         values = [f"{row[name]:.4f}" if row[name] is not None else "-" for name in ("a", "b")]
         gap = f"{row['difference']:+.4f}" if row["difference"] is not None else "-"
-        line = f"{row[kind]:<{width}}  {row['images']:>6}  {values[0]:>6}  {values[1]:>6}  {gap:>7}  {between:<18}  "
-        yield f"{line}{_p(row['p_corrected'])}  {said}".rstrip()
+        line = f"{row[kind]:<{width}}  {row['images'] or '-':>6}  {values[0]:>6}  {values[1]:>6}  {gap:>7}  "
+        yield f"{line}{between:<18}  {_p(row['p_corrected'])}  {said}".rstrip()
     known = [row for row in rows if row["p"] is not None]
     if known:
-        many = f"; p and stars are corrected for {corrected} comparisons (Holm), intervals are of each alone"
+        many = f"; p and stars are corrected for {corrected} comparisons (Holm), intervals are not"
         of = " (of the checkpoints alone)" if known[0]["about"] == "checkpoints" else ""
         yield f"* better{of}{many if corrected > 1 else ''}"
 

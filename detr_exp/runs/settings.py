@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 from detr_exp.config.keys import NO_NUMBER, is_under
@@ -65,7 +66,7 @@ def differing(*groups: Sequence[PastRun]) -> list[tuple[str, ...]]:
 
     def told(configs: Sequence[Values], key: str) -> str:
         found = (config.get(key, "-") for config in configs)
-        return ", ".join(dict.fromkeys("null" if value is None else str(value) for value in found))
+        return ", ".join(sorted({"null" if value is None else str(value) for value in found}))
 
     configs = [[flat(run.config) for run in group] for group in groups]
     keys = dict.fromkeys(key for group in configs for config in group for key in config if not is_under(key, NO_NUMBER))
@@ -80,7 +81,8 @@ def in_pairs(a: list[Point], b: list[Point]) -> list[tuple[Point, Point]]:
         ValueError: both sides have several points, and it is not plain which belong together.
     """
     if 1 in (len(a), len(b)):
-        return [(one, other) for one in a for other in b]
+        pairs = [(one, other) for one in a for other in b]
+        return [pair for pair in pairs if len(pairs) == 1 or _folders(pair[0]) != _folders(pair[1])]
     keys = [{key for key, *_ in differing(*(point[:1] for point in side))} - {SEED} for side in (a, b)]
     shared = sorted(keys[0] & keys[1])
 
@@ -98,6 +100,10 @@ def in_pairs(a: list[Point], b: list[Point]) -> list[tuple[Point, Point]]:
     if left := len(a) + len(b) - 2 * len(pairs):
         logger.warning("%d settings that only one side has are left out", left)
     return pairs
+
+
+def _folders(point: Point) -> set[Path]:
+    return {run.folder.resolve() for run in point}
 
 
 def _value(run: PastRun, config: Values, key: str) -> str:

@@ -1,6 +1,7 @@
 """What differs between runs, and which belong together."""
 
 import logging
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -38,7 +39,7 @@ def test_where_values_are_not_numbers_and_what_they_change():
 
 
 def trained(**config) -> PastRun:
-    return run(config)
+    return replace(run(config), folder=Path(str(config)))
 
 
 def test_what_differs_between_groups():
@@ -61,5 +62,7 @@ def test_points_of_two_sweeps_meet_by_what_both_swept(caplog):
         assert in_pairs(a, b) == [(a[0], b[2]), (a[2], b[0])]
     assert "2 settings" in caplog.text
     assert in_pairs(a[:1], b) == [(a[0], one) for one in b], "one against all"
+    assert in_pairs(a[:1], a) == [(a[0], one) for one in a[1:]], "but not against itself"
+    assert in_pairs(a[:1], a[:1]) == [(a[0], a[0])]
     with pytest.raises(ValueError, match="not plain which belong together"):
         in_pairs(a, [[trained(seed=0, lr=9, size=size, model="b")] for size in (1, 2)])
