@@ -1,6 +1,6 @@
 """A Hydra-driven experiment runner for real-time detection transformers.
 
-`detr_exp.load(checkpoint).predict(pictures)` uses a trained network; `detr_exp.build` makes all else from a config.
+`detr_exp.load(checkpoint).predict(images)` uses a trained network; `detr_exp.build` makes all else from a config.
 """
 
 from typing import Any
@@ -9,7 +9,7 @@ __all__ = ["load"]
 
 
 def __getattr__(name: str) -> Any:
-    """`load` without importing torch before it is asked for."""
+    """`load` without importing torch before it is used."""
     if name == "load":
         from detr_exp.inference.detector import load
 

@@ -58,12 +58,12 @@ class Measured:
     Attributes:
         name: of checkpoint, recipe or network.
         form: see `conf/benchmark.yaml`.
-        parameters: of the form; folding and leaving out what only trains makes them fewer.
+        parameters: of the form; fewer after folding and dropping parts that only training uses.
         gflops: 10^9 operations of one evaluation of one image.
-        median, p95: milliseconds of the network alone, for one picture.
-        all_median, all_p95: with the steps before and after it.
-        throughput: batch size -> pictures a second, of the network alone.
-        memory: MiB that an evaluation needs beyond what was there; None where the system does not tell.
+        median, p95: milliseconds of the network alone, for one image.
+        all_median, all_p95: including pre- and postprocessing.
+        throughput: batch size -> images a second, of the network alone.
+        memory: MiB that an evaluation needs beyond the memory used before; None where the system does not report it.
     """
 
     name: str
@@ -91,7 +91,7 @@ def benchmark_in(folder: Path, cfg: DictConfig) -> list[Measured]:
         cfg: see `conf/benchmark.yaml`.
 
     Raises:
-        ValueError: an unknown form, or a network that cannot be made.
+        ValueError: a form is unknown, or a network cannot be built.
     """
     from detr_exp import build
     from detr_exp.trainer.console import Console
@@ -104,7 +104,7 @@ def benchmark_in(folder: Path, cfg: DictConfig) -> list[Measured]:
     image = _image(cfg.benchmark.image)
     rows: list[Measured] = []
     height, width = image.shape[:2]
-    console.line(f"{hardware.describe()}; {width} x {height} px picture; {cfg.benchmark.rounds} rounds")
+    console.line(f"{hardware.describe()}; {width} x {height} px image; {cfg.benchmark.rounds} rounds")
     with console.progress("measuring", len(wanted) * (len(published()) if cfg.published else 1)) as meter:
         for name, network in networks(cfg):
             hardware.place(network).eval()
@@ -135,13 +135,13 @@ def networks(cfg: DictConfig) -> Iterator[tuple[str, Network]]:
 
 
 def published() -> list[str]:
-    """Recipes that somebody published."""
+    """Recipes of published networks."""
     files = sorted((CONF_DIR / "experiment").glob("*.yaml"))
     return [path.stem for path in files if "# Published: nothing" not in path.read_text(encoding="utf-8")]
 
 
 def of_recipe(name: str) -> Network:
-    """The network of a published recipe with random weights, for as many labels as its data have."""
+    """The network of a published recipe with random weights, with the number of labels of its data."""
     from detr_exp import build
 
     cfg = build.compose([f"experiment={name}", "model.backbone.pretrained=false"])
@@ -151,7 +151,7 @@ def of_recipe(name: str) -> Network:
 def measure(
     name: str, network: Network, form: str, image: np.ndarray, batch_sizes: Sequence[int], rounds: int
 ) -> Measured:
-    """Time one form of a network; `network` stays as it is."""
+    """Time one form of a network; `network` does not change."""
     import numpy as np
 
     with TemporaryDirectory() as folder:
@@ -189,24 +189,24 @@ def in_form(network: Network, form: str, folder: Path) -> Program:
     from detr_exp.deploy.graph import Graph
     from detr_exp.deploy.program import Program
 
-    own = copy.deepcopy(network)
+    copied = copy.deepcopy(network)
     if form != "eager":
-        own.deploy()
-    graph = Graph(own, preprocess=False, postprocess=False).eval()
+        copied.deploy()
+    graph = Graph(copied, preprocess=False, postprocess=False).eval()
     if form in EXPORTED:
-        own.cpu().to(memory_format=torch.contiguous_format)
+        copied.cpu().to(memory_format=torch.contiguous_format)
         path = folder / f"model{engines.SUFFIX[form]}"
         engines.write(form, graph, path, facts={})
         return Program(graph, engines.open_file(form, path, torch.get_num_threads()))
     if form != "eager":
-        own.to(memory_format=torch.channels_last)
+        copied.to(memory_format=torch.channels_last)
     if form.startswith("compiled"):
-        own.compile()
+        copied.compile()
     return Program(graph, engines.in_torch(graph, torch.bfloat16 if form.endswith("bf16") else None))
 
 
 def peak_memory(call: Callable[[], object]) -> float | None:
-    """MiB that `call` needs at most beyond what was there before it; None where the system does not tell."""
+    """Peak MiB that `call` needs beyond the memory used before; None where the system does not report it."""
     import torch
 
     call()
@@ -216,8 +216,8 @@ def peak_memory(call: Callable[[], object]) -> float | None:
         call()
         return (torch.cuda.max_memory_allocated() - before) / 2**20
     try:
-        ctypes.CDLL("libc.so.6").malloc_trim(0)  # what was freed goes back, so that it counts when it is taken again
-        Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")  # the peak starts anew
+        ctypes.CDLL("libc.so.6").malloc_trim(0)  # return freed memory, so that it counts when it is allocated again
+        Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")  # resets the peak
         before = _status("VmRSS")
         call()
         return (_status("VmHWM") - before) / 1024
@@ -234,13 +234,13 @@ def gigaflops(network: Network) -> float:
 
     from detr_exp.structures import predicted
 
-    own = copy.deepcopy(network).to("meta").eval()
-    for parameter in own.parameters():
-        parameter.requires_grad_(False)  # with gradients it looks for their functions
+    copied = copy.deepcopy(network).to("meta").eval()
+    for parameter in copied.parameters():
+        parameter.requires_grad_(False)  # with gradients the counter would need their functions
     for compiled in ("body", "_compiled_call_impl"):
-        own.__dict__.pop(compiled, None)
+        copied.__dict__.pop(compiled, None)
     with torch.device("meta"), torch.no_grad(), FlopCounterMode(display=False) as counter:
-        masks = predicted(own(torch.empty(1, 3, *own.image_size)).pred, "masks")
+        masks = predicted(copied(torch.empty(1, 3, *copied.image_size)).pred, "masks")
         if masks is not None:
             masks.dense()
     return counter.get_total_flops() / 1e9
@@ -251,7 +251,7 @@ def table(rows: Sequence[Measured]) -> str:
     sizes = list(rows[0].throughput) if rows else []
     cells = [
         ["", "form", "parameters", "GFLOPs", "median", "p95", "with all steps", "p95"]
-        + [f"pictures/s at {size}" for size in sizes]
+        + [f"images/s at {size}" for size in sizes]
         + ["MiB"]
     ]
     for row in rows:
@@ -264,20 +264,22 @@ def table(rows: Sequence[Measured]) -> str:
     widths = [max(len(line[i]) for line in cells) for i in range(len(cells[0]))]
 
     def aligned(line: list[str]) -> str:
-        words = [cell.ljust(width) if i < 2 else cell.rjust(width) for i, (cell, width) in enumerate(zip(line, widths))]
-        return "  ".join(words)
+        padded = [
+            cell.ljust(width) if i < 2 else cell.rjust(width) for i, (cell, width) in enumerate(zip(line, widths))
+        ]
+        return "  ".join(padded)
 
     return "\n".join(map(aligned, cells))
 
 
 def type_name(cfg: DictConfig) -> str:
-    """What the words of the command line built."""
+    """Name of the network built from the overrides."""
     choices = HydraConfig.get().runtime.choices if HydraConfig.initialized() else {}
     return choices.get("experiment") or choices.get("model") or cfg.model._target_.rpartition(".")[-1]
 
 
 def _labels(cfg: DictConfig, number: int) -> Labels:
-    """What a network asks of data: COCO's labels, with RF-DETR's category ids, unless the words say how many."""
+    """Labels for a network without data: COCO's, with RF-DETR's category ids, unless an override gives their number."""
     from detr_exp.data.classes import KnownLabels
     from detr_exp.data.keypoints import DEFAULT_SIGMA, KeypointSchema
 
@@ -302,7 +304,7 @@ def _image(path: str | None) -> np.ndarray:
 
 
 def _times(call: Callable[[], object], rounds: int) -> list[float]:
-    """Seconds of each round, after a few that do not count."""
+    """Seconds of each round, after a few that are not measured."""
     for _ in range(WARMUP):
         call()
     times = []

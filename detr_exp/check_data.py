@@ -47,45 +47,47 @@ def check_data(cfg: DictConfig) -> None:
 
 
 def check_data_in(folder: Path, cfg: DictConfig) -> Inspection:
-    """Inspect a data set, print what was found, and draw augmented pictures into a folder.
+    """Inspect a data set, print the findings, and draw augmented images into a folder.
 
     Args:
         folder: made if absent.
         cfg: see `conf/check_data.yaml`.
 
     Raises:
-        ValueError: the data cannot be trained on; everything that was found has been printed.
+        ValueError: the data cannot be trained on; all findings have been printed.
     """
     from detr_exp import build
     from detr_exp.data.inspection import inspect
 
     height, width = cfg.image_size
-    found, data = inspect(partial(build.data, cfg), image_size=(height, width), num_queries=cfg.num_queries)
-    say(*report(found))
+    inspection, data = inspect(partial(build.data, cfg), image_size=(height, width), num_queries=cfg.num_queries)
+    say(*report(inspection))
     if cfg.json is not None:
-        write(Path(cfg.json), json.dumps(asdict(found), indent=1, ensure_ascii=False) + "\n")
-        say(f"everything that was found: {cfg.json}")
-    if cfg.images and data is not None and "train" in found.splits:
-        say(f"augmented training pictures: {draw(folder, cfg, data)}")
-    if errors := found.count("error"):
+        write(Path(cfg.json), json.dumps(asdict(inspection), indent=1, ensure_ascii=False) + "\n")
+        say(f"all findings: {cfg.json}")
+    if cfg.images and data is not None and "train" in inspection.splits:
+        say(f"augmented training images: {draw(folder, cfg, data)}")
+    if errors := inspection.count("error"):
         raise ValueError(f"{errors} {'problem' if errors == 1 else 'problems'} that training refuses, listed above")
-    say(f"training can start; {found.count('warning')} warnings")
-    return found
+    say(f"training can start; {inspection.count('warning')} warnings")
+    return inspection
 
 
-def report(found: Inspection) -> Iterator[str]:
-    """Lines for a person: what is in the data set, then what is wrong with it."""
-    if found.splits:
+def report(inspection: Inspection) -> Iterator[str]:
+    """Lines to print: the content of the data set, then its problems."""
+    if inspection.splits:
         yield ""
         yield from table(
-            ["split", "pictures", "empty", "objects", "a picture", "most", "small", "medium", "large", "sizes"],
-            [split_row(name, facts) for name, facts in found.splits.items()],
+            ["split", "images", "empty", "objects", "an image", "most", "small", "medium", "large", "sizes"],
+            [split_row(name, facts) for name, facts in inspection.splits.items()],
         )
         yield ""
-        head = [f"{name} {what}" for name in found.splits for what in ("objects", "pictures", "side")]
-        yield from table(["class", "id", *head], [class_row(row, list(found.splits)) for row in found.classes])
+        head = [f"{name} {what}" for name in inspection.splits for what in ("objects", "images", "side")]
+        yield from table(
+            ["class", "id", *head], [class_row(row, list(inspection.splits)) for row in inspection.classes]
+        )
     kinds: dict[tuple[str, str], list[Finding]] = {}
-    for finding in found.findings:
+    for finding in inspection.findings:
         kinds.setdefault((finding.level, finding.kind), []).append(finding)
     for (level, kind), findings in kinds.items():
         yield f"\n{level}: {kind} ({sum(len(finding.cases) for finding in findings)})"
@@ -119,7 +121,7 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str]:
 
 @dataclass
 class Canvas:
-    """A network as far as its batches depend on it; see `data.dataset.Network`."""
+    """The members of a network on which its batches depend; see `data.dataset.Network`."""
 
     image_size: tuple[int, int]
     tasks: tuple[str, ...]
@@ -127,7 +129,7 @@ class Canvas:
 
 
 def draw(folder: Path, cfg: DictConfig, data: DataSet) -> Path:
-    """Training pictures after augmentation, as a network of this size would get them."""
+    """Training images after augmentation, as a network of this size receives them."""
     from detr_exp.trainer.diagnosis.sanity import save_sample_sheet
 
     height, width = cfg.image_size

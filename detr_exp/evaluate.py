@@ -50,10 +50,10 @@ def evaluate_in(folder: Path, cfg: DictConfig) -> dict[str, float]:
         cfg: see `conf/evaluate.yaml`.
 
     Returns:
-        all metrics; see `metric.coco.CocoMetric.compute`, or that of your own.
+        all metrics; see `metric.coco.CocoMetric.compute`, or that of a custom metric.
 
     Raises:
-        ValueError: checkpoint and data cannot be read or have nothing in common.
+        ValueError: checkpoint or data cannot be read, or they have no class in common.
     """
     from detr_exp.inference.on_data import on_data, open_detector
     from detr_exp.metric.backend import CocoEvaluation
@@ -68,8 +68,8 @@ def evaluate_in(folder: Path, cfg: DictConfig) -> dict[str, float]:
     loader = opened.loader(cfg.data.split, cfg.batch_size)
     console = Console("rich")
     with console.progress(f"evaluating {cfg.data.split}", len(loader)) as meter:
-        found = opened.evaluate(loader, metric, on_batch=lambda batch, detections: meter())
-    plain = {name: value if math.isfinite(value) else None for name, value in found.items()}
+        values = opened.evaluate(loader, metric, on_batch=lambda batch, detections: meter())
+    plain = {name: value if math.isfinite(value) else None for name, value in values.items()}
     rows_of = {kind: metric.table(kind) for kind in metric.iou_types} if isinstance(metric, PerClass) else {}
     folder.mkdir(parents=True, exist_ok=True)
     write(folder / "metrics.json", json.dumps(plain, indent=1) + "\n")
@@ -77,11 +77,11 @@ def evaluate_in(folder: Path, cfg: DictConfig) -> dict[str, float]:
         write(folder / "classes.json", json.dumps(rows_of, indent=1, ensure_ascii=False) + "\n")
     if isinstance(metric, CocoEvaluation):
         save_charts(metric, folder)
-    console.metrics(f"{detector.path}  {cfg.data.split}", headline(found))
+    console.metrics(f"{detector.path}  {cfg.data.split}", headline(values))
     for iou_type, rows in rows_of.items():
         console.line(per_class(iou_type, rows))
     console.line(f"written to {folder}")
-    return found
+    return values
 
 
 def per_class(iou_type: str, rows: Sequence[Values]) -> str:

@@ -34,37 +34,37 @@ Show which file or override set a value, and how a run differs from its recipe.
 ABSENT = "-"
 
 
-def explain(words: Sequence[str], config_dir: str | None = None) -> str:
-    """What the command prints.
+def explain(overrides: Sequence[str], config_dir: str | None = None) -> str:
+    """The output of the command.
 
     Args:
-        words: `key=`, and `run=` or the words of a training.
-        config_dir: groups and options of your own.
+        overrides: `key=`, and `run=` or the overrides of a training.
+        config_dir: folder with custom groups and options.
 
     Raises:
-        ValueError: words that cannot be composed, a key that is not there, a run that is not found.
+        ValueError: the overrides cannot be composed, or there is no such key or run.
     """
-    asked = {name: _taken(words, name) for name in ("key", "run")}
-    said = [word for word in words if not word.startswith(("key=", "run="))]
-    run = PastRun.load(find_one(asked["run"])) if asked["run"] else None
+    requested = {name: _value_of(overrides, name) for name in ("key", "run")}
+    own = [override for override in overrides if not override.startswith(("key=", "run="))]
+    run = PastRun.load(find_one(requested["run"])) if requested["run"] else None
     if run is not None:
-        if said:
-            raise ConfigError(f"{' '.join(said)} is given beside run=, which has its own words; leave out one of them")
-        said = run.record.words
-    composed = composition(config_loader(config_dir), "config", said)
+        if own:
+            raise ConfigError(f"{' '.join(own)} is given with run=, which has its own overrides; drop one of them")
+        own = run.record.words
+    composed = composition(config_loader(config_dir), "config", own)
     values = resolved(composed.cfg) if run is None else run.config
     parts = []
-    if asked["key"]:
-        parts.append("\n".join(origins(composed, said, values, asked["key"])))
-    if run is not None or not asked["key"]:
-        parts.append(difference(composed, said, values, config_dir))
+    if requested["key"]:
+        parts.append("\n".join(origins(composed, own, values, requested["key"])))
+    if run is not None or not requested["key"]:
+        parts.append(difference(composed, own, values, config_dir))
     return "\n\n".join(parts)
 
 
-def origins(composed: Composition, words: Sequence[str], values: Values, key: str) -> Iterator[str]:
+def origins(composed: Composition, overrides: Sequence[str], values: Values, key: str) -> Iterator[str]:
     """Lines about a key: its value, then everything that set it, in order; the last one counts.
 
-    For a section: a line for every value in it, with what counts.
+    For a section: a line for every value in it, with its last origin.
 
     Raises:
         ConfigError: there is no such key.
@@ -81,46 +81,50 @@ def origins(composed: Composition, words: Sequence[str], values: Values, key: st
     if option is not None:
         yield f"{key.replace('.', '/')}={option}"
     if isinstance(value, dict) and value:
-        rows = [(name, _shown(found), setters(composed, words, name)) for name, found in flat(value, f"{key}.").items()]
-        yield from _aligned([(f"  {name}", found, by[-1][0] if by else "") for name, found, by in rows])
+        rows = [
+            (name, _shown(value), setters(composed, overrides, name)) for name, value in flat(value, f"{key}.").items()
+        ]
+        yield from _aligned([(f"  {name}", value, by[-1][0] if by else "") for name, value, by in rows])
         return
     yield f"{key} = {_shown(value)}"
-    found = setters(composed, words, key)
-    *earlier, (where, last) = [(f"  {where}", _shown(given)) for where, given in found]
+    settings = setters(composed, overrides, key)
+    *earlier, (where, last) = [(f"  {where}", _shown(value)) for where, value in settings]
     yield from _aligned([*((*row, "") for row in earlier), (where, last, "<- counts" if earlier else "")])
     references = re.findall(r"\$\{([\w.]+)\}", last)
     if last not in (_shown(value), "???") and not references:
-        yield f"  the run recorded {_shown(value)}: it was drawn when it started, or the files have changed since"
+        yield f"  the run recorded {_shown(value)}: it was sampled at the start, or the files have changed since"
     for name in references:
-        yield from origins(composed, words, values, name)
+        yield from origins(composed, overrides, values, name)
 
 
-def setters(composed: Composition, words: Sequence[str], key: str) -> list[tuple[str, object]]:
-    """Every file and word that sets a key, in the order in which they count, with what they set it to."""
-    found: list[tuple[str, object]] = []
+def setters(composed: Composition, overrides: Sequence[str], key: str) -> list[tuple[str, object]]:
+    """Every file and override that sets a key, with the value; later ones win."""
+    settings: list[tuple[str, object]] = []
     for source in composed.sources:
         try:
-            found.append((source.file, look_up(source.values, key)))
+            settings.append((source.file, look_up(source.values, key)))
         except KeyError:
             continue
-    for word in parse_overrides(words):
-        name, value = word.key_or_group, word.value()
+    for override in parse_overrides(overrides):
+        name, value = override.key_or_group, override.value()
         if name not in composed.choices and (key == name or key.startswith(f"{name}.")):
             inside = value
             if key != name:
-                inside = OmegaConf.select(OmegaConf.create({"said": value}), f"said{key.removeprefix(name)}")
-            found.append((f"command line: {masked(str(word.input_line))}", masked(inside, key)))
-    return found
+                inside = OmegaConf.select(OmegaConf.create({"value": value}), f"value{key.removeprefix(name)}")
+            settings.append((f"command line: {masked(str(override.input_line))}", masked(inside, key)))
+    return settings
 
 
-def difference(composed: Composition, words: Sequence[str], values: Values, config_dir: str | None) -> str:
-    """Where values differ from the published recipe, or, where there is none, from the defaults of the options."""
+def difference(composed: Composition, overrides: Sequence[str], values: Values, config_dir: str | None) -> str:
+    """Differences from the published recipe, or, where there is none, from the defaults of the options."""
     experiment = composed.choices.get("experiment")
-    chosen = [word.input_line for word in parse_overrides(words) if word.key_or_group in composed.choices]
-    base = [f"experiment={experiment}"] if experiment else [str(word) for word in chosen]
+    chosen = [
+        override.input_line for override in parse_overrides(overrides) if override.key_or_group in composed.choices
+    ]
+    base = [f"experiment={experiment}"] if experiment else [str(override) for override in chosen]
     recipe = composition(config_loader(config_dir), "config", base)
     given = flat(values)
-    for key in OmegaConf.missing_keys(recipe.cfg):  # what every user has to give is no difference
+    for key in OmegaConf.missing_keys(recipe.cfg):  # values that every user has to give are no difference
         OmegaConf.update(recipe.cfg, key, literal(given.get(key)))
     groups = [group for group in composed.choices if not group.startswith("hydra/")]
     rows = [(group, str(recipe.choices.get(group)), str(composed.choices[group])) for group in groups]
@@ -137,23 +141,23 @@ def difference(composed: Composition, words: Sequence[str], values: Values, conf
 
 
 def resolved(cfg: DictConfig) -> Values:
-    """The values of a config; what must be given and is not stays `???`."""
+    """The values of a config; those that must be given and are missing become a note."""
     copy = cfg.copy()
     for key in OmegaConf.missing_keys(copy):
         OmegaConf.update(copy, key, "(must be given)")
     return values_of(copy)
 
 
-def _taken(words: Sequence[str], name: str) -> str | None:
-    return next((word.partition("=")[2] for word in words if word.startswith(f"{name}=")), None)
+def _value_of(overrides: Sequence[str], name: str) -> str | None:
+    return next((one.partition("=")[2] for one in overrides if one.startswith(f"{name}=")), None)
 
 
-def _of(words: Sequence[str]) -> str:
-    return f" of {' '.join(words)}" if words else ""
+def _of(overrides: Sequence[str]) -> str:
+    return f" of {' '.join(overrides)}" if overrides else ""
 
 
 def _shown(value: object) -> str:
-    """A value as one writes it on the command line."""
+    """A value as it is written on the command line."""
     if isinstance(value, dict | list) or value is None or isinstance(value, bool):
         return json.dumps(value, ensure_ascii=False)
     return str(value)

@@ -51,7 +51,7 @@ if TYPE_CHECKING:
     from detr_exp.protocols import Metric
 
 MEASURED = ("mAP", "segm_mAP", "keypoint_mAP")
-AT_ONCE = 4  # pictures, where any number goes
+AT_ONCE = 4  # images per run, where any number is allowed
 
 
 def export(cfg: DictConfig) -> None:
@@ -72,7 +72,7 @@ def export_in(folder: Path, cfg: DictConfig) -> Path:
 
     Raises:
         ValueError: the checkpoint, the data or the settings cannot be used.
-        GateError: the file gives something else than the checkpoint.
+        GateError: outputs of the file differ from those of the checkpoint.
     """
     from detr_exp.deploy import engines
     from detr_exp.deploy.program import GateError, Program
@@ -85,17 +85,19 @@ def export_in(folder: Path, cfg: DictConfig) -> Path:
     path = free(folder / f"model{engines.SUFFIX.get(cfg.format, '')}")
     facts = description(detector, graph, settings)
     folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".export-", dir=folder) as aside:  # no file has its name before it is whole
-        made = Path(aside) / path.name
-        engines.write(cfg.format, graph, made, facts=facts, batch_size=settings.batch_size, half=settings.half)
-        found = Program(exact, engines.open_file(cfg.format, made), settings.batch_size)
+    with tempfile.TemporaryDirectory(
+        prefix=".export-", dir=folder
+    ) as aside:  # no file gets its final name before it is complete
+        draft = Path(aside) / path.name
+        engines.write(cfg.format, graph, draft, facts=facts, batch_size=settings.batch_size, half=settings.half)
+        exported = Program(exact, engines.open_file(cfg.format, draft), settings.batch_size)
         expected = Program(exact, engines.in_torch(exact))
-        files = sorted(made.parent.iterdir(), key=lambda file: file == made)  # what belongs to it comes before it
+        files = sorted(draft.parent.iterdir(), key=lambda file: file == draft)  # files that it refers to come first
         try:
             largest = None if settings.half else settings.max_difference
-            compare_outputs(expected, found, comparison_images(cfg, opened), largest)
+            compare_outputs(expected, exported, comparison_images(cfg, opened), largest)
             if settings.max_map_drop is not None:
-                compare_map(cfg, cast("OnData", opened), found)
+                compare_map(cfg, cast("OnData", opened), exported)
         except GateError:
             for file in files:
                 file.rename(free(folder / f"{path.stem}_rejected{file.suffix}"))
@@ -117,27 +119,27 @@ def in_float32(cfg: DictConfig) -> Detector:
 
 
 def graphs(detector: Detector, settings: DictConfig) -> tuple[Graph, Graph]:
-    """The network as it was trained, and folded for export, with the same steps around them."""
+    """The trained network, and the network folded for export, with the same pre- and postprocessing."""
     from detr_exp.deploy.graph import Graph, sample_discretely
 
     if settings.sampling not in (None, "discrete"):
-        raise ValueError(f"export.sampling is {settings.sampling!r}; use discrete, or null for what was trained")
-    made = []
+        raise ValueError(f"export.sampling is {settings.sampling!r}; use discrete, or null for that of the training")
+    both = []
     for network in (copy.deepcopy(detector.network), copy.deepcopy(detector.network).deploy()):
         if settings.sampling == "discrete":
             sample_discretely(network)
-        made.append(Graph(network, preprocess=settings.preprocess, postprocess=settings.postprocess).eval())
-    return made[0], made[1]
+        both.append(Graph(network, preprocess=settings.preprocess, postprocess=settings.postprocess).eval())
+    return both[0], both[1]
 
 
 def description(detector: Detector, graph: Graph, settings: DictConfig) -> Values:
-    """What a program has to know of the file."""
+    """Metadata of the file for other programs."""
     height, width = detector.network.image_size
     batch = settings.batch_size or "B"
     images = f"float32 [{batch}, 3, {height}, {width}], RGB in 0..1, resized by Pillow's bilinear without keeping shape"
     if settings.preprocess:
         images = f"uint8 [{batch}, H, W, 3], RGB, of any size"
-    inputs = {"images": images, "image_sizes": f"int64 [{batch}, 2], height and width of the original pictures"}
+    inputs = {"images": images, "image_sizes": f"int64 [{batch}, 2], height and width of the original images"}
     schema = detector.keypoints
     return {
         "format": 1,
@@ -156,7 +158,7 @@ def description(detector: Detector, graph: Graph, settings: DictConfig) -> Value
 
 
 def comparison_images(cfg: DictConfig, opened: OnData | None) -> list[np.ndarray]:
-    """The pictures on which outputs are compared."""
+    """The images on which outputs are compared."""
     from detr_exp.inference.detector import as_image
     from detr_exp.inference.images import find_images
 
@@ -167,7 +169,7 @@ def comparison_images(cfg: DictConfig, opened: OnData | None) -> list[np.ndarray
 
 
 def checked_on(cfg: DictConfig, detector: Detector) -> OnData:
-    """The detector beside the data on which the file is checked.
+    """The detector with the data on which the file is checked.
 
     Raises:
         ValueError: they cannot be read.
@@ -178,17 +180,17 @@ def checked_on(cfg: DictConfig, detector: Detector) -> OnData:
         return on_data(detector, cfg)
     except ValueError as error:
         raise ValueError(
-            f"{error}. To check the file without these data: export.max_map_drop=null export.source=<pictures>"
+            f"{error}. To check the file without these data: export.max_map_drop=null export.source=<images>"
         ) from error
 
 
 def compare_outputs(
-    expected: Program, found: Program, images: list[np.ndarray], largest: float | None
+    expected: Program, exported: Program, images: list[np.ndarray], largest: float | None
 ) -> dict[str, float]:
-    """Say how far the outputs are apart on some pictures.
+    """Print the differences of the outputs on some images.
 
     Returns:
-        for each output the difference that 99 of 100 queries do not exceed.
+        for each output the 99th percentile of the differences of queries.
 
     Raises:
         GateError: scores or boxes exceed `largest`.
@@ -198,24 +200,24 @@ def compare_outputs(
     from detr_exp.deploy.program import GateError, differences
 
     sizes = np.array([image.shape[:2] for image in images])
-    apart = differences(expected.outputs(images), found.outputs(images), sizes)
+    apart = differences(expected.outputs(images), exported.outputs(images), sizes)
     usual = {name: float(np.quantile(gaps, 0.99)) for name, gaps in apart.items()}
-    words = ", ".join(f"{name} {value:.1e} (all: {apart[name].max():.1e})" for name, value in usual.items())
-    say(f"outputs on {len(images)} pictures differ in 99 of 100 queries by at most: {words}")
+    listed = ", ".join(f"{name} {value:.1e} (all: {apart[name].max():.1e})" for name, value in usual.items())
+    say(f"outputs on {len(images)} images differ in 99 of 100 queries by at most: {listed}")
     over = {name: value for name, value in usual.items() if name in ("logits", "scores", "boxes")}
     if largest is not None and max(over.values()) > largest:
         raise GateError(
             f"outputs differ by {max(over.values()):.1e}, more than export.max_difference={largest}; the file is "
-            "kept as rejected. export.max_difference=null shows differences without judging them"
+            "saved as rejected. export.max_difference=null only shows differences"
         )
     return usual
 
 
-def compare_map(cfg: DictConfig, opened: OnData, found: Program) -> dict[str, float]:
-    """Say the mAP of checkpoint and file on the split, each by the steps its users would take.
+def compare_map(cfg: DictConfig, opened: OnData, exported: Program) -> dict[str, float]:
+    """Print the mAP of checkpoint and file on the split, each with the steps of its users.
 
     Returns:
-        what the file loses, for boxes, masks and keypoints; of an evaluator with other names what it was judged by.
+        the loss of the file for boxes, masks and keypoints; with a custom metric that of the monitored value.
 
     Raises:
         GateError: more than `export.max_map_drop`.
@@ -228,16 +230,16 @@ def compare_map(cfg: DictConfig, opened: OnData, found: Program) -> dict[str, fl
     metric = opened.metric(cfg.data.split)
     split = opened.data.split(cfg.data.split)
     before = evaluated(metric, split, Program(plain, engines.in_torch(plain)), "checkpoint")
-    after = evaluated(metric, split, found, "file")
-    told = str(opened.detector.cfg.trainer.monitor).removeprefix("val/")  # of an evaluator with names of its own
-    names = [name for name in MEASURED if name in before] or [name for name in (told,) if name in before]
+    after = evaluated(metric, split, exported, "file")
+    monitor = str(opened.detector.cfg.trainer.monitor).removeprefix("val/")  # for a custom metric
+    names = [name for name in MEASURED if name in before] or [name for name in (monitor,) if name in before]
     drops = {name: before[name] - after[name] for name in names}
     for name in drops:
         say(f"{name} on {cfg.data.split}: checkpoint {before[name]:.4f}, file {after[name]:.4f}")
     if max(drops.values(), default=0) > cfg.export.max_map_drop:
         raise GateError(
             f"the file loses {max(drops.values()):.4f} mAP, more than export.max_map_drop={cfg.export.max_map_drop}; "
-            "it is kept as rejected" + ("; try export.half=false" if cfg.export.half else "")
+            "it is saved as rejected" + ("; try export.half=false" if cfg.export.half else "")
         )
     return drops
 

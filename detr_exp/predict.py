@@ -1,4 +1,4 @@
-"""Find objects in pictures: `python -m detr_exp.predict checkpoint=... source=<picture, folder, film ...>`."""
+"""Detect objects in images: `python -m detr_exp.predict checkpoint=... source=<image, folder, video ...>`."""
 
 from __future__ import annotations
 
@@ -54,18 +54,18 @@ def predict(cfg: DictConfig) -> None:
 
 
 def predict_in(folder: Path, cfg: DictConfig) -> Path:
-    """Write what was found, and `drawings/`, into a folder.
+    """Write detections, and `drawings/`, into a folder.
 
     Args:
         folder: made if absent.
         cfg: see `conf/predict.yaml`.
 
     Returns:
-        the file with what was found; with output=yolo the folder of files.
+        the file of detections; with output=yolo the folder of files.
 
     Raises:
-        ValueError: the checkpoint cannot be used, or there is no picture that can be read.
-        UnreadableError: some pictures could not be read; the others are done.
+        ValueError: the checkpoint cannot be used, or no image can be read.
+        UnreadableError: some images could not be read; the others are done.
     """
     from detr_exp.inference.images import UnreadableError, open_source
     from detr_exp.inference.on_data import open_detector
@@ -81,16 +81,16 @@ def predict_in(folder: Path, cfg: DictConfig) -> Path:
     drawings = claimed(folder / "drawings", Path.mkdir) if cfg.draw else None
     console = Console("rich")
     objects, images = 0, 0
-    left_out: list[str] = []
+    skipped: list[str] = []
     try:
         with console.progress("predicting", count) as meter, Interrupt() as interrupt:
             while interrupt.number is None and (chunk := list(islice(items, cfg.batch_size))):
-                opened = list(readable(chunk, left_out))
-                found = detector.predict([image for _, image in opened], cfg.threshold)
-                for (item, image), detections in zip(opened, found):
+                opened = list(readable(chunk, skipped))
+                predictions = detector.predict([image for _, image in opened], cfg.threshold)
+                for (item, image), detections in zip(opened, predictions):
                     output.add(item.name, item.stem, image.shape[:2], detections)
                     objects += len(detections)
-                for (item, image), detections in zip(opened, found):
+                for (item, image), detections in zip(opened, predictions):
                     if drawings is not None:
                         draw(drawings / f"{item.stem}.jpg", image, detections, detector)
                 images += len(opened)
@@ -100,45 +100,45 @@ def predict_in(folder: Path, cfg: DictConfig) -> Path:
     if interrupt.number is not None:
         raise Interrupted(interrupt.number)
     if not images:
-        raise ValueError(f"source={cfg.source}: none of {len(left_out)} pictures could be read; see the warnings above")
+        raise ValueError(f"source={cfg.source}: none of {len(skipped)} images could be read; see the warnings above")
     lowest = detector.threshold if cfg.threshold is None else cfg.threshold
-    console.line(f"{objects} objects in {images} pictures, scores above {lowest:.2f}: {path}")
+    console.line(f"{objects} objects in {images} images, scores above {lowest:.2f}: {path}")
     if detector.nonfinite:
         console.line(f"{detector.nonfinite} predictions were not finite: the network has diverged, train it again")
     if drawings is not None:
-        console.line(f"drawn: {drawings}")
-    if left_out:
-        names = ", ".join(left_out[:8]) + (", ..." if len(left_out) > 8 else "")
-        raise UnreadableError(f"{len(left_out)} of {images + len(left_out)} could not be read: {names}")
+        console.line(f"drawings: {drawings}")
+    if skipped:
+        names = ", ".join(skipped[:8]) + (", ..." if len(skipped) > 8 else "")
+        raise UnreadableError(f"{len(skipped)} of {images + len(skipped)} could not be read: {names}")
     return path
 
 
-def readable(items: Sequence[Item], left_out: list[str]) -> Iterator[tuple[Item, np.ndarray]]:
-    """The pictures that can be read; for the others a warning, and their names in `left_out`."""
+def readable(items: Sequence[Item], skipped: list[str]) -> Iterator[tuple[Item, np.ndarray]]:
+    """The images that can be read; the others cause a warning, and their names are added to `skipped`."""
     for item in items:
         try:
             yield item, item.read()
         except ValueError as error:
-            log.warning("left out: %s", error)
-            left_out.append(item.name)
+            log.warning("skipped: %s", error)
+            skipped.append(item.name)
 
 
-def draw(path: Path, image: np.ndarray, found: Detections, detector: Detector) -> None:
-    """Save the picture with its objects."""
+def draw(path: Path, image: np.ndarray, detections: Detections, detector: Detector) -> None:
+    """Save the image with its detections drawn on it."""
     from detr_exp.ops.draw import draw_objects
 
     path.parent.mkdir(parents=True, exist_ok=True)
-    drawn = draw_objects(
+    drawing = draw_objects(
         image,
-        boxes_xyxy_px=found.boxes.numpy(),
-        labels=found.labels.tolist(),
+        boxes_xyxy_px=detections.boxes.numpy(),
+        labels=detections.labels.tolist(),
         names=detector.classes,
-        scores=found.scores.tolist(),
-        masks=None if found.masks is None else found.masks.numpy(),
-        keypoints_px=None if found.keypoints is None else found.keypoints.numpy(),
+        scores=detections.scores.tolist(),
+        masks=None if detections.masks is None else detections.masks.numpy(),
+        keypoints_px=None if detections.keypoints is None else detections.keypoints.numpy(),
         skeletons=[] if detector.keypoints is None else detector.keypoints.skeletons,
     )
-    write(path, lambda file: drawn.save(file, "JPEG", quality=92))
+    write(path, lambda file: drawing.save(file, "JPEG", quality=92))
 
 
 def main() -> None:

@@ -36,15 +36,15 @@ def report_in(folder: Path, cfg: DictConfig) -> Path:
     """Write `report.html` into a folder, made if absent.
 
     Raises:
-        ValueError: a word that means no run.
+        ValueError: `cfg.runs` names something that is no run.
     """
-    words = cast("str | list[str]", OmegaConf.to_container(cfg.runs) if OmegaConf.is_list(cfg.runs) else str(cfg.runs))
-    runs = load_all(find(words, cfg.root), words)
-    named = words if isinstance(words, str) else " ".join(map(str, words))
+    names = cast("str | list[str]", OmegaConf.to_container(cfg.runs) if OmegaConf.is_list(cfg.runs) else str(cfg.runs))
+    runs = load_all(find(names, cfg.root), names)
+    about = names if isinstance(names, str) else " ".join(map(str, names))
     title = cfg.title or (f"{len(runs)} runs" if len(runs) > 1 else runs[0].record.name)
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "report.html"
-    write(path, render(runs, title=title, about=named, now=datetime.now()))
+    write(path, render(runs, title=title, about=about, now=datetime.now()))
     say(f"written to {path}")
     return path
 

@@ -1,4 +1,4 @@
-"""Do a run again and compare: `python -m detr_exp.reproduce run=<folder or id>`."""
+"""Repeat a run and compare: `python -m detr_exp.reproduce run=<folder or id>`."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class NotReproduced(RuntimeError):
 
 
 class Difference(NamedTuple):
-    """Attributes: a `name` at a `step`, with its value `before` and `now`; None where there is none."""
+    """Attributes: a `name` at a `step`, with its values `before` and `now`; None where there is no value."""
 
     name: str
     step: int
@@ -60,18 +60,18 @@ def reproduce(cfg: DictConfig) -> float | None:
     """
     job = HydraConfig.get()
     run = PastRun.load(find_one(cfg.run, cfg.root))
-    told = config_of(run, cfg)
-    say(f"\n{run.folder}  {run.status}, {spoken(run.score)} {run.monitor}")
-    for line in changes(run.record.tags, environment() | facts(told)):
+    config = config_of(run, cfg)
+    say(f"\n{run.folder}  {run.status}, {shown(run.score)} {run.monitor}")
+    for line in changes(run.record.tags, environment() | facts(config)):
         say(f"  {line}")
     say("")
     folder = Path(job.runtime.output_dir)
-    result = launch.train(folder, told, groups(run), run.record.words, job.job_logging)
+    result = launch.train(folder, config, groups(run), run.record.words, job.job_logging)
     again = PastRun.load(folder)
-    found = differences(run.lines, again.lines)
-    say(verdict(run, again, found))
-    if found:
-        raise NotReproduced(f"{len(found)} values differ from those of {run.folder}")
+    differing = differences(run.lines, again.lines)
+    say(verdict(run, again, differing))
+    if differing:
+        raise NotReproduced(f"{len(differing)} values differ from those of {run.folder}")
     return result
 
 
@@ -82,37 +82,37 @@ def config_of(run: PastRun, cfg: DictConfig) -> DictConfig:
         ValueError: none was recorded.
     """
     if not run.config:
-        raise ValueError(f"{run.folder} holds no config.yaml, so nothing can be done again; give another run: run=...")
-    told = stored(run.config, run.folder / CONFIG)
-    told.allow_targets = list(cfg.allow_targets)  # what a file says about itself does not count
-    told.trainer.resume = None
-    if MASK in str(told.tracker.get("tracking_uri")):
-        say(f"the run was tracked at {told.tracker.tracking_uri}, which is not known whole; this one is not")
-        told.tracker.tracking_uri = None
+        raise ValueError(f"{run.folder} holds no config.yaml, so it cannot be repeated; give another run: run=...")
+    config = stored(run.config, run.folder / CONFIG)
+    config.allow_targets = list(cfg.allow_targets)  # not those that the file allows itself
+    config.trainer.resume = None
+    if MASK in str(config.tracker.get("tracking_uri")):
+        say(f"the run was tracked at {config.tracker.tracking_uri}, whose password is not stored; this one is not")
+        config.tracker.tracking_uri = None
     if cfg.data.root is not None:
-        told.data.root = cfg.data.root
-    return told
+        config.data.root = cfg.data.root
+    return config
 
 
 def facts(cfg: DictConfig) -> dict[str, str]:
-    """What this machine and the data are now, by the names of the tags."""
+    """Current values of the tags that describe machine and data."""
     from detr_exp import build
 
     return {"hardware": build.hardware(cfg).describe(), "data.fingerprint": build.data(cfg).fingerprint}
 
 
 def changes(before: dict[str, str], now: dict[str, str]) -> list[str]:
-    """Sentences about what is not as it was, or one that everything is."""
+    """One sentence for each difference, or one that there is none."""
     names = [name for name in before if name.startswith(COMPARED)]
     differing = [name for name in names if before[name] != now.get(name)]
-    changed = [f"{name}: was {before[name]}, is {now.get(name, 'not there')}" for name in differing]
+    changed = [f"{name}: was {before[name]}, is {now.get(name, 'missing')}" for name in differing]
     if before.get("git.dirty") == "true":
-        changed.append("git.dirty: the code was changed since its commit, so the commit does not say all of it")
-    return changed or ["code, packages, machine and data are as they were"]
+        changed.append("git.dirty: the code was changed since its commit, so the commit does not describe all of it")
+    return changed or ["code, packages, machine and data have not changed"]
 
 
 def groups(run: PastRun) -> dict[str, str]:
-    """The chosen options, which a run keeps among its tags."""
+    """The chosen options, which are among the tags of a run."""
     return {name: tag for name, tag in run.record.tags.items() if _is_group(run.config, name)}
 
 
@@ -126,7 +126,7 @@ def _is_group(config: Values, name: str) -> bool:
 
 
 def differences(before: Sequence[Values], now: Sequence[Values]) -> list[Difference]:
-    """Values that are not the same to the last digit, in order; clocks and machine figures are not compared."""
+    """Values that are not the same to the last digit, in order; times and machine metrics are not compared."""
     sides = [_values(lines) for lines in (before, now)]
     keys = sorted(set(sides[0]) | set(sides[1]))
     differing = [key for key in keys if (key in sides[0], sides[0].get(key)) != (key in sides[1], sides[1].get(key))]
@@ -139,21 +139,21 @@ def _values(lines: Sequence[Values]) -> dict[tuple[int, str], float | None]:
     }
 
 
-def verdict(run: PastRun, again: PastRun, found: Sequence[Difference]) -> str:
-    """What came of it, with the values that matter most."""
+def verdict(run: PastRun, again: PastRun, differing: Sequence[Difference]) -> str:
+    """The result, with the most important values."""
     compared = len(_values(run.lines))
-    if not found:
-        return f"reproduced: all {compared} values are the same to the last digit ({run.monitor} {spoken(again.score)})"
-    first = min(found, key=lambda row: row.step)
+    if not differing:
+        return f"reproduced: all {compared} values are the same to the last digit ({run.monitor} {shown(again.score)})"
+    first = min(differing, key=lambda row: row.step)
     lines = [
-        f"not reproduced: {len(found)} of {compared} values differ",
-        f"  {run.monitor}  was {spoken(run.score)}, is {spoken(again.score)}",
+        f"not reproduced: {len(differing)} of {compared} values differ",
+        f"  {run.monitor}  was {shown(run.score)}, is {shown(again.score)}",
         f"  first at step {first.step}: {first.name}  was {first.before}, is {first.now}",
     ]
     return "\n".join(lines)
 
 
-def spoken(value: float | None) -> str:
+def shown(value: float | None) -> str:
     return "no" if value is None else f"{value:.4f}"
 
 

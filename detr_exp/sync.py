@@ -1,4 +1,4 @@
-"""Send the views of a run what they missed: `python -m detr_exp.sync run=<folder or id>`."""
+"""Send missing data of a run to its trackers: `python -m detr_exp.sync run=<folder or id>`."""
 
 from __future__ import annotations
 
@@ -28,15 +28,15 @@ Send what MLflow, TensorBoard and Weights & Biases lack of a run folder; nothing
 
 
 class OutOfReachError(RuntimeError):
-    """A view does not take what it is sent."""
+    """A view does not accept data."""
 
 
 def sync(cfg: DictConfig) -> None:
-    """Bring the views of the runs meant up to date.
+    """Update the views of some runs.
 
     Raises:
-        ValueError: a word that means no run; of one run alone: see `synchronise`.
-        OutOfReachError: a view of one run could not be brought up to date; the others were.
+        ValueError: `cfg.run` names something that is no run; for a single run see `synchronise`.
+        OutOfReachError: a view could not be updated; the others were.
     """
     folders = find(cfg.run, cfg.root)
     behind: list[Exception] = []
@@ -51,28 +51,28 @@ def sync(cfg: DictConfig) -> None:
         else:
             say(f"{folder}: everything is sent")
     if behind:
-        raise OutOfReachError(f"{len(behind)} of {len(folders)} runs were not sent, as said above; all others were")
+        raise OutOfReachError(f"{len(behind)} of {len(folders)} runs were not sent (see above); all others were")
 
 
 def synchronise(folder: Path, tracking_uri: str | None = None, patience: float = 60.0) -> None:
-    """Bring the views of a run up to what its folder holds.
+    """Send everything in a run folder to the views of the run.
 
     Args:
         folder: of the run.
         tracking_uri: MLflow store; None: the one of the run.
-        patience: seconds without any view taking anything, after which it gives up.
+        patience: seconds without progress of any view, after which it gives up.
 
     Raises:
-        ValueError: the folder is no run's, or of one that is going on, its store is known only without the password, or
-            a view refuses it.
-        OutOfReachError: a view could not be brought up to date.
+        ValueError: the folder is no run folder, its run is still going, its store is known only without the password,
+            or a view refuses the data.
+        OutOfReachError: a view could not be updated.
     """
     record = RunRecord.load(folder)
     uri = tracking_uri or record.views["tracking_uri"]
     if uri is not None and MASK in uri:
-        raise ValueError(f"{folder} knows its store only as {uri}; give the whole address: tracking_uri=...")
+        raise ValueError(f"{folder} has its store only as {uri}; give the whole address: tracking_uri=...")
     with exclusive_access(folder):
-        if record.status == "running":  # nobody holds the folder: it was killed outright
+        if record.status == "running":  # no process holds the folder: it was killed
             record.status = "killed"
             record.save(folder)
         views = make_views(uri, record.views["tensorboard"], record.views["wandb"])
@@ -81,7 +81,9 @@ def synchronise(folder: Path, tracking_uri: str | None = None, patience: float =
         raise ValueError("; ".join(refusals))
     if behind:
         names = ", ".join(type(tail.view).__name__ for tail in behind)
-        raise OutOfReachError(f"{names} did not take everything, and nothing for {patience:.0f} s; is the server up?")
+        raise OutOfReachError(
+            f"{names} did not accept everything, and nothing for {patience:.0f} s; is the server running?"
+        )
 
 
 def main() -> None:

@@ -37,8 +37,8 @@ def train(cfg: DictConfig) -> float | None:
     """One training in Hydra's output folder; the best value of `trainer.monitor`, for a sweeper."""
     job = HydraConfig.get()
     choices = {group: option for group, option in job.runtime.choices.items() if option and "hydra/" not in group}
-    folder, words = Path(job.runtime.output_dir), OmegaConf.to_container(job.overrides.task, resolve=False)
-    return launch.train(folder, cfg, choices, cast(list[str], words), job.job_logging, hydra_files(cfg))
+    folder, overrides = Path(job.runtime.output_dir), OmegaConf.to_container(job.overrides.task, resolve=False)
+    return launch.train(folder, cfg, choices, cast(list[str], overrides), job.job_logging, hydra_files(cfg))
 
 
 def main() -> None:

@@ -16,8 +16,8 @@ TINY = ["model=rtdetrv2_tiny", "model.image_size=[64,64]", "model.num_queries=20
 
 
 def test_forms_side_by_side(command: Callable[..., int], trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    words = [f"checkpoint={trained}", "benchmark.forms=[eager,folded,torchscript]", "benchmark.rounds=2"]
-    assert command(benchmark.main, *words, "trainer/hardware=cpu", "benchmark.batch_sizes=[1,3]") == 0
+    overrides = [f"checkpoint={trained}", "benchmark.forms=[eager,folded,torchscript]", "benchmark.rounds=2"]
+    assert command(benchmark.main, *overrides, "trainer/hardware=cpu", "benchmark.batch_sizes=[1,3]") == 0
     (path,) = Path("outputs/benchmark").glob("*/*/benchmark.json")
     eager, folded, exported = json.loads(path.read_text())
     assert [row["form"] for row in (eager, folded, exported)] == ["eager", "folded", "torchscript"]
@@ -30,9 +30,15 @@ def test_forms_side_by_side(command: Callable[..., int], trained: Path, capsys: 
     assert "with all steps" in capsys.readouterr().out
 
 
-def test_words_instead_of_a_checkpoint(tmp_path: Path) -> None:
-    words = [*TINY, "data.num_classes=3", "benchmark.forms=[bf16]", "benchmark.rounds=1", "benchmark.batch_sizes=[]"]
-    (row,) = benchmark.benchmark_in(tmp_path, compose(words, config_name="benchmark"))
+def test_overrides_instead_of_a_checkpoint(tmp_path: Path) -> None:
+    overrides = [
+        *TINY,
+        "data.num_classes=3",
+        "benchmark.forms=[bf16]",
+        "benchmark.rounds=1",
+        "benchmark.batch_sizes=[]",
+    ]
+    (row,) = benchmark.benchmark_in(tmp_path, compose(overrides, config_name="benchmark"))
     assert row.form == "bf16"
     assert row.throughput == {}
 

@@ -15,7 +15,7 @@ from detr_exp.check_data import main
 
 @pytest.fixture
 def small(tmp_path: Path) -> Path:
-    """A set of two training pictures, one box without area among its three, and one to validate on."""
+    """A data set of two training images, one box without area among its three, and one to validate on."""
     folder = tmp_path / "small" / "train"
     folder.mkdir(parents=True)
     for i, name in enumerate(("a.png", "b.png")):
@@ -36,41 +36,47 @@ def small(tmp_path: Path) -> Path:
 
 
 def test_it_says_what_is_there_and_what_is_wrong(command, small, capsys):
-    words = [f"data.root={small}", "image_size=[64,96]", "json=found.json", "hydra.run.dir=out", "images=2"]
-    assert command(main, *words) == 0
-    said = capsys.readouterr().out
-    assert "boxes without area were dropped (1)" in said
-    assert "annotation 11: 0x10 at (5, 5) in 'a.png'" in said
-    assert "training can start" in said
-    found = json.loads(Path("found.json").read_text())
-    assert found["splits"]["train"]["objects"] == 2
-    assert {finding["level"] for finding in found["findings"]} == {"warning", "note"}
+    overrides = [f"data.root={small}", "image_size=[64,96]", "json=found.json", "hydra.run.dir=out", "images=2"]
+    assert command(main, *overrides) == 0
+    printed = capsys.readouterr().out
+    assert "boxes without area were dropped (1)" in printed
+    assert "annotation 11: 0x10 at (5, 5) in 'a.png'" in printed
+    assert "training can start" in printed
+    result = json.loads(Path("found.json").read_text())
+    assert result["splits"]["train"]["objects"] == 2
+    assert {finding["level"] for finding in result["findings"]} == {"warning", "note"}
     assert Image.open("out/training_samples.png").width > 600
 
 
 def test_errors_are_counted_and_end_with_2(command, small, capsys):
     (small / "train" / "b.png").write_bytes(b"broken")
     assert command(main, f"data.root={small}", "hydra.run.dir=out", "images=0") == 2
-    said = capsys.readouterr()
-    assert "b.png is not a readable image" in said.out
-    assert "1 problem that training refuses" in said.err
-    assert "Traceback" not in said.err
+    printed = capsys.readouterr()
+    assert "b.png is not a readable image" in printed.out
+    assert "1 problem that training refuses" in printed.err
+    assert "Traceback" not in printed.err
 
 
 def test_it_ends_as_a_training_would(command, small, tmp_path, capsys):
-    """Without a validation split and without objects both refuse, with the same words."""
-    words = ["model=rtdetrv2_tiny", "data.num_workers=0", "tracker=none", "trainer/hardware=cpu", "trainer.max_steps=1"]
+    """Without a validation split and without objects both refuse, with the same message."""
+    overrides = [
+        "model=rtdetrv2_tiny",
+        "data.num_workers=0",
+        "tracker=none",
+        "trainer/hardware=cpu",
+        "trainer.max_steps=1",
+    ]
     (small / "valid").rename(small / "away")
     path = small / "train" / "_annotations.coco.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"annotations": []}))
     assert command(main, f"data.root={small}", "hydra.run.dir=out", "images=0") == 2
     looked = capsys.readouterr().out
-    assert command(train.main, "data=auto", f"data.root={small}", f"hydra.run.dir={tmp_path / 'run'}", *words) == 2
+    assert command(train.main, "data=auto", f"data.root={small}", f"hydra.run.dir={tmp_path / 'run'}", *overrides) == 2
     trained = capsys.readouterr().err
-    for said in (looked, trained):
-        assert "the data set has no val split, only train" in said
-        assert "no object to train on" in said
-        assert "2 images, 0 annotations" in said
+    for printed in (looked, trained):
+        assert "the data set has no val split, only train" in printed
+        assert "no object to train on" in printed
+        assert "2 images, 0 annotations" in printed
 
 
 def test_a_folder_of_no_layout_says_what_was_looked_for(command, tmp_path, capsys):

@@ -29,21 +29,21 @@ def test_the_numbers_of_the_training_to_the_last_digit(command: Command, trained
     assert command(evaluate.main, f"checkpoint={trained}") == 0
     lines = [json.loads(line) for line in (trained / "metrics.jsonl").read_text().splitlines()]
     logged = {name.removeprefix("val/"): v for line in lines for name, v in line.items() if name.startswith("val/")}
-    found = results()
-    compared = [name for name in logged if name in found]
+    result = results()
+    compared = [name for name in logged if name in result]
     assert {"mAP", "mAP50", "mAR", "F1"} <= set(compared)
-    assert {name: found[name] for name in compared} == {name: logged[name] for name in compared}
+    assert {name: result[name] for name in compared} == {name: logged[name] for name in compared}
 
 
 def same_numbers(folder: Path, out: Path, tolerance: float) -> None:
     """A run's own numbers and those of the command."""
-    found = evaluate.evaluate_in(out, compose([f"checkpoint={folder}", "data.num_workers=0"], config_name="evaluate"))
+    result = evaluate.evaluate_in(out, compose([f"checkpoint={folder}", "data.num_workers=0"], config_name="evaluate"))
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     logged = {name.removeprefix("val/"): v for line in lines for name, v in line.items() if name.startswith("val/")}
-    compared = [name for name in logged if name in found]
+    compared = [name for name in logged if name in result]
     assert {"mAP", "mAP50", "mAR", "F1"} <= set(compared)
     for name in compared:
-        assert found[name] == pytest.approx(logged[name], rel=0, abs=tolerance), name
+        assert result[name] == pytest.approx(logged[name], rel=0, abs=tolerance), name
 
 
 @pytest.mark.slow
@@ -51,21 +51,21 @@ def same_numbers(folder: Path, out: Path, tolerance: float) -> None:
 def test_the_numbers_of_the_training_on_photographs(
     real_data: Path, tiny_run: list[str], tmp_path: Path, layout: str
 ) -> None:
-    words = [word for word in tiny_run if not word.startswith("data")]
+    overrides = [override for override in tiny_run if not override.startswith("data")]
     data = ["data=auto", f"data.root={real_data / f'bccd_{layout}'}", "data.num_workers=0"]
-    train_in(tmp_path / "run", compose([*words, *data, "optim.lr=1e-3", "trainer.max_steps=6"]))
+    train_in(tmp_path / "run", compose([*overrides, *data, "optim.lr=1e-3", "trainer.max_steps=6"]))
     same_numbers(tmp_path / "run", tmp_path / "out", tolerance=0.0)
 
 
 @pytest.mark.slow
 def test_the_numbers_of_a_training_on_two_processes(tiny_run: list[str], tmp_path: Path) -> None:
     folder = tmp_path / "run"
-    words = [*tiny_run, "data.val=9", "trainer.hardware.devices=2", f"hydra.run.dir={folder}"]
-    subprocess.run([sys.executable, "-m", "detr_exp.train", *words], check=True, cwd=tmp_path, capture_output=True)
+    overrides = [*tiny_run, "data.val=9", "trainer.hardware.devices=2", f"hydra.run.dir={folder}"]
+    subprocess.run([sys.executable, "-m", "detr_exp.train", *overrides], check=True, cwd=tmp_path, capture_output=True)
     same_numbers(folder, tmp_path / "out", tolerance=1e-4)
 
 
-def test_curves_and_confusions_are_drawn(command: Command, trained: Path) -> None:
+def test_curves_and_confusion_matrices_are_saved(command: Command, trained: Path) -> None:
     assert command(evaluate.main, f"checkpoint={trained}", "weights=raw") == 0
     (path,) = Path("outputs/evaluate").glob("*/*/confusion.png")
     assert path.with_name("pr_curves.png").stat().st_size > 1000
@@ -81,10 +81,10 @@ def test_a_table_for_every_class(command: Command, trained: Path, capsys: pytest
 
 
 def test_another_data_set_and_split(trained: Path, tmp_path: Path) -> None:
-    words = [f"checkpoint={trained}", "data=shapes", "data.split=test", "data.num_workers=0", "data.source.size=64"]
+    overrides = [f"checkpoint={trained}", "data=shapes", "data.split=test", "data.num_workers=0", "data.source.size=64"]
 
     def objects(*more: str) -> int:
-        evaluate.evaluate_in(tmp_path, compose([*words, *more], config_name="evaluate"))
+        evaluate.evaluate_in(tmp_path, compose([*overrides, *more], config_name="evaluate"))
         return sum(row["objects"] for row in json.loads((tmp_path / "classes.json").read_text())["bbox"])
 
     some = objects("data.test=3", "batch_size=2", "trainer/hardware=cpu", "metric=fast")
@@ -98,7 +98,7 @@ def test_a_split_that_is_not_there(command: Command, trained: Path, capfd: pytes
 
 
 @pytest.mark.parametrize(
-    ("words", "told"),
+    ("overrides", "message"),
     [
         ([], "checkpoint must be given: checkpoint=..."),
         (["checkpoint=absent.pth"], "absent.pth is not a file"),
@@ -106,9 +106,9 @@ def test_a_split_that_is_not_there(command: Command, trained: Path, capfd: pytes
         (["checkpoint=x", "data=cocoa"], "did you mean data=coco?"),
     ],
 )
-def test_mistakes(command: Command, capfd: pytest.CaptureFixture[str], words: list[str], told: str) -> None:
-    assert command(evaluate.main, *words) == 2
-    assert told in capfd.readouterr().err
+def test_mistakes(command: Command, capfd: pytest.CaptureFixture[str], overrides: list[str], message: str) -> None:
+    assert command(evaluate.main, *overrides) == 2
+    assert message in capfd.readouterr().err
 
 
 def detector(*classes: str) -> SimpleNamespace:
@@ -129,7 +129,7 @@ def test_classes_are_matched_by_name(capsys: pytest.CaptureFixture[str]) -> None
         category_ids_by_name(detector("cat"), data(elk=1))
 
 
-def test_a_training_is_kept_and_what_is_refused_leaves_nothing(
+def test_a_training_is_not_overwritten_and_a_refused_command_leaves_no_files(
     command: Callable[..., int], trained: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     run = shutil.copytree(trained, tmp_path / "run")

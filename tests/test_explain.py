@@ -19,32 +19,32 @@ def rows(text: str) -> list[list[str]]:
 
 
 def test_the_files_that_set_a_value_in_order() -> None:
-    said = rows(say(["key=optim.lr", RECIPE, "optim.lr=3e-4"]))
-    assert said[0] == ["optim.lr", "=", "0.0003"]
-    assert said[1] == ["conf/optim/adamw.yaml", "0.0001"]
-    assert said[-1] == ["command", "line:", "optim.lr=3e-4", "0.0003", "<-", "counts"]
-    for where, *_ in said[1:-1]:
+    printed = rows(say(["key=optim.lr", RECIPE, "optim.lr=3e-4"]))
+    assert printed[0] == ["optim.lr", "=", "0.0003"]
+    assert printed[1] == ["conf/optim/adamw.yaml", "0.0001"]
+    assert printed[-1] == ["command", "line:", "optim.lr=3e-4", "0.0003", "<-", "counts"]
+    for where, *_ in printed[1:-1]:
         assert (CONF_DIR.parent / where).is_file()
 
 
 def test_a_reference_is_followed() -> None:
-    said = say(["key=loss.class_loss.gamma", "loss=focal", "loss.focal_gamma=1.5"])
-    assert "loss.class_loss.gamma = 1.5\n  conf/loss/focal.yaml  ${loss.focal_gamma}\nloss.focal_gamma = 1.5" in said
+    printed = say(["key=loss.class_loss.gamma", "loss=focal", "loss.focal_gamma=1.5"])
+    assert "loss.class_loss.gamma = 1.5\n  conf/loss/focal.yaml  ${loss.focal_gamma}\nloss.focal_gamma = 1.5" in printed
 
 
 def test_a_section_names_the_file_of_every_value() -> None:
-    said = rows(say(["key=model/backbone", "model/backbone=r50vd", "model=rtdetrv2", "model.backbone.freeze_at=0"]))
-    assert said[0] == ["model/backbone=r50vd"]
-    assert ["model.backbone.depth", "50", "conf/model/backbone/r50vd.yaml"] in said
-    assert ["model.backbone.freeze_at", "0", "command", "line:", "model.backbone.freeze_at=0"] in said
+    printed = rows(say(["key=model/backbone", "model/backbone=r50vd", "model=rtdetrv2", "model.backbone.freeze_at=0"]))
+    assert printed[0] == ["model/backbone=r50vd"]
+    assert ["model.backbone.depth", "50", "conf/model/backbone/r50vd.yaml"] in printed
+    assert ["model.backbone.freeze_at", "0", "command", "line:", "model.backbone.freeze_at=0"] in printed
 
 
 def test_the_differences_from_a_recipe() -> None:
-    said = say([RECIPE, "data.root=/x", "loss=focal", "trainer.epochs=3"])
-    assert f"from its recipe, {RECIPE}" in said
-    assert ["loss", "vfl", "->", "focal"] in rows(said)
-    assert ["trainer.epochs", "120", "->", "3"] in rows(said)
-    assert "data.root" not in said, "everybody has to give it"
+    printed = say([RECIPE, "data.root=/x", "loss=focal", "trainer.epochs=3"])
+    assert f"from its recipe, {RECIPE}" in printed
+    assert ["loss", "vfl", "->", "focal"] in rows(printed)
+    assert ["trainer.epochs", "120", "->", "3"] in rows(printed)
+    assert "data.root" not in printed, "every user has to give it"
     assert say([RECIPE]) == f"it does not differ from its recipe, {RECIPE}"
 
 
@@ -52,21 +52,23 @@ def test_a_run(command: Callable[..., int], tiny_run: list[str], capsys: pytest.
     assert command(train.main, *tiny_run, "seed=null", "hydra.run.dir=run") == 0
     capsys.readouterr()
     assert command(explain.main, "run=run", "key=seed") == 0
-    said = capsys.readouterr().out
-    assert "the run recorded" in said, "a seed that was drawn"
-    assert ["trainer.epochs", "12", "->", "1"] in rows(said)
-    assert "from the defaults of model=rtdetrv2_tiny data=shapes" in said
+    printed = capsys.readouterr().out
+    assert "the run recorded" in printed, "a sampled seed"
+    assert ["trainer.epochs", "12", "->", "1"] in rows(printed)
+    assert "from the defaults of model=rtdetrv2_tiny data=shapes" in printed
     assert sorted(path.name for path in Path().iterdir()) == ["run"]
 
 
 @pytest.mark.parametrize(
-    ("words", "told"),
+    ("overrides", "message"),
     [
         (["key=optim.lrr"], "did you mean key=optim.lr?"),
         (["trainer.epoch=3"], "did you mean trainer.epochs?"),
         (["run=absent"], "is no folder"),
     ],
 )
-def test_mistakes(command: Callable[..., int], capfd: pytest.CaptureFixture[str], words: list[str], told: str) -> None:
-    assert command(explain.main, *words) == 2
-    assert told in capfd.readouterr().err
+def test_mistakes(
+    command: Callable[..., int], capfd: pytest.CaptureFixture[str], overrides: list[str], message: str
+) -> None:
+    assert command(explain.main, *overrides) == 2
+    assert message in capfd.readouterr().err

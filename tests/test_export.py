@@ -36,15 +36,15 @@ NETWORKS = {
 COUNTS = "model.keypoint_counts=[3,0]"
 
 
-def images(*sizes: tuple[int, int]) -> list[np.ndarray]:
+def noise_images(*sizes: tuple[int, int]) -> list[np.ndarray]:
     draw = np.random.default_rng(0)
     return [draw.integers(0, 256, (*size, 3), dtype=np.uint8) for size in sizes]
 
 
 def network(name: str) -> Any:
     """A small network of a kind whose numbers do not stand at their starts."""
-    words = [*NETWORKS[name], "model.num_queries=10", *([COUNTS] if "keypoint" in name else [])]
-    made = build.network(compose(words)).eval()
+    overrides = [*NETWORKS[name], "model.num_queries=10", *([COUNTS] if "keypoint" in name else [])]
+    made = build.network(compose(overrides)).eval()
     noise = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for parameter in made.parameters():
@@ -52,8 +52,8 @@ def network(name: str) -> Any:
     return made
 
 
-def settled(folder: Path, trained: Path, *words: str) -> Path:
-    given = [f"checkpoint={trained}", "trainer/hardware=cpu", "export.images=2", *words]
+def settled(folder: Path, trained: Path, *overrides: str) -> Path:
+    given = [f"checkpoint={trained}", "trainer/hardware=cpu", "export.images=2", *overrides]
     return export.export_in(folder, compose(given, config_name="export"))
 
 
@@ -66,10 +66,10 @@ def onnx(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize("count", [1, 3])
 def test_onnx_gives_the_outputs_of_the_checkpoint(onnx: Path, trained: Path, count: int) -> None:
     graph = Graph(load(trained).network.to(memory_format=torch.contiguous_format), preprocess=False, postprocess=False)
-    given = images(*[(40, 60), (64, 64), (90, 30)][:count])
+    given = noise_images(*[(40, 60), (64, 64), (90, 30)][:count])
     expected = Program(graph, engines.in_torch(graph)).outputs(given)
-    found = Program(graph, engines.open_file("onnx", onnx, threads=1)).outputs(given)
-    apart = differences(expected, found, np.array([image.shape[:2] for image in given]))
+    result = Program(graph, engines.open_file("onnx", onnx, threads=1)).outputs(given)
+    apart = differences(expected, result, np.array([image.shape[:2] for image in given]))
     assert set(apart) == {"logits", "boxes"}
     assert len(apart["boxes"]) == 20 * count
     assert max(gaps.max() for gaps in apart.values()) <= 1e-4
@@ -89,24 +89,26 @@ def test_the_file_says_what_it_takes_and_gives(onnx: Path) -> None:
 
 
 def test_the_script_needs_no_pytorch(onnx: Path, trained: Path, tmp_path: Path) -> None:
-    (photo,) = images((50, 70))
+    (photo,) = noise_images((50, 70))
     Image.fromarray(photo).save(tmp_path / "photo.png")
     alone = "import runpy, sys; sys.modules['torch'] = sys.modules['hydra'] = None; "
     alone += f"runpy.run_path({str(SCRIPT)!r}, run_name='__main__')"
-    words = [str(onnx), str(tmp_path / "photo.png"), str(tmp_path / "found.png"), "0.0"]
-    told = subprocess.run([sys.executable, "-c", alone, *words], capture_output=True, text=True, check=True).stdout
-    lines = [line.split() for line in told.splitlines()]
-    (found,) = load(trained).predict([photo], threshold=0.0)
-    first = found.scores.sort(descending=True).indices[0]
-    assert lines[0][0] == load(trained).classes[found.labels[first]]
-    assert [float(word) for word in lines[0][2:]] == pytest.approx(found.boxes[first].tolist(), abs=0.1)
+    overrides = [str(onnx), str(tmp_path / "photo.png"), str(tmp_path / "found.png"), "0.0"]
+    message = subprocess.run(
+        [sys.executable, "-c", alone, *overrides], capture_output=True, text=True, check=True
+    ).stdout
+    lines = [line.split() for line in message.splitlines()]
+    (result,) = load(trained).predict([photo], threshold=0.0)
+    first = result.scores.sort(descending=True).indices[0]
+    assert lines[0][0] == load(trained).classes[result.labels[first]]
+    assert [float(override) for override in lines[0][2:]] == pytest.approx(result.boxes[first].tolist(), abs=0.1)
     assert Image.open(tmp_path / "found.png").size == (70, 50)
 
 
 def test_torchscript_with_all_steps_inside(trained: Path, tmp_path: Path) -> None:
-    words = ["format=torchscript", "export.preprocess=true", "export.postprocess=true", "export.batch_size=1"]
-    path = settled(tmp_path, trained, *words)
-    (image,) = images((75, 50))
+    overrides = ["format=torchscript", "export.preprocess=true", "export.postprocess=true", "export.batch_size=1"]
+    path = settled(tmp_path, trained, *overrides)
+    (image,) = noise_images((75, 50))
     scores, _, boxes = engines.open_file("torchscript", path)([image[None]])
     (expected,) = load(trained).predict(image, threshold=0.0)
     assert scores[0] == pytest.approx(expected.scores.numpy(), abs=5e-3)  # a level of a pixel's 255
@@ -127,8 +129,8 @@ def test_the_gate_keeps_back_what_differs(
 
     monkeypatch.setattr(engines, "write", perturbed)
     assert not GateError.__module__.endswith("export")  # run as a command that module is `__main__`, and not known
-    words = [f"checkpoint={trained}", "format=torchscript", "hydra.run.dir=out", "trainer/hardware=cpu"]
-    assert command(export.main, *words) == 1
+    overrides = [f"checkpoint={trained}", "format=torchscript", "hydra.run.dir=out", "trainer/hardware=cpu"]
+    assert command(export.main, *overrides) == 1
     assert "more than export.max_difference=0.001" in capfd.readouterr().err
     assert [path.name for path in Path("out").glob("model*")] == ["model_rejected.torchscript"]
 
@@ -144,7 +146,7 @@ def test_the_gate_keeps_back_what_loses_accuracy(
 
 
 @pytest.mark.parametrize(
-    ("words", "told"),
+    ("overrides", "message"),
     [
         (["format=onxn"], "format is 'onxn'; use one of onnx, torchscript"),
         (["export.sampling=nearest"], "export.sampling is 'nearest'"),
@@ -152,10 +154,10 @@ def test_the_gate_keeps_back_what_loses_accuracy(
     ],
 )
 def test_mistakes(
-    command: Command, trained: Path, capfd: pytest.CaptureFixture[str], words: list[str], told: str
+    command: Command, trained: Path, capfd: pytest.CaptureFixture[str], overrides: list[str], message: str
 ) -> None:
-    assert command(export.main, f"checkpoint={trained}", *words) == 2
-    assert told in capfd.readouterr().err
+    assert command(export.main, f"checkpoint={trained}", *overrides) == 2
+    assert message in capfd.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -173,9 +175,9 @@ def test_detections_from_the_graph_are_those_of_the_network(name: str) -> None:
     made = network(name)
     inside = Graph(made, preprocess=False, postprocess=True)
     outside = Graph(made, preprocess=False, postprocess=False)
-    given = images((40, 60), (96, 80))
-    found = Program(inside, engines.in_torch(inside)).detect(given)
-    for one, other in zip(found, Program(outside, engines.in_torch(outside)).detect(given)):
+    given = noise_images((40, 60), (96, 80))
+    result = Program(inside, engines.in_torch(inside)).detect(given)
+    for one, other in zip(result, Program(outside, engines.in_torch(outside)).detect(given)):
         assert torch.allclose(one.scores, other.scores, atol=1e-6)
         assert torch.equal(one.labels, other.labels)
         assert torch.allclose(one.boxes, other.boxes, atol=1e-4)
@@ -204,7 +206,7 @@ def test_every_network_in_every_format(form: str, name: str, tmp_path: Path) -> 
     engines.write(form, graph, path, facts={"classes": []})
     run = engines.open_file(form, path, threads=1)
     for count in (1, 3):
-        given = images(*[(40, 60), (96, 80), (30, 90)][:count])
+        given = noise_images(*[(40, 60), (96, 80), (30, 90)][:count])
         expected = Program(graph, engines.in_torch(graph)).outputs(given)
         apart = differences(expected, Program(graph, run).outputs(given), np.array([p.shape[:2] for p in given]))
         assert np.quantile(np.stack([apart["scores"], apart["boxes"]]), 0.9) < 1e-3

@@ -1,4 +1,4 @@
-"""The predict command: a file for programs, pictures for people."""
+"""The predict command: a file for programs, drawings for people."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ def photos(tmp_path: Path) -> Path:
         path.parent.mkdir(parents=True, exist_ok=True)
         pixels = np.random.default_rng(number).integers(0, 256, (40 + number, 60, 3), dtype=np.uint8)
         Image.fromarray(pixels).save(path)
-    (folder / "broken.jpg").write_bytes(b"no picture")
-    (folder / "notes.txt").write_text("not a picture")
+    (folder / "broken.jpg").write_bytes(b"no image")
+    (folder / "notes.txt").write_text("not an image")
     return folder
 
 
@@ -40,32 +40,32 @@ def output() -> tuple[Path, dict[str, Any]]:
 
 def test_a_folder(command: Command, trained: Path, photos: Path, capfd: pytest.CaptureFixture[str]) -> None:
     assert command(predict.main, f"checkpoint={trained}", f"source={photos}", "threshold=0.0", "batch_size=2") == 1
-    folder, found = output()
-    assert [Path(image["file_name"]).relative_to(photos).as_posix() for image in found["images"]] == [
+    folder, result = output()
+    assert [Path(image["file_name"]).relative_to(photos).as_posix() for image in result["images"]] == [
         "a.jpg",
         "b.png",
         "below/b.png",
     ]
-    assert {image["width"] for image in found["images"]} == {60}
-    assert [category["name"] for category in found["categories"]][:2] == ["arrow", "kite"]
+    assert {image["width"] for image in result["images"]} == {60}
+    assert [category["name"] for category in result["categories"]][:2] == ["arrow", "kite"]
     drawn = sorted(path.relative_to(folder / "drawings").as_posix() for path in folder.glob("drawings/**/*.jpg"))
     assert drawn == ["a.jpg", "b.jpg", "below/b.jpg"]
-    known = {category["id"] for category in found["categories"]}
-    for entry in found["annotations"]:
+    known = {category["id"] for category in result["categories"]}
+    for entry in result["annotations"]:
         x, y, width, height = entry["bbox"]
         assert -1e-3 <= x <= x + width <= 60 + 1e-3
         assert -1e-3 <= y <= y + height <= 42 + 1e-3
         assert entry["category_id"] in known
         assert 0 < entry["score"] <= 1
-    assert {entry["image_id"] for entry in found["annotations"]} == {1, 2, 3}
-    assert "1 of 4 could not be read" in (told := capfd.readouterr().err)
-    assert "broken.jpg" in told
+    assert {entry["image_id"] for entry in result["annotations"]} == {1, 2, 3}
+    assert "1 of 4 could not be read" in (message := capfd.readouterr().err)
+    assert "broken.jpg" in message
 
 
 def test_nothing_is_overwritten(command: Command, trained: Path, photos: Path) -> None:
-    words = [f"checkpoint={trained}", f"source={photos}/*.png", "hydra.run.dir=mine"]
+    overrides = [f"checkpoint={trained}", f"source={photos}/*.png", "hydra.run.dir=mine"]
     for _ in range(2):
-        assert command(predict.main, *words) == 0
+        assert command(predict.main, *overrides) == 0
     assert {path.name for path in Path("mine").glob("*.json")} == {"detections.json", "detections_2.json"}
     assert [path.name for path in Path("mine").glob("drawings*/*")] == ["b.jpg", "b.jpg"]
 
@@ -76,10 +76,10 @@ def test_an_image_from_standard_input(
     with open(photos / "a.jpg", "rb") as file:
         monkeypatch.setattr("sys.stdin", io.TextIOWrapper(file))
         assert command(predict.main, f"checkpoint={trained}", "source=-", "threshold=0.0") == 0
-    folder, found = output()
-    assert found["images"] == [{"id": 1, "file_name": "-", "width": 60, "height": 41}]
+    folder, result = output()
+    assert result["images"] == [{"id": 1, "file_name": "-", "width": 60, "height": 41}]
     assert (folder / "drawings" / "stdin.jpg").exists()
-    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"no picture")))
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"no image")))
     assert command(predict.main, f"checkpoint={trained}", "source=-") == 2
     assert "standard input" in capfd.readouterr().err
 
@@ -93,8 +93,8 @@ def test_every_other_frame_of_a_video(command: Command, trained: Path, tmp_path:
             frame = av.VideoFrame.from_ndarray(np.full((48, 64, 3), level, np.uint8), format="rgb24")
             video.mux(stream.encode(frame))
         video.mux(stream.encode())
-    words = [f"checkpoint={trained}", f"source={tmp_path / 'video.mp4'}", "every=2", "output=csv", "threshold=0.0"]
-    assert command(predict.main, *words) == 0
+    overrides = [f"checkpoint={trained}", f"source={tmp_path / 'video.mp4'}", "every=2", "output=csv", "threshold=0.0"]
+    assert command(predict.main, *overrides) == 0
     (path,) = Path("outputs/predict").glob("*/*/detections.csv")
     with open(path, newline="") as file:
         rows = list(csv.DictReader(file))
@@ -105,15 +105,15 @@ def test_every_other_frame_of_a_video(command: Command, trained: Path, tmp_path:
 
 
 def test_one_image_without_drawing(command: Command, trained: Path, photos: Path) -> None:
-    words = [f"checkpoint={trained}", f"source={photos / 'a.jpg'}", "draw=false", "trainer/hardware=cpu"]
-    assert command(predict.main, *words, "threshold=0.99") == 0
-    folder, found = output()
-    assert len(found["images"]) == 1
-    assert found["annotations"] == []
+    overrides = [f"checkpoint={trained}", f"source={photos / 'a.jpg'}", "draw=false", "trainer/hardware=cpu"]
+    assert command(predict.main, *overrides, "threshold=0.99") == 0
+    folder, result = output()
+    assert len(result["images"]) == 1
+    assert result["annotations"] == []
     assert not (folder / "drawings").exists()
 
 
-def test_a_video_that_is_cut_short(
+def test_a_video_that_is_truncated(
     command: Command, trained: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     av = pytest.importorskip("av")
@@ -125,18 +125,18 @@ def test_a_video_that_is_cut_short(
             video.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
         video.mux(stream.encode())
     whole = (tmp_path / "video.mp4").read_bytes()
-    words = [f"checkpoint={trained}", "source=video.mp4", "draw=false"]
-    assert command(predict.main, *words, "hydra.run.dir=whole") == 0
+    overrides = [f"checkpoint={trained}", "source=video.mp4", "draw=false"]
+    assert command(predict.main, *overrides, "hydra.run.dir=whole") == 0
     half = len(whole) // 2
     for number, content in enumerate((whole[:half], whole[:half] + bytes(len(whole) - half))):
         (tmp_path / "video.mp4").write_bytes(content)
-        assert command(predict.main, *words, f"hydra.run.dir=half{number}") == 1
+        assert command(predict.main, *overrides, f"hydra.run.dir=half{number}") == 1
         assert "video.mp4 after" in capfd.readouterr().err
         frames = json.loads((tmp_path / f"half{number}" / "detections.json").read_text())["images"]
         assert 0 < len(frames) < 20
 
 
-def test_a_signal_keeps_what_was_found(
+def test_a_signal_keeps_the_detections(
     command: Command, trained: Path, photos: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def drawn_and_ended(*_: object) -> None:
@@ -147,7 +147,7 @@ def test_a_signal_keeps_what_was_found(
     assert [Path(image["file_name"]).name for image in output()[1]["images"]] == ["a.jpg"]
 
 
-def test_a_fault_keeps_what_was_found(
+def test_a_fault_keeps_the_detections(
     command: Command, trained: Path, photos: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     drawn: list[Path] = []
@@ -163,17 +163,17 @@ def test_a_fault_keeps_what_was_found(
 
 
 @pytest.mark.parametrize(
-    ("source", "told"),
+    ("source", "message"),
     [
         ("absent", "does not exist"),
-        ("empty", "holds no picture"),
-        ("photos/*.gif", "matches no picture"),
-        ("photos/broken.jpg", "none of 1 pictures"),
+        ("empty", "holds no image"),
+        ("photos/*.gif", "matches no image"),
+        ("photos/broken.jpg", "none of 1 images"),
     ],
 )
 def test_sources_without_images(
-    command: Command, trained: Path, photos: Path, capfd: pytest.CaptureFixture[str], source: str, told: str
+    command: Command, trained: Path, photos: Path, capfd: pytest.CaptureFixture[str], source: str, message: str
 ) -> None:
     Path("empty").mkdir()
     assert command(predict.main, f"checkpoint={trained}", f"source={source}") == 2
-    assert told in capfd.readouterr().err
+    assert message in capfd.readouterr().err

@@ -47,7 +47,7 @@ class Checker(HTMLParser):
 
 
 def make(folder: Path, number: int, score: float | None, status: str = "ok", **facts: object) -> Path:
-    """The folder of a run with a few lines, tables and a picture."""
+    """The folder of a run with a few lines, tables and an image."""
     folder.mkdir(parents=True)
     lr = [1e-4, 3e-4, 1e-3][number % 3]
     lines: list[dict] = [
@@ -70,16 +70,16 @@ def make(folder: Path, number: int, score: float | None, status: str = "ok", **f
     return folder
 
 
-def page_of(command: Command, *words: str) -> str:
-    assert command(report.main, *words, "hydra.run.dir=page") == 0
+def page_of(command: Command, *overrides: str) -> str:
+    assert command(report.main, *overrides, "hydra.run.dir=page") == 0
     return Path("page/report.html").read_text()
 
 
 def assert_complete(page: str) -> Checker:
-    found = Checker(page)
-    assert all(address.startswith("data:image/jpeg;base64,") for address in found.addresses)
+    result = Checker(page)
+    assert all(address.startswith("data:image/jpeg;base64,") for address in result.addresses)
     assert not re.search(r"url\(|@import|https?://", page)
-    return found
+    return result
 
 
 def test_runs_of_every_kind(command: Command, tmp_path: Path) -> None:
@@ -145,16 +145,16 @@ def test_what_only_the_ledger_of_a_sweep_knows(command: Command, tmp_path: Path)
 
 
 def test_a_real_run(command: Command, tiny_run: list[str]) -> None:
-    words = [word for word in tiny_run if not word.startswith("trainer.num_pictures")]
-    assert command(train.main, *words, "trainer.num_pictures=2", "hydra.run.dir=run") == 0
+    overrides = [override for override in tiny_run if not override.startswith("trainer.num_pictures")]
+    assert command(train.main, *overrides, "trainer.num_pictures=2", "hydra.run.dir=run") == 0
     page = page_of(command, "runs=run")
-    found = assert_complete(page)
-    assert found.addresses, "its worst pictures"
+    result = assert_complete(page)
+    assert result.addresses, "its worst images"
     assert "3.5 M" in page
     assert "crescent" in page
 
 
-@pytest.mark.parametrize(("words", "told"), [([], "runs must be given"), (["runs=absent"], "is no folder")])
-def test_mistakes(command: Command, capfd: pytest.CaptureFixture[str], words: list[str], told: str) -> None:
-    assert command(report.main, *words) == 2
-    assert told in capfd.readouterr().err
+@pytest.mark.parametrize(("overrides", "expected"), [([], "runs must be given"), (["runs=absent"], "is no folder")])
+def test_mistakes(command: Command, capfd: pytest.CaptureFixture[str], overrides: list[str], expected: str) -> None:
+    assert command(report.main, *overrides) == 2
+    assert expected in capfd.readouterr().err

@@ -27,11 +27,11 @@ def test_it_writes_no_folder_of_its_own(command: Command, tmp_path: Path, capsys
     assert command(sync.main, "run=abababab", "root=.") == 0
     assert capsys.readouterr().out.count("run: everything is sent") == 2
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
-    assert RunRecord.load(tmp_path / "run").status == "killed", "nobody had said how it ended"
+    assert RunRecord.load(tmp_path / "run").status == "killed", "its ending was not recorded"
 
 
 @pytest.mark.parametrize(
-    ("words", "told"),
+    ("overrides", "message"),
     [
         ([], "run must be given"),
         (["run=absent"], "is no folder"),
@@ -40,28 +40,28 @@ def test_it_writes_no_folder_of_its_own(command: Command, tmp_path: Path, capsys
     ],
 )
 def test_mistakes(
-    command: Command, tmp_path: Path, capfd: pytest.CaptureFixture[str], words: list[str], told: str
+    command: Command, tmp_path: Path, capfd: pytest.CaptureFixture[str], overrides: list[str], message: str
 ) -> None:
     make(tmp_path / "run", tracking_uri="http://***@host")
-    assert command(sync.main, *words) == 2
-    assert told in capfd.readouterr().err
+    assert command(sync.main, *overrides) == 2
+    assert message in capfd.readouterr().err
 
 
-def test_a_run_that_is_going_on(command: Command, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_run_that_is_still_running(command: Command, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     with FileLock(make(tmp_path / "run") / ".lock"):
         assert command(sync.main, "run=run") == 2
     assert "still going on" in capfd.readouterr().err
 
 
-@pytest.mark.parametrize("words", ["run=a,b,c,d", "run=[a,b,c,d]", "run=."])
+@pytest.mark.parametrize("overrides", ["run=a,b,c,d", "run=[a,b,c,d]", "run=."])
 def test_many_runs_are_sent_whatever_is_wrong_with_one(
-    command: Command, tmp_path: Path, capfd: pytest.CaptureFixture[str], words: str
+    command: Command, tmp_path: Path, capfd: pytest.CaptureFixture[str], overrides: str
 ) -> None:
     for name in "abcd":
         make(tmp_path / name)
     (tmp_path / "b" / "run.json").write_text('{"id": "ab')
     with FileLock(tmp_path / "c" / ".lock"):
-        assert command(sync.main, words) == 1
+        assert command(sync.main, overrides) == 1
     out, err = capfd.readouterr()
     assert out.count("everything is sent") == 2
     assert "b/run.json cannot be read" in out

@@ -213,7 +213,7 @@ BESIDE = ["", "{bad", "[]", "3", '{"id2label": {"LABEL_0": "a"}}', '{"id2label":
 def test_a_config_beside_the_weights_that_is_none(text: str, whole: dict[str, bytes], tmp_path: Path) -> None:
     (tmp_path / "model.safetensors").write_bytes(whole["model.safetensors"])
     (tmp_path / "config.json").write_text(text, encoding="latin-1")
-    with pytest.raises(ValueError, match=r"config\.json does not say the names.*remove it") as caught:
+    with pytest.raises(ValueError, match=r"config\.json does not name the classes.*remove it") as caught:
         read_weights(tmp_path)
     assert status_of(caught.value) == 2
 

@@ -34,14 +34,14 @@ def write(
 
     Args:
         form: one of `SUFFIX`.
-        graph: on its device; made half precision if that is asked for.
+        graph: on its device; converted to half precision on request.
         path: of the file, with its suffix; OpenVINO writes its weights beside it.
-        facts: what a program has to know of the file; kept inside it (TensorRT: beside it, as `.json`).
-        batch_size: exactly so many pictures at a time; None: any number.
-        half: float16; with OpenVINO for the weights only, and the processor computes in what it likes best.
+        facts: metadata for programs; stored inside the file (TensorRT: beside it, as `.json`).
+        batch_size: images per run, exactly; None: any number.
+        half: float16; with OpenVINO for the weights only; the processor chooses the precision of the computation.
 
     Raises:
-        ValueError: an unknown format, or its package is not installed.
+        ValueError: the format is unknown, or its package is not installed.
     """
     if form not in SUFFIX:
         raise ValueError(f"format is {form!r}; use one of {', '.join(SUFFIX)}")
@@ -50,7 +50,7 @@ def write(
         graph.half()
     writers = {"onnx": _onnx, "torchscript": _torchscript, "openvino": _openvino, "tensorrt": _tensorrt}
     with torch.no_grad(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # tracing warns about what tests and the gate check
+        warnings.simplefilter("ignore")  # tracing warns about things that tests and the gate check
         writers[form](graph, path, json.dumps(facts, ensure_ascii=False), batch_size, half)
 
 
@@ -78,8 +78,8 @@ def in_torch(graph: Graph, autocast: torch.dtype | None = None) -> Run:
 def _onnx(graph: Graph, path: Path, facts: str, batch_size: int | None, half: bool) -> None:
     package("onnxscript", "export")
     for name in ("onnxscript", "onnx_ir", "torch.onnx"):
-        logging.getLogger(name).setLevel(logging.ERROR)  # they tell every constant they leave alone
-    # an example of one picture, or of one pixel, would be taken for "always one"
+        logging.getLogger(name).setLevel(logging.ERROR)  # they log every constant that they do not change
+    # an example of one image, or of one pixel, would be traced as the constant one
     example = graph.example(batch_size or 2)
     open_axes: Values = {name: {} if batch_size else {0: "batch"} for name in graph.inputs}
     if graph.preprocess:
@@ -136,13 +136,13 @@ def _openvino(graph: Graph, path: Path, facts: str, batch_size: int | None, half
 
 def _run_openvino(path: Path, threads: int | None) -> Run:
     openvino = package("openvino", "openvino")
-    # left to itself it computes in bfloat16 where the processor can
+    # by default it computes in bfloat16 where the processor can
     settings = {"INFERENCE_PRECISION_HINT": "f32"} | ({"INFERENCE_NUM_THREADS": threads} if threads else {})
     compiled = openvino.Core().compile_model(path, "CPU", settings)
 
     def run(inputs: Sequence[np.ndarray]) -> list[np.ndarray]:
-        found = compiled(list(inputs))
-        return [np.array(found[i]) for i in range(len(compiled.outputs))]
+        outputs = compiled(list(inputs))
+        return [np.array(outputs[i]) for i in range(len(compiled.outputs))]
 
     return run
 
@@ -153,7 +153,7 @@ def _tensorrt(graph: Graph, path: Path, facts: str, batch_size: int | None, half
         raise ValueError("TensorRT has no antialiased resize; use export.preprocess=false")
     logger = tensorrt.Logger(tensorrt.Logger.WARNING)
     builder = tensorrt.Builder(logger)
-    # precision is that of the graph, operation by operation: nothing is rounded that the gate has not seen
+    # precision is that of the graph, operation by operation: no rounding that the gate has not checked
     network = builder.create_network(1 << int(tensorrt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
     parser = tensorrt.OnnxParser(network, logger)
     with tempfile.TemporaryDirectory() as folder:

@@ -1,6 +1,6 @@
-"""A network as other programs run it: tensors in, tensors out, with or without the steps around it.
+"""A network for other programs: tensors in, tensors out, with or without pre- and postprocessing.
 
-Legend: B pictures, Q queries, C logits, n detections of a picture, K keypoints, (h, w) size the network is made for.
+Legend: B images, Q queries, C logits, n detections of an image, K keypoints, (h, w) size the network is made for.
 
 | | without | with |
 |---|---|---|
@@ -8,7 +8,7 @@ Legend: B pictures, Q queries, C logits, n detections of a picture, K keypoints,
 | postprocess | `logits` `[B, Q, C]`, `boxes` `[B, Q, 4]` cxcywh in 0..1, `masks` `[B, Q, mh, mw]` logits, `keypoints` `[B, Q, C * K, 8]` | `scores` `[B, n]` best first, `labels` `[B, n]`, `boxes` `[B, n, 4]` xyxy in pixels, `masks` `[B, n, mh, mw]` logits, `keypoints` `[B, n, K, 3]` x, y in pixels and confidence, `keypoint_covariance` `[B, n, K, 2, 2]` |
 
 With postprocess but without preprocess there is a second input, `image_sizes` `[B, 2]` int64: (height, width) of the
-original pictures. Normalisation by mean and standard deviation is always inside.
+original images. Normalisation by mean and standard deviation is always inside.
 """  # noqa: E501 - a table
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ class Graph(nn.Module):
 
     Args:
         network: in evaluation mode.
-        preprocess: take pictures of any size as bytes, and resize them.
-        postprocess: give detections, as many as the network has queries.
+        preprocess: the input is images of any size as bytes, which it resizes.
+        postprocess: the output is detections, as many as the network has queries.
 
     Attributes:
         inputs, outputs: names, in order.
@@ -61,11 +61,11 @@ class Graph(nn.Module):
             image_sizes = torch.cat(sides, dim=1) if self.postprocess else None
             images = resized(images, self.network.image_size)
         pred = self.network(images.to(self.network.pixel_mean.dtype)).pred
-        found = self._detections(pred, image_sizes) if image_sizes is not None else _plain(pred)
-        return tuple(tensor.float() if tensor.is_floating_point() else tensor for tensor in found)
+        outputs = self._detections(pred, image_sizes) if image_sizes is not None else _plain(pred)
+        return tuple(tensor.float() if tensor.is_floating_point() else tensor for tensor in outputs)
 
     def example(self, batch_size: int) -> tuple[Tensor, ...]:
-        """Inputs of the right shapes: noise."""
+        """Random inputs of the right shapes."""
         height, width = self.network.image_size
         device = self.network.pixel_mean.device
         if self.preprocess:
@@ -87,16 +87,16 @@ class Graph(nn.Module):
 
 
 def resized(images: Tensor, size: tuple[int, int]) -> Tensor:
-    """Bytes `[B, H, W, 3]` -> `[B, 3, h, w]` in 0..1: evaluation's resize, but not rounded to whole levels of 255.
+    """Bytes `[B, H, W, 3]` -> `[B, 3, h, w]` in 0..1: evaluation's resize, but not rounded to integers.
 
-    Engines differ in the last digits, and rounding would make a whole level of them.
+    Engines differ in the last digits, which rounding could enlarge to 1.
     """
     planes = F.interpolate(images.permute(0, 3, 1, 2).float(), size=size, mode="bilinear", antialias=True)
     return planes.clamp(0, 255) / 255
 
 
 def sample_discretely(network: Network) -> None:
-    """Let deformable attention read single cells: for engines that have no `grid_sample`. In place."""
+    """Make deformable attention read single cells, in place: for engines without `grid_sample`."""
     for module in network.modules():
         if isinstance(module, DeformableAttention):
             module.method = "discrete"

@@ -1,4 +1,4 @@
-"""A graph in some form, run on pictures: what goes in is made from them, what comes out is read as detections."""
+"""A graph in some format, run on images: makes its inputs from them, and detections from its outputs."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ Arrays = dict[str, np.ndarray]
 
 
 class GateError(RuntimeError):
-    """A file does not give what its checkpoint gives."""
+    """The outputs of a file differ from those of its checkpoint."""
 
 
 @dataclass(frozen=True)
 class Program:
-    """A graph and something that runs it.
+    """A graph and a function that runs it.
 
     Attributes:
-        graph: says what goes in and comes out, and reads the outputs where that is not inside.
-        run: PyTorch, or a file.
-        batch_size: exactly so many pictures at a time; None: any number.
+        graph: describes inputs and outputs, and postprocesses outputs where the file does not.
+        run: runs it in PyTorch, or from a file.
+        batch_size: images per run, exactly; None: any number.
     """
 
     graph: Graph
@@ -39,76 +39,76 @@ class Program:
     batch_size: int | None = None
 
     def inputs(self, images: Sequence[np.ndarray]) -> list[np.ndarray]:
-        """Arrays in the graph's order, from pictures `[H, W, 3]` uint8; of one size where they are resized inside."""
+        """Arrays in the graph's order, from images `[H, W, 3]` uint8; of one size where the graph resizes."""
         if self.graph.preprocess:
             return [np.stack(images)]
-        pixels = np.stack([resized_plainly(image, self.graph.network.image_size) for image in images])
-        batch = np.ascontiguousarray(pixels.transpose(0, 3, 1, 2), dtype=np.float32) / 255
+        resized = np.stack([resized_plainly(image, self.graph.network.image_size) for image in images])
+        pixels = np.ascontiguousarray(resized.transpose(0, 3, 1, 2), dtype=np.float32) / 255
         sizes = np.array([image.shape[:2] for image in images])
-        return [batch, sizes] if self.graph.postprocess else [batch]
+        return [pixels, sizes] if self.graph.postprocess else [pixels]
 
     def outputs(self, images: Sequence[np.ndarray]) -> Arrays:
-        """What comes out for any number of pictures of any sizes, by name."""
+        """Outputs by name, for any number of images of any sizes."""
         at_once = 1 if self.graph.preprocess else len(images)
         size = self.batch_size or at_once
         parts = []
         for start in range(0, len(images), min(size, at_once)):
             chunk = list(images[start : start + min(size, at_once)])
             filled = chunk + chunk[-1:] * (size - len(chunk))
-            parts.append([found[: len(chunk)] for found in self.run(self.inputs(filled))])
-        return {name: np.concatenate(found) for name, found in zip(self.graph.outputs, zip(*parts))}
+            parts.append([output[: len(chunk)] for output in self.run(self.inputs(filled))])
+        return {name: np.concatenate(outputs) for name, outputs in zip(self.graph.outputs, zip(*parts))}
 
     def detect(self, images: Sequence[np.ndarray]) -> list[Detections]:
-        """Detections of each picture in its pixels."""
-        found = {name: torch.from_numpy(value) for name, value in self.outputs(images).items()}
+        """Detections of each image in its pixels."""
+        outputs = {name: torch.from_numpy(value) for name, value in self.outputs(images).items()}
         sizes = [image.shape[:2] for image in images]
         if self.graph.postprocess:
-            return [_one(found, image, size) for image, size in enumerate(sizes)]
+            return [_of_image(outputs, index, size) for index, size in enumerate(sizes)]
         masks = None
-        if "masks" in found:
+        if "masks" in outputs:
             # dense masks are the inner products of themselves with unit vectors
-            count = found["masks"].shape[1]
-            masks = MaskLogits(found["masks"][None], torch.eye(count).expand(1, len(sizes), -1, -1), torch.zeros(1))
-        keypoints = found["keypoints"][None] if "keypoints" in found else None
-        layers = Prediction(found["logits"][None], found["boxes"][None], masks, keypoints)
+            count = outputs["masks"].shape[1]
+            masks = MaskLogits(outputs["masks"][None], torch.eye(count).expand(1, len(sizes), -1, -1), torch.zeros(1))
+        keypoints = outputs["keypoints"][None] if "keypoints" in outputs else None
+        layers = Prediction(outputs["logits"][None], outputs["boxes"][None], masks, keypoints)
         return self.graph.network.postprocess(Outputs(layers), torch.tensor(sizes))
 
 
-def _one(found: dict[str, torch.Tensor], image: int, size: tuple[int, int]) -> Detections:
-    """Detections of one picture from the outputs of a graph with postprocessing."""
-    own = {name: value[image] for name, value in found.items()}
-    if "masks" in own:
-        parts = own["masks"][:, None].split(MASKS_AT_ONCE)
-        large = [F.interpolate(part, size=size, mode="bilinear", align_corners=False)[:, 0] > 0 for part in parts]
-        own["masks"] = torch.cat(large)
-    return Detections(**own)
+def _of_image(outputs: dict[str, torch.Tensor], index: int, size: tuple[int, int]) -> Detections:
+    """Detections of one image from the outputs of a graph with postprocessing."""
+    parts = {name: value[index] for name, value in outputs.items()}
+    if "masks" in parts:
+        chunks = parts["masks"][:, None].split(MASKS_AT_ONCE)
+        large = [F.interpolate(chunk, size=size, mode="bilinear", align_corners=False)[:, 0] > 0 for chunk in chunks]
+        parts["masks"] = torch.cat(large)
+    return Detections(**parts)
 
 
-def differences(expected: Arrays, found: Arrays, sizes: np.ndarray) -> dict[str, np.ndarray]:
-    """How far the outputs of two programs are apart, in each query of each picture.
+def differences(expected: Arrays, actual: Arrays, sizes: np.ndarray) -> dict[str, np.ndarray]:
+    """Differences of the outputs of two programs, in each query of each image.
 
-    Queries are matched by what they say, one to one: the last digits decide the order of nearly equal ones.
+    Queries are matched one to one by their outputs, because the last digits decide the order of nearly equal ones.
 
     Args:
-        expected, found: of `Program.outputs`.
-        sizes: `[B, 2]` (height, width) of the pictures.
+        expected, actual: results of `Program.outputs`.
+        sizes: `[B, 2]` (height, width) of the images.
 
     Returns:
         for each output `[B * Q]`, the largest difference in the query: of scores where there are logits, of boxes and
-        points in sizes of the picture.
+        points in units of the image's size.
 
     Raises:
         ValueError: scores or boxes of one of them are not finite.
     """
     apart: dict[str, list[np.ndarray]] = {name: [] for name in expected}
     for image, size in enumerate(sizes):
-        one, other = (dict(_in_units(outputs, image, size)) for outputs in (expected, found))
+        one, other = (dict(_in_units(outputs, image, size)) for outputs in (expected, actual))
         names = [name for name in ("logits", "scores", "labels", "boxes") if name in one]
         cost = np.abs(_stacked(one, names)[:, None] - _stacked(other, names)[None]).max(-1)
         if not np.isfinite(cost).all():
             raise ValueError(
                 "scores or boxes are not finite, so nothing can be compared; export a checkpoint of a run that "
-                "has not diverged, or where its own are finite, in full precision: export.half=false"
+                "has not diverged; where the checkpoint's outputs are finite, use full precision: export.half=false"
             )
         rows, columns = linear_sum_assignment(cost)
         for name, value in one.items():

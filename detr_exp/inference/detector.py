@@ -40,25 +40,25 @@ from detr_exp.trainer.precision import Precision
 from detr_exp.values import values_of
 
 log = logging.getLogger(__name__)
-ROOM, SMALL = 4, 1 << 22  # numbers a network may have for each one in its file, and in any case
+ROOM, SMALL = 4, 1 << 22  # a network may have so many numbers for each one in its file, and so many in any case
 ImageLike = Image.Image | np.ndarray | torch.Tensor | str | Path | bytes
 
 
 @dataclass
 class Detector:
-    """A trained network and what it needs to be used.
+    """A trained network, ready for use.
 
     Attributes:
         network: on its device, in evaluation mode.
         classes: a name per label.
         category_ids: the id of each label in the annotations it was trained on.
-        threshold: lowest score that counts, where precision and recall balanced best.
-        precision: where and in what type it computes.
+        threshold: lowest score of a detection by default, where F1 was highest.
+        precision: device and type of its computations.
         cfg: the config it was trained with.
         path: the checkpoint.
         keypoints: the keypoint schema of the data it was trained on, or None.
-        nonfinite: predictions so far that were not finite, and therefore are no detections.
-        batch_size: images of a batch when the training evaluated.
+        nonfinite: number of predictions so far that were not finite, which are no detections.
+        batch_size: images per batch in the training's evaluations.
     """
 
     network: Network
@@ -73,7 +73,7 @@ class Detector:
     batch_size: int = 1
 
     def folded(self) -> Detector:
-        """This detector with norms folded into convolutions: faster, and not the same to the last digit."""
+        """This detector with norms folded into convolutions: faster, and not equal to the last digit."""
         self.network.deploy()
         return self
 
@@ -82,35 +82,37 @@ class Detector:
         """Find objects.
 
         Args:
-            pictures: one or several, of any sizes: paths, contents of files, PIL images, arrays `[H, W, 3]` RGB or
-                tensors `[3, H, W]`, uint8 or float in 0..1. Grey, alpha and 16 bits are taken as they are from files.
+            images: one or several, of any sizes: paths, contents of files, PIL images, arrays `[H, W, 3]` RGB or
+                tensors `[3, H, W]`, uint8 or float in 0..1. Grey, alpha and 16 bits are converted as for files.
             threshold: lowest score; None: `self.threshold`.
 
         Returns:
-            one `Detections` per picture, best first, boxes in its pixels.
+            one `Detections` per image, highest score first, boxes in its pixels.
 
         Raises:
-            ValueError: a picture cannot be read, or is no picture.
+            ValueError: an input cannot be read, or is no image.
         """
-        given = [images] if isinstance(images, ImageLike) else images
-        opened = [as_image(image) for image in given]
+        sources = [images] if isinstance(images, ImageLike) else images
+        opened = [as_image(source) for source in sources]
         if not opened:
             return []
         size = self.network.image_size
         pixels = np.stack([resized_plainly(image, size) for image in opened])
         image_sizes = torch.tensor([image.shape[:2] for image in opened])
-        nothing = Targets(torch.zeros(0, dtype=torch.int64), torch.zeros(0, 4), (0,) * len(opened))
-        batch = Batch(torch.from_numpy(pixels), nothing, image_sizes).to(self.precision.device)
+        no_targets = Targets(torch.zeros(0, dtype=torch.int64), torch.zeros(0, 4), (0,) * len(opened))
+        batch = Batch(torch.from_numpy(pixels), no_targets, image_sizes).to(self.precision.device)
         with self.precision.autocast():
             outputs = self.network(batch.pixels(self.precision.memory_format))
         raw = [one.cpu() for one in self.network.postprocess(as_float32(outputs), batch.image_sizes)]
-        found = [one.finite() for one in raw]
-        if count := sum(map(len, raw)) - sum(map(len, found)):
+        finite = [one.finite() for one in raw]
+        if count := sum(map(len, raw)) - sum(map(len, finite)):
             if not self.nonfinite:
-                log.warning("%s gives predictions that are not finite; they are no detections, but counted", self.path)
+                log.warning(
+                    "%s returns predictions that are not finite; they are counted, and are no detections", self.path
+                )
             self.nonfinite += count
         lowest = self.threshold if threshold is None else threshold
-        return [detections.above(lowest) for detections in found]
+        return [detections.above(lowest) for detections in finite]
 
 
 def load(
@@ -125,13 +127,13 @@ def load(
 
     Args:
         checkpoint: a file, the folder of a run (its best), or the id of a run, ours or MLflow's.
-        hardware: None: as it was trained, where this machine has such a device.
-        allow_targets: packages of your own that its config may name.
-        weights: "ema" or "raw"; None: those of the file, of a training checkpoint the average.
-        compiled: also compile where the training did, for its very numbers; takes minutes.
+        hardware: None: that of the training, where this machine has such a device.
+        allow_targets: user-defined packages that its config may name.
+        weights: "ema" or "raw"; None: those of the file; the averaged ones of a training checkpoint.
+        compiled: also compile the network if the training did, for exactly its numbers; takes minutes.
 
     Raises:
-        ValueError: the file is absent, damaged, not ours, of another version, or names what is not allowed.
+        ValueError: the file is absent, damaged, of another program or version, or names packages that are not allowed.
     """
     path = find(checkpoint, weights)
     state = files.load(path, needs=("config", "classes", "category_ids"))
@@ -142,7 +144,7 @@ def load(
         config = config | {"model": model, "allow_targets": list(allow_targets)}
         cfg = stored(config, path)
         keypoints = KeypointSchema(**state["keypoints"]) if state.get("keypoints") else None
-        # what was trained on is told, not read: the data need not be on this machine
+        # labels come from the checkpoint: the data need not be on this machine
         classes, ids = state["classes"], state["category_ids"]
         trained_on = KnownLabels(len(classes), classes, ids, keypoints)
         tensors = _weights(state, path, weights)
@@ -154,7 +156,7 @@ def load(
             hardware = replace(hardware, compile=hardware.compile and compiled, gradient_checkpointing=False)
     network = hardware.place(network).eval()
     if base is not None:
-        merge(network)  # on its device, as the training computed it there
+        merge(network)  # on its device, where the training computed it, too
     return Detector(
         network=network,
         classes=state["classes"],
@@ -169,7 +171,7 @@ def load(
 
 
 def find(checkpoint: str | Path, weights: str | None = None) -> Path:
-    """The file meant by a path, a run's folder or the id of a run.
+    """The checkpoint file of a path, a run's folder or the id of a run.
 
     Raises:
         ValueError: there is none.
@@ -185,12 +187,12 @@ def find(checkpoint: str | Path, weights: str | None = None) -> Path:
 
 @contextmanager
 def _no_larger_than(tensors: dict[str, torch.Tensor], base: Path | None) -> Iterator[None]:
-    """Refuse to make a network that these tensors, and a file of others, cannot fill, before its memory is touched.
+    """Refuse to make a network much larger than its tensors and its base file, before memory is allocated.
 
     Raises:
-        ValueError: it has many times as many numbers as they have.
+        ValueError: the network has many times as many numbers.
     """
-    beside = 0 if base is None else base.stat().st_size // 2  # no number takes less
+    beside = 0 if base is None else base.stat().st_size // 2  # no number has fewer bytes
     left = ROOM * (sum(tensor.numel() for tensor in tensors.values()) + beside) + SMALL
 
     def count(module: nn.Module, name: str, made: torch.Tensor | None) -> None:
@@ -211,13 +213,13 @@ def _no_larger_than(tensors: dict[str, torch.Tensor], base: Path | None) -> Iter
 
 
 def _batch_size_of(cfg: DictConfig, state: Stored) -> int:
-    """What an evaluation of the training took at a time; one where it was left to the machine and not written down."""
+    """Batch size of the training's evaluations; 1 where it was chosen automatically and not recorded."""
     trained = cfg.trainer.batch_size if cfg.trainer.batch_size != "auto" else state.get("batch_size", 1)
     return cfg.trainer.eval_batch_size or trained
 
 
 def _weights(state: Stored, path: Path, weights: str | None) -> dict[str, torch.Tensor]:
-    """The tensors asked for: those of a file for inference, or of a training with or without the average."""
+    """The requested tensors: of a file for inference, or of a training checkpoint, raw or averaged."""
     average = (state.get("ema") or {}).get("average")
     if state.get("kind") == "training":
         if weights == "ema" and average is None:
@@ -233,10 +235,10 @@ def _weights(state: Stored, path: Path, weights: str | None) -> dict[str, torch.
 
 @contextmanager
 def of_this_version(path: Path) -> Iterator[None]:
-    """Say it where a checkpoint's config or tensors are not those of this version.
+    """Report a checkpoint whose config or tensors do not fit this version.
 
     Raises:
-        ValueError: they are not, in whatever way a part that is made of them finds out.
+        ValueError: they do not fit, whichever error a part raised because of it.
     """
     try:
         yield
@@ -250,42 +252,43 @@ def of_this_version(path: Path) -> Iterator[None]:
         ) from error
 
 
-def as_image(image: ImageLike) -> np.ndarray:
-    """`[H, W, 3]` uint8 RGB, upright: the same for a file, its content, and what was opened from it.
+def as_image(source: ImageLike) -> np.ndarray:
+    """`[H, W, 3]` uint8 RGB, upright: the same for a file, its content, and an image opened from it.
 
     Raises:
-        ValueError: it cannot be read, or is no picture.
+        ValueError: it cannot be read, or is no image.
     """
-    if isinstance(image, str | Path | bytes | Image.Image):
-        source = Path(image).expanduser() if isinstance(image, str | Path) else image
+    if isinstance(source, str | Path):
+        source = Path(source).expanduser()
+    if isinstance(source, Path | bytes | Image.Image):
         pixels = pixels_of(source) if isinstance(source, Image.Image) else read_image(source)
         if has_more_frames(source):
-            log.warning("%s: %s", source if isinstance(source, Path) else "a picture in memory", FIRST_FRAME)
+            log.warning("%s: %s", source if isinstance(source, Path) else "an image in memory", FIRST_FRAME)
         return pixels
-    if isinstance(image, np.ndarray):
-        return pixels_of_array(image)
-    if not isinstance(image, torch.Tensor):
+    if isinstance(source, np.ndarray):
+        return pixels_of_array(source)
+    if not isinstance(source, torch.Tensor):
         raise ValueError(
-            f"a {type(image).__name__} is no image; give a path, the content of a file as bytes, a PIL image, an "
+            f"a {type(source).__name__} is no image; give a path, the content of a file as bytes, a PIL image, an "
             "array or a tensor"
         )
-    if image.ndim not in (2, 3) or (image.ndim == 3 and image.shape[0] not in (1, 3, 4)):
+    if source.ndim not in (2, 3) or (source.ndim == 3 and source.shape[0] not in (1, 3, 4)):
         raise ValueError(
-            f"a tensor {list(image.shape)} of {image.dtype} is no image; give [3, H, W], uint8 or float in 0..1"
+            f"a tensor {list(source.shape)} of {source.dtype} is no image; give [3, H, W], uint8 or float in 0..1"
         )
-    image = image.detach().cpu()
-    image = image.float() if image.is_floating_point() else image
-    return pixels_of_array((image.permute(1, 2, 0) if image.ndim == 3 else image).numpy())
+    values = source.detach().cpu()
+    values = values.float() if values.is_floating_point() else values
+    return pixels_of_array((values.permute(1, 2, 0) if values.ndim == 3 else values).numpy())
 
 
 def _hardware_of(config: Stored) -> Stored:
-    """Where it was trained, in today's words: what an older version did not know yet is as in a training today."""
+    """Hardware settings of the training; keys that an older version did not have get today's defaults."""
     known = values_of(build.compose().trainer.hardware)
     return known | {name: value for name, value in config["trainer"]["hardware"].items() if name in known}
 
 
 def _without_downloads(node: Any) -> Any:
-    """A model's config without weights to start from: the checkpoint has its own."""
+    """A model's config without initial weights: the checkpoint has its own."""
     if isinstance(node, list):
         return [_without_downloads(value) for value in node]
     if not isinstance(node, dict):

@@ -1,4 +1,4 @@
-"""A checkpoint on data: its own or others, whose classes are matched by name. The one opener of every command."""
+"""A checkpoint with the data set of its training or another, whose classes are matched by name; for all commands."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from detr_exp.trainer.evaluation import evaluate
 
 
 def open_detector(cfg: DictConfig, checkpoint: str | Path | None = None, *, compiled: bool = False) -> Detector:
-    """The checkpoint that a command names, on the hardware it names.
+    """The checkpoint of a command, on the hardware of the command.
 
     Args:
         cfg: of the command: `checkpoint`, `trainer.hardware` (null: the checkpoint's), `allow_targets`, and `weights`
-            where the command has such a choice.
+            where the command has that key.
         checkpoint: instead of `cfg.checkpoint`.
         compiled: see `inference.detector.load`.
 
@@ -43,11 +43,11 @@ def open_detector(cfg: DictConfig, checkpoint: str | Path | None = None, *, comp
 
 @dataclass
 class OnData:
-    """A detector beside data.
+    """A detector and a data set.
 
     Attributes:
         detector: the checkpoint.
-        cfg: its config with what the command line says about data and metric.
+        cfg: its config with the data and metric of the command line.
         data: the data set.
     """
 
@@ -56,7 +56,7 @@ class OnData:
     data: DataSet
 
     def metric(self, split: str) -> Metric:
-        """A metric with the truth of a split, for the labels of the network.
+        """A metric with the annotations of a split, for the labels of the network.
 
         Raises:
             ValueError: network and data have no class in common.
@@ -65,7 +65,7 @@ class OnData:
         return build.metric(self.cfg, self.data, self.detector.network, ids)(split)
 
     def loader(self, split: str, batch_size: int | None = None) -> DataLoader[Sample]:
-        """Batches of a split; of the size that the training evaluated with unless told otherwise."""
+        """Batches of a split; by default of the size that the training's evaluations used."""
         size = batch_size or self.detector.batch_size
         return self.data.loader(split, network=self.detector.network, batch_size=size, seed=self.detector.cfg.seed)
 
@@ -77,7 +77,7 @@ class OnData:
 
 
 def on_data(detector: Detector, cfg: DictConfig) -> OnData:
-    """A detector beside the data that a command names, or its own.
+    """A detector with the data of a command, or those of its training.
 
     Args:
         detector: see `open_detector`.
@@ -86,32 +86,32 @@ def on_data(detector: Detector, cfg: DictConfig) -> OnData:
     Raises:
         ValueError: the data cannot be read.
     """
-    told = combined(detector.cfg, cfg)
+    merged = combined(detector.cfg, cfg)
     with of_this_version(detector.path):
-        return OnData(detector, told, build.data(told))
+        return OnData(detector, merged, build.data(merged))
 
 
 def combined(trained: DictConfig, cfg: DictConfig) -> DictConfig:
-    """The config of the checkpoint with what the command line says about data and metric."""
-    told = trained.copy()
-    said = literal(OmegaConf.to_container(cfg.data, resolve=True))
-    del said["split"]
-    if "_target_" in said:
-        told.data = said
+    """The config of the checkpoint with the data and metric of the command line."""
+    merged = trained.copy()
+    data = literal(OmegaConf.to_container(cfg.data, resolve=True))
+    del data["split"]
+    if "_target_" in data:
+        merged.data = data
     else:
-        # the number of classes is that of the data, which may be others than those trained on
-        given = {name: value for name, value in said.items() if value is not None}
-        told.data = OmegaConf.merge(told.data, given, {"num_classes": None})
+        # the number of classes is that of the data, which may differ from those of the training
+        changes = {name: value for name, value in data.items() if value is not None}
+        merged.data = OmegaConf.merge(merged.data, changes, {"num_classes": None})
     if OmegaConf.select(cfg, "metric") is not None:
-        told.metric = cfg.metric
-    return told
+        merged.metric = cfg.metric
+    return merged
 
 
 def category_ids_by_name(detector: Detector, data: Labels) -> list[int]:
     """The data set's category id for every label of the network, by the names of the classes.
 
-    Labels that the data do not have get ids that do not occur; classes that the network does not know are left out
-    of the evaluation, which is said.
+    Labels that the data do not have get unused ids; classes that the network does not know are not evaluated, and a
+    message lists them.
 
     Raises:
         ValueError: no class has the same name.

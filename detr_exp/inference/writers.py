@@ -1,4 +1,4 @@
-"""What was found in pictures, as files: COCO's JSON, YOLO's text, or a table."""
+"""Detections as files: COCO's JSON, YOLO's text, or a table."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ if TYPE_CHECKING:
 
 Numbers = float | list["Numbers"] | None  # nested; null where one is not finite
 COLUMNS = ("picture", "class", "score", "x0", "y0", "x1", "y1")
-SEEN = 0.5  # a keypoint that is likelier there than not is visible in YOLO's text
-SHARE = 20  # times as long as a file of results takes to write, nothing more is written
-SURE = 4  # digits after the point of scores and pixels
+SEEN = 0.5  # a keypoint with a higher confidence is visible in YOLO's text
+SHARE = 20  # after a write, results are not written for so many times its duration
+DIGITS = 4  # digits after the point of scores and pixels
 
 
 class Coco:
@@ -43,13 +43,13 @@ class Coco:
         categories = [{"id": number, "name": name} for number, name in zip(detector.category_ids, detector.classes)]
         self.result: Values = {"images": [], "categories": categories, "annotations": []}
 
-    def add(self, name: str, stem: str, size: tuple[int, int], found: Detections) -> None:
+    def add(self, name: str, stem: str, size: tuple[int, int], detections: Detections) -> None:
         image_id = len(self.result["images"]) + 1
         image = {"id": image_id, "file_name": name, "width": size[1], "height": size[0]}
         self.result["images"].append(image)
-        codes = None if found.masks is None else encode(found.masks)
+        codes = None if detections.masks is None else encode(detections.masks)
         for i, (score, label, box) in enumerate(
-            zip(found.scores.tolist(), found.labels.tolist(), found.boxes.tolist())
+            zip(detections.scores.tolist(), detections.labels.tolist(), detections.boxes.tolist())
         ):
             entry = {
                 "id": len(self.result["annotations"]) + 1,
@@ -58,10 +58,10 @@ class Coco:
                 "bbox": [box[0], box[1], box[2] - box[0], box[3] - box[1]],
                 "score": score,
             }
-            if codes is not None and found.masks is not None:
+            if codes is not None and detections.masks is not None:
                 entry["segmentation"] = codes[i] | {"counts": codes[i]["counts"].decode()}
-                entry["polygons"] = polygons_of_mask(found.masks[i].numpy())
-            points, covariance = _keypoints(found, i, label, self.detector)
+                entry["polygons"] = polygons_of_mask(detections.masks[i].numpy())
+            points, covariance = _keypoints(detections, i, label, self.detector)
             if points is not None and covariance is not None:
                 entry["keypoints"] = points.flatten().tolist()
                 entry["keypoint_covariance"] = _finite(covariance.tolist())
@@ -76,33 +76,33 @@ class Coco:
 
 
 class Yolo:
-    """`labels/<picture>.txt`, as `data=yolo` reads it, and `classes.txt`; without scores. Boxes are cut to the picture.
+    """`labels/<image>.txt`, as `data=yolo` reads it, and `classes.txt`; without scores. Boxes are cut to the image.
 
-    A row has the class and, in 0..1 of the picture, a box; for masks the outline of its largest part instead, for
-    keypoints also x, y and 2 or 0, for there or not.
+    A row has the class and a box in 0..1 of the image; with masks instead of the box the outline of the largest part,
+    with keypoints also x, y and 2 (visible) or 0 (not).
     """
 
     def __init__(self, folder: Path, detector: Detector) -> None:
         self.folder, self.detector = claimed(folder / "labels", Path.mkdir), detector
         write(claimed(folder / "classes.txt"), encoded("\n".join(detector.classes) + "\n"))
 
-    def add(self, name: str, stem: str, size: tuple[int, int], found: Detections) -> None:
+    def add(self, name: str, stem: str, size: tuple[int, int], detections: Detections) -> None:
         sides = np.array(size[::-1])
         rows = []
-        for i, (label, box) in enumerate(zip(found.labels.tolist(), found.boxes.numpy())):
+        for i, (label, box) in enumerate(zip(detections.labels.tolist(), detections.boxes.numpy())):
             low, high = (box.reshape(2, 2) / sides).clip(0, 1)
             numbers = [*((low + high) / 2), *(high - low)]
             if (high <= low).any():
-                continue  # beside the picture
-            if found.masks is not None:
-                outlines = polygons_of_mask(found.masks[i].numpy())
+                continue  # outside of the image
+            if detections.masks is not None:
+                outlines = polygons_of_mask(detections.masks[i].numpy())
                 if not outlines:
                     continue
                 numbers = list((np.reshape(max(outlines, key=_area), (-1, 2)) / sides).clip(0, 1).flatten())
-            points, _ = _keypoints(found, i, label, self.detector)
+            points, _ = _keypoints(detections, i, label, self.detector)
             if points is not None:
-                there = points[:, 2:] > SEEN
-                numbers += list((np.concatenate([points[:, :2] / sides, there * 2], axis=1) * there).flatten())
+                visible = points[:, 2:] > SEEN
+                numbers += list((np.concatenate([points[:, :2] / sides, visible * 2], axis=1) * visible).flatten())
             rows.append(" ".join([str(label), *(f"{number:.6g}" for number in numbers)]))
         path = self.folder / f"{stem}.txt"
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -119,9 +119,9 @@ class Table:
         self.file, self.detector = Growing(claimed(folder / "detections.csv")), detector
         self.rows: list[tuple[object, ...]] = [COLUMNS]
 
-    def add(self, name: str, stem: str, size: tuple[int, int], found: Detections) -> None:
-        for score, label, box in zip(found.scores.tolist(), found.labels.tolist(), found.boxes.tolist()):
-            numbers = (round(number, SURE) for number in (score, *box))
+    def add(self, name: str, stem: str, size: tuple[int, int], detections: Detections) -> None:
+        for score, label, box in zip(detections.scores.tolist(), detections.labels.tolist(), detections.boxes.tolist()):
+            numbers = (round(number, DIGITS) for number in (score, *box))
             self.rows.append((name, self.detector.classes[label], *numbers))
         self.file.offer(self._text)
 
@@ -135,9 +135,9 @@ class Table:
 
 
 class Growing:
-    """A file of results that is written again as they grow, and always whole.
+    """A file of results, rewritten as they grow, and always complete.
 
-    Writing takes at most a small share of the time, so that a fault loses little and a long run is not slowed.
+    Writing uses a small share of the time, so that a failure loses little and long predictions are not slowed down.
 
     Args:
         path: an empty file.
@@ -148,12 +148,12 @@ class Growing:
         self.next = 0.0
 
     def offer(self, text: Callable[[], str]) -> None:
-        """Write, unless the last time was too short ago."""
+        """Write, unless the last write was too recent."""
         if time.monotonic() >= self.next:
             self.save(text)
 
     def save(self, text: Callable[[], str]) -> Path:
-        """Write; what was there stays where that fails."""
+        """Write; if that fails, the previous content stays."""
         start = time.monotonic()
         write(self.path, encoded(text()))
         self.next = time.monotonic() + SHARE * (time.monotonic() - start)
@@ -164,19 +164,19 @@ OUTPUTS: dict[str, Callable[[Path, Detector], Coco | Yolo | Table]] = {"coco": C
 
 
 def claimed(path: Path, make: Callable[[Path], object] = lambda path: path.touch(exist_ok=False)) -> Path:
-    """`path`, made as a file or otherwise, with a number after its name where something is there already."""
+    """`path`, created as a file or by `make`, with a number after its name where it exists already."""
     path.parent.mkdir(parents=True, exist_ok=True)
     while True:
         tried = free(path)
         try:
             make(tried)
         except FileExistsError:
-            continue  # somebody was faster
+            continue  # another process was faster
         return tried
 
 
 def free(path: Path) -> Path:
-    """`path`, or with a number after its name where something is there already."""
+    """`path`, or with a number after its name where it exists already."""
     number = 1
     tried = path
     while os.path.lexists(tried):
@@ -186,22 +186,22 @@ def free(path: Path) -> Path:
 
 
 def encoded(text: str) -> bytes:
-    """UTF-8; bytes of a file's name that are none stand there as JSON writes them, `\\udce9`."""
+    """UTF-8; bytes of a file name that are not UTF-8 are written as in JSON, `\\udce9`."""
     return text.encode("utf-8", "backslashreplace")
 
 
 def _keypoints(
-    found: Detections, i: int, label: int, detector: Detector
+    detections: Detections, i: int, label: int, detector: Detector
 ) -> tuple[np.ndarray, np.ndarray] | tuple[None, None]:
     """Points `[k, 3]` and covariances `[k, 2, 2]` of the k keypoints that the object's class has."""
-    if found.keypoints is None or found.keypoint_covariance is None:
+    if detections.keypoints is None or detections.keypoint_covariance is None:
         return None, None
-    count = len(found.keypoints[i]) if detector.keypoints is None else detector.keypoints.counts[label]
-    return found.keypoints[i, :count].numpy(), found.keypoint_covariance[i, :count].numpy()
+    count = len(detections.keypoints[i]) if detector.keypoints is None else detector.keypoints.counts[label]
+    return detections.keypoints[i, :count].numpy(), detections.keypoint_covariance[i, :count].numpy()
 
 
 def _finite(value: Numbers) -> Numbers:
-    """Nested lists with null for what JSON has no word for."""
+    """Nested lists with null for numbers that JSON cannot express."""
     if isinstance(value, list):
         return [_finite(item) for item in value]
     return value if value is not None and math.isfinite(value) else None

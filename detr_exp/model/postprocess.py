@@ -1,9 +1,9 @@
 """From logits and unit boxes to scores, labels and boxes in pixels.
 
-Legend: B images, Q queries, C logits per query, n detections kept per image.
+Legend: B images, Q queries, C logits per query, n detections per image.
 
-What a network gives that is not finite stays so: a sigmoid or a clamp would make a sure detection of an infinity.
-`x + 0 * x` is NaN there, x anywhere else, and every exported file can compute it. `Detections.finite` takes it out.
+Values of a network that are not finite stay so: a sigmoid or a clamp would turn an infinity into a certain detection.
+`x + 0 * x` is NaN there, x anywhere else, and every exported file can compute it. `Detections.finite` removes them.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from detr_exp.structures import Detections, Prediction
 
 
 def best_detections(logits: Tensor, count: int, activation: str) -> tuple[Tensor, Tensor, Tensor]:
-    """The most certain pairs of query and class; three `[B, n]` tensors, best first: scores, labels, queries.
+    """The best pairs of query and class; three `[B, n]` tensors, highest score first: scores, labels, queries.
 
     With "sigmoid" a query can appear with several classes. With "softmax" it appears once, with its best class; the
     last column is the background.
 
     Args:
-        logits: `[B, Q, C]`. What is not finite comes first, with a score that is not a number.
-        count: n, cut to what there is.
+        logits: `[B, Q, C]`. Values that are not finite come first, with the score NaN.
+        count: n; fewer where there are fewer pairs.
     """
     if activation == "softmax":
         scores, labels = logits.softmax(-1)[..., :-1].max(-1)
@@ -52,12 +52,12 @@ def boxes_in_pixels(boxes: Tensor, queries: Tensor, image_sizes: Tensor) -> Tens
 
 
 class Best(NamedTuple):
-    """The most certain detections of each image, best first.
+    """The detections with the highest scores of each image, best first.
 
     Attributes:
         scores, labels: `[B, n]`.
         boxes: `[B, n, 4]` xyxy in pixels.
-        queries: `[B, n]` where they come from.
+        queries: `[B, n]` index of their query.
     """
 
     scores: Tensor
@@ -71,13 +71,13 @@ class Best(NamedTuple):
 
 
 def best_in_pixels(network: Network, pred: Prediction, image_sizes: Tensor, count: int | None = None) -> Best:
-    """What evaluation, prediction and every exported file make of a network's outputs.
+    """Detections from a network's outputs, for evaluation, prediction and every exported file.
 
-    Boxes may leave the picture. They are cut to it where the network's published code does so (RF-DETR), and left as
+    Boxes may leave the image. They are cut to it where the network's published code does so (RF-DETR), and left as
     they are where it does not (RT-DETR): average precision would differ.
 
     Args:
-        network: says its `activation`, `num_queries` and whether it `cuts_boxes`.
+        network: has `activation`, `num_queries` and `cuts_boxes`.
         pred: logits `[B, Q, C]` and boxes `[B, Q, 4]`.
         image_sizes: `[B, 2]` (height, width) in pixels.
         count: n; None: as many as there are queries.

@@ -1,4 +1,4 @@
-"""Weights from a file into a network: whose names they have, what fits, and what has to start anew.
+"""Weights from a file into a network: naming scheme, fit, and tensors that have to be initialised anew.
 
 Files are read without executing anything in them.
 """
@@ -33,9 +33,9 @@ class Weights(NamedTuple):
     """What a file holds.
 
     Attributes:
-        state: tensors, in our names unless they are RF-DETR's, which take the network to translate.
-        origin: whose file it is, in words.
-        classes: class names in the order of the logits, or None where the file does not say.
+        state: tensors, in our names, except RF-DETR's, whose translation needs the network.
+        origin: the code that wrote the file, for messages.
+        classes: class names in the order of the logits, or None where the file does not name them.
     """
 
     state: State
@@ -46,9 +46,9 @@ class Weights(NamedTuple):
 def load_weights(network: Network, path: str | Path, classes: list[str] | None = None) -> None:
     """Load a file of ours, of the official RT-DETR, RT-DETRv2 or RF-DETR code or of Hugging Face into `network`.
 
-    Class by class, what the network knows about a name the file knows too is carried over. Without names on both sides
-    the classes are taken to be the same if there are equally many. All other class-dependent tensors keep their initial
-    values; the log says which.
+    Class-dependent rows are copied for every class name that file and network share. Without names on both sides the
+    classes are assumed to be the same if their numbers are equal. All other class-dependent tensors keep their initial
+    values; the log lists them.
 
     Args:
         classes: names of the network's classes, in the order of its logits.
@@ -70,7 +70,7 @@ def read_weights(path: str | Path) -> Weights:
     """The weights in a file (or folder), averaged ones where there are two kinds.
 
     Raises:
-        ValueError: when there is no such file, or nothing in it is known.
+        ValueError: when there is no such file, or it has no known content.
     """
     path = weights_file(path)
     fix = "; give a file of weights, or start without: model.weights=null"
@@ -107,7 +107,7 @@ def _refuse_slim(content: Values, path: Path) -> None:
 
 @contextmanager
 def _whole(path: str | Path, origin: str) -> Iterator[None]:
-    """Say it where tensors are missing or of other shapes, which whoever puts them together finds out in many ways."""
+    """Report missing tensors or other shapes, which appear as different errors where tensors are joined."""
     try:
         yield
     except (LookupError, RuntimeError, TypeError) as error:
@@ -125,17 +125,17 @@ def weights_file(path: str | Path) -> Path:
     """
     path = Path(str(path)).expanduser()
     if path.is_dir():
-        found = [path / name for name in _IN_FOLDER if (path / name).is_file()]
-        if not found:
+        candidates = [path / name for name in _IN_FOLDER if (path / name).is_file()]
+        if not candidates:
             raise ValueError(f"model.weights={path} is a folder without {' or '.join(_IN_FOLDER)}; name the file")
-        return found[0]
+        return candidates[0]
     if not path.is_file():
         raise ValueError(f"model.weights={path} is not a file; give the path of a checkpoint, or model.weights=null")
     return path
 
 
 def _names_beside(path: Path) -> list[str] | None:
-    """Class names from the `config.json` that Hugging Face keeps beside the weights.
+    """Class names from the `config.json` that Hugging Face saves beside the weights.
 
     Raises:
         ValueError: it is there and cannot be read.
@@ -150,14 +150,14 @@ def _names_beside(path: Path) -> list[str] | None:
             raise TypeError("class names are no texts")
     except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise ValueError(
-            f"{config} does not say the names of the classes as Hugging Face does, id2label: {{number: name}} "
-            f"({error}); fetch it again, or remove it to take the classes in their order"
+            f"{config} does not name the classes as Hugging Face does, id2label: {{number: name}} "
+            f"({error}); fetch it again, or remove it to match the classes by their order"
         ) from error
     return known or None
 
 
 def _fitted(weights: Weights, network: Network, classes: list[str] | None, path: str | Path) -> State:
-    """The tensors for the network: all that do not depend on the classes, and of the others what can be carried over.
+    """Tensors for the network: all that do not depend on the classes, and of the others the rows it can use.
 
     Raises:
         ValueError: listing the keys that are missing, superfluous or of another shape.
@@ -180,9 +180,9 @@ def _fitted(weights: Weights, network: Network, classes: list[str] | None, path:
             state.pop(name, None)
             anew.append(name)
     if shared is not None and (new := sorted(set(classes or []) - {(classes or [])[mine] for mine, _ in shared})):
-        logger.info("classes that %s does not know start anew: %s", path, ", ".join(new))
+        logger.info("classes that are not in %s are initialised anew: %s", path, ", ".join(new))
     if anew:
-        logger.info("tensors that depend on the classes and start anew: %s", ", ".join(anew))
+        logger.info("tensors that depend on the classes and are initialised anew: %s", ", ".join(anew))
     return state
 
 

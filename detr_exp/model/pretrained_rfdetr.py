@@ -1,11 +1,11 @@
 """Weights of RF-DETR files under our names.
 
-Three kinds of file exist: the published `.pth`/`.pt`, those that training with rfdetr 1.x writes, and Lightning's
+Three kinds of file exist: the published `.pth`/`.pt`, those written by training with rfdetr 1.x, and Lightning's
 `.ckpt`. All are read without executing anything they contain.
 
-What does not fit as it is: groups and queries beyond the network's are cut off (group by group, since the file lists
-them one group after another); a class head of another width is left as it was made; position embeddings are resampled
-when they are loaded (see the backbone). Everything else has to fit.
+Three parts may differ: groups and queries beyond the network's are dropped (group by group, because the file lists one
+group after another); a class head of another width is not loaded; position embeddings are resampled when they are
+loaded (see the backbone). All other tensors have to fit.
 """
 
 from __future__ import annotations
@@ -126,7 +126,7 @@ def is_rfdetr(state: State) -> bool:
 
 
 def rfdetr_state(file: Stored) -> State | None:
-    """The weights in the content of a file, those that its own evaluation would use; None if it has none."""
+    """The weights in the content of a file, averaged ones where it has them; None if there are none."""
     callbacks = file.get("callbacks")
     states = callbacks.values() if isinstance(callbacks, dict) else ()
     averaged = next((s[AVERAGED] for s in states if isinstance(s, dict) and AVERAGED in s), None)
@@ -139,7 +139,7 @@ def rfdetr_state(file: Stored) -> State | None:
 def from_rfdetr(state: State, network: Network) -> State:
     """Weights in the names of `network`, complete.
 
-    Says in one line what was left out, and in one what was done to the class head.
+    Logs one line about dropped tensors, and one about the class head.
 
     Raises:
         ValueError: if the file is for another architecture.
@@ -149,20 +149,21 @@ def from_rfdetr(state: State, network: Network) -> State:
             "model.weights is a file with LoRA adapters, which are not supported; merge them into the weights first"
         )
     own = network.state_dict()
-    found = _split_position(_joined(_renamed(state)))
-    _refuse_other_task(found, own)
-    found = _by_group(found)
+    converted = _split_position(_joined(_renamed(state)))
+    _refuse_other_task(converted, own)
+    converted = _by_group(converted)
     if "keypoint_neck.levels.0.norm.weight" in own:
-        found = {f"keypoint_{name}": tensor for name, tensor in found.items() if name.startswith("neck.")} | found
-    taken = _with_own_keypoints(_with_own_class_head(found, network, own), own)
-    for name, tensor in taken.items():
+        neck = {f"keypoint_{name}": tensor for name, tensor in converted.items() if name.startswith("neck.")}
+        converted = neck | converted
+    fitted = _with_own_keypoints(_with_own_class_head(converted, network, own), own)
+    for name, tensor in fitted.items():
         if name in own and name.startswith(GROUPED):
-            taken[name] = _leading(name, tensor, own[name])
-    _refuse_misfits(taken, own)
-    dropped = sorted(set(taken) - set(own))
+            fitted[name] = _leading(name, tensor, own[name])
+    _refuse_misfits(fitted, own)
+    dropped = sorted(set(fitted) - set(own))
     if dropped:
-        logger.info("weights without a place in this network, left out: %s", ", ".join(dropped))
-    return {name: taken[name] for name in own}
+        logger.info("weights that this network does not have, ignored: %s", ", ".join(dropped))
+    return {name: fitted[name] for name in own}
 
 
 def _renamed(state: State) -> State:
@@ -176,7 +177,7 @@ def _renamed(state: State) -> State:
 
 
 def _joined(state: State) -> State:
-    """Put together what `@i` marks: query, key and value one below the other, groups on an axis of their own."""
+    """Join the tensors marked by `@i`: query, key and value are concatenated, groups are stacked on a new axis."""
     parts: dict[str, dict[int, Tensor]] = {}
     joined = {}
     for name, tensor in state.items():
@@ -206,7 +207,7 @@ def _by_group(state: State) -> State:
 
 
 def _leading(name: str, tensor: Tensor, own: Tensor) -> Tensor:
-    """The first groups (and queries) of the file in those of the network, which keeps its own where it has more."""
+    """The network's tensor with the file's values in its first groups (and queries)."""
     axes = 2 if name in QUERIES else 1
     if tensor.shape[axes:] != own.shape[axes:]:
         return tensor  # refused later
@@ -217,26 +218,26 @@ def _leading(name: str, tensor: Tensor, own: Tensor) -> Tensor:
 
 
 def _with_own_class_head(state: State, network: Network, own: State) -> State:
-    """Cut the class head to the network's labels, or leave the network's own where the file is for other labels."""
+    """The class head cut to the network's labels, or the network's own where the file is for other labels."""
     rows, wanted = len(state["head.classes.bias"]), len(own["head.classes.bias"])
     first = _first_class_row(state, network, rows, wanted)
     heads = network.class_tensors()
     if first is None:
         logger.info(
-            "class head: starts anew; the file has %d sigmoid logits, this network %d (%s)",
+            "class head: initialised anew; the file has %d sigmoid logits, this network %d (%s)",
             *(rows, wanted, network.activation),
         )
         return state | {name: own[name] for name in heads}
     if rows != wanted:
-        logger.info("class head: %d of its %d logits taken; the others are no labels", wanted, rows)
+        logger.info("class head: %d of its %d logits loaded; the others are no labels", wanted, rows)
     return state | {name: state[name].narrow(axis, first, wanted) for name, axis in heads.items()}
 
 
 def _first_class_row(state: State, network: Network, rows: int, wanted: int) -> int | None:
     """The row of the file's class head that is label 0, or None if its rows are not the network's labels.
 
-    A file trained on K labels has K + 1 logits, the last of which no label means. In a keypoint file the first classes
-    are those with keypoints, whatever number of logits follows; the oldest have a class without any before them.
+    A file trained on K labels has K + 1 logits, the last of which belongs to no label. In a keypoint file the classes
+    with keypoints come first, however many logits follow; in the oldest files one class without keypoints precedes.
     """
     if network.activation != "sigmoid":
         return None
@@ -250,12 +251,12 @@ def _first_class_row(state: State, network: Network, rows: int, wanted: int) -> 
 
 
 def _with_own_keypoints(state: State, own: State) -> State:
-    """Leave the network's own tokens where the file has another number of keypoints."""
+    """The network's own tokens where the file has another number of keypoints."""
     names = [name for name in BY_KEYPOINT if name in own and name in state]
     changed = {name: own[name] for name in names if own[name].shape != state[name].shape}
     if changed:
         logger.info(
-            "keypoints: start anew; the file has %d, this network %d", *(len(x[names[0]]) for x in (state, own))
+            "keypoints: initialised anew; the file has %d, this network %d", *(len(x[names[0]]) for x in (state, own))
         )
     return state | changed
 
@@ -281,28 +282,28 @@ def _advice(state: State) -> str:
     alike = PUBLISHED.get((_task(state), width, patch_size, num_layers), {})
     if not alike:
         return "it is none of the published networks; set model.* as the file was made with"
-    return f"use model={alike.get(grid, next(iter(alike.values())))}, which the file is for, or another file"
+    return f"use model={alike.get(grid, next(iter(alike.values())))}, for which the file was made, or another file"
 
 
-def _refuse_misfits(taken: State, own: State) -> None:
-    """Refuse a file of another architecture, with what tells most first: patches, width, depth."""
+def _refuse_misfits(fitted: State, own: State) -> None:
+    """Refuse a file of another architecture; the most informative difference first: patches, width, depth."""
     patches = "backbone.embedding.patches.weight"
-    if patches in own and taken[patches].shape != own[patches].shape:
-        width, _, size, _ = taken[patches].shape
+    if patches in own and fitted[patches].shape != own[patches].shape:
+        width, _, size, _ = fitted[patches].shape
         raise ValueError(
             f"model.weights is for patches of {size} pixels and a backbone of {width} channels, but this network has "
-            f"{own[patches].shape[-1]} and {own[patches].shape[0]}; {_advice(taken)}"
+            f"{own[patches].shape[-1]} and {own[patches].shape[0]}; {_advice(fitted)}"
         )
-    missing = sorted(set(own) - set(taken))
+    missing = sorted(set(own) - set(fitted))
     if missing:
         raise ValueError(
-            f"model.weights has nothing for {len(missing)} tensors of this network ({', '.join(missing[:4])}, ...); "
-            f"{_advice(taken)}"
+            f"model.weights lacks {len(missing)} tensors of this network ({', '.join(missing[:4])}, ...); "
+            f"{_advice(fitted)}"
         )
     resampled = "backbone.embedding.position"
-    wrong = [n for n, t in own.items() if taken[n].shape != t.shape and n != resampled]
+    wrong = [n for n, t in own.items() if fitted[n].shape != t.shape and n != resampled]
     if wrong:
-        shapes = ", ".join(f"{n}: {list(taken[n].shape)} instead of {list(own[n].shape)}" for n in wrong[:4])
+        shapes = ", ".join(f"{n}: {list(fitted[n].shape)} instead of {list(own[n].shape)}" for n in wrong[:4])
         raise ValueError(
-            f"model.weights has {len(wrong)} tensors of other shapes than this network ({shapes}); {_advice(taken)}"
+            f"model.weights has {len(wrong)} tensors of other shapes than this network ({shapes}); {_advice(fitted)}"
         )

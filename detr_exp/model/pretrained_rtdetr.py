@@ -20,7 +20,7 @@ from detr_exp.tensor_files import Stored
 
 State = dict[str, Tensor]
 
-# Constants that the official code keeps in its files; they follow from the configuration.
+# Constants that the official code saves in its files; they follow from the configuration.
 _DERIVED = re.compile(r"(^decoder\.(anchors|valid_mask)|\.(n|num)_points_scale|^encoder\.pos_embed\d+)$")
 
 _HGNET = ("backbone.stem.", "backbone.stages.")
@@ -114,20 +114,20 @@ def is_official(state: State) -> bool:
 
 def from_official(state: State) -> State:
     """Official names -> ours."""
-    kept = {name: tensor for name, tensor in state.items() if not _DERIVED.search(name)}
-    kept = {hgnetv2.to_our_names(n) if n.startswith(_HGNET) else n: tensor for n, tensor in kept.items()}
-    return _renamed(_renamed(kept, _swapped(_OFFICIAL_V1)), _swapped(_OFFICIAL))
+    parameters = {name: tensor for name, tensor in state.items() if not _DERIVED.search(name)}
+    parameters = {hgnetv2.to_our_names(n) if n.startswith(_HGNET) else n: t for n, t in parameters.items()}
+    return _renamed(_renamed(parameters, _swapped(_OFFICIAL_V1)), _swapped(_OFFICIAL))
 
 
 def to_official(
     state: State, *, num_points: list[int], spatial_shapes: list[tuple[int, int]], version: int = 2
 ) -> State:
-    """Our names -> official ones, with the constants that such files hold.
+    """Our names -> official ones, with the constants that such files contain.
 
     Args:
         num_points: of each level.
         spatial_shapes: of each level, at the size the network is evaluated with.
-        version: 1 for RT-DETR, whose files hold no constants.
+        version: 1 for RT-DETR, whose files contain no constants.
     """
     renamed = _renamed(state, _OFFICIAL)
     renamed = {hgnetv2.to_official_names(n) if n.startswith(_HGNET) else n: tensor for n, tensor in renamed.items()}
@@ -154,7 +154,7 @@ def from_huggingface(state: State) -> State:
     for name, tensor in current.items():
         if _DERIVED.search(name):
             continue
-        # Heads appear under a second name at the top; it is the only one where a file keeps no duplicates.
+        # Heads appear under a second name at the top; it is the only one where a file has no duplicates.
         name = re.sub(r"^(class_embed|bbox_embed)\.", r"model.decoder.\1.", name)
         plain[name] = tensor
     return _joined(_renamed(plain, _swapped(_HUGGING_FACE)))
@@ -301,6 +301,6 @@ def _refuse_unknown_to_huggingface(model: Stored) -> None:
     }
     if unknown := [key for key, value in known.items() if not value]:
         raise ValueError(
-            f"transformers has no words for this {' and '.join(unknown)}; it knows ResNet-vd, plain RGB, one number of "
-            "points, three blocks in a fusion and queries by best class. Use format=official"
+            f"transformers cannot express this {' and '.join(unknown)}; it supports ResNet-vd, plain RGB, one "
+            "number of points, three blocks in a fusion and queries by best class. Use format=official"
         )

@@ -6,8 +6,8 @@ Robinson et al. 2025, "RF-DETR: Neural Architecture Search for Real-Time Detecti
 Legend: B images, G groups of queries in training (1 in evaluation), Q queries a group, L decoder layers, D width,
 C logits a query.
 
-What differs from other DETRs: queries learn their content and take only their reference box from the image; that
-reference stays the same through all decoder layers; boxes are not squashed into the image. A query has one logit for
+Differences from other DETRs: the content of queries is learned and only their reference box comes from the image; that
+reference is the same in all decoder layers; boxes are not clipped to the image. A query has one logit for
 every label and no more: published files for COCO have 91, one for each of the category ids 0..90, and fit a data set
 whose labels are those ids (`data.category_ids=raw`).
 """
@@ -35,7 +35,7 @@ class RFDETR(nn.Module):
 
     Args:
         num_classes: labels of the data set.
-        activation: of the class logits, as the loss wants them: "sigmoid", or "softmax" with one more column, the last,
+        activation: of the class logits, as the loss requires: "sigmoid", or "softmax" with one more column, the last,
             for background.
         backbone: images to maps of one resolution.
         neck: makes the neck, given the backbone's channels and strides and D.
@@ -46,7 +46,7 @@ class RFDETR(nn.Module):
         hidden_dim: D.
         num_layers: L.
         num_queries: Q; fewer where the image has fewer cells.
-        num_groups: G; more groups learn faster and cost time and memory, in training only.
+        num_groups: G; more groups train faster and use more time and memory, in training only.
         mask_head: makes the head that predicts masks, given D and L; None predicts boxes only.
     """
 
@@ -117,7 +117,7 @@ class RFDETR(nn.Module):
         Args:
             images: `[B, 3, H, W]` RGB in 0..1.
             targets: not used; there are no denoising queries.
-            padding_mask: `[B, H, W]` bool, True where there is no picture.
+            padding_mask: `[B, H, W]` bool, True where there is no image.
         """
         groups = self.num_groups if self.training else 1
         maps = self.neck(self.backbone((images - self.pixel_mean) / self.pixel_std))
@@ -135,28 +135,28 @@ class RFDETR(nn.Module):
 
     @torch.no_grad()
     def postprocess(self, outputs: Outputs, image_sizes: Tensor, max_detections: int | None = None) -> list[Detections]:
-        """Detections of each image in pixels, cut to the picture, which boxes may leave.
+        """Detections of each image in pixels, cut to the image, because boxes may leave it.
 
         Args:
-            image_sizes: `[B, 2]` (height, width) of the original pictures.
-            max_detections: kept of each image; None: as many as there are queries.
+            image_sizes: `[B, 2]` (height, width) of the original images.
+            max_detections: of each image; None: the number of queries.
         """
         pred = outputs.pred
         best = best_in_pixels(self, pred, image_sizes, max_detections)
-        found = best.detections()
+        detections = best.detections()
         if pred.masks is not None:
             for image, (height, width) in enumerate(image_sizes.tolist()):
-                found[image].masks = masks_in_pixels(pred.masks, image, best.queries[image], (height, width))
+                detections[image].masks = masks_in_pixels(pred.masks, image, best.queries[image], (height, width))
                 is_finite = finite_masks(pred.masks, image, best.queries[image])
-                found[image].scores = torch.where(is_finite, found[image].scores, torch.nan)
-        return found
+                detections[image].scores = torch.where(is_finite, detections[image].scores, torch.nan)
+        return detections
 
     def class_tensors(self) -> dict[str, int]:
         """Tensors of the state dict that depend on the classes, and their axis of classes."""
         return class_tensors()
 
     def deploy(self) -> RFDETR:
-        """Drop the query groups that only train. In place, and not to be trained again."""
+        """Drop the query groups used only in training, in place. The network cannot be trained afterwards."""
         merge(self.eval())
         self.queries.keep_groups(1)
         self.num_groups = 1

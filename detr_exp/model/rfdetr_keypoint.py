@@ -1,7 +1,7 @@
 """RF-DETR with keypoints: as `rfdetr.py`, with a second stream through the decoder.
 
-Legend: as there, and N keypoints of all classes, K the most that one class has. What is predicted of each is told in
-`head/keypoint.py`.
+Legend: as there, and N keypoints of all classes, K the largest number of one class. `head/keypoint.py` describes
+the predictions of each.
 """
 
 from __future__ import annotations
@@ -123,7 +123,7 @@ class RFDETRKeypoint(nn.Module):
         Args:
             images: `[B, 3, H, W]` RGB in 0..1.
             targets: not used; there are no denoising queries.
-            padding_mask: `[B, H, W]` bool, True where there is no picture.
+            padding_mask: `[B, H, W]` bool, True where there is no image.
         """
         groups = self.num_groups if self.training else 1
         maps = self.backbone((images - self.pixel_mean) / self.pixel_std)
@@ -138,7 +138,7 @@ class RFDETRKeypoint(nn.Module):
         return Outputs(layers, self._of_encoder(selected, groups) if self.training else None, groups=groups)
 
     def _of_encoder(self, selected: Selection, groups: int) -> Prediction:
-        """What the selected cells say, with keypoints by each group's own head."""
+        """Predictions of the selected cells, with keypoints by each group's own head."""
         tokens = self.encoder_keypoint_queries(selected.tokens)  # [B, G * Q, N, D]
         by_group = tokens.unflatten(1, (groups, -1)).transpose(0, 1).flatten(2, 3)
         output = self.encoder_keypoint_head(by_group).transpose(0, 1).reshape(*tokens.shape[:3], CHANNELS)
@@ -154,8 +154,8 @@ class RFDETRKeypoint(nn.Module):
         """Detections of each image in pixels, with keypoints and their covariances.
 
         Args:
-            image_sizes: `[B, 2]` (height, width) of the original pictures.
-            max_detections: kept of each image; None: as many as there are queries.
+            image_sizes: `[B, 2]` (height, width) of the original images.
+            max_detections: of each image; None: the number of queries.
         """
         pred = outputs.pred
         assert pred.keypoints is not None
@@ -171,7 +171,7 @@ class RFDETRKeypoint(nn.Module):
         return class_tensors()
 
     def deploy(self) -> RFDETRKeypoint:
-        """Drop the query groups and heads that only train. In place, and not to be trained again."""
+        """Drop the query groups and heads used only in training, in place. The network cannot be trained afterwards."""
         merge(self.eval())
         self.queries.keep_groups(1)
         self.num_groups = 1
@@ -183,5 +183,5 @@ def _check_counts(keypoint_counts: list[int], num_classes: int) -> None:
     if len(keypoint_counts) != num_classes or not any(keypoint_counts):
         raise ValueError(
             f"model.keypoint_counts is {list(keypoint_counts)} for {num_classes} classes; it needs the number of "
-            "keypoints of each class, at least one of them positive; model.keypoint_counts=null takes those of the data"
+            "keypoints of each class, at least one of them positive; model.keypoint_counts=null uses those of the data"
         )

@@ -91,7 +91,7 @@ class RTDETRv2(nn.Module):
         cells = sum(height * width for height, width in self.spatial_shapes())
         if num_queries > cells:
             raise ValueError(
-                f"model.num_queries is {num_queries} but pictures of {image_size[0]} x {image_size[1]} pixels have "
+                f"model.num_queries is {num_queries} but images of {image_size[0]} x {image_size[1]} pixels have "
                 f"only {cells} cells; lower it or raise model.image_size"
             )
         self.pixel_mean: Tensor
@@ -107,10 +107,10 @@ class RTDETRv2(nn.Module):
         Args:
             images: `[B, 3, H, W]` RGB in 0..1; both sides are multiples of `stride`.
             targets: only make denoising queries, and only in training.
-            padding_mask: `[B, H, W]` bool, True where there is no picture.
+            padding_mask: `[B, H, W]` bool, True where there is no image.
 
         Returns:
-            `Outputs`; see there what is None in evaluation.
+            `Outputs`, which describes what is None in evaluation.
         """
         noisy = self.noisy_queries(targets) if self.training and targets is not None else None
         raw = self.body(images, noisy, padding_mask)
@@ -124,7 +124,7 @@ class RTDETRv2(nn.Module):
         return Outputs(layers, raw.encoder, Denoising(copies, noisy.image, noisy.query, noisy.target, noisy.groups))
 
     def noisy_queries(self, targets: Targets) -> NoisyQueries | None:
-        """Denoising queries of a batch; made outside of `body`, because their number depends on it."""
+        """Denoising queries of a batch; made outside of `body`, because their number depends on the batch."""
         if not self.num_denoising:
             return None
         return noisy_queries(
@@ -139,7 +139,7 @@ class RTDETRv2(nn.Module):
         )
 
     def agree_on_denoising(self, most_objects: int) -> None:
-        """Make as many denoising groups as fit an image with so many objects, whatever the batch has."""
+        """Set the number of denoising groups for an image with so many objects, independent of the batch."""
         if self.num_denoising:
             self.denoising_groups = group_count(self.num_denoising, most_objects)
 
@@ -155,7 +155,7 @@ class RTDETRv2(nn.Module):
         return self.decoder(self.encoder(maps, masks), noisy, padding_mask)
 
     def spatial_shapes(self) -> list[tuple[int, int]]:
-        """(height, width) of each level the decoder reads, for pictures of `image_size`."""
+        """(height, width) of each level the decoder reads, for images of `image_size`."""
         return [(math.ceil(self.image_size[0] / s), math.ceil(self.image_size[1] / s)) for s in self.decoder.strides]
 
     def class_tensors(self) -> dict[str, int]:
@@ -168,18 +168,18 @@ class RTDETRv2(nn.Module):
         self.body = torch.compile(self.body, *args, **kwargs)  # type: ignore[method-assign]
 
     def set_gradient_checkpointing(self, enabled: bool = True) -> None:
-        """Recompute the activations of backbone stages and encoder blocks instead of keeping them."""
+        """Recompute the activations of backbone stages and encoder blocks instead of storing them."""
         self.backbone.set_gradient_checkpointing(enabled)
         self.encoder.gradient_checkpointing = enabled
 
     @torch.no_grad()
     def postprocess(self, outputs: Outputs, image_sizes: Tensor, max_detections: int | None = None) -> list[Detections]:
-        """Detections of each image in pixels; `image_sizes` is `[B, 2]` (height, width) of the original pictures."""
+        """Detections of each image in pixels; `image_sizes` is `[B, 2]` (height, width) of the original images."""
         return best_in_pixels(self, outputs.pred, image_sizes, max_detections).detections()
 
     @torch.no_grad()
     def deploy(self) -> RTDETRv2:
-        """Fold every norm into its convolution and drop what only trains. In place, and not to be trained again."""
+        """Fold norms into convolutions and drop what only training uses, in place; no training afterwards."""
         merge(self.eval())
         for module in list(self.modules()):
             if isinstance(module, (ConvNorm, RepVggBlock)):

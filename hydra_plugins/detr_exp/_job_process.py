@@ -1,7 +1,7 @@
-"""What `hydra/launcher=local` starts for each job: `python -m hydra_plugins.detr_exp._job_process TASK ANSWER`.
+"""Process of a job of `hydra/launcher=local`: `python -m hydra_plugins.detr_exp._job_process TASK ANSWER`.
 
-TASK is a file with the pickled job; ANSWER is written when it has returned or raised, and stays away when the process
-is ended.
+TASK is a file with the pickled job; ANSWER is written when it has returned or raised, and is missing when the process
+was killed.
 """
 
 from __future__ import annotations
@@ -49,12 +49,12 @@ def work(task: str, answer: str) -> None:
     )
     value = returned(result)
     failed = result.status is not JobStatus.COMPLETED
-    said = {"error": first_line(value)} if failed else {"value": value if isinstance(value, int | float) else None}
-    write(Path(answer), json.dumps(said))
+    reply = {"error": first_line(value)} if failed else {"value": value if isinstance(value, int | float) else None}
+    write(Path(answer), json.dumps(reply))
 
 
 def end_with_parent() -> None:
-    """The sweep holds the other end of standard input: when it is gone, save what there is and end."""
+    """The sweep holds the other end of standard input: when it is closed, save the state and end."""
     os.read(0, 1)  # not through `sys.stdin`, whose lock would be held when the interpreter ends
     os.kill(os.getpid(), signal.SIGTERM)
 

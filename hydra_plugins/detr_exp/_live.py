@@ -1,4 +1,4 @@
-"""The runs that are going on, as a table that is drawn anew in place; without a terminal only lines."""
+"""The running jobs as a table that is updated in place; only lines without a terminal."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from rich.table import Table
 from detr_exp.terminal import printable, say
 from hydra_plugins.detr_exp._table import duration
 
-END_OF_LOG = 4096  # bytes in which the last line is looked for
+END_OF_LOG = 4096  # bytes that are searched for the last line
 
 
 class Live:
-    """Lines of what has happened above a table of what is happening."""
+    """Lines of events above a table of the running jobs."""
 
     def __enter__(self) -> Live:
-        self.rich, self.drawn = None, 0.0
+        self.rich, self.updated = None, 0.0
         if sys.stdout.isatty():
             self.rich = RichLive(console=Console(), auto_refresh=False, transient=True)
             self.rich.start()
@@ -35,25 +35,25 @@ class Live:
             self.rich.stop()
 
     def line(self, text: str) -> None:
-        """Print a line that stays."""
+        """Print a permanent line."""
         if self.rich is None:
             say(text)
         else:
             self.rich.console.print(escape(printable(text)), highlight=False)
 
     def show(self, running: Sequence[Any]) -> None:
-        """Draw the table, twice a second at most.
+        """Update the table, twice a second at most.
 
         Args:
-            running: with `number`, `place`, `shown`, `started` and `log`.
+            running: jobs with `number`, `place`, `shown`, `started` and `log`.
         """
-        if self.rich is None or time.monotonic() - self.drawn < 0.5:
+        if self.rich is None or time.monotonic() - self.updated < 0.5:
             return
-        self.drawn = time.monotonic()
+        self.updated = time.monotonic()
         table = Table(box=None, expand=True)
         for name, width in (("#", 4), ("where", 8), ("time", 7)):
             table.add_column(name, min_width=width, no_wrap=True)
-        table.add_column("given", ratio=1, no_wrap=True)
+        table.add_column("overrides", ratio=1, no_wrap=True)
         table.add_column("last line of its log", ratio=2, no_wrap=True)
         for run in running:
             seconds = duration(time.monotonic() - run.started)

@@ -1,4 +1,4 @@
-"""The sweep's own run in MLflow, which those of its jobs are shown under."""
+"""The sweep's own run in MLflow, the parent of the runs of its jobs."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ LINK = "parent.json"
 
 @contextlib.contextmanager
 def parent_run(config: DictConfig, folder: Path, environment: dict[str, str], ledger: Ledger) -> Iterator[None]:
-    """While it is entered, the jobs' runs are kept in MLflow under one of the sweep's own.
+    """In this context, the jobs' runs are children of the sweep's run in MLflow.
 
-    It is opened before the first job, and with it the store, which processes could not make at the same time. A sweep
-    that goes on in its folder goes on with its run. A store that cannot be reached is no reason not to sweep.
+    It is created before the first job, and with it the store, which several processes could not create at once. A sweep
+    that resumes in its folder resumes its run. A store that cannot be reached does not stop a sweep.
 
     Args:
-        config: of the sweep; where its tracker has no MLflow store, nothing happens.
+        config: of the sweep; without an MLflow store in its tracker, nothing happens.
         folder: of the sweep.
-        environment: of the jobs; told which run is the parent.
+        environment: variables of the jobs; receives the id of the parent run.
         ledger: read at the end.
     """
     uri, project = (OmegaConf.select(config, f"tracker.{key}") for key in ("tracking_uri", "project"))
@@ -45,7 +45,7 @@ def parent_run(config: DictConfig, folder: Path, environment: dict[str, str], le
             uri, project, folder, {"sweep": str(folder), "words": " ".join(masked(list(config.hydra.overrides.task)))}
         )
     except Exception as error:
-        say(f"warning: no run for this sweep in {uri} ({printable(error)[:200]}); its runs will stand alone")
+        say(f"warning: no run for this sweep in {uri} ({printable(error)[:200]}); its runs will have no parent")
         yield
         return
     environment[PARENT_VARIABLE] = run_id
@@ -66,7 +66,7 @@ def opened(uri: str, project: str, folder: Path, tags: dict[str, str]) -> str:
     """The id of the sweep's run: that of an earlier start in the folder, or a new one.
 
     Raises:
-        ValueError: the file that says which it was is damaged.
+        ValueError: the file with its id is damaged.
     """
     from detr_exp.runs.past import mapping
     from detr_exp.tracker.mlflow import start_parent
@@ -74,12 +74,14 @@ def opened(uri: str, project: str, folder: Path, tags: dict[str, str]) -> str:
     known = mapping(folder / LINK, json.loads)
     if known.get("tracking_uri") != masked(uri) or "id" not in known:
         known = {"id": uuid.uuid4().hex, "tracking_uri": masked(uri)}
-        write(folder / LINK, json.dumps(known) + "\n")  # before there is such a run: who is killed now finds it again
+        write(
+            folder / LINK, json.dumps(known) + "\n"
+        )  # before the run exists: a sweep killed now finds it when it resumes
     return start_parent(uri, project, "/".join(folder.parts[-2:]), tags, known["id"])
 
 
 def best_values(folder: Path, ledger: Ledger) -> dict[str, float]:
-    """What the best run was judged by, and what it says of its best evaluation."""
+    """The metric of the best run, and the values of its best evaluation."""
     best = max(ledger.latest().values(), key=score, default=None)
     if best is None or best.metric is None or not math.isfinite(score(best)):
         return {}
@@ -90,7 +92,7 @@ def last_values(folder: Path, prefix: str) -> dict[str, float]:
     """The newest value of every metric of a run whose name begins with `prefix`."""
     from detr_exp.tracker.jsonl import JsonLines
 
-    found: dict[str, float] = {}
+    values: dict[str, float] = {}
     for line in JsonLines.read(folder / "metrics.jsonl"):
-        found |= {name: value for name, value in line.items() if name.startswith(prefix) and value is not None}
-    return found
+        values |= {name: value for name, value in line.items() if name.startswith(prefix) and value is not None}
+    return values

@@ -1,4 +1,4 @@
-"""A sweep's task: does the work of one run and writes down how it ended, in whatever process a launcher starts it."""
+"""A sweep's task: does one run and records its end, in any process that a launcher starts."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from detr_exp.tracker.base import RECORD, RunRecord
 from detr_exp.trainer.run_status import PrunedError, status_of
 from hydra_plugins.detr_exp._ledger import FINISHED, UNFINISHED, Job, Ledger, first_line, judged
 
-JOB_LOCK = ".job.lock"  # held by the process that works in the folder
-PATIENCE = 60.0  # seconds in which a run that its sweep has left behind saves its state and ends
+JOB_LOCK = ".job.lock"  # held by the process that uses the folder
+PATIENCE = 60.0  # seconds in which a run left by a killed sweep saves its state and ends
 
 
 class JobError(RuntimeError):
@@ -33,10 +33,10 @@ class RecordedTask:
         fail_fast: start no job after one that has failed.
 
     Attributes:
-        jobs: hash -> job; whoever launches adds those it launches.
-        environment: variables that all jobs find set.
-        environment_of: hash -> variables that one job finds set.
-        since: lines of the ledger that are older than this start of the sweep.
+        jobs: hash -> job; code that launches jobs adds them.
+        environment: environment variables of all jobs.
+        environment_of: hash -> further environment variables of one job.
+        since: number of ledger lines before this start of the sweep.
     """
 
     def __init__(self, task: Callable[[DictConfig], Any], folder: Path, fail_fast: bool) -> None:
@@ -50,8 +50,8 @@ class RecordedTask:
     def __call__(self, cfg: DictConfig) -> Any:
         """
         Raises:
-            Exception: of the task; the sweep goes on.
-            SystemExit: the process was asked to end, and so is the sweep.
+            Exception: of the task; the sweep continues.
+            SystemExit: the process received a signal to end, and so did the sweep.
         """
         from filelock import FileLock, Timeout
 
@@ -64,7 +64,7 @@ class RecordedTask:
                 env_override(self.environment | self.environment_of.get(job.hash, {})),
                 FileLock(folder / JOB_LOCK, timeout=PATIENCE),
             ):
-                if (folder / RECORD).exists() and not any(word.startswith("trainer.resume=") for word in job.overrides):
+                if (folder / RECORD).exists() and not any(one.startswith("trainer.resume=") for one in job.overrides):
                     cfg.trainer.resume = "auto"  # also where a scheduler starts the job again
                 value = self.task(cfg)
         except PrunedError as error:
@@ -72,18 +72,18 @@ class RecordedTask:
             return error.best
         except SystemExit as end:
             if end.code in EXIT_STATUS.values():
-                self.ledger.record(job, started, "killed", reason="it was asked to end, and saved its state")
+                self.ledger.record(job, started, "killed", reason="it received a signal to end, and saved its state")
                 raise
             self.ledger.record(job, started, "failed", reason=f"it called sys.exit({end.code!r})")
             raise JobError(f"it called sys.exit({end.code!r})") from None
         except Timeout:
-            reason = f"a process of an earlier start still works in {folder}; end it first"
+            reason = f"a process of an earlier start still uses {folder}; end it first"
             self.ledger.record(job, started, "failed", reason=reason)
             raise JobError(reason) from None
         except Exception as error:
             status = status_of(error)
             if status == "failed":
-                status = recorded_status(folder) or status  # several ranks: the error is about them
+                status = recorded_status(folder) or status  # with several ranks the error does not name the cause
             self.ledger.record(job, started, status, reason=first_line(error))
             raise
         self.ledger.record(job, started, *judged(value))
@@ -96,7 +96,7 @@ class RecordedTask:
 
 
 def recorded_status(folder: Path) -> str | None:
-    """`nan` or `oom` where the record of a training says so."""
+    """`nan` or `oom` if that is the status of the run record, else None."""
     try:
         status = RunRecord.load(folder).status
     except ValueError:

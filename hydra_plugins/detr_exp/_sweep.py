@@ -1,4 +1,4 @@
-"""What every sweep has: a folder that one process at a time works in, a ledger, a parent run in MLflow, a summary."""
+"""Parts of every sweep: a folder used by one process at a time, a ledger, a parent run in MLflow, a summary."""
 
 from __future__ import annotations
 
@@ -36,17 +36,17 @@ from hydra_plugins.detr_exp._recorded import JOB_LOCK, RecordedTask
 
 
 class SweepFailed(RuntimeError):
-    """Some runs of a sweep failed; all of them were tried."""
+    """Some runs of a sweep failed; all of them were started."""
 
 
 class Sweep:
-    """The folder of a sweep, and what happens in it.
+    """The folder of a sweep, and the runs in it.
 
     Args:
         hydra_context, task_function, config: as Hydra hands them to a sweeper.
 
     Raises:
-        ConfigError: a setting of the sweep that does not exist.
+        ConfigError: a setting of the sweep has a wrong value.
     """
 
     def __init__(self, hydra_context: HydraContext, task_function: Callable[..., Any], config: DictConfig) -> None:
@@ -58,16 +58,16 @@ class Sweep:
             raise ConfigError(f"sweep_fail_fast is {fail_fast!r}; use true or false: sweep_fail_fast=true")
         swept_by = {part: config.hydra[part] for part in ("sweeper", "launcher")}
         refuse_out_of_range(OmegaConf.create({"hydra": swept_by}))
-        if any(word.startswith("hydra.sweep.subdir=") for word in config.hydra.overrides.hydra):
+        if any(override.startswith("hydra.sweep.subdir=") for override in config.hydra.overrides.hydra):
             raise ConfigError(
-                "hydra.sweep.subdir is not for a sweep whose runs are found again by their folders: each is named by "
-                "what is swept; leave it out, and choose the folder above them: hydra.sweep.dir=..."
+                "hydra.sweep.subdir cannot be set for a sweep, which finds its runs by their folders: each is named by "
+                "its swept overrides; drop it, and choose the folder above them: hydra.sweep.dir=..."
             )
         self.retry_failed = retry == "failed"
         self.loader = cast(ConfigLoaderImpl, hydra_context.config_loader)
         self.config = config
         self.folder = Path(config.hydra.sweep.dir).resolve()
-        if not any(word.startswith("hydra.sweep.dir=") for word in config.hydra.overrides.hydra):
+        if not any(override.startswith("hydra.sweep.dir=") for override in config.hydra.overrides.hydra):
             self.folder /= name_of(config)
         config.hydra.sweep.dir = str(self.folder)
         self.task = RecordedTask(task_function, self.folder, fail_fast=fail_fast)
@@ -78,15 +78,15 @@ class Sweep:
             )
         except InstantiationException as error:
             if isinstance(error.__cause__, ConfigError):
-                raise error.__cause__ from None  # the launcher's own words
+                raise error.__cause__ from None  # the launcher's own message
             raise
 
     @contextmanager
     def held(self) -> Iterator[None]:
-        """Keep others out of the folder, and the jobs' runs together in MLflow.
+        """Lock the folder, and group the jobs' runs in MLflow.
 
         Raises:
-            ConfigError: another sweep is going on in it.
+            ConfigError: another sweep is running in it.
         """
         from filelock import FileLock, Timeout
 
@@ -96,7 +96,7 @@ class Sweep:
             lock.acquire(timeout=0)
         except Timeout:
             raise ConfigError(
-                f"{self.folder} is in use by a sweep that is still going on; use another: hydra.sweep.dir=..."
+                f"{self.folder} is in use by a sweep that is still running; use another folder: hydra.sweep.dir=..."
             ) from None
         try:
             remove_left_overs(self.folder)
@@ -106,26 +106,26 @@ class Sweep:
             lock.release()
 
     def is_finished(self, job: Job, entries: Mapping[str, Entry]) -> bool:
-        """Whether there is nothing to do for a job: it has ended, and is not to be tried again."""
+        """Whether a job has ended and is not to be repeated."""
         entry = entries.get(job.hash)
         if entry is None or entry.status in UNFINISHED:
             return False
         return entry.status in FINISHED or not self.retry_failed
 
     def launched(self, job: Job) -> list[str]:
-        """The words that a launcher needs to start a job."""
+        """The overrides that a launcher needs to start a job."""
         self.task.jobs[job.hash] = job
         return [
             *job.overrides,
             "hydra.sweep.dir='{}'".format(str(self.folder).replace("'", r"\'")),
-            f"hydra.sweep.subdir='{job.hash}'",  # a text, whatever number it looks like
+            f"hydra.sweep.subdir='{job.hash}'",  # a string, even if it looks like a number
         ]
 
     def refuse_another_config(self, jobs: Iterable[Job], composed: Callable[[Job], DictConfig]) -> None:
         """Refuse to mix the runs in the folder with runs of another configuration.
 
         Raises:
-            ConfigError: names what differs.
+            ConfigError: names the differences.
         """
         for job in jobs:
             stored = self.folder / job.hash / ".hydra" / "config.yaml"
@@ -148,13 +148,13 @@ class Sweep:
         at_once: bool,
         ended: Callable[[Job, Entry], None] = lambda job, entry: None,
     ) -> None:
-        """Launch jobs and see that each has a line in the ledger when it has ended.
+        """Launch jobs; each has a line in the ledger after its end.
 
         Args:
-            jobs: what to run; a launcher with a pool draws them one by one, as late as it can.
-            total: how many they will be.
-            at_once: hand all jobs to a launcher without a pool in one go, instead of one after another.
-            ended: told what became of a job; `jobs` may depend on it.
+            jobs: to run; a launcher with a pool takes them one by one, as late as possible.
+            total: their number.
+            at_once: pass all jobs to a launcher without a pool at once, instead of one after another.
+            ended: called with the entry of each job that has ended; `jobs` may depend on it.
         """
         serve = getattr(self.launcher, "serve", None)
         if serve is not None:
@@ -170,33 +170,33 @@ class Sweep:
                         ended(job, entry)
 
     def entry_of(self, job: Job) -> Entry | None:
-        """How a job ended since this sweep was started."""
+        """The entry of a job that ended since this start of the sweep."""
         return {entry.hash: entry for entry in self.ledger.entries()[self.task.since :]}.get(job.hash)
 
     def _serve(
         self, serve: Callable[..., None], jobs: Iterable[Job], total: int, ended: Callable[[Job, Entry], None]
     ) -> None:
         """Run jobs in a launcher's pool."""
-        drawn: dict[int, Job] = {}
+        launched: dict[int, Job] = {}
         count = itertools.count(1)
 
-        def words() -> Iterator[tuple[int, list[str], str]]:
+        def remaining() -> Iterator[tuple[int, list[str], str]]:
             for job in jobs:
                 if self.task.is_to_stop():
                     return
-                drawn[job.number] = job
+                launched[job.number] = job
                 yield job.number, self.launched(job), " ".join(job.swept)
 
         def on_end(number: int, result: JobReturn, started: float) -> str:
-            job = drawn[number]
-            if self.entry_of(job) is None:  # its process is gone without having said anything
+            job = launched[number]
+            if self.entry_of(job) is None:  # its process ended without recording anything
                 error = returned(result)
                 self.ledger.record(job, started, status_of(error), reason=first_line(error))
             entry = cast(Entry, self.entry_of(job))
             ended(job, entry)
             return f"{' '.join(job.swept)}  {summary_of(entry)}  ({next(count)} of {total})"
 
-        serve(words(), on_end)
+        serve(remaining(), on_end)
 
     def _launch(self, batch: list[Job]) -> None:
         """Launch jobs with a launcher that returns when all have ended, or raises when it has lost one of them."""
@@ -210,7 +210,7 @@ class Sweep:
             if not begun:
                 raise
             for job in begun:
-                # others may still be at work; each holds its lock
+                # others may still run; each holds its lock
                 with FileLock(self.folder / job.hash / JOB_LOCK):
                     if self.entry_of(job) is None:
                         self.ledger.record(job, started, "killed", reason=f"its process is gone: {first_line(error)}")
@@ -221,7 +221,7 @@ class Sweep:
         Raises:
             SweepFailed: any of the jobs is not finished.
         """
-        from hydra_plugins.detr_exp._table import show  # loads rich, which a plan does not wait for
+        from hydra_plugins.detr_exp._table import show  # imports rich, which takes time
 
         entries = self.ledger.latest()
         show(jobs, entries, extra or {})
@@ -235,22 +235,22 @@ class Sweep:
 
 
 def name_of(config: DictConfig) -> str:
-    """What is swept and a hash of the command: the same for the same command."""
-    words = [word for word in config.hydra.overrides.task if word.partition("=")[0] not in SWEEP_KEYS]
-    search = [word for word in config.hydra.overrides.hydra if re.match(r"hydra[./]sweeper(?!\.n_trials)", word)]
-    parsed = OverridesParser.create().parse_overrides(words)
-    keys = dict.fromkeys(word.key_or_group for word in parsed if word.is_sweep_override())
+    """The swept keys and a hash of the command: equal for equal commands."""
+    overrides = [one for one in config.hydra.overrides.task if one.partition("=")[0] not in SWEEP_KEYS]
+    search = [one for one in config.hydra.overrides.hydra if re.match(r"hydra[./]sweeper(?!\.n_trials)", one)]
+    parsed = OverridesParser.create().parse_overrides(overrides)
+    keys = dict.fromkeys(one.key_or_group for one in parsed if one.is_sweep_override())
     named = config.hydra.runtime.choices.get("sweep") or "+".join(key.rpartition(".")[2] for key in keys) or "sweep"
-    return f"{re.sub(r'[^A-Za-z0-9_+-]', '_', named)[:40]}-{hash_of([*words, *search])[:6]}"
+    return f"{re.sub(r'[^A-Za-z0-9_+-]', '_', named)[:40]}-{hash_of([*overrides, *search])[:6]}"
 
 
-def hash_of(words: Iterable[str]) -> str:
-    """A short name for a set of words: ten letters and digits that any file system takes."""
-    return hashlib.sha256("\n".join(sorted(words)).encode()).hexdigest()[:10]
+def hash_of(overrides: Iterable[str]) -> str:
+    """A short name for a set of overrides: ten letters and digits, valid on any file system."""
+    return hashlib.sha256("\n".join(sorted(overrides)).encode()).hexdigest()[:10]
 
 
 def summary_of(entry: Entry) -> str:
-    """A line's end: result, or what happened instead."""
+    """End of a line: the result, or the status and its reason."""
     shown = "" if entry.metric is None else f"{entry.metric:.4f}"
     return " ".join(filter(None, [shown, "" if entry.status == "ok" and shown else entry.status, entry.reason]))
 

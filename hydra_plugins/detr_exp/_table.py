@@ -1,4 +1,4 @@
-"""What a person sees at the end of a sweep: all runs, best first, and what luck did to them."""
+"""The summary of a sweep: all runs, best first, and the deviation over seeds."""
 
 from __future__ import annotations
 
@@ -28,17 +28,17 @@ def show(jobs: Sequence[Job], entries: Mapping[str, Entry], extra: Mapping[str, 
         extra: hash -> further results of a run, by name.
     """
     console = Console(width=None if sys.stdout.isatty() else WIDTH_OF_FILES)
-    with console.capture() as drawn:
+    with console.capture() as printed:
         console.print(ranking(jobs, entries, extra))
         seeds = over_seeds(jobs, entries)
         if seeds is not None:
             console.print(seeds)
-    print("", *(line.rstrip() for line in drawn.get().splitlines()), sep="\n", flush=True)
+    print("", *(line.rstrip() for line in printed.get().splitlines()), sep="\n", flush=True)
 
 
 def ranking(jobs: Sequence[Job], entries: Mapping[str, Entry], extra: Mapping[str, Mapping[str, float]]) -> Table:
-    """One line a run: number, what it was given, its result, or why there is none; best first."""
-    keys = list(dict.fromkeys(word.partition("=")[0] for job in jobs for word in job.swept))
+    """One line per run: number, overrides, result, or the reason why there is none; best first."""
+    keys = list(dict.fromkeys(one.partition("=")[0] for job in jobs for one in job.swept))
     table = Table(title=f"{len(jobs)} runs, best first", title_justify="left", title_style="bold", box=None)
     table.add_column("#", justify="right")
     for key in keys:
@@ -51,12 +51,12 @@ def ranking(jobs: Sequence[Job], entries: Mapping[str, Entry], extra: Mapping[st
     table.add_column("time", justify="right")
     table.add_column("reason", overflow="fold", ratio=1)
     for job, entry in best_first(jobs, entries):
-        given = dict(word.split("=", 1) for word in job.swept)
+        swept = dict(one.split("=", 1) for one in job.swept)
         status = "not run" if entry is None else entry.status
         metric = "-" if entry is None or entry.metric is None else f"{entry.metric:.4f}"
         table.add_row(
             str(job.number),
-            *(escape(printable(masked(given.get(key, ""), key))) for key in keys),
+            *(escape(printable(masked(swept.get(key, ""), key))) for key in keys),
             metric,
             *(f"{extra[job.hash][name]:.6g}" if name in extra.get(job.hash, {}) else "" for name in names),
             f"[{COLOURS.get(status, 'red')}]{status}[/]",
@@ -70,19 +70,19 @@ def over_seeds(jobs: Sequence[Job], entries: Mapping[str, Entry]) -> Table | Non
     """Mean and deviation of the runs that differ only in their seed; None if no seeds were swept."""
     groups: dict[str, list[float]] = {}
     for job in jobs:
-        others = [word for word in job.swept if not word.startswith("seed=")]
+        others = [one for one in job.swept if not one.startswith("seed=")]
         entry = entries.get(job.hash)
         if len(others) < len(job.swept) and math.isfinite(score(entry)):
             groups.setdefault(" ".join(others), []).append(score(entry))
     if not any(len(values) > 1 for values in groups.values()):
         return None
     table = Table(title="\nover seeds", title_justify="left", title_style="bold", box=None)
-    table.add_column("given")
+    table.add_column("overrides")
     for name in ("mean", "deviation", "runs"):
         table.add_column(name, justify="right")
-    for words, values in sorted(groups.items(), key=lambda group: -mean(group[1])):
+    for overrides, values in sorted(groups.items(), key=lambda group: -mean(group[1])):
         spread = f"{stdev(values):.4f}" if len(values) > 1 else "-"
-        table.add_row(escape(printable(words)) or "all runs", f"{mean(values):.4f}", spread, str(len(values)))
+        table.add_row(escape(printable(overrides)) or "all runs", f"{mean(values):.4f}", spread, str(len(values)))
     return table
 
 

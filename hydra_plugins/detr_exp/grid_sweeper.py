@@ -19,8 +19,8 @@ from hydra_plugins.detr_exp._sweep import Sweep, hash_of
 
 
 class GridSweeper(Sweeper):
-    """Hydra's grid, with these differences: all jobs are checked before the first one starts, one that fails does not
-    stop the others, every ending is written down, and the same command in the same folder does only what is missing.
+    """Hydra's grid, with these differences: all jobs are checked before the first one starts, a failed one does not
+    stop the others, the end of every run is recorded, and the same command in the same folder starts only missing runs.
 
     Args:
         params: sweeps set by a file: key -> values as on the command line, which wins.
@@ -36,7 +36,7 @@ class GridSweeper(Sweeper):
         """Run all combinations that are not finished.
 
         Returns:
-            what each of them returned.
+            the value that each of them returned.
 
         Raises:
             ConfigError: a job cannot be composed, or the folder is that of another configuration; none was started.
@@ -55,18 +55,18 @@ class GridSweeper(Sweeper):
         return [entries[job.hash].metric for job in jobs]
 
     def _jobs(self, arguments: list[str]) -> list[Job]:
-        """The cartesian product of all values, in the order of the words; checked, unless that was done already."""
+        """The cartesian product of all values, in the order of the overrides; checked, unless that was done already."""
         loader, hydra = self.shared.loader, self.shared.config.hydra
         params = renamed(hydra.job.config_name, (f"{key}={value}" for key, value in self.params.items()))
-        words = grid.parse_sweep(loader, [*params, *arguments])
-        if self.params or not grid.is_plain([*words, *grid.parse_sweep(loader, hydra.overrides.hydra)]):
-            for run in grid.representative_runs(loader, hydra.job.config_name, words):
+        overrides = grid.parse_sweep(loader, [*params, *arguments])
+        if self.params or not grid.is_plain([*overrides, *grid.parse_sweep(loader, hydra.overrides.hydra)]):
+            for run in grid.representative_runs(loader, hydra.job.config_name, overrides):
                 refuse_unready(run.cfg)
-        axes = grid.axes_of(words)
+        axes = grid.axes_of(overrides)
         jobs = []
-        for number, tried in enumerate(itertools.product(*axes.values())):
-            swept = [word for word, values in zip(tried, axes.values()) if len(values) > 1]
-            jobs.append(Job(number, list(tried), swept, hash_of(swept)))
+        for number, combination in enumerate(itertools.product(*axes.values())):
+            swept = [one for one, values in zip(combination, axes.values()) if len(values) > 1]
+            jobs.append(Job(number, list(combination), swept, hash_of(swept)))
         return jobs
 
     def _composed(self, job: Job) -> DictConfig:

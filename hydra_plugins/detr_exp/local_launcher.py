@@ -1,6 +1,6 @@
 """One process for each run of a sweep, on a pool of GPUs or of shares of the processor, with a live table.
 
-A run that dies takes nothing with it, memory goes back to the system after each, and runs do not wait for each other.
+A run that dies does not affect others, each returns its memory to the system, and runs do not wait for each other.
 """
 
 from __future__ import annotations
@@ -29,24 +29,24 @@ from detr_exp.config.hydra_private import ended_with, returned
 from detr_exp.signals import OWNED, Interrupt, Interrupted, ended_by
 from hydra_plugins.detr_exp._recorded import JobError
 
-LOG = "job.log"  # in the run folder: what a run prints
-GRACE = 60.0  # seconds for runs to save their state when the sweep is asked to end
+LOG = "job.log"  # in the run folder: the output of a run
+GRACE = 60.0  # seconds for runs to save their state when the sweep receives a signal to end
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
 Ended = Callable[[int, JobReturn, float], str]
 
 
 class Running(NamedTuple):
-    """A run that is going on.
+    """A running job.
 
     Attributes:
         number: of the job.
-        shown: its words, for people.
-        slot: its place in the pool.
-        place: that place in words.
+        shown: its overrides, to print.
+        slot: its index in the pool.
+        place: name of its GPU or slot, to print.
         process: its standard input stays open as long as this process lives.
         log: what it prints.
-        answer: the file for what it returns.
-        started: by `time.monotonic()`.
+        answer: the file for its result.
+        started: time of `time.monotonic()`.
     """
 
     number: int
@@ -84,20 +84,20 @@ class LocalLauncher(Launcher):
             return str(returned(result))
 
         jobs = enumerate(job_overrides, initial_job_idx)
-        self.serve(((number, words, " ".join(filter_overrides(words))) for number, words in jobs), ended)
+        self.serve(((number, overrides, " ".join(filter_overrides(overrides))) for number, overrides in jobs), ended)
         return [results[number] for number in sorted(results)]
 
     def serve(self, jobs: Iterable[tuple[int, Sequence[str], str]], ended: Ended) -> None:
-        """Run jobs, each in the first place of the pool that is free.
+        """Run jobs, each in the first free slot of the pool.
 
         Args:
-            jobs: number, words, and what to show of them; the next one is drawn when there is a place for it.
-            ended: told number, result and start of a job when it has ended; what it returns is shown.
+            jobs: number, overrides, and the part of them to print; the next one is taken when a slot is free.
+            ended: called with number, result and start of a job after its end; its return value is printed.
 
         Raises:
-            Interrupted: this process was asked to end; the runs have saved their state.
+            Interrupted: this process received a signal to end; the runs have saved their state.
         """
-        from hydra_plugins.detr_exp._live import Live  # loads rich, which a plan does not wait for
+        from hydra_plugins.detr_exp._live import Live  # imports rich, which takes time
 
         setup_globals()
         waiting, running = iter(jobs), list[Running]()
@@ -119,11 +119,11 @@ class LocalLauncher(Launcher):
             finally:
                 end(running)
 
-    def _start(self, number: int, words: Sequence[str], shown: str, slot: int, scratch: Path) -> Running:
+    def _start(self, number: int, overrides: Sequence[str], shown: str, slot: int, scratch: Path) -> Running:
         """Start the process of a job."""
         import cloudpickle
 
-        config = self.hydra_context.config_loader.load_sweep_config(self.config, list(words))
+        config = self.hydra_context.config_loader.load_sweep_config(self.config, list(overrides))
         with open_dict(config):
             config.hydra.job.id = config.hydra.job.num = number
         folder = Path(config.hydra.sweep.dir) / str(config.hydra.sweep.subdir)
@@ -142,19 +142,19 @@ class LocalLauncher(Launcher):
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 env=environment,
-                start_new_session=True,  # Ctrl-C is for the sweep, which tells its runs
+                start_new_session=True,  # Ctrl-C goes to the sweep, which ends its runs
             )
         place = f"GPU {environment['CUDA_VISIBLE_DEVICES']}" if self.gpus else f"slot {slot}"
         return Running(number, shown, slot, place, process, folder / LOG, answer, time.monotonic())
 
 
 def result_of(run: Running) -> JobReturn:
-    """What a process that has ended left behind."""
+    """The result of a process that has ended."""
     if run.answer.exists():
-        told = json.loads(run.answer.read_text(encoding="utf-8"))
-        if "error" in told:
-            return ended_with(JobStatus.FAILED, JobError(told["error"]))
-        return ended_with(JobStatus.COMPLETED, told["value"])
+        answer = json.loads(run.answer.read_text(encoding="utf-8"))
+        if "error" in answer:
+            return ended_with(JobStatus.FAILED, JobError(answer["error"]))
+        return ended_with(JobStatus.COMPLETED, answer["value"])
     code = run.process.returncode
     if number := ended_by(code):
         return ended_with(JobStatus.FAILED, Interrupted(number))
@@ -163,7 +163,7 @@ def result_of(run: Running) -> JobReturn:
 
 
 def end(running: Sequence[Running]) -> None:
-    """Ask runs to end, which they do when they have saved their state; end those that do not."""
+    """Send runs a signal to end after saving their state; kill those that do not end in time."""
     for run in running:
         run.process.terminate()
     deadline = time.monotonic() + GRACE
@@ -175,11 +175,11 @@ def end(running: Sequence[Running]) -> None:
 
 
 def visible_gpus() -> list[str]:
-    """What `CUDA_VISIBLE_DEVICES` may name here, without loading torch."""
+    """GPUs for `CUDA_VISIBLE_DEVICES`, found without importing torch."""
     if "CUDA_VISIBLE_DEVICES" in os.environ:
         return [name for name in os.environ["CUDA_VISIBLE_DEVICES"].split(",") if name.strip() not in ("", "-1")]
     if shutil.which("nvidia-smi") is None:
         return []
-    words = ["nvidia-smi", "--query-gpu=index", "--format=csv,noheader"]
-    listed = subprocess.run(words, capture_output=True, text=True, check=False)
+    query = ["nvidia-smi", "--query-gpu=index", "--format=csv,noheader"]
+    listed = subprocess.run(query, capture_output=True, text=True, check=False)
     return listed.stdout.split() if listed.returncode == 0 else []

@@ -1,4 +1,4 @@
-"""A search with Optuna: trials that ask, train and tell one by one, unpromising ones given up, studies that go on."""
+"""A search with Optuna: trials ask, train and tell one by one, unpromising ones are pruned, and studies resume."""
 
 from __future__ import annotations
 
@@ -28,15 +28,15 @@ if TYPE_CHECKING:
     import optuna
 
 MONITOR = "monitor"
-DRAWS = 100  # of a point that has not diverged before
-WORDS = {"sampler": ("tpe", "random"), "pruner": ("halving", "median", "hyperband", None)}
+SAMPLES = 100  # attempts to find a point that has not diverged before
+CHOICES = {"sampler": ("tpe", "random"), "pruner": ("halving", "median", "hyperband", None)}
 
 
 class OptunaSweeper(Sweeper):
-    """Searches the ranges given on the command line; `conf/hydra/sweeper/optuna.yaml` says what each setting does.
+    """Searches the ranges of the command line; `conf/hydra/sweeper/optuna.yaml` explains the settings.
 
     Raises:
-        ConfigError: for a word that is none of the choices, or when optuna is not installed.
+        ConfigError: a setting is none of its choices, or optuna is not installed.
     """
 
     def __init__(
@@ -56,10 +56,10 @@ class OptunaSweeper(Sweeper):
         self.reduction_factor, self.objectives = reduction_factor, dict(objectives)
 
     def _refuse_wrong_settings(self) -> None:
-        """Not done by the constructor, whose errors Hydra would wrap in its own."""
+        """Not in the constructor, whose errors Hydra would wrap in its own."""
         for name, value in (("sampler", self.sampler), ("pruner", self.pruner)):
-            if value not in WORDS[name]:
-                choices = ", ".join(str(word or "null") for word in WORDS[name])
+            if value not in CHOICES[name]:
+                choices = ", ".join(str(choice or "null") for choice in CHOICES[name])
                 raise ConfigError(f"hydra.sweeper.{name} is {value!r}; use one of {choices}")
         if not set(self.objectives.values()) <= {"maximize", "minimize"}:
             raise ConfigError(f"hydra.sweeper.objectives is {self.objectives}; each is maximize or minimize")
@@ -74,18 +74,18 @@ class OptunaSweeper(Sweeper):
         self.shared = Sweep(hydra_context, task_function, config)
 
     def sweep(self, arguments: list[str]) -> list[float | None]:
-        """Run what is missing of the study's trials.
+        """Run the missing trials of the study.
 
         Returns:
-            what each trial returned.
+            the value that each trial returned.
 
         Raises:
             ConfigError: the ranges do not compose, or the folder is that of another configuration or other ranges.
             SweepFailed: after the last trial, if any of them failed.
         """
         self._read(arguments)
-        for words in self._typical():
-            refuse_unready(self._composed(words))
+        for overrides in self._typical():
+            refuse_unready(self._composed(overrides))
         with self.shared.held():
             self.study = self._study()
             self.jobs = {
@@ -102,42 +102,42 @@ class OptunaSweeper(Sweeper):
         entries = self.shared.ledger.latest()
         return [entries[job.hash].metric for job in jobs]
 
-    # ---------------------------------------------------------------------------------------------- what is searched
+    # ---------------------------------------------------------------------------------------------- search space
 
     def _read(self, arguments: list[str]) -> None:
-        """The fixed words and the distributions of the swept ones."""
-        words = [*(f"{key}={value}" for key, value in self.params.items()), *arguments]
+        """The fixed overrides and the distributions of the swept keys."""
+        overrides = [*(f"{key}={value}" for key, value in self.params.items()), *arguments]
         fixed: dict[str, str] = {}
         self.ranges: dict[str, optuna.distributions.BaseDistribution] = {}
-        for word in OverridesParser.create(config_loader=self.shared.loader).parse_overrides(words):
-            key = word.get_key_element()
+        for override in OverridesParser.create(config_loader=self.shared.loader).parse_overrides(overrides):
+            key = override.get_key_element()
             if key in SWEEP_KEYS:
                 continue
             fixed.pop(key, None), self.ranges.pop(key, None)
-            if word.is_sweep_override():
-                self.ranges[key] = distribution(word)
+            if override.is_sweep_override():
+                self.ranges[key] = distribution(override)
             else:
-                fixed[key] = str(word.input_line)
+                fixed[key] = str(override.input_line)
         self.fixed = list(fixed.values())
         if not self.ranges:
             raise ConfigError("nothing is searched; give a choice or a range: optim.lr='tag(log,interval(1e-5,1e-3))'")
 
     def _typical(self) -> Iterator[list[str]]:
-        """Words of trials that show whether all can be: each choice, both ends, a fraction; else the lowest."""
-        options = {key: getattr(given, "choices", None) or ends_of(given) for key, given in self.ranges.items()}
+        """Overrides of trials that show whether all compose: each choice, both ends, a fraction; else the lowest."""
+        options = {key: getattr(spread, "choices", None) or ends_of(spread) for key, spread in self.ranges.items()}
         lowest = {key: values[0] for key, values in options.items()}
         for key, values in options.items():
             for value in values:
                 yield [*self.fixed, *(override_of(*pair) for pair in (lowest | {key: value}).items())]
 
-    def _composed(self, words: list[str]) -> DictConfig:
-        return composition(self.shared.loader, self.shared.config.hydra.job.config_name, words).cfg
+    def _composed(self, overrides: list[str]) -> DictConfig:
+        return composition(self.shared.loader, self.shared.config.hydra.job.config_name, overrides).cfg
 
     def _study(self) -> optuna.Study:
         """The study of the folder.
 
         Raises:
-            ConfigError: it searches other ranges or for something else.
+            ConfigError: it has other ranges, objectives or another pruner.
         """
         import optuna
 
@@ -148,52 +148,52 @@ class OptunaSweeper(Sweeper):
             directions=cast(Any, list(self.objectives.values())),
             load_if_exists=True,
         )
-        wanted = {key: optuna.distributions.distribution_to_json(given) for key, given in sorted(self.ranges.items())}
-        asked = {"ranges": wanted, "objectives": self.objectives, "pruner": self.pruner}
+        wanted = {key: optuna.distributions.distribution_to_json(spread) for key, spread in sorted(self.ranges.items())}
+        search = {"ranges": wanted, "objectives": self.objectives, "pruner": self.pruner}
         known = study.user_attrs.get("asked")
-        if known is not None and known != asked:
+        if known is not None and known != search:
             differing = ", ".join(
-                f"{key} was {known[key]} and is {asked[key]}" for key in asked if known[key] != asked[key]
+                f"{key} was {known[key]} and is {search[key]}" for key in search if known[key] != search[key]
             )
             raise ConfigError(
                 f"{self.shared.folder} holds another study: {differing}; use another folder: hydra.sweep.dir=..."
             )
-        study.set_user_attr("asked", asked)
+        study.set_user_attr("asked", search)
         return study
 
     # -------------------------------------------------------------------------------------------- ask, train and tell
 
     def _missing(self) -> int:
-        """Trials to start or to go on with; failed ones are replaced where that is asked for."""
+        """Number of trials to start or to resume; failed ones are replaced on request."""
         states = [trial.state.name for trial in self.study.trials]
         missing = ("RUNNING", "WAITING", *(("FAIL",) if self.shared.retry_failed else ()))
         return max(0, self.n_trials - sum(state not in missing for state in states))
 
     def _trials(self, missing: int) -> Iterator[Job]:
-        """Trials that an earlier start has left behind, then new ones, drawn when there is a place for them."""
-        left_behind = [trial for trial in self.study.trials if trial.state.name == "RUNNING"]
+        """Unfinished trials of an earlier start, then new ones, sampled when a slot is free."""
+        unfinished = [trial for trial in self.study.trials if trial.state.name == "RUNNING"]
         known = self.shared.ledger.latest()
-        for trial in left_behind:
+        for trial in unfinished:
             job = self.jobs.get(trial.number)
             entry = None if job is None else known.get(job.hash)
             if job is not None and entry is not None and entry.status != "killed":
-                self._tell(job, entry)  # it had ended, but nobody was there to tell
+                self._tell(job, entry)  # it had ended, but the study did not know it
             else:
                 yield self._started(trial)
             missing -= 1
         for _ in range(missing):
             self.study.sampler = self._sampler(len(self.study.trials))
             if not self._avoid_diverged():
-                say(f"the search ends: {DRAWS} draws gave no point that has not diverged before")
+                say(f"the search ends: {SAMPLES} samples gave no point that has not diverged before")
                 return
             number = self.study.ask(self.ranges).number
             yield self._started(self.study.trials[number])
 
     def _avoid_diverged(self) -> bool:
-        """See that the next point asked for is none at which a training has diverged; whether there is such a point.
+        """Make the next point one at which no training has diverged; returns whether there is such a point.
 
-        Samplers leave failed trials out of what they learn from, and would draw them again. The next draw is looked at
-        in a copy of the study, as one that was asked for cannot be taken back; in its place comes one at random.
+        Samplers ignore failed trials, and would sample them again. The next sample is inspected in a copy of the study,
+        because a trial that was asked for cannot be withdrawn; if it has diverged, a random point replaces it.
         """
         import optuna
 
@@ -206,31 +206,31 @@ class OptunaSweeper(Sweeper):
         if copy.ask(self.ranges).params not in diverged:
             return True
         copy.sampler = optuna.samplers.RandomSampler(seed=len(trials))
-        points = (copy.ask(self.ranges).params for _ in range(DRAWS))
+        points = (copy.ask(self.ranges).params for _ in range(SAMPLES))
         fresh = next((point for point in points if point not in diverged), None)
         if fresh is not None:
             self.study.enqueue_trial(fresh)
         return fresh is not None
 
     def _started(self, trial: optuna.trial.FrozenTrial) -> Job:
-        if len(trial.params) < len(self.ranges):  # the sweep was killed while it asked
+        if len(trial.params) < len(self.ranges):  # the sweep was killed while it sampled the trial
             import optuna
 
-            asked = optuna.Trial(self.study, trial._trial_id)
-            for key, given in self.ranges.items():
-                asked._suggest(key, given)
+            started = optuna.Trial(self.study, trial._trial_id)
+            for key, spread in self.ranges.items():
+                started._suggest(key, spread)
             trial = self.study.trials[trial.number]
         job = self.jobs[trial.number] = self._job(trial)
         if self.pruner is not None and len(self.objectives) == 1:
-            told = {"folder": str(self.shared.folder), "number": trial.number, "pruner": self.pruner}
-            told |= {"min_epochs": self.min_epochs, "reduction_factor": self.reduction_factor}
-            told |= {"startup_trials": self.startup_trials}
-            told |= {"max_epochs": OmegaConf.select(self._composed(job.overrides), "trainer.epochs", default=100)}
-            self.shared.task.environment_of[job.hash] = {TRIAL_VARIABLE: json.dumps(told)}
+            pruning = {"folder": str(self.shared.folder), "number": trial.number, "pruner": self.pruner}
+            pruning |= {"min_epochs": self.min_epochs, "reduction_factor": self.reduction_factor}
+            pruning |= {"startup_trials": self.startup_trials}
+            pruning |= {"max_epochs": OmegaConf.select(self._composed(job.overrides), "trainer.epochs", default=100)}
+            self.shared.task.environment_of[job.hash] = {TRIAL_VARIABLE: json.dumps(pruning)}
         return job
 
     def _sampler(self, number: int) -> optuna.samplers.BaseSampler:
-        """Made for each trial from seed and number, so that a study that goes on does not repeat its draws."""
+        """Made for each trial from seed and number, so that a resumed study does not repeat its samples."""
         from optuna import samplers
 
         seed = (self.seed * 1_000_003 + number) % 2**31
@@ -243,7 +243,7 @@ class OptunaSweeper(Sweeper):
         return Job(trial.number, [*self.fixed, *swept], swept, hash_of([f"trial {trial.number}", *swept]))
 
     def _tell(self, job: Job, entry: Entry) -> None:
-        """Tell the study how a trial ended; one that was asked to end stays open and is gone on with later."""
+        """Tell the study how a trial ended; an interrupted one stays open and is resumed later."""
         from optuna.trial import TrialState
 
         if entry.status == "killed":
@@ -254,35 +254,35 @@ class OptunaSweeper(Sweeper):
         elif entry.status == "ok" and all(map(math.isfinite, values)):
             self.study.tell(job.number, values)
         else:
-            reason = entry.reason or f"it did not give {', '.join(self.objectives)}"
+            reason = entry.reason or f"it has no {', '.join(self.objectives)}"
             if entry.status == "ok":
                 self.shared.ledger.record(job, time.monotonic() - entry.seconds, "failed", entry.metric, reason)
-            asked = self.study.trials[job.number]
-            self.study._storage.set_trial_user_attr(asked._trial_id, "reason", f"{entry.status}: {reason}")
+            trial = self.study.trials[job.number]
+            self.study._storage.set_trial_user_attr(trial._trial_id, "reason", f"{entry.status}: {reason}")
             self.study.tell(job.number, state=TrialState.FAIL)
 
-    # ------------------------------------------------------------------------------------------------- what came out
+    # ------------------------------------------------------------------------------------------------- results
 
     def _values(self, job: Job, entry: Entry) -> dict[str, float]:
-        """The objectives of a trial; NaN for one it does not give."""
+        """The objectives of a trial; NaN for a missing one."""
         monitor = math.nan if entry.metric is None else entry.metric
         further = self._further(job)
         return {name: monitor if name == MONITOR else further.get(name, math.nan) for name in self.objectives}
 
     def _further(self, job: Job) -> dict[str, float]:
-        """The objectives beside the monitored metric: the last value of a metric, or what the run's record says."""
+        """The objectives besides the monitored metric: the last value of a metric, or a value of the run's record."""
         names = [name for name in self.objectives if name != MONITOR]
         folder = self.shared.folder / job.hash
-        found = {name: last_values(folder, name).get(name) for name in names}
-        for name in (name for name in names if found[name] is None):
+        values = {name: last_values(folder, name).get(name) for name in names}
+        for name in (name for name in names if values[name] is None):
             try:
-                found[name] = float(RunRecord.load(folder).tags[name])
+                values[name] = float(RunRecord.load(folder).tags[name])
             except (ValueError, KeyError):
                 continue
-        return {name: value for name, value in found.items() if value is not None}
+        return {name: value for name, value in values.items() if value is not None}
 
     def _say_best(self) -> None:
-        """The words of the best trial; of several objectives the trials that no other beats in all of them."""
+        """Print the overrides of the best trial; for several objectives the Pareto-optimal trials."""
         finished = [trial for trial in self.study.trials if trial.state.name == "COMPLETE"]
         if not finished:
             return
@@ -294,37 +294,37 @@ class OptunaSweeper(Sweeper):
         say(f"\nbest: {' '.join(self._job(best).swept)}")
 
 
-def distribution(word: Override) -> optuna.distributions.BaseDistribution:
-    """What Optuna calls the choice or range that a word gives.
+def distribution(override: Override) -> optuna.distributions.BaseDistribution:
+    """Optuna's distribution for a choice or range.
 
     Raises:
-        ConfigError: there is nothing in it, the same twice, or a tag that does nothing.
+        ConfigError: it is empty, has a value twice, or has a tag without effect.
     """
     from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
-    given, key = cast(Any, word.value()), word.get_key_element()
-    is_interval = isinstance(given, IntervalSweep)
-    if unknown := sorted(set(given.tags) - ({"log"} if is_interval else set())):
+    sweep, key = cast(Any, override.value()), override.get_key_element()
+    is_interval = isinstance(sweep, IntervalSweep)
+    if unknown := sorted(set(sweep.tags) - ({"log"} if is_interval else set())):
         raise ConfigError(
-            f"{word.input_line} has the tag {unknown[0]}, which means nothing here; the only one is log, of a range: "
+            f"{override.input_line} has the tag {unknown[0]}, which has no meaning; the only tag is log, for a range: "
             f"{key}='tag(log,interval(1e-5,1e-3))'"
         )
     if not is_interval:
-        refuse_repeated(word)
-        return CategoricalDistribution([str(value) for value in word.sweep_string_iterator()])
-    low, high, is_log = given.start, given.end, "log" in given.tags
+        refuse_repeated(override)
+        return CategoricalDistribution([str(value) for value in override.sweep_string_iterator()])
+    low, high, is_log = sweep.start, sweep.end, "log" in sweep.tags
     if not (math.isfinite(low) and math.isfinite(high) and low < high and (low > 0 or not is_log)):
         scale = " on a logarithmic scale, which begins above 0" if is_log else ""
-        raise ConfigError(f"{word.input_line} is no range{scale}; write it as {key}='interval(lowest,highest)'")
+        raise ConfigError(f"{override.input_line} is no range{scale}; write it as {key}='interval(lowest,highest)'")
     if isinstance(low, int) and isinstance(high, int):
         return IntDistribution(low, high, log=is_log)
     return FloatDistribution(float(low), float(high), log=is_log)
 
 
-def ends_of(given: Any) -> tuple[float, ...]:
-    """Both ends of a range, and what is between whole numbers where fractions are drawn."""
-    between = () if isinstance(given.low, int) else (given.low + (given.high - given.low) / math.pi,)
-    return (given.low, given.high, *between)
+def ends_of(interval: Any) -> tuple[float, ...]:
+    """Both ends of a range, and a fraction between them unless it is one of whole numbers."""
+    between = () if isinstance(interval.low, int) else (interval.low + (interval.high - interval.low) / math.pi,)
+    return (interval.low, interval.high, *between)
 
 
 def override_of(key: str, value: Any) -> str:

@@ -1,4 +1,4 @@
-"""A graph on pictures: batches, and how far outputs are apart."""
+"""A graph on images: batches, and differences of outputs."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def test_what_is_not_finite_is_not_compared(bad: str) -> None:
             differences(*pair, np.array([[10, 10]]))
 
 
-def test_pixels_are_compared_in_sizes_of_the_image() -> None:
+def test_pixels_are_compared_in_units_of_the_image() -> None:
     one = {"scores": np.ones((1, 1)), "labels": np.zeros((1, 1), int), "boxes": np.array([[[0.0, 0, 10, 10]]])}
     other = one | {"boxes": np.array([[[0.0, 0, 20, 10]]])}
     assert differences(one, other, np.array([[50, 100]]))["boxes"] == pytest.approx([0.1])
@@ -53,7 +53,7 @@ def test_batches_of_a_fixed_size_are_filled(fixed: int | None, calls: list[int])
     assert seen == calls
 
 
-def test_images_that_are_resized_inside_go_one_by_one() -> None:
+def test_images_that_are_resized_inside_are_run_one_by_one() -> None:
     graph = SimpleNamespace(preprocess=True, outputs=["sizes"])
     images = [np.zeros((4, 16, 3), np.uint8), np.zeros((7, 5, 3), np.uint8)]
     program = Program(graph, lambda inputs: [np.array([inputs[0].shape[1:3]])])  # type: ignore[arg-type]

@@ -25,13 +25,13 @@ class Swept(NamedTuple):
 def sweep(command: Callable[..., int], capsys: pytest.CaptureFixture[str]) -> Callable[..., Swept]:
     """Runs a task under `--multirun` in the folder `s` of an empty folder."""
 
-    def run(task: Callable[[Any], Any], *words: str) -> Swept:
+    def run(task: Callable[[Any], Any], *overrides: str) -> Swept:
         capsys.readouterr()
         folder = ("hydra.sweep.dir=s", "hydra.output_subdir=.hydra")  # which a training writes itself
-        status = command(lambda: cli.main(task, "config", ""), "--multirun", "tracker=none", *folder, *words)
-        said = capsys.readouterr()
+        status = command(lambda: cli.main(task, "config", ""), "--multirun", "tracker=none", *folder, *overrides)
+        printed = capsys.readouterr()
         ledger = Path("s/sweep.jsonl")
         lines = [json.loads(line) for line in ledger.read_text().splitlines()] if ledger.exists() else []
-        return Swept(status, said.out, said.err, lines)
+        return Swept(status, printed.out, printed.err, lines)
 
     return run

@@ -28,7 +28,7 @@ def broken(cfg: DictConfig) -> float:
     return float("nan") if cfg.optim.lr == 3e-3 else 100 * cfg.optim.lr
 
 
-def mended(cfg: DictConfig) -> float:
+def fixed(cfg: DictConfig) -> float:
     return 100 * cfg.optim.lr
 
 
@@ -45,16 +45,16 @@ def test_a_failure_is_written_down_and_repeated_only_when_asked_for(sweep: Sweep
     assert ranked == [["3", "0.004"], ["0", "0.001"], ["1", "0.002"], ["2", "0.003"]]
     assert "3 of 4 runs failed" in first.err
 
-    again = sweep(mended, GRID)
+    again = sweep(fixed, GRID)
     assert again.status == 1, "what has failed has failed"
     assert again.lines == first.lines, "nothing was run"
     assert "4 of 4 runs have ended before" in again.out
 
-    retried = sweep(mended, GRID, "sweep_retry=failed")
+    retried = sweep(fixed, GRID, "sweep_retry=failed")
     assert retried.status == 0
     assert statuses(retried.lines[4:]) == [(0, "ok"), (1, "ok"), (2, "ok")]
 
-    wider = sweep(mended, "optim.lr=4e-3,5e-3,1e-3")
+    wider = sweep(fixed, "optim.lr=4e-3,5e-3,1e-3")
     assert wider.status == 0
     assert [line["metric"] for line in wider.lines[7:]] == [0.5], "only what is new"
 
@@ -87,18 +87,18 @@ def test_a_sweep_that_was_stopped_goes_on(sweep: Sweep) -> None:
 
 
 def test_another_configuration_is_refused_with_the_difference(sweep: Sweep) -> None:
-    assert sweep(mended, GRID).status == 0
-    other = sweep(mended, GRID, "trainer.epochs=3")
+    assert sweep(fixed, GRID).status == 0
+    other = sweep(fixed, GRID, "trainer.epochs=3")
     assert other.status == 2
     assert "trainer.epochs was 12 and is 3" in other.err
     assert len(other.lines) == 4
-    assert sweep(mended, GRID, "data.num_workers=0").status == 0, "changes no number"
+    assert sweep(fixed, GRID, "data.num_workers=0").status == 0, "changes no number"
 
 
 def test_one_sweep_at_a_time_in_a_folder(sweep: Sweep) -> None:
     Path("s").mkdir()
     with FileLock("s/.lock"):
-        refused = sweep(mended, GRID)
+        refused = sweep(fixed, GRID)
     assert refused.status == 2
     assert "in use by a sweep" in refused.err
 
@@ -111,13 +111,13 @@ def test_seeds_give_a_mean_and_a_deviation(sweep: Sweep) -> None:
 
 
 def test_a_word_that_is_not_known_is_refused(sweep: Sweep) -> None:
-    refused = sweep(mended, GRID, "sweep_retry=all")
+    refused = sweep(fixed, GRID, "sweep_retry=all")
     assert refused.status == 2
     assert "sweep_retry=failed" in refused.err
-    refused = sweep(mended, GRID, "sweep_fail_fast=no")
+    refused = sweep(fixed, GRID, "sweep_fail_fast=no")
     assert refused.status == 2, "a text, which would mean yes"
     assert "sweep_fail_fast is 'no'" in refused.err
-    assert "no list of values" in sweep(mended, "optim.lr=interval(1,2)").err
+    assert "no list of values" in sweep(fixed, "optim.lr=interval(1,2)").err
 
 
 def test_every_choice_is_composed_before_hydra_composes_anything(
@@ -129,21 +129,21 @@ def test_every_choice_is_composed_before_hydra_composes_anything(
         raise AssertionError("Hydra was started")
 
     monkeypatch.setattr(cli.hydra, "main", refuse)
-    for words, told in (
+    for overrides, message in (
         (["data=shapes,coco", "loss=focal,vfl"], "data.root must be given"),
         (["loss=focal,mal,ce", "loss.focal_gamma=1,2"], "loss=ce has no key focal_gamma"),
         (["optim.lr=1e-3,2e-3", "optim.lrr=1,2"], "did you mean optim.lr?"),
         (["seed=1,2", "optim.lr=1e-3,-1"], "optim.lr is -1; it must be"),
         (["seed=0,1.5"], "seed is 1.5; it must be"),
     ):
-        assert command(lambda: cli.main(mended, "config", ""), "--multirun", *words) == 2
-        assert told in capsys.readouterr().err
+        assert command(lambda: cli.main(fixed, "config", ""), "--multirun", *overrides) == 2
+        assert message in capsys.readouterr().err
         assert not list(Path().iterdir()), "no folder"
 
 
 def test_runs_that_a_file_adds_to_are_composed_as_well(sweep: Sweep) -> None:
-    for words in (["sweep=focal_gamma", "hydra/launcher=basic"], ["hydra/sweeper=grid"]):
-        refused = sweep(mended, *words, "data=shapes,coco")
+    for overrides in (["sweep=focal_gamma", "hydra/launcher=basic"], ["hydra/sweeper=grid"]):
+        refused = sweep(fixed, *overrides, "data=shapes,coco")
         assert refused.status == 2
         assert "data.root must be given" in refused.err
         assert not Path("s").exists()
@@ -155,16 +155,16 @@ def test_a_recipe_may_say_what_is_tried(command: Callable[..., int], capsys: pyt
     recipe = Path("conf/experiment/mine.yaml")
     recipe.parent.mkdir(parents=True)
     recipe.write_text("# @package _global_\nhydra:\n  sweeper:\n    params:\n      data.root: /a,/b\n")
-    words = ["--multirun", "--config-dir=conf", "experiment=mine", "hydra.sweep.dir=s", "tracker=none", "data=coco"]
-    assert command(lambda: cli.main(mended, "config", ""), *words) == 0
+    overrides = ["--multirun", "--config-dir=conf", "experiment=mine", "hydra.sweep.dir=s", "tracker=none", "data=coco"]
+    assert command(lambda: cli.main(fixed, "config", ""), *overrides) == 0
     assert "2 runs" in capsys.readouterr().out
-    assert command(lambda: cli.main(mended, "config", ""), *words, "loss=focal,ce", "loss.focal_gamma=3") == 2
+    assert command(lambda: cli.main(fixed, "config", ""), *overrides, "loss=focal,ce", "loss.focal_gamma=3") == 2
     assert "loss=ce has no key focal_gamma" in capsys.readouterr().err
 
 
 def test_the_same_command_has_the_same_folder(command: Callable[..., int], capsys: pytest.CaptureFixture[str]) -> None:
     from detr_exp import cli
 
-    for words in ([GRID, "seed=1"], ["seed=1", GRID], [GRID, "seed=2"], [GRID, "seed=1", "sweep_retry=failed"]):
-        assert command(lambda: cli.main(mended, "config", ""), "--multirun", "tracker=none", *words) == 0
+    for overrides in ([GRID, "seed=1"], ["seed=1", GRID], [GRID, "seed=2"], [GRID, "seed=1", "sweep_retry=failed"]):
+        assert command(lambda: cli.main(fixed, "config", ""), "--multirun", "tracker=none", *overrides) == 0
     assert len(list(Path("outputs/sweeps").iterdir())) == 2

@@ -49,14 +49,16 @@ def ledger(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
-def swept(command: list[str], folder: Path, *words: str, **variables: str) -> subprocess.CompletedProcess[str]:
+def swept(command: list[str], folder: Path, *overrides: str, **variables: str) -> subprocess.CompletedProcess[str]:
     environment = os.environ | variables
-    return subprocess.run([*command, *words], cwd=folder, env=environment, capture_output=True, text=True, check=False)
+    return subprocess.run(
+        [*command, *overrides], cwd=folder, env=environment, capture_output=True, text=True, check=False
+    )
 
 
 def test_a_run_that_dies_takes_nothing_with_it(app: list[str], tmp_path: Path) -> None:
-    words = ["optim.lr=1e-3,2e-3,3e-3,4e-3,5e-3,6e-3", "hydra/launcher=local", "hydra.launcher.slots=3"]
-    done = swept(app, tmp_path, *words)
+    overrides = ["optim.lr=1e-3,2e-3,3e-3,4e-3,5e-3,6e-3", "hydra/launcher=local", "hydra.launcher.slots=3"]
+    done = swept(app, tmp_path, *overrides)
     lines = {line["number"]: line for line in ledger(tmp_path)}
     assert done.returncode == 1
     assert {number: line["metric"] for number, line in lines.items() if line["status"] == "ok"} == {
@@ -71,7 +73,7 @@ def test_a_run_that_dies_takes_nothing_with_it(app: list[str], tmp_path: Path) -
     log = next((tmp_path / "s").glob(f"{lines[0]['hash']}/job.log")).read_text()
     assert "KeyError" in log, "what a run prints is in its folder"
 
-    again = swept(app, tmp_path, *words, "sweep_retry=failed", MENDED="1")
+    again = swept(app, tmp_path, *overrides, "sweep_retry=failed", MENDED="1")
     assert again.returncode == 0, again.stderr
     assert sorted(line["number"] for line in ledger(tmp_path)[6:]) == [0, 1, 2], "only what was missing"
 
@@ -92,10 +94,10 @@ def test_a_sweep_that_is_killed_goes_on(app: list[str], tmp_path: Path) -> None:
 
 
 def test_runs_share_threads_and_have_their_own_gpu(app: list[str], tmp_path: Path) -> None:
-    words = ["optim.lr=4e-3,5e-3", "hydra/launcher=local", "hydra.launcher.threads=3"]
-    swept(app, tmp_path, *words, CUDA_VISIBLE_DEVICES="5,7", NAP="1")
-    said = {path.read_text().strip() for path in (tmp_path / "s").glob("*/job.log")}
-    assert said == {"threads 3 gpu 5", "threads 3 gpu 7"}
+    overrides = ["optim.lr=4e-3,5e-3", "hydra/launcher=local", "hydra.launcher.threads=3"]
+    swept(app, tmp_path, *overrides, CUDA_VISIBLE_DEVICES="5,7", NAP="1")
+    printed = {path.read_text().strip() for path in (tmp_path / "s").glob("*/job.log")}
+    assert printed == {"threads 3 gpu 5", "threads 3 gpu 7"}
 
 
 def test_the_pool_fits_the_machine(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -133,23 +135,25 @@ def test_being_asked_to_end_is_passed_on(monkeypatch: pytest.MonkeyPatch) -> Non
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("words", "lost"),
+    ("overrides", "lost"),
     [
         (["hydra/launcher=submitit_local"], {2}),
         (["hydra/launcher=joblib", "hydra.launcher.n_jobs=2"], set()),
     ],
     ids=["submitit", "joblib"],
 )
-def test_other_launchers_keep_the_ledger_too(app: list[str], tmp_path: Path, words: list[str], lost: set[int]) -> None:
+def test_other_launchers_keep_the_ledger_too(
+    app: list[str], tmp_path: Path, overrides: list[str], lost: set[int]
+) -> None:
     """A killed process: submitit's others go on; joblib gives up, and the next start does the rest."""
     pytest.importorskip("hydra_plugins.hydra_submitit_launcher" if lost else "hydra_plugins.hydra_joblib_launcher")
     sweep = "optim.lr=1e-3,2e-3,3e-3,4e-3" if lost else "optim.lr=1e-3,2e-3,4e-3,5e-3"
-    done = swept(app, tmp_path, *words, sweep)
+    done = swept(app, tmp_path, *overrides, sweep)
     assert done.returncode == 1
     statuses = {line["number"]: line["status"] for line in ledger(tmp_path)}
     assert {number for number, status in statuses.items() if status == "killed"} == lost
     assert [statuses[number] for number in (0, 1)] == ["failed", "failed"]
     assert statuses[3] == "ok"
-    again = swept(app, tmp_path, *words, sweep, "sweep_retry=failed", MENDED="1")
+    again = swept(app, tmp_path, *overrides, sweep, "sweep_retry=failed", MENDED="1")
     assert again.returncode == 0, again.stderr
     assert sorted(line["number"] for line in ledger(tmp_path)[4:]) == sorted({0, 1} | lost)

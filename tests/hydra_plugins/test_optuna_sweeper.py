@@ -37,34 +37,34 @@ def goodness(cfg: DictConfig) -> float:
 
 
 def test_the_total_is_reached_over_several_starts_and_no_draw_is_repeated(sweep: Sweep) -> None:
-    asked: list[tuple[int, float]] = []
+    requested: list[tuple[int, float]] = []
 
     def killed_once(cfg: DictConfig) -> float:
-        asked.append((HydraConfig.get().job.num, cfg.optim.lr))
-        if len(asked) == 3:
+        requested.append((HydraConfig.get().job.num, cfg.optim.lr))
+        if len(requested) == 3:
             sys.exit(143)
         return goodness(cfg)
 
-    words = [*SEARCH, "hydra.sweeper.n_trials=5", "hydra.sweeper.startup_trials=2"]
-    assert sweep(killed_once, *words).status == 143
+    overrides = [*SEARCH, "hydra.sweeper.n_trials=5", "hydra.sweeper.startup_trials=2"]
+    assert sweep(killed_once, *overrides).status == 143
     assert states() == ["COMPLETE", "COMPLETE", "RUNNING"]
-    done = sweep(killed_once, *words)
+    done = sweep(killed_once, *overrides)
     assert done.status == 0
-    assert asked[2] == asked[3], "the trial that was stopped is gone on with"
-    assert [number for number, _ in asked] == [0, 1, 2, 2, 3, 4]
-    assert len({lr for _, lr in asked}) == 5
+    assert requested[2] == requested[3], "the trial that was stopped is gone on with"
+    assert [number for number, _ in requested] == [0, 1, 2, 2, 3, 4]
+    assert len({lr for _, lr in requested}) == 5
     assert states() == ["COMPLETE"] * 5
     best = max(study().trials, key=lambda trial: trial.value)
     assert f"best: optim.lr={best.params['optim.lr']:.6g} loss={best.params['loss']}" in done.out
-    assert len(sweep(killed_once, *words).lines) == 6, "nothing is left to do"
+    assert len(sweep(killed_once, *overrides).lines) == 6, "nothing is left to do"
 
-    other = sweep(killed_once, *words, "matcher.cost_class=1,2")
+    other = sweep(killed_once, *overrides, "matcher.cost_class=1,2")
     assert other.status == 2
     assert "another study" in other.err
 
 
 @pytest.mark.parametrize(
-    ("word", "told"),
+    ("override", "message"),
     [
         ("optim.lr=interval(1,0)", "is no range"),
         ("optim.lr=interval(1,1)", "is no range"),
@@ -76,10 +76,10 @@ def test_the_total_is_reached_over_several_starts_and_no_draw_is_repeated(sweep:
         ("trainer.epochs=interval(1,3)", "must be a whole number"),
     ],
 )
-def test_what_cannot_be_searched_is_refused(sweep: Sweep, word: str, told: str) -> None:
-    done = sweep(goodness, "hydra/sweeper=optuna", word)
+def test_what_cannot_be_searched_is_refused(sweep: Sweep, override: str, message: str) -> None:
+    done = sweep(goodness, "hydra/sweeper=optuna", override)
     assert (done.status, done.lines) == (2, [])
-    assert told in done.err
+    assert message in done.err
 
 
 def test_failures_are_failed_trials_with_their_reason(sweep: Sweep) -> None:
@@ -89,15 +89,15 @@ def test_failures_are_failed_trials_with_their_reason(sweep: Sweep) -> None:
             raise MemoryError("no room")
         return {1: float("nan"), 2: None}.get(number, goodness(cfg))
 
-    words = [*SEARCH, "hydra.sweeper.n_trials=4"]
-    done = sweep(broken, *words)
+    overrides = [*SEARCH, "hydra.sweeper.n_trials=4"]
+    done = sweep(broken, *overrides)
     assert done.status == 1
     assert states() == ["FAIL", "FAIL", "FAIL", "COMPLETE"]
     reasons = [trial.user_attrs["reason"] for trial in study().trials[:3]]
     assert reasons[0] == "oom: MemoryError: no room"
     assert reasons[1] == "nan: its result is nan"
-    assert "did not give monitor" in reasons[2]
-    sweep(goodness, *words, "sweep_retry=failed")
+    assert "it has no monitor" in reasons[2]
+    sweep(goodness, *overrides, "sweep_retry=failed")
     assert states() == ["FAIL"] * 3 + ["COMPLETE"] * 4, "replaced, under new numbers"
 
 
@@ -127,12 +127,12 @@ def test_trials_that_fall_behind_are_given_up(sweep: Sweep) -> None:
 @pytest.mark.parametrize("pruner", ["halving", "median", "hyperband"])
 def test_every_pruner_gives_up_the_last_of_many(pruner: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made = optuna.create_study(study_name=STUDY, storage=storage(tmp_path), direction="maximize")
-    told = {"folder": str(tmp_path), "pruner": pruner, "min_epochs": 1, "reduction_factor": 3}
-    told |= {"startup_trials": 2, "max_epochs": EPOCHS}
+    message = {"folder": str(tmp_path), "pruner": pruner, "min_epochs": 1, "reduction_factor": 3}
+    message |= {"startup_trials": 2, "max_epochs": EPOCHS}
     ended = {}
     for number, height in enumerate((9.0, 8.0, 7.0, 6.0, 5.0, 1.0)):
         made.ask()
-        monkeypatch.setenv(TRIAL_VARIABLE, json.dumps({**told, "number": number}))
+        monkeypatch.setenv(TRIAL_VARIABLE, json.dumps({**message, "number": number}))
         is_behind = pruning_check()
         assert is_behind is not None
         ended[number] = next((epoch for epoch in range(1, EPOCHS + 1) if is_behind(epoch, height * epoch)), EPOCHS + 1)
@@ -165,7 +165,7 @@ def test_several_objectives_give_a_front(sweep: Sweep) -> None:
 
 
 @pytest.mark.parametrize(
-    ("words", "told"),
+    ("overrides", "message"),
     [
         (["hydra.sweeper.pruner=asha"], "halving, median, hyperband, null"),
         (["hydra.sweeper.n_trials=0"], "hydra.sweeper.n_trials is 0; it must be a whole number >= 1"),
@@ -174,10 +174,12 @@ def test_several_objectives_give_a_front(sweep: Sweep) -> None:
         (["loss=ce", "loss.focal_gamma=interval(1,2)"], "loss=ce has no key focal_gamma"),
     ],
 )
-def test_a_search_that_cannot_work_is_refused_before_it_starts(sweep: Sweep, words: list[str], told: str) -> None:
-    refused = sweep(goodness, *SEARCH, *words)
+def test_a_search_that_cannot_work_is_refused_before_it_starts(
+    sweep: Sweep, overrides: list[str], message: str
+) -> None:
+    refused = sweep(goodness, *SEARCH, *overrides)
     assert refused.status == 2
-    assert told in refused.err
+    assert message in refused.err
     assert not refused.lines
 
 
@@ -185,8 +187,8 @@ def test_a_point_at_which_a_training_diverged_is_not_tried_again(sweep: Sweep) -
     def diverging(cfg: DictConfig) -> float:
         return math.nan if cfg.matcher.cost_class != 2 else 1.0
 
-    words = ["hydra/sweeper=optuna", "matcher.cost_class=1,2,3,4"]
-    done = sweep(diverging, *words, "hydra.sweeper.n_trials=12")
+    overrides = ["hydra/sweeper=optuna", "matcher.cost_class=1,2,3,4"]
+    done = sweep(diverging, *overrides, "hydra.sweeper.n_trials=12")
     tried = [trial.params["matcher.cost_class"] for trial in study().trials if trial.state.name == "FAIL"]
     assert len(tried) == len(set(tried)) <= 3
     assert states().count("COMPLETE") == 12 - len(tried)

@@ -25,14 +25,14 @@ def ledger(folder: Path) -> list[dict[str, Any]]:
 
 
 def test_eight_at_once_on_a_store_that_is_not_there_yet(tiny_run: list[str], tmp_path: Path) -> None:
-    words = [word for word in tiny_run if not word.startswith("tracker")]
-    command = [*TRAIN, *words, MLFLOW, "hydra.launcher.slots=8", "seed=range(8)"]
+    overrides = [override for override in tiny_run if not override.startswith("tracker")]
+    command = [*TRAIN, *overrides, MLFLOW, "hydra.launcher.slots=8", "seed=range(8)"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     store = sqlite3.connect(tmp_path / "mlflow.db")
     identity = json.loads((tmp_path / "s" / "parent.json").read_text())["id"]
-    found = store.execute("select run_uuid from tags where key = 'detr_exp.run' and value = ?", [identity])
-    ((parent,),) = found.fetchall()
+    rows = store.execute("select run_uuid from tags where key = 'detr_exp.run' and value = ?", [identity])
+    ((parent,),) = rows.fetchall()
     runs = [run for (run,) in store.execute("select run_uuid from runs where status = 'FINISHED'") if run != parent]
     assert len(runs) == 8
     parents = store.execute("select value from tags where key = 'mlflow.parentRunId'").fetchall()

@@ -58,10 +58,10 @@ def test_paths_images_and_arrays_are_the_same(detector: Detector, tmp_path: Path
     Image.fromarray(pixels).save(tmp_path / "a.png")
     planes = torch.from_numpy(pixels).permute(2, 0, 1)
     given = [tmp_path / "a.png", str(tmp_path / "a.png"), Image.fromarray(pixels), pixels, planes, planes / 255]
-    for found in detector.predict(given, threshold=0.0):
+    for actual in detector.predict(given, threshold=0.0):
         single = detector.predict(pixels, threshold=0.0)[0]
-        assert torch.allclose(found.boxes, single.boxes, atol=1e-3)
-        assert torch.allclose(found.scores, single.scores, atol=1e-5)
+        assert torch.allclose(actual.boxes, single.boxes, atol=1e-3)
+        assert torch.allclose(actual.scores, single.scores, atol=1e-5)
 
 
 def test_boxes_are_in_pixels_of_each_image(detector: Detector) -> None:
@@ -156,10 +156,10 @@ def test_a_checkpoint_of_another_version(
     state["config"]["model"]["aux_loss"] = True
     torch.save(state, tmp_path / "older.pth")
     assert command(evaluate.main, f"checkpoint={tmp_path / 'older.pth'}") == 2
-    told = capfd.readouterr().err
-    assert "was written by another version of detr_exp" in told
-    assert "model.aux_loss" in told
-    assert "Traceback" not in told
+    message = capfd.readouterr().err
+    assert "was written by another version of detr_exp" in message
+    assert "model.aux_loss" in message
+    assert "Traceback" not in message
 
 
 def test_nothing_in_nothing_out(detector: Detector) -> None:
@@ -212,7 +212,7 @@ KINDS: dict[str, tuple[Image.Image, str]] = {
 
 @pytest.mark.parametrize("turned", [1, 6])
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_image_is_the_same_through_every_door(kind: str, turned: int, tmp_path: Path) -> None:
+def test_an_image_is_the_same_from_every_source(kind: str, turned: int, tmp_path: Path) -> None:
     image, suffix = KINDS[kind]
     path, exif = tmp_path / f"a.{suffix}", Image.Exif()
     exif[0x0112] = turned
@@ -222,11 +222,11 @@ def test_a_image_is_the_same_through_every_door(kind: str, turned: int, tmp_path
     assert len(np.unique(expected)) > (1 if kind == "bits" else 8)
     with Image.open(path) as opened:
         again = [as_image(str(path)), as_image(path.read_bytes()), as_image(opened), as_image(opened.copy())]
-    for found in again:
-        np.testing.assert_array_equal(found, expected)
+    for actual in again:
+        np.testing.assert_array_equal(actual, expected)
     planes = torch.from_numpy(expected).permute(2, 0, 1)
-    for found in (as_image(expected), as_image(planes), as_image(planes / 255), as_image(expected / 255)):
-        np.testing.assert_array_equal(found, expected)
+    for actual in (as_image(expected), as_image(planes), as_image(planes / 255), as_image(expected / 255)):
+        np.testing.assert_array_equal(actual, expected)
 
 
 def test_arrays_are_taken_as_they_are_from_files(tmp_path: Path) -> None:
@@ -250,7 +250,7 @@ def test_floats_outside_their_range_are_refused(values: tuple[float, float]) -> 
     assert as_image(torch.full((3, 4, 4), 1 + 1e-4)).max() == 255  # what interpolation leaves
 
 
-def test_a_damaged_image_is_refused_through_every_door(tmp_path: Path) -> None:
+def test_a_damaged_image_is_refused_from_every_source(tmp_path: Path) -> None:
     path = tmp_path / "a.jpg"
     Image.fromarray(noise(80, 90)).save(path, quality=90)
     content = path.read_bytes()
@@ -281,14 +281,14 @@ def test_a_diverged_network_finds_nothing_and_says_so(trained: Path, caplog: pyt
     postprocess = detector.network.postprocess
 
     def half(*given: Any) -> list[Detections]:
-        found = postprocess(*given)
-        for one in found:
+        actual = postprocess(*given)
+        for one in actual:
             one.boxes[::2] = float("nan")
-        return found
+        return actual
 
     detector.network.postprocess = half
-    found = detector.predict([noise(50, 80)] * 2, threshold=0.0)
-    assert all(torch.equal(one.boxes, right.boxes[1::2]) for one in found)
+    actual = detector.predict([noise(50, 80)] * 2, threshold=0.0)
+    assert all(torch.equal(one.boxes, right.boxes[1::2]) for one in actual)
     assert detector.nonfinite == 2 * len(right.boxes[::2])
     assert caplog.text.count("not finite") == 1
 
@@ -341,6 +341,6 @@ def test_a_config_of_a_giant_is_refused_before_its_memory_is_touched(trained: Pa
 
 
 @pytest.mark.parametrize("thing", [[[0, 1]], bytearray(b"x"), None, io.BytesIO(b"x")])
-def test_what_is_no_image_at_all_is_told(thing):
+def test_other_objects_are_refused_as_no_image(thing):
     with pytest.raises(ValueError, match="is no image; give a path"):
         as_image(thing)

@@ -1,4 +1,4 @@
-"""Where results of pictures go, and frames as a player shows them."""
+"""Paths of results of images, and frames as a player shows them."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ from detr_exp.inference.images import _upright, result_stems
         ([f"p/{'m' * 251}.jpg", f"p/{'m' * 251}.png"], [f"{'m' * 200}_1-2", f"{'m' * 200}_2-2"]),
     ],
 )
-def test_no_two_images_share_a_place(paths: list[str], expected: list[str]) -> None:
-    found = result_stems([Path(path) for path in paths])
-    assert found == expected
-    assert len(set(found)) == len(found)
+def test_no_two_images_share_a_result_path(paths: list[str], expected: list[str]) -> None:
+    actual = result_stems([Path(path) for path in paths])
+    assert actual == expected
+    assert len(set(actual)) == len(actual)
 
 
 @pytest.mark.parametrize("turns", range(4))

@@ -1,4 +1,4 @@
-"""What was found, as files that other tools read."""
+"""Detections as files that other tools read."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def detector() -> SimpleNamespace:
     return SimpleNamespace(classes=["ape", "bee"], category_ids=[3, 7], keypoints=SimpleNamespace(counts=[3, 0]))
 
 
-def found(*, masks: bool = False, keypoints: bool = False) -> Detections:
+def detections(*, masks: bool = False, keypoints: bool = False) -> Detections:
     """An ape and a bee."""
     filled = torch.zeros(2, *SIZE, dtype=torch.bool)
     filled[0, 4:20, 8:40], filled[1, 30:40, 50:60] = True, True
@@ -48,14 +48,14 @@ def found(*, masks: bool = False, keypoints: bool = False) -> Detections:
 
 def test_coco_reads_the_json(detector: SimpleNamespace, tmp_path: Path) -> None:
     output = Coco(tmp_path, detector)
-    output.add("a.jpg", "a", SIZE, found(masks=True, keypoints=True))
+    output.add("a.jpg", "a", SIZE, detections(masks=True, keypoints=True))
     read = COCO(str(output.close()))
     ape, bee = read.loadAnns([1, 2])
     assert (ape["category_id"], bee["category_id"]) == (3, 7)
     assert ape["bbox"] == [8, 4, 32, 16]
-    assert np.array_equal(read.annToMask(bee), found(masks=True).masks[1].numpy())
+    assert np.array_equal(read.annToMask(bee), detections(masks=True).masks[1].numpy())
     outline = codec.decode(codec.merge(codec.frPyObjects(ape["polygons"], *SIZE)))
-    assert np.array_equal(outline, found(masks=True).masks[0].numpy())
+    assert np.array_equal(outline, detections(masks=True).masks[0].numpy())
     assert ape["keypoints"] == pytest.approx([10, 6, 0.9, 30, 12, 0.8, 20, 18, 0.1])
     assert ape["keypoint_covariance"] == [[[1, 0], [0, 1]]] * 3
     assert bee["keypoints"] == bee["keypoint_covariance"] == []
@@ -66,7 +66,7 @@ def test_a_training_reads_the_text(detector: SimpleNamespace, tmp_path: Path, ta
     if task == "keypoints":
         detector.keypoints.counts = [3, 3]
     output = Yolo(tmp_path, detector)
-    objects = found(masks=task == "masks", keypoints=task == "keypoints")
+    objects = detections(masks=task == "masks", keypoints=task == "keypoints")
     output.add("a.jpg", "a", SIZE, objects)
     output.close()
     (tmp_path / "images").mkdir()
@@ -86,7 +86,7 @@ def test_a_training_reads_the_text(detector: SimpleNamespace, tmp_path: Path, ta
 
 def test_a_table(detector: SimpleNamespace, tmp_path: Path) -> None:
     output = Table(tmp_path, detector)
-    output.add("a, b.jpg", "a", SIZE, found())
+    output.add("a, b.jpg", "a", SIZE, detections())
     with open(output.close(), newline="") as file:
         rows = list(csv.DictReader(file))
     assert rows[0] == {
@@ -112,8 +112,8 @@ def test_names_of_any_bytes_lose_nothing(detector: SimpleNamespace, tmp_path: Pa
     name = os.fsdecode(b"caf\xe9.jpg")
     for make in (Coco, Table):
         output = make(tmp_path, detector)
-        output.add(name, "a", SIZE, found())
-        output.add("ok.jpg", "ok", SIZE, found())
+        output.add(name, "a", SIZE, detections())
+        output.add("ok.jpg", "ok", SIZE, detections())
         text = output.close().read_bytes().decode()  # UTF-8, for every reader
         assert "ok.jpg" in text
         if make is Coco:
@@ -122,9 +122,9 @@ def test_names_of_any_bytes_lose_nothing(detector: SimpleNamespace, tmp_path: Pa
             assert text.splitlines()[1].startswith("caf\\udce9.jpg,")
 
 
-def test_what_was_found_is_on_disk_before_the_end(detector: SimpleNamespace, tmp_path: Path) -> None:
+def test_detections_are_on_disk_before_the_end(detector: SimpleNamespace, tmp_path: Path) -> None:
     for make in (Coco, Table, Yolo):
-        make(tmp_path, detector).add("a.jpg", "below/a", SIZE, found())
+        make(tmp_path, detector).add("a.jpg", "below/a", SIZE, detections())
     assert len(json.loads((tmp_path / "detections.json").read_text())["annotations"]) == 2
     assert len((tmp_path / "detections.csv").read_text().splitlines()) == 3
     assert len((tmp_path / "labels/below/a.txt").read_text().splitlines()) == 2
@@ -134,13 +134,13 @@ def test_a_full_disk_leaves_what_was_written(
     detector: SimpleNamespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     output = Coco(tmp_path, detector)
-    output.add("a.jpg", "a", SIZE, found())
+    output.add("a.jpg", "a", SIZE, detections())
 
     def full(number: int) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
-    output.add("b.jpg", "b", SIZE, found())
+    output.add("b.jpg", "b", SIZE, detections())
     with pytest.raises(ValueError, match="could not be written"):
         output.close()
     assert [image["file_name"] for image in json.loads((tmp_path / "detections.json").read_text())["images"]] == [

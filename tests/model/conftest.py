@@ -17,10 +17,10 @@ from detr_exp.structures import Target, Targets
 @pytest.fixture(scope="session")
 def make() -> Callable[..., nn.Module]:
     """Words of the command line -> network, seeded."""
-    composed = lru_cache(lambda *words: compose(words))
+    composed = lru_cache(lambda *overrides: compose(overrides))
 
-    def build(*words: str, num_classes: int = 7) -> nn.Module:
-        cfg = composed(f"data.num_classes={num_classes}", *words)
+    def build(*overrides: str, num_classes: int = 7) -> nn.Module:
+        cfg = composed(f"data.num_classes={num_classes}", *overrides)
         torch.manual_seed(0)
         return network(cfg)
 
@@ -30,7 +30,7 @@ def make() -> Callable[..., nn.Module]:
 @pytest.fixture(scope="session")
 def small(make: Callable[..., nn.Module]) -> Callable[..., nn.Module]:
     """Words on top of a small network -> network, seeded."""
-    return lambda *words, num_classes=7: make(*SMALL, *words, num_classes=num_classes)
+    return lambda *overrides, num_classes=7: make(*SMALL, *overrides, num_classes=num_classes)
 
 
 @pytest.fixture(scope="session")
@@ -41,7 +41,7 @@ def randomise() -> Callable[[nn.Module], nn.Module]:
         generator = torch.Generator().manual_seed(1)
         with torch.no_grad():
             for name, tensor in [*module.named_parameters(), *module.named_buffers()]:
-                # drawn in float64, like the networks that are compared
+                # sampled in float64, like the networks that are compared
                 if name.endswith("running_mean"):
                     tensor.copy_(torch.randn(tensor.shape, generator=generator, dtype=torch.float64) * 0.1)
                 elif tensor.dim() == 1 and name.endswith(("weight", "running_var")):

@@ -119,7 +119,7 @@ def padded_batch(height, width):
 
 def criterion_for(num_classes, keypoint_counts=(), **weights):
     """Our criterion with the package's weights."""
-    words = [f"loss.{name}={weight}" for name, weight in weights.items()]
-    made = build.criterion(build.compose(["loss=ia_bce", f"data.num_classes={num_classes}", *words]))
+    overrides = [f"loss.{name}={weight}" for name, weight in weights.items()]
+    made = build.criterion(build.compose(["loss=ia_bce", f"data.num_classes={num_classes}", *overrides]))
     made.keypoint_counts = tuple(keypoint_counts)
     return made

@@ -32,7 +32,7 @@ def test_no_more_detections_than_there_are_pairs():
 
 
 @pytest.mark.parametrize("cut", [False, True])
-def test_boxes_come_out_in_pixels_of_each_image_cut_where_the_network_says_so(cut):
+def test_boxes_come_out_in_pixels_of_each_image_cut_if_the_network_cuts_boxes(cut):
     boxes = torch.tensor([[[0.5, 0.5, 0.5, 1.5], [0.25, 0.5, 0.5, 0.5]]])
     network = SimpleNamespace(activation="sigmoid", num_queries=2, cuts_boxes=cut)
     pred = Prediction(LOGITS.expand(2, -1, -1), boxes.expand(2, -1, -1))
@@ -54,10 +54,10 @@ def test_what_is_not_finite_is_no_sure_detection(what, activation, bad):
     sizes, network = torch.tensor([[10, 20]]), SimpleNamespace(activation=activation, num_queries=12, cuts_boxes=True)
     [before] = best_in_pixels(network, Prediction(logits, boxes), sizes).detections()
     {"logits": logits, "boxes": boxes}[what][0, 1] = bad
-    [found] = best_in_pixels(network, Prediction(logits, boxes), sizes).detections()
-    left = found.finite()
+    [actual] = best_in_pixels(network, Prediction(logits, boxes), sizes).detections()
+    left = actual.finite()
     gone = (before.boxes[:, None] != left.boxes).any(-1).all(1)
-    assert 0 < len(left) == len(found) - int(gone.sum()) < len(found)
+    assert 0 < len(left) == len(actual) - int(gone.sum()) < len(actual)
     kept = before.scores[~gone]
     assert torch.equal(left.scores, kept)
 

@@ -36,9 +36,9 @@ def network(small, randomise):
     return randomise(small())
 
 
-@pytest.mark.parametrize("words", [[], ["model.learn_query_content=true"], ["model.backbone.freeze_norm=true"]])
-def test_renaming_can_be_undone(words, small, randomise):
-    state = randomise(small(*words)).state_dict()
+@pytest.mark.parametrize("overrides", [[], ["model.learn_query_content=true"], ["model.backbone.freeze_norm=true"]])
+def test_renaming_can_be_undone(overrides, small, randomise):
+    state = randomise(small(*overrides)).state_dict()
     assert same(from_official(to_official(state, **OFFICIAL)), state)
     assert same(from_official(to_official(state, **OFFICIAL, version=1)), state)
     assert same(from_huggingface(to_huggingface(state, **POINTS)), state)
@@ -119,8 +119,8 @@ def test_every_kind_of_file_is_recognised_by_its_keys(network, small, tmp_path):
     for name in files(network, tmp_path):
         fresh = small()
         load_weights(fresh, tmp_path / name)
-        found = {n: fresh.state_dict()[n] for n in expected}
-        assert same(found, expected), name
+        actual = {n: fresh.state_dict()[n] for n in expected}
+        assert same(actual, expected), name
 
 
 def test_frozen_norms_take_the_weights_of_trained_ones(network, small, tmp_path):
@@ -152,23 +152,23 @@ def test_another_number_of_classes_starts_only_what_depends_on_it_anew(network, 
     assert all(name in caplog.text for name in CLASS_TENSORS)
 
 
-@pytest.mark.parametrize("words", [[], ["loss=ce"]])
-def test_classes_are_carried_over_by_name(words, small, randomise, tmp_path, caplog):
-    network = randomise(small(*words))
+@pytest.mark.parametrize("overrides", [[], ["loss=ce"]])
+def test_classes_are_carried_over_by_name(overrides, small, randomise, tmp_path, caplog):
+    network = randomise(small(*overrides))
     torch.save({"format": 1, "model": network.state_dict(), "classes": NAMES}, tmp_path / "file.pth")
-    fresh = small(*words, num_classes=3)
+    fresh = small(*overrides, num_classes=3)
     initial = {name: tensor.clone() for name, tensor in fresh.state_dict().items()}
     with caplog.at_level(logging.INFO):
         load_weights(fresh, tmp_path / "file.pth", ["Fox", "yak", "ape"])
     assert "yak" in caplog.text
     assert "fox" not in caplog.text
     for name in CLASS_TENSORS:
-        found, theirs = fresh.state_dict()[name], network.state_dict()[name]
-        assert torch.equal(found[0], theirs[5]), name
-        assert torch.equal(found[1], initial[name][1]), name
-        assert torch.equal(found[2], theirs[0]), name
-        if len(found) > 3:  # background, or the row of empty denoising slots
-            assert torch.equal(found[3], theirs[7]), name
+        actual, theirs = fresh.state_dict()[name], network.state_dict()[name]
+        assert torch.equal(actual[0], theirs[5]), name
+        assert torch.equal(actual[1], initial[name][1]), name
+        assert torch.equal(actual[2], theirs[0]), name
+        if len(actual) > 3:  # background, or the row of empty denoising slots
+            assert torch.equal(actual[3], theirs[7]), name
 
 
 def test_class_names_beside_a_hugging_face_file(network, tmp_path):
@@ -187,17 +187,17 @@ def test_denoising_may_be_missing_on_either_side(network, small, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("words", "message"),
+    ("overrides", "message"),
     [
         (["model.num_layers=4"], r"28 not in the file: decoder\.dec_bbox_head\.3.*model\.weights=null"),
         (["model.num_layers=2"], r"not in the network: decoder\.dec_bbox_head\.2"),
         (["model.dim_feedforward=64"], r"of another shape: decoder\.layers\.0\.linear1\.bias"),
     ],
 )
-def test_what_does_not_fit_is_listed(words, message, network, small, tmp_path):
+def test_what_does_not_fit_is_listed(overrides, message, network, small, tmp_path):
     torch.save({"format": 1, "model": network.state_dict()}, tmp_path / "file.pth")
     with pytest.raises(ValueError, match=message):
-        load_weights(small(*words), tmp_path / "file.pth")
+        load_weights(small(*overrides), tmp_path / "file.pth")
 
 
 def test_files_that_cannot_be_used(tmp_path, small):
@@ -211,8 +211,8 @@ def test_files_that_cannot_be_used(tmp_path, small):
         load_weights(network, tmp_path / "foreign.pth")
     torch.save({"model": OrderedDict, "run": print}, tmp_path / "code.pth")
     (tmp_path / "broken.pth").write_bytes(b"nothing")
-    for name, told in (("code.pth", "damaged or holds more than tensors"), ("broken.pth", "damaged or no file of ten")):
-        with pytest.raises(ValueError, match=told):
+    for name, log in (("code.pth", "damaged or holds more than tensors"), ("broken.pth", "damaged or no file of ten")):
+        with pytest.raises(ValueError, match=log):
             load_weights(network, tmp_path / name)
 
 

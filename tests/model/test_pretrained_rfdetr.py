@@ -51,8 +51,8 @@ def test_every_tensor_finds_its_place(tmp_path, theirs, make, caplog):
     network = make()
     with caplog.at_level(logging.INFO):
         load_weights(network, stored(tmp_path, theirs))
-    dropped = next(m for m in caplog.messages if "left out" in m)
-    assert dropped.endswith("left out: _kp_active_mask, backbone.0.encoder.encoder.embeddings.mask_token")
+    dropped = next(m for m in caplog.messages if "ignored: " in m)
+    assert dropped.endswith("ignored: _kp_active_mask, backbone.0.encoder.encoder.embeddings.mask_token")
     state = theirs[0].state_dict()
     count = sum(t.numel() for name, t in state.items() if "mask" not in name)
     assert sum(tensor.numel() for tensor in network.state_dict().values()) == count
@@ -79,9 +79,9 @@ def test_every_kind_of_file(theirs):
         "averaged Lightning": {"state_dict": scaled(wrong, 1.0, "model."), "callbacks": averaged},
     }
     for kind, content in contents.items():
-        found = rfdetr_state(content)
-        assert found.keys() == state.keys(), kind
-        assert all(torch.equal(found[name], tensor) for name, tensor in state.items()), kind
+        actual = rfdetr_state(content)
+        assert actual.keys() == state.keys(), kind
+        assert all(torch.equal(actual[name], tensor) for name, tensor in state.items()), kind
     assert rfdetr_state({"model": {"decoder.layers.0.weight": torch.zeros(1)}, "epoch": 1}) is None
 
 
@@ -118,10 +118,10 @@ def test_more_groups_and_queries_keep_what_they_started_with(tmp_path, theirs, m
     ("changes", "rows", "word"),
     [
         (dict(num_classes=6), 6, ""),
-        (dict(num_classes=5), 5, "5 of its 6 logits taken"),
-        (dict(num_classes=3), 0, "starts anew; the file has 6 sigmoid logits, this network 3"),
-        (dict(num_classes=90), 0, "starts anew; the file has 6 sigmoid logits, this network 90"),
-        (dict(num_classes=5, activation="softmax"), 0, "starts anew"),
+        (dict(num_classes=5), 5, "5 of its 6 logits loaded"),
+        (dict(num_classes=3), 0, "initialised anew; the file has 6 sigmoid logits, this network 3"),
+        (dict(num_classes=90), 0, "initialised anew; the file has 6 sigmoid logits, this network 90"),
+        (dict(num_classes=5, activation="softmax"), 0, "initialised anew"),
     ],
 )
 def test_class_head(tmp_path, theirs, make, caplog, changes, rows, word):
@@ -129,9 +129,9 @@ def test_class_head(tmp_path, theirs, make, caplog, changes, rows, word):
     before = {name: network.state_dict()[name].clone() for name in network.class_tensors()}
     with caplog.at_level(logging.INFO):
         load_weights(network, stored(tmp_path, theirs))
-    said = [message for message in caplog.messages if message.startswith("class head")]
-    assert len(said) == bool(word)
-    assert all(word in message for message in said)
+    about_head = [message for message in caplog.messages if message.startswith("class head")]
+    assert len(about_head) == bool(word)
+    assert all(word in message for message in about_head)
     state = theirs[0].state_dict()
     if rows:
         assert torch.equal(network.head.classes.weight, state["class_embed.weight"][:rows])
@@ -156,7 +156,7 @@ def test_the_twelfth_block_of_base_is_left_out(tmp_path, caplog):
     torch.save({"model": network.state_dict()}, tmp_path / "base.pth")
     with caplog.at_level(logging.INFO):
         load_weights(RFDETR(**settings_of(config)), tmp_path / "base.pth")
-    dropped = next(m for m in caplog.messages if "left out" in m)
+    dropped = next(m for m in caplog.messages if "ignored: " in m)
     assert "mask_token" in dropped
     assert "backbone.blocks.11.qkv.weight" in dropped
     assert "backbone.blocks.10" not in dropped
@@ -171,7 +171,7 @@ def test_another_architecture_is_named(tmp_path, theirs, make):
         dict(hidden_dim=128),
         dict(backbone=small_patches),
     ):
-        with pytest.raises(ValueError, match="use model=rfdetr, which the file is for"):
+        with pytest.raises(ValueError, match="use model=rfdetr, for which the file was made"):
             load_weights(make(**changes), path)
     adapted = {"backbone.0.encoder.base_model.model.weight": torch.zeros(1), "refpoint_embed.weight": torch.zeros(1)}
     torch.save(adapted, path)
@@ -180,7 +180,7 @@ def test_another_architecture_is_named(tmp_path, theirs, make):
 
 
 def test_keypoint_files(caplog):
-    """Classes with keypoints come first in a file; other numbers of keypoints start anew."""
+    """Classes with keypoints come first in a file; other numbers of keypoints are initialised anew."""
     theirs, config, _ = peer(
         *("KeypointPreview", "Keypoint"),
         **dict(num_classes=9, group_detr=2, num_queries=5, num_select=5, resolution=48),
@@ -199,18 +199,18 @@ def test_keypoint_files(caplog):
     same = loaded(state, num_classes=2, keypoint_counts=[5, 3])
     assert torch.equal(same["head.classes.bias"], state["class_embed.bias"][:2])
     assert torch.equal(same["keypoint_position"], state["transformer.decoder.keypoint_pos_embed"])
-    assert "2 of its 10 logits taken" in caplog.text
+    assert "2 of its 10 logits loaded" in caplog.text
     other = loaded(state, num_classes=2, keypoint_counts=[4, 0])
     assert (other["head.classes.bias"] == 7).all()
     assert (other["keypoint_queries.tokens"] == 7).all()
     assert torch.equal(other["layers.1.norm3.weight"], state["transformer.decoder.layers.1.kp_norm5.weight"])
-    assert "keypoints: start anew; the file has 8, this network 4" in caplog.text
+    assert "keypoints: initialised anew; the file has 8, this network 4" in caplog.text
     # The oldest files put a class without keypoints first, and have one projector.
     old = {name: tensor for name, tensor in state.items() if "cross_attn_projector" not in name}
     old["_kp_active_mask"] = torch.tensor([[0] * 5, [1] * 5, [1, 1, 1, 0, 0]]).bool()
-    found = loaded(old, num_classes=2, keypoint_counts=[5, 3])
-    assert torch.equal(found["head.classes.bias"], state["class_embed.bias"][1:3])
-    assert torch.equal(found["keypoint_neck.levels.0.norm.bias"], state["backbone.0.projector.stages.0.1.bias"])
+    actual = loaded(old, num_classes=2, keypoint_counts=[5, 3])
+    assert torch.equal(actual["head.classes.bias"], state["class_embed.bias"][1:3])
+    assert torch.equal(actual["keypoint_neck.levels.0.norm.bias"], state["backbone.0.projector.stages.0.1.bias"])
 
 
 def test_a_file_for_another_task_is_refused(tmp_path, theirs, make):

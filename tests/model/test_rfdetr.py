@@ -169,19 +169,19 @@ def test_softmax_has_a_column_for_the_background():
     network = tiny(activation="softmax").eval()
     outputs = network(images())
     assert outputs.pred.logits.shape[-1] == 5
-    found = network.postprocess(outputs, torch.tensor([[30, 40], [30, 40]]))
-    assert all((one.labels < 4).all() for one in found)
+    actual = network.postprocess(outputs, torch.tensor([[30, 40], [30, 40]]))
+    assert all((one.labels < 4).all() for one in actual)
 
 
 def test_detections_stay_inside_the_image():
     boxes = torch.tensor([[0.5, 0.5, 3.0, 0.5], [0.1, 0.9, 0.4, 0.4]])
     logits = torch.tensor([[2.0, -9, -9, -9], [1.0, -9, -9, -9]])
     network = tiny()
-    (found,) = network.postprocess(
+    (actual,) = network.postprocess(
         Outputs(Prediction(logits[None, None], boxes[None, None])), torch.tensor([[100, 200]]), 2
     )
-    torch.testing.assert_close(found.boxes, torch.tensor([[0.0, 25, 200, 75], [0, 70, 60, 100]]))
-    torch.testing.assert_close(found.scores, torch.tensor([2.0, 1.0]).sigmoid())
+    torch.testing.assert_close(actual.boxes, torch.tensor([[0.0, 25, 200, 75], [0, 70, 60, 100]]))
+    torch.testing.assert_close(actual.scores, torch.tensor([2.0, 1.0]).sigmoid())
 
 
 @torch.no_grad()

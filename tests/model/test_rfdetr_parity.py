@@ -122,7 +122,7 @@ def test_losses_and_gradients(family, training):
     images, _ = padded_batch(*family.size)
     criterion = build_criterion_from_config(*family.configs)[0].train(training)
     theirs.train(training).zero_grad()
-    torch.manual_seed(12)  # points on masks are drawn
+    torch.manual_seed(12)  # points on masks are sampled
     losses = criterion(theirs(peer_input(ours, images)), as_theirs(targets(family)))
     expected = {name: losses[name] * weight for name, weight in criterion.weight_dict.items() if name in losses}
 
@@ -130,21 +130,21 @@ def test_losses_and_gradients(family, training):
     ours.train(training).zero_grad()
     outputs = ours(images)
     torch.manual_seed(12)
-    found = criterion_for(num_classes=3, **weights)(outputs, targets(family), num_boxes=6)
+    actual = criterion_for(num_classes=3, **weights)(outputs, targets(family), num_boxes=6)
     last = len(ours.layers) - 1
     suffixes = {"": ""} | ({f"_{i}": f"_aux_{i}" for i in range(last)} | {"_enc": "_enc"} if training else {})
-    assert len(found) == 1 + len(family.losses) * len(suffixes)
-    assert len(found) == 1 + len(expected) or not training
-    if not training and "loss_mask_ce" in found:
+    assert len(actual) == 1 + len(family.losses) * len(suffixes)
+    assert len(actual) == 1 + len(expected) or not training
+    if not training and "loss_mask_ce" in actual:
         return  # their evaluation draws points for more layers
     for theirs_name, our_name in family.losses.items():
         for theirs_suffix, our_suffix in suffixes.items():
             right = expected[theirs_name + theirs_suffix].item()
-            assert found[our_name + our_suffix].item() == pytest.approx(right, rel=1e-4), our_name + our_suffix
+            assert actual[our_name + our_suffix].item() == pytest.approx(right, rel=1e-4), our_name + our_suffix
     if not training:
         return
     sum(expected.values()).backward()
-    found["total"].backward()
+    actual["total"].backward()
     vit = theirs.backbone[0].encoder.encoder
     decoder = theirs.transformer.decoder.layers[0]
     prefix = "layers.0.query_layer" if "keypoints" in family.parts else "layers.0"
@@ -169,13 +169,13 @@ def test_postprocessing(family):
     images, _ = padded_batch(*family.size)
     sizes = torch.tensor([[480, 640], [100, 30]])
     expected = build_criterion_from_config(*family.configs)[1](theirs.eval()(peer_input(ours, images)), sizes)
-    for found, right in zip(ours.postprocess(ours.eval()(images), sizes), expected):
+    for actual, right in zip(ours.postprocess(ours.eval()(images), sizes), expected):
         order = right["scores"].argsort(descending=True)  # theirs are not sorted by the scores they end with
-        assert len(found) == 20
-        torch.testing.assert_close(found.scores, right["scores"][order], **CLOSE)
-        assert found.labels.tolist() == right["labels"][order].tolist()
-        torch.testing.assert_close(found.boxes, right["boxes"][order], atol=1e-3, rtol=0)
+        assert len(actual) == 20
+        torch.testing.assert_close(actual.scores, right["scores"][order], **CLOSE)
+        assert actual.labels.tolist() == right["labels"][order].tolist()
+        torch.testing.assert_close(actual.boxes, right["boxes"][order], atol=1e-3, rtol=0)
         if "masks" in right:
-            assert (found.masks != right["masks"][:, 0]).float().mean() < 1e-4
+            assert (actual.masks != right["masks"][:, 0]).float().mean() < 1e-4
         if "keypoints" in right:
-            torch.testing.assert_close(found.keypoints, right["keypoints"][order], atol=1e-3, rtol=0)
+            torch.testing.assert_close(actual.keypoints, right["keypoints"][order], atol=1e-3, rtol=0)

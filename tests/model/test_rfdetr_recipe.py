@@ -45,11 +45,11 @@ def test_learning_rates_and_weight_decays(experiment, kind, size, groups):
         ours = RFDETR(**settings_of(config))
     optim = OmegaConf.to_container(compose([f"experiment={experiment}", "data.root=x"]).optim)
     keys = ("lr", "lr_backbone", "weight_decay")
-    found = parameter_groups(ours, optim["param_groups"], **{key: optim[key] for key in keys})
-    assert len(found) == groups
+    actual = parameter_groups(ours, optim["param_groups"], **{key: optim[key] for key in keys})
+    assert len(actual) == groups
     ours_by_id = {id(parameter): name for name, parameter in ours.named_parameters()}
     compared = 0
-    for group in found:
+    for group in actual:
         for parameter in group["params"]:
             name = ours_by_id[id(parameter)].replace("class_position", "position")
             right = expected[name][0].tolist()

@@ -34,13 +34,13 @@ def trained():
     optimizers = [torch.optim.AdamW(network.parameters(), lr=1e-4) for network in (theirs, ours)]
     images = padded_batch(144, 144)[0]
     for step in range(STEPS):
-        torch.manual_seed(step)  # points on masks are drawn
+        torch.manual_seed(step)  # points on masks are sampled
         terms = criteria[0](theirs(peer_input(ours, images)), their_targets)
         expected = sum(terms[name] * weight for name, weight in criteria[0].weight_dict.items() if name in terms)
         torch.manual_seed(step)
-        found = criteria[1](ours(images), targets, num_boxes=6)["total"]
-        yield expected.item(), found.item(), _their_pairs(matched[0]), _our_pairs(matched[1])
-        for optimizer, loss, seen in zip(optimizers, (expected, found), matched):
+        actual = criteria[1](ours(images), targets, num_boxes=6)["total"]
+        yield expected.item(), actual.item(), _their_pairs(matched[0]), _our_pairs(matched[1])
+        for optimizer, loss, seen in zip(optimizers, (expected, actual), matched):
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
@@ -79,8 +79,8 @@ def _our_pairs(calls):
 def test_segmentation_follows_its_peer_up_to_rounding():
     """Rounding grows from step to step; where the losses have come to differ, every match is still the same."""
     errors = []
-    for expected, found, their_pairs, our_pairs in trained():
+    for expected, actual, their_pairs, our_pairs in trained():
         assert our_pairs == their_pairs
-        errors.append(abs(found - expected) / expected)
+        errors.append(abs(actual - expected) / expected)
     assert errors[0] < 1e-6
     assert max(errors) < 1e-3

@@ -37,9 +37,9 @@ PARAMETERS = {
 
 @pytest.mark.parametrize("name", PARAMETERS)
 def test_parameters_of_the_published_networks(name, make):
-    words, total, trained = PARAMETERS[name]
+    overrides, total, trained = PARAMETERS[name]
     with torch.device("meta"):
-        network = make("model=rtdetrv2", *words, num_classes=80)
+        network = make("model=rtdetrv2", *overrides, num_classes=80)
     assert sum(parameter.numel() for parameter in network.parameters()) == total
     assert sum(parameter.numel() for parameter in network.parameters() if parameter.requires_grad) == trained
 
@@ -68,7 +68,7 @@ VARIANTS = {
     "discrete": ["model.cross_attn_method=discrete"],
     "one2many": ["model.query_select_method=one2many"],
     "agnostic": ["model.query_select_method=agnostic"],
-    "learnt queries": ["model.learn_query_content=true"],
+    "learned queries": ["model.learn_query_content=true"],
     "early evaluation": ["model.eval_idx=0"],
     "four levels": ["model.num_points=[4,2,1,3]"],
     "no denoising": ["model.num_denoising=0"],
@@ -103,9 +103,9 @@ def test_shapes(name, small, targets):
     assert outputs.layers.logits.shape == (1, 3, 20, columns)
     assert outputs.encoder is None
     assert outputs.denoising is None
-    found = network.postprocess(outputs, torch.tensor([[100, 200], [50, 60], [10, 10]]))
-    assert len(found) == 3
-    assert all(0 <= label < 7 for label in found[0].labels)
+    actual = network.postprocess(outputs, torch.tensor([[100, 200], [50, 60], [10, 10]]))
+    assert len(actual) == 3
+    assert all(0 <= label < 7 for label in actual[0].labels)
 
 
 def test_matching_queries_do_not_see_the_denoising_queries(small, randomise, targets):
@@ -137,10 +137,10 @@ def test_looking_forward_twice_changes_gradients_but_not_values(small, randomise
 
 def test_batched_equals_one_by_one(small, randomise):
     network = randomise(small().double()).eval()
-    batch = images(network)
+    pictures = images(network)
     with torch.no_grad():
-        together = network(batch).pred
-        alone = [network(image[None]).pred for image in batch]
+        together = network(pictures).pred
+        alone = [network(image[None]).pred for image in pictures]
     torch.testing.assert_close(together.logits, torch.cat([one.logits for one in alone]), rtol=0, atol=1e-10)
     torch.testing.assert_close(together.boxes, torch.cat([one.boxes for one in alone]), rtol=0, atol=1e-10)
 
@@ -168,16 +168,16 @@ def test_gradient_checkpointing_gives_equal_gradients_and_statistics(small, targ
         torch.testing.assert_close(a, b, rtol=0, atol=1e-12, msg=name)
 
 
-@pytest.mark.parametrize("words", [[], ["model.eval_idx=1"], ["model.backbone.freeze_norm=true"]])
-def test_deployed_networks_give_the_same_outputs_with_fewer_parts(words, small, randomise):
-    network = randomise(small(*words).double()).eval()
+@pytest.mark.parametrize("overrides", [[], ["model.eval_idx=1"], ["model.backbone.freeze_norm=true"]])
+def test_deployed_networks_give_the_same_outputs_with_fewer_parts(overrides, small, randomise):
+    network = randomise(small(*overrides).double()).eval()
     before = sum(parameter.numel() for parameter in network.parameters())
     with torch.no_grad():
         expected = network(images(network)).pred
         network.deploy()
-        found = network(images(network)).pred
-    torch.testing.assert_close(found.logits, expected.logits, rtol=0, atol=1e-9)
-    torch.testing.assert_close(found.boxes, expected.boxes, rtol=0, atol=1e-9)
+        actual = network(images(network)).pred
+    torch.testing.assert_close(actual.logits, expected.logits, rtol=0, atol=1e-9)
+    torch.testing.assert_close(actual.boxes, expected.boxes, rtol=0, atol=1e-9)
     assert sum(parameter.numel() for parameter in network.parameters()) < before
     assert not [module for module in network.modules() if isinstance(module, nn.BatchNorm2d)]
 
@@ -190,9 +190,9 @@ def test_deployed_r18_has_the_published_size(make):
 
 def test_bfloat16_and_channels_last(small, targets):
     network = small().train().to(memory_format=torch.channels_last)
-    batch = images(network).to(memory_format=torch.channels_last)
+    pictures = images(network).to(memory_format=torch.channels_last)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        outputs = network(batch, targets)
+        outputs = network(pictures, targets)
     assert outputs.layers.boxes.dtype == outputs.layers.logits.dtype == torch.float32
     total(outputs).backward()
     assert all(parameter.grad.isfinite().all() for parameter in network.parameters())
@@ -224,14 +224,14 @@ def test_padded_parts_of_the_memory_change_nothing(small, randomise):
 
 def test_pixels_are_normalised_as_the_backbone_wants(make, small, randomise):
     plain, normalising = (
-        randomise(small(*words).double()).eval()
-        for words in ([], ["model.pixel_mean=[0.5,0.4,0.3]", "model.pixel_std=[0.2,0.3,0.4]"])
+        randomise(small(*overrides).double()).eval()
+        for overrides in ([], ["model.pixel_mean=[0.5,0.4,0.3]", "model.pixel_std=[0.2,0.3,0.4]"])
     )
-    batch = images(plain)
+    pictures = images(plain)
     mean, std = torch.tensor([0.5, 0.4, 0.3]).view(3, 1, 1), torch.tensor([0.2, 0.3, 0.4]).view(3, 1, 1)
     with torch.no_grad():
-        expected = plain((batch - mean) / std).pred.logits
-        torch.testing.assert_close(normalising(batch).pred.logits, expected, rtol=0, atol=1e-5)
+        expected = plain((pictures - mean) / std).pred.logits
+        torch.testing.assert_close(normalising(pictures).pred.logits, expected, rtol=0, atol=1e-5)
     timm = make("model=rtdetrv2_tiny", "model/backbone=timm", "model.backbone.name=resnet18")
     assert timm.pixel_mean.flatten().tolist() == pytest.approx([0.485, 0.456, 0.406])
 
@@ -265,7 +265,7 @@ def test_a_compiled_network_gives_the_same(small, targets):
 
 
 @pytest.mark.parametrize(
-    ("words", "message"),
+    ("overrides", "message"),
     [
         (["model.eval_idx=3"], r"eval_idx is 3 but there are 3 layers"),
         (["model.num_points=[4,4]"], r"num_points has 2 counts but the encoder makes 3 maps"),
@@ -276,6 +276,6 @@ def test_a_compiled_network_gives_the_same(small, targets):
         (["model.num_queries=2000"], r"num_queries is 2000 but .*only 252"),
     ],
 )
-def test_mistakes_say_what_was_found_and_what_mends_it(words, message, small):
+def test_mistakes_name_the_value_and_the_fix(overrides, message, small):
     with pytest.raises(Exception, match=message):
-        small(*words)
+        small(*overrides)

@@ -1,4 +1,4 @@
-"""RT-DETRv2 against transformers: random weights, float64, square pictures; the same in, the same out."""
+"""RT-DETRv2 against transformers: random weights, float64, square images; equal inputs, equal outputs."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ FAST = ("r18", "r34", "r18_discrete")
     "name", [name if name in FAST else pytest.param(name, marks=pytest.mark.slow) for name in PUBLISHED]
 )
 def test_outputs_of_published_networks(name, make, randomise):
-    words = ["model=rtdetrv2", *PUBLISHED[name]]
-    ours = randomise(make(*words, num_classes=80).double()).eval()
-    theirs = peer_of(ours, compose(words)).eval()
+    overrides = ["model=rtdetrv2", *PUBLISHED[name]]
+    ours = randomise(make(*overrides, num_classes=80).double()).eval()
+    theirs = peer_of(ours, compose(overrides)).eval()
     images = torch.rand(1, 3, 128, 128, generator=torch.Generator().manual_seed(2)).double()
     with torch.no_grad():
         expected, outputs = theirs(pixel_values=images), ours(images)
@@ -41,16 +41,16 @@ VARIANTS = {
     "four levels": ["model.num_points=[2,2,2,2]", "model.image_size=[128,128]"],
     "two encoder layers": ["model.neck.num_encoder_layers=2", "model.neck.use_encoder_idx=[1,2]"],
     "offset scale": ["model.offset_scale=0.3"],
-    "learnt queries": ["model.learn_query_content=true"],
+    "learned queries": ["model.learn_query_content=true"],
 }
 
 
 @pytest.mark.parametrize("name", VARIANTS)
 def test_outputs_of_variants(name, small, randomise):
-    words = VARIANTS[name]
-    ours = randomise(small(*words).double()).eval()
-    theirs = peer_of(ours, compose([*SMALL, *words])).eval()
-    if name == "learnt queries":  # transformers 5 calls a method of tensors on its embedding
+    overrides = VARIANTS[name]
+    ours = randomise(small(*overrides).double()).eval()
+    theirs = peer_of(ours, compose([*SMALL, *overrides])).eval()
+    if name == "learned queries":  # transformers 5 calls a method of tensors on its embedding
         theirs.model.weight_embedding = torch.nn.Parameter(ours.decoder.tgt_embed.weight.detach())
     images = torch.rand(2, 3, *ours.image_size, generator=torch.Generator().manual_seed(2)).double()
     with torch.no_grad():
@@ -62,9 +62,9 @@ def test_outputs_of_variants(name, small, randomise):
 @pytest.mark.parametrize("look_forward_twice", [False, True])
 def test_training_losses_and_gradients(look_forward_twice, small, randomise, targets):
     """transformers does not look forward twice: values agree all the same, gradients only without it."""
-    words = [f"model.look_forward_twice={str(look_forward_twice).lower()}", "model.image_size=[128,128]"]
-    cfg = compose([*SMALL, "data.num_classes=7", *words])
-    ours = randomise(small(*words).double()).train()
+    overrides = [f"model.look_forward_twice={str(look_forward_twice).lower()}", "model.image_size=[128,128]"]
+    cfg = compose([*SMALL, "data.num_classes=7", *overrides])
+    ours = randomise(small(*overrides).double()).train()
     theirs = peer_of(ours, cfg).train()
     images = torch.rand(3, 3, 128, 128, generator=torch.Generator().manual_seed(2)).double()
 
@@ -107,10 +107,10 @@ def test_postprocessing(small, randomise):
     expected = RTDetrImageProcessor().post_process_object_detection(
         SimpleNamespace(logits=outputs.pred.logits, pred_boxes=outputs.pred.boxes), threshold=0.0, target_sizes=sizes
     )
-    for found, wanted in zip(ours.postprocess(outputs, sizes), expected):
-        torch.testing.assert_close(found.scores, wanted["scores"], rtol=0, atol=1e-12)
-        torch.testing.assert_close(found.boxes, wanted["boxes"], rtol=0, atol=1e-6)
-        assert found.labels.tolist() == wanted["labels"].tolist()
+    for actual, wanted in zip(ours.postprocess(outputs, sizes), expected):
+        torch.testing.assert_close(actual.scores, wanted["scores"], rtol=0, atol=1e-12)
+        torch.testing.assert_close(actual.boxes, wanted["boxes"], rtol=0, atol=1e-6)
+        assert actual.labels.tolist() == wanted["labels"].tolist()
 
 
 def test_an_exported_folder_loads_in_transformers(tmp_path, small, randomise):

@@ -1,1 +1,1 @@
-"""Adapters: few trained parameters beside a network whose own stay as they are."""
+"""Adapters: few trained parameters added to a network whose own parameters are frozen."""

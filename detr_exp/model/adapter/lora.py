@@ -1,8 +1,8 @@
 """Low-rank adaptation (LoRA, Hu et al. 2021, https://arxiv.org/abs/2106.09685), by the formula of PEFT.
 
 A weight W of an attention or a linear layer is used as `W + (alpha / r) B A`, and only A and B are trained. The product
-is added to the weight, not to what the layer gives: so packed projections, which no layer of their own applies, are
-adapted like all others, and a merged network computes what it computed before, in every precision.
+is added to the weight, not to the output of the layer. So packed projections, which have no layer of their own, are
+adapted like all others, and a merged network computes the same as before, in every precision.
 
 Legend: O outputs, I inputs, r rank; layers stacked into one weight have a leading G.
 """
@@ -24,13 +24,13 @@ PROJECTIONS = ("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weigh
 
 
 class LowRank(nn.Module):
-    """A weight `[..., O, I]` -> `weight + scale * lora_B @ lora_A`; at first the weight itself.
+    """A weight `[..., O, I]` -> `weight + scale * lora_B @ lora_A`; equal to the weight before training.
 
     Args:
-        weight: gives shape, type and device.
+        weight: the parameters get its shape, type and device.
         rank: r.
         scale: of the product.
-        dropout: probability with which an input of the product is left out, the same ones for all tokens of a pass.
+        dropout: probability of dropping an input of the product; the same inputs for all tokens of a forward pass.
     """
 
     def __init__(self, weight: Tensor, rank: int, scale: float, dropout: float) -> None:
@@ -56,13 +56,13 @@ class LoRA:
         rank: r.
         alpha: the product is scaled by alpha / r.
         dropout: of the product's inputs, in [0, 1).
-        target_modules: regular expressions, searched in the names of weights; it takes what one of them finds. None:
+        target_modules: regular expressions, searched in the names of weights; matching weights are adapted. None:
             all attention and linear layers.
-        modules_to_save: regular expressions for parameters that are trained whole, beside those that start anew. None:
-            no others.
+        modules_to_save: regular expressions for parameters that are trained in full, besides newly initialised ones.
+            None: no others.
 
     Raises:
-        ValueError: a pattern is none.
+        ValueError: a pattern is no regular expression.
     """
 
     def __init__(
@@ -79,23 +79,23 @@ class LoRA:
         self.saved = _parsed("modules_to_save", modules_to_save) or []
 
     def adapt(self, network: nn.Module, anew: Collection[str]) -> None:
-        """Freeze the network in place, but for what starts anew, and put low-rank products beside its weights.
+        """Freeze the network except newly initialised parameters, and add low-rank products to its weights; in place.
 
-        What the network has frozen itself is not adapted.
+        Parameters that the network itself has frozen are not adapted.
 
         Args:
             network: with its starting weights.
             anew: names of the parameters that these weights do not determine.
 
         Raises:
-            ValueError: a pattern finds nothing, or there is nothing to adapt.
+            ValueError: a pattern matches no parameter, or there is nothing to adapt.
         """
         trained = {name: parameter for name, parameter in network.named_parameters() if parameter.requires_grad}
         whole = {*anew, *_matching("modules_to_save", self.saved, trained)}
         linear = {id(weight) for weight in _linear_weights(network)}
         candidates = [name for name, weight in trained.items() if id(weight) in linear]
-        found = candidates if self.targets is None else _matching("target_modules", self.targets, candidates)
-        chosen = [name for name in found if name not in whole]
+        matching = candidates if self.targets is None else _matching("target_modules", self.targets, candidates)
+        chosen = [name for name in matching if name not in whole]
         if not chosen:
             raise ValueError(
                 f"model.adapter finds no trainable attention or linear layer in a {type(network).__name__}; unfreeze "
@@ -135,22 +135,22 @@ def _parsed(key: str, patterns: list[str] | None) -> list[re.Pattern[str]] | Non
             parsed.append(re.compile(pattern))
         except (re.error, TypeError) as error:
             raise ValueError(
-                f"model.adapter.{key} has {pattern!r}, no regular expression ({error}); give parts of names: "
+                f"model.adapter.{key} has {pattern!r}, which is no regular expression ({error}); give parts of names: "
                 f"model.adapter.{key}=[attn]"
             ) from error
     return parsed
 
 
 def _matching(key: str, patterns: list[re.Pattern[str]], names: Collection[str]) -> list[str]:
-    """Those of the names that a pattern finds.
+    """Names that match one of the patterns.
 
     Raises:
-        ValueError: one finds none.
+        ValueError: a pattern matches none.
     """
     for pattern in patterns:
         if not any(map(pattern.search, names)):
             raise ValueError(
-                f"model.adapter.{key} has {pattern.pattern!r}, which finds nothing; it is "
+                f"model.adapter.{key} has {pattern.pattern!r}, which matches no name; it is "
                 f"searched in names such as {', '.join(sorted(names)[:: max(1, len(names) // 6)][:6])}: "
                 f"model.adapter.{key}=[...]"
             )

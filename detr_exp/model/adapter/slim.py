@@ -1,7 +1,7 @@
-"""A network with an adapter: what is its own, what the file that it was begun from has, and both put together.
+"""Networks with an adapter: their own tensors, those of the base file they started from, and both merged.
 
-Checkpoints of such a network are slim: they hold what was trained and what follows the data, and name their base, the
-file with all that is frozen, by its hash.
+Checkpoints of such a network are slim: they hold the trained parameters and the buffers, and name their base, the file
+with all frozen parameters, by its hash.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ class BaseFile:
     """The file of weights that an adapter belongs to.
 
     Attributes:
-        path: where it was.
+        path: of the file when the training started.
         sha256: of its content, in hex digits.
     """
 
@@ -36,29 +36,29 @@ class BaseFile:
 
 
 def find_base(record: Stored, checkpoint: Path) -> Path:
-    """The base that a checkpoint names: where it was, or beside the checkpoint.
+    """The base that a checkpoint names: at its original path, or beside the checkpoint.
 
     Raises:
-        ValueError: neither is there, or with another content.
+        ValueError: neither file exists, or its content differs.
     """
     path, wanted = Path(str(record.get("path"))), record.get("sha256")
-    there = [place for place in (path, checkpoint.parent / path.name) if place.is_file()]
-    for place in there:
-        if sha256_of(place) == wanted:
-            return place
-    found = f"{there[0]} is another one" if there else f"{path} is not there"
+    candidates = [file for file in (path, checkpoint.parent / path.name) if file.is_file()]
+    for file in candidates:
+        if sha256_of(file) == wanted:
+            return file
+    problem = f"{candidates[0]} is another file" if candidates else f"{path} does not exist"
     raise ValueError(
-        f"{checkpoint} holds an adapter for the base with sha256 {str(wanted)[:12]}..., but {found}; put that base "
+        f"{checkpoint} holds an adapter for the base with sha256 {str(wanted)[:12]}..., but {problem}; put that base "
         f"there, or as {path.name} beside the checkpoint"
     )
 
 
 @torch.no_grad()
 def undetermined_by(load: Callable[[], None], network: nn.Module) -> set[str]:
-    """Load weights into a network; what they do not determine keeps its values.
+    """Load weights into a network; parameters that they do not determine keep their values.
 
     Returns:
-        names of the parameters of which some value is not from these weights.
+        names of the parameters with at least one value that is not from these weights.
     """
     parameters = {name: tensor for name, tensor in network.named_parameters() if tensor.is_floating_point()}
     before = {name: tensor.clone() for name, tensor in parameters.items()}
@@ -72,16 +72,16 @@ def undetermined_by(load: Callable[[], None], network: nn.Module) -> set[str]:
 
 
 def own_state(network: Network) -> dict[str, Tensor]:
-    """The state dict without the frozen parameters, which the base has."""
+    """The state dict without the frozen parameters, which are in the base."""
     frozen = _frozen(network)
     return {name: tensor for name, tensor in network.state_dict().items() if name not in frozen}
 
 
 def load_own_state(network: Network, state: Stored) -> None:
-    """Load what `own_state` gave.
+    """Load a result of `own_state`.
 
     Raises:
-        RuntimeError: it is of another network or adapter.
+        RuntimeError: the tensors belong to another network or adapter.
     """
     missing, unexpected = network.load_state_dict(state, strict=False)
     if unlike := set(missing) ^ _frozen(network) | set(unexpected):
@@ -90,9 +90,9 @@ def load_own_state(network: Network, state: Stored) -> None:
 
 @torch.no_grad()
 def merge(network: Network) -> Network:
-    """Put adapted weights in the place of those they are computed from, in place; the network computes the same.
+    """Replace the weights by the adapted ones, in place; the network computes the same.
 
-    Whatever an adapter registers by `torch.nn.utils.parametrize` is merged.
+    All that an adapter registers by `torch.nn.utils.parametrize` is merged.
     """
     adapted = [
         (module, name, getattr(module, name).clone())

@@ -36,7 +36,7 @@ class WindowedDinov2(nn.Module):
     """Maps of one resolution from several depths of a windowed DINOv2.
 
     Args:
-        image_size: (height, width) the position embedding is made for; others are interpolated to.
+        image_size: (height, width) the position embedding is made for; for other sizes it is interpolated.
         width: channels; 384 is DINOv2-small, 768 DINOv2-base.
         num_heads: attention heads.
         patch_size: pixels a patch side.
@@ -44,7 +44,7 @@ class WindowedDinov2(nn.Module):
         out_blocks: depths whose states are returned, ascending (see above).
         position_grid: patches a side of the position embedding; null: those of `image_size`.
         drop_path: largest probability of leaving out a residual branch, reached by the last of 12 blocks.
-        freeze: keep the weights as they are.
+        freeze: do not train the weights.
         pretrained: start from DINOv2 weights, resampled to this patch size and grid: true downloads them (timm), a path
             names a file with them.
 
@@ -96,7 +96,7 @@ class WindowedDinov2(nn.Module):
         self.requires_grad_(not freeze)
 
     def set_gradient_checkpointing(self, enabled: bool = True) -> None:
-        """Recompute the blocks in the backward pass instead of keeping their activations."""
+        """Recompute the blocks in the backward pass instead of storing their activations."""
         self.gradient_checkpointing = enabled
 
     def forward(self, images: Tensor) -> list[Tensor]:
@@ -113,8 +113,8 @@ class WindowedDinov2(nn.Module):
             else:
                 tokens = block(tokens, joined)
             if index + 1 in self.out_blocks:
-                found = _merge_windows(self.norm(tokens)[:, 1:], self.num_windows, patches.shape[1:3])
-                maps.append(found.permute(0, 3, 1, 2))
+                merged = _merge_windows(self.norm(tokens)[:, 1:], self.num_windows, patches.shape[1:3])
+                maps.append(merged.permute(0, 3, 1, 2))
         return maps
 
     def _check_size(self, height: int, width: int) -> None:
@@ -139,7 +139,7 @@ class WindowedDinov2(nn.Module):
         name = TIMM_NAMES[width]
         rows, columns = self.embedding.grid
         if isinstance(pretrained, str):
-            read_given(pretrained)  # whole and harmless; timm opens it again, and knows its names
+            read_given(pretrained)  # checks that it is complete and safe; timm reads it again and maps its names
         try:
             source = timm.create_model(
                 name,
@@ -151,15 +151,15 @@ class WindowedDinov2(nn.Module):
             )
         except Exception as error:  # every way a download or a foreign file can fail is another exception
             raise ValueError(
-                f"model.backbone.pretrained is {pretrained}, but weights for {name} could not be had from there: "
-                f"{error}; name a file by model.backbone.pretrained=<file>, or start without by "
+                f"model.backbone.pretrained is {pretrained}, but weights for {name} could not be loaded from there: "
+                f"{error}; name a file by model.backbone.pretrained=<file>, or start without them: "
                 "model.backbone.pretrained=false"
             ) from error
         self.load_state_dict(from_timm(source.state_dict(), self))
-        place = "timm" if pretrained is True else pretrained
+        origin = "timm" if pretrained is True else pretrained
         logger.info(
             "backbone: %s starts from DINOv2 weights (%s from %s, for patches of %d pixels on a grid of %dx%d)",
-            *(type(self).__name__, name, place, self.patch_size, rows, columns),
+            *(type(self).__name__, name, origin, self.patch_size, rows, columns),
         )
 
 
@@ -225,12 +225,12 @@ class Block(nn.Module):
         return self.out(mixed.transpose(1, 2).reshape(windows, length, width))
 
     def _dropped(self, branch: Tensor) -> Tensor:
-        """Stochastic depth (Huang et al. 2016), drawn for every window."""
+        """Stochastic depth (Huang et al. 2016), sampled for every window."""
         if not self.training or self.drop_path == 0:
             return branch
         keep = 1 - self.drop_path
-        kept = torch.rand(len(branch), 1, 1, dtype=branch.dtype, device=branch.device) < keep
-        return branch * kept / keep
+        mask = torch.rand(len(branch), 1, 1, dtype=branch.dtype, device=branch.device) < keep
+        return branch * mask / keep
 
 
 def resample_position(position: Tensor, grid: tuple[int, int] | torch.Size) -> Tensor:

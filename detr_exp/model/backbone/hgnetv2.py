@@ -36,7 +36,7 @@ def to_our_names(name: str) -> str:
 
 
 def to_official_names(name: str) -> str:
-    """A parameter's name in ours -> the official one."""
+    """Our name of a parameter -> the official one."""
     return re.sub(r"(stem2[ab]\.conv)\.", r"\1.1.", re.sub(r"\.norm\.", ".bn.", name))
 
 
@@ -72,7 +72,7 @@ class LightConv(nn.Module):
 
 
 class Block(nn.Module):
-    """A chain of convolutions whose results are all kept and squeezed together."""
+    """A chain of convolutions whose outputs are all concatenated and then reduced."""
 
     def __init__(self, in_channels: int, middle: int, out_channels: int, light: bool, kernel_size: int, residual: bool):
         super().__init__()
@@ -87,10 +87,10 @@ class Block(nn.Module):
         self.aggregation_excitation_conv = ConvNorm(out_channels // 2, out_channels, 1, act="relu")
 
     def forward(self, maps: Tensor) -> Tensor:
-        kept = [maps]
+        outputs = [maps]
         for layer in self.layers:
-            kept.append(layer(kept[-1]))
-        mixed = self.aggregation_excitation_conv(self.aggregation_squeeze_conv(torch.cat(kept, dim=1)))
+            outputs.append(layer(outputs[-1]))
+        mixed = self.aggregation_excitation_conv(self.aggregation_squeeze_conv(torch.cat(outputs, dim=1)))
         return mixed + maps if self.residual else mixed
 
 
@@ -171,5 +171,5 @@ class HGNetv2(nn.Module):
         return outputs
 
     def set_gradient_checkpointing(self, enabled: bool) -> None:
-        """Recompute the activations of each stage instead of keeping them."""
+        """Recompute the activations of each stage instead of storing them."""
         self.gradient_checkpointing = enabled

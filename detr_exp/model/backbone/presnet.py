@@ -147,5 +147,5 @@ class PResNet(nn.Module):
         return outputs
 
     def set_gradient_checkpointing(self, enabled: bool) -> None:
-        """Recompute the activations of each stage instead of keeping them."""
+        """Recompute the activations of each stage instead of storing them."""
         self.gradient_checkpointing = enabled

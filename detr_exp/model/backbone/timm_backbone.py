@@ -1,4 +1,4 @@
-"""Any backbone of timm that gives maps of the wanted strides."""
+"""Any backbone of timm that returns maps of the requested strides."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from torch import Tensor, nn
 from detr_exp.model.backbone.weights import read_given
 from detr_exp.values import Values
 
-READING = ("checkpoint_path", "cache_dir", "features_only", "out_indices")  # files, or what has a key of its own
+READING = ("checkpoint_path", "cache_dir", "features_only", "out_indices")  # read files, or have a key of their own
 
 
 class TimmBackbone(nn.Module):
-    """A timm network cut to its feature maps, which are chosen by stride: their places differ from family to family.
+    """A timm network cut to its feature maps, chosen by stride because their indices differ between families.
 
     Args:
         name: as in `timm.list_models()`.
@@ -51,7 +51,7 @@ class TimmBackbone(nn.Module):
         config = self.body.pretrained_cfg
         self.pixel_mean, self.pixel_std = list(config["mean"]), list(config["std"])
         if freeze_norm:
-            # timm's own: its norms can contain the activation, which a plain exchange would lose.
+            # timm's own: its norms can contain the activation, which a plain replacement would lose.
             freeze_batch_norm_2d(self.body)
             if left := [m for m in self.body.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]:
                 raise ValueError(
@@ -65,7 +65,7 @@ class TimmBackbone(nn.Module):
         return [level.permute(0, 3, 1, 2) for level in maps] if self.channels_last else list(maps)
 
     def set_gradient_checkpointing(self, enabled: bool) -> None:
-        """Recompute activations instead of keeping them, as far as timm does so for this network."""
+        """Recompute activations instead of storing them, as far as timm does so for this network."""
         self.body.set_grad_checkpointing(enabled)
 
 
@@ -85,7 +85,7 @@ def _create(
         )
     arguments: Values = {"pretrained": bool(pretrained), "features_only": True, **options}
     if isinstance(pretrained, str):
-        read_given(pretrained)  # whole and harmless; timm opens it again, and knows its names
+        read_given(pretrained)  # checks that it is complete and safe; timm reads it again and maps its names
         arguments["pretrained_cfg_overlay"] = {"file": pretrained}
     if out_indices is not None:
         arguments["out_indices"] = out_indices

@@ -1,4 +1,4 @@
-"""ImageNet weights of a backbone: from a file, or downloaded when asked for."""
+"""ImageNet weights of a backbone: from a file, or downloaded on request."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def read_given(source: str) -> Stored:
 
 
 def load_pretrained(backbone: nn.Module, source: bool | str, url: str, rename: Callable[[str], str] = str) -> None:
-    """Load weights into `backbone`; classifier weights and statistics that frozen norms do not keep are left out.
+    """Load weights into `backbone`; classifier weights and statistics that frozen norms do not have are ignored.
 
     Args:
         source: path of a file, or True to download `url` (once; torch's hub folder keeps it).

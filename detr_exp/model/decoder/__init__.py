@@ -1,1 +1,1 @@
-"""Decoders: from the maps of a neck to what queries say."""
+"""Decoders: from the maps of a neck to the predictions of queries."""

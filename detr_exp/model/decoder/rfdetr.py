@@ -1,4 +1,4 @@
-"""The decoder of RF-DETR: light layers that read the image around boxes which stay the same.
+"""The decoder of RF-DETR: light layers that read the image around fixed reference boxes.
 
 Legend: B images, G groups of Q queries, L layers, D width.
 """

@@ -24,10 +24,10 @@ from detr_exp.structures import Prediction
 
 
 class RawOutputs(NamedTuple):
-    """What the compilable part of the network returns: all queries of all supervised layers, stacked.
+    """Output of the compilable part of the network: all queries of all supervised layers, stacked.
 
     Attributes:
-        layers: logits `[L, B, N + Q, C]`, boxes `[L, B, N + Q, 4]`; what else a decoder predicts has the same axes.
+        layers: logits `[L, B, N + Q, C]`, boxes `[L, B, N + Q, 4]`; further predictions have the same axes.
         encoder: logits `[B, Q, C]`, or of one class, and boxes `[B, Q, 4]` of the chosen cells.
     """
 
@@ -68,13 +68,14 @@ class RTDETRDecoder(nn.Module):
         denoising: whether an embedding of noisy labels is needed.
         num_heads: of both attentions.
         dim_feedforward: width of the feed-forward networks.
-        eval_idx: the layer whose predictions count in evaluation; layers beyond it only train.
-        num_points: points of each level a head reads; levels beyond the encoder's maps are made by striding on.
+        eval_idx: the layer whose predictions count in evaluation; layers beyond it are used only in training.
+        num_points: points of each level a head reads; levels beyond the encoder's maps come from further strided
+            convolutions.
         cross_attn_method: "bilinear" or "discrete".
         offset_scale: see `DeformableAttention`.
         query_select_method: "default", "one2many" or "agnostic".
-        learn_query_content: learn what queries start with instead of taking it from the chosen cells.
-        look_forward_twice: train each box also through the layer before (DINO, section 3.5).
+        learn_query_content: learn the initial content of queries instead of using the features of the selected cells.
+        look_forward_twice: each box also trains the previous layer (DINO, section 3.5).
         dropout, attention_dropout, activation_dropout, ffn_activation: of the layers.
 
     Attributes:
@@ -160,7 +161,7 @@ class RTDETRDecoder(nn.Module):
         self._initialise()
 
     def _initialise(self) -> None:
-        # Every class starts at a probability of 1 %, so that the many negatives do not swamp the first steps.
+        # Every class starts at a probability of 1 %, so that the many negatives do not dominate the first steps.
         prior = -math.log(99) if self.activation == "sigmoid" else 0.0
         for head in [self.enc_score_head, *self.dec_score_head]:
             nn.init.constant_(head.bias, prior)
@@ -197,9 +198,9 @@ class RTDETRDecoder(nn.Module):
         return Memory(torch.cat([level.flatten(2).transpose(1, 2) for level in levels], dim=1), shapes, padding)
 
     def _select(self, memory: Memory) -> tuple[Tensor, Tensor, Tensor]:
-        """The Q best cells: what queries start with `[B, Q, D]`, box logits `[B, Q, 4]` and class logits.
+        """The Q best cells: initial content `[B, Q, D]` of queries, box logits `[B, Q, 4]` and class logits.
 
-        Boxes are computed for the chosen cells only; the others would be thrown away.
+        Boxes are computed for the selected cells only; the others would be discarded.
         """
         cells = memory.cells
         exact = torch.promote_types(cells.dtype, torch.float32)
@@ -233,7 +234,7 @@ class RTDETRDecoder(nn.Module):
             change = self.dec_bbox_head[index](content)
             refined = (change + inverse_sigmoid(reference)).sigmoid()
             if self.training or index == last:
-                # The same numbers, but this box also trains the layer before, whose box is not detached.
+                # The same numbers, but this box also trains the previous layer, whose box is not detached.
                 twice = index > 0 and self.look_forward_twice and self.training
                 boxes.append((change + inverse_sigmoid(previous)).sigmoid() if twice else refined)
                 logits.append(self.dec_score_head[index](content).to(refined.dtype))

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from detr_exp.model.layer.mlp import MLP
 from detr_exp.model.layer.reference import refine_boxes
 
-PRIOR = 0.01  # score of every class before training, so that the many negatives do not swamp the first steps
+PRIOR = 0.01  # score of every class before training, so that the many negatives do not dominate the first steps
 
 
 class DetectionHead(nn.Module):

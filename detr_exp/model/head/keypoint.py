@@ -1,4 +1,4 @@
-"""Keypoints of objects: the queries they start from, what is predicted of them, and what that means in pixels.
+"""Keypoints of objects: their queries, their predictions, and the conversion of these to pixels.
 
 Eight numbers are predicted for each keypoint:
 
@@ -11,7 +11,7 @@ Eight numbers are predicted for each keypoint:
 | 7 | class evidence: summed over a class's keypoints and added to its logit |
 
 Legend: B images, Q queries, D width, N keypoints of all classes, counts: those of each class, K their maximum,
-C classes. Predictions are laid out `[..., C * K, 8]`, class by class; what a class does not have is zero.
+C classes. Predictions are laid out `[..., C * K, 8]`, class by class; keypoints that a class does not have are zero.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ CHANNELS = 8
 
 
 class KeypointQueries(nn.Module):
-    """What the keypoints of a query start with: learned tokens, modulated by the query.
+    """Initial content of the keypoints of a query: learned tokens, modulated by the query.
 
     Scale, shift and gate as in adaptive layer norm (Peebles & Xie 2023, "DiT").
 
@@ -65,13 +65,13 @@ def placed_keypoints(output: Tensor, reference: Tensor, counts: tuple[int, ...])
 
 
 def class_evidence(keypoints: Tensor, counts: tuple[int, ...], num_logits: int) -> Tensor:
-    """What the keypoints `[..., C * K, 8]` add to the class logits `[..., num_logits]`; nothing to the background."""
+    """What keypoints `[..., C * K, 8]` add to the class logits `[..., num_logits]`; zero for the background."""
     evidence = slot_keypoints(keypoints, len(counts))[..., 7].sum(-1)
     return F.pad(evidence, (0, num_logits - len(counts)))
 
 
 def attention_among(counts: tuple[int, ...]) -> Tensor | None:
-    """`[1 + N, 1 + N]` bool: keypoints see those of their class and the query, which sees all; None: all see all."""
+    """`[1 + N, 1 + N]` bool: keypoints attend to their class and the query, the query to all; None: all to all."""
     if sum(count > 0 for count in counts) == 1:
         return None
     owner = torch.tensor([label for label, count in enumerate(counts) for _ in range(count)])
@@ -86,7 +86,7 @@ def with_keypoints(
     sizes: Tensor,
     alpha: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Detections with their keypoints, sorted by a score that counts how sure these are.
+    """Detections with their keypoints, sorted by a score that includes their certainty.
 
     Args:
         best: scores, labels, boxes in pixels and queries of n detections of each image, `[B, n, ...]`.
@@ -126,7 +126,7 @@ def keypoints_in_pixels(
     size: Tensor,
     alpha: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Keypoints of detections, and scores that count how sure they are; leading axes are images.
+    """Keypoints of detections, and scores that include their certainty; leading axes are images.
 
     The score s becomes s / (s + trace ** alpha), where trace is the mean of the keypoints' variances (x plus y, for an
     object of area 1), or 1 for a class without keypoints.
@@ -136,7 +136,7 @@ def keypoints_in_pixels(
         keypoints: `[..., n, C * K, 8]` predicted by their queries.
         boxes: `[..., n, 4]` cxcywh in 0..1 predicted by their queries, which the covariances are scaled by.
         counts: keypoints of each class.
-        size: `[..., 2]` (height, width) of the picture.
+        size: `[..., 2]` (height, width) of the image.
         alpha: 0 leaves the scores alone.
 
     Returns:
@@ -160,7 +160,7 @@ def keypoints_in_pixels(
 
 
 def _log_mean_trace(own: Tensor, exists: Tensor) -> Tensor:
-    """Logarithm of the keypoints' mean variance, each weighed by how findable it is: `[..., K, 8]` -> `[...]`."""
+    """Logarithm of the keypoints' mean variance, each weighted by its visibility: `[..., K, 8]` -> `[...]`."""
     log_l11, log_l22 = (own[..., i].clamp(-LOG_SCALE_LIMIT, LOG_SCALE_LIMIT) for i in (4, 6))
     log_shear = own[..., 5].abs().clamp(min=1e-12).log()
     variances = torch.stack([-2 * log_l11, -2 * log_l22, 2 * (log_shear - log_l11 - log_l22)])

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from detr_exp.structures import MaskLogits
 
-MASKS_AT_ONCE = 32  # masks of a picture that are enlarged together; bounds the memory of large pictures
+MASKS_AT_ONCE = 32  # masks of an image that are resized together; bounds the memory of large images
 
 
 class Head(Protocol):
@@ -67,13 +67,13 @@ class MaskHead(nn.Module):
             pixels = block(pixels)
             if index >= first:
                 features.append(self.feature_proj(pixels))
-        return MaskLogits(torch.stack(features), self._asking(queries), self.bias)
+        return MaskLogits(torch.stack(features), self._projected(queries), self.bias)
 
     def of_encoder(self, pixels: Tensor, tokens: Tensor) -> MaskLogits:
-        """Pixels of `start` and selected encoder tokens `[B, Q, D]` -> their masks; no block takes part."""
-        return MaskLogits(self.feature_proj(pixels), self._asking(tokens), self.bias)
+        """Pixels of `start` and selected encoder tokens `[B, Q, D]` -> their masks; no block is applied."""
+        return MaskLogits(self.feature_proj(pixels), self._projected(tokens), self.bias)
 
-    def _asking(self, queries: Tensor) -> Tensor:
+    def _projected(self, queries: Tensor) -> Tensor:
         return self.query_proj(queries + self.query_mlp(queries))
 
 
@@ -93,20 +93,20 @@ class Block(nn.Module):
 
 
 def masks_in_pixels(masks: MaskLogits, image: int, queries: Tensor, size: tuple[int, int]) -> Tensor:
-    """Masks `[n, H, W]` bool of an image's `queries` `[n]`, at the (height, width) `size` of the original picture.
+    """Masks `[n, H, W]` bool of an image's `queries` `[n]`, at the (height, width) `size` of the original image.
 
     Args:
         masks: of one layer: features `[B, D, h, w]`, queries `[B, Q, D]`.
     """
     features = masks.features[image].float()
-    found = []
+    masks_of_chunks = []
     for chunk in masks.queries[image].float()[queries].split(MASKS_AT_ONCE):
         logits = torch.einsum("nd,dhw->nhw", chunk, features) + masks.bias.float()
         large = F.interpolate(logits[:, None], size=size, mode="bilinear", align_corners=False)
-        found.append(large[:, 0] > 0)
-    return torch.cat(found)
+        masks_of_chunks.append(large[:, 0] > 0)
+    return torch.cat(masks_of_chunks)
 
 
 def finite_masks(masks: MaskLogits, image: int, queries: Tensor) -> Tensor:
-    """`[n]` bool: whether the masks of an image's `queries` `[n]` are made of finite numbers; pixels no longer tell."""
+    """`[n]` bool: whether masks of an image's `queries` `[n]` come from finite numbers; bool pixels do not show it."""
     return masks.queries[image][queries].isfinite().all(-1) & masks.features[image].isfinite().all()

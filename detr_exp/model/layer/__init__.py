@@ -1,1 +1,1 @@
-"""Pieces that several networks share."""
+"""Layers that several networks share."""

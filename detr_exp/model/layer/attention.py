@@ -1,4 +1,4 @@
-"""Self-attention whose queries and keys, but not values, carry a position."""
+"""Self-attention whose queries and keys, but not values, include the position."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ class SelfAttention(nn.Module):
         """Tokens `[B, N, D]` -> `[B, N, D]`.
 
         Args:
-            position: added to what makes queries and keys, broadcastable to `tokens`.
-            allowed: bool, broadcastable to `[B, heads, N, N]`; True where a query (row) may look at a key (column).
+            position: added to the inputs of queries and keys, broadcastable to `tokens`.
+            allowed: bool, broadcastable to `[B, heads, N, N]`; True where a query (row) may attend to a key (column).
         """
         dim = tokens.shape[-1]
         if position is None:
@@ -56,7 +56,7 @@ def _by_matmul(query: Tensor, key: Tensor, value: Tensor, allowed: Tensor | None
 def attend(query: Tensor, key: Tensor, value: Tensor, allowed: Tensor | None, dropout: float) -> Tensor:
     """Scaled dot-product attention of `[B, heads, N, d]`; `allowed` as in `SelfAttention`.
 
-    On CPU torch has no fast kernel for bfloat16: written out, forward and backward take less than half the time.
+    On CPU torch has no fast kernel for bfloat16: written out, forward and backward need less than half the time.
     """
     if query.device.type != "cpu" or query.dtype != torch.bfloat16:
         return F.scaled_dot_product_attention(query, key, value, attn_mask=allowed, dropout_p=dropout)

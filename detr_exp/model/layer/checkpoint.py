@@ -1,4 +1,4 @@
-"""Gradient checkpointing that leaves batch statistics as they would be without it."""
+"""Gradient checkpointing that does not change batch statistics."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch.utils.checkpoint import checkpoint
 
 
 def checkpointed(module: nn.Module, *inputs: Tensor | None) -> Tensor:
-    """`module(*inputs)` whose activations are computed again in the backward pass instead of being kept."""
+    """`module(*inputs)` whose activations are recomputed in the backward pass instead of being stored."""
     if not torch.is_grad_enabled():
         return module(*inputs)
     if torch.compiler.is_compiling():
@@ -24,13 +24,13 @@ def checkpointed(module: nn.Module, *inputs: Tensor | None) -> Tensor:
 
 @contextmanager
 def _statistics_untouched(module: nn.Module) -> Iterator[None]:
-    """The second forward pass over the same batch must not count into the running statistics again."""
+    """The second forward pass over the same batch must not update the running statistics again."""
     norms = [part for part in module.modules() if isinstance(part, _BatchNorm)]
-    kept = [(norm.momentum, norm.num_batches_tracked) for norm in norms]
+    saved = [(norm.momentum, norm.num_batches_tracked) for norm in norms]
     for norm in norms:
         norm.momentum, norm.num_batches_tracked = 0.0, None
     try:
         yield
     finally:
-        for norm, (momentum, count) in zip(norms, kept):
+        for norm, (momentum, count) in zip(norms, saved):
             norm.momentum, norm.num_batches_tracked = momentum, count

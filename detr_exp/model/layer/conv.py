@@ -1,4 +1,4 @@
-"""Convolution with normalisation, the same frozen, and both folded into one convolution."""
+"""Convolution with batch norm, trained or frozen, and their fusion into one convolution."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from detr_exp.model.layer.activation import activation
 class FrozenBatchNorm2d(nn.Module):
     """Batch norm whose statistics and affine parameters are constants.
 
-    All four are buffers, so that no optimiser, weight decay or gradient ever sees them.
+    All four are buffers, so that no optimiser, weight decay or gradient changes them.
     """
 
     def __init__(self, num_features: int, eps: float = 1e-5) -> None:
@@ -54,13 +54,13 @@ def freeze_batch_norms(module: nn.Module) -> None:
 
 
 def freeze_stages(stem: nn.Module, stages: Iterable[nn.Module], freeze_at: int) -> None:
-    """Keep parts of a backbone as they are: no gradients, and no batch statistics that follow the data.
+    """Freeze parts of a backbone: no gradients, and fixed batch statistics.
 
     Args:
         freeze_at: -1: none; 0: the stem; k: the stem and the first k stages.
 
     Raises:
-        ValueError: there are not as many.
+        ValueError: there are fewer stages.
     """
     stages = list(stages)
     if not -1 <= freeze_at <= len(stages):
@@ -102,7 +102,7 @@ class ConvNorm(nn.Module):
 
 
 def folded(conv: nn.Conv2d, norm: nn.Module) -> nn.Conv2d:
-    """A convolution with bias that does what `conv` and then `norm` (trained or frozen) do in evaluation."""
+    """A convolution with bias, equivalent to `conv` and then `norm` (trained or frozen) in evaluation."""
     plain = nn.BatchNorm2d(conv.out_channels, norm.eps).to(norm.weight)  # type: ignore[arg-type]
     plain.load_state_dict(norm.state_dict(), strict=False)
     return fuse_conv_bn_eval(conv.eval(), plain.eval())

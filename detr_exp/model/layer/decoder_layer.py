@@ -53,7 +53,7 @@ class DecoderLayer(nn.Module):
         """Queries `[B, Q, D]` at `position` `[B, Q, D]` with boxes `reference` `[B, Q, 4]` -> `[B, Q, D]`.
 
         Args:
-            memory: what they read.
+            memory: maps that they read.
             allowed: as in `SelfAttention`.
         """
         queries = self.norm1(queries + self.dropout(self.self_attn(queries, position, allowed)))
@@ -61,6 +61,6 @@ class DecoderLayer(nn.Module):
         queries = self.norm2(queries + self.dropout(read))
         change = self.linear2(self.activation_dropout(self.act(self.linear1(queries))))
         if change.dtype == torch.float16:
-            # What leaves the range of half precision would turn into NaN in the norm, and stay.
+            # Values outside the range of half precision would become NaN in the norm.
             change = change.clamp(-65504.0, 65504.0)
         return self.norm3(queries + self.dropout(change))

@@ -1,4 +1,4 @@
-"""Multi-scale deformable attention (RT-DETRv2, arXiv 2407.17140, section 3): its own point count on every level."""
+"""Multi-scale deformable attention (RT-DETRv2, arXiv 2407.17140, section 3): a number of points for each level."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class DeformableAttention(nn.Module):
             self.sampling_offsets.requires_grad_(False)
 
     def _initialise(self) -> None:
-        """Heads look into evenly spread directions, the points of a level ever farther out."""
+        """Offsets of heads point in evenly spaced directions, those of later points of a level farther."""
         angles = torch.arange(self.num_heads) * (2 * math.pi / self.num_heads)
         directions = torch.stack([angles.cos(), angles.sin()], dim=-1)
         directions = directions / directions.abs().amax(-1, keepdim=True)
@@ -67,11 +67,11 @@ class DeformableAttention(nn.Module):
             nn.init.zeros_(projection.bias)
 
     def forward(self, query: Tensor, reference: Tensor, memory: Memory) -> Tensor:
-        """Queries `[B, Q, D]` -> what they read `[B, Q, D]`.
+        """Queries `[B, Q, D]` -> features that they read `[B, Q, D]`.
 
         Args:
             reference: `[B, Q, 4]` boxes cxcywh in 0..1; their dtype is that of the locations.
-            memory: what is read; its padded cells read zero.
+            memory: maps to read; padded cells count as zero.
         """
         value, padding = self.value_proj(memory.cells), memory.padded_cells()
         if padding is not None:

@@ -1,10 +1,10 @@
-"""Contrastive denoising queries (DINO, arXiv 2203.03605, section 3.3): noisy copies of the truth, near and far.
+"""Contrastive denoising queries (DINO, arXiv 2203.03605, section 3.3): noisy copies of objects, near and far.
 
 Legend: B images, T objects of the batch, G objects of the fullest image, K groups, N = 2 G K denoising queries,
 Q matching queries.
 
 A group holds, for every object, a positive copy (noise below half a box) and a negative one (noise beyond), ordered as
-G positives, then G negatives. Nothing here has parameters or asks the device for anything: counts are on the host.
+G positives, then G negatives. Nothing here has parameters or waits for the device: counts are on the host.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from detr_exp.structures import Targets
 
 
 class NoisyQueries(NamedTuple):
-    """Denoising queries, which stand before the matching queries.
+    """Denoising queries, which come before the matching queries.
 
     Attributes:
         labels: `[B, N]` int64; the number of classes marks a slot without object.
         boxes: `[B, N, 4]` logits of cxcywh, float32.
-        allowed: `[N + Q, N + Q]` bool, True where a query (row) may look at another (column).
-        image, query, target: `[M]` int64 each; whose copy each positive query is, as in `Denoising`.
+        allowed: `[N + Q, N + Q]` bool, True where a query (row) may attend to another (column).
+        image, query, target: `[M]` int64 each; the object that each positive query copies, as in `Denoising`.
         groups: K.
         supervised: queries that count; what follows up to N only rounds the shape.
     """
@@ -60,7 +60,7 @@ def noisy_queries(
     groups: int | None = None,
     fixed_size: bool = False,
 ) -> NoisyQueries:
-    """Draw the denoising queries of a batch from the default random generator.
+    """Sample the denoising queries of a batch with the default random generator.
 
     Args:
         num_denoising: positive queries per image, about; an image with more objects makes one group of all of them.
@@ -141,7 +141,7 @@ def _noisy_boxes(boxes: Tensor, negative: Tensor, scale: float) -> Tensor:
 
 
 def _allowed(size: int, group_size: int, num_queries: int, device: torch.device) -> Tensor:
-    """Everyone sees the matching queries; denoising queries are seen by their own group only."""
+    """All queries attend to the matching queries; only queries of the same group attend to denoising queries."""
     group = torch.arange(size, device=device) // group_size
     group = torch.cat([group, group.new_full((num_queries,), -1)])
     return (group == group[:, None]) | (group == -1)

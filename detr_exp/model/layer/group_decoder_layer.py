@@ -1,4 +1,4 @@
-"""Decoder layer for groups of queries that do not see each other."""
+"""Decoder layer for groups of queries that do not attend to each other."""
 
 from __future__ import annotations
 

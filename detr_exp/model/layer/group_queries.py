@@ -1,4 +1,4 @@
-"""Queries in groups: what they know and where they look before the decoder.
+"""Queries in groups: their content and reference boxes before the decoder.
 
 Two-stage selection (Deformable DETR, Zhu et al. 2021, section 4.2) proposes a box at every cell and keeps the best;
 with groups (Group DETR, Chen et al. 2023) each does so with weights of its own. The weights of all groups are stacked,
@@ -22,7 +22,7 @@ from detr_exp.model.layer.reference import embed_boxes, refine_boxes
 
 
 class Selection(NamedTuple):
-    """What was selected in the image, group by group; the tensors carry gradients.
+    """Cells selected in the image, group by group; the tensors have gradients.
 
     Attributes:
         tokens: `[B, G * Q, D]` cells as the group sees them.
@@ -36,12 +36,12 @@ class Selection(NamedTuple):
 
 
 class Start(NamedTuple):
-    """What the decoder starts with.
+    """Inputs of the decoder.
 
     Attributes:
         content: `[B, G * Q, D]`.
         position: `[B, G * Q, D]`, of `seen`.
-        reference: `[B, G * Q, 4]` boxes cxcywh relative to the picture, without gradient into the image.
+        reference: `[B, G * Q, 4]` boxes cxcywh relative to the image, without gradient into the image.
         seen: `[B, G * Q, 4]` the same relative to the canvas.
         groups: G, which do not see each other.
     """

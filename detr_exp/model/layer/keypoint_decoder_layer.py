@@ -1,4 +1,4 @@
-"""Decoder layer in which every query carries the keypoints of its object along.
+"""Decoder layer in which every query has tokens for the keypoints of its object.
 
 Yang et al. 2023, "Explicit Box Detection Unifies End-to-End Multi-Person Pose Estimation", and Liu et al. 2023,
 "Group Pose", for the idea; RF-DETR for the form.
@@ -22,12 +22,12 @@ from detr_exp.model.layer.memory import Memory
 
 
 class KeypointStart(NamedTuple):
-    """What the keypoints of the queries start with and read.
+    """Initial content of the keypoints of the queries, and the maps they read.
 
     Attributes:
         content: `[B, Q, K, D]`.
         position: `[K, D]`.
-        allowed: `[1 + K, 1 + K]` bool, which of query and keypoints see each other; None: all.
+        allowed: `[1 + K, 1 + K]` bool, which of query and keypoints attend to each other; None: all.
         memory: laid out as that of the queries.
     """
 
@@ -41,7 +41,7 @@ class KeypointDecoderLayer(nn.Module):
     """A `GroupDecoderLayer` for the queries, then four steps for their keypoints.
 
     Keypoints attend to each other and to their query, read the image around the query's box, and pass a feed-forward
-    network. What they tell their query is scaled by `scale`, almost zero at the start.
+    network. Their update of the query is scaled by `scale`, almost zero before training.
 
     Args:
         hidden_dim: D.
@@ -93,14 +93,14 @@ class KeypointDecoderLayer(nn.Module):
         num_keypoints = keypoints.shape[2]
 
         bundle = torch.cat([queries[:, :, None], keypoints], dim=2)
-        places = F.pad(keypoint_start.position, (0, 0, 1, 0))  # the query has none
-        told = self.self_attn(bundle.flatten(0, 1), places, keypoint_start.allowed).view(bundle.shape)
-        queries = self.query_norm(queries + told[:, :, 0] * self.scale)
-        keypoints = self.norm1(keypoints + told[:, :, 1:])
+        positions = F.pad(keypoint_start.position, (0, 0, 1, 0))  # the query has none
+        mixed = self.self_attn(bundle.flatten(0, 1), positions, keypoint_start.allowed).view(bundle.shape)
+        queries = self.query_norm(queries + mixed[:, :, 0] * self.scale)
+        keypoints = self.norm1(keypoints + mixed[:, :, 1:])
 
-        asking = (keypoints + start.position[:, :, None]).flatten(1, 2)
-        around = start.seen.repeat_interleave(num_keypoints, dim=1)
-        read = self.cross_attn(asking, around, keypoint_start.memory)
+        located = (keypoints + start.position[:, :, None]).flatten(1, 2)
+        boxes = start.seen.repeat_interleave(num_keypoints, dim=1)
+        read = self.cross_attn(located, boxes, keypoint_start.memory)
         keypoints = self.norm2(keypoints + read.view(keypoints.shape))
 
         return queries, self.norm3(keypoints + self.linear2(F.relu(self.linear1(keypoints))))

@@ -1,4 +1,4 @@
-"""The maps of an image as rows for the decoder to read.
+"""The maps of an image, flattened for the decoder.
 
 Legend: B images, S cells of all levels, D width.
 """
@@ -20,7 +20,7 @@ class Memory(NamedTuple):
     Attributes:
         cells: `[B, S, D]`.
         shapes: (height, width) of each level.
-        padding: of each level `[B, height, width]` bool, True where there is no picture; None: pictures fill all.
+        padding: of each level `[B, height, width]` bool, True where there is no image; None: no padding.
     """
 
     cells: Tensor
@@ -38,11 +38,11 @@ class Memory(NamedTuple):
         return cls(torch.cat([level.flatten(2).transpose(1, 2) for level in maps], dim=1), shapes, padding)
 
     def padded_cells(self) -> Tensor | None:
-        """`[B, S]` bool, True for cells without picture."""
+        """`[B, S]` bool, True for padded cells."""
         return None if self.padding is None else torch.cat([level.flatten(1) for level in self.padding], dim=1)
 
     def on_canvas(self, boxes: Tensor) -> Tensor:
-        """Boxes `[B, Q, 4]` relative to the picture -> relative to the padded canvas it lies on."""
+        """Boxes `[B, Q, 4]` relative to the image -> relative to the padded canvas it lies on."""
         if self.padding is None:
             return boxes
         finest = self.padding[0]
@@ -50,7 +50,7 @@ class Memory(NamedTuple):
         return boxes * (image_extent(finest) / canvas).repeat(1, 2)[:, None]
 
     def proposals(self) -> tuple[Tensor, Tensor]:
-        """A square box on every cell, 0.05 of the picture on the first level and twice as large on each further one.
+        """A square box on every cell, 0.05 of the image on the first level and twice as large on each further one.
 
         Returns:
             boxes `[B or 1, S, 4]` cxcywh, and `[B or 1, S]` whether they are valid: all of it within 0.01..0.99, and
@@ -71,5 +71,5 @@ class Memory(NamedTuple):
 
 
 def image_extent(padding: Tensor) -> Tensor:
-    """`[B, h, w]` bool, True on padding -> `[B, 2]` (columns, rows) of cells that show the picture."""
+    """`[B, h, w]` bool, True on padding -> `[B, 2]` (columns, rows) of cells inside the image."""
     return torch.stack([(~padding[:, 0]).sum(-1), (~padding[:, :, 0]).sum(-1)], dim=-1)

@@ -1,4 +1,4 @@
-"""Where a token stands: sine embeddings."""
+"""Sine embeddings of positions."""
 
 from __future__ import annotations
 

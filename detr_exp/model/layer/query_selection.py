@@ -16,7 +16,7 @@ SELECTIONS = ("default", "one2many", "agnostic")
 ANCHOR_SIZE = 0.05
 # Anchors closer than this to 0 or 1 in any coordinate are not used.
 ANCHOR_MARGIN = 0.01
-# Stands for infinity, which some exporters cannot keep: its sigmoid is 1 in every precision.
+# Used instead of infinity, which some exporters do not support: its sigmoid is 1 in every precision.
 FAR = 1e4
 
 
@@ -32,7 +32,7 @@ def anchor_logits(
     """A square box around the centre of each cell.
 
     Args:
-        padding: `[B, S]` bool, True for cells without picture, which have no anchor.
+        padding: `[B, S]` bool, True for padded cells, which have no anchor.
 
     Returns:
         `[S, 4]` (or `[B, S, 4]`) logits of cxcywh, and `[S, 1]` (or `[B, S, 1]`) bool, False where there is none.

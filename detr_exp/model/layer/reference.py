@@ -12,7 +12,7 @@ def refine_boxes(delta: Tensor, reference: Tensor) -> Tensor:
     """Move boxes cxcywh by `delta` `[..., 4]`, in units of their own size.
 
     The centre moves by a share of the size, the size is multiplied by an exponential (the parametrisation of R-CNN;
-    "bbox_reparam" in LW-DETR). Nothing is squashed: a box may leave 0..1, and one without size stays without.
+    "bbox_reparam" in LW-DETR). Nothing is clipped: a box may leave 0..1, and a box of size zero keeps it.
     """
     delta, reference = delta.float(), reference.float()
     center, size = reference.split(2, dim=-1)

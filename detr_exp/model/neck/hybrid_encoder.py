@@ -65,7 +65,7 @@ class TransformerEncoder(nn.Module):
         self.temperature = temperature
 
     def forward(self, maps: Tensor, padding: Tensor | None) -> Tensor:
-        """Map `[B, E, h, w]` -> the same shape; `padding` `[B, h, w]` is True for cells without picture."""
+        """Map `[B, E, h, w]` -> the same shape; `padding` `[B, h, w]` is True for padded cells."""
         _, dim, height, width = maps.shape
         tokens = maps.flatten(2).transpose(1, 2)
         position = sine_position_embedding(
@@ -74,11 +74,11 @@ class TransformerEncoder(nn.Module):
         allowed = None
         if padding is not None:
             seen = ~padding.flatten(1)
-            # A picture too small to own a single cell may look at all of them; a row of nothing would be NaN.
+            # An image too small for a single cell attends to all of them; a row without cells would be NaN.
             allowed = (seen | ~seen.any(1, keepdim=True))[:, None, None]
         for layer in self.layers:
             tokens = layer(tokens, position, allowed)
-        # as it comes the map would be channels-last, and so would all that is made of it, whatever the weights are
+        # without this the map, and all that is computed from it, would be channels-last whatever the weights are
         return tokens.transpose(1, 2).unflatten(2, (height, width)).contiguous()
 
 
@@ -87,7 +87,7 @@ class HybridEncoder(nn.Module):
 
     Args:
         channels, strides: of the backbone's maps.
-        in_channels, feat_strides: null, or what the backbone must have.
+        in_channels, feat_strides: null, or the values that the backbone must have.
         hidden_dim: E, of every map that leaves the encoder; a multiple of 4 and of `num_heads`.
         use_encoder_idx: maps that get attention, counted from the finest.
         num_encoder_layers: attention layers on each of them; 0 leaves attention out.
@@ -153,23 +153,23 @@ class HybridEncoder(nn.Module):
         """Backbone maps `[B, C_i, h_i, w_i]` -> fused maps `[B, E, h_i, w_i]`.
 
         Args:
-            padding: `[B, h_i, w_i]` bool for each map, True for cells without picture.
+            padding: `[B, h_i, w_i]` bool for each map, True for padded cells.
         """
         maps = [project(level) for project, level in zip(self.input_proj, maps)]
         for index, encoder in zip(self.use_encoder_idx, self.encoder):
             maps[index] = self._run(encoder, maps[index], None if padding is None else padding[index])
 
-        # Down: the coarse map, after its lateral convolution, also is what the way up meets again.
+        # Down: each coarse map, after its lateral convolution, is used again on the way up.
         *finer, top = maps
-        met_again = []
+        lateral_maps = []
         for lateral, fuse, fine in zip(self.lateral_convs, self.fpn_blocks, reversed(finer)):
             top = lateral(top)
-            met_again.append(top)
+            lateral_maps.append(top)
             enlarged = F.interpolate(top, scale_factor=2.0, mode="nearest")
             top = self._run(fuse, torch.cat([enlarged, fine], dim=1))
 
         outputs = [top]
-        for shrink, fuse, coarse in zip(self.downsample_convs, self.pan_blocks, reversed(met_again)):
+        for shrink, fuse, coarse in zip(self.downsample_convs, self.pan_blocks, reversed(lateral_maps)):
             outputs.append(self._run(fuse, torch.cat([shrink(outputs[-1]), coarse], dim=1)))
         return outputs
 

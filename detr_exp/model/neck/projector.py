@@ -67,7 +67,7 @@ class Level(nn.Module):
     """One level of the pyramid.
 
     Args:
-        in_channels: channels of the maps it is made from.
+        in_channels: channels of its input maps.
         out_channels: D.
         scale: 2, 1 or 0.5 times their resolution.
         num_bottlenecks: pairs of 3x3 convolutions.
@@ -86,7 +86,7 @@ class Level(nn.Module):
 
 
 class C2f(nn.Module):
-    """Cross-stage partial block that keeps the output of every bottleneck (as in YOLOv8), without shortcuts.
+    """Cross-stage partial block that concatenates the outputs of all bottlenecks (as in YOLOv8), without shortcuts.
 
     Args:
         in_channels: channels in.

@@ -229,7 +229,7 @@ def filled_linear(**changes) -> nn.Module:
     ("changes", "wanted"),
     [
         ({"target_modules": ["qkw"]}, "such as apart.k_proj_weight"),
-        ({"target_modules": ["conv"]}, "finds nothing"),
+        ({"target_modules": ["conv"]}, "matches no name"),
         ({"modules_to_save": ["hed"]}, "model.adapter.modules_to_save=[...]"),
         ({"target_modules": "linear"}, "model.adapter.target_modules=[linear]"),
         ({"modules_to_save": ["("]}, "no regular expression"),

@@ -44,23 +44,27 @@ class Nothing:
 
 
 @pytest.fixture
-def words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny_run: list[str], trained: Path) -> Iterator[list[str]]:
+def overrides(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny_run: list[str], trained: Path
+) -> Iterator[list[str]]:
     (tmp_path / "my_adapters.py").write_text(PARTS)
     folder = tmp_path / "my_conf" / "model" / "adapter"
     folder.mkdir(parents=True)
     (folder / "factors.yaml").write_text("_target_: my_adapters.Factors\nwhere: encoder\n")
     (folder / "nothing.yaml").write_text("_target_: my_adapters.Nothing\n")
     monkeypatch.syspath_prepend(tmp_path)
-    told = [f"model.weights={trained / files.BEST_TOTAL}", "hydra.run.dir=run", "allow_targets=[my_adapters]"]
-    yield ["--config-dir", str(tmp_path / "my_conf"), *tiny_run, *told, "trainer.num_pictures=0", "optim.lr=0.01"]
+    further = [f"model.weights={trained / files.BEST_TOTAL}", "hydra.run.dir=run", "allow_targets=[my_adapters]"]
+    yield ["--config-dir", str(tmp_path / "my_conf"), *tiny_run, *further, "trainer.num_pictures=0", "optim.lr=0.01"]
     sys.modules.pop("my_adapters", None)
 
 
 def test_it_is_trained_goes_on_and_is_merged(
-    command: Callable[..., int], words: list[str], trained: Path, tmp_path: Path
+    command: Callable[..., int], overrides: list[str], trained: Path, tmp_path: Path
 ) -> None:
-    assert command(train.main, *words, "model/adapter=factors", "model.adapter.where=pan") == 0
-    assert command(train.main, *words, "model/adapter=factors", "model.adapter.where=pan", "trainer.resume=auto") == 0
+    assert command(train.main, *overrides, "model/adapter=factors", "model.adapter.where=pan") == 0
+    assert (
+        command(train.main, *overrides, "model/adapter=factors", "model.adapter.where=pan", "trainer.resume=auto") == 0
+    )
     own, theirs = (files.load(run / files.BEST_TOTAL)["model"] for run in (tmp_path / "run", trained))
     factors = {name: tensor for name, tensor in own.items() if name.endswith(".factor")}
     assert factors
@@ -76,7 +80,7 @@ def test_it_is_trained_goes_on_and_is_merged(
 
 
 def test_what_cannot_adapt_is_refused(
-    command: Callable[..., int], words: list[str], capfd: pytest.CaptureFixture[str]
+    command: Callable[..., int], overrides: list[str], capfd: pytest.CaptureFixture[str]
 ) -> None:
-    assert command(train.main, *words, "model/adapter=nothing") == 2
+    assert command(train.main, *overrides, "model/adapter=nothing") == 2
     assert "model.adapter: my_adapters.Nothing has no adapt" in capfd.readouterr().err

@@ -34,7 +34,7 @@ def base(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def words(tiny_run: list[str], base: Path) -> list[str]:
+def with_adapter(tiny_run: list[str], base: Path) -> list[str]:
     return [*tiny_run, *EXACT, f"model.weights={base}", "model/adapter=lora", "model.adapter.rank=2", "optim.lr=0.01"]
 
 
@@ -42,7 +42,7 @@ def words(tiny_run: list[str], base: Path) -> list[str]:
 def adapted(base: Path, tiny_run: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a finished run with an adapter."""
     folder = tmp_path_factory.mktemp("adapted")
-    train_in(folder, compose(words(tiny_run, base)))
+    train_in(folder, compose(with_adapter(tiny_run, base)))
     return folder
 
 
@@ -60,12 +60,16 @@ def is_by_class(name: str) -> bool:
 
 
 def test_a_network_begins_as_its_base_to_the_bit(tiny_run: list[str], base: Path) -> None:
-    told = words(tiny_run, base)
-    plain = [word for word in told if not word.startswith("model/adapter") and "model.adapter" not in word]
+    overrides = with_adapter(tiny_run, base)
+    plain = [
+        override
+        for override in overrides
+        if not override.startswith("model/adapter") and "model.adapter" not in override
+    ]
     torch.manual_seed(1)
     before = build.network(compose(plain))
     torch.manual_seed(1)
-    after = build.network(compose(told))
+    after = build.network(compose(overrides))
     assert torch.equal(logits(after), logits(before))
     own = {name for name, parameter in after.named_parameters() if parameter.requires_grad}
     assert all("lora" in name or is_by_class(name) for name in own)
@@ -104,9 +108,9 @@ def test_what_is_opened_is_the_base_with_the_adapter_merged(adapted: Path, base:
     assert not torch.equal(logits(load(adapted, weights="ema").network), logits(raw))
 
 
-def test_evaluation_finds_what_the_training_found(adapted: Path, tiny_run: list[str], base: Path) -> None:
+def test_evaluation_repeats_the_metrics_of_the_training(adapted: Path, tiny_run: list[str], base: Path) -> None:
     """The merged network computes the very bits of the adapted one."""
-    unmerged = build.network(compose(words(tiny_run, base)), load_data(tiny_run))
+    unmerged = build.network(compose(with_adapter(tiny_run, base)), load_data(tiny_run))
     unmerged.load_state_dict(files.load(adapted / files.BEST["ema"])["model"], strict=False)
     opened = load(adapted, weights="ema")
     assert torch.equal(logits(opened.network), logits(unmerged))
@@ -122,7 +126,7 @@ def load_data(tiny_run: list[str]):
 def test_a_run_that_was_killed_ends_with_the_same_bits(
     adapted: Path, tiny_run: list[str], base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    told = words(tiny_run, base)
+    overrides = with_adapter(tiny_run, base)
     original = Trainer.train_step
 
     def die(trainer, run, state, window):
@@ -130,7 +134,7 @@ def test_a_run_that_was_killed_ends_with_the_same_bits(
             raise KeyboardInterrupt
         return original(trainer, run, state, window)
 
-    cfg = compose([*told, "trainer.checkpoint_every_steps=1", "trainer.resume=auto"])
+    cfg = compose([*overrides, "trainer.checkpoint_every_steps=1", "trainer.resume=auto"])
     with monkeypatch.context() as patch:
         patch.setattr(Trainer, "train_step", die)
         with pytest.raises(KeyboardInterrupt):
@@ -172,48 +176,48 @@ def moved(adapted: Path, base: Path, folder: Path) -> Path:
 
 def test_another_base_or_none_is_refused(adapted: Path, base: Path, other: Path, tmp_path: Path) -> None:
     run = moved(adapted, base, tmp_path)
-    with pytest.raises(ValueError, match=r"adapter for the base .*base\.pth is not there; put that base there"):
+    with pytest.raises(ValueError, match=r"adapter for the base .*base\.pth does not exist; put that base there"):
         load(run)
     shutil.copy(other, tmp_path / "base.pth")
-    with pytest.raises(ValueError, match=r"base\.pth is another one; put that base there"):
+    with pytest.raises(ValueError, match=r"base\.pth is another file; put that base there"):
         load(run)
     shutil.copy(base, run / "base.pth")  # beside the checkpoint
     assert torch.equal(logits(load(run).network), logits(load(adapted).network))
 
 
-def test_going_on_beside_another_base_is_refused(
+def test_resuming_with_another_base_is_refused(
     tiny_run: list[str], adapted: Path, base: Path, other: Path, tmp_path: Path
 ) -> None:
     run = shutil.copytree(adapted, tmp_path / "run")
     content = base.read_bytes()
     try:
         shutil.copy(other, base)
-        with pytest.raises(ValueError, match=r"holds an adapter for the base .* is another one .*put that base back"):
-            train_in(run, compose([*words(tiny_run, base), "trainer.resume=auto", "trainer.epochs=2"]))
+        with pytest.raises(ValueError, match=r"an adapter for the base .* is another (one|file).*put that base back"):
+            train_in(run, compose([*with_adapter(tiny_run, base), "trainer.resume=auto", "trainer.epochs=2"]))
     finally:
         base.write_bytes(content)
 
 
-def test_going_on_with_an_adapter_where_there_was_none_is_refused(
+def test_resuming_with_an_adapter_where_there_was_none_is_refused(
     tiny_run: list[str], trained: Path, base: Path, tmp_path: Path
 ) -> None:
     run = shutil.copytree(trained, tmp_path / "run")
-    told = [*words(tiny_run, base), f"trainer.resume={run}", "trainer.epochs=2"]
+    overrides = [*with_adapter(tiny_run, base), f"trainer.resume={run}", "trainer.epochs=2"]
     state = files.load(run / files.NEWEST)
     state["config"]["model"]["weights"] = str(base)
     files.save(state, run / files.NEWEST)
     with pytest.raises(ValueError, match=r"was trained without an adapter.*model/adapter=none, or start a new run"):
-        train_in(run, compose(told))
+        train_in(run, compose(overrides))
 
 
-@pytest.mark.parametrize("word", ["model.adapter=lora", "model.adapter=null"])
-def test_it_is_chosen_with_a_slash(word: str) -> None:
+@pytest.mark.parametrize("override", ["model.adapter=lora", "model.adapter=null"])
+def test_it_is_chosen_with_a_slash(override: str) -> None:
     with pytest.raises(ValueError, match=r"options are chosen with a slash: model/adapter=\.\.\. \(.*lora"):
-        compose(["model=rtdetrv2_tiny", word])
+        compose(["model=rtdetrv2_tiny", override])
 
 
 def test_none_is_no_key(tiny_run: list[str]) -> None:
-    """So that runs with and without the word are the same run."""
+    """So that runs with and without the override are the same run."""
     assert compose([*tiny_run, "model/adapter=none"]) == compose(tiny_run)
 
 
@@ -238,8 +242,8 @@ def test_both_in_one_file(adapted: Path, tiny_run: list[str], tmp_path: Path) ->
 def test_export_knows_nothing_of_adapters(adapted: Path, tmp_path: Path) -> None:
     given = [f"checkpoint={adapted}", "trainer/hardware=cpu", "export.images=2", "format=torchscript"]
     path = export_in(tmp_path, compose(given, config_name="export"))
-    found = torch.jit.load(path)
-    assert not [name for name, _ in found.named_parameters() if "lora" in name]
+    actual = torch.jit.load(path)
+    assert not [name for name, _ in actual.named_parameters() if "lora" in name]
 
 
 def test_an_adapter_of_rf_detr_nano_is_a_twentieth_of_it() -> None:
@@ -270,6 +274,6 @@ def test_what_weights_do_not_determine_keeps_its_values() -> None:
 
 
 def test_merging_twice_changes_nothing(tiny_run: list[str], base: Path) -> None:
-    network = merge(build.network(compose(words(tiny_run, base))))
+    network = merge(build.network(compose(with_adapter(tiny_run, base))))
     before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
     assert_same(before, merge(network).state_dict())

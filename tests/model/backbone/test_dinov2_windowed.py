@@ -116,17 +116,17 @@ def test_it_says_where_its_weights_come_from(caplog, monkeypatch):
     with caplog.at_level(logging.INFO):
         small_vit()
     assert "random weights" in caplog.text
-    plain, asked = timm.create_model, []
+    plain, requested = timm.create_model, []
 
     def without_download(name, *, pretrained, **settings):
-        asked.append(pretrained)
+        requested.append(pretrained)
         return plain(name, pretrained=False, **settings)
 
     monkeypatch.setattr(timm, "create_model", without_download)
     caplog.clear()
     with caplog.at_level(logging.INFO):
         small_vit(image_size=[64, 96], width=384, num_heads=6, pretrained=True)
-    assert asked == [True]
+    assert requested == [True]
     assert len(caplog.records) == 1
     assert "DINOv2 weights" in caplog.text
 

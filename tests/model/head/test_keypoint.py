@@ -51,22 +51,24 @@ def test_keypoints_see_their_class_and_the_query():
 def test_queries_start_as_learned_tokens_where_the_gate_is_shut():
     queries = KeypointQueries(hidden_dim=8, num_keypoints=3)
     torch.nn.init.zeros_(queries.modulation[2].weight)
-    asked = torch.randn(2, 5, 8)
-    torch.testing.assert_close(queries(asked), queries.tokens.expand(2, 5, 3, 8))
+    inputs = torch.randn(2, 5, 8)
+    torch.testing.assert_close(queries(inputs), queries.tokens.expand(2, 5, 3, 8))
     torch.nn.init.ones_(queries.modulation[2].bias)  # scale, shift and gate of one
     normal = torch.nn.functional.layer_norm(queries.tokens, (8,))
-    torch.testing.assert_close(queries(asked)[1, 4], queries.out_proj(normal * 2 + 1) + queries.tokens)
+    torch.testing.assert_close(queries(inputs)[1, 4], queries.out_proj(normal * 2 + 1) + queries.tokens)
 
 
-def of_one(found, keypoints, boxes, counts, size, alpha):
+def of_one(detections, keypoints, boxes, counts, size, alpha):
     """The detections of one image, each of its own query."""
-    best = [part[None] for part in (found.scores, found.labels, found.boxes, torch.arange(len(found)))]
+    best = [
+        part[None] for part in (detections.scores, detections.labels, detections.boxes, torch.arange(len(detections)))
+    ]
     parts = with_keypoints(best, keypoints[None], boxes[None], counts, size[None], alpha)
     scores, labels, boxes, points, covariance = (part[0] for part in parts)
     return Detections(scores, labels, boxes, keypoints=points, keypoint_covariance=covariance)
 
 
-def found(scores=(0.9, 0.6, 0.5), labels=(2, 1, 0)):
+def detections(scores=(0.9, 0.6, 0.5), labels=(2, 1, 0)):
     return Detections(torch.tensor(scores), torch.tensor(labels), torch.arange(12.0).view(3, 4))
 
 
@@ -77,8 +79,8 @@ def scene():
 
 def test_points_in_pixels_with_their_confidence():
     keypoints, boxes = scene()
-    result = of_one(found(), keypoints, boxes, COUNTS, torch.tensor([100, 200]), 0.0)
-    assert result.scores.tolist() == found().scores.tolist()
+    result = of_one(detections(), keypoints, boxes, COUNTS, torch.tensor([100, 200]), 0.0)
+    assert result.scores.tolist() == detections().scores.tolist()
     own = keypoints.unflatten(1, (3, 3))[0, 2]
     torch.testing.assert_close(result.keypoints[0, :, :2], own[:, :2] * torch.tensor([200.0, 100.0]))
     torch.testing.assert_close(result.keypoints[0, :, 2], own[:, 2].sigmoid())
@@ -90,7 +92,7 @@ def test_points_in_pixels_with_their_confidence():
 
 def test_covariance_is_the_inverse_precision_times_the_area_of_the_box():
     keypoints, boxes = scene()
-    result = of_one(found(), keypoints, boxes, COUNTS, torch.tensor([100, 200]), 0.0)
+    result = of_one(detections(), keypoints, boxes, COUNTS, torch.tensor([100, 200]), 0.0)
     log_l11, l21, log_l22 = keypoints.unflatten(1, (3, 3))[0, 2, 1, 4:7].double()
     factor = torch.stack([torch.stack([log_l11.exp(), l21]), torch.stack([l21 * 0, log_l22.exp()])])
     covariance = 0.4 * 0.2 * (factor.T @ factor).inverse()
@@ -104,13 +106,13 @@ def test_unsure_keypoints_lower_the_score_and_the_rank():
     slots = keypoints.unflatten(1, (3, 3))
     slots[..., 4:7] = 0
     slots[0, 2, :, 4], slots[0, 2, :, 6] = -2.0, -2.0  # variance exp(4) on both axes
-    result = of_one(found(), slots.flatten(1, 2), boxes, COUNTS, torch.tensor([100, 200]), 0.2)
+    result = of_one(detections(), slots.flatten(1, 2), boxes, COUNTS, torch.tensor([100, 200]), 0.2)
     # s / (s + trace^0.2): twice a unit variance; none for a class without keypoints
     expected = {2: 0.9 / (0.9 + (2 * math.exp(4)) ** 0.2), 1: 0.6 / 1.6, 0: 0.5 / (0.5 + 2**0.2)}
     assert result.labels.tolist() == sorted(expected, key=expected.get, reverse=True)
     assert result.scores.tolist() == pytest.approx(sorted(expected.values(), reverse=True), abs=1e-5)
     first = result.labels.tolist().index(2)
-    assert result.boxes[first].tolist() == found().boxes[0].tolist()
+    assert result.boxes[first].tolist() == detections().boxes[0].tolist()
 
 
 def test_no_detections_stay_none():

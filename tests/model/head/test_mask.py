@@ -28,17 +28,17 @@ def test_the_last_layer_is_the_same_with_and_without_the_others():
 def test_pixels_pass_one_block_for_each_layer_and_none_for_the_encoder():
     network, pixels, queries = head(), torch.randn(1, 16, 6, 8), torch.randn(3, 1, 5, 16)
     asking = network.query_proj(queries + network.query_mlp(queries))
-    found = network(pixels, queries).dense()
+    actual = network(pixels, queries).dense()
 
-    def product(asked):
-        return torch.einsum("bqd,bdhw->bqhw", asked, network.feature_proj(pixels)) + 0.5
+    def product(inputs):
+        return torch.einsum("bqd,bdhw->bqhw", inputs, network.feature_proj(pixels)) + 0.5
 
     torch.testing.assert_close(network.of_encoder(pixels, queries[0]).dense(), product(asking[0]))
     for layer, block in enumerate(network.blocks):
         change = F.conv2d(pixels, block.conv.weight, block.conv.bias, padding=1, groups=16).permute(0, 2, 3, 1)
         change = F.gelu(block.linear(F.layer_norm(change, (16,), eps=1e-6)))
         pixels = pixels + change.permute(0, 3, 1, 2)
-        torch.testing.assert_close(found[layer], product(asking[layer]), atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(actual[layer], product(asking[layer]), atol=1e-5, rtol=1e-5)
 
 
 def test_every_weight_is_used():
@@ -52,8 +52,8 @@ def test_masks_in_pixels_are_enlarged_before_they_are_cut():
     features, queries = torch.randn(2, 8, 5, 7, generator=generator), torch.randn(2, 50, 8, generator=generator)
     masks = MaskLogits(features, queries, torch.tensor([0.1]))
     chosen = torch.randint(0, 50, (40,), generator=generator)
-    found = masks_in_pixels(masks, 1, chosen, (20, 30))
+    actual = masks_in_pixels(masks, 1, chosen, (20, 30))
     large = F.interpolate(masks.dense()[1:, chosen], (20, 30), mode="bilinear", align_corners=False)[0]
-    assert found.shape == (40, 20, 30)
-    assert (found != (large > 0)).float().mean() < 1e-3
+    assert actual.shape == (40, 20, 30)
+    assert (actual != (large > 0)).float().mean() < 1e-3
     assert masks_in_pixels(masks, 0, chosen[:0], (4, 6)).shape == (0, 4, 6)

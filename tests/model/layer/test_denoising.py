@@ -59,7 +59,7 @@ def test_positives_are_near_copies_and_negatives_far_ones():
     assert 0.45 < moved[:, 0][inside[:, 0]].mean() < 0.55
 
 
-def test_a_quarter_of_the_labels_is_drawn_anew():
+def test_a_quarter_of_the_labels_is_sampled_again():
     torch.manual_seed(0)
     targets = some_targets(5, 5)
     noisy = noisy_queries(targets, **SETTINGS | {"num_denoising": 5000})

@@ -4,7 +4,7 @@ from detr_exp.model.layer.memory import Memory
 
 
 def padding():
-    """Two canvases of 40 x 64 pixels; the picture on the second has 24 x 48."""
+    """Two canvases of 40 x 64 pixels; the image on the second has 24 x 48."""
     mask = torch.zeros(2, 40, 64, dtype=torch.bool)
     mask[1, 24:], mask[1, :, 48:] = True, True
     return mask

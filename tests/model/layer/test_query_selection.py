@@ -23,7 +23,7 @@ def test_the_published_size_has_8084_valid_anchors():
     assert logits.isfinite().all()
 
 
-def test_cells_without_image_have_no_anchor():
+def test_padded_cells_have_no_anchor():
     padding = torch.zeros(2, 32, dtype=torch.bool)
     padding[1, 5] = True
     _, valid = anchor_logits([(4, 8)], torch.float32, torch.device("cpu"), padding)

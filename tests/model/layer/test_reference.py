@@ -23,10 +23,10 @@ def test_boxes_stay_exact_in_half_precision():
 
 def test_embedding_is_sines_and_cosines_in_the_order_y_x_w_h():
     box = [0.3, 0.8, 0.1, 0.45]
-    found = embed_boxes(torch.tensor([box]), 6)
+    actual = embed_boxes(torch.tensor([box]), 6)
     expected = [
         (math.sin if k % 2 == 0 else math.cos)(2 * math.pi * value / 10000 ** (2 * (k // 2) / 6))
         for value in (box[1], box[0], box[2], box[3])
         for k in range(6)
     ]
-    torch.testing.assert_close(found, torch.tensor([expected]))
+    torch.testing.assert_close(actual, torch.tensor([expected]))

@@ -68,7 +68,7 @@ def test_padded_cells_are_not_looked_at():
     cells = torch.rand(2, 16, 4, 6)
     padding = torch.zeros(2, 4, 6, dtype=torch.bool)
     padding[0, :, 3:] = True
-    padding[1] = True  # a picture too small to own a cell
+    padding[1] = True  # an image too small for a cell
     changed = torch.where(padding[:, None], cells + 1, cells)
     seen = ~padding[0].expand(16, -1, -1)
     assert torch.allclose(attention(cells, padding)[0][seen], attention(changed, padding)[0][seen], atol=1e-6)
