@@ -1,4 +1,4 @@
-"""Whether a batch fits into memory, and the largest one that does."""
+"""Whether a batch fits into memory, and the largest batch that does."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from detr_exp.trainer.settings import Settings
 from detr_exp.trainer.state import Run
 
 MAX_BATCH_SIZE = 128  # larger batches are not tried
-MEMORY_SHARE = 0.9  # of what fits: memory is not one piece, and other programs need some
-COPIES_PER_PARAMETER = 4  # numbers that a trained parameter brings along: its gradient, two moments, its average
+MEMORY_SHARE = 0.9  # of what fits: memory is fragmented, and other programs need some
+COPIES_PER_PARAMETER = 4  # values stored per trained parameter: gradient, two moments, average
 GIB = 2**30
 
 
 class MemoryNeed(NamedTuple):
-    """Bytes that a training step takes beside the weights: `fixed + images * per_image`."""
+    """Bytes that a training step uses besides the weights: `fixed + images * per_image`."""
 
     fixed: int
     per_image: int
@@ -37,12 +37,12 @@ class MemoryNeed(NamedTuple):
 def find_batch_size(settings: Settings, run: Run, network: Network, devices: int = 1) -> tuple[int, int]:
     """Batch size and accumulation for `trainer.batch_size=auto`.
 
-    A step is tried on devices that say when their memory ends. On a CPU a step that does not fit would end the process:
-    there the need is calculated from what one image keeps for the backward pass.
+    Devices that raise an error when their memory is full run a trial step. On a CPU a step that does not fit would end
+    the process; there the memory is estimated from the tensors that one image saves for the backward pass.
 
     Args:
         network: on its device.
-        devices: that share the effective batch.
+        devices: number of devices that share the effective batch.
 
     Raises:
         ValueError: not even one image fits.
@@ -59,10 +59,10 @@ def find_batch_size(settings: Settings, run: Run, network: Network, devices: int
 def refuse_too_large(settings: Settings, run: Run, network: Network, batch_size: int) -> None:
     """Refuse a batch that cannot fit, before anything is trained; costs the forward pass of one image.
 
-    Only what is certain counts: activations, gradients, moments and the average, no intermediate results.
+    Counts activations, gradients, moments and the average, but no temporary tensors.
 
     Raises:
-        ValueError: with the numbers and what to lower.
+        ValueError: with the numbers and the settings to lower.
     """
     free = available(settings.hardware.torch_device)
     if free is None:
@@ -73,10 +73,10 @@ def refuse_too_large(settings: Settings, run: Run, network: Network, batch_size:
 
 
 def num_overfit_images(batches: int, batch_size: int | str) -> int:
-    """The pictures that `trainer.overfit_batches` trains on.
+    """Number of images for `trainer.overfit_batches`.
 
     Raises:
-        ValueError: the size of a batch is not known yet.
+        ValueError: the batch size is not known yet.
     """
     if not isinstance(batch_size, int):
         raise ValueError(
@@ -86,11 +86,11 @@ def num_overfit_images(batches: int, batch_size: int | str) -> int:
 
 
 def largest_that_fits(fits: Callable[[int], bool], most: int) -> int:
-    """The largest count in 1..`most` that fits, 0 if not even one does: doubled until it does not, then halved between.
+    """The largest count in 1..`most` that fits, found by doubling and bisection; 0 if not even one fits.
 
     Args:
-        fits: whether so many images fit; where they do, fewer must fit too.
-        most: more are not tried.
+        fits: whether a number of images fits; if it does, smaller numbers must fit, too.
+        most: largest count to try.
     """
     good, bad = 0, 1
     while bad <= most and fits(bad):
@@ -106,23 +106,23 @@ def split_effective_batch(largest: int, headroom: float, target: int, devices: i
     """Batch size per device and batches to accumulate, as in RF-DETR.
 
     Args:
-        largest: images that fit.
-        headroom: share of them that is used, in (0, 1].
-        target: images of an effective batch, at least.
-        devices: that share it.
+        largest: number of images that fit.
+        headroom: fraction of them to use, in (0, 1].
+        target: smallest number of images of an effective batch.
+        devices: number of devices that share it.
     """
     batch_size = max(1, int(headroom * int(MEMORY_SHARE * largest)))
     return batch_size, max(1, math.ceil(math.ceil(target / devices) / batch_size))
 
 
 def fits_by_estimate(settings: Settings, run: Run, network: Network) -> Callable[[int], bool]:
-    """Whether so many images need no more than is free."""
+    """Whether a batch of some size needs no more memory than is free, as a function of its size."""
     need, free = need_of(settings, run, network), available(settings.hardware.torch_device)
     return lambda images: free is None or need.of(images) <= free
 
 
 def fits_by_trial(settings: Settings, run: Run, network: Network) -> Callable[[int], bool]:
-    """Whether a forward and a backward pass of so many images, beside moments and average, end well."""
+    """Whether a forward and a backward pass of a batch succeed with moments and average allocated, by its size."""
 
     def fits(images: int) -> bool:
         with state_preserved(network):
@@ -132,7 +132,7 @@ def fits_by_trial(settings: Settings, run: Run, network: Network) -> Callable[[i
                 ]
                 loss_of(settings, run, network, images).backward()
                 del beside
-            except RuntimeError as error:  # MPS has no class of its own for it
+            except RuntimeError as error:  # MPS has no exception class for it
                 if "out of memory" not in str(error):
                     raise
                 return False
@@ -142,7 +142,7 @@ def fits_by_trial(settings: Settings, run: Run, network: Network) -> Callable[[i
 
 
 def need_of(settings: Settings, run: Run, network: Network) -> MemoryNeed:
-    """What one more image needs, and what all batches need alike."""
+    """Memory per image, and the memory that does not depend on the batch."""
     with state_preserved(network):
         saved = saved_bytes(network, lambda: loss_of(settings, run, network, 1))
     trained = sum(p.numel() * p.element_size() for p in network.parameters() if p.requires_grad)
@@ -151,20 +151,20 @@ def need_of(settings: Settings, run: Run, network: Network) -> MemoryNeed:
 
 
 def loss_of(settings: Settings, run: Run, network: Network, images: int) -> Tensor:
-    """The loss of a batch at the largest scale, every image as crowded as the most crowded one of the data."""
+    """The loss of a batch at the largest scale; every image has as many objects as the fullest image of the data."""
     device = settings.hardware.torch_device
     precision = settings.hardware.precision()
     batch = worst_case_batch(run, network, images, settings.auto_batch_max_targets_per_image).to(device)
     network.train()
     with precision.autocast():
-        # `forward` itself: a compiled network would be compiled for this batch too
+        # calls `forward` directly: a compiled network would be compiled for this batch, too
         outputs = network.forward(batch.pixels(precision.memory_format), batch.targets, batch.padding_mask)
     losses = run.criterion(as_float32(outputs), batch.targets, num_boxes=len(batch.targets), num_images=images)
     return losses["total"]
 
 
 def worst_case_batch(run: Run, network: Network, images: int, most_targets: int) -> Batch:
-    """Grey pictures of the largest training size with as many equal objects as any picture has, at most so many."""
+    """Grey images of the largest training size, each with the largest number of objects of an image, up to a limit."""
     height, width = _largest_size(run, network)
     count = max(1, min(most_targets, run.data.train.most_objects))
     masks = torch.zeros(count, height, width, dtype=torch.bool) if "masks" in network.tasks else None

@@ -31,7 +31,7 @@ def save(state: Stored, path: Path) -> None:
 
 
 def duplicate(source: Path, path: Path) -> None:
-    """Copy a checkpoint under another name, with the promises of `save`."""
+    """Copy a checkpoint under another name, with the guarantees of `save`."""
     with open(source, "rb") as original:
         write(path, lambda file: shutil.copyfileobj(original, file))
 
@@ -49,21 +49,21 @@ def load(path: Path, needs: tuple[str, ...] = ()) -> Stored:
 
     Args:
         path: of the file.
-        needs: names that must be in it, besides the weights.
+        needs: names that the checkpoint must have, besides the weights.
 
     Raises:
-        ValueError: when the file is absent, damaged (its checksums are compared) or not one of ours.
+        ValueError: when the file is missing, damaged (its checksums are compared) or was not written by this package.
     """
     state = load_without_shards(path, needs)
     if SHARDS in state:
-        from detr_exp.trainer.shards import load_shards  # torch.distributed.checkpoint takes its time to import
+        from detr_exp.trainer.shards import load_shards  # torch.distributed.checkpoint is slow to import
 
         state = load_shards(state, path.parent)
     return state
 
 
 def load_without_shards(path: Path, needs: tuple[str, ...] = ()) -> Stored:
-    """The same, but tensors that lie in a folder beside the file (see `shards`) are without values."""
+    """Like `load`, but tensors that are stored in a folder next to the file (see `shards`) have no values."""
     if not path.is_file():
         raise ValueError(f"{path} is not a file; give the path of a checkpoint (.pth) or the folder of a run")
     state = tensor_files.read(path, _alternatives(path))
@@ -74,7 +74,7 @@ def load_without_shards(path: Path, needs: tuple[str, ...] = ()) -> Stored:
 
 
 def remove_unnamed_parts(folder: Path) -> None:
-    """Delete the parts of sharded states that no checkpoint of a run folder names any more."""
+    """Delete the parts of sharded states that no checkpoint of a run folder refers to any more."""
     states = [load_without_shards(path) for path in folder.glob("checkpoint*.pth")]
     named = {state[SHARDS]["folder"] for state in states if SHARDS in state}
     for parts in folder.glob(f"{PREFIX}*"):
@@ -83,7 +83,7 @@ def remove_unnamed_parts(folder: Path) -> None:
 
 
 def save_safetensors(state: Stored, path: Path) -> None:
-    """Write a checkpoint for inference as safetensors: tensors, and all else as JSON in the header.
+    """Write a checkpoint for inference as safetensors: tensors, and everything else as JSON in the header.
 
     Raises:
         ValueError: as `save`.
@@ -96,14 +96,14 @@ def save_safetensors(state: Stored, path: Path) -> None:
 
 
 def resolve(checkpoint: str | Path, weights: str | None = None) -> Path:
-    """The file meant by a path to a checkpoint or to a run folder (its best, else its newest).
+    """The checkpoint file for a path to a checkpoint or to a run folder (its best, else its newest).
 
     Args:
         checkpoint: file or folder.
-        weights: "ema" or "raw": the best of these; None: the best of both.
+        weights: "ema" or "raw": the best checkpoint of these weights; None: the best of both.
 
     Raises:
-        ValueError: when there is none.
+        ValueError: when there is no checkpoint.
     """
     path = Path(str(checkpoint)).expanduser()
     if not path.is_dir():
@@ -116,7 +116,7 @@ def resolve(checkpoint: str | Path, weights: str | None = None) -> Path:
 
 
 def config_hash(config: Stored) -> str:
-    """Twelve hex digits that name a resolved config."""
+    """Twelve hex digits that identify a resolved config."""
     canonical = json.dumps(config, sort_keys=True, default=str)
     return hashlib.sha256(canonical.encode()).hexdigest()[:12]
 

@@ -1,4 +1,4 @@
-"""What of a run is kept in checkpoints: everything to go on with, or the little that inference needs."""
+"""What checkpoints contain: everything needed to resume, or the small part that inference needs."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ class NonFiniteError(RuntimeError):
 
 
 def save_newest(run: Run, state: State) -> None:
-    """Everything to go on with, as `checkpoint.pth`.
+    """Write everything needed to resume to `checkpoint.pth`.
 
     Raises:
-        NonFiniteError: the weights are not finite; the previous file stays.
+        NonFiniteError: the weights are not finite; the previous file is not changed.
     """
-    kept = state.state_dict()
-    refuse_non_finite(kept["model"], files.NEWEST)
+    saved = state.state_dict()
+    refuse_non_finite(saved["model"], files.NEWEST)
     counted = {"logged_lines": run.tracker.lines, "nonfinite_costs": nonfinite_costs(run)}
-    content = common_content(run) | kept | counted | {"kind": "training"}
-    if any(is_sharded(tensor) for tensor in kept["model"].values()):
-        from detr_exp.trainer import shards  # torch.distributed.checkpoint takes a while to load
+    content = common_content(run) | saved | counted | {"kind": "training"}
+    if any(is_sharded(tensor) for tensor in saved["model"].values()):
+        from detr_exp.trainer import shards  # torch.distributed.checkpoint is slow to import
 
         shards.save(content, run.output_dir / files.NEWEST, files.save)
         distributed.on_first_rank(files.remove_unnamed_parts, run.output_dir)
@@ -42,7 +42,7 @@ def save_newest(run: Run, state: State) -> None:
 
 
 def copy_as_numbered(run: Run, state: State, keep: int) -> None:
-    """A copy of `checkpoint.pth` under the number of its epoch; all but the last `keep` of these are deleted."""
+    """Copy `checkpoint.pth` to `checkpoint_<epoch>.pth`, and delete all but the last `keep` numbered checkpoints."""
     distributed.on_first_rank(
         files.duplicate, run.output_dir / files.NEWEST, run.output_dir / f"checkpoint_{state.epoch}.pth"
     )
@@ -50,7 +50,7 @@ def copy_as_numbered(run: Run, state: State, keep: int) -> None:
 
 
 def inference_content(run: Run, state: State, which: str, metrics: dict[str, float]) -> Stored:
-    """All that inference needs of the EMA or the raw weights, and nothing else.
+    """The content of a checkpoint for inference, with the EMA or the raw weights.
 
     Raises:
         NonFiniteError: the weights are not finite.
@@ -77,7 +77,7 @@ def inference_content(run: Run, state: State, which: str, metrics: dict[str, flo
 
 
 def common_content(run: Run) -> Stored:
-    """What every checkpoint says about itself."""
+    """The fields that every checkpoint has."""
     return {
         "format": files.FORMAT,
         "config": run.config,
@@ -91,12 +91,12 @@ def common_content(run: Run) -> Stored:
 
 
 def refuse_non_finite(model: dict[str, Tensor], name: str) -> None:
-    """Raises: NonFiniteError when a tensor of `model` is not finite; asks the device once."""
+    """Raises: NonFiniteError when a tensor of `model` is not finite; reads the device once."""
     floating = {key: local_part(tensor) for key, tensor in model.items() if tensor.is_floating_point()}
     finite = torch.stack([torch.isfinite(tensor).all() for tensor in floating.values()]).all()
     if not all(distributed.gather(bool(finite))):
         wrong = [key for key, tensor in floating.items() if not torch.isfinite(tensor).all()]
         raise NonFiniteError(
             f"{name} was not written, because weights are not finite ({len(wrong)} tensors: {', '.join(wrong[:5])}); "
-            "the previous one stays. Lower optim.lr, or try trainer.hardware.amp=null"
+            "the previous one is unchanged. Lower optim.lr, or try trainer.hardware.amp=null"
         )

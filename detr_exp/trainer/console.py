@@ -1,4 +1,4 @@
-"""What a person sees while a run goes on."""
+"""Output on the terminal while a run trains."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ BARS = ("rich", "tqdm", "none")
 
 
 class Meter(Protocol):
-    """Counts steps; shows a few words beside the count."""
+    """Counts steps, and shows a short status text next to the count."""
 
-    def __call__(self, words: str = "", advance: int = 1) -> None: ...
+    def __call__(self, status: str = "", advance: int = 1) -> None: ...
 
 
 class Console:
@@ -24,19 +24,19 @@ class Console:
 
     Args:
         progress_bar: `rich`, `tqdm` or `none`; true means `rich`, false and null mean `none`.
-        is_enabled: print at all; false on ranks other than the first.
+        is_enabled: whether to print; false on ranks other than the first.
 
     Raises:
-        ValueError: for another word.
+        ValueError: for another value.
     """
 
     def __init__(self, progress_bar: str | bool | None, is_enabled: bool = True) -> None:
-        word = {True: "rich", False: "none", None: "none"}.get(progress_bar, progress_bar)  # type: ignore[arg-type]
-        if word not in BARS:
+        name = {True: "rich", False: "none", None: "none"}.get(progress_bar, progress_bar)  # type: ignore[arg-type]
+        if name not in BARS:
             raise ValueError(f"trainer.progress_bar is {progress_bar!r}; use {', '.join(BARS)}, true or false")
         self.is_enabled = is_enabled
         self.terminal = sys.stdout is not None and sys.stdout.isatty()
-        self.bar = word if self.terminal else "none"
+        self.bar = name if self.terminal else "none"
 
     def line(self, text: str) -> None:
         if self.is_enabled:
@@ -51,7 +51,7 @@ class Console:
         self.line("")
 
     def metrics(self, title: str, columns: Mapping[str, float]) -> None:
-        """One evaluation as a table of AP values in 0..1 (a plain line when the output is no terminal)."""
+        """One evaluation as a table of AP values in 0..1 (a plain line if the output is not a terminal)."""
         if not self.is_enabled:
             return
         shown = {name: "-" if value < 0 else f"{value:.3f}" for name, value in columns.items()}
@@ -69,7 +69,7 @@ class Console:
 
     @contextmanager
     def progress(self, title: str, total: int) -> Iterator[Meter]:
-        """A live bar with the time left; without a terminal a line at most every 30 seconds."""
+        """A progress bar with the remaining time; without a terminal, a line at most every 30 seconds."""
         if not self.is_enabled:
             yield _LineMeter(title, total, quiet=True)
         elif self.bar == "rich":
@@ -86,16 +86,16 @@ class _LineMeter:
     def __init__(self, title: str, total: int, quiet: bool) -> None:
         self.title, self.total, self.quiet = title, total, quiet
         self.done, self.started = 0, time.monotonic()
-        self.spoken = self.started
+        self.last_printed = self.started
 
-    def __call__(self, words: str = "", advance: int = 1) -> None:
+    def __call__(self, status: str = "", advance: int = 1) -> None:
         self.done += advance
         now = time.monotonic()
-        if self.quiet or now - self.spoken < 30:
+        if self.quiet or now - self.last_printed < 30:
             return
-        self.spoken = now
+        self.last_printed = now
         left = (now - self.started) / max(self.done, 1) * (self.total - self.done)
-        say(f"{self.title}  {self.done}/{self.total}  {words}  {left:.0f} s left")
+        say(f"{self.title}  {self.done}/{self.total}  {status}  {left:.0f} s left")
 
 
 @contextmanager
@@ -115,15 +115,15 @@ def _rich_bar(title: str, total: int) -> Iterator[Meter]:
         MofNCompleteColumn(),
         TimeElapsedColumn(),
         TimeRemainingColumn(),
-        TextColumn("{task.fields[words]}"),
+        TextColumn("{task.fields[status]}"),
     )
     with Progress(*columns, transient=True) as progress:
-        task = progress.add_task(title, total=total, words="")
+        task = progress.add_task(title, total=total, status="")
 
-        def meter(words: str = "", advance: int = 1) -> None:
+        def meter(status: str = "", advance: int = 1) -> None:
             progress.update(task, advance=advance)
-            if words:
-                progress.update(task, words=words)
+            if status:
+                progress.update(task, status=status)
 
         yield meter
 
@@ -138,9 +138,9 @@ def _tqdm_bar(title: str, total: int) -> Iterator[Meter]:
         ) from None
     with tqdm(total=total, desc=title, leave=False) as bar:
 
-        def meter(words: str = "", advance: int = 1) -> None:
-            if words:
-                bar.set_postfix_str(words, refresh=False)
+        def meter(status: str = "", advance: int = 1) -> None:
+            if status:
+                bar.set_postfix_str(status, refresh=False)
             bar.update(advance)
 
         yield meter

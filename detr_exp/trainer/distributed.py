@@ -1,8 +1,8 @@
-"""What ranks - the processes of one training - tell each other. With one process each function gives back what it got.
+"""Communication between ranks, the processes of one training. With one process, each function returns its argument.
 
-Counts and decisions travel from host to host (gloo), so that no device is waited for; gradients and losses from device
-to device (NCCL on CUDA). Everything that decides how a run goes on is either the same on all ranks by construction or
-decided once, by rank 0.
+Counts and decisions are exchanged between hosts (gloo), so that no rank waits for a device; gradients and losses
+between devices (NCCL on CUDA). Everything that decides the course of a run is either the same on all ranks by
+construction or decided by rank 0.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ CLOSING = timedelta(seconds=20)
 
 
 class PeerFailed(RuntimeError):
-    """This rank could not go on because another one had failed.
+    """This rank could not continue because another rank failed.
 
     Attributes:
-        exit_status: of the other one: 2 for a mistake in configuration or data, else 1.
+        exit_status: of the other rank: 2 for a mistake in configuration or data, else 1.
     """
 
     def __init__(self, reason: str, exit_status: int) -> None:
@@ -44,9 +44,9 @@ class StepCounts(NamedTuple):
     """Counts of an optimiser step over all ranks.
 
     Attributes:
-        num_boxes: objects of the accumulation window, mean over ranks: gradients are averaged over ranks, too.
-        num_images: images of the same.
-        most_objects: of any image of any rank, micro-batch by micro-batch.
+        num_boxes: objects of the accumulation window, mean over ranks, because gradients are averaged over ranks, too.
+        num_images: images of the accumulation window, mean over ranks.
+        most_objects: for each micro-batch, the largest number of objects in an image on any rank.
     """
 
     num_boxes: float
@@ -54,7 +54,7 @@ class StepCounts(NamedTuple):
     most_objects: list[int]
 
 
-# ------------------------------------------------------------------------------------------------------- the group
+# ------------------------------------------------------------------------------------------------------- process group
 
 
 def started_as_rank() -> bool:
@@ -64,21 +64,21 @@ def started_as_rank() -> bool:
 
 @functools.cache
 def rendezvous() -> tuple[dist.Store, int, int]:
-    """The store that all ranks named in the environment can read and write; rank and number of ranks."""
+    """The store that all ranks can read and write; this rank; the number of ranks. From environment variables."""
     store, number, count = next(dist.rendezvous("env://"))
     return dist.PrefixStore("detr_exp", store), number, count
 
 
 @contextmanager
 def process_group(device: torch.device, status_of: Callable[[BaseException], int]) -> Iterator[None]:
-    """Join the other ranks, where this process is one of several, and leave them at the end.
+    """Join the process group if this process is one of several ranks, and leave it at the end.
 
     Args:
         device: CUDA exchanges gradients by NCCL, everything else by gloo.
-        status_of: the exit status that an error leads to.
+        status_of: exit status for an error.
 
     Raises:
-        PeerFailed: in place of what else went wrong, when another rank had failed before.
+        PeerFailed: in place of the original error, if another rank failed first.
     """
     if not started_as_rank():
         yield
@@ -91,7 +91,7 @@ def process_group(device: torch.device, status_of: Callable[[BaseException], int
     try:
         yield
     except BaseException as error:
-        agreed = hasattr(error, "exit_status")  # all ranks end this way, at the same step
+        agreed = hasattr(error, "exit_status")  # all ranks raise this error, at the same step
         peer_failed = None if agreed else _reason(store, error, status_of)
         dist.destroy_process_group()
         # a launcher ends all ranks when one has failed; rank 0 may still be closing its files
@@ -110,7 +110,7 @@ def process_group(device: torch.device, status_of: Callable[[BaseException], int
 
 
 def _reason(store: dist.Store, error: BaseException, status_of: Callable[[BaseException], int]) -> PeerFailed | None:
-    """The first rank that fails leaves its reason; the others fail because it is gone, and give that reason."""
+    """The first rank that fails stores its error; the other ranks, which fail because of it, report that error."""
     with suppress(Exception):
         if store.add("failures", 1) == 1:
             store.set("reason", f"{status_of(error)} {type(error).__name__}: {error}")
@@ -137,16 +137,16 @@ def world_size() -> int:
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
-# ---------------------------------------------------------------------------------------------- words and decisions
+# ---------------------------------------------------------------------------------------------- objects and decisions
 
 
 def on_first_rank(do: Callable[..., T], *args: object) -> T:
-    """What `do(*args)` returns, done by rank 0 only and told to all; nobody goes on before it is done."""
+    """The result of `do(*args)`, called on rank 0 and broadcast to all ranks; all ranks wait for it."""
     if world_size() == 1:
         return do(*args)
-    told = [do(*args) if rank() == 0 else None]
-    dist.broadcast_object_list(told, src=0)
-    return told[0]  # type: ignore[return-value]
+    result = [do(*args) if rank() == 0 else None]
+    dist.broadcast_object_list(result, src=0)
+    return result[0]  # type: ignore[return-value]
 
 
 def gather(value: T) -> list[T]:
@@ -159,7 +159,7 @@ def gather(value: T) -> list[T]:
 
 
 def signal_of_any_rank(number: int | None) -> int | None:
-    """The signal that any rank has received; asked at step boundaries, so that all ranks end at the same one."""
+    """The signal that any rank has received; checked at step boundaries, so that all ranks end at the same step."""
     if world_size() == 1:
         return number
     highest = torch.tensor(number or 0)
@@ -187,7 +187,7 @@ def first_rank_first() -> Iterator[None]:
 
 
 class NullTracker:
-    """Takes every call and does nothing: the tracker of ranks that nobody listens to."""
+    """Accepts every call and does nothing: the tracker of ranks other than the first."""
 
     lines = 0
 
@@ -199,7 +199,7 @@ class NullTracker:
 
 
 def count_over_ranks(window: list[Batch]) -> StepCounts:
-    """Counts over all ranks of the micro-batches of one step; one exchange between hosts."""
+    """Counts over all ranks of the micro-batches of one step; one exchange between ranks."""
     counts = sum(len(batch.targets) for batch in window), sum(len(batch) for batch in window)
     most = [max(batch.targets.counts, default=0) for batch in window]
     if world_size() == 1:
@@ -211,7 +211,7 @@ def count_over_ranks(window: list[Batch]) -> StepCounts:
 
 
 def sync_denoising(network: Network, most_objects: int) -> None:
-    """Let all ranks make as many denoising groups as the rank with the fullest image."""
+    """Make all ranks use the number of denoising groups of the rank whose image has the most objects."""
     if world_size() > 1:
         network.agree_on_denoising(most_objects)
 
@@ -225,7 +225,7 @@ def mean_over_ranks(values: Tensor) -> Tensor:
 
 
 def gradient_exchange(forward: nn.Module, last: bool) -> AbstractContextManager[None]:
-    """Forward and backward pass of a micro-batch; gradients are exchanged with the `last` one of a window."""
+    """Forward and backward pass of a micro-batch; gradients are exchanged in the `last` micro-batch of a window."""
     if isinstance(forward, DistributedDataParallel) and not last:
         return forward.no_sync()
     if is_fsdp_module(forward):
@@ -234,14 +234,14 @@ def gradient_exchange(forward: nn.Module, last: bool) -> AbstractContextManager[
 
 
 def sync_buffers(buffers: list[Tensor]) -> None:
-    """Give all ranks the batch statistics of rank 0; in training every rank keeps its own."""
+    """Copy the batch statistics of rank 0 to all ranks; during training each rank has its own."""
     if world_size() > 1:
         for buffer in buffers:
             dist.broadcast(buffer, src=0)
 
 
 def parallel(network: Network, strategy: str) -> nn.Module:
-    """The network as training steps call it: its gradients are averaged over ranks.
+    """The module that training steps call: gradients are averaged over ranks.
 
     Args:
         network: on its device; with `fsdp` its parameters are split in place.
@@ -252,8 +252,8 @@ def parallel(network: Network, strategy: str) -> nn.Module:
         return network
     if strategy == "fsdp":
         return shard(network)
-    # of depthwise weights, whose memory layout has two names; nothing a user could change
+    # raised for depthwise weights, whose memory layout has two equal descriptions; users cannot change it
     warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # newer versions of torch give the argument another name
+        warnings.simplefilter("ignore", FutureWarning)  # newer versions of torch rename the argument
         return DistributedDataParallel(network, broadcast_buffers=False, gradient_as_bucket_view=True)

@@ -20,14 +20,14 @@ class EMA:
     After update u the average is `d(u) * average + (1 - d(u)) * weights` with `d(u) = decay * (1 - exp(-u / tau))`
     and u counted from 1 (the ModelEMA of RT-DETR and YOLOv5): early averages forget the initialisation quickly.
 
-    Where ranks hold parts of the parameters (FSDP), each averages its own parts: the formula is element by element, so
-    together they are the average of the whole, and no rank ever holds all of it.
+    Where ranks hold parts of the parameters (FSDP), each rank averages its own parts. The formula is elementwise, so
+    together they are the average of the whole network, and no rank ever holds all of it.
 
     Args:
-        network: its present weights are the first average; later updates read it again.
+        network: its current weights are the initial average; later updates read it again.
         decay: limit of d(u), in [0, 1); averages over about `1 / (1 - decay)` updates.
         tau: updates until d(u) has reached 63 % of `decay`; 0 uses `decay` from the start.
-        update_interval: every so many calls of `update` one changes the average.
+        update_interval: number of calls of `update` per change of the average.
         copy_first: the first update copies the weights and the second one uses d(2), as in RF-DETR.
 
     Raises:
@@ -60,11 +60,11 @@ class EMA:
 
     @torch.no_grad()
     def update(self, skipped: Tensor | None = None) -> None:
-        """Take in the present weights of the network.
+        """Add the current weights of the network to the average.
 
         Args:
-            skipped: `[]`; where it is not zero the average stays as it is, because the step was not applied. It is
-                not waited for on devices where reading it would be a synchronisation; the update is counted anyway.
+            skipped: `[]`; if it is not zero, the average is not changed, because the step was not applied. It is not
+                read on devices where reading would synchronise. The update is counted in any case.
         """
         self.calls += 1
         if self.calls % self.update_interval:
@@ -77,7 +77,7 @@ class EMA:
             torch._foreach_lerp_(self.average, self.live, weight)
 
     def _update_where(self, applied: Tensor, weight: float) -> None:
-        """The same without asking the device whether the step was `applied` `[]`.
+        """Update the average only if the step was `applied` `[]`, without reading that flag from the device.
 
         Parameters of a skipped step are finite, so a weight of zero leaves their average unchanged. Buffers are not
         protected by the optimiser: batch statistics may hold NaN, and NaN times zero is NaN; they are selected.
@@ -91,12 +91,12 @@ class EMA:
 
     @contextmanager
     def swapped(self, network: Network) -> Iterator[None]:
-        """`network` has the averaged weights inside the `with` block and its own again after it.
+        """`network` has the averaged weights inside the `with` block and its original weights after it.
 
-        Storage changes hands, nothing is copied: compiled and wrapped forms of the network see the averages too.
+        Storage is exchanged and nothing is copied, so compiled and wrapped forms of the network see the averages, too.
 
         Args:
-            network: the network that is averaged, or another one of the same make.
+            network: the network that is averaged, or another one of the same architecture.
         """
         live = list(averaged_tensors(network).values())
         self._exchange(live)
@@ -107,7 +107,7 @@ class EMA:
 
     def _exchange(self, live: list[Tensor]) -> None:
         for i, tensor in enumerate(live):
-            if is_sharded(tensor):  # FSDP computes from storage that it has laid out itself: values change hands
+            if is_sharded(tensor):  # FSDP computes from its own storage, so values are exchanged
                 part = local_part(tensor)
                 values = part.clone()
                 part.copy_(self.average[i])
@@ -120,15 +120,15 @@ class EMA:
         return {"average": dict(zip(self.names, average)), "updates": self.updates, "calls": self.calls}
 
     def load_state_dict(self, state: Stored) -> None:
-        """Restore averages and counters; the settings stay those of the constructor.
+        """Restore averages and counters; the settings remain those of the constructor.
 
         Raises:
-            ValueError: when the saved names are not those of this network.
+            ValueError: when the saved tensors do not have the names of this network.
         """
         if unlike := set(self.names) ^ set(state["average"]):
             raise ValueError(
                 f"saved average and network differ in {len(unlike)} tensors ({', '.join(sorted(unlike)[:5])}); "
-                "resume with the configuration of the run, or start anew: trainer.resume=null"
+                "resume with the configuration of the run, or start a new run: trainer.resume=null"
             )
         for average, name in zip(self.average, self.names):
             average.copy_(local_part(state["average"][name]))

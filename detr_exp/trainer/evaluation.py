@@ -1,4 +1,4 @@
-"""One evaluation loop, for training, the `evaluate` command and everything else that reports mAP."""
+"""One evaluation loop, for training, the `evaluate` command and all other commands that report mAP."""
 
 from __future__ import annotations
 
@@ -32,16 +32,16 @@ def evaluate(
     on_batch: Callable[[Batch, list[Detections]], None] | None = None,
     interrupt: Interrupt | None = None,
 ) -> dict[str, float]:
-    """Run `network` over `loader` and compute the metric; with several ranks, of what all of them have found.
+    """Run `network` over `loader` and compute the metric; with several ranks, over the detections of all ranks.
 
     Args:
-        network: in any mode; it is evaluated in `eval()` mode and left as it was.
-        loader: batches of the split `metric` holds the truth of.
+        network: in any mode; it is evaluated in `eval()` mode, and its mode is restored.
+        loader: batches of the split whose ground truth `metric` has.
         metric: reset first.
-        precision: where and in what type to compute.
+        precision: device and type of the computation.
         criterion: also compute the loss (`loss`, mean over images).
-        on_batch: called with every batch and its detections, on the CPU; those that are not finite are left out.
-        interrupt: looked at after every batch.
+        on_batch: called with every batch and its finite detections, on the CPU.
+        interrupt: checked after every batch.
 
     Returns:
         the metric's values (`mAP`, `mAP50`, ...; see `invalidate_non_finite`), `loss` and its terms if requested,
@@ -49,7 +49,7 @@ def evaluate(
 
     Raises:
         Interrupted: a signal came.
-        WorkerError: a process that loads pictures was lost.
+        WorkerError: a process that loads images was lost.
     """
     was_training = network.training
     network.eval()
@@ -90,17 +90,17 @@ def evaluate(
 
 
 def invalidate_non_finite(values: dict[str, float]) -> dict[str, float]:
-    """An evaluation's values: none of them is a number where predictions were not finite, for the network has diverged.
+    """The values of an evaluation; all are NaN if some predictions were not finite, because the network has diverged.
 
-    What it found with the others may look good by chance; whoever ranks evaluations must not see it.
+    The values of the remaining predictions may be high by chance, and must not be used to compare evaluations.
     """
     count = values.get("nonfinite", 0)
     if not count:
         return values
     if distributed.rank() == 0:
         log.warning(
-            "%.0f predictions are not finite, so this evaluation has no value. Lower optim.lr, or where evaluation "
-            "computes in half precision: trainer.hardware.eval_amp=null",
+            "%.0f predictions are not finite, so the values of this evaluation are NaN. Lower optim.lr, or if the "
+            "evaluation uses half precision: trainer.hardware.eval_amp=null",
             count,
         )
     return dict.fromkeys(values, math.nan) | {"nonfinite": count}
@@ -112,7 +112,7 @@ def as_float32(outputs: Outputs) -> Outputs:
 
 
 def headline(found: dict[str, float]) -> dict[str, float]:
-    """The few values a person wants first, task by task; of an evaluator with other names, all that are of no class."""
+    """The main metrics of each task; for an evaluator with other metric names, all values except those per class."""
     shown = {
         name: value for name, value in found.items() if name.removeprefix("segm_").removeprefix("keypoint_") in HEADLINE
     }

@@ -1,7 +1,7 @@
 """Python's garbage collector: off while the first training of a process starts, on while it trains.
 
-Importing torch and building a network make a million objects that stay. To look through them for garbage, again and
-again while there are ever more, takes a tenth of a start.
+Importing torch and building a network create about a million objects that stay. Scanning them repeatedly for garbage
+takes a tenth of the start time.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from contextlib import contextmanager
 
 @contextmanager
 def off_until_training() -> Iterator[None]:
-    """Nothing is collected from here on until a training begins, or this ends.
+    """Turn collection off until a training begins or the `with` block ends.
 
-    Where torch is there already nothing changes: what a sweep's run has left behind must not outlive the next start.
+    Has no effect if torch is already imported: garbage of the previous run of a sweep must be collected.
     """
     is_first = gc.isenabled() and "torch" not in sys.modules
     if is_first:
@@ -30,10 +30,10 @@ def off_until_training() -> Iterator[None]:
 
 @contextmanager
 def on_for_training() -> Iterator[None]:
-    """What there is when a training begins is set aside, and only what it makes from then on is looked through.
+    """Exclude the objects that exist when a training begins from collection, and collect only newer ones.
 
-    Memory that forked loader workers share with this process stays shared, too. After the training all of it counts
-    again, so that its network can go.
+    This also keeps memory shared with forked loader workers. After the training all objects are included again, so
+    that the network can be freed.
     """
     gc.freeze()
     gc.enable()

@@ -1,4 +1,4 @@
-"""Where a run computes: device, precision, memory layout."""
+"""Hardware of a run: device, precision, memory layout."""
 
 from __future__ import annotations
 
@@ -17,25 +17,25 @@ OFF = (None, False, "null", "off", "none", "false")
 
 @dataclass(frozen=True, kw_only=True)
 class Hardware:
-    """Hardware settings, and the answers that follow from them on this machine.
+    """Hardware settings, and the values that follow from them on this machine.
 
     Args:
         device: `auto` (CUDA, then MPS, then CPU) or a torch device such as `cuda:1`.
-        amp: autocast precision in training: `auto`, `bf16`, `fp16`, `fp16_or_auto` (fp16 where it is fast and its loss
+        amp: autocast precision in training: `auto`, `bf16`, `fp16`, `fp16_or_auto` (fp16 if it is fast and its loss
             scaling works: CUDA without FSDP), or null for float32.
         eval_amp: the same for evaluation.
-        channels_last: lay activations and weights out as NHWC; `auto` follows `amp` on a CPU (where bf16
-            convolutions are slow without it) and is on for CUDA.
+        channels_last: store activations and weights as NHWC; `auto` follows `amp` on a CPU (bf16 convolutions
+            are slow without it) and is on for CUDA.
         gradient_checkpointing: recompute backbone and encoder activations in the backward pass.
-        compile: `torch.compile` the network and, in training, the cost of matching.
-        threads: of a CPU; null: one per core, shared by the ranks of this machine.
-        devices: ranks of this machine, each with a device of its own: a number, or `auto`, every CUDA device there is.
-            Under `torchrun` it says how many there are.
-        strategy: `ddp`, every rank has the whole network, or `fsdp`, each holds a part of every tensor.
+        compile: `torch.compile` the network and, in training, the matching cost.
+        threads: CPU threads; null: one per core, shared by the ranks of this machine.
+        devices: ranks on this machine, one per device: a number, or `auto` for all CUDA devices. Under `torchrun` its
+            number of ranks is used.
+        strategy: `ddp`, every rank has the whole network, or `fsdp`, each rank has a part of every tensor.
         sync_bn: compute batch statistics over all ranks: true, false, or `auto`, on CUDA.
 
     Raises:
-        ValueError: for a device that is not there or a precision it cannot compute in.
+        ValueError: for a device that does not exist or a precision that it does not support.
     """
 
     device: str
@@ -54,7 +54,7 @@ class Hardware:
             raise ValueError(
                 f"trainer.hardware.threads is {self.threads}; it must be >= 1 or null: trainer.hardware.threads=null"
             )
-        self.torch_device, self.amp_dtype, self.eval_amp_dtype  # noqa: B018 - a wrong word is an error now, not later
+        self.torch_device, self.amp_dtype, self.eval_amp_dtype  # noqa: B018 - report wrong values early
         if self.strategy not in ("ddp", "fsdp"):
             raise ValueError(f"trainer.hardware.strategy is {self.strategy!r}; use ddp or fsdp")
         if self.sync_bn not in (True, False, "auto"):
@@ -89,10 +89,10 @@ class Hardware:
 
     @property
     def num_ranks(self) -> int:
-        """Processes to start on this machine.
+        """Number of processes to start on this machine.
 
         Raises:
-            ValueError: there are not as many devices.
+            ValueError: there are fewer devices.
         """
         device = self.torch_device
         there = torch.cuda.device_count() if device.type == "cuda" else 1
@@ -120,7 +120,7 @@ class Hardware:
         return self.devices
 
     def refuse_ranks(self, started: int) -> None:
-        """Under `torchrun`: refuse another number of ranks than it has started on this machine."""
+        """Under `torchrun`: refuse a number of devices other than the number of started ranks."""
         if self.devices not in (1, "auto", started):
             raise ValueError(
                 f"trainer.hardware.devices is {self.devices}, but torchrun has started {started} ranks on this "
@@ -135,36 +135,36 @@ class Hardware:
     def eval_amp_dtype(self) -> torch.dtype | None:
         return self._dtype("eval_amp", self.eval_amp)
 
-    def _dtype(self, key: str, word: str | bool | None) -> torch.dtype | None:
-        if word in OFF:
+    def _dtype(self, key: str, value: str | bool | None) -> torch.dtype | None:
+        if value in OFF:
             return None
-        if word == "fp16_or_auto":
-            word = "fp16" if self.torch_device.type == "cuda" and self.strategy == "ddp" else "auto"
-        if word == "auto":
+        if value == "fp16_or_auto":
+            value = "fp16" if self.torch_device.type == "cuda" and self.strategy == "ddp" else "auto"
+        if value == "auto":
             return _fastest_dtype(self.torch_device)
-        if word not in AMP_DTYPES:
-            raise ValueError(f"trainer.hardware.{key} is {word!r}; use bf16, fp16, fp16_or_auto, auto or null")
-        if word == "fp16" and self.torch_device.type == "cpu":
+        if value not in AMP_DTYPES:
+            raise ValueError(f"trainer.hardware.{key} is {value!r}; use bf16, fp16, fp16_or_auto, auto or null")
+        if value == "fp16" and self.torch_device.type == "cpu":
             raise ValueError(
-                f"trainer.hardware.{key} is fp16, for which a CPU has no fast arithmetic; "
+                f"trainer.hardware.{key} is fp16, which is slow on a CPU; "
                 f"use trainer.hardware.{key}=bf16 or trainer.hardware.{key}=null"
             )
-        return AMP_DTYPES[str(word)]
+        return AMP_DTYPES[str(value)]
 
     @property
     def memory_format(self) -> torch.memory_format:
-        wanted = self.channels_last
-        if wanted == "auto":
+        channels_last = self.channels_last
+        if channels_last == "auto":
             # on a CPU bf16 convolutions are up to 3x slower than fp32 in NCHW and up to 7x faster in NHWC
-            wanted = self.torch_device.type == "cuda" or self.amp_dtype is not None
-        return torch.channels_last if wanted else torch.contiguous_format
+            channels_last = self.torch_device.type == "cuda" or self.amp_dtype is not None
+        return torch.channels_last if channels_last else torch.contiguous_format
 
     def precision(self, evaluating: bool = False) -> Precision:
-        """In what type and layout to compute, when training or evaluating."""
+        """Type and memory layout of the computation in training or evaluation."""
         return Precision(self.torch_device, self.eval_amp_dtype if evaluating else self.amp_dtype, self.memory_format)
 
     def place(self, network: Network) -> Network:
-        """The network on the device, in the memory layout, with checkpointing and compilation as asked for."""
+        """The network on the device, in the memory layout, with checkpointing and compilation as configured."""
         ranks = distributed.local_world_size()
         if self.threads is not None:
             torch.set_num_threads(self.threads)
@@ -186,10 +186,10 @@ class Hardware:
             if device.type == "cuda"
             else f"{self.threads or torch.get_num_threads()} threads"
         )
-        words = {None: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
+        names = {None: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
         layout = "channels-last" if self.memory_format is torch.channels_last else "channels-first"
         ranks = f"{distributed.world_size()} ranks ({self.strategy}) x " if distributed.world_size() > 1 else ""
-        return f"{ranks}{device} ({name}), {words[self.amp_dtype]}, {layout}"
+        return f"{ranks}{device} ({name}), {names[self.amp_dtype]}, {layout}"
 
 
 def _fastest_dtype(device: torch.device) -> torch.dtype | None:

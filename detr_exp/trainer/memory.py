@@ -1,4 +1,4 @@
-"""How much memory a training step takes, and how much there is."""
+"""Memory that a training step uses, and memory that is available."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from detr_exp.trainer.distributed import local_world_size
 
 
 class Saved(NamedTuple):
-    """Bytes that a forward pass keeps for the backward pass.
+    """Bytes that a forward pass saves for the backward pass.
 
     Attributes:
-        activations: grows with the batch.
+        activations: proportional to the batch size.
         weights: copies of parameters in another type or layout; the same for every batch.
     """
 
@@ -29,9 +29,9 @@ class Saved(NamedTuple):
 
 
 def saved_bytes(network: Network, loss: Callable[[], object]) -> Saved:
-    """What `loss` keeps for its backward pass, parameters and buffers themselves not counted.
+    """Bytes that `loss` saves for its backward pass, without the parameters and buffers themselves.
 
-    Activations that gradient checkpointing computes again are not kept, so they are not counted either.
+    Activations that gradient checkpointing recomputes are not saved, so they are not counted.
     """
     own = {tensor.untyped_storage().data_ptr() for tensor in chain(network.parameters(), network.buffers())}
     shapes = {shape for p in network.parameters() if p.dim() > 1 for shape in (tuple(p.shape), tuple(p.shape)[::-1])}
@@ -46,14 +46,14 @@ def saved_bytes(network: Network, loss: Callable[[], object]) -> Saved:
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-        kept = loss()  # the graph holds the tensors, so that no address comes twice
-    del kept
+        result = loss()  # the graph keeps the tensors alive, so that no address is reused
+    del result
     return Saved(sum(activations.values()), sum(weights.values()))
 
 
 @contextmanager
 def state_preserved(network: Network) -> Iterator[None]:
-    """Buffers, mode, gradients and random streams are as before when the `with` block is left."""
+    """Restore buffers, training mode, gradients and random states at the end of the `with` block."""
     was_training, device = network.training, next(network.parameters()).device
     buffers = [(buffer, buffer.clone()) for buffer in network.buffers()]
     devices = [device] if device.type == "cuda" else []
@@ -68,7 +68,7 @@ def state_preserved(network: Network) -> Iterator[None]:
 
 
 def available(device: torch.device) -> int | None:
-    """Bytes that this process can still have on a device; None where the system does not tell."""
+    """Bytes that this process can still allocate on a device; None if the system does not report it."""
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
         return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
@@ -85,13 +85,13 @@ def _free_in_machine() -> int | None:
         if "MemAvailable" in fields:
             return int(fields["MemAvailable"].split()[0]) * 1024
     try:
-        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")  # macOS tells only how much is built in
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")  # macOS reports only the installed memory
     except (AttributeError, OSError, ValueError):
         return None
 
 
 def _free_in_group(folder: Path = Path("/sys/fs/cgroup")) -> int | None:
-    """What a container may still take (cgroup v2); file caches count as free."""
+    """Bytes that a container may still allocate (cgroup v2); file caches count as free."""
     try:
         limit, used = ((folder / f"memory.{name}").read_text(encoding="utf-8").strip() for name in ("max", "current"))
         caches = dict(line.split() for line in (folder / "memory.stat").read_text(encoding="utf-8").splitlines())

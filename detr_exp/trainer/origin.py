@@ -1,4 +1,4 @@
-"""Where a run begins: anew, or at the checkpoint of one that stopped, found by what decides its numbers."""
+"""Where a run starts: from the beginning, or at a checkpoint of a stopped run with the same identity."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ IDENTITY_TAG = "config.hash"
 
 
 class Origin(NamedTuple):
-    """Where a run begins.
+    """Where a run starts.
 
     Attributes:
-        folder: the run folder: the one asked for, or that of the run that goes on.
-        checkpoint: to go on from; None: from the start.
-        record: of the run that goes on; None: it is a new one.
+        folder: the run folder: the requested one, or that of the resumed run.
+        checkpoint: file to resume from; None: start from the beginning.
+        record: of the resumed run; None: it is a new run.
         identity: of the config.
     """
 
@@ -33,41 +33,41 @@ class Origin(NamedTuple):
 
     @property
     def seed(self) -> int | None:
-        """The seed of the run that goes on."""
+        """The seed of the resumed run."""
         seed = None if self.record is None else self.record.tags.get("seed")
         return None if seed is None else int(seed)
 
 
 def origin(resume: str | None, output_dir: Path, config: Values) -> Origin:
-    """Where a run with this config begins.
+    """Find where a run with this config starts.
 
-    A run goes on in its own folder, under its own name. One that was killed before its first checkpoint begins again,
-    but is still the same run.
+    A resumed run continues in its folder, under its name. A run that was killed before its first checkpoint starts
+    from the beginning, but is the same run.
 
     Args:
         resume: null, a checkpoint, a run folder, or `auto`; see `find_checkpoint`.
-        output_dir: the run folder asked for.
-        config: the resolved config as it was asked for.
+        output_dir: the requested run folder.
+        config: the resolved config as it was requested.
 
     Raises:
-        ValueError: a named checkpoint is not there, or another run is in the folder.
+        ValueError: a given checkpoint does not exist, or the folder holds another run.
     """
-    wanted = identity(config)
-    checkpoint = find_checkpoint(resume, output_dir, wanted)
+    run_identity = identity(config)
+    checkpoint = find_checkpoint(resume, output_dir, run_identity)
     if checkpoint is not None and (checkpoint.parent / RECORD).exists():
-        return Origin(checkpoint.parent, checkpoint, RunRecord.load(checkpoint.parent), wanted)
-    if resume == "auto" and checkpoint is None and is_unfinished(output_dir, wanted):
-        return Origin(output_dir, None, RunRecord.load(output_dir), wanted)
+        return Origin(checkpoint.parent, checkpoint, RunRecord.load(checkpoint.parent), run_identity)
+    if resume == "auto" and checkpoint is None and is_unfinished(output_dir, run_identity):
+        return Origin(output_dir, None, RunRecord.load(output_dir), run_identity)
     if checkpoint is None or checkpoint.parent.resolve() != output_dir.resolve():
         refuse_existing_run(output_dir)
-    return Origin(output_dir, checkpoint, None, wanted)
+    return Origin(output_dir, checkpoint, None, run_identity)
 
 
 def refuse_existing_run(folder: Path) -> None:
-    """Refuse to begin a run where there is one, whose checkpoints it would replace.
+    """Refuse to start a run in a folder that holds one, because it would replace its checkpoints.
 
     Raises:
-        ValueError: says how to go on with that one, and how to replace it.
+        ValueError: tells how to resume the existing run, and how to replace it.
     """
     if not (folder / RECORD).exists() and not any(folder.glob("checkpoint*.pth")):
         return
@@ -77,54 +77,56 @@ def refuse_existing_run(folder: Path) -> None:
         status = RunRecord.load(folder).status
     except ValueError:
         status = "of which no record can be read"
-    told = {"ok": "that is finished", "running": "that was killed"}.get(status, f"that has ended ({status})")
-    further = "go on with it: trainer.resume=auto; " if (folder / files.NEWEST).exists() else ""
+    state = {"ok": "that is finished", "running": "that was killed"}.get(status, f"that has ended ({status})")
+    further = "resume it: trainer.resume=auto; " if (folder / files.NEWEST).exists() else ""
     raise ValueError(
-        f"{folder} holds a run {told}; {further}replace it: rm -r {shlex.quote(str(folder))}; "
+        f"{folder} holds a run {state}; {further}replace it: rm -r {shlex.quote(str(folder))}; "
         "or use another folder: hydra.run.dir=..."
     )
 
 
 def identity(config: Values) -> str:
-    """The hash of everything in a resolved config that decides the numbers of a run."""
-    kept = {key: value for key, value in flat(as_first_version(config)).items() if not is_under(key, FREE)}
-    return files.config_hash(kept)
+    """The hash of all keys of a resolved config that influence the numbers of a run."""
+    relevant = {key: value for key, value in flat(as_first_version(config)).items() if not is_under(key, FREE)}
+    return files.config_hash(relevant)
 
 
-def find_checkpoint(resume: str | None, output_dir: Path, wanted: str) -> Path | None:
-    """The checkpoint that `trainer.resume` means.
+def find_checkpoint(resume: str | None, output_dir: Path, run_identity: str) -> Path | None:
+    """The checkpoint that `trainer.resume` selects.
 
     Args:
         resume: null, a checkpoint, a run folder, or `auto`: the run folder itself, else the newest unfinished run
-            beside it with the same config that nobody is at work in, else none.
+            next to it with the same config that no process is using, else none.
         output_dir: the run folder.
-        wanted: `identity` of the config.
+        run_identity: `identity` of the config.
 
     Raises:
-        ValueError: when a named checkpoint is not there.
+        ValueError: when a given checkpoint does not exist.
     """
     if resume is None:
         return None
     if resume != "auto":
-        path = Path(str(resume)).expanduser()  # a switch or a number is no file either
+        path = Path(str(resume)).expanduser()  # also for booleans and numbers
         path = path / files.NEWEST if path.is_dir() else path
         if not path.is_file():
-            raise ValueError(f"trainer.resume is {resume}, but no checkpoint is there; use trainer.resume=auto or null")
+            raise ValueError(
+                f"trainer.resume is {resume}, but there is no such checkpoint; use trainer.resume=auto or null"
+            )
         return path
     if (output_dir / files.NEWEST).is_file():
         return output_dir / files.NEWEST
-    # run folders are outputs/<day>/<time>: look at the folders beside this one and beside its parent
+    # run folders are outputs/<day>/<time>: search the folders next to this one and next to its parent
     near = [*output_dir.parent.glob(f"*/{files.NEWEST}"), *output_dir.parent.parent.glob(f"*/*/{files.NEWEST}")]
     newest = sorted(set(near), key=lambda path: path.stat().st_mtime, reverse=True)
-    return next((path for path in newest if is_unfinished(path.parent, wanted)), None)
+    return next((path for path in newest if is_unfinished(path.parent, run_identity)), None)
 
 
-def is_unfinished(folder: Path, wanted: str) -> bool:
-    """Whether a folder holds a run with this `identity` that did not come to its end and is not going on now."""
+def is_unfinished(folder: Path, run_identity: str) -> bool:
+    """Whether a folder holds a run with this `identity` that did not finish and is not running now."""
     try:
         record = RunRecord.load(folder)
     except ValueError:
         return False
-    if record.tags.get(IDENTITY_TAG) != wanted or record.status in ("ok", "pruned"):
+    if record.tags.get(IDENTITY_TAG) != run_identity or record.status in ("ok", "pruned"):
         return False
     return not is_locked(folder)

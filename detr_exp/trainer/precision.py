@@ -1,4 +1,4 @@
-"""Mixed precision and the optimiser step, without waiting for the device."""
+"""Mixed precision and the optimiser step, without synchronising with the device."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class Precision:
     Args:
         device: where the network is.
         dtype: autocast type; None computes in float32.
-        memory_format: of the network's weights; images come in it, because activations follow them.
+        memory_format: of the network's weights; images use the same, because activations follow them.
     """
 
     def __init__(self, device: torch.device, dtype: torch.dtype | None, memory_format: torch.memory_format) -> None:
@@ -44,17 +44,17 @@ class Precision:
         """Clip the gradients and step, unless loss or gradients are not finite.
 
         The decision stays on the device: fused optimisers read `found_inf` inside their kernel and leave weights and
-        moments as they were.
+        moments unchanged.
 
         Args:
-            optimizer: a fused optimiser, or any other (which then costs one read of the device a step).
+            optimizer: a fused optimiser, or any other (which costs one read from the device per step).
             parameters: all trainable parameters.
-            clip_max_norm: largest global gradient norm; None or 0 leaves gradients as they are.
+            clip_max_norm: largest global gradient norm; None or 0: no clipping.
             loss: the step's loss, summed over its micro-batches.
 
         Returns:
-            gradient norm before clipping `[]`, and whether the numbers were bad `[]` (1.0 or 0.0). An overflow of
-            scaled fp16 gradients is how the scaler finds its scale: such a step is left out but not called bad.
+            gradient norm before clipping `[]`, and whether the step was not finite `[]` (1.0 or 0.0). The scaler
+            finds its scale by overflows of scaled fp16 gradients: such a step is skipped but not reported.
         """
         if self.scaler.is_enabled():
             self.scaler.unscale_(optimizer)

@@ -1,4 +1,4 @@
-"""Going on where a run stopped: whether a checkpoint fits, and putting its state back."""
+"""Resuming a run: whether a checkpoint fits, and restoring its state."""
 
 from __future__ import annotations
 
@@ -13,24 +13,24 @@ from detr_exp.trainer import distributed
 from detr_exp.trainer.state import COUNTED, DECIDED, Run, State
 from detr_exp.values import Values, flat
 
-EXTRA = ("world_size", "logged_lines", "nonfinite_costs", "data_fingerprint")  # the state, in a checkpoint
+EXTRA = ("world_size", "logged_lines", "nonfinite_costs", "data_fingerprint")  # in a checkpoint besides the state
 
 
 def load_for_resuming(path: Path, config: Values) -> Values:
-    """What a checkpoint holds, if a run with this config can go on from it.
+    """The content of a checkpoint, if a run with this config can resume from it.
 
     Raises:
-        ValueError: when the checkpoint is for inference only, damaged, or of a run that this config cannot continue.
+        ValueError: when the checkpoint is for inference only, damaged, or of a run that this config cannot resume.
     """
     saved = files.load(path)
     if saved.get("kind") != "training":
         raise ValueError(
-            f"{path} holds weights only and cannot be resumed; give its folder's {files.NEWEST}, or start anew from "
-            f"these weights with model.weights={path}"
+            f"{path} holds weights only and cannot be resumed; give its folder's {files.NEWEST}, or start a new run "
+            f"from these weights with model.weights={path}"
         )
     if missing := [name for name in (*DECIDED, *COUNTED, *EXTRA) if name not in saved]:
         raise ValueError(
-            f"{path} was written by another version and cannot be continued bit by bit (it has no {', '.join(missing)})"
+            f"{path} was written by another version and cannot be resumed exactly (it has no {', '.join(missing)})"
             f"; start a new run from its weights with model.weights={path}"
         )
     before, now = _compared(saved, config)
@@ -43,67 +43,67 @@ def load_for_resuming(path: Path, config: Values) -> Values:
     if fixed:
         changes = ", ".join(f"{key} was {before.get(key)!r} and is {now.get(key)!r}" for key in fixed[:8])
         raise ValueError(
-            f"{path} cannot be continued with this config: {changes}; set them back, or start a new run from its "
+            f"{path} cannot be resumed with this config: {changes}; restore these values, or start a new run from its "
             f"weights with model.weights={path}"
         )
     return saved
 
 
 def _refuse_other_ranks(path: Path, before: int, allowed: str) -> tuple[str, ...]:
-    """Keys that may change when the number of ranks does.
+    """Keys that may change because the number of ranks has changed.
 
     Raises:
-        ValueError: it does, and that is not allowed.
+        ValueError: the number of ranks has changed, and that is not allowed.
     """
     now = distributed.world_size()
     if now == before:
         return ()
     if allowed != "any":
         raise ValueError(
-            f"{path} was written by {before} rank(s) and this run has {now}, whose steps would be others; use "
-            f"trainer.hardware.devices={before}, or accept that: trainer.resume_world_size=any"
+            f"{path} was written by {before} rank(s) and this run has {now}, which changes its steps; use "
+            f"trainer.hardware.devices={before}, or allow it: trainer.resume_world_size=any"
         )
     return tuple(f"trainer.{name}" for name in DECIDED)
 
 
 def _reposition(saved: Values, state: State) -> list[str]:
-    """Let a run whose epochs have other steps go on after the pictures that were seen, at most a step before.
+    """Resume a run whose number of steps per epoch has changed after the images already used, or up to a step before.
 
-    Another number of ranks changes the size of a step, other data the number of steps.
+    The number of ranks changes the size of a step; the data change the number of steps.
 
     Returns:
-        what changes.
+        messages about what changes.
     """
-    ranks, before, told = distributed.world_size(), state.position, []
+    ranks, before, messages = distributed.world_size(), state.position, []
     if ranks != saved["world_size"]:
         old, now = saved["world_size"] * saved["batch_size"], ranks * state.batch_size * state.grad_accum_steps
         state.batch = saved["batch"] * old // now * state.grad_accum_steps
-        told.append(
+        messages.append(
             f"resumed on {ranks} rank(s) instead of {saved['world_size']}: a step is {now} images instead of "
-            f"{old * saved['grad_accum_steps']}, an epoch {state.steps_per_epoch} steps; random draws and sizes of "
-            "batches are others from here on, the schedule goes on at the same share of the run"
+            f"{old * saved['grad_accum_steps']}, an epoch {state.steps_per_epoch} steps; random numbers and "
+            "batch sizes differ from here on, and the schedule continues at the same fraction of the run"
         )
     state.batch = min(state.batch, state.steps_per_epoch * state.grad_accum_steps)
     state.moved = state.epoch * state.steps_per_epoch + state.batch // state.grad_accum_steps - state.step
-    if not told and state.position != before:
-        told.append(
-            f"resumed with {state.steps_per_epoch} steps an epoch; the schedule goes on at step {state.position} of "
-            f"{state.total_steps}, as far as {before} was before"
+    if not messages and state.position != before:
+        messages.append(
+            f"resumed with {state.steps_per_epoch} steps an epoch; the schedule continues at step {state.position} of "
+            f"{state.total_steps}, the same fraction of the run as step {before} before"
         )
-    return told
+    return messages
 
 
 def restore(saved: Values, run: Run, state: State) -> list[str]:
-    """Give a run the state of a checkpoint; no file is touched.
+    """Restore the state of a run from a checkpoint; no file is touched.
 
     Args:
         saved: by `load_for_resuming`.
 
     Returns:
-        sentences for the user: where it goes on, and what differs from the stored run.
+        messages for the user: where the run resumes, and what differs from the stored run.
 
     Raises:
-        ValueError: when a tensor does not fit.
+        ValueError: a tensor does not fit.
     """
     assert run.resume_from is not None
     _refuse_other_base(run.resume_from, saved.get("base"), run.base)
@@ -116,7 +116,7 @@ def restore(saved: Values, run: Run, state: State) -> list[str]:
         state.load_state_dict(saved)
     except (RuntimeError, KeyError, TypeError) as error:
         raise ValueError(
-            f"{run.resume_from} does not fit this network and optimiser, as files of other versions may not "
+            f"{run.resume_from} does not fit this network and optimiser, as is possible for files of other versions "
             f"({' '.join(str(error).split())[:300]}); start a new run from its weights with "
             f"model.weights={run.resume_from}"
         ) from error
@@ -124,84 +124,84 @@ def restore(saved: Values, run: Run, state: State) -> list[str]:
         run.criterion.matcher.num_non_finite = saved["nonfinite_costs"]
     before, now = _compared(saved, run.config)
     changes = [key for key in differing(before, now) if not is_under(key, FREE)]
-    told = [f"resumed with {key}={now.get(key)} (was {before.get(key, 'not there')})" for key in changes]
+    messages = [f"resumed with {key}={now.get(key)} (was {before.get(key, 'not set')})" for key in changes]
     if saved["data_fingerprint"] != run.data.fingerprint:
-        told.append("resumed with data that were changed since; the run is no repetition of an undisturbed one")
+        messages.append("resumed with changed data; the results differ from those of an uninterrupted run")
     if reason is not None:
-        told.append(f"resumed with {reason}: the best is sought anew from here")
-    told += _reposition(saved, state)
-    return [*told, f"resumed {run.resume_from} at step {state.step} (epoch {state.epoch + 1})"]
+        messages.append(f"resumed with {reason}: the search for the best starts again from here")
+    messages += _reposition(saved, state)
+    return [*messages, f"resumed {run.resume_from} at step {state.step} (epoch {state.epoch + 1})"]
 
 
 def why_best_is_incomparable(saved: Values, run: Run) -> str | None:
-    """Why the best value so far says nothing about those to come; None: they are of one kind."""
+    """Why the best value so far cannot be compared with later values; None: it can."""
     before, now = _compared(saved, run.config)
     settings = [_monitor(config, run.network) for config in (before, now)]
     if settings[0] != settings[1]:
-        return f"{settings[1]} to decide what is best instead of {settings[0]}"
+        return f"{settings[1]} to decide which epoch is best, instead of {settings[0]}"
     if before.get("trainer.smooth_alpha") != now.get("trainer.smooth_alpha"):
-        return "other running means of what decides what is best"
+        return "other running means of the monitored metric"
     if before.get("metric.eval_max_dets") != now.get("metric.eval_max_dets"):
-        return "another number of detections that count (metric.eval_max_dets)"
+        return "another number of detections per image (metric.eval_max_dets)"
     losses = [key for key in differing(before, now) if is_under(key, ("loss", "matcher"))]
     if is_loss(settings[1]) and losses:
-        return f"another loss to decide what is best ({', '.join(losses[:3])})"
+        return f"another loss to decide which epoch is best ({', '.join(losses[:3])})"
     return None
 
 
 def _monitor(config: Values, network: Network) -> str:
-    """The metric that decides which epoch is best, by one name."""
+    """The metric that decides which epoch is best, without its prefix."""
     of_task = {"keypoints": "keypoint_mAP", "masks": "segm_mAP"}
-    usual = next((name for task, name in of_task.items() if task in network.tasks), "mAP")
-    return str(config.get("trainer.monitor") or usual).removeprefix("val/")
+    default = next((name for task, name in of_task.items() if task in network.tasks), "mAP")
+    return str(config.get("trainer.monitor") or default).removeprefix("val/")
 
 
 def is_loss(name: str) -> bool:
-    """Whether less of a metric is better."""
+    """Whether lower values of a metric are better."""
     return name.removeprefix("val/").startswith("loss")
 
 
 def _refuse_other_base(path: Path, before: Values | None, now: BaseFile | None) -> None:
-    """Refuse to go on with an adapter beside other weights than it was trained with, or where there was none.
+    """Refuse to resume an adapter with another base than it was trained with, or a run that had no adapter.
 
     Raises:
-        ValueError: it would be so.
+        ValueError: base or adapter differ.
     """
     if now is None:
-        return  # a config that has lost the adapter differs in its keys
+        return  # a config without the adapter differs in its keys
     if before is None:
         raise ValueError(
-            f"{path} was trained without an adapter and cannot go on with one; take model/adapter=none, or start a new "
-            f"run from its weights with model.weights={path}"
+            f"{path} was trained without an adapter and cannot be resumed with one; use model/adapter=none, or start a "
+            f"new run from its weights with model.weights={path}"
         )
     if before.get("sha256") != now.sha256:
         raise ValueError(
             f"{path} holds an adapter for the base with sha256 {str(before.get('sha256'))[:12]}..., but {now.path} is "
-            f"another one ({now.sha256[:12]}...); put that base back there"
+            f"another one ({now.sha256[:12]}...); restore that base there"
         )
 
 
 def _refuse_other_groups(path: Path, before: list[Values], now: list[Values]) -> None:
-    """Refuse rates and decays by which the parameters are sorted otherwise than their stored moments.
+    """Refuse learning rates and decays that group the parameters differently from their stored moments.
 
     Raises:
-        ValueError: they are.
+        ValueError: the groups differ.
     """
     sizes = [[len(group["params"]) for group in groups] for groups in (before, now)]
     if sizes[0] != sizes[1]:
-        told = [" + ".join(map(str, counts)) for counts in sizes]
+        groups = [" + ".join(map(str, counts)) for counts in sizes]
         raise ValueError(
-            f"{path} has its parameters in groups of {told[0]}, but the rates and decays of this config give groups of "
-            f"{told[1]}; set optim.lr_backbone to null where it was, and to another number than optim.lr where it was "
-            f"one, or start a new run from its weights with model.weights={path}"
+            f"{path} has its parameters in groups of {groups[0]}, but the rates and decays of this config give "
+            f"groups of {groups[1]}; set optim.lr_backbone to null if it was null, and to a number other than optim.lr "
+            f"if it was one, or start a new run from its weights with model.weights={path}"
         )
 
 
 def copy_best_checkpoints(run: Run, state: State) -> list[str]:
-    """Bring the best checkpoints along where a run goes on in another folder.
+    """Copy the best checkpoints if a run resumes in another folder.
 
     Returns:
-        sentences about those that are lost; their weights are sought anew.
+        messages about those that are missing; the search for these starts again.
     """
     if run.resume_from is None:
         return []
@@ -210,16 +210,16 @@ def copy_best_checkpoints(run: Run, state: State) -> list[str]:
     for which in lost:
         state.best[which].forget()
     return [
-        f"resumed without {files.BEST[which]}, which was not beside it; the best is sought anew from here"
+        f"resumed without {files.BEST[which]}, which was not found; the search for the best starts again from here"
         for which in lost
     ]
 
 
 def _without_best_file(run: Run, evaluated: list[str]) -> list[str]:
-    """Bring the best checkpoints along where a run goes on in another folder.
+    """Copy the best checkpoints if a run resumes in another folder.
 
     Returns:
-        the weights whose best checkpoint is lost.
+        the weights (`ema`, `raw`) whose best checkpoint is missing.
     """
     assert run.resume_from is not None
     lost = []
@@ -233,7 +233,7 @@ def _without_best_file(run: Run, evaluated: list[str]) -> list[str]:
 
 
 def _compared(saved: Values, config: Values) -> tuple[Values, Values]:
-    """Both configs as dotted keys; where a batch size was left to the machine, it is the one decided on."""
+    """Both configs as dotted keys; `trainer.batch_size=auto` is replaced by the size that was chosen."""
     decided = {f"trainer.{name}": saved[name] for name in DECIDED}
     before, now = flat(upgraded(saved["config"])) | decided, flat(config)
     return before, now | decided if now.get("trainer.batch_size") == "auto" else now

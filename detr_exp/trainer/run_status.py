@@ -1,4 +1,4 @@
-"""How runs end, in words that the tracker and sweeps share; torch is not needed to say them."""
+"""Final statuses of runs, shared by the tracker and sweeps; works without torch."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ OUT_OF_MEMORY = (
 
 
 class PrunedError(Exception):
-    """The run was given up because others of its study are ahead; its files are whole.
+    """The run was pruned because other trials of its study are better; its files are complete.
 
     Attributes:
         best: its best value of the monitored metric so far.
-        exit_status: it did what it was asked to.
+        exit_status: 0, pruning is no failure.
     """
 
     exit_status = 0
@@ -31,7 +31,7 @@ class PrunedError(Exception):
         self.best, self.epoch = best, epoch
 
     def __str__(self) -> str:
-        return f"given up after epoch {self.epoch}: other trials were ahead"
+        return f"pruned after epoch {self.epoch}: other trials were better"
 
 
 def status_of(error: BaseException) -> str:

@@ -1,4 +1,4 @@
-"""Which epoch was the best, and when to stop: decisions on a sequence of metric values."""
+"""Which epoch is the best, and when to stop early: decisions on a sequence of metric values."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from detr_exp.tensor_files import Stored
 
 @dataclass
 class BestMetric:
-    """Keeps the best value of one metric. What is not a finite number never wins, nor enters a mean.
+    """Tracks the best value of one metric. Values that are not finite never win, and do not enter the mean.
 
-    With `smooth_alpha` a the comparison is made on the bias-corrected running mean
+    With `smooth_alpha` a values are compared by the bias-corrected running mean
     `s_t = (a s_{t-1} + (1 - a) x_t)`, `s_t / (1 - a^t)`, so that one lucky evaluation does not win.
 
     Args:
@@ -30,7 +30,7 @@ class BestMetric:
     lost: int = 0  # evaluations without a finite value
 
     def update(self, value: float, epoch: int) -> bool:
-        """Take the value of `epoch` (0-based); whether it is the best so far."""
+        """Add the value of `epoch` (0-based); returns whether it is the best so far."""
         if not math.isfinite(value):
             self.lost += 1
             return False
@@ -43,7 +43,7 @@ class BestMetric:
         return True
 
     def forget(self) -> None:
-        """Let the next value be the best; its checkpoint is lost."""
+        """Make the next value the best, because the checkpoint of the best is lost."""
         self.best = self.best_raw = self.best_epoch = None
 
     def state_dict(self) -> Stored:
@@ -61,12 +61,12 @@ class BestMetric:
 
 @dataclass
 class EarlyStopping:
-    """Stop when `patience` evaluations in a row brought no gain of more than `min_delta`; one without a finite value
-    brings none.
+    """Stop when `patience` evaluations in a row do not improve the value by more than `min_delta`; an evaluation
+    without a finite value is no improvement.
 
     Args:
-        patience: evaluations, not epochs.
-        min_delta: smallest gain that counts.
+        patience: number of evaluations, not of epochs.
+        min_delta: smallest improvement that counts.
         skip_epochs: evaluations in epochs before this one are not counted.
     """
 
@@ -81,7 +81,7 @@ class EarlyStopping:
         return self.waited >= self.patience
 
     def update(self, value: float, epoch: int) -> bool:
-        """Take the value of `epoch` (0-based); whether to stop now."""
+        """Add the value of `epoch` (0-based); returns whether to stop now."""
         if epoch < self.skip_epochs:
             return False
         if math.isfinite(value) and (self.best is None or value > self.best + self.min_delta):

@@ -1,4 +1,4 @@
-"""The settings of a training: which words they may have, and which fit together; ranges are in `config/ranges.py`."""
+"""The settings of a training, and which of them fit together; ranges of numbers are in `config/ranges.py`."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from detr_exp.trainer.hardware import Hardware
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """The values of `conf/trainer/`, where their meaning and cost stand.
+    """The values of `conf/trainer/`, which documents their meaning and cost.
 
     Raises:
         ValueError: for a value out of its range.
@@ -55,7 +55,7 @@ class Settings:
     keep_checkpoints: int
     resume: str | None
     resume_world_size: str
-    # what is shown
+    # output
     log_every_steps: int
     log_per_class_metrics: bool
     progress_bar: str | bool | None
@@ -67,16 +67,16 @@ class Settings:
 
 
 def _refuse_wrong(settings: Settings) -> None:
-    """Refuse words that mean nothing, and settings that do not go together.
+    """Refuse unknown values, and settings that do not fit together.
 
     Raises:
-        ValueError: with the value, what it may be, and a word that mends it.
+        ValueError: with the value, the allowed values, and an override that fixes it.
     """
     batch_size, accumulated = settings.batch_size, settings.grad_accum_steps
     if batch_size == "auto" and accumulated > 1:
         raise ValueError(
             f"trainer.batch_size=auto decides how many batches are accumulated, but trainer.grad_accum_steps is "
-            f"{accumulated}; leave it out, and set what both give: trainer.auto_batch_target_effective=16"
+            f"{accumulated}; leave it out, and set the effective batch size: trainer.auto_batch_target_effective=16"
         )
     ranks = settings.resume_world_size
     _refuse_unless(ranks in ("same", "any"), "resume_world_size", ranks, "same or any", "same")
@@ -85,7 +85,7 @@ def _refuse_wrong(settings: Settings) -> None:
     _refuse_unless(loss in (True, False, "auto"), "compute_val_loss", loss, "true, false or auto", "auto")
 
 
-def _refuse_unless(is_right: bool, name: str, value: object, needed: str, mended: object) -> None:
+def _refuse_unless(is_right: bool, name: str, value: object, needed: str, valid: object) -> None:
     if not is_right:
         found = "null" if value is None else value
-        raise ValueError(f"trainer.{name} is {found}; it must be {needed}: trainer.{name}={mended}")
+        raise ValueError(f"trainer.{name} is {found}; it must be {needed}: trainer.{name}={valid}")

@@ -1,7 +1,7 @@
-"""FSDP: every rank holds a part of each parameter, and gathers whole ones while it computes with them.
+"""FSDP: every rank holds a part of each parameter, and gathers full parameters for computation.
 
-Sharded tensors are torch's `DTensor`s. All other parts of the trainer see them through the functions here, which leave
-plain tensors as they are.
+Sharded tensors are torch's `DTensor`s. All other parts of the trainer use these functions to access them; plain
+tensors stay unchanged.
 """
 
 from __future__ import annotations
@@ -24,16 +24,16 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-SHARDS, PREFIX = "shards", "shards_"  # where a checkpoint names the folder of its parts, and how that begins
-MIN_UNIT_SHARE = 0.02  # of all parameters, from which on a block of the backbone is gathered and freed on its own
+SHARDS, PREFIX = "shards", "shards_"  # key of a checkpoint for the folder of its shards, and prefix of that folder
+MIN_UNIT_SHARE = 0.02  # of all parameters; smaller blocks of the backbone are not sharded as separate units
 
 
 def shard(network: nn.Module) -> nn.Module:
-    """Split the parameters over all ranks, in place; blocks of the backbone are gathered one after another."""
+    """Split the parameters over all ranks, in place; blocks of the backbone are gathered one at a time."""
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
 
-    # every unit warns that its outputs are views, which must not be written to; nobody writes to outputs here
+    # every unit warns that its outputs are views and must not be modified in place, which no code here does
     warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view")
     mesh = init_device_mesh(next(network.parameters()).device.type, (dist.get_world_size(),))
     for block in _blocks(network):
@@ -43,7 +43,7 @@ def shard(network: nn.Module) -> nn.Module:
 
 
 def _blocks(network: nn.Module) -> list[nn.Module]:
-    """Innermost modules of the backbone that stand in a sequence and hold enough parameters to be worth a unit."""
+    """Innermost modules of sequences in the backbone that have enough parameters to be a unit."""
     smallest = MIN_UNIT_SHARE * sum(parameter.numel() for parameter in network.parameters())
     chosen: list[nn.Module] = []
     for parent in reversed(list(network.get_submodule("backbone").modules())):
@@ -58,7 +58,7 @@ def _blocks(network: nn.Module) -> list[nn.Module]:
 
 @contextmanager
 def gathered_weights(network: Network) -> Iterator[None]:
-    """Inside, every rank has all weights, and passes forward without the others: they may have fewer batches."""
+    """Inside, every rank has all weights and runs forward passes independently: ranks may have different batches."""
     units, root = [module for module in network.modules() if is_fsdp_module(module)], id(network)
     for unit in units:
         unit.set_reshard_after_forward(False, recurse=False)
@@ -80,13 +80,13 @@ def is_fsdp_module(module: nn.Module) -> TypeGuard[FSDPModule]:
 
 
 def local_part(tensor: Tensor) -> Tensor:
-    """What this rank holds of a tensor; shares its memory."""
+    """The part of a tensor that this rank holds; shares its memory."""
     detached = tensor.detach()
     return detached.to_local() if is_sharded(detached) else tensor
 
 
 def from_local_part(tensor: Tensor, part: Tensor) -> Tensor:
-    """A tensor laid out like `tensor`, of which this rank holds `part`."""
+    """A tensor sharded like `tensor`, whose part on this rank is `part`."""
     if not is_sharded(tensor):
         return part
     from torch.distributed.tensor import DTensor
@@ -97,12 +97,12 @@ def from_local_part(tensor: Tensor, part: Tensor) -> Tensor:
 
 
 def full_tensor(tensor: Tensor) -> Tensor:
-    """All of a tensor, on every rank; they all have to ask for it."""
+    """The full tensor, on every rank; all ranks must call this."""
     return tensor.full_tensor() if is_sharded(tensor) else tensor
 
 
 def sharded_like(state: Stored, like: Stored) -> Stored:
-    """Whole tensors with the layout of those of the same name in `like`."""
+    """Full tensors, sharded like the tensors of the same name in `like`."""
     return {name: _sharded_like(value, like.get(name)) for name, value in state.items()}
 
 
@@ -115,7 +115,7 @@ def _sharded_like(value: T, like: object) -> T | Tensor:
 
 
 def optimizer_sharded_like(state: Stored, optimizer: torch.optim.Optimizer) -> Stored:
-    """A whole optimiser state with the layout of the parameters that it belongs to."""
+    """A full optimiser state, sharded like its parameters."""
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     moments = {
         index: {

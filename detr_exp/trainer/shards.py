@@ -1,8 +1,8 @@
-"""Checkpoints of sharded runs: every rank writes its own parts, and any number of ranks reads them.
+"""Checkpoints of sharded runs: every rank writes its shards, and any number of ranks can read them.
 
-`checkpoint.pth` is what it always is, but sharded tensors in it are empty outlines. Their values lie beside it, in
-a folder of `torch.distributed.checkpoint` that it names with the digest of every file. The folder is written first and
-the file is renamed into place last, so that at every instant the file is whole and so is what it names.
+`checkpoint.pth` has its usual content, but its sharded tensors have no values (meta tensors). The values are in a
+folder next to it, written by `torch.distributed.checkpoint`; its name and file digests are in the file. The folder is
+written first and the file is renamed into place last, so that the file and its folder are complete at any time.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from detr_exp.trainer.distributed import on_first_rank
 from detr_exp.trainer.sharding import PREFIX, SHARDS, is_sharded
 
 METADATA = ".metadata"
-# What the index of a folder is made of; none of it does anything when it is called.
+# Classes and functions in the index of a folder; calling them has no side effects.
 NAMES = {
     "torch.distributed.checkpoint.metadata": (
         "Metadata",
@@ -46,62 +46,62 @@ def save(state: Stored, path: Path, write: Callable[[Stored, Path], None]) -> No
 
     Args:
         state: nested, with sharded tensors in it.
-        path: of the file that names the parts.
-        write: makes that file.
+        path: the checkpoint file.
+        write: writes that file.
 
     Raises:
         ValueError: the folder cannot be written; the previous checkpoint is untouched.
     """
     sharded: dict[str, Tensor] = {}
 
-    def outline(name: str, tensor: Tensor) -> Tensor:
+    def remove_values(name: str, tensor: Tensor) -> Tensor:
         if not is_sharded(tensor):
             return tensor
         sharded[name] = tensor
         return torch.empty(tensor.shape, dtype=tensor.dtype, device="meta")
 
-    outlined = _each_tensor(state, outline)
+    without_values = _each_tensor(state, remove_values)
     folder = path.with_name(on_first_rank(lambda: PREFIX + uuid.uuid4().hex[:12]))
     dcp.save(sharded, checkpoint_id=folder)
-    on_first_rank(_point, outlined, path, folder, write)
+    on_first_rank(_point, without_values, path, folder, write)
 
 
-def _point(outlined: Stored, path: Path, folder: Path, write: Callable[[Stored, Path], None]) -> None:
+def _point(without_values: Stored, path: Path, folder: Path, write: Callable[[Stored, Path], None]) -> None:
     digests = {file.name: sha256_of(file) for file in sorted(folder.iterdir())}
-    write(outlined | {SHARDS: {"folder": folder.name, "files": digests}}, path)
+    write(without_values | {SHARDS: {"folder": folder.name, "files": digests}}, path)
 
 
 def load_shards(state: Stored, folder: Path) -> Stored:
-    """A state read from a file, with the values of its outlines, whole; asks no other rank.
+    """Load the values of the sharded tensors of a state; needs no other rank.
 
     Raises:
-        ValueError: parts are missing, damaged, or hold more than tensors.
+        ValueError: shards are missing, damaged, or contain more than tensors.
     """
-    told = state[SHARDS]
-    if not isinstance(told, dict) or not re.fullmatch(f"{PREFIX}\\w+", str(told.get("folder"))):
-        raise ValueError(f"a checkpoint in {folder} names no folder of its parts; give another checkpoint of this run")
-    parts = folder / told["folder"]
-    digests = told["files"] if isinstance(told.get("files"), dict) else {}
+    reference = state[SHARDS]
+    if not isinstance(reference, dict) or not re.fullmatch(f"{PREFIX}\\w+", str(reference.get("folder"))):
+        raise ValueError(f"a checkpoint in {folder} has no valid folder of shards; give another checkpoint of this run")
+    parts = folder / reference["folder"]
+    digests = reference["files"] if isinstance(reference.get("files"), dict) else {}
     for name, digest in (dict.fromkeys([METADATA]) | digests).items():
-        place = parts / Path(str(name)).name
-        if not place.is_file() or sha256_of(place) != digest:
-            raise ValueError(f"{place} is missing or damaged; give another checkpoint of this run")
+        file = parts / Path(str(name)).name
+        if not file.is_file() or sha256_of(file) != digest:
+            raise ValueError(f"{file} is missing or damaged; give another checkpoint of this run")
     _refuse_code(parts / METADATA)
-    wanted: dict[str, Tensor] = {}
+    tensors: dict[str, Tensor] = {}
 
     def make(name: str, tensor: Tensor) -> Tensor:
         if not tensor.is_meta:
             return tensor
-        wanted[name] = torch.empty(tensor.shape, dtype=tensor.dtype)
-        return wanted[name]
+        tensors[name] = torch.empty(tensor.shape, dtype=tensor.dtype)
+        return tensors[name]
 
-    whole = _each_tensor(state, make)
+    loaded = _each_tensor(state, make)
     try:
-        dcp.load(wanted, checkpoint_id=parts, no_dist=True)
-    except Exception as error:  # of its own kinds
-        raise ValueError(f"{parts} does not hold what its checkpoint names ({error}); give another one") from error
-    del whole[SHARDS]
-    return whole
+        dcp.load(tensors, checkpoint_id=parts, no_dist=True)
+    except Exception as error:  # torch has several exception classes for it
+        raise ValueError(f"{parts} does not fit its checkpoint ({error}); give another one") from error
+    del loaded[SHARDS]
+    return loaded
 
 
 def _each_tensor(nest: Any, change: Callable[[str, Tensor], Tensor], name: str = "") -> Any:
@@ -114,18 +114,18 @@ def _each_tensor(nest: Any, change: Callable[[str, Tensor], Tensor], name: str =
 
 
 def _refuse_code(metadata: Path) -> None:
-    """Torch reads this file with pickle, which can call anything: look before it does."""
+    """Torch reads this file with pickle, which can call anything, so its content is checked first."""
 
     class Reader(pickle.Unpickler):
         def find_class(self, module: str, name: str) -> object:
             if name in NAMES.get(module, ()):
                 return super().find_class(module, name)
-            raise ValueError(f"{metadata} names {module}.{name}, which tensors do not need; it was not opened")
+            raise ValueError(f"{metadata} names {module}.{name}, which tensors do not need; it was not loaded")
 
     try:
         with open(metadata, "rb") as file:
             Reader(file).load()
     except ValueError:
         raise
-    except Exception as error:  # what reading a damaged pickle ends with is another exception each time
+    except Exception as error:  # a damaged pickle can raise any exception
         raise ValueError(f"{metadata} is damaged ({error!r}); give another checkpoint of this run") from error

@@ -1,4 +1,4 @@
-"""What a run is made of, and what changes while it goes on."""
+"""The parts of a run, and its state, which changes during training."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ COUNTED = ("epoch", "batch", "step", "moved", "closed", "log_count", "term_names
 
 @dataclass
 class Run:
-    """Everything a training needs, made by `build.run`.
+    """Everything a training needs, built by `build.run`.
 
     Attributes:
         data: the data set; `data.loader(...)` gives batches.
@@ -36,15 +36,15 @@ class Run:
         criterion: outputs, targets, num_boxes -> weighted terms and `total`.
         make_optimizer: network -> optimiser; called once the network is on its device.
         make_schedule: (steps per epoch, total steps) -> (step -> factor of every base learning rate).
-        make_metric: split name -> metric that holds this split's truth; with image ids that of these alone.
-        tracker: where metrics go.
+        make_metric: split name -> metric with the ground truth of this split; with image ids, only of these images.
+        tracker: records metrics and files.
         config: resolved config, stored in every checkpoint.
         output_dir: the run folder.
-        seed: decides every random draw.
-        identity: tells runs of the same config from others; see `origin.identity`.
-        resume_from: the checkpoint to go on from, or None.
+        seed: determines all random numbers.
+        identity: the same for runs with the same config; see `origin.identity`.
+        resume_from: the checkpoint to resume from, or None.
         should_prune: (epoch from 1, monitored value) -> whether to end the run now; None: never.
-        base: the file that has the frozen parameters, where an adapter is trained; None: checkpoints hold all.
+        base: the file with the frozen parameters if an adapter is trained; None: checkpoints contain all parameters.
     """
 
     data: DataSet
@@ -63,7 +63,7 @@ class Run:
     base: BaseFile | None = None
 
     def loader(self, split: str, batch_size: int, step_batches: int = 1) -> Any:
-        """Batches of a split, this rank's part; see `data.dataset.DataSet.loader`."""
+        """This rank's batches of a split; see `data.dataset.DataSet.loader`."""
         return self.data.loader(
             split,
             network=self.network,
@@ -77,30 +77,30 @@ class Run:
 
 
 def nonfinite_costs(run: Run) -> int:
-    """Matching costs so far that were not finite; 0 with a matcher that does not count them."""
+    """Number of matching costs so far that were not finite; 0 if the matcher does not count them."""
     matcher = run.criterion.matcher
     return matcher.num_non_finite if isinstance(matcher, Counting) else 0
 
 
 @dataclass
 class State:
-    """What changes while a run goes on; `state_dict` is what `checkpoint.pth` holds of it.
+    """The state of a training; `state_dict` is the part that `checkpoint.pth` contains.
 
     Attributes:
         batch_size: images of a micro-batch on one device.
         grad_accum_steps: micro-batches of a step.
         epoch: epochs finished.
-        batch: micro-batches taken of the running epoch.
-        is_slim: whether the frozen parameters are those of `Run.base`, and not kept.
-        forward: the network as training steps call it: itself, or what averages its gradients over ranks.
+        batch: micro-batches already used in the current epoch.
+        is_slim: whether the frozen parameters are those of `Run.base` and not saved.
+        forward: the module that training steps call: the network, or a wrapper that averages gradients over ranks.
         step: optimiser steps taken.
-        moved: steps by which the run is further than `step` says, since the number of ranks was changed.
-        closed: the step at which the last end of an epoch was dealt with: evaluated where it was time to, and saved.
+        moved: offset of the position in the schedule from `step`, after the number of ranks has changed.
+        closed: the step of the last end of an epoch that was completed: evaluated if due, and saved.
         log_sums: sums of the loss terms `term_names` since the last line of the log, on the device.
-        unread: (step, image ids, whether it was left out) of the steps whose flag nobody has read yet.
-        bad_in_a_row: steps in a row that were left out, as far as read.
-        good_buffers: batch statistics after the last stretch without such a step.
-        num_low_evaluations: evaluations in a row that found next to nothing; counted anew when a run goes on.
+        unread: (step, image ids, whether it was skipped) of the steps whose flag is not read from the device yet.
+        bad_in_a_row: steps in a row that were skipped, as far as read.
+        good_buffers: batch statistics after the last interval without such a step.
+        num_low_evaluations: evaluations in a row with almost no correct detections; starts at 0 when a run resumes.
         logged_lines: lines of `metrics.jsonl` when the state was stored.
     """
 
@@ -136,7 +136,7 @@ class State:
 
     @property
     def position(self) -> int:
-        """Steps that bring an undisturbed run as far as this one is."""
+        """Number of steps of an uninterrupted run with the same progress."""
         return self.step + self.moved
 
     @property
@@ -145,14 +145,14 @@ class State:
         return math.ceil(self.position / self.steps_per_epoch)
 
     def weights(self) -> dict[str, Tensor]:
-        """The tensors of the network that checkpoints hold."""
+        """The tensors of the network that checkpoints contain."""
         return own_state(self.network) if self.is_slim else self.network.state_dict()
 
     def load_weights(self, weights: dict[str, Tensor]) -> None:
-        """Load what `weights` gave, or whole tensors of these names.
+        """Load the result of `weights`, or full tensors with the same names.
 
         Raises:
-            RuntimeError: they do not fit.
+            RuntimeError: the tensors do not fit.
         """
         weights = sharded_like(weights, self.network.state_dict())
         load_own_state(self.network, weights) if self.is_slim else self.network.load_state_dict(weights)
@@ -178,8 +178,8 @@ class State:
         settings = [{k: v for k, v in group.items() if k != "params"} for group in self.optimizer.param_groups]
         self.optimizer.load_state_dict(optimizer_sharded_like(saved["optimizer"], self.optimizer))
         for group, now in zip(self.optimizer.param_groups, settings):
-            group.update(now)  # moments are the file's; rates, decays and all other settings those of the config
-        if saved["scaler"]:  # empty where it was computed without
+            group.update(now)  # moments come from the file; rates, decays and all other settings from the config
+        if saved["scaler"]:  # empty without loss scaling
             self.precision.scaler.load_state_dict(saved["scaler"])
         self.logged_lines = saved["logged_lines"]
         for name in COUNTED:
@@ -192,5 +192,5 @@ class State:
 
 
 def floating_buffers(network: Network) -> list[Tensor]:
-    """Batch statistics: what a forward pass changes without an optimiser."""
+    """Batch statistics, which forward passes change."""
     return [buffer for buffer in network.buffers() if buffer.is_floating_point()]

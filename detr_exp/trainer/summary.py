@@ -1,4 +1,4 @@
-"""What a run says at its start and at its end."""
+"""What a run prints at its start and at its end."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from detr_exp.trainer.state import Run, State
 
 
 def print_start(console: Console, settings: Settings, run: Run, state: State) -> None:
-    """What is trained on what."""
+    """Print the network, the data, the device and the length of the run."""
     parameters = sum(p.numel() for p in state.network.parameters())
     trained = sum(p.numel() for p in state.parameters)
     height, width = state.network.image_size
@@ -35,8 +35,8 @@ def print_start(console: Console, settings: Settings, run: Run, state: State) ->
 
 
 def print_result(console: Console, settings: Settings, run: Run, result: str) -> None:
-    """What came out, and where it lies."""
-    places = {"run": run.output_dir, "checkpoint": run.output_dir / files.BEST_TOTAL}
+    """Print the result and the paths of its files."""
+    paths = {"run": run.output_dir, "checkpoint": run.output_dir / files.BEST_TOTAL}
     if settings.num_pictures:
-        places["pictures"] = run.output_dir / "predictions"
-    console.summary(result, {name: str(place) for name, place in places.items()})
+        paths["figures"] = run.output_dir / "predictions"
+    console.summary(result, {name: str(path) for name, path in paths.items()})

@@ -1,12 +1,12 @@
 """The training engine: one epoch, one step, one evaluation, each readable from top to bottom.
 
-An optimiser step covers `grad_accum_steps` micro-batches. Its losses are divided by the boxes of all of them, so that
-how a batch is cut up does not change its gradient. Every random number of a step is drawn from a generator seeded with
-(seed, step, micro-batch) and every sample is a function of (seed, epoch, index): there is no random state to save, and
-a run that goes on from a checkpoint repeats the undisturbed run bit for bit.
+An optimiser step covers `grad_accum_steps` micro-batches. Its losses are divided by the number of boxes in all of
+them, so that the gradient does not depend on how a batch is split. The random generator of a step is seeded with (seed,
+step, micro-batch) and every sample is a function of (seed, epoch, index): there is no random state to save, and a
+resumed run reproduces the uninterrupted run bit for bit.
 
-Several ranks run this same code, each on its own images. What they have to agree on passes through a function of
-`distributed`, which gives back what it got where there is one rank only.
+Several ranks run the same code, each on its part of the images. Values on which they must agree are exchanged by the
+functions of `distributed`, which return their argument if there is only one rank.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ from detr_exp.trainer.window import seed_step, windows
 
 @dataclass
 class Trainer:
-    """Trains a `Run` by its settings, and says on a console how it goes."""
+    """Trains a `Run` with the given settings, and prints its progress on a console."""
 
     settings: Settings
 
@@ -55,23 +55,23 @@ class Trainer:
     # ------------------------------------------------------------------------------------------------ the whole run
 
     def fit(self, run: Run, state: State) -> float | None:
-        """Train, evaluate, keep the best; the best value of the monitored metric (None if never evaluated).
+        """Train, evaluate, save the best; returns the best monitored value (None if never evaluated).
 
         Args:
-            run: with a tracker that has been started.
+            run: with a started tracker.
             state: by `start`.
 
         Raises:
             Interrupted: a signal came; the state is saved.
             NonFiniteError: too many steps in a row were not finite.
-            WorkerError: a process that loads pictures was lost; the state is saved.
-            PrunedError: `run.should_prune` gave it up; its files are whole.
+            WorkerError: a process that loads images was lost; the state is saved.
+            PrunedError: `run.should_prune` ended it; its files are complete.
         """
         for sentence in copy_best_checkpoints(run, state):
             self.console.line(sentence)
         save_training_samples(self.settings, run, state)
         if run.resume_from == run.output_dir / NEWEST and state.closed == state.step > 0:
-            self.save_numbered(run, state)  # a run that was killed may have come to this or not
+            self.save_numbered(run, state)  # a killed run may or may not have done this
         with on_for_training(), Interrupt(is_owned=True if distributed.world_size() > 1 else None) as interrupt:
             try:
                 while self.has_pending_evaluation(state) or not self.has_ended(state):
@@ -83,14 +83,14 @@ class Trainer:
                 if distributed.world_size() > 1:
                     raise  # the other ranks are in the middle of the next one
                 self.save_newest(run, state)
-                raise WorkerError(f"{error}. The state is saved; to go on: trainer.resume=auto") from error
+                raise WorkerError(f"{error}. The state is saved; to resume: trainer.resume=auto") from error
             best = finish(self.settings, self.console, run, state, interrupt)
         if state.is_pruned:
             raise PrunedError(best, state.epoch_number)
         return best
 
     def start(self, run: Run) -> State:
-        """Everything on its device, and the state of an earlier run if `resume` asks for it; no file is touched.
+        """Move everything to its device, and restore the state of a resumed run; no file is touched.
 
         Raises:
             ValueError: data, weights or settings do not fit.
@@ -152,20 +152,20 @@ class Trainer:
         return state
 
     def refuse_run_without_best(self, saved: Stored, run: Run, state: State) -> None:
-        """Refuse to end a run without a best, where it is sought anew but nothing is left to train.
+        """Refuse to resume a finished run whose best values cannot be compared with this config.
 
         Raises:
-            ValueError: names what would be left.
+            ValueError: tells why they cannot be compared.
         """
         reason = why_best_is_incomparable(saved, run)
         if reason is not None and self.has_ended(state) and not self.has_pending_evaluation(state):
             raise ValueError(
-                f"{run.resume_from} is of a run that has come to its end (epoch {state.epoch}, step {state.step}) and "
-                f"cannot go on with {reason}; set it back, or train on: trainer.epochs={state.epoch + 1}"
+                f"{run.resume_from} is of a finished run (epoch {state.epoch}, step {state.step}) and cannot "
+                f"be resumed with {reason}; restore that setting, or train longer: trainer.epochs={state.epoch + 1}"
             )
 
     def batch(self, run: Run, network: Network, saved: Stored | None) -> tuple[int, int]:
-        """Images per device and batches per step; `auto` is decided once and kept when the run goes on.
+        """Images per device and batches per step; a resumed run with `auto` uses the values chosen before.
 
         Raises:
             ValueError: the batch does not fit into memory.
@@ -186,20 +186,20 @@ class Trainer:
         return stopped or state.epoch >= self.settings.epochs or self.is_exhausted(state)
 
     def has_pending_evaluation(self, state: State) -> bool:
-        """Whether training has come to the end of an epoch, or of the run, and what follows on it is not done yet."""
+        """Whether an epoch, or the run, has ended and its evaluation and checkpoint are not done yet."""
         return state.step > state.closed and (state.batch == 0 or self.is_exhausted(state))
 
     def end_epoch(self, run: Run, state: State, interrupt: Interrupt) -> None:
-        """Evaluate where it is time to, then save: the newest checkpoint, and sometimes a numbered one.
+        """Evaluate if due, then save the newest checkpoint, and a numbered one if due.
 
-        What was found is printed when it is safe: who reads it may end the run.
+        Metrics are printed after saving, because a user who reads them may end the run.
         """
         found: dict[str, dict[str, float]] = {}
         if self.has_ended(state) or state.epoch % self.settings.eval_interval == 0:
             try:
                 found = evaluate_epoch(self.settings, self.console, run, state, interrupt)
             except Interrupted:
-                self.save_newest(run, state)  # not closed: the evaluation is made again
+                self.save_newest(run, state)  # `closed` is unchanged, so the evaluation is repeated
                 raise
         state.closed = state.step
         self.save_newest(run, state)
@@ -209,13 +209,13 @@ class Trainer:
             )
         if state.early_stopping and state.early_stopping.is_reached:
             self.console.line(
-                f"early stopping: no gain above {self.settings.early_stopping_min_delta} in "
+                f"early stopping: no improvement above {self.settings.early_stopping_min_delta} in "
                 f"{self.settings.early_stopping_patience} evaluations"
             )
         self.save_numbered(run, state)
 
     def save_numbered(self, run: Run, state: State) -> None:
-        """Keep the newest checkpoint under the number of its epoch, where it is time to."""
+        """Save the newest checkpoint under the number of its epoch, if due."""
         if state.epoch % self.settings.checkpoint_interval == 0 and state.batch == 0:
             copy_as_numbered(run, state, self.settings.keep_checkpoints)
 
@@ -226,7 +226,7 @@ class Trainer:
     # -------------------------------------------------------------------------------------------------- one epoch
 
     def train_one_epoch(self, run: Run, state: State, interrupt: Interrupt) -> None:
-        """Train to the end of the running epoch, from `state.batch` on."""
+        """Train to the end of the current epoch, starting at `state.batch`."""
         state.network.train()
         sampler = state.loader.batch_sampler
         sampler.set_epoch(state.epoch)
@@ -245,12 +245,12 @@ class Trainer:
                 state.unread.append((state.step, [i for batch in window for i in batch.image_ids], skipped))
                 state.log_sums = terms if state.log_sums is None else state.log_sums + terms
                 state.log_count += 1
-                words = ""
+                status = ""
                 if state.step % self.settings.log_every_steps == 0 or state.step == state.total_steps:
                     rate = images / (time.perf_counter() - started)
                     loss = self.log_train(run, state, rate)
-                    words = f"loss {loss:.3f}  {rate:.1f} images/s"
-                meter(words)
+                    status = f"loss {loss:.3f}  {rate:.1f} images/s"
+                meter(status)
                 if self.settings.checkpoint_every_steps and state.step % self.settings.checkpoint_every_steps == 0:
                     self.save_newest(run, state)
                 if number := distributed.signal_of_any_rank(interrupt.number):
@@ -295,7 +295,7 @@ class Trainer:
         return torch.cat([terms, norm[None]]), skipped
 
     def log_train(self, run: Run, state: State, rate: float) -> float:
-        """Read the device once: mean losses since the last line, learning rates, and steps that were left out."""
+        """Log mean losses since the last line, learning rates, and skipped steps; reads the device once."""
         assert state.log_sums is not None
         means = (state.log_sums / state.log_count).tolist()
         state.log_sums, state.log_count = None, 0
@@ -313,20 +313,20 @@ class Trainer:
         return values["train/loss"]
 
     def check_skipped_steps(self, state: State) -> int:
-        """Read which steps since the last call were left out, and undo what they did to batch statistics.
+        """Read which steps since the last call were skipped, and undo their changes of batch statistics.
 
         Returns:
-            how many there were.
+            the number of skipped steps.
 
         Raises:
-            NonFiniteError: `nonfinite_limit` in a row, or every step of a shorter run, which has learnt nothing.
+            NonFiniteError: `nonfinite_limit` skipped steps in a row, or all steps of a shorter run.
         """
         if not state.unread:
             return 0
         flags = torch.stack([skipped for _, _, skipped in state.unread]).tolist()
         buffers = floating_buffers(state.network)
         if any(flags):
-            # a forward pass with NaN leaves it in the running statistics; go back to those of the last clean stretch
+            # forward passes with NaN put it into the running statistics; restore those of the last interval without one
             for buffer, good in zip(buffers, state.good_buffers):
                 buffer.copy_(good)
         else:
@@ -334,10 +334,10 @@ class Trainer:
         for (step, image_ids, _), flag in zip(state.unread, flags):
             state.bad_in_a_row = state.bad_in_a_row + 1 if flag else 0
             if state.bad_in_a_row >= min(self.settings.nonfinite_limit, state.total_steps):
-                everyone = [i for ids in distributed.gather(image_ids[:16]) for i in ids]
+                all_ids = [i for ids in distributed.gather(image_ids[:16]) for i in ids]
                 raise NonFiniteError(
                     f"loss or gradients were not finite in {state.bad_in_a_row} steps in a row, the last at step "
-                    f"{step} on images {everyone}; the weights are those before them. Lower optim.lr, or try "
+                    f"{step} on images {all_ids}; the weights are those before these steps. Lower optim.lr, or try "
                     "trainer.hardware.amp=null"
                 )
         state.unread.clear()

@@ -1,6 +1,6 @@
-"""A run that is a trial of a study: it tells the study how far it has come, and hears whether to give up.
+"""A run that is a trial of an Optuna study: it reports its values, and learns whether it is pruned.
 
-The sweeper sets `DETR_EXP_TRIAL` for each of its jobs; other runs know nothing of studies.
+The sweeper sets `DETR_EXP_TRIAL` for each of its jobs; other runs do not use studies.
 """
 
 from __future__ import annotations
@@ -25,22 +25,22 @@ PruningCheck = Callable[[int, float], bool]
 
 
 def pruning_check() -> PruningCheck | None:
-    """(epoch from 1, monitored value) -> whether to give up; None where the run is no trial that may be pruned."""
+    """(epoch from 1, monitored value) -> whether to prune; None if the run is not a trial that can be pruned."""
     if TRIAL_VARIABLE not in os.environ:
         return None
-    told = json.loads(os.environ[TRIAL_VARIABLE])
+    settings = json.loads(os.environ[TRIAL_VARIABLE])
     import optuna
 
-    study = optuna.load_study(study_name=STUDY, storage=storage(Path(told["folder"])), pruner=pruner(told))
-    trial = optuna.Trial(study, study.trials[told["number"]]._trial_id)
+    study = optuna.load_study(study_name=STUDY, storage=storage(Path(settings["folder"])), pruner=pruner(settings))
+    trial = optuna.Trial(study, study.trials[settings["number"]]._trial_id)
 
-    def is_behind(epoch: int, value: float) -> bool:
-        if not math.isfinite(value):  # nothing to compare; some storages refuse it
+    def should_prune(epoch: int, value: float) -> bool:
+        if not math.isfinite(value):  # cannot be compared, and some storages refuse it
             return False
         trial.report(value, epoch)
         return trial.should_prune()
 
-    return is_behind
+    return should_prune
 
 
 def storage(folder: Path) -> optuna.storages.JournalStorage:
@@ -52,23 +52,23 @@ def storage(folder: Path) -> optuna.storages.JournalStorage:
     return JournalStorage(JournalFileBackend(file, lock_obj=JournalFileOpenLock(file)))
 
 
-def pruner(told: Values) -> optuna.pruners.BasePruner:
-    """The pruner that a sweep asked for.
+def pruner(settings: Values) -> optuna.pruners.BasePruner:
+    """The pruner of a sweep.
 
     Args:
-        told: `pruner`, `min_epochs`, `reduction_factor` and `startup_trials` as in `conf/hydra/sweeper/optuna.yaml`;
+        settings: `pruner`, `min_epochs`, `reduction_factor`, `startup_trials` as in `conf/hydra/sweeper/optuna.yaml`;
             `max_epochs` of a trial.
     """
     from optuna import pruners
 
-    first, factor = told["min_epochs"], told["reduction_factor"]
-    if told["pruner"] == "halving":
+    first, factor = settings["min_epochs"], settings["reduction_factor"]
+    if settings["pruner"] == "halving":
         return pruners.SuccessiveHalvingPruner(min_resource=first, reduction_factor=factor)
-    if told["pruner"] == "hyperband":
+    if settings["pruner"] == "hyperband":
         return pruners.HyperbandPruner(
-            min_resource=first, max_resource=max(first, told["max_epochs"]), reduction_factor=factor
+            min_resource=first, max_resource=max(first, settings["max_epochs"]), reduction_factor=factor
         )
-    return pruners.MedianPruner(n_startup_trials=told["startup_trials"], n_warmup_steps=first)
+    return pruners.MedianPruner(n_startup_trials=settings["startup_trials"], n_warmup_steps=first)
 
 
 def repair_journal(journal: Path) -> None:

@@ -1,4 +1,4 @@
-"""What happens between epochs and after the last one: evaluate, log, keep the best."""
+"""Evaluation between epochs and after the last one: evaluate, log, save the best checkpoint."""
 
 from __future__ import annotations
 
@@ -33,18 +33,18 @@ DEFAULT_MONITORS = ("keypoint_mAP", "segm_mAP", "mAP")
 def evaluate_epoch(
     settings: Settings, console: Console, run: Run, state: State, interrupt: Interrupt
 ) -> dict[str, dict[str, float]]:
-    """Evaluate on the validation split, log, keep the best, and see whether to stop early.
+    """Evaluate on the validation split, log, save the best checkpoint, and update early stopping.
 
     Returns:
-        all metrics of the `ema` and the `raw` weights, as far as they were evaluated.
+        all metrics of the evaluated weights: `ema`, `raw` or both.
 
     Raises:
-        Interrupted: a signal came; as if nothing had been evaluated.
-        WorkerError: a process that loads pictures was lost; as if nothing had been evaluated.
+        Interrupted: a signal came; the state is unchanged.
+        WorkerError: a process that loads images was lost; the state is unchanged.
     """
     values: dict[str, float] = {}
     evaluated: dict[str, dict[str, float]] = {}
-    watched: dict[str, float] = {}
+    monitored_values: dict[str, float] = {}
     before = {which: best.state_dict() for which, best in state.best.items()}
     epoch = state.epoch_number - 1
     for which in weights_to_evaluate(settings, state):
@@ -60,8 +60,8 @@ def evaluate_epoch(
         if settings.evaluate_weights == "both":
             values |= {f"val/{which}_{name}": value for name, value in found.items() if "/" not in name}
         values |= named(settings, "val", found)
-        watched[which] = monitored(settings, found)
-        if state.best[which].update(watched[which], epoch):
+        monitored_values[which] = monitored(settings, found)
+        if state.best[which].update(monitored_values[which], epoch):
             on_first_rank(files.save, inference_content(run, state, which, found), run.output_dir / files.BEST[which])
             on_first_rank(save_details, run, "val", run.make_metric("val"), found, state.step, settings.num_pictures)
             on_first_rank(save_evaluation_charts, run, found, state.step)
@@ -73,9 +73,9 @@ def evaluate_epoch(
     values["val/epoch"] = state.position / state.steps_per_epoch
     run.tracker.log(state.step, values)
     if run.should_prune is not None:
-        state.is_pruned = on_first_rank(run.should_prune, state.epoch_number, watched[which])
+        state.is_pruned = on_first_rank(run.should_prune, state.epoch_number, monitored_values[which])
     if state.early_stopping:
-        state.early_stopping.update(stopping_value(settings, watched), epoch)
+        state.early_stopping.update(stopping_value(settings, monitored_values), epoch)
     return evaluated
 
 
@@ -122,11 +122,11 @@ def evaluate_split(
 
 
 def finish(settings: Settings, console: Console, run: Run, state: State, interrupt: Interrupt) -> float | None:
-    """`checkpoint_best_total.pth` from the better of the two bests, the test run, and the value of the best.
+    """Write `checkpoint_best_total.pth` (the better of EMA and raw), evaluate it on the test split, return its value.
 
     Raises:
-        Interrupted: a signal came; a run that goes on makes all this again.
-        NonFiniteError: evaluations were made, and none of them gave a finite value.
+        Interrupted: a signal came; a resumed run repeats this.
+        NonFiniteError: no evaluation gave a finite value.
     """
     evaluated = {which: best for which, best in state.best.items() if best.best_raw is not None}
     winner = max(evaluated, key=lambda which: evaluated[which].best_raw or 0.0, default=None)
@@ -158,28 +158,28 @@ def finish(settings: Settings, console: Console, run: Run, state: State, interru
 
 
 def weights_to_evaluate(settings: Settings, state: State) -> tuple[str, ...]:
-    """Which weights are evaluated; where there are two, the last one gives the headline `val/mAP`."""
+    """Which weights are evaluated; of two, the last one gives `val/mAP`."""
     if state.ema is None:
         return ("raw",)
     return {"ema": ("ema",), "raw": ("raw",), "both": ("raw", "ema")}[settings.evaluate_weights]
 
 
-def stopping_value(settings: Settings, watched: dict[str, float]) -> float:
-    """The monitored value that early stopping looks at: that of the EMA weights if asked for, else the better one."""
-    if settings.early_stopping_use_ema and "ema" in watched:
-        return watched["ema"]
-    return max(watched.values(), key=lambda value: value if math.isfinite(value) else -math.inf)
+def stopping_value(settings: Settings, monitored_values: dict[str, float]) -> float:
+    """The monitored value for early stopping: that of the EMA weights if configured, else the better one."""
+    if settings.early_stopping_use_ema and "ema" in monitored_values:
+        return monitored_values["ema"]
+    return max(monitored_values.values(), key=lambda value: value if math.isfinite(value) else -math.inf)
 
 
 def needs_val_loss(settings: Settings) -> bool:
-    """Whether evaluations compute the loss; `auto`: where the run watches it."""
+    """Whether evaluations compute the loss; `auto`: if it is monitored."""
     if settings.compute_val_loss == "auto":
         return is_loss(settings.monitor or "")
     return bool(settings.compute_val_loss)
 
 
 def named(settings: Settings, split: str, found: dict[str, float]) -> dict[str, float]:
-    """An evaluation's values under the names they are logged by."""
+    """The values of an evaluation with the names under which they are logged."""
     return {
         name.replace("time/", f"time/{split}_") if name.startswith("time/") else f"{split}/{name}": value
         for name, value in found.items()
@@ -190,10 +190,10 @@ def named(settings: Settings, split: str, found: dict[str, float]) -> dict[str, 
 def monitored(settings: Settings, found: dict[str, float]) -> float:
     """The value that decides which epoch is best: keypoint, else mask, else box mAP unless `monitor` names one.
 
-    More is better; a loss is therefore negated.
+    Higher is better, so a loss is negated.
 
     Raises:
-        ValueError: the run does not measure what `monitor` names.
+        ValueError: the run does not measure `monitor`.
     """
     name = settings.monitor or default_monitor(found)
     _refuse_unless_measured(name, found)
@@ -202,30 +202,30 @@ def monitored(settings: Settings, found: dict[str, float]) -> float:
 
 
 def default_monitor(found: Collection[str]) -> str:
-    """The name of the value that decides where `trainer.monitor` names none.
+    """The monitored metric if `trainer.monitor` is null.
 
     Raises:
-        ValueError: of an evaluator that has values of other names only.
+        ValueError: the evaluator has none of the default metrics.
     """
-    usual = next((name for name in DEFAULT_MONITORS if name in found), None)
-    if usual is None:
+    default = next((name for name in DEFAULT_MONITORS if name in found), None)
+    if default is None:
         names = [name for name in found if "/" not in name]
         raise ValueError(
             f"the evaluator measures {', '.join(names) or 'nothing'}, and none of {', '.join(DEFAULT_MONITORS)}, which "
             f"decide what is best by default; name one: trainer.monitor=val/{names[0] if names else '<value>'}"
         )
-    return usual
+    return default
 
 
 def refuse_unmeasured_monitor(run: Run, found: Collection[str]) -> None:
-    """Refuse to watch what an evaluation did not give.
+    """Refuse a monitor that an evaluation did not measure.
 
     Args:
-        run: its config names what is watched.
-        found: names of what a metric of this run gives.
+        run: its config has `trainer.monitor`.
+        found: names of the values that a metric of this run gives.
 
     Raises:
-        ValueError: names what there is.
+        ValueError: lists the known names.
     """
     monitor = run.config["trainer"]["monitor"]
     if monitor is None:
@@ -235,15 +235,15 @@ def refuse_unmeasured_monitor(run: Run, found: Collection[str]) -> None:
 
 
 def refuse_unknown_monitor(run: Run, monitor: str | None, compute_val_loss: bool | str) -> None:
-    """Refuse to watch what the run's evaluations do not give: known before a training, of COCO's metrics.
+    """Refuse a monitor that the run does not measure, before training; only for COCO metrics.
 
     Args:
-        run: its data, network and metric decide what is measured.
+        run: its data, network and metric determine what is measured.
         monitor: `trainer.monitor`.
         compute_val_loss: `trainer.compute_val_loss`.
 
     Raises:
-        ValueError: names what there is.
+        ValueError: lists the known names.
     """
     if monitor is None:
         return

@@ -1,4 +1,4 @@
-"""The micro-batches of an optimiser step: which go together, and what the random draws of each depend on."""
+"""The micro-batches of an optimiser step: how they are grouped, and how their random numbers are seeded."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def windows(batches: Iterator[Batch], size: int) -> Iterator[list[Batch]]:
 
 
 def seed_step(seed: int, step: int, micro: int) -> None:
-    """Make every random draw of a micro-batch a function of (seed, step, micro-batch), counted over all ranks."""
+    """Make the random numbers of a micro-batch a function of (seed, step, micro-batch), counted over all ranks."""
     micro = micro * distributed.world_size() + distributed.rank()
     (state,) = np.random.SeedSequence((seed, step, micro)).generate_state(1, np.uint64)
     torch.manual_seed(int(state))

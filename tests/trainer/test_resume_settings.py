@@ -130,18 +130,18 @@ def test_another_metric_begins_its_best_anew(resumed, capsys):
         state = resumed(*words)
         assert state.best["ema"].best_raw is None
         assert state.best["ema"].count == 0
-        assert "the best is sought anew from here" in capsys.readouterr().out
+        assert "the search for the best starts again from here" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("word", [True, 5, "", "nowhere"])
 def test_what_is_no_checkpoint_is_said(tmp_path, monkeypatch, word):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(ValueError, match=r"no checkpoint is there; use trainer\.resume=auto"):
+    with pytest.raises(ValueError, match=r"there is no such checkpoint; use trainer\.resume=auto"):
         find_checkpoint(word, tmp_path, "")
 
 
 def test_nothing_is_left_to_judge_by_another_metric(resumed):
-    with pytest.raises(ValueError, match=r"has come to its end.*instead of mAP; set it back.*trainer\.epochs="):
+    with pytest.raises(ValueError, match=r"of a finished run.*instead of mAP; set it back.*trainer\.epochs="):
         resumed("trainer.monitor=val/loss", "trainer.max_steps=1")
 
 
@@ -151,7 +151,7 @@ def test_the_schedule_goes_on_at_the_same_share_of_an_epoch_of_other_data(small,
     cfg = small(*FEW, "data.train=12", "trainer.epochs=2")
     state = build.trainer(cfg).start(build.run(cfg, tmp_path, resume_from=whole / files.NEWEST))
     assert (state.step, state.position, state.steps_per_epoch) == (2, 6, 6)
-    assert "goes on at step 6 of 12" in capsys.readouterr().out
+    assert "continues at step 6 of 12" in capsys.readouterr().out
 
 
 def everything(folder):
@@ -163,7 +163,7 @@ def everything(folder):
     [
         (
             [],
-            r"holds a run that is finished; go on with it: trainer\.resume=auto; replace it: rm -r .*hydra\.run\.dir=",
+            r"holds a run that is finished; resume it: trainer\.resume=auto; replace it: rm -r .*hydra\.run\.dir=",
         ),
         (["trainer.resume=auto", "seed=3"], "seed was 0 and is 3"),
         (["trainer.resume=auto", "optim.lr_backbone=1e-5"], "in groups of"),

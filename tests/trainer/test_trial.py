@@ -37,7 +37,7 @@ def test_it_ends_after_that_evaluation_and_keeps_its_files(
 
 def test_its_ending_travels_between_processes() -> None:
     copy = pickle.loads(pickle.dumps(PrunedError(0.5, 3)))
-    assert (copy.best, copy.epoch, str(copy)) == (0.5, 3, "given up after epoch 3: other trials were ahead")
+    assert (copy.best, copy.epoch, str(copy)) == (0.5, 3, "pruned after epoch 3: other trials were better")
 
 
 def test_a_value_that_is_no_number_is_not_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

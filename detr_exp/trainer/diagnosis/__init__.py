@@ -1,1 +1,1 @@
-"""What a training looks at to say what may be wrong with it."""
+"""Checks, figures and tables that show what may be wrong with a training."""

@@ -1,4 +1,4 @@
-"""When evaluations keep finding next to nothing: the usual causes, each of them looked for before it is named."""
+"""Usual causes of evaluations with almost no correct detections; each cause is checked before it is reported."""
 
 from __future__ import annotations
 
@@ -18,37 +18,37 @@ from detr_exp.trainer.state import Run, State
 
 LOW = 0.01  # AP50
 EVALUATIONS = 3
-FEW_STEPS = 1000  # networks from random weights have found little before
-SMALL = 8  # pixels at the network's input
-LEAST_FALL = 0.1  # of the loss
+FEW_STEPS = 1000  # networks with random initial weights detect little before
+SMALL = 8  # pixels at the input of the network
+MIN_DECREASE = 0.1  # of the loss
 HIGH_LR = 1e-3
-MOST_START = 0.3  # of the untrained weights in their average
+MAX_INITIAL_SHARE = 0.3  # of the initial weights in the average
 
 
 def check_evaluation(console: Console, run: Run, state: State, which: str, found: dict[str, float]) -> None:
-    """Count evaluations with an AP50 below 0.01; after the third in a row, say once what may be the cause.
+    """Count evaluations with an AP50 below 0.01; after the third in a row, print likely causes once.
 
     Args:
-        console: where it is said.
+        console: prints the causes.
         run: data, metric and settings.
         state: holds the count.
         which: the weights that were evaluated, `ema` or `raw`.
         found: their metrics.
     """
-    if "mAP50" not in found:  # another evaluator, whose scale is its own
+    if "mAP50" not in found:  # another evaluator, with another scale
         return
     state.num_low_evaluations = state.num_low_evaluations + 1 if found["mAP50"] < LOW else 0
     if state.num_low_evaluations == EVALUATIONS:
         causes = list(likely_causes(run, state, which)) or [
             "none of the usual causes: objects are large enough, classes agree, the loss falls. See whether a few "
-            "pictures can be learned by heart: trainer.overfit_batches=1"
+            "images can be overfitted: trainer.overfit_batches=1"
         ]
         lines = "".join(f"\n  - {cause}" for cause in causes)
         console.line(f"AP50 has been below {LOW} in {EVALUATIONS} evaluations. Likely causes:{lines}")
 
 
 def likely_causes(run: Run, state: State, which: str) -> Iterator[str]:
-    """What was looked for and found, the most telling first."""
+    """Causes that were confirmed, the most informative first."""
     metric = run.make_metric("val")
     if isinstance(metric, PerImage):
         yield from _wrong_classes(run, metric)
@@ -57,20 +57,20 @@ def likely_causes(run: Run, state: State, which: str) -> Iterator[str]:
     yield from _no_learning(run, state)
     if which == "ema" and state.ema is not None:
         start = math.prod(state.ema.decay_at(update) for update in range(1, state.ema.updates + 1))
-        if start > MOST_START:
+        if start > MAX_INITIAL_SHARE:
             yield (
-                f"{start:.0%} of the averaged weights are still those of the start; a smaller trainer.ema_decay "
-                "forgets sooner, trainer.evaluate_weights=both shows the weights themselves"
+                f"{start:.0%} of the averaged weights are still the initial weights; use a smaller "
+                "trainer.ema_decay, or evaluate the raw weights, too: trainer.evaluate_weights=both"
             )
     if state.position < FEW_STEPS and run.config["model"]["weights"] is None:
         yield (
-            f"only {state.position} steps from random weights; start from trained ones (model.weights=...) or give it "
-            "more trainer.epochs"
+            f"only {state.position} steps from random weights; start from pretrained weights (model.weights=...) or "
+            "use more trainer.epochs"
         )
 
 
 def _wrong_classes(run: Run, metric: PerImage) -> Iterator[str]:
-    """Boxes where objects are, under other names."""
+    """Boxes that match objects, but with other classes."""
     label_of = {number: label for label, number in enumerate(run.data.category_ids)}
     split = run.data.split("val")
     objects = right = anywhere = 0
@@ -92,11 +92,11 @@ def _wrong_classes(run: Run, metric: PerImage) -> Iterator[str]:
         right += int((hits & (found.labels[top][:, None] == labels)).any(0).sum())
     if objects and anywhere > 0.3 * objects and right < 0.1 * anywhere:
         yield (
-            f"{anywhere} of {objects} objects have a box under another class: the names or the order of the classes "
-            "do not fit the annotations (python -m detr_exp.check_data), or the weights were trained on others"
+            f"{anywhere} of {objects} objects have a box with another class: the names or the order of the classes "
+            "do not fit the annotations (python -m detr_exp.check_data), or the weights were trained on other classes"
         )
     if best < 0.05:
-        yield f"no detection has a score above {best:.3f}: the network has not begun to tell objects from ground"
+        yield f"no detection has a score above {best:.3f}: the network does not yet distinguish objects from background"
 
 
 def _never_trained(run: Run) -> Iterator[str]:
@@ -121,19 +121,19 @@ def _small_objects(run: Run, state: State) -> Iterator[str]:
     if sides and (middle := float(np.median(sides))) < SMALL:
         yield (
             f"half of the objects are narrower than {middle:.1f} pixels at {height} x {width}; a larger "
-            f"model.image_size=[{2 * height},{2 * width}], or tiles of the pictures, would show them"
+            f"model.image_size=[{2 * height},{2 * width}], or tiles of the images, would help"
         )
 
 
 def _no_learning(run: Run, state: State) -> Iterator[str]:
-    """Learning rate, loss and steps that were left out, from what was logged."""
+    """Learning rate, loss and skipped steps, from the logged metrics."""
     lr = max(group["initial_lr"] for group in state.optimizer.param_groups)
     lines = JsonLines.read(run.output_dir / METRICS)
-    if left_out := sum(line.get("train/nonfinite_steps") or 0 for line in lines):
-        yield f"{left_out:.0f} steps were left out because they were not finite; lower optim.lr or use amp=null"
+    if skipped := sum(line.get("train/nonfinite_steps") or 0 for line in lines):
+        yield f"{skipped:.0f} steps were skipped because they were not finite; lower optim.lr or use amp=null"
     losses = [line["train/loss"] for line in lines if line.get("train/loss") is not None]
-    if len(losses) >= 2 and min(losses[1:]) > (1 - LEAST_FALL) * losses[0]:
-        advice = "it may be too high" if lr >= HIGH_LR else "try ten times more, or less"
+    if len(losses) >= 2 and min(losses[1:]) > (1 - MIN_DECREASE) * losses[0]:
+        advice = "it may be too high" if lr >= HIGH_LR else "try a value ten times higher or lower"
         fall = f"({losses[0]:.2f} at first, {losses[-1]:.2f} now)"
         yield f"the training loss does not fall {fall}; optim.lr is {lr:g}: {advice}"
     elif lr > HIGH_LR:

@@ -1,4 +1,4 @@
-"""Validation predictions beside the ground truth, as pictures a person can look at."""
+"""Validation predictions beside the ground truth, as images."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ LONGEST_SIDE = 640
 
 
 def save_evaluation_charts(run: Run, found: dict[str, float], step: int) -> None:
-    """Draw the curves and the confusion matrix of an evaluation that found anything into `charts/`, if it has curves.
+    """Draw the curves and the confusion matrix of an evaluation with detections to `charts/`, if it has curves.
 
     Args:
-        run: whose folder takes them, and whose views.
-        found: what the metric of its validation split has just computed.
+        run: its folder and its tracker receive the charts.
+        found: values of the metric of its validation split.
         step: of the training.
     """
     metric = run.make_metric("val")
@@ -35,7 +35,7 @@ def save_evaluation_charts(run: Run, found: dict[str, float], step: int) -> None
 
 
 class PredictionSheet:
-    """Collects the first `count` images of an evaluation, then writes one sheet: truth left, prediction right.
+    """Collects the first `count` images of an evaluation, then writes one sheet: ground truth left, predictions right.
 
     Args:
         data: the data set; gives class names and the keypoint schema.
@@ -54,12 +54,12 @@ class PredictionSheet:
                 return
             end = start + count
             image = np.asarray(_on_canvas(batch.images[i], batch.image_sizes[i]))
-            self.pairs.append(self._truth(image, batch, start, end))
+            self.pairs.append(self._ground_truth(image, batch, start, end))
             self.pairs.append(self._prediction(image, batch.image_sizes[i], detections[i].above(self.threshold)))
             start = end
 
     def save(self, folder: Path, step: int) -> Path | None:
-        """Write `step_<step>.png`; None when there was nothing to draw."""
+        """Write `step_<step>.png`; None if there was nothing to draw."""
         if not self.pairs:
             return None
         folder.mkdir(exist_ok=True)
@@ -68,7 +68,7 @@ class PredictionSheet:
         write(path, lambda file: drawn.save(file, "PNG"))
         return path
 
-    def _truth(self, image: np.ndarray, batch: Batch, start: int, end: int) -> Image.Image:
+    def _ground_truth(self, image: np.ndarray, batch: Batch, start: int, end: int) -> Image.Image:
         height, width = image.shape[:2]
         targets = batch.targets
         keypoints = None
@@ -107,7 +107,7 @@ class PredictionSheet:
 
 
 def _on_canvas(pixels: Tensor, size: Tensor) -> Image.Image:
-    """The network's square input back in the picture's own proportions, large enough to write on."""
+    """The network's square input in the aspect ratio of the original image, large enough for labels."""
     height, width = size.tolist()
     scale = LONGEST_SIDE / max(height, width)
     shape = (max(1, round(width * scale)), max(1, round(height * scale)))

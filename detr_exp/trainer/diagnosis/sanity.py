@@ -1,4 +1,4 @@
-"""Before the first step: does the evaluator agree with the data, and what does the network get to see?"""
+"""Checks before the first step: whether the evaluator fits the data, and a figure of training samples."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ from detr_exp.trainer.validation import refuse_unmeasured_monitor
 from detr_exp.writing import write
 
 SAMPLES = "training_samples.png"
-MOST_IMAGES = 64  # a second, whatever the size of the data set
-MAX_OBJECTS = 20  # of a picture: the protocol looks at no more poses than that
+MOST_IMAGES = 64  # takes about a second for data sets of any size
+MAX_OBJECTS = 20  # of an image: the protocol evaluates at most so many poses
 MIN_SIDE = 8  # pixels; rounding changes smaller objects too much
-MIN_BOX_AS_MASK = 64  # where a box is drawn for want of an outline, its sides are rounded to whole pixels
+MIN_BOX_AS_MASK = 64  # without an outline a box is used as mask, and its sides are rounded to whole pixels
 MIN_SCORE = 0.99
 
 
 def save_sample_sheet(path: Path, data: Labels, loader: Any, count: int) -> Path:
-    """A sheet of the first training samples of the running epoch, exactly as the network gets them.
+    """Draw the first training samples of the current epoch, exactly as the network receives them.
 
     Args:
         path: the file.
@@ -46,24 +46,24 @@ def save_sample_sheet(path: Path, data: Labels, loader: Any, count: int) -> Path
     images = []
     for key in keys:
         sample = loader.dataset[key]
-        images.append(_drawn(sample.image.numpy(), sample.target, data.classes, skeletons))
+        images.append(_draw(sample.image.numpy(), sample.target, data.classes, skeletons))
     drawn = sheet(images, tile=360)
     write(path, lambda file: drawn.save(file, "PNG"))
     return path
 
 
 def refuse_wrong_evaluator(run: Run) -> None:
-    """Compare the evaluator with the truth.
+    """Check the evaluator with the ground truth of the validation split.
 
     Raises:
-        ValueError: the evaluator does not give the truth full marks.
+        ValueError: the evaluator does not give the ground truth a score of 1.
     """
     if run.data.val is not None:
         on_first_rank(refuse_low_ground_truth_score, run)
 
 
 def save_training_samples(settings: Settings, run: Run, state: State) -> None:
-    """Draw what the network is going to see."""
+    """Save a figure of training samples to the run folder and the tracker."""
     if settings.num_pictures:
         state.loader.batch_sampler.set_epoch(state.epoch)
         path = run.output_dir / SAMPLES
@@ -72,14 +72,14 @@ def save_training_samples(settings: Settings, run: Run, state: State) -> None:
 
 
 def refuse_low_ground_truth_score(run: Run, split: str = "val") -> None:
-    """Give the evaluator the targets of training as if the network had found them: it must be content.
+    """Evaluate the training targets as if they were predictions: their score must be 1.
 
-    The targets come by way of the class map and the geometry that training uses, the truth by way of the evaluator; a
-    mistake in either shows as a score below 1. A few pictures that have every class are enough. Left out are those
-    where even perfect predictions score less: cut or tiny objects, more of them than the protocol looks at.
+    The targets use the class map and the geometry of training, the ground truth those of the evaluator; a mistake in
+    either gives a score below 1. A few images with all classes are enough. Images where even perfect predictions score
+    less are not used: those with truncated or tiny objects, or more objects than the protocol evaluates.
 
     Raises:
-        ValueError: it is not, and the classes; or it does not measure what `trainer.monitor` names.
+        ValueError: the score is lower, with the classes; or the evaluator does not measure `trainer.monitor`.
     """
     samples = run.data.loader(split, network=run.network, batch_size=1, seed=run.seed).dataset
     assert isinstance(samples, Samples)
@@ -96,7 +96,7 @@ def refuse_low_ground_truth_score(run: Run, split: str = "val") -> None:
         rows = metric.table() if isinstance(metric, PerClass) else []
         classes = [row["class"] for row in rows if 0 <= row["AP"] < MIN_SCORE]
         raise ValueError(
-            f"the evaluator gives the truth itself {', '.join(f'{n} {v:.3f}' for n, v in wrong.items())} instead of 1 "
+            f"the evaluator gives the ground truth {', '.join(f'{n} {v:.3f}' for n, v in wrong.items())} instead of 1 "
             f"({', '.join(classes[:8]) or 'all classes'}): labels or sizes of the {split} split do not fit; "
             "compare them with python -m detr_exp.check_data"
         )
@@ -112,7 +112,7 @@ def _comparable(samples: Samples) -> list[int]:
         for index in range(turn, len(split), stride):
             objects = split.objects(index)
             classes = set(objects.categories.tolist())
-            if (turn and classes <= known) or not 0 < len(objects) <= MAX_OBJECTS or not _whole(split, index):
+            if (turn and classes <= known) or not 0 < len(objects) <= MAX_OBJECTS or not _is_comparable(split, index):
                 continue
             chosen.append(index)
             known |= classes
@@ -121,8 +121,8 @@ def _comparable(samples: Samples) -> list[int]:
     return sorted(chosen)
 
 
-def _whole(split: Split, index: int) -> bool:
-    """Whether all objects of a picture lie inside it, and are so large that drawing them changes little."""
+def _is_comparable(split: Split, index: int) -> bool:
+    """Whether all objects of an image are inside it, and large enough that rounding changes little."""
     height, width = split.size(index)
     objects = split.objects(index)
     boxes, segments = objects.boxes_xyxy, objects.segments or []
@@ -134,7 +134,7 @@ def _whole(split: Split, index: int) -> bool:
 
 
 def _as_detections(samples: Samples, index: int) -> Detections:
-    """The targets of a picture as detections of score 1, in its pixels."""
+    """The targets of an image as detections with score 1, in pixels of the image."""
     split = samples.split
     height, width = split.size(index)
     objects = split.objects(index)
@@ -145,7 +145,7 @@ def _as_detections(samples: Samples, index: int) -> Detections:
     if target.keypoints is not None:
         keypoints = target.keypoints * torch.tensor([width, height, 1.0])
         labelled = keypoints[..., 2:] > 0
-        # COCO ignores objects without labelled points, and what is found near their middle; they come last
+        # COCO ignores objects without labelled keypoints, and detections near their centres; they come last
         keypoints = torch.where(labelled, keypoints, _middles(boxes))
         scores[~labelled.flatten(1).any(1)] = 0.5
     return Detections(scores, target.labels, boxes, target.masks, keypoints)
@@ -156,7 +156,7 @@ def _middles(boxes: Tensor) -> Tensor:
     return torch.cat([(boxes[:, :2] + boxes[:, 2:]) / 2, torch.zeros(len(boxes), 1)], 1)[:, None]
 
 
-def _drawn(pixels: np.ndarray, target: Target, names: list[str], skeletons: list[list[tuple[int, int]]]) -> Image.Image:
+def _draw(pixels: np.ndarray, target: Target, names: list[str], skeletons: list[list[tuple[int, int]]]) -> Image.Image:
     height, width = pixels.shape[:2]
     keypoints = None
     if target.keypoints is not None:

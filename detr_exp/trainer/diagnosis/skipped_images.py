@@ -1,4 +1,4 @@
-"""Pictures that a run had to leave out: in a file, and as a number."""
+"""Pictures that a run had to skip: listed in a file, and counted in a metric."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ FILE = "skipped_pictures.txt"
 
 
 def record_skipped(run: Run, step: int, batches: Sequence[Batch]) -> None:
-    """Add what could not be read of some batches to `skipped_pictures.txt`, and log how many pictures that are.
+    """Add the images of some batches that could not be read to `skipped_pictures.txt`, and log their number.
 
     Args:
-        run: whose folder has the file.
+        run: its folder has the file.
         step: of the training.
-        batches: as they were loaded.
+        batches: as loaded.
     """
     found = {" ".join(sentence.split()) for batch in batches for sentence in batch.skipped}
     if not found:

@@ -1,4 +1,4 @@
-"""The pictures a network does worst on, and a table of its classes: what to look at after an evaluation."""
+"""The images with the most errors, and a table of the classes, written after an evaluation."""
 
 from __future__ import annotations
 
@@ -19,29 +19,29 @@ from detr_exp.trainer.state import Run
 from detr_exp.writing import write
 
 MIN_IOU = 0.5
-DEFAULT_THRESHOLD = 0.5  # where no threshold finds anything
+DEFAULT_THRESHOLD = 0.5  # if no threshold gives true positives
 
 
 class Errors(NamedTuple):
-    """Attributes: `missed` objects and `false` alarms of the picture at a `place` of its split."""
+    """Attributes: `missed` objects and `false` positives of the image with index `index` in its split."""
 
     missed: int
     false: int
-    place: int
+    index: int
 
 
 def save_details(run: Run, split: str, metric: Metric, found: dict[str, float], step: int, count: int) -> None:
-    """Write `classes.json`, a row per class, and `worst/step_<step>.jpg`, truth left and predictions right.
+    """Write `classes.json`, a row per class, and `worst/step_<step>.jpg`, ground truth left and predictions right.
 
-    A metric that keeps nothing of classes or images is left without the one or the other.
+    Without per-class or per-image results of the metric, the table or the figure is not written.
 
     Args:
-        run: whose folder takes them, and whose views.
-        split: that was evaluated.
+        run: its folder and its tracker receive the files.
+        split: name of the evaluated split.
         metric: after `compute`.
-        found: what it computed.
+        found: the values of the metric.
         step: of the training.
-        count: most pictures on the sheet; 0: no sheet.
+        count: largest number of images in the figure; 0: no figure.
     """
     if isinstance(metric, PerClass):
         tables = {iou_type: metric.table(iou_type) for iou_type in metric.iou_types}
@@ -63,15 +63,15 @@ def save_details(run: Run, split: str, metric: Metric, found: dict[str, float], 
 def images_with_errors(
     data: DataSet, split: str, images: Mapping[int, ImageFindings], threshold: float
 ) -> list[Errors]:
-    """The pictures with errors, most of them first.
+    """The images with errors, those with most errors first.
 
-    Detections above `threshold` are matched to objects of their class at IoU 0.5, best score first.
+    Detections above `threshold` are matched to objects of their class at IoU 0.5, highest score first.
 
     Args:
         data: the data set.
-        split: its part that was evaluated.
-        images: what was found, by image id.
-        threshold: lowest score that counts.
+        split: name of the evaluated split.
+        images: detections by image id.
+        threshold: lowest score of detections to count.
     """
     label_of = {number: label for label, number in enumerate(data.category_ids)}
     errors = []
@@ -79,30 +79,30 @@ def images_with_errors(
         if image_id not in images:
             continue
         objects, boxes, labels, _ = _shown(data, split, images, index, threshold)
-        wanted = np.array([label_of[number] for number in objects.categories.tolist()], dtype=int)
+        expected = np.array([label_of[number] for number in objects.categories.tolist()], dtype=int)
         iou = box_iou(torch.from_numpy(boxes)[:, None], torch.from_numpy(objects.boxes_xyxy)[None]).numpy()
-        iou[labels[:, None] != wanted[None]] = 0
+        iou[labels[:, None] != expected[None]] = 0
         hits = 0
-        for row in iou:  # best score first
+        for row in iou:  # highest score first
             if row.size and row.max() >= MIN_IOU:
                 iou[:, row.argmax()] = 0
                 hits += 1
-        errors.append(Errors(len(wanted) - hits, len(labels) - hits, index))
-    return sorted((e for e in errors if e.missed + e.false), key=lambda e: (-e.missed - e.false, e.place))
+        errors.append(Errors(len(expected) - hits, len(labels) - hits, index))
+    return sorted((e for e in errors if e.missed + e.false), key=lambda e: (-e.missed - e.false, e.index))
 
 
 def error_sheet(
     data: DataSet, split: str, images: Mapping[int, ImageFindings], threshold: float, errors: list[Errors]
 ) -> Image.Image:
-    """A sheet of pictures: truth left, predictions right."""
+    """A figure of images: ground truth left, predictions right."""
     label_of = {number: label for label, number in enumerate(data.category_ids)}
     pairs = []
     for _, _, index in errors:
         objects, boxes, labels, scores = _shown(data, split, images, index, threshold)
         pixels, _ = data.split(split).load(index)
-        wanted = [label_of[number] for number in objects.categories.tolist()]
+        expected = [label_of[number] for number in objects.categories.tolist()]
         for ink in (
-            {"boxes_xyxy_px": objects.boxes_xyxy, "labels": wanted},
+            {"boxes_xyxy_px": objects.boxes_xyxy, "labels": expected},
             {"boxes_xyxy_px": boxes, "labels": labels.tolist(), "scores": scores.tolist()},
         ):
             pairs.append(draw_objects(pixels, names=data.classes, **ink))
@@ -112,7 +112,7 @@ def error_sheet(
 def _shown(
     data: DataSet, split: str, images: Mapping[int, ImageFindings], index: int, threshold: float
 ) -> tuple[Objects, np.ndarray, np.ndarray, np.ndarray]:
-    """Objects of a picture, and boxes `[n, 4]` xyxy, labels `[n]` and scores `[n]` of its detections, best first."""
+    """Objects of an image, and boxes `[n, 4]` xyxy, labels `[n]` and scores `[n]` of its detections, by falling score."""
     part = data.split(split)
     found = images[part.image_ids[index]]
     order = np.argsort(-found.scores, kind="stable")

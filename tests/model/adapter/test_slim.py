@@ -192,7 +192,7 @@ def test_resuming_with_another_base_is_refused(
     content = base.read_bytes()
     try:
         shutil.copy(other, base)
-        with pytest.raises(ValueError, match=r"an adapter for the base .* is another (one|file).*put that base back"):
+        with pytest.raises(ValueError, match=r"an adapter for the base .* is another (one|file).*restore that base"):
             train_in(run, compose([*with_adapter(tiny_run, base), "trainer.resume=auto", "trainer.epochs=2"]))
     finally:
         base.write_bytes(content)

@@ -60,7 +60,7 @@ def test_nothing_is_named_where_nothing_is_wrong(run, state):
 def test_boxes_under_other_classes(run, state):
     for found in run.metric.images.values():
         found.labels = (found.labels + 1) % 6
-    assert "have a box under another class" in causes(run, state)
+    assert "have a box with another class" in causes(run, state)
 
 
 def test_scores_near_zero(run, state):
@@ -80,7 +80,7 @@ def test_objects_of_a_few_pixels(run, state):
     assert "model.image_size=[64,64]" in causes(run, state)
 
 
-@pytest.mark.parametrize(("lr", "advice"), [(1e-2, "too high"), (1e-5, "ten times more")])
+@pytest.mark.parametrize(("lr", "advice"), [(1e-2, "too high"), (1e-5, "ten times higher")])
 def test_a_loss_that_does_not_fall(run, state, lr, advice):
     log(run.output_dir, [9.0, 9.2, None, 8.9])
     state.optimizer.param_groups[0]["initial_lr"] = lr
@@ -89,7 +89,7 @@ def test_a_loss_that_does_not_fall(run, state, lr, advice):
 
 def test_steps_that_were_left_out(run, state):
     log(run.output_dir, [9.0, 4.0], **{"train/nonfinite_steps": 3})
-    assert "6 steps were left out" in causes(run, state)
+    assert "6 steps were skipped" in causes(run, state)
 
 
 def test_an_average_that_is_still_the_start(run, state):

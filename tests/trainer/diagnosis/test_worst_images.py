@@ -1,4 +1,4 @@
-"""The pictures a network does worst on."""
+"""The images with the most errors."""
 
 import json
 from types import SimpleNamespace
