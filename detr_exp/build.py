@@ -1,7 +1,7 @@
-"""From a config to objects: what the parts of an experiment are made of, and what each is told of the others.
+"""Builds the parts of an experiment from a config, and passes each part what it needs from the others.
 
-Groups know nothing of each other. What one needs from another is told here: the classes belong to the data, image size
-and stride to the model, the activation to the class loss, the learning rates to the optimiser.
+Groups do not depend on each other. Values that a group needs from another are passed here: classes from the data, image
+size and stride from the model, the activation from the class loss, learning rates from the optimiser.
 """
 
 from __future__ import annotations
@@ -35,11 +35,11 @@ if TYPE_CHECKING:
     from detr_exp.trainer.state import Run
     from detr_exp.trainer.trainer import Trainer
 
-RATES = ("lr", "lr_backbone", "weight_decay")  # what makes parameter groups
-IOU_TYPES = {"bbox": "boxes", "segm": "masks", "keypoints": "keypoints"}  # of metrics, and the tasks they measure
+RATES = ("lr", "lr_backbone", "weight_decay")  # arguments of parameter groups
+IOU_TYPES = {"bbox": "boxes", "segm": "masks", "keypoints": "keypoints"}  # IoU type of a metric -> its task
 WARMUP = ("warmup", "warmup_unit", "warmup_shape")
-FROM_OTHER_GROUPS = ("num_classes", "activation")  # what other groups tell the network
-NOT_ARGUMENTS = ("weights", "adapter")  # keys of a model that are not its constructor's
+FROM_OTHER_GROUPS = ("num_classes", "activation")  # arguments of the network from other groups
+NOT_ARGUMENTS = ("weights", "adapter")  # keys of `model` that are not arguments of its constructor
 
 
 def data(cfg: DictConfig) -> DataSet:
@@ -48,12 +48,12 @@ def data(cfg: DictConfig) -> DataSet:
 
 
 def network(cfg: DictConfig, data: Labels | None = None, anew: Collection[str] | None = None) -> Network:
-    """The network, with the weights of `model.weights` and the adapter of `model.adapter`, if there are any.
+    """The network, with the weights of `model.weights` and the adapter of `model.adapter`, if set.
 
     Args:
         cfg: see `compose`.
-        data: gives the classes; if absent, `data.num_classes` does, and if that is null the data set of the config.
-        anew: names of what an adapter trains whole; None: of what the weights do not determine.
+        data: has the classes; None: `data.num_classes`, or the data set of the config if that is null.
+        anew: names of parameters that are trained in full beside an adapter; None: those that the weights do not set.
 
     Raises:
         ValueError: image size, stride, weights, adapter or classes do not fit each other.
@@ -61,12 +61,12 @@ def network(cfg: DictConfig, data: Labels | None = None, anew: Collection[str] |
     adapts = has_adapter(cfg)
     if data is None and cfg.data.num_classes is None:
         data = _instantiated(cfg, "data")
-    taken = [name for name in arguments_of(_settings(cfg, "model")) if name not in NOT_ARGUMENTS]
-    refuse_unused_keys(cfg, "model", [name for name in taken if name not in FROM_OTHER_GROUPS], NOT_ARGUMENTS)
-    told = {"num_classes": _num_classes(cfg, data), "activation": cfg.loss.activation}
-    if "keypoint_counts" in taken:
-        told["keypoint_counts"] = _keypoint_counts(cfg, data)
-    made: Network = _instantiated(cfg, "model", only=taken, **told)
+    arguments = [name for name in arguments_of(_settings(cfg, "model")) if name not in NOT_ARGUMENTS]
+    refuse_unused_keys(cfg, "model", [name for name in arguments if name not in FROM_OTHER_GROUPS], NOT_ARGUMENTS)
+    extra = {"num_classes": _num_classes(cfg, data), "activation": cfg.loss.activation}
+    if "keypoint_counts" in arguments:
+        extra["keypoint_counts"] = _keypoint_counts(cfg, data)
+    made: Network = _instantiated(cfg, "model", only=arguments, **extra)
     _refuse_size(made)
     if cfg.model.weights is not None:
         from detr_exp.model.pretrained import load_weights
@@ -77,17 +77,17 @@ def network(cfg: DictConfig, data: Labels | None = None, anew: Collection[str] |
 
 
 def has_adapter(cfg: DictConfig) -> bool:
-    """Whether an adapter is trained in place of the weights that the network begins with.
+    """Whether an adapter is trained in place of the initial weights of the network.
 
     Raises:
-        ConfigError: there are no such weights.
+        ConfigError: `model.weights` is null.
     """
     if cfg.model.get("adapter") is None:
         return False
     if cfg.model.weights is None:
         raise ConfigError(
-            f"model.adapter is {cfg.model.adapter._target_.rpartition('.')[2]}, but there are no weights that it could "
-            "adapt; name them, model.weights=<file>, or train the whole network: model/adapter=none"
+            f"model.adapter is {cfg.model.adapter._target_.rpartition('.')[2]}, but there are no weights to "
+            "adapt; set them, model.weights=<file>, or train the whole network: model/adapter=none"
         )
     return True
 
@@ -101,10 +101,10 @@ def _adapt(cfg: DictConfig, network: nn.Module, load: Callable[[], None], anew: 
 
 
 def base(cfg: DictConfig) -> BaseFile | None:
-    """The file that checkpoints name in place of the weights that an adapter leaves as they are; None: they hold all.
+    """The file with the weights that an adapter does not change, to which checkpoints refer; None: without an adapter.
 
     Raises:
-        ValueError: there is no such file.
+        ValueError: the file does not exist.
     """
     if not has_adapter(cfg):
         return None
@@ -119,7 +119,7 @@ def criterion(cfg: DictConfig, data: Labels | None = None) -> SetCriterion:
 
     Args:
         cfg: see `compose`.
-        data: gives classes and keypoints; see `network`.
+        data: has classes and keypoints; see `network`.
     """
     from detr_exp.loss.criterion import SetCriterion
 
@@ -137,19 +137,19 @@ def criterion(cfg: DictConfig, data: Labels | None = None) -> SetCriterion:
 
 
 def trainer(cfg: DictConfig) -> Trainer:
-    """The engine, with its settings."""
+    """The trainer, with its settings."""
     from detr_exp.trainer.trainer import Trainer
 
     return Trainer(_instantiated(cfg, "trainer"))
 
 
 def hardware(cfg: DictConfig) -> Hardware:
-    """Where to compute."""
+    """The hardware settings."""
     return instantiate(_settings(cfg, "trainer")["hardware"], "trainer.hardware")
 
 
 def plain(cfg: DictConfig) -> Values:
-    """The resolved config as checkpoints and trackers keep it: plain values, secrets masked."""
+    """The resolved config for checkpoints and trackers: plain values, with secrets masked."""
     from detr_exp.tracker.secrets import masked
 
     return masked(values_of(cfg))
@@ -161,11 +161,11 @@ def run(cfg: DictConfig, output_dir: Path, *, identity: str = "", resume_from: P
     Args:
         cfg: see `compose`.
         output_dir: the run folder.
-        identity: of the config as it was asked for; see `trainer.origin.identity`.
-        resume_from: the checkpoint to go on from.
+        identity: of the config as it was requested; see `trainer.origin.identity`.
+        resume_from: the checkpoint to resume from.
 
     Raises:
-        ValueError: something does not fit; nothing was trained.
+        ValueError: parts do not fit together; nothing was trained.
     """
     from detr_exp.loss.criterion import SetCriterion
     from detr_exp.trainer.batch_size import num_overfit_images
@@ -174,16 +174,16 @@ def run(cfg: DictConfig, output_dir: Path, *, identity: str = "", resume_from: P
     from detr_exp.trainer.validation import refuse_unknown_monitor
 
     refuse_unready(cfg)
-    if references(cfg):  # else it is out of a file, and was looked at when it was asked for
+    if references(cfg):  # a config from a file has none; it was checked when it was requested
         refuse_unused_keys(cfg, "loss", inspect.signature(SetCriterion).parameters)
         refuse_unused_keys(cfg, "optim", (*RATES, *WARMUP, "betas", "param_groups", "optimizer", "scheduler"))
     make_optimizer, make_schedule = optimizer(cfg), schedule(cfg)
     data_set = data(cfg)
-    overfits = cfg.trainer.overfit_batches is not None  # validates on what it trains on
+    overfits = cfg.trainer.overfit_batches is not None  # validates on its training images
     data_set.check(("train",) if overfits else ("train", "val"))
     if overfits:
         data_set = data_set.first(num_overfit_images(cfg.trainer.overfit_batches, cfg.trainer.batch_size))
-    begun_from = base(cfg)  # before it is read: what is trained beside another content must not bear this hash
+    base_file = base(cfg)  # hashed before it is read, so that a file that changes in between is noticed
     made = network(cfg, data_set)
     for split in ("train", "val"):
         data_set.refuse(split, made)
@@ -201,7 +201,7 @@ def run(cfg: DictConfig, output_dir: Path, *, identity: str = "", resume_from: P
         identity=identity,
         resume_from=resume_from,
         should_prune=pruning_check(),
-        base=begun_from,
+        base=base_file,
     )
     refuse_unknown_monitor(made_run, *(cfg.trainer.get(name) for name in ("monitor", "compute_val_loss")))
     return made_run
@@ -211,14 +211,14 @@ def optimizer(cfg: DictConfig) -> Callable[[Network], torch.optim.Optimizer]:
     """Network -> optimiser over its parameter groups.
 
     Raises:
-        ValueError: the optimiser does not take the keys or values given to it.
+        ValueError: the optimiser does not accept the keys or values given to it.
     """
     from detr_exp.optim.optimizer import refuse_wrong_optimizer
     from detr_exp.optim.param_groups import parameter_groups
 
     optim = _instantiated(cfg, "optim")
     refuse_wrong_optimizer(optim["optimizer"], optim)
-    split = getattr(optim["optimizer"].func, "split", None)  # one that treats parameters differently by what they are
+    split = getattr(optim["optimizer"].func, "split", None)  # of optimisers that treat kinds of parameters differently
 
     def make(network: Network) -> torch.optim.Optimizer:
         rates = {name: optim[name] for name in RATES}
@@ -244,18 +244,18 @@ def schedule(cfg: DictConfig) -> Callable[[int, int], Callable[[int], float]]:
 def metric(
     cfg: DictConfig, data: DataSet, network: Network, category_ids: Sequence[int] | None = None
 ) -> Callable[..., Metric]:
-    """Split -> metric that holds its truth, or that of some images, and compares what the network predicts.
+    """Split -> metric with the ground truth of that split, or of some of its images.
 
     Args:
         cfg: see `compose`.
-        data: the truth.
-        network: says what it predicts.
-        category_ids: the data set's id of every label, where the network was trained on another one; None: its own.
+        data: has the ground truth.
+        network: has the predicted tasks.
+        category_ids: category id of every label, if the network was trained on another data set; None: those of `data`.
     """
     from detr_exp.data.part import restricted
 
     make = _instantiated(cfg, "metric")
-    if inspect.isclass(make.func):  # known before any truth is read
+    if inspect.isclass(make.func):  # checked before annotations are read
         refuse_missing_members(make.func, "metric", cfg.metric[TARGET])
     iou_types = [name for name, task in IOU_TYPES.items() if task in network.tasks]
     ids = data.category_ids if category_ids is None else category_ids
@@ -267,7 +267,7 @@ def metric(
         if of_id.get(number, predicted) != predicted:
             raise ValueError(
                 f"class {names[number]!r} has {of_id[number]} keypoints in the data, but the network predicts "
-                f"{predicted}; evaluate it on data with those it was trained on"
+                f"{predicted}; evaluate it on data with the keypoints it was trained on"
             )
 
     @functools.cache
@@ -275,9 +275,9 @@ def metric(
         truth = data.split(split).truth()
         truth = truth if image_ids is None else restricted(truth, image_ids)
         classes = [names.get(number, f"label {label}") for label, number in enumerate(ids)]
-        told = dict(truth=truth, category_ids=ids, classes=classes, iou_types=iou_types, keypoint_sigmas=sigmas)
-        refuse_wrong_arguments(make, told, f"metric: {cfg.metric[TARGET]}")
-        return refuse_missing_members(make(**told), "metric", cfg.metric[TARGET])
+        arguments = dict(truth=truth, category_ids=ids, classes=classes, iou_types=iou_types, keypoint_sigmas=sigmas)
+        refuse_wrong_arguments(make, arguments, f"metric: {cfg.metric[TARGET]}")
+        return refuse_missing_members(make(**arguments), "metric", cfg.metric[TARGET])
 
     return of_split
 
@@ -286,7 +286,7 @@ def _keypoint_counts(cfg: DictConfig, data: Labels | None) -> list[int]:
     """Keypoints of each label.
 
     Raises:
-        ValueError: the data have none, or others than the model is to have.
+        ValueError: the data have no keypoints, or other ones than the model.
     """
     given = cfg.model.get("keypoint_counts")
     if data is None and given is not None:
@@ -294,13 +294,13 @@ def _keypoint_counts(cfg: DictConfig, data: Labels | None) -> list[int]:
     data = _instantiated(cfg, "data") if data is None else data
     if data.keypoints is None:
         raise ValueError(
-            f"{cfg.model._target_} learns keypoints, but the data have none; use data with keypoints, or model=rfdetr"
+            f"{cfg.model._target_} predicts keypoints, but the data have none; use data with keypoints, or model=rfdetr"
         )
     counts = data.keypoints.counts
     if given is not None and list(given) != counts:
         raise ValueError(
             f"model.keypoint_counts is {list(given)}, but the classes of the data have {counts} keypoints; "
-            "model.keypoint_counts=null takes those"
+            "model.keypoint_counts=null uses those"
         )
     return counts
 
@@ -310,34 +310,34 @@ def _num_classes(cfg: DictConfig, data: Labels | None) -> int:
 
 
 def _refuse_size(network: Network) -> None:
-    """Refuse image sides that the network cannot divide, before anything is trained on them."""
+    """Refuse image sizes that are not multiples of the stride of the network."""
     size, stride = list(network.image_size), network.stride
     if any(side % stride for side in size):
         nearest = [[max(1, side // stride + up) * stride for side in size] for up in (0, 1)]
-        words = " or ".join(f"model.image_size=[{height},{width}]" for height, width in nearest)
-        raise ValueError(f"model.image_size is {size}, but its sides must be multiples of {stride}; use {words}")
+        valid = " or ".join(f"model.image_size=[{height},{width}]" for height, width in nearest)
+        raise ValueError(f"model.image_size is {size}, but its sides must be multiples of {stride}; use {valid}")
 
 
-def _instantiated(cfg: DictConfig, group: str, only: Collection[str] | None = None, **told: object) -> Any:
-    """What a group's node describes: an object, or for a plain container a dictionary of them.
+def _instantiated(cfg: DictConfig, group: str, only: Collection[str] | None = None, **extra: object) -> Any:
+    """Build what a group's node describes: an object, or for a plain container a dictionary of objects.
 
     Args:
         cfg: the whole config.
-        group: its key.
-        only: the keys that are the constructor's; None: all of them.
-        told: arguments that other groups decide.
+        group: key of the group.
+        only: keys that are arguments of the constructor; None: all keys.
+        extra: arguments from other groups.
 
     Raises:
-        ConfigError: a `_target_` that is not allowed, or that does not take the keys given to it.
+        ConfigError: a `_target_` that is not allowed, or that does not accept the keys given to it.
     """
     settings = _settings(cfg, group)
     if only is not None:
         settings = {name: value for name, value in settings.items() if name in only or name == TARGET}
-    return instantiate(settings, group, **told)
+    return instantiate(settings, group, **extra)
 
 
 def _settings(cfg: DictConfig, group: str) -> Values:
-    """The plain values of a group, resolved, that call nothing but what is allowed."""
+    """The plain, resolved values of a group, whose targets are all allowed."""
     values = {group: OmegaConf.to_container(cfg[group], resolve=True, throw_on_missing=True)}
     node = with_derived_nodes(values, resolved=True)[group]
     refuse_unknown_targets(node, group, list(cfg.get("allow_targets", [])))

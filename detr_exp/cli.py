@@ -1,7 +1,7 @@
-"""What the commands share: Hydra runs them, a mistake ends in one message, and the exit status says what happened.
+"""Shared code of all commands: run with Hydra, one message per mistake, and exit statuses.
 
-0 done, 1 failed while running, 2 a mistake in configuration or data, 130 / 143 / 129 / 75 ended by SIGINT / SIGTERM /
-SIGHUP / SIGUSR1 with what there was to save saved.
+0 success, 1 failure at run time, 2 a mistake in configuration or data, 130 / 143 / 129 / 75 ended by SIGINT / SIGTERM /
+SIGHUP / SIGUSR1 after saving.
 """
 
 from __future__ import annotations
@@ -50,20 +50,20 @@ def main(task: Task, config_name: str, usage: str) -> None:
     """Run `task` with the config of the command line, or a sweep of them.
 
     Args:
-        task: what to do with a config.
+        task: function of a config.
         config_name: of the primary config in `conf/`.
         usage: what `--help` prints; `{groups}` in it is replaced by the groups and their options.
 
     Raises:
-        SystemExit: unless everything went well.
+        SystemExit: the task failed.
     """
     name_files_in_utf8()
     if "torch" not in sys.modules:
-        gc.freeze()  # what is loaded by now stays: to look through it for garbage would delay the answer to a mistake
+        gc.freeze()  # objects that exist now stay; scanning them for garbage would delay error messages
     with_traceback = "HYDRA_FULL_ERROR" in os.environ
-    # threads that wait by spinning make a training a hundred times slower where another process holds one of the cores
+    # threads that spin while waiting make training a hundred times slower if another process uses a core
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra hands over exceptions instead of printing and exiting by itself
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises exceptions instead of printing and exiting
     guard_messages()
     started = time.time()
     try:
@@ -83,36 +83,36 @@ def main(task: Task, config_name: str, usage: str) -> None:
 
 
 def main_without_folder(task: Callable[[DictConfig], object], config_name: str, usage: str) -> None:
-    """Run `task` as `main` does, for commands that write nothing of their own.
+    """Run `task` as `main` does, for commands that write no files of their own.
 
     Raises:
-        SystemExit: unless everything went well.
+        SystemExit: the task failed.
     """
     name_files_in_utf8()
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
     guard_messages()
     try:
         with Interrupt(raises=True):
-            words = sys.argv[1:]
-            if {"--help", "-h"} & set(words):
+            overrides = sys.argv[1:]
+            if {"--help", "-h"} & set(overrides):
                 print(usage)
                 return
-            cfg = composition(config_loader(), config_name, list(map(_as_list, words))).cfg
+            cfg = composition(config_loader(), config_name, list(map(_as_list, overrides))).cfg
             refuse_unready(cfg)
             task(cfg)
     except ENDINGS as error:
         sys.exit(report(error))
 
 
-def _as_list(word: str) -> str:
-    """`key=a,b` as `key=[a,b]`, for commands that are not swept."""
-    key, _, value = word.partition("=")
+def _as_list(override: str) -> str:
+    """`key=a,b` as `key=[a,b]`, for commands without sweeps."""
+    key, _, value = override.partition("=")
     several = "," in value and not value.startswith(("[", "{", "'", '"')) and "\\," not in value
-    return f"{key}=[{value}]" if several else word
+    return f"{key}=[{value}]" if several else override
 
 
 def options(config_dir: str | None) -> str:
-    """A line for every group: its options."""
+    """One line per group with its options."""
     groups = groups_of(config_loader(config_dir).repository)
     width = max(map(len, groups))
     return "\n".join(
@@ -125,9 +125,9 @@ def options(config_dir: str | None) -> str:
 
 
 def refuse_before_start(args: argparse.Namespace, config_name: str) -> None:
-    """Compose what Hydra is going to compose, so that a mistake is told in our words and leaves no run folder behind.
+    """Compose the config before Hydra does, so that mistakes give a clear message and create no run folder.
 
-    The runs of a sweep are composed by its sweeper, but for those of a plain grid.
+    The runs of a sweep are composed by its sweeper, except those of a plain grid.
     """
     about_hydra = args.hydra_help or args.info or args.shell_completion
     if about_hydra or any(word.startswith("sweep=") for word in args.overrides):
@@ -144,66 +144,66 @@ def refuse_before_start(args: argparse.Namespace, config_name: str) -> None:
         raise ConfigError(f"--package {args.package}: there is no such key; the first parts of all keys: {groups}")
 
 
-def parse_arguments(words: list[str]) -> argparse.Namespace:
-    """What the words of a command line ask for; `sys.argv` is put in the order in which Hydra can read it.
+def parse_arguments(argv: list[str]) -> argparse.Namespace:
+    """Parse a command line, and sort `sys.argv` into the order that Hydra needs.
 
     Raises:
         ConfigError: an option that does not exist, lacks its value, or has no meaning here.
     """
     parser = get_args_parser()
     known = [option for action in parser._actions for option in action.option_strings]
-    for word in words:
+    for word in argv:
         name = word.partition("=")[0]
         if name.startswith("--") and not any(option.startswith(name) for option in known):
-            raise ConfigError(f"{word} is no option; settings are written key=value, e.g. {name[2:]}=...")
+            raise ConfigError(f"{word} is not an option; settings are written key=value, e.g. {name[2:]}=...")
     parser.error = _refuse_option  # type: ignore[method-assign]
-    args = parser.parse_intermixed_args(words)
+    args = parser.parse_intermixed_args(argv)
     _refuse_options(args)
-    options = list(words)
-    for word in reversed(args.overrides):  # Hydra wants all options before, or all after, the settings
+    options = list(argv)
+    for word in reversed(args.overrides):  # Hydra needs all options before, or all after, the overrides
         del options[len(options) - 1 - options[::-1].index(word)]
     sys.argv[1:] = [*options, *args.overrides]
     return args
 
 
 def _refuse_option(message: str) -> NoReturn:
-    raise ConfigError(f"{message}; --help shows what can be said")
+    raise ConfigError(f"{message}; see --help")
 
 
 def _refuse_options(args: argparse.Namespace) -> None:
-    """Refuse options of Hydra that contradict each other or mean nothing here.
+    """Refuse options of Hydra that contradict each other or have no meaning here.
 
     Raises:
-        ConfigError: says what to write instead.
+        ConfigError: tells what to use instead.
     """
     if args.config_name is not None or args.config_path is not None:
         option = "--config-path" if args.config_name is None else "--config-name"
         raise ConfigError(
-            f"{option} {args.config_path or args.config_name}: every command has a config of its own; choose options "
-            "of it with group=option, and those of yours with --config-dir FOLDER experiment=NAME"
+            f"{option} {args.config_path or args.config_name}: every command has a fixed config; choose its options "
+            "with group=option, and your own options with --config-dir FOLDER experiment=NAME"
         )
     if args.experimental_rerun is not None:
         raise ConfigError(
-            f"--experimental-rerun {args.experimental_rerun}: pickled files can run code and are not opened; do a run "
-            "again with python -m detr_exp.reproduce run=FOLDER"
+            f"--experimental-rerun {args.experimental_rerun}: pickled files can run code and are not opened; repeat a "
+            "run with python -m detr_exp.reproduce run=FOLDER"
         )
-    asked = {
+    requested = {
         "--run": args.run,
         "--multirun": args.multirun,
         "--cfg": args.cfg,
         "--info": args.info,
         "--shell-completion": args.shell_completion,
     }
-    if len(given := [name for name, value in asked.items() if value]) > 1:
-        raise ConfigError(f"{' and '.join(given)} do not go together; give one of them")
+    if len(given := [name for name, value in requested.items() if value]) > 1:
+        raise ConfigError(f"{' and '.join(given)} cannot be combined; use one of them")
     for option, value in (("--package", args.package), ("--resolve", args.resolve)):
         if value and not args.cfg:
-            raise ConfigError(f"{option} is about what --cfg shows; add it: --cfg job {option}{_shown(value)}")
+            raise ConfigError(f"{option} changes the output of --cfg; add it: --cfg job {option}{_shown(value)}")
     if args.shell_completion and not re.fullmatch(
         "(install|uninstall|query)=(bash|fish|zsh)", " ".join(args.overrides)
     ):
         raise ConfigError(
-            f"--shell-completion {' '.join(args.overrides)} cannot be done; of which shell, and what? "
+            f"--shell-completion {' '.join(args.overrides)} is not valid; use "
             "--shell-completion install=bash, or fish or zsh, or uninstall=..."
         )
 
@@ -214,10 +214,10 @@ def _shown(value: object) -> str:
 
 @contextmanager
 def _hydra_errors(args: argparse.Namespace) -> Iterator[None]:
-    """Tell what Hydra itself could not do: tasks report for themselves and let nothing out.
+    """Raise errors of Hydra itself as `ConfigError`; errors of tasks are reported inside.
 
     Raises:
-        ConfigError: `hydra.*` cannot be resolved, or a folder cannot be made.
+        ConfigError: `hydra.*` cannot be resolved, or a folder cannot be created.
     """
     folder = "hydra.sweep.dir" if args.multirun else "hydra.run.dir"
     try:
@@ -226,17 +226,17 @@ def _hydra_errors(args: argparse.Namespace) -> Iterator[None]:
     except OSError as error:
         where = str(error.filename)[:200]
         raise ConfigError(
-            f"{where} cannot be made or used ({error.strerror}); choose another folder: {folder}=..."
+            f"{where} cannot be created or used ({error.strerror}); choose another folder: {folder}=..."
         ) from None
 
 
 def _with_exit_status(task: Task, started: float, trains: bool) -> Task:
-    """In a single run every failure ends the process; in a sweep it is shown, and left to the sweeper.
+    """Wrap a task: in a single run a failure ends the process; in a sweep it is reported and raised for the sweeper.
 
     Args:
-        task: what to do with a config.
-        started: time at which the command was; folders that were made since then for what is refused are removed.
-        trains: whether the task itself decides when its folder may be written to.
+        task: function of a config.
+        started: time at which the command was started; new folders of refused runs are removed.
+        trains: whether the task is a training, which starts writing to its folder itself.
     """
 
     @functools.wraps(task)
@@ -264,7 +264,7 @@ def _with_exit_status(task: Task, started: float, trains: bool) -> Task:
 
 
 def report(error: BaseException) -> int:
-    """Print what went wrong, a traceback only where the fault is ours, and return the exit status."""
+    """Print an error, with a traceback only for bugs of this package, and return the exit status."""
     error = _interrupt_behind(error)
     status = status_of(error)
     if isinstance(error, KeyboardInterrupt):
@@ -272,12 +272,12 @@ def report(error: BaseException) -> int:
     elif hasattr(error, "exit_status"):
         say(error, file=sys.stderr)
     elif status == 2:
-        told = summary_of(error) if isinstance(error, HydraException) else error
+        message = summary_of(error) if isinstance(error, HydraException) else error
         if isinstance(error, OSError):
             where = error.filename or "a file of the run"
-            mend = "raise ulimit -f" if error.errno == errno.EFBIG else "free space"
-            told = f"{where} cannot be used ({error.strerror}); {mend}, or choose another folder: hydra.run.dir=..."
-        say(f"error: {told}", file=sys.stderr)
+            fix = "raise ulimit -f" if error.errno == errno.EFBIG else "free space"
+            message = f"{where} cannot be used ({error.strerror}); {fix}, or choose another folder: hydra.run.dir=..."
+        say(f"error: {message}", file=sys.stderr)
     elif isinstance(error, RuntimeError) and type(error).__module__.startswith(OUR_PACKAGES):
         say(f"error: {error}", file=sys.stderr)
     elif isinstance(error, OSError) and error.errno in OPEN_FILES:
@@ -285,7 +285,7 @@ def report(error: BaseException) -> int:
     elif run_status.status_of(error) == "oom":
         first = (str(error).strip() or type(error).__name__).splitlines()[0]
         say(
-            f"error: memory ran out ({first}); ask for less: trainer.batch_size=1, or auto; or raise ulimit -v and -u",
+            f"error: memory ran out ({first}); use less: trainer.batch_size=1, or auto; or raise ulimit -v and -u",
             file=sys.stderr,
         )
     else:
@@ -294,7 +294,7 @@ def report(error: BaseException) -> int:
 
 
 def status_of(error: BaseException) -> int:
-    """The exit status for an error; 2 where what was asked for is at fault."""
+    """The exit status for an error; 2 for mistakes in the request."""
     error = _interrupt_behind(error)
     if isinstance(error, KeyboardInterrupt):
         return 130
@@ -307,7 +307,7 @@ def status_of(error: BaseException) -> int:
 
 
 def _interrupt_behind(error: BaseException) -> BaseException:
-    """The request to end the process, where it was that which a library stumbled over, or the error itself."""
+    """The interrupt that caused an error in a library, or the error itself."""
     behind: BaseException | None = error
     while behind is not None and not isinstance(behind, Interrupted):
         behind = behind.__context__

@@ -1,4 +1,4 @@
-"""The folder of a run: nothing in it changes before the run is accepted, Hydra's own files and the log included."""
+"""The folder of a run: no file in it changes before the run is accepted, including the files of Hydra and the log."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from detr_exp.writing import LOCK, write
 
 
 def hydra_files(cfg: DictConfig) -> dict[str, str]:
-    """What Hydra would keep of this job in `.hydra`: file name -> content, without secrets."""
+    """The files that Hydra would write to `.hydra` for this job: file name -> content, without secrets."""
     known = {
         "config.yaml": cfg,
         "hydra.yaml": HydraConfig.instance().cfg,
@@ -31,7 +31,7 @@ def hydra_files(cfg: DictConfig) -> dict[str, str]:
 
 
 def start_writing(folder: Path, files: Mapping[str, str]) -> None:
-    """Start to keep files in a folder: `files` in its `.hydra`, and the log with what was held back of it."""
+    """Start writing to a folder: `files` to its `.hydra`, and the log, including the records buffered so far."""
     for name, text in files.items():
         (folder / ".hydra").mkdir(parents=True, exist_ok=True)
         write(folder / ".hydra" / name, text)
@@ -45,21 +45,21 @@ def start_writing(folder: Path, files: Mapping[str, str]) -> None:
 
 
 def refuse_run_folder(folder: Path) -> None:
-    """Keep commands that do not train out of the folders of trainings, whose files they would mix with theirs.
+    """Refuse the folder of a training for commands that do not train, to keep their files apart.
 
     Raises:
-        ValueError: there is a training in it.
+        ValueError: the folder holds a training.
     """
     if (folder / RECORD).exists():
-        raise ValueError(f"{folder} is the folder of a training; give the results one of their own: hydra.run.dir=...")
+        raise ValueError(f"{folder} is the folder of a training; use another folder for the results: hydra.run.dir=...")
 
 
 @contextmanager
 def exclusive_access(folder: Path) -> Iterator[None]:
-    """Hold the folder; a second run in it would mix its files with those of the first.
+    """Lock the folder, so that no second run writes to it.
 
     Raises:
-        ValueError: another process holds it.
+        ValueError: another process has locked it.
     """
     from filelock import FileLock, Timeout
 
@@ -80,12 +80,12 @@ def exclusive_access(folder: Path) -> Iterator[None]:
 
 
 def in_use_error(folder: Path) -> ValueError:
-    """What is said where another process holds a folder."""
-    return ValueError(f"{folder} is in use by a run that is still going on; use another: hydra.run.dir=...")
+    """The error for a folder that another process has locked."""
+    return ValueError(f"{folder} is in use by another run; use another folder: hydra.run.dir=...")
 
 
 def is_locked(folder: Path) -> bool:
-    """Whether a process is at work in a folder."""
+    """Whether a process has locked a folder."""
     from filelock import FileLock, Timeout
 
     if not (folder / LOCK).exists():
@@ -100,10 +100,10 @@ def is_locked(folder: Path) -> bool:
 
 
 def remove_empty_folders(folder: Path, since: float) -> None:
-    """Remove a folder that was made for a command that is refused, and what was made above it.
+    """Remove an empty folder that was created for a refused command, and its empty new parents.
 
     Args:
-        since: time at which the command was started; a folder that nothing has changed since then stays.
+        since: time at which the command was started; folders that have not changed since then are kept.
     """
     changed = {path: path.stat().st_mtime for path in (folder, *folder.parents) if path.exists()}
     for path, when in changed.items():
@@ -111,5 +111,5 @@ def remove_empty_folders(folder: Path, since: float) -> None:
             return
         try:
             path.rmdir()
-        except OSError:  # something is in it
+        except OSError:  # not empty
             return

@@ -1,8 +1,9 @@
-"""Starts the ranks of a training, and lets them begin together when `torchrun` has started them.
+"""Starts the ranks of a training, or joins ranks that `torchrun` has started.
 
-One rank is the training itself. Several are processes of torch's elastic launcher inside the job, so that there is one
-run folder and one result, under `--multirun` too; this process forwards signals to them and ends as they do. Under
-`torchrun` rank 0 reads the command line and owns Hydra's folder; the others wait for its config.
+A single rank trains in this process. Several ranks are processes of torch's elastic launcher inside the job, so that
+there is one run folder and one result, also with `--multirun`; this process forwards signals to them and ends with
+their status. Under `torchrun` rank 0 reads the command line and writes to Hydra's folder; the others wait for the
+config.
 """
 
 from __future__ import annotations
@@ -42,13 +43,13 @@ JOB = "job"
 
 @dataclass
 class Job:
-    """What every rank is told.
+    """The arguments of every rank.
 
     Attributes:
         folder: of the run.
         config: resolved.
         choices: the chosen option of every group.
-        overrides: words of the command line.
+        overrides: of the command line.
         logging: for rank 0, as `logging.config.dictConfig` takes it.
         hydra_files: files for the folder's `.hydra`: name -> content.
     """
@@ -62,7 +63,7 @@ class Job:
 
 
 class RanksFailed(RuntimeError):
-    """A rank ended, and with it all others."""
+    """A rank failed, and all others were stopped."""
 
 
 def train(
@@ -73,7 +74,7 @@ def train(
     log: Values,
     hydra_files: dict[str, str] | None = None,
 ) -> float | None:
-    """One training on as many ranks as `trainer.hardware.devices` says, or as `torchrun` has started.
+    """Run one training on `trainer.hardware.devices` ranks, or on the ranks that `torchrun` has started.
 
     Args:
         folder: of the run.
@@ -87,9 +88,9 @@ def train(
         the best value of `trainer.monitor`.
 
     Raises:
-        Interrupted: as in one process; the state is saved.
-        RanksFailed: a rank has failed; its traceback is printed.
-        ValueError: settings do not fit, or a rank found a mistake in them or in the data.
+        Interrupted: a signal came; the state is saved.
+        RanksFailed: a rank failed; its traceback is printed.
+        ValueError: settings do not fit, or a rank reported a mistake in settings or data.
     """
     with off_until_training():
         from detr_exp import build
@@ -104,7 +105,7 @@ def train(
     if distributed.started_as_rank():
         if HydraConfig.get().mode is RunMode.MULTIRUN:
             raise ConfigError(
-                "torchrun has started this sweep, whose runs start their ranks themselves; leave torchrun out and say "
+                "torchrun has started this sweep, whose runs start their ranks themselves; use no torchrun, but "
                 "trainer.hardware.devices=auto"
             )
         hardware.refuse_ranks(int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
@@ -119,10 +120,10 @@ def is_follower() -> bool:
 
 
 def follow() -> None:
-    """What ranks other than the first do under `torchrun`: train as rank 0 tells them.
+    """Run a rank other than the first under `torchrun`: train with the job of rank 0.
 
     Raises:
-        SystemExit: unless everything went well.
+        SystemExit: the rank failed.
     """
     name_files_in_utf8()
     from detr_exp.trainer import distributed
@@ -137,8 +138,8 @@ def follow() -> None:
 
 
 def release_followers() -> None:
-    """Rank 0 under `torchrun` tells the others that there is nothing (more) to train, as after `--help`."""
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:  # asked without torch, which --help does not wait for
+    """Let the other ranks under `torchrun` end without training, for example after `--help`. Called by rank 0."""
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:  # checked without torch, which --help does not need
         from detr_exp.trainer import distributed
 
         store, _, _ = distributed.rendezvous()
@@ -147,7 +148,7 @@ def release_followers() -> None:
 
 
 def _train(job: Job) -> float | None:
-    """The part of one rank."""
+    """Train one rank."""
     from detr_exp import build
     from detr_exp.cli import status_of
     from detr_exp.trainer import distributed
@@ -161,7 +162,7 @@ def _train(job: Job) -> float | None:
 
 
 def _on_ranks(job: Job, count: int) -> float | None:
-    """Start ranks, forward signals to them, and end as they do."""
+    """Start ranks, forward signals to them, and return their result or raise their error."""
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
@@ -177,7 +178,7 @@ def _on_ranks(job: Job, count: int) -> float | None:
         start_method="spawn",
     )
     _silence_the_launcher()
-    with held_back():  # signals to the group would end the tracker, and what it tracks be lost
+    with held_back():  # otherwise signals to the process group would end the tracker, which would lose its resources
         resource_tracker.ensure_running()
     ended: list[float | BaseException | None] = []
 
@@ -187,7 +188,7 @@ def _on_ranks(job: Job, count: int) -> float | None:
         except BaseException as error:
             ended.append(error)
 
-    # not in the main thread, where the launcher would catch signals itself and give ranks 30 seconds to save
+    # not in the main thread, where the launcher would handle signals and give ranks only 30 seconds to save
     launcher = threading.Thread(target=launch, name="launcher")
     with Interrupt(at_once=partial(_send, signal.SIGKILL)) as interrupt:
         launcher.start()
@@ -208,7 +209,7 @@ def _rank(job: Job) -> float | BaseException | None:
     """A rank that `elastic_launch` has started.
 
     Returns:
-        the result, or an ending that all ranks have agreed upon, for the parent to raise.
+        the result, or an exception that all ranks raise, for the parent to raise.
     """
     from torch.distributed.elastic.multiprocessing.errors import get_error_handler
 
@@ -222,12 +223,12 @@ def _rank(job: Job) -> float | BaseException | None:
     except BaseException as error:
         if hasattr(error, "exit_status") and not _is_peer_failed(error):
             return error
-        get_error_handler().record_exception(error)  # for the parent to read
+        get_error_handler().record_exception(error)  # read by the parent
         sys.exit(_quiet_status(error))
 
 
 def _quiet_status(error: BaseException) -> int:
-    """The exit status for an error; only what nobody else reports is printed."""
+    """The exit status for an error; it is printed only if no other process reports it."""
     from detr_exp.cli import report, status_of
 
     status = status_of(error)
@@ -243,21 +244,21 @@ def _is_peer_failed(error: BaseException) -> bool:
 
 
 def _reason(error: ChildFailedError) -> BaseException:
-    """What the parent raises for the failures that the launcher has seen."""
+    """The exception for the failures that the launcher has recorded."""
     rank, failure = min(error.failures.items(), key=lambda item: item[1].timestamp)
     status, killed_by = failure.exitcode, -min(0, failure.exitcode)
-    if number := ended_by(status):  # it came before the training had begun, so there is nothing to save
+    if number := ended_by(status):  # it came before the training began, so there is nothing to save
         return Interrupted(number)
-    told = failure.message["message"] if isinstance(failure.message, dict) else str(failure.message)
-    words = told.partition(": ")[2]
+    message = failure.message["message"] if isinstance(failure.message, dict) else str(failure.message)
+    text = message.partition(": ")[2]
     if status == 2:
-        return ConfigError(words)
-    ending = f"was ended by {signal.Signals(killed_by).name}" if killed_by else f"failed ({words})"
-    return RanksFailed(f"rank {rank} {ending}, which stopped the others; to go on: trainer.resume=auto")
+        return ConfigError(text)
+    ending = f"was ended by {signal.Signals(killed_by).name}" if killed_by else f"failed ({text})"
+    return RanksFailed(f"rank {rank} {ending}, which stopped the others; to resume: trainer.resume=auto")
 
 
 def _send(number: int) -> bool:
-    """Send a signal to all ranks; whether there are any."""
+    """Send a signal to all ranks; returns whether there are any."""
     pids = [child.pid for child in multiprocessing.active_children() if child.pid is not None]
     for pid in pids:
         os.kill(pid, number)
@@ -265,7 +266,7 @@ def _send(number: int) -> bool:
 
 
 def _silence_the_launcher() -> None:
-    """Its warnings and tracebacks say again what the ranks have said; `LOGLEVEL` brings them back."""
+    """Hide its warnings and tracebacks, which repeat those of the ranks; `LOGLEVEL` shows them."""
     if "LOGLEVEL" not in os.environ:
         for name in list(logging.root.manager.loggerDict):
             if name.startswith(("torch.distributed.elastic", "torch.distributed.launcher", "torch.multiprocessing")):

@@ -1,7 +1,7 @@
-"""What reaches a terminal, a log or a reader of either: without secrets, and without what would steer the terminal.
+"""Text for terminals and logs, without secrets and without control sequences.
 
-File names, class names and messages of other programs come from outside; an escape sequence in one could clear the
-screen, rename the window or hide what stands before it.
+File names, class names and messages of other programs may contain escape sequences, which could clear the screen,
+rename the window or hide text.
 """
 
 from __future__ import annotations
@@ -14,29 +14,29 @@ from typing import TextIO
 from detr_exp.streams import keep_open
 from detr_exp.tracker.secrets import masked
 
-# control characters but for tab and newline, marks that turn the direction of writing, halves of characters
-_STEERING = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+# control characters except tab and newline, marks that change the text direction, surrogates
+_CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
 def printable(text: object) -> str:
     """`text` without secrets, and with control characters as Python writes them (`\\x1b`)."""
-    return _STEERING.sub(lambda found: found[0].encode("unicode_escape").decode(), str(masked(str(text))))
+    return _CONTROL.sub(lambda match: match[0].encode("unicode_escape").decode(), str(masked(str(text))))
 
 
 def say(*texts: object, file: TextIO | None = None) -> None:
-    """Print lines at once.
+    """Print lines, and flush.
 
     Args:
         texts: one or more lines each.
-        file: standard output unless given.
+        file: None: standard output.
     """
     print(*map(printable, texts), sep="\n", file=file, flush=True)
 
 
 def guard_messages() -> None:
-    """Have every warning and every record of every logger pass through `printable`, whoever wrote it.
+    """Pass all warnings and all records of all loggers through `printable`.
 
-    What cannot be written is dropped without a word: a log on a full disk is no reason to stop.
+    Records that cannot be written are dropped silently: a log on a full disk must not stop a run.
     """
     keep_open()
     logging.raiseExceptions = False
@@ -48,7 +48,7 @@ def guard_messages() -> None:
         record = make(*args, **kwargs)
         try:
             record.msg, record.args = printable(record.getMessage()), ()
-        except Exception:  # arguments that do not fit the message: logging says so itself
+        except Exception:  # arguments that do not fit the message, which logging reports itself
             return record
         return record
 

@@ -29,22 +29,22 @@ def train_in(
     overrides: Sequence[str] = (),
     hydra_files: Mapping[str, str] | None = None,
 ) -> float | None:
-    """One training in a folder; every rank calls this, and rank 0 alone writes.
+    """Run one training in a folder; all ranks call this, and only rank 0 writes.
 
     Args:
-        folder: for `config.yaml`, `metrics.jsonl`, checkpoints and pictures; made if absent.
-        cfg: the config; frozen from here on.
+        folder: for `config.yaml`, `metrics.jsonl`, checkpoints and figures; created if it does not exist.
+        cfg: the config; read-only from here on.
         choices: the chosen option of every group, for the tracker.
-        overrides: the words of the command line, for the tracker.
+        overrides: of the command line, for the tracker.
         hydra_files: files for the folder's `.hydra`: name -> content.
 
     Returns:
-        the best value of `trainer.monitor`; None if nothing was evaluated.
+        the best value of `trainer.monitor`; None if there was no evaluation.
 
     Raises:
-        ValueError: something does not fit, or the folder belongs to another run; nothing in it was touched.
+        ValueError: parts do not fit together, or the folder belongs to another run; it was not changed.
     """
-    from detr_exp import build  # loads torch, which --help and mistakes do not wait for
+    from detr_exp import build  # imports torch, which is not needed for --help and config errors
     from detr_exp.trainer import checkpoint as files
     from detr_exp.trainer.distributed import NullTracker, first_rank_first, on_first_rank, rank
     from detr_exp.trainer.origin import origin
@@ -84,7 +84,7 @@ def train_in(
             best = trainer.fit(run, state)
             run.tracker.checkpoint(folder / files.BEST_TOTAL)
         except BaseException as error:
-            with suppress(OSError):  # of a full disk, which ended the run
+            with suppress(OSError):  # if a full disk ended the run
                 run.tracker.finish(status_of(error), str(error))
             raise
         run.tracker.finish()
@@ -92,28 +92,28 @@ def train_in(
 
 
 def _tags(run: Run, hardware: Hardware) -> dict[str, str]:
-    """What one looks for among many runs."""
+    """Tags to search runs by."""
     from detr_exp.trainer.origin import IDENTITY_TAG
 
-    facts = {
+    tags = {
         IDENTITY_TAG: run.identity,
         "data.fingerprint": run.data.fingerprint,
         "seed": str(run.seed),
         "hardware": hardware.describe(),
         "parameters": str(sum(parameter.numel() for parameter in run.network.parameters())),
     }
-    return facts | ({} if run.resume_from is None else {"resumed.from": str(run.resume_from)})
+    return tags | ({} if run.resume_from is None else {"resumed.from": str(run.resume_from)})
 
 
 def _move(made: Path, home: Path) -> None:
-    """Go on in the folder `home`, and leave none of what Hydra has `made` for this call."""
-    say(f"going on in {home}")
-    with suppress(OSError):  # somebody's own files are in it
+    """Report that a run resumes in the folder `home`, and remove the empty folder `made` that Hydra created."""
+    say(f"resuming in {home}")
+    with suppress(OSError):  # it is not empty
         made.rmdir()
 
 
 def _seed_everything(seed: int) -> None:
-    """The draws outside of a training step: starting weights, and whatever a user's own module draws."""
+    """Seed random numbers outside of training steps, such as initial weights."""
     import numpy as np
     import torch
 

@@ -163,7 +163,7 @@ def test_keypoints_come_from_the_data() -> None:
     cfg = build.compose([*words, "model.num_layers=1", "model.num_groups=1"])
     assert list(build.network(cfg).keypoint_counts) == build.data(cfg).keypoints.counts
     boxes_only = SimpleNamespace(num_classes=2, classes=["a", "b"], keypoints=None)
-    with pytest.raises(ValueError, match="learns keypoints, but the data have none"):
+    with pytest.raises(ValueError, match="predicts keypoints, but the data have none"):
         build.network(cfg, boxes_only)
 
 

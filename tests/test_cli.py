@@ -101,7 +101,7 @@ def alone() -> float:
         (["--package", "loss"], "--cfg job --package loss"),
         (["--cfg", "job", "--package", "lost"], "there is no such key"),
         (["--resolve"], "--cfg job --resolve"),
-        (["--multirun", "--cfg", "job"], "do not go together"),
+        (["--multirun", "--cfg", "job"], "cannot be combined"),
         (["--info", "everything"], "invalid choice"),
         (["--shell-completion"], "install=bash"),
         (["--shell-completion", "install=nope"], "install=bash"),

@@ -320,7 +320,7 @@ def test_the_second_of_two_writers_is_refused_and_the_first_goes_on(start: Calla
     first = start(*LONG, "trainer.max_steps=40")
     first.wait_for(1)
     _, err = start(*LONG).end(2)
-    assert "is in use by a run that is still going on; use another: hydra.run.dir=" in err
+    assert "is in use by another run; use another folder: hydra.run.dir=" in err
     first.end(0)
     assert first.status == "ok"
 

@@ -67,8 +67,16 @@ def yolo(root: Path, model: str) -> Path:
     [
         ("rfdetr_seg", BOX, "the train split has no masks, but the network learns them; use model=rfdetr for boxes"),
         ("rfdetr_seg", POINTS, "the train split has no masks, but the network learns them; use model=rfdetr for boxes"),
-        ("rfdetr_keypoint", BOX, "learns keypoints, but the data have none; use data with keypoints, or model=rfdetr"),
-        ("rfdetr_keypoint", MASK, "learns keypoints, but the data have none; use data with keypoints, or model=rfdetr"),
+        (
+            "rfdetr_keypoint",
+            BOX,
+            "predicts keypoints, but the data have none; use data with keypoints, or model=rfdetr",
+        ),
+        (
+            "rfdetr_keypoint",
+            MASK,
+            "predicts keypoints, but the data have none; use data with keypoints, or model=rfdetr",
+        ),
     ],
 )
 def test_a_network_for_what_the_data_do_not_have(

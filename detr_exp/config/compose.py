@@ -1,6 +1,6 @@
-"""From the words of a command line to a checked config.
+"""From the overrides of a command line to a checked config.
 
-Only Hydra is imported here: a mistake is answered long before torch is loaded.
+Only Hydra is imported here, so that mistakes are reported before torch is loaded.
 """
 
 from __future__ import annotations
@@ -52,21 +52,21 @@ from detr_exp.values import Values, flat, look_up, values_of
 
 HERE = Path(__file__).resolve().parent.parent
 CONF_DIR = next(folder for folder in (HERE / "conf", HERE.parent / "conf") if folder.is_dir())  # installed; a checkout
-# mappings to which recipes and users add entries of their own; what reads them refuses what it does not know
+# mappings to which recipes and users add entries; the code that reads them refuses unknown ones
 METRIC = "detr_exp.metric.coco.CocoMetric"
 OPEN_KEYS = ("optim.param_groups", "optim.optimizer", "loss.terms")
 
 
 @dataclass(frozen=True)
 class Source:
-    """One YAML file and the part it plays in a config.
+    """One YAML file and its role in a config.
 
     Attributes:
         file: its path, as messages show it.
-        package: the key its content stands under; empty for the root.
+        package: the key of its content; empty for the root.
         values: its content from the root on, unresolved.
-        recipe: an experiment or a sweep: sets keys of several groups and owns none.
-        sweeps: whether it says what a sweep tries.
+        recipe: an experiment or a sweep: sets keys of several groups and defines none.
+        sweeps: whether it defines the values of a sweep.
     """
 
     file: str
@@ -83,7 +83,7 @@ class Composition:
     Attributes:
         cfg: the config.
         choices: the chosen option of every group.
-        sources: the files in the order in which they were merged; the command line's settings come after them.
+        sources: the files in the order in which they were merged; overrides are applied after them.
     """
 
     cfg: DictConfig
@@ -94,78 +94,78 @@ class Composition:
 def compose(
     overrides: Sequence[str] = (), *, config_dir: str | Path | None = None, config_name: str = "config"
 ) -> DictConfig:
-    """The config for a list of `group=option` and `key=value` words.
+    """The config for a list of overrides, `group=option` and `key=value`.
 
     Args:
         overrides: as on the command line, e.g. `["model=rtdetrv2", "loss.focal_gamma=1.5"]`.
-        config_dir: a folder with groups and options of your own, laid out like `conf/`.
-        config_name: `config` to train; the other commands have their own.
+        config_dir: a folder with user-defined groups and options, structured like `conf/`.
+        config_name: `config` for training; each other command has another one.
 
     Raises:
-        ConfigError: a word that cannot be read, an unknown group, option or key, a value of the wrong kind.
+        ConfigError: an override that cannot be parsed, an unknown group, option or key, a value of the wrong type.
     """
     return composition(config_loader(config_dir), config_name, overrides).cfg
 
 
 def config_loader(config_dir: str | Path | None = None) -> ConfigLoaderImpl:
-    """Hydra's loader for our configs and those of `config_dir`."""
+    """Hydra's loader for the configs of this package and of `config_dir`."""
     version.setbase("1.3")
     search_path = create_config_search_path(str(CONF_DIR))
     if config_dir is not None:
         folder = Path(config_dir).expanduser().resolve()
         if not folder.is_dir():
-            raise ConfigError(f"--config-dir {config_dir} is not a folder; give one laid out like conf/")
+            raise ConfigError(f"--config-dir {config_dir} is not a folder; give one structured like conf/")
         search_path.prepend("command-line", f"file://{folder}", SearchPathQuery(provider="schema"))
     return ConfigLoaderImpl(search_path)
 
 
 def composition(loader: ConfigLoaderImpl, config_name: str, overrides: Sequence[str]) -> Composition:
-    """What `compose` does, with the provenance kept."""
-    words = parse_overrides(renamed(config_name, overrides))
-    return Composer(loader, config_name, words).compose(words)
+    """Like `compose`, but also returns the chosen options and the source files."""
+    parsed = parse_overrides(renamed(config_name, overrides))
+    return Composer(loader, config_name, parsed).compose(parsed)
 
 
 class Composer:
-    """Composes configs out of the same files, each of which is read once.
+    """Composes several configs from the same files, each of which is read once.
 
     Args:
         loader: see `config_loader`.
         config_name: see `compose`.
-        words: one of them may add to the folders that are searched.
+        overrides: may add folders to the search path.
 
     Attributes:
         groups: every group and its options.
 
     Raises:
-        ConfigError: the primary config cannot be read, or a folder is none.
+        ConfigError: the primary config cannot be read, or a search path is not a folder.
     """
 
-    def __init__(self, loader: ConfigLoaderImpl, config_name: str, words: Sequence[Override]) -> None:
+    def __init__(self, loader: ConfigLoaderImpl, config_name: str, overrides: Sequence[Override]) -> None:
         self.loader, self.config_name = loader, config_name
         self.repository = CachingConfigRepository(loader.repository)
         with as_config_errors():
-            extend_search_path(loader, config_name, words, self.repository)
+            extend_search_path(loader, config_name, overrides, self.repository)
             self.groups = groups_of(self.repository)
 
-    def compose(self, words: list[Override]) -> Composition:
-        """The config for the words of a command line.
+    def compose(self, overrides: list[Override]) -> Composition:
+        """The config for the overrides of a command line.
 
         Raises:
-            ConfigError: as `compose` does.
+            ConfigError: see `compose`.
         """
         with as_config_errors():
-            refuse_wrong_choices(words, self.groups)
+            refuse_wrong_choices(overrides, self.groups)
             defaults = create_defaults_list(
-                self.repository, self.config_name, words, prepend_hydra=True, skip_missing=False
+                self.repository, self.config_name, overrides, prepend_hydra=True, skip_missing=False
             )
             sources, parts = zip(*_sources(self.loader, self.repository, defaults))
             cfg = cast(DictConfig, OmegaConf.unsafe_merge({}, *parts))
             OmegaConf.set_struct(cfg, True)
-            settings = [word for word in defaults.config_overrides if not word.is_hydra_override()]
+            settings = [override for override in defaults.config_overrides if not override.is_hydra_override()]
             choices = dict(defaults.overrides.known_choices)
             values = values_of(cfg, resolve=False)
-            for word in settings:
-                refuse_wrong_override(word, values, choices, self.groups, self.repository)
+            for override in settings:
+                refuse_wrong_override(override, values, choices, self.groups, self.repository)
             _refuse_deleted(settings, sources)
             apply_overrides(self.loader, settings, cfg)
             _refuse_wrong_references(settings, values, cfg, self.groups)
@@ -176,7 +176,7 @@ class Composer:
 
 @contextmanager
 def as_config_errors() -> Iterator[None]:
-    """Tell what Hydra, OmegaConf and YAML refuse as a mistake of the user."""
+    """Raise errors of Hydra, OmegaConf and YAML as `ConfigError`, mistakes of the user."""
     try:
         yield
     except (HydraException, OmegaConfBaseException, YAMLError) as error:
@@ -184,9 +184,7 @@ def as_config_errors() -> Iterator[None]:
 
 
 def refuse_unready(cfg: DictConfig) -> None:
-    """Refuse a config with values left open, references that lead nowhere, numbers out of their range, or a monitor
-    that our metric never gives.
-    """
+    """Refuse missing values, references to keys that do not exist, numbers out of range, and unknown COCO metrics."""
     with as_config_errors():
         missing = sorted(OmegaConf.missing_keys(cfg))
         if not missing:
@@ -206,7 +204,7 @@ def _sources(
         if default.package == "hydra" or (default.package or "").startswith("hydra."):
             continue
         loaded = load_file(loader, default, repository)
-        # what is put under a package is a copy already, anything else is what the repository keeps
+        # content under a package is already a copy; other content belongs to the repository
         config = cast(DictConfig, loaded.config if default.package else deepcopy(loaded.config))
         sweeps = bool(OmegaConf.select(config, "hydra.sweeper.params"))
         config.pop("hydra", None)
@@ -224,10 +222,10 @@ def _sources(
 
 
 def _refuse_unknown_keys(composed: Composition) -> None:
-    """Refuse keys that no chosen option knows: a recipe's values must not survive the choice they were meant for.
+    """Refuse keys that no chosen option has, such as values of a recipe for an option that is not chosen any more.
 
-    A key belongs to the option that stands nearest above it, and must be in that option's file, or in the root. An
-    empty mapping or a plain value there leaves open what may stand in its place.
+    A key belongs to the nearest option above it, and must be in the file of that option, or in the root. An empty
+    mapping or a plain value there allows any content.
     """
     owners: dict[str, list[Source]] = {}
     for source in composed.sources:
@@ -247,47 +245,51 @@ def _refuse_unknown_keys(composed: Composition) -> None:
             raise ConfigError(f"{holder} has no key {key}; it has: {', '.join(own)}; leave {key} out")
         raise ConfigError(
             f"{setters[-1]} sets {key}, which {holder} does not have (it has: {', '.join(own)}); "
-            f"choose another {group}, or take the key out with ~{key}"
+            f"choose another {group}, or remove the key with ~{key}"
         )
 
 
-def _refuse_deleted(words: Sequence[Override], sources: Sequence[Source]) -> None:
-    """Refuse to take out what an option's own file has: only what a recipe or the user has added may go.
+def _refuse_deleted(overrides: Sequence[Override], sources: Sequence[Source]) -> None:
+    """Refuse to delete keys of an option's file: only keys that a recipe or the user has added can be deleted.
 
     Raises:
-        ConfigError: what to do instead.
+        ConfigError: tells to set a value instead.
     """
-    own_calls = {word.key_or_group.rpartition(".")[0] for word in words if word.key_or_group.endswith("._target_")}
-    for word in words:
-        key = word.key_or_group
+    own_calls = {
+        override.key_or_group.rpartition(".")[0]
+        for override in overrides
+        if override.key_or_group.endswith("._target_")
+    }
+    for override in overrides:
+        key = override.key_or_group
         is_own = key.startswith(OPEN_KEYS) or key.rpartition(".")[0] in own_calls
-        if word.is_delete() and not is_own and any(_sets(source, key) for source in sources if not source.recipe):
-            raise ConfigError(f"{word.input_line}: no run can do without {key}; give it a value instead: {key}=...")
+        if override.is_delete() and not is_own and any(_sets(source, key) for source in sources if not source.recipe):
+            raise ConfigError(f"{override.input_line}: every run needs {key}; set a value instead: {key}=...")
 
 
 def _refuse_wrong_references(
-    words: Sequence[Override], values: Values, cfg: DictConfig, groups: Mapping[str, Sequence[str]]
+    overrides: Sequence[Override], values: Values, cfg: DictConfig, groups: Mapping[str, Sequence[str]]
 ) -> None:
-    """Refuse references that lead to a value of the wrong kind; `refuse_unready` tells which lead nowhere.
+    """Refuse references to a value of the wrong type; `refuse_unready` refuses references to missing keys.
 
     Raises:
-        ConfigError: with the value they lead to.
+        ConfigError: with the referenced value.
     """
-    for word in words:
-        if word.is_delete() or "${" not in str(word.value()) or not isinstance(word.value(), str):
+    for override in overrides:
+        if override.is_delete() or "${" not in str(override.value()) or not isinstance(override.value(), str):
             continue
-        key = word.key_or_group
+        key = override.key_or_group
         try:
-            found, present = OmegaConf.select(cfg, key), look_up(values, key)
+            value, present = OmegaConf.select(cfg, key), look_up(values, key)
         except (OmegaConfBaseException, KeyError):
             continue
-        problem = wrong_value(key, found, present, groups)
+        problem = wrong_value(key, value, present, groups)
         if problem:
-            raise ConfigError(f"{word.input_line} leads to {found!r}: {problem}")
+            raise ConfigError(f"{override.input_line} refers to {value!r}: {problem}")
 
 
 def _knows(source: Source, key: str) -> bool:
-    """Whether a file has a key, or leaves it open."""
+    """Whether a file has a key, or allows it."""
     values: object = source.values
     for part in key.split("."):
         if not isinstance(values, dict) or not values:
@@ -307,16 +309,16 @@ def _sets(source: Source, key: str) -> bool:
 
 
 def summary_of(error: Exception) -> str:
-    """Hydra's message about what it could not compose, in one line and without its internals."""
+    """The message of a Hydra error, in one line and without internal details."""
     if isinstance(error, InterpolationResolutionError | UnsupportedInterpolationType | GrammarParseError):
         key = getattr(error, "full_key", None)
         reason = re.sub(r"^\w+ raised while resolving interpolation: ", "", str(error).strip().splitlines()[0])
         if "HydraConfig was not set" in reason:
-            reason = "${hydra:...} is known inside of hydra.* only"
+            reason = "${hydra:...} is available in hydra.* only"
         reason = reason.strip('"')
         if not key:
-            return f"a reference leads nowhere: {reason}; write a value in its place"
-        return f"{key} refers to what is not there: {reason}; give it a value: {key}=..."
+            return f"a reference cannot be resolved: {reason}; write a value instead"
+        return f"{key} refers to a missing key: {reason}; set a value: {key}=..."
     noise = ("provider=", "See http", "Config search path:", "To append", "full_key", "reference_type", "object_type")
     lines = [line.strip() for e in (error, error.__cause__) if e is not None for line in str(e).splitlines()]
     return "; ".join(line for line in lines if line and not line.startswith(noise))

@@ -1,4 +1,4 @@
-"""All that is used of Hydra which it calls private: another version of Hydra is to be looked at here, and only here."""
+"""All private names of Hydra that this package uses: only this file depends on the version of Hydra."""
 
 from __future__ import annotations
 
@@ -32,27 +32,27 @@ __all__ = [
 
 
 def extend_search_path(
-    loader: ConfigLoaderImpl, config_name: str, words: Sequence[Override], repository: CachingConfigRepository
+    loader: ConfigLoaderImpl, config_name: str, overrides: Sequence[Override], repository: CachingConfigRepository
 ) -> None:
-    """Let a repository find what the primary config and a word of the command line add to the folders searched."""
-    loader._process_config_searchpath(config_name, list(words), repository)
+    """Add the folders that the primary config and the overrides add to the search path of a repository."""
+    loader._process_config_searchpath(config_name, list(overrides), repository)
 
 
 def load_file(loader: ConfigLoaderImpl, default: ResultDefault, repository: IConfigRepository) -> ConfigResult:
-    """The file of an entry in the list of defaults, its content under the package it stands for."""
+    """Load the file of an entry in the defaults list, with its content under the package of that entry."""
     return loader._load_single_config(default, repository)
 
 
-def apply_overrides(loader: ConfigLoaderImpl, words: Sequence[Override], cfg: DictConfig) -> None:
-    """Set, add and delete what the words of a command line say."""
-    loader._apply_overrides_to_config(list(words), cfg)
+def apply_overrides(loader: ConfigLoaderImpl, overrides: Sequence[Override], cfg: DictConfig) -> None:
+    """Set, add and delete keys as the overrides say."""
+    loader._apply_overrides_to_config(list(overrides), cfg)
 
 
 def returned(result: JobReturn) -> Any:
-    """What a job returned, or the error it ended with, which the public property would raise."""
+    """The return value of a job, or its error, which the public property would raise."""
     return result._return_value
 
 
 def ended_with(status: JobStatus, value: object) -> JobReturn:
-    """A job that has ended so; see `returned`."""
+    """The result of a job with this status and return value; see `returned`."""
     return JobReturn(status=status, _return_value=value)

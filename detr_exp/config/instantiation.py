@@ -12,15 +12,15 @@ from detr_exp.config.targets import PARTIAL, TARGET, refuse_missing_members, ref
 from detr_exp.values import Values
 
 
-def instantiate(node: object, key: str, **told: object) -> Any:
-    """The objects that a node and those in it call for, inner ones first, among plain values.
+def instantiate(node: object, key: str, **extra: object) -> Any:
+    """Call the targets of a node and of the nodes in it, inner ones first.
 
-    Texts are texts: what looks like a reference in them is not looked up, as it would be by Hydra's function.
+    Unlike Hydra's function, this does not resolve references in strings.
 
     Args:
         node: nested plain values whose targets are allowed.
-        key: of the node.
-        told: arguments of the outermost call besides those in the config.
+        key: dotted key of the node.
+        extra: further arguments of the outermost call.
 
     Raises:
         WrongArgumentsError: a target does not take the keys given to it.
@@ -33,7 +33,7 @@ def instantiate(node: object, key: str, **told: object) -> Any:
     if TARGET not in given:
         return given
     target, is_partial = get_object(given.pop(TARGET)), given.pop(PARTIAL, False)
-    given |= told
+    given |= extra
     what = f"{key}: {node[TARGET]}"
     if is_partial:
         made = functools.partial(target, **given)

@@ -1,13 +1,13 @@
-"""What a change of a key means for a run that goes on, and for one that is compared: every key is of one kind.
+"""What a changed key means for resumed and for compared runs: every key is of exactly one kind.
 
-Keys are named by dotted prefixes.
+The lists contain dotted prefixes.
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 
-# A change of these changes no number,
+# Changes of these keys change no numbers.
 NO_NUMBER = (
     "allow_targets",
     "sweep_retry",
@@ -33,9 +33,9 @@ NO_NUMBER = (
     "data.persistent_workers",
     "data.prefetch_factor",
 )
-# of these none of the training, only what is measured of it;
+# Changes of these keys change no numbers of the training, only its evaluation.
 FREE = (*NO_NUMBER, "metric")
-# without these the stored state has no meaning, or they have acted when it was stored; all others act from there on.
+# The stored state depends on these keys, so they cannot change when a run resumes; changes of other keys have effect.
 FIXED = (
     "model",
     "seed",
@@ -52,14 +52,14 @@ FIXED = (
     "trainer.use_ema",
     "trainer.ema_copy_first",
 )
-RULES = "optim.param_groups"  # users add entries of their own: one that was not there is a change as well
+RULES = "optim.param_groups"  # users can add entries: a new entry is a change, too
 
 
 def is_under(key: str, prefixes: Collection[str]) -> bool:
-    """Whether a dotted key is one of these or below one."""
+    """Whether a dotted key is one of these prefixes or below one."""
     return any(key == prefix or key.startswith(f"{prefix}.") for prefix in prefixes)
 
 
 def differing(before: Mapping[str, object], now: Mapping[str, object]) -> list[str]:
-    """Dotted keys whose values are not the same, sorted."""
+    """Dotted keys whose values differ, sorted."""
     return [key for key in sorted(before.keys() | now.keys()) if before.get(key) != now.get(key)]

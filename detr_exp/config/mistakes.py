@@ -1,6 +1,6 @@
-"""What may be wrong with the words of a command line, and the message that says what would be right.
+"""Mistakes in the overrides of a command line, and messages that tell how to fix them.
 
-Every function here raises `ConfigError` or returns; composing itself is in `compose.py`.
+The functions here raise `ConfigError` or return; configs are composed in `compose.py`.
 """
 
 from __future__ import annotations
@@ -35,11 +35,11 @@ FOLDERS = ("hydra.run.dir", "hydra.sweep.dir")
 
 
 class ConfigError(ValueError):
-    """What was asked for cannot be composed; the message says what would be right."""
+    """The requested config cannot be composed; the message tells how to fix it."""
 
 
 def is_raised_by_us(error: BaseException) -> bool:
-    """Whether a `raise` of this package spoke, and not a library that was used wrongly."""
+    """Whether a `raise` statement of this package raised the error, and not a library."""
     frames = list(traceback.walk_tb(error.__traceback__))
     return bool(frames) and frames[-1][0].f_globals.get("__name__", "").startswith((*OUR_PACKAGES, "__main__"))
 
@@ -56,15 +56,15 @@ def groups_of(repository: IConfigRepository, parent: str = "") -> dict[str, list
 
 
 def parse_overrides(overrides: Sequence[str]) -> list[Override]:
-    """Parse `key=value` words."""
+    """Parse overrides, `key=value`."""
     parser = OverridesParser.create()
-    words = []
+    parsed = []
     for position, text in enumerate(overrides):
         try:
-            words.append(parser.parse_override(text))
+            parsed.append(parser.parse_override(text))
         except HydraException as error:
             raise ConfigError(_unreadable(text, overrides[:position])) from error
-    return words
+    return parsed
 
 
 def _unreadable(text: str, before: Sequence[str]) -> str:
@@ -73,7 +73,7 @@ def _unreadable(text: str, before: Sequence[str]) -> str:
         advice = f"settings are written key=value, e.g. {text}=..."
         if before and "=" in before[-1]:
             key, _, value = f"{before[-1]} {text}".partition("=")
-            advice += f"; if it belongs to the word before it, quote both: {_quoted(key, value)}"
+            advice += f"; if it belongs to the override before it, quote both: {_quoted(key, value)}"
         return f"{text!r} has no '='; {advice}"
     if "/" in key and "." in key:
         return (
@@ -81,97 +81,101 @@ def _unreadable(text: str, before: Sequence[str]) -> str:
             f"dots set a value ({key.replace('/', '.')}=<value>)"
         )
     if not re.fullmatch(r"[+~]*[\w./@:$-]+", key):
-        return f"{text!r} cannot be read: {key!r} is no key; write key=value without spaces around '='"
+        return f"{text!r} cannot be read: {key!r} is not a key; write key=value without spaces around '='"
     if value.strip(QUOTES).startswith("~"):
         home = f"$HOME{value.strip(QUOTES)[1:]}"
-        return f"{text!r} cannot be read: '~' means the home folder at the start of a word only; write {key}={home}"
+        return (
+            f"{text!r} cannot be read: '~' means the home folder only at the start of an argument; write {key}={home}"
+        )
     return (
-        f"{text!r} cannot be read: spaces and ( ) [ ] {{ }} , : = have a meaning of their own; "
-        f"quote the value, and the word for the shell: {_quoted(key, value)}"
+        f"{text!r} cannot be read: spaces and ( ) [ ] {{ }} , : = have a special meaning; "
+        f"quote the value, and the whole override for the shell: {_quoted(key, value)}"
     )
 
 
 def _quoted(key: str, value: str) -> str:
-    """A word whose value is taken as text, in the spelling a shell needs."""
+    """An override whose value is a string, quoted for a shell."""
     inner = value.strip(QUOTES).replace("\\", "\\\\").replace('"', '\\"')
     return shlex.quote(f'{key}="{inner}"')
 
 
-def refuse_wrong_choices(words: Iterable[Override], groups: Groups) -> None:
-    """Refuse sweeps outside of a sweep, unknown groups and options that do not exist."""
-    for word in words:
-        key, value = word.key_or_group, word.value()
-        if word.is_hydra_override():
+def refuse_wrong_choices(overrides: Iterable[Override], groups: Groups) -> None:
+    """Refuse several values without `--multirun`, unknown groups and unknown options."""
+    for override in overrides:
+        key, value = override.key_or_group, override.value()
+        if override.is_hydra_override():
             if key in FOLDERS and value in ("", None):
                 raise ConfigError(
-                    f"{word.input_line} names no folder, as where a variable is not set; use {key}=FOLDER"
+                    f"{override.input_line} is not a folder; is an environment variable not set? Use {key}=FOLDER"
                 )
             continue
-        if word.is_sweep_override():
+        if override.is_sweep_override():
             raise ConfigError(
-                f"{word.input_line} gives several values; add --multirun to run each of them, write a list as "
-                f"{key}=[...], or quote a text that holds a comma: {_quoted(key, word.get_value_string())}"
+                f"{override.input_line} gives several values; add --multirun to run each of them, write a list as "
+                f"{key}=[...], or quote a text that holds a comma: {_quoted(key, override.get_value_string())}"
             )
         if "/" in key and key not in groups:
             raise ConfigError(f"there is no group {key}; {did_you_mean(key, groups)}groups: {', '.join(groups)}")
         if key not in groups:
             continue
-        if word.is_delete():
-            raise ConfigError(f"{word.input_line}: every run needs a {key}; choose one: {_options(key, groups)}")
-        if word.is_add() or word.is_force_add():
-            raise ConfigError(f"{word.input_line}: options are chosen without '+': {key}={value}")
-        if value is None and not word.is_delete():
-            raise ConfigError(f"{word.input_line} chooses nothing; leave it out, or use one of {_options(key, groups)}")
+        if override.is_delete():
+            raise ConfigError(f"{override.input_line}: every run needs a {key}; choose one: {_options(key, groups)}")
+        if override.is_add() or override.is_force_add():
+            raise ConfigError(f"{override.input_line}: options are chosen without '+': {key}={value}")
+        if value is None and not override.is_delete():
+            raise ConfigError(
+                f"{override.input_line} chooses nothing; leave it out, or use one of {_options(key, groups)}"
+            )
         if value is not None and value not in groups[key]:
             elsewhere = [f"{group}={value}" for group in groups if value in groups[group] and group.startswith(key)]
             meant = (
                 f"did you mean {elsewhere[0]}? " if elsewhere else did_you_mean(str(value), groups[key], f"{key}={{}}")
             )
-            raise ConfigError(f"{key}={word.get_value_string()} does not exist; {meant}{_options(key, groups)}")
+            raise ConfigError(f"{key}={override.get_value_string()} does not exist; {meant}{_options(key, groups)}")
 
 
 def refuse_wrong_override(
-    word: Override,
+    override: Override,
     values: Values,
     choices: Mapping[str, str | None],
     groups: Groups,
     repository: IConfigRepository,
 ) -> None:
-    """Refuse a key that does not exist and a value of another kind than the one it replaces.
+    """Refuse a key that does not exist and a value of another type than the one it replaces.
 
     Args:
-        word: sets, adds or deletes one key.
-        values: the config without the command line's settings, as plain dictionaries.
+        override: sets, adds or deletes one key.
+        values: the config before overrides of keys, as plain dictionaries.
         choices: the chosen option of every group.
     """
-    key = word.key_or_group
+    key = override.key_or_group
     try:
         present = look_up(values, key)
     except KeyError:
-        if (group := key.replace(".", "/")) in groups:  # of which none is chosen
-            told = f"options are chosen with a slash: {group}=... ({_options(group, groups)})"
-            raise ConfigError(f"{word.input_line}: {told}") from None
-        if not word.is_add() and not word.is_force_add():
+        if (group := key.replace(".", "/")) in groups:  # without a chosen option
+            message = f"options are chosen with a slash: {group}=... ({_options(group, groups)})"
+            raise ConfigError(f"{override.input_line}: {message}") from None
+        if not override.is_add() and not override.is_force_add():
             raise ConfigError(unknown_key(key, values, choices, groups, repository)) from None
         return
-    if word.is_add():
-        plain = str(word.input_line).lstrip("+")
-        raise ConfigError(f"{word.input_line}: {key} is there already; write it without '+': {plain}")
-    if not word.is_delete():
-        problem = wrong_value(key, word.value(), present, groups)
+    if override.is_add():
+        plain = str(override.input_line).lstrip("+")
+        raise ConfigError(f"{override.input_line}: {key} exists already; write it without '+': {plain}")
+    if not override.is_delete():
+        problem = wrong_value(key, override.value(), present, groups)
         if problem:
-            raise ConfigError(f"{word.input_line}: {problem}")
+            raise ConfigError(f"{override.input_line}: {problem}")
 
 
 def wrong_value(key: str, value: object, present: object, groups: Groups) -> str | None:
-    """Why `value` cannot take the place of `present`, or None."""
+    """Why `value` cannot replace `present`, or None."""
     group = key.replace(".", "/")
     if group in groups and isinstance(value, str):
         return f"options are chosen with a slash: {group}={value} ({_options(group, groups)})"
     if isinstance(value, float) and not math.isfinite(value):
-        return f"this is read as a number; for a text of that name write {_quoted(key, str(value))}"
+        return f"this is read as a number; for a string write {_quoted(key, str(value))}"
     if value is None or value == "auto" or (isinstance(value, str) and "${" in value):
-        return None  # a reference is looked at when it is resolved
+        return None  # a reference is checked when it is resolved
     if isinstance(present, dict) and not isinstance(value, dict):
         return f"{key} holds several keys; set one of them: " + ", ".join(f"{key}.{name}" for name in present)
     if isinstance(present, list) and not isinstance(value, list):
@@ -209,9 +213,9 @@ def refuse_unknown_metric(monitor: str | None) -> None:
 def unknown_key(
     key: str, values: Values, choices: Mapping[str, str | None], groups: Groups, repository: IConfigRepository
 ) -> str:
-    """Which other options have the key, or which key was meant."""
+    """A message with other options that have the key, or with similar keys."""
     group = _owner(key, choices)
-    known = [name for name, value in walk(values) if "${" not in str(value)]  # references are set where they point
+    known = [name for name, value in walk(values) if "${" not in str(value)]  # the key they refer to is set instead
     if not group:
         return f"there is no key {key}; {_similar_keys(key, known, groups)}--cfg job shows all keys"
     option, inside = choices[group], key[len(group) + 1 :]

@@ -1,8 +1,8 @@
-"""Which values the numbers of a config may have: one table, looked at before anything is read, made or started.
+"""Valid ranges of the numbers of a config: one table, checked before anything is read, built or started.
 
-The key that takes a number has the range, whatever key it is a reference to (`${loss.focal_gamma}`). What is in no row
-belongs to a part of the user's own, as does everything below a `_target_` that is not ours, and has no range.
-What depends on other keys (heads that divide a width, a picture that strides divide) is told by the parts themselves.
+The range belongs to the key that uses a number, even if its value is a reference (`${loss.focal_gamma}`). Keys without
+a row, and keys below a user-defined `_target_`, have no range. Conditions on several keys (a width must be a multiple
+of the number of heads) are checked by the parts themselves.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ class Range(NamedTuple):
     Attributes:
         least: lowest value.
         most: highest value.
-        whole: no fractions.
-        above: `least` itself is too low.
-        below: `most` itself is too high.
-        words: what may stand in place of a number.
-        mended: a value for the message; None: the lowest.
+        whole: integers only.
+        above: `least` itself is excluded.
+        below: `most` itself is excluded.
+        choices: strings that are allowed, too.
+        valid: a valid value for the message; None: the lowest.
         advice: added to the message.
     """
 
@@ -40,14 +40,14 @@ class Range(NamedTuple):
     whole: bool = False
     above: bool = False
     below: bool = False
-    words: tuple[str, ...] = ()
-    mended: float | None = None
+    choices: tuple[str, ...] = ()
+    valid: float | None = None
     advice: str = ""
 
     def holds(self, value: object) -> bool:
         if not is_number(value):
-            return isinstance(value, str) and value in self.words
-        if value != value or abs(value) > sys.float_info.max:  # a whole number may be too large to be asked isfinite
+            return isinstance(value, str) and value in self.choices
+        if value != value or abs(value) > sys.float_info.max:  # an integer may be too large for isfinite
             return False
         if self.whole and not isinstance(value, int):
             return False
@@ -64,35 +64,35 @@ class Range(NamedTuple):
             bounds = f" {'>' if self.above else '>='} {low}"
         elif math.isfinite(self.most):
             bounds = f" {'<' if self.below else '<='} {high}"
-        return kind + bounds + "".join(f", or {word}" for word in self.words)
+        return kind + bounds + "".join(f", or {choice}" for choice in self.choices)
 
     @property
     def example(self) -> float:
         lowest = self.least if math.isfinite(self.least) else min(self.most, 0)
-        return (lowest if self.mended is None else self.mended) + 0
+        return (lowest if self.valid is None else self.valid) + 0
 
 
 ANY_WHOLE = Range(whole=True)
 WHOLE = Range(0, whole=True)
 COUNT = Range(1, whole=True)
-COUNT_OR_AUTO = COUNT._replace(words=("auto",))
+COUNT_OR_AUTO = COUNT._replace(choices=("auto",))
 SEED = Range(0, 2**63 - 1, whole=True)
 NOT_NEGATIVE = Range(0)
-POSITIVE = Range(0, above=True, mended=1)
+POSITIVE = Range(0, above=True, valid=1)
 SHARE = Range(0, 1)
 BELOW_ONE = Range(0, 1, below=True)
-FROZEN = Range(-1, 4, whole=True)  # stages of both backbones that have them
+FROZEN = Range(-1, 4, whole=True)  # stages of the backbones that can be frozen
 
 # (prefix, range, names): `name?` may be null, `name[]` may be a list of such numbers, `name[2]` is a list of two,
-# `name*` may be something else altogether, which is looked at elsewhere; `name:value` is for the value of the key that
-# `DECIDED_BY` names
+# `name*` may have another type, which is checked elsewhere; `name:value` applies if the key in
+# `DECIDED_BY` has this value
 TABLE: tuple[tuple[str, Range, str], ...] = (
     ("", SEED, "seed?"),
     ("", COUNT, "every num_queries resamples batch_size? image_size[2]"),
     ("", WHOLE, "images"),
     ("", SHARE, "threshold?"),
-    ("", Range(0, 1, above=True, below=True, mended=0.95), "level"),
-    ("", Range(0, above=True, mended=0.01), "margin?"),
+    ("", Range(0, 1, above=True, below=True, valid=0.95), "level"),
+    ("", Range(0, above=True, valid=0.01), "margin?"),
     ("benchmark.", COUNT, "batch_sizes[] rounds"),
     ("export.", COUNT, "batch_size? images"),
     ("export.", NOT_NEGATIVE, "max_difference? max_map_drop?"),
@@ -142,18 +142,18 @@ TABLE: tuple[tuple[str, Range, str], ...] = (
     ("model.adapter.", POSITIVE, "alpha"),
     ("model.adapter.", BELOW_ONE, "dropout"),
     # optimisers; those of torch share names
-    ("optim.", Range(0, mended=1e-4), "lr lr_backbone? weight_decay"),
+    ("optim.", Range(0, valid=1e-4), "lr lr_backbone? weight_decay"),
     ("optim.", NOT_NEGATIVE, "warmup"),
     ("optim.", SHARE._replace(advice="of steps: optim.warmup_unit=steps"), "warmup:fraction"),
     ("optim.param_groups.*.", NOT_NEGATIVE, "lr? lr_factor weight_decay?"),
-    ("optim.param_groups.*.", Range(0, 1, above=True, mended=0.8), "layer_decay?"),
+    ("optim.param_groups.*.", Range(0, 1, above=True, valid=0.8), "layer_decay?"),
     ("optim.param_groups.*.", COUNT, "num_layers?"),
     ("optim.optimizer.", BELOW_ONE, "betas[2] momentum"),
     ("optim.optimizer.", NOT_NEGATIVE, "eps[]? lr_decay initial_accumulator_value lambd alpha t0 momentum_decay"),
     ("optim.optimizer.", SHARE, "rho dampening"),
-    ("optim.optimizer.", Range(most=0, mended=-0.8), "beta2_decay"),
+    ("optim.optimizer.", Range(most=0, valid=-0.8), "beta2_decay"),
     ("optim.optimizer.", Range(1), "d"),
-    ("optim.optimizer.", Range(1, 99, whole=True, mended=5), "ns_steps"),
+    ("optim.optimizer.", Range(1, 99, whole=True, valid=5), "ns_steps"),
     ("optim.optimizer.", POSITIVE, "etas[2] step_sizes[2]"),
     ("optim.scheduler.", SHARE, "min_factor"),
     ("optim.scheduler.", NOT_NEGATIVE, "flat_epochs? final_epochs milestones[] gamma drop_epoch factor"),
@@ -167,8 +167,8 @@ TABLE: tuple[tuple[str, Range, str], ...] = (
     ("trainer.", NOT_NEGATIVE, "ema_tau early_stopping_min_delta clip_max_norm?"),
     ("trainer.", SHARE, "picture_threshold"),
     ("trainer.", BELOW_ONE, "smooth_alpha"),
-    ("trainer.", BELOW_ONE._replace(mended=0.999), "ema_decay"),
-    ("trainer.", Range(0, 1, above=True, mended=0.7), "auto_batch_ema_headroom"),
+    ("trainer.", BELOW_ONE._replace(valid=0.999), "ema_decay"),
+    ("trainer.", Range(0, 1, above=True, valid=0.7), "auto_batch_ema_headroom"),
     ("trainer.hardware.", Range(1, 1024, whole=True), "threads?"),
     ("trainer.hardware.", COUNT_OR_AUTO, "devices"),
 )
@@ -176,7 +176,7 @@ DECIDED_BY = {"loss.class_loss.alpha": "loss.class_loss._target_", "optim.warmup
 
 
 class Row(NamedTuple):
-    """What may stand under a key; see `TABLE`."""
+    """The allowed values of a key; see `TABLE`."""
 
     range: Range
     nullable: bool
@@ -189,7 +189,7 @@ class Row(NamedTuple):
         return f"{many}{self.range}{', or null' if self.nullable else ''}"
 
     def faults(self, value: object) -> Iterator[object]:
-        """The numbers in `value` that are out of range, or `value` itself where it is none, or of another length."""
+        """The numbers in `value` that are out of range, or `value` itself if its type or length is wrong."""
         items = value if isinstance(value, list) and self.listed else None
         if value is None:
             if not self.nullable:
@@ -218,13 +218,13 @@ ROWS = _rows()
 
 
 def refuse_out_of_range(cfg: DictConfig) -> None:
-    """Refuse numbers that no run can have.
+    """Refuse numbers that are out of range.
 
     Args:
         cfg: a whole config without missing values, or some of its groups.
 
     Raises:
-        ConfigError: names the key as it is set on the command line, its value, its range, and a word that mends it.
+        ConfigError: with the key to override, its value, its range, and a valid override.
     """
     values = flat(values_of(cfg))
     written = flat(values_of(cfg, resolve=False))
@@ -237,31 +237,31 @@ def refuse_out_of_range(cfg: DictConfig) -> None:
             found = "null" if fault is None else fault
             whole = f" (in {value})" if isinstance(value, list) and fault is not value else ""
             count = row.length or (max(1, len(value)) if isinstance(value, list) else None)
-            mended = _as_text(row.range.example, count)
+            valid = _as_text(row.range.example, count)
             advice = f"; {row.range.advice}" if row.range.advice else ""
-            raise ConfigError(f"{name} is {found}{whole}; it must be {row}: {name}={mended}{advice}")
+            raise ConfigError(f"{name} is {found}{whole}; it must be {row}: {name}={valid}{advice}")
 
 
 def row_of(key: str, values: Values) -> Row | None:
-    """The row for a key, or None where it has no range."""
+    """The row for a key, or None if it has no range."""
     named = re.sub(r"^(optim\.param_groups)\.[^.]+\.", r"\1.*.", key)
     decided = ROWS.get(f"{named}:{values.get(DECIDED_BY[named])}") if named in DECIDED_BY else None
     return decided or ROWS.get(named)
 
 
 def _is_ours(key: str, values: Values) -> bool:
-    """Whether the part that takes a key is not the user's own: the nearest `_target_` above it says so."""
+    """Whether a key belongs to a part of this package or torch, by the nearest `_target_` above it."""
     parts = key.split(".")
     above = (values.get(".".join([*parts[:count], "_target_"])) for count in range(len(parts) - 1, 0, -1))
     return str(next(filter(None, above), OUR_TARGETS[0])).startswith(OUR_TARGETS)
 
 
 def _set_by(key: str, written: Values) -> str:
-    """The key that a user sets: where `key` is a reference, the one it refers to."""
+    """The key that a user overrides: if the value of `key` is a reference, the referenced key."""
     while found := re.fullmatch(r"\$\{([\w.]+)\}", str(written.get(key))):
         key = found.group(1)
     return key
 
 
-def _as_text(mended: float, count: int | None) -> str:
-    return f"{mended:g}" if count is None else f"[{','.join([f'{mended:g}'] * count)}]"
+def _as_text(valid: float, count: int | None) -> str:
+    return f"{valid:g}" if count is None else f"[{','.join([f'{valid:g}'] * count)}]"

@@ -1,4 +1,4 @@
-"""Configs out of files: nothing in them is a reference, and what earlier versions called otherwise has today's name."""
+"""Configs loaded from files: they contain no references, and keys of earlier versions get their current names."""
 
 from __future__ import annotations
 
@@ -17,12 +17,15 @@ from detr_exp.config.compose import CONF_DIR
 from detr_exp.config.mistakes import ConfigError
 from detr_exp.values import Values, values_of
 
-MOST_VALUES = 100_000  # of a stored config; ours have some hundreds
-RENAMED = {  # what a `_target_` was called once -> what it is called now
+MOST_VALUES = 100_000  # of a stored config; real ones have some hundreds
+RENAMED = {  # earlier name of a `_target_` -> current name
     "detr_exp.trainer.trainer.Trainer": "detr_exp.trainer.settings.Settings",
 }
-DERIVED = {"loss": "terms", "model": "decoder"}  # group -> node that is made of the words around it, once the only ones
-DECODERS = {  # network -> the option of model/decoder that says what was once part of it
+DERIVED = {
+    "loss": "terms",
+    "model": "decoder",
+}  # group -> node that can be derived from the other keys; earlier versions did not have it
+DECODERS = {  # network -> option of model/decoder for what earlier versions had in the network
     "detr_exp.model.rtdetrv2.RTDETRv2": "rtdetr",
     "detr_exp.model.rfdetr.RFDETR": "rfdetr",
     "detr_exp.model.rfdetr_keypoint.RFDETRKeypoint": "rfdetr_keypoint",
@@ -30,17 +33,17 @@ DECODERS = {  # network -> the option of model/decoder that says what was once p
 
 
 def stored(values: object, file: Path) -> DictConfig:
-    """A config out of a file, which was resolved when it was written, so that nothing in it is a reference.
+    """A config from a file, which was resolved when it was written, so that it contains no references.
 
     Args:
         values: what the file holds.
         file: its path, for messages.
 
     Raises:
-        ConfigError: it is no config.
+        ConfigError: it is not a config.
     """
     if not isinstance(values, dict) or not values:
-        raise ConfigError(f"{file} holds no config but {type(values).__name__}; give another run or checkpoint")
+        raise ConfigError(f"{file} holds {type(values).__name__} instead of a config; give another run or checkpoint")
     try:
         return OmegaConf.create(literal(upgraded(values)))
     except ConfigError as error:
@@ -48,10 +51,10 @@ def stored(values: object, file: Path) -> DictConfig:
 
 
 def literal(value: Any, room: Iterator[int] | None = None) -> Any:
-    """Nested plain values for a config, in which whatever looks like a reference is text.
+    """Nested plain values for a config, with text that looks like a reference escaped.
 
     Raises:
-        ConfigError: there are other values, or more of them than a config has.
+        ConfigError: values of other types, or too many values.
     """
     room = iter(range(MOST_VALUES)) if room is None else room
     if next(room, None) is None:
@@ -68,15 +71,15 @@ def literal(value: Any, room: Iterator[int] | None = None) -> Any:
 
 
 def upgraded(config: Values) -> Values:
-    """A resolved config, or some of its groups, in today's words.
+    """A resolved config, or some of its groups, with the current keys.
 
-    The losses were no table once, but what `loss.class_loss` and the weights said; the decoder was part of its network.
+    Earlier versions had no table of losses, only `loss.class_loss` and weights; the decoder was part of the network.
     """
     return with_derived_nodes(_renamed(config, RENAMED), resolved=True)
 
 
 def with_derived_nodes(config: Values, *, resolved: bool) -> Values:
-    """A config with the nodes that are made of the words around them where it has only the words.
+    """A config with the derived nodes added where it has only the keys they are derived from.
 
     Args:
         config: plain values, of the whole config or some of its groups.
@@ -84,57 +87,61 @@ def with_derived_nodes(config: Values, *, resolved: bool) -> Values:
     """
     made = dict(config)
     for group, name in DERIVED.items():
-        words = config.get(group)
-        if isinstance(words, dict) and name not in words and (node := derived_node(group, words, resolved)) is not None:
-            made[group] = {**words, name: node}
+        values = config.get(group)
+        if (
+            isinstance(values, dict)
+            and name not in values
+            and (node := derived_node(group, values, resolved)) is not None
+        ):
+            made[group] = {**values, name: node}
     return made
 
 
 def as_first_version(config: Values) -> Values:
-    """A config as the first version wrote it, where it could have: what names a run has to stay its name.
+    """A config as the first version would have written it, because the identity of a run must not change.
 
     Args:
         config: plain values, resolved or not.
     """
     made = _renamed(config, {now: once for once, now in RENAMED.items()})
     for group, name in DERIVED.items():
-        words = made.get(group)
-        if isinstance(words, dict) and name in words:
-            rest = {key: value for key, value in words.items() if key != name}
-            if words[name] in (derived_node(group, rest, resolved) for resolved in (True, False)):
+        values = made.get(group)
+        if isinstance(values, dict) and name in values:
+            rest = {key: value for key, value in values.items() if key != name}
+            if values[name] in (derived_node(group, rest, resolved) for resolved in (True, False)):
                 made[group] = rest
     return made
 
 
 def _renamed(config: Values, names: Mapping[str, str]) -> Values:
-    """A config whose groups call their targets by other names; only groups: stored values can have any depth."""
+    """A config with other target names in its groups; only there, because stored values can have any depth."""
     found = {group: node.get("_target_") for group, node in config.items() if isinstance(node, Mapping)}
     moved = {group: names[name] for group, name in found.items() if isinstance(name, str) and name in names}
     return {**config, **{group: {**config[group], "_target_": name} for group, name in moved.items()}}
 
 
-def derived_node(group: str, words: Values, resolved: bool) -> Values | None:
-    """The node that a group's words say; None where they say none, or one of them is missing.
+def derived_node(group: str, values: Values, resolved: bool) -> Values | None:
+    """The node derived from the keys of a group; None if it cannot be derived, or a key is missing.
 
     Args:
         group: a key of `DERIVED`.
-        words: the group without that node.
-        resolved: values instead of references to the words.
+        values: the group without that node.
+        resolved: values instead of references to the keys.
     """
     if group == "loss":
-        file = "loss/terms/detr.yaml" if "class_loss" in words else None
+        file = "loss/terms/detr.yaml" if "class_loss" in values else None
     else:
-        option = DECODERS.get(str(words.get("_target_")))
+        option = DECODERS.get(str(values.get("_target_")))
         file = None if option is None else f"model/decoder/{option}.yaml"
     if file is None:
         return None
     node = copy.deepcopy(_node_in_file(file, DERIVED[group]))
-    if words.get("eos_coef") is not None and group == "loss":
+    if values.get("eos_coef") is not None and group == "loss":
         node["class"] |= {"divide": "queries", "background": "${loss.eos_coef}"}
     if not resolved:
         return node
     try:
-        cfg = OmegaConf.create({group: {**literal(words), DERIVED[group]: node}})
+        cfg = OmegaConf.create({group: {**literal(values), DERIVED[group]: node}})
         return values_of(cfg[group][DERIVED[group]])
     except (ValueError, KeyError, OmegaConfBaseException):
         return None
@@ -142,7 +149,7 @@ def derived_node(group: str, words: Values, resolved: bool) -> Values | None:
 
 @functools.cache
 def _node_in_file(file: str, name: str) -> Values:
-    """A node in an option's file, on top of what is in those it builds on."""
+    """A node in an option's file, merged over the files in its defaults list."""
     path = CONF_DIR / file
     content = yaml.safe_load(path.read_text(encoding="utf-8"))
     bases = [base for base in content.get("defaults", []) if base != "_self_"]

@@ -1,6 +1,7 @@
-"""What a config may call: configs travel in checkpoints and mails, so this is a closed list.
+"""Which targets a config may call: a closed list, because configs come with checkpoints from other people.
 
-It is what the options in `conf/` call, each in its place, and what the packages define that the user allows.
+Allowed are the targets of the options in `conf/`, each at its key, and everything defined in packages that the user
+allows.
 """
 
 from __future__ import annotations
@@ -25,12 +26,12 @@ _PACKAGE = re.compile(r"# @package (\w+)\n")
 
 
 class WrongArgumentsError(ConfigError):
-    """What is to be called does not take the keys given to it."""
+    """A target does not accept the keys given to it."""
 
 
 @functools.cache
 def known_targets(group: str) -> dict[str, set[str]]:
-    """Key of a node -> what the options of a group call there."""
+    """Key of a node -> the targets that the options of a group have there."""
     found: dict[str, set[str]] = {}
     references: list[tuple[str, str]] = []
     for file in (CONF_DIR / group).rglob("*.yaml"):
@@ -39,34 +40,34 @@ def known_targets(group: str) -> dict[str, set[str]]:
             package = header[1] if header else ".".join(file.relative_to(CONF_DIR).parent.parts)
             for key, node in _nodes(yaml.safe_load(text), package):
                 found.setdefault(key_pattern(key), set()).add(node[TARGET])
-                told = ((f"{key}.{name}", _REFERENCE.fullmatch(str(value))) for name, value in node.items())
-                references += [(key_pattern(where), refers[1]) for where, refers in told if refers]
-    for key, named in references:  # a reference to a node stands for it
+                references_here = ((f"{key}.{name}", _REFERENCE.fullmatch(str(value))) for name, value in node.items())
+                references += [(key_pattern(where), refers[1]) for where, refers in references_here if refers]
+    for key, named in references:  # a reference to a node is replaced by it
         if named in found:
             found.setdefault(key, set()).update(found[named])
     return found
 
 
 def refuse_unknown_targets(node: object, group: str, allowed: Collection[str]) -> None:
-    """Refuse a group's config that calls anything else.
+    """Refuse the config of a group if it has other targets.
 
-    Only what has passed by its name is imported.
+    A target is imported only after its name is accepted.
 
     Args:
         node: nested plain values.
         group: its key in the config.
-        allowed: packages of the user's own. Nodes below one of theirs may call whatever the group's options call.
+        allowed: packages of the user. Nodes below a target of these may have any target of the options of the group.
 
     Raises:
-        ConfigError: names the key and what may stand there.
+        ConfigError: with the key and the targets allowed there.
     """
     own: list[tuple[str, str]] = []
-    for key, found in sorted(_nodes(node, group), key=lambda node: node[0].count(".")):  # before what refers to it
+    for key, found in sorted(_nodes(node, group), key=lambda node: node[0].count(".")):  # before the nodes inside them
         target = found[TARGET]
         if not isinstance(target, str):
-            raise ConfigError(f"{key}._target_ is {target!r}; it is the dotted name of a class or function")
-        if words := [name for name in found if str(name).startswith("_") and name not in (TARGET, PARTIAL)]:
-            raise ConfigError(f"{key}.{words[0]} is no argument; name the arguments of {target} by their keys")
+            raise ConfigError(f"{key}._target_ is {target!r}; it must be the dotted name of a class or function")
+        if hydra_keys := [name for name in found if str(name).startswith("_") and name not in (TARGET, PARTIAL)]:
+            raise ConfigError(f"{key}.{hydra_keys[0]} is not an argument; use the argument names of {target} as keys")
         if target.partition(".")[0] in allowed:
             own.append((key, target))
         elif target not in known_targets(group).get(key_pattern(key), ()) and not (
@@ -75,7 +76,9 @@ def refuse_unknown_targets(node: object, group: str, allowed: Collection[str]) -
             raise ConfigError(_not_allowed(key, target))
     for key, target in own:
         if home := _foreign_module(target, allowed):
-            raise ConfigError(f"{key}._target_ is {target}, which belongs to {home}; name what your package defines")
+            raise ConfigError(
+                f"{key}._target_ is {target}, which belongs to {home}; use a target that your package defines"
+            )
 
 
 def _nodes(node: object, key: str) -> Iterator[tuple[str, Values]]:
@@ -91,7 +94,7 @@ def _nodes(node: object, key: str) -> Iterator[tuple[str, Values]]:
 
 
 def key_pattern(key: str) -> str:
-    """A key with `*` for the name of an entry in a mapping to which users add entries of their own."""
+    """A key with `*` in place of the name of an entry, for mappings to which users can add entries."""
     above = next((above for above in OPEN_KEYS if key.startswith(f"{above}.")), None)
     if above is None:
         return key
@@ -113,17 +116,17 @@ def _not_allowed(key: str, target: str) -> str:
     here = sorted(known_targets(key.partition(".")[0]).get(key_pattern(key), ()))
     may = f"configs may name {', '.join(here)} there" if here else "a plain value stands there, and nothing is called"
     package, _, rest = target.partition(".")
-    if package in ("torch", __package__):  # to allow a whole library would allow what runs, reads and writes anything
+    if package in ("torch", __package__):  # allowing a whole library would allow running, reading and writing anything
         why = f"{rest[6:]} {UNFIT[rest[6:]]}; " if rest in [f"optim.{name}" for name in UNFIT] else ""
-        return f"{key}._target_ is {target}; {why}{may}; for anything else name a function of yours that calls it"
-    return f"{key}._target_ is {target}; {may}. If it is yours and you trust it: allow_targets=[{package}]"
+        return f"{key}._target_ is {target}; {why}{may}; for anything else use a function of your package that calls it"
+    return f"{key}._target_ is {target}; {may}. If it is your package and you trust it: allow_targets=[{package}]"
 
 
 def _foreign_module(target: str, allowed: Collection[str]) -> str | None:
-    """Where a name leads that begins in a package of the user's: `mine.os.system` is not theirs. None: it is.
+    """The module of an object that a user package only imports, as in `mine.os.system`; None: the package defines it.
 
     Raises:
-        ConfigError: there is nothing of that name.
+        ConfigError: the name does not exist.
     """
     parts = target.split(".")
     for count in range(1, len(parts) + 1):
@@ -142,20 +145,20 @@ def _foreign_module(target: str, allowed: Collection[str]) -> str | None:
 
 
 def refuse_wrong_arguments(target: Callable[..., object], given: Values, what: str) -> None:
-    """Refuse to call something without what it needs, or with keys that it does not know.
+    """Refuse to call a target without required arguments, or with unknown ones.
 
     Raises:
-        WrongArgumentsError: names the key.
+        WrongArgumentsError: with the key.
     """
     try:
         signature = inspect.signature(target)
-    except ValueError:  # something built in, which says itself what it takes
+    except ValueError:  # a builtin without a signature, which checks its arguments itself
         return
     try:
-        signature.bind_partial(**given)  # a key too many is named before one that is missing for it
+        signature.bind_partial(**given)  # reports an unknown key before a missing one
         signature.bind(**given)
     except TypeError as error:
-        raise WrongArgumentsError(f"{what} {error}; give the keys that it takes, and no others") from error
+        raise WrongArgumentsError(f"{what} {error}; give the keys that it accepts, and no others") from error
 
 
 def refuse_missing_members(made: Made, key: str, target: str) -> Made:

@@ -1,4 +1,4 @@
-"""Keys that nobody reads: a word that changes nothing must not look as if it did."""
+"""Keys without effect: an override that changes nothing must be an error."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ _REFERENCES = re.compile(r"(?<!\\)\$\{[^}]*")
 
 
 def refuse_unused_keys(cfg: DictConfig, group: str, known: Collection[str], further: Collection[str] = ()) -> None:
-    """Refuse keys that neither what the group is for nor a node inside of it reads.
+    """Refuse keys of a group that neither its target nor a node inside it reads.
 
-    A node reads a key by a reference, `${model.num_heads}`. Out of a file nothing is a reference: there it has a key of
-    the same name, or is the user's own, who may call it otherwise.
+    A node reads a key by a reference, `${model.num_heads}`. A config from a file has no references: there the node has
+    a key of the same name, or is user-defined and may use another name.
 
     Args:
         cfg: the whole config.
         group: its key.
         known: keys that are read.
-        further: more of them, which are not worth a word.
+        further: more such keys, which the message does not list.
 
     Raises:
-        WrongArgumentsError: names them.
+        WrongArgumentsError: with these keys.
     """
     referred = references(cfg)
     settings = values_of(cfg[group])
@@ -40,12 +40,12 @@ def refuse_unused_keys(cfg: DictConfig, group: str, known: Collection[str], furt
     if idle:
         raise WrongArgumentsError(
             f"{group} has {', '.join(f'{group}.{key}' for key in idle)}, which nothing reads; it takes "
-            f"{', '.join(known)}, and what these refer to by ${{{group}.<key>}}: take it out, ~{group}.{idle[0]}"
+            f"{', '.join(known)}, and what these refer to by ${{{group}.<key>}}: remove it: ~{group}.{idle[0]}"
         )
 
 
 def references(cfg: DictConfig) -> str:
-    """All references in a config, with those of the nodes that are made of its words; none in one out of a file."""
+    """All references in a config, including those of derived nodes; a config from a file has none."""
     values = values_of(cfg, resolve=False)
     found = _REFERENCES.findall(OmegaConf.to_yaml(cfg))
     return " ".join(found and _REFERENCES.findall(OmegaConf.to_yaml(with_derived_nodes(values, resolved=False))))

@@ -1,1 +1,1 @@
-"""Where numbers and pictures of a run go: files in the run folder first, views of them after."""
+"""Experiment tracking: metrics and images are written to the run folder, and copied to views (MLflow, ...)."""

@@ -1,4 +1,4 @@
-"""What a run says about itself, and what a view of it can do."""
+"""The record of a run, and the interface of views."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from detr_exp.writing import write
 
 RECORD = "run.json"
 
-# A loader worker that is forked while another thread is in the middle of an import inherits that module's lock, held
-# for ever. Views import their packages under this lock, and forks wait for it.
+# A loader worker that is forked while another thread imports a module inherits the lock of that module, which is then
+# never released. Views import their packages under this lock, and forks wait for it.
 IMPORT_LOCK = threading.Lock()
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(
@@ -25,20 +25,20 @@ if hasattr(os, "register_at_fork"):
 
 @dataclass
 class RunRecord:
-    """Description of a run, kept as `run.json` in its folder from the start.
+    """Description of a run, saved as `run.json` in its folder from the start.
 
     Attributes:
-        id: drawn once; a run that is resumed keeps it, and views find their copy of the run by it.
-        project: what the run belongs to.
-        name: for people.
-        views: settings of the views, enough to open them again later.
-        tags: chosen options, code, data, versions; words to filter by.
-        params: values to compare runs by.
-        words: of the command line, without secrets.
-        parent: id of the sweep's own run in the MLflow store, or None.
+        id: random; a resumed run has the same id, and views find their copy of the run by it.
+        project: name of the project.
+        name: name of the run for display.
+        views: settings of the views, sufficient to open them again later.
+        tags: chosen options, code, data, versions; for filtering.
+        params: values for comparing runs.
+        words: overrides of the command line, without secrets.
+        parent: id of the parent run of a sweep in the MLflow store, or None.
         status: `running`, then `ok`, `pruned`, `oom`, `nan`, `failed` or `killed`.
         message: why it ended as it did, or None.
-        seconds: spent so far, without those of a process that was killed outright.
+        seconds: run time so far, without processes that were killed by SIGKILL.
     """
 
     id: str
@@ -58,16 +58,16 @@ class RunRecord:
 
     @classmethod
     def load(cls, folder: Path) -> RunRecord:
-        """Raises: ValueError when `folder` is no run folder."""
+        """Raises: ValueError when `folder` is not a run folder."""
         path = folder / RECORD
         try:
             record = cls(**json.loads(path.read_text(encoding="utf-8")))
             if wrong := [name for name, kind in KINDS.items() if not isinstance(getattr(record, name), kind)]:
-                raise TypeError(f"{', '.join(wrong)} are no such values as a run has")
+                raise TypeError(f"{', '.join(wrong)} have the wrong type")
             if not all(
                 isinstance(text, str) for text in (*record.tags.values(), *record.params.values(), *record.words)
             ):
-                raise TypeError("tags, params and words are texts")
+                raise TypeError("tags, params and words must be strings")
             return record
         except (OSError, ValueError, TypeError, RecursionError) as error:
             raise ValueError(f"{path} cannot be read ({error}); give the folder of a run: run=outputs/...") from error
@@ -86,30 +86,30 @@ KINDS |= {"status": str, "seconds": (int, float)}
 
 
 class RefusedError(ValueError):
-    """A view says that it cannot take the run, now or later."""
+    """A view cannot store the run, now or later."""
 
 
 class View(Protocol):
-    """A copy of the run somewhere else. Only the tracker's thread calls it; it may be slow and it may raise.
+    """A copy of the run in another place. Only the thread of the tracker calls it; it may be slow and it may raise.
 
-    After an exception the same call comes again later, so every call must be able to repeat what it has done in part;
-    after a `RefusedError` none does.
+    After an exception the same call is repeated later, so every call must be repeatable even if it was partly done;
+    after a `RefusedError` there are no more calls.
     """
 
     def open(self, folder: Path, record: RunRecord) -> None:
-        """Start the copy of the run, or go on with the one that has this record's id."""
+        """Start the copy of the run, or continue the existing copy with this id."""
 
     def metrics(self, lines: list[Values]) -> None:
-        """Take lines of `metrics.jsonl`."""
+        """Add lines of `metrics.jsonl`."""
 
     def artifact(self, path: Path) -> None:
-        """Take a file."""
+        """Add a file."""
 
     def image(self, path: Path, name: str, step: int) -> None:
-        """Take a picture of the series `name`."""
+        """Add an image of the series `name`."""
 
     def model(self, path: Path, name: str) -> None:
-        """Take a checkpoint as a version of the registered model `name`."""
+        """Add a checkpoint as a version of the registered model `name`."""
 
     def close(self, record: RunRecord) -> None:
-        """End the copy of the run with the record's status."""
+        """End the copy of the run with the status of the record."""

@@ -1,7 +1,7 @@
-"""The thread that copies what a run folder holds into the views, and never disturbs the training.
+"""The thread that copies the content of a run folder to the views, without disturbing the training.
 
-There is no queue: the files are the queue. The thread remembers how far each view has come, reads on from there, and
-sends; what a view refuses stays where it is and is sent again later.
+The files themselves are the queue. The thread stores the position of each view in them, and sends what follows; after a
+failure the same content is sent again later.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ logger = logging.getLogger("detr_exp.tracker")
 
 
 class Tail:
-    """One view, and how far it has come.
+    """One view, and its position in the files.
 
     Args:
         view: where to copy to.
@@ -39,16 +39,16 @@ class Tail:
     def __init__(self, view: View, folder: Path, record: RunRecord, pause: float = PAUSE) -> None:
         self.view, self.folder, self.record = view, folder, record
         self.metrics, self.artifacts = Reader(folder / METRICS), Reader(folder / ARTIFACTS)
-        self.files_of_piece = 0  # sent of the files that are being looked at
+        self.files_of_piece = 0  # already sent of the current piece of the list of files
         self.pause = pause
         self.failures = 0
         self.refusal: str | None = None
         self.not_before = 0.0
         self.opened = self.closed = False
-        self.moved = time.monotonic()  # when the view last took something
+        self.moved = time.monotonic()  # time of the last successful call
 
     def advance(self, closing: bool = False) -> None:
-        """Send what is there, and end the run if it is `closing`; after a failure nothing is sent for a while."""
+        """Send new content, and end the run if it is `closing`; after a failure wait before sending again."""
         if self.closed or self.refusal or time.monotonic() < self.not_before:
             return
         try:
@@ -56,15 +56,15 @@ class Tail:
             if closing:
                 self.view.close(self.record)
                 self.closed = True
-        except (RefusedError, ImportError) as error:  # asking again would not help
+        except (RefusedError, ImportError) as error:  # trying again would not help
             self.refusal = str(error)
-            logger.warning("%s; training goes on, %s holds everything", masked(self.refusal), self.folder / METRICS)
-        except Exception as error:  # whatever a view does, training goes on
+            logger.warning("%s; training continues, %s holds everything", masked(self.refusal), self.folder / METRICS)
+        except Exception as error:  # errors of a view must not stop the training
             self.failures += 1
             self.not_before = time.monotonic() + min(self.pause * 2.0 ** (self.failures - 1), LONGEST_PAUSE)
             if self.failures == FAILURES_BEFORE_NOTE:
                 logger.warning(
-                    "%s cannot be reached (%s); training goes on, %s holds everything and is sent again at the end",
+                    "%s cannot be reached (%s); training continues, %s holds everything and is sent again at the end",
                     type(self.view).__name__,
                     masked(str(error)).splitlines()[0][:300] if str(error) else type(error).__name__,
                     self.folder / METRICS,
@@ -87,7 +87,7 @@ class Tail:
             self.files_of_piece = 0
 
     def _new(self, reader: Reader) -> Iterator[list[Values]]:
-        """What was added to a file, piece by piece; a piece counts as sent when the next one is asked for."""
+        """New lines of a file in pieces; a piece counts as sent when the next one is requested."""
         while True:
             lines, position = reader.peek()
             if position == reader.position:
@@ -101,7 +101,7 @@ class Tail:
             return
         if "image" in entry:
             if not is_image(path):
-                logger.warning("%s is damaged and is left out", path)
+                logger.warning("%s is damaged and is skipped", path)
                 return
             self.view.image(path, entry["image"], entry["step"])
         elif "model" in entry:
@@ -111,7 +111,7 @@ class Tail:
 
 
 def is_image(path: Path) -> bool:
-    """Whether a picture can be read to its end."""
+    """Whether an image file can be read completely."""
     from PIL import Image
 
     try:
@@ -126,8 +126,8 @@ class Follower:
     """Runs the tails of all views in one daemon thread.
 
     Args:
-        tails: what to keep up to date.
-        interval: seconds between looks at the files.
+        tails: the views to update.
+        interval: seconds between checks of the files.
     """
 
     def __init__(self, tails: list[Tail], interval: float = 2.0) -> None:
@@ -141,11 +141,11 @@ class Follower:
             self.thread.start()
 
     def close(self, patience: float, longest: float = math.inf) -> list[Tail]:
-        """Let the views catch up; those that could not.
+        """Let the views receive the rest; returns those that could not.
 
         Args:
-            patience: seconds without any view taking anything, after which it gives up.
-            longest: seconds after which it gives up in any case.
+            patience: stop after so many seconds in which no view received anything.
+            longest: stop after so many seconds in any case.
         """
         self.start()
         begun = time.monotonic()

@@ -1,4 +1,4 @@
-"""Files of JSON lines: what a run has measured, in a form that a crash cannot spoil."""
+"""Files of JSON lines for metrics, which stay readable after a crash."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from typing import SupportsFloat
 from detr_exp.values import Values
 from detr_exp.writing import write
 
-CHUNK = 1 << 15  # a view sends some thousand numbers at once, and each time the run's end waits anew for it
+CHUNK = 1 << 15  # a view sends some thousand numbers at once; at the end of a run the wait time counts per piece
 
 logger = logging.getLogger("detr_exp.tracker")
 
 
 class JsonLines:
-    """Appends JSON objects to a file, each with its `step`, each on disk (of the operating system) at once.
+    """Appends JSON objects to a file, each with its `step`, each is passed to the operating system immediately.
 
-    A line costs about 20 microseconds. A line that a crash has cut off is removed when the file is opened again.
+    A line costs about 20 microseconds. An incomplete last line, left by a crash, is removed when the file is reopened.
     """
 
     def __init__(self, path: Path) -> None:
@@ -30,7 +30,7 @@ class JsonLines:
 
     @staticmethod
     def read(path: Path) -> list[Values]:
-        """All complete lines of a file, none if it is not there; what cannot be read is named and left out."""
+        """All complete lines of a file, none if it does not exist; unreadable lines are skipped with a warning."""
         return _parsed(path.read_bytes() if path.exists() else b"", path)
 
     def append(self, step: int, values: Values) -> None:
@@ -41,7 +41,7 @@ class JsonLines:
         self.count += 1
 
     def rewind(self, step: int, count: int | None = None) -> None:
-        """Forget every line after `step`, and all after the first `count`."""
+        """Delete all lines after `step`, and all after the first `count`."""
         self.file.close()
         self.count = _keep(self.path, lambda line: _object(line).get("step", math.inf) <= step, count)
         self.file = open(self.path, "ab")  # noqa: SIM115
@@ -58,7 +58,7 @@ class Reader:
         self.position = 0
 
     def peek(self) -> tuple[list[Values], int]:
-        """The next complete lines, and the position to set once they are dealt with."""
+        """The next complete lines, and the position to set after they are processed."""
         if not self.path.exists():
             return [], self.position
         with open(self.path, "rb") as file:
@@ -82,7 +82,7 @@ def _is_whole(line: bytes) -> bool:
 
 
 def _object(line: bytes) -> Values:
-    """What a line holds; nothing where it is no JSON object."""
+    """The JSON object of a line; empty if the line is not one."""
     try:
         found = json.loads(line)
     except (ValueError, RecursionError):
@@ -94,14 +94,14 @@ def _parsed(data: bytes, path: Path) -> list[Values]:
     lines = list(filter(_is_whole, data.splitlines(keepends=True)))
     found = list(filter(None, map(_object, lines)))
     if len(found) < len(lines):
-        logger.warning("%s: %d of %d lines cannot be read and are left out", path, len(lines) - len(found), len(lines))
+        logger.warning("%s: %d of %d lines cannot be read and are skipped", path, len(lines) - len(found), len(lines))
     return found
 
 
-def _keep(path: Path, wanted: Callable[[bytes], bool], most: int | None = None) -> int:
-    """Rewrite a file with only the wanted ones of its first `most` lines, in one step; how many these are."""
+def _keep(path: Path, keep: Callable[[bytes], bool], most: int | None = None) -> int:
+    """Replace a file atomically by the lines to keep among its first `most` lines; returns their number."""
     lines = path.read_bytes().splitlines(keepends=True)
-    kept = [line for line in lines[:most] if wanted(line)]
+    kept = [line for line in lines[:most] if keep(line)]
     if len(kept) < len(lines):
         write(path, b"".join(kept))
     return len(kept)

@@ -26,14 +26,14 @@ if TYPE_CHECKING:
     from mlflow.tracking import MlflowClient
 
 RUN_TAG = "detr_exp.run"
-LINK = "mlflow.json"  # in the run folder: which run of the store it is
+LINK = "mlflow.json"  # in the run folder: ids of the run in the store
 PARENT_TAG = "mlflow.parentRunId"
 NOT_METRICS = ("step", "time/unix")
-BATCH = 1000  # metrics a store accepts in one call
+BATCH = 1000  # largest number of metrics in one call
 LONGEST_TAG = 5000
 ENDINGS = {"ok": "FINISHED", "pruned": "FINISHED", "killed": "KILLED"}
 SETTINGS = {
-    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",  # by default a dead server is tried for four minutes
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",  # by default calls to a server that is down are retried for four minutes
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "5",
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "GIT_PYTHON_REFRESH": "quiet",
@@ -44,7 +44,7 @@ class MlflowView:
     """Copies a run into an MLflow store.
 
     Args:
-        tracking_uri: `sqlite:///<file>` (created where absent; artifacts go into `mlartifacts` beside it), or a server.
+        tracking_uri: `sqlite:///<file>` (created if missing; artifacts are in `mlartifacts` next to it), or a server.
     """
 
     def __init__(self, tracking_uri: str) -> None:
@@ -58,8 +58,8 @@ class MlflowView:
         if known:
             run = known[0]
             self.client.update_run(run.info.run_id, status="RUNNING")
-            self._learn_what_is_there(run.info.run_id, run.data.metrics)
-            if "message" in run.data.tags:  # why it had stopped
+            self._load_existing(run.info.run_id, run.data.metrics)
+            if "message" in run.data.tags:  # why the run had stopped
                 self.client.delete_tag(run.info.run_id, "message")
         else:
             parent = {PARENT_TAG: record.parent} if record.parent else {}
@@ -115,14 +115,14 @@ class MlflowView:
         self.client.set_terminated(self.run_id, ENDINGS.get(record.status, "FAILED"))
 
     def _describe(self, record: RunRecord, known_params: dict[str, str], tags: dict[str, str]) -> None:
-        """Parameters and tags; a parameter that a resumed run changes keeps its first value, as the store demands."""
+        """Parameters and tags; a parameter that a resumed run changes keeps its first value, as stores require."""
         from mlflow.entities import Param, RunTag
 
         params = [Param(key, value) for key, value in record.params.items() if key not in known_params]
         self.client.log_batch(self.run_id, params=params, tags=[RunTag(key, value) for key, value in tags.items()])
 
-    def _learn_what_is_there(self, run_id: str, names: dict[str, float]) -> None:
-        """A store cannot forget, so what it holds for a metric up to some step is not sent again."""
+    def _load_existing(self, run_id: str, names: dict[str, float]) -> None:
+        """Load which metrics and images the store has, because stores cannot delete them: these are not sent again."""
         self.held = {name: max(m.step for m in self.client.get_metric_history(run_id, name)) for name in names}
         paths = [Path(found.path).name for found in self.client.list_artifacts(run_id, "images")]
         self.images = {match.group() for path in paths if (match := re.match(r".+?\+step\+\d+\+", path))}
@@ -133,9 +133,9 @@ def _tags(record: RunRecord) -> dict[str, str]:
 
 
 def open_store(tracking_uri: str, experiment: str) -> tuple[MlflowClient, str]:
-    """A client of the store, created where absent, and the id of the experiment.
+    """A client of the store, created if it does not exist, and the id of the experiment.
 
-    Processes that find no sqlite store create it one after another: its migrations do not survive a race.
+    A lock lets only one process create a sqlite store, because its migrations are not safe against concurrency.
 
     Raises:
         RefusedError: see `store.prepare`.
@@ -161,15 +161,17 @@ def open_store(tracking_uri: str, experiment: str) -> tuple[MlflowClient, str]:
         if found is not None:
             return client, found.experiment_id
         location = (file.parent / "mlartifacts").as_uri() if file is not None else None
-        kind = {"mlflow.experimentKind": "custom_model_development"}  # the page opens on runs, not on language models
+        kind = {
+            "mlflow.experimentKind": "custom_model_development"
+        }  # the web page opens on runs, not on language models
         return client, client.create_experiment(experiment, artifact_location=location, tags=kind)
 
 
 def start_parent(tracking_uri: str, project: str, name: str, tags: dict[str, str], identity: str) -> str:
-    """A run that the runs of a sweep are shown under; its id belongs into their `DETR_EXP_PARENT_RUN`.
+    """Start the parent run of a sweep; the sweep passes its id to its runs as `DETR_EXP_PARENT_RUN`.
 
     Args:
-        identity: of the sweep; the run that was made for it is gone on with.
+        identity: of the sweep; an existing parent run of it is resumed.
     """
     client, experiment = open_store(tracking_uri, project)
     known = client.search_runs([experiment], f"tags.`{RUN_TAG}` = '{identity}'", max_results=1)
@@ -180,7 +182,7 @@ def start_parent(tracking_uri: str, project: str, name: str, tags: dict[str, str
 
 
 def finish_parent(tracking_uri: str, project: str, run_id: str, status: str, metrics: dict[str, float]) -> None:
-    """End a sweep's own run with the numbers of its best job."""
+    """End the parent run of a sweep with the metrics of its best job."""
     client, _ = open_store(tracking_uri, project)
     held = client.get_run(run_id).data.metrics
     for name, value in metrics.items():
@@ -191,7 +193,7 @@ def finish_parent(tracking_uri: str, project: str, run_id: str, status: str, met
 
 
 def _absolute(tracking_uri: str) -> tuple[str, Path | None]:
-    """A sqlite URI that does not depend on the working directory, and its file; other URIs as they are."""
+    """A sqlite URI that does not depend on the working directory, and its file; other URIs unchanged."""
     prefix = "sqlite:///"
     if not tracking_uri.startswith(prefix):
         return tracking_uri, None

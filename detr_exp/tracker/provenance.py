@@ -1,4 +1,4 @@
-"""What one needs to know to compare a run with others, or to repeat it."""
+"""Parameters, code and environment of a run, for comparing and repeating it."""
 
 from __future__ import annotations
 
@@ -44,14 +44,14 @@ MAIN_KEYS = (
 
 
 def parameters(config: Values, overrides: Iterable[str] = ()) -> dict[str, str]:
-    """The values worth a column: a fixed choice of keys, and those that the command line set.
+    """Parameters of a run for trackers: a fixed list of keys, and those set by overrides.
 
     Args:
         config: the resolved config.
-        overrides: words of the command line, e.g. `loss.focal_gamma=2.0`; chosen options and sections are left out.
+        overrides: of the command line, e.g. `loss.focal_gamma=2.0`; chosen options and sections are skipped.
     """
-    said = [override.partition("=")[0].lstrip("+~") for override in overrides if not override.startswith("~")]
-    found = {key: _at(config, key) for key in dict.fromkeys([*MAIN_KEYS, *said])}
+    overridden = [override.partition("=")[0].lstrip("+~") for override in overrides if not override.startswith("~")]
+    found = {key: _at(config, key) for key in dict.fromkeys([*MAIN_KEYS, *overridden])}
     return {key: str(value) for key, value in found.items() if value is not None and not isinstance(value, Mapping)}
 
 
@@ -64,7 +64,7 @@ def _at(config: Values, key: str) -> object:
 
 @cache
 def environment() -> dict[str, str]:
-    """Tags for code, packages and machine; as this process found them first, as what it has loaded stays as it is."""
+    """Tags for code, packages and machine; read once per process, because loaded code does not change."""
     tags = {"python": platform.python_version(), "platform": platform.platform(), "cpus": str(os.cpu_count())}
     for package in PACKAGES:
         try:
@@ -75,7 +75,7 @@ def environment() -> dict[str, str]:
 
 
 def git() -> dict[str, str]:
-    """Commit of the checkout this package runs from, and whether it was changed; nothing for an installed package."""
+    """Commit of the checkout this package runs from, and whether it has changes; empty for an installed package."""
     checkout = Path(__file__).resolve().parents[2]
     if not (checkout / ".git").exists():
         return {}
@@ -87,7 +87,7 @@ def git() -> dict[str, str]:
     return {"git.commit": commit, "git.dirty": str(bool(changed)).lower()}
 
 
-def _git(checkout: Path, *words: str) -> str:
-    command = ["git", "-C", str(checkout), *words]
+def _git(checkout: Path, *arguments: str) -> str:
+    command = ["git", "-C", str(checkout), *arguments]
     done = subprocess.run(command, check=True, capture_output=True, timeout=10)
     return done.stdout.decode("utf-8", "replace").strip()

@@ -1,8 +1,8 @@
-"""Passwords and keys must not travel with configs and messages into stores, checkpoints, logs, pages and terminals.
+"""Masks passwords and keys, so that they do not get into stores, checkpoints, logs, pages and terminals.
 
-A secret is known by its key (`password`, `api-key`, `AWS_SECRET_ACCESS_KEY`), by where it stands in an address, a
-header or a query, by the shape that services give theirs, or by being the value of an environment variable with such a
-key. Every function takes time linear in the length of the text.
+A secret is detected by its key (`password`, `api-key`, `AWS_SECRET_ACCESS_KEY`), by its position in a URL, a header or
+a query, by the formats of known services, or by being the value of an environment variable with such a name. Every
+function uses time linear in the length of the text.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ from collections.abc import Iterator
 from typing import Any
 
 MASK = "***"
-SHORTEST = 8  # characters of an environment's secret; shorter ones are words that occur by themselves
-LONGEST = 80  # characters of a key in a text, so that reading it stays linear
+SHORTEST = 8  # characters of a secret in an environment variable; shorter values are often ordinary words
+LONGEST = 80  # characters of a key in a text, so that the search stays linear
 # compact keys: lower case, letters only
 _PASSWORD = re.compile(r"passw|passphrase|passcode|pwd|credential|secret|apikey|cookie|authorization|bearer")
 _OF_KEYS = re.compile(
     r"(?:access|private|account|shared|encryption|signing|auth|ssh|license|subscription|client|master|wandb|storage)key"
 )
-# a network has tokens, too: `tokenizer`, `token_dim`, `num_tokens`
+# networks have tokens, too: `tokenizer`, `token_dim`, `num_tokens`
 _TOKEN = re.compile(
     r"token(?!s?(?:iz|is|type|dim|size|len|num|mix|merg|prun|emb|count|drop|pool|limit|per|shape|norm))"
 )
@@ -42,18 +42,18 @@ _PORT = re.compile(r"\d{1,5}(?![^\s/?#,;)\]}\"'])")
 _USER = re.compile(r"[^\s:/?#@\[\]]*:")
 _AUTHORITY = re.compile(r"[^\s/?#]*@")
 _LINE = re.compile(r"[^\n\"']*")
-_SPOKEN = ("null", "None", "true", "false", MASK)
+_NOT_SECRET = ("null", "None", "true", "false", MASK)
 
 
 def masked(value: Any, key: str = "") -> Any:
     """A copy of nested dicts, lists and strings without secrets.
 
-    Values under a key that names a secret become `***`, as does what stands after such a key in a text (a command line,
-    JSON, a header, a query) and what stands before the `@` of an address. None, true, false and counts stay.
+    Values of a key that names a secret become `***`, and so does the text after such a key in a string (a command line,
+    JSON, a header, a query) and the text before the `@` of a URL. None, true, false and counts are unchanged.
 
     Args:
-        value: of any kind.
-        key: what it stands under, dotted.
+        value: of any type.
+        key: dotted key of the value.
     """
     if isinstance(value, dict):
         return {name: masked(item, f"{key}.{name}") for name, item in value.items()}
@@ -82,7 +82,7 @@ def names_secret(key: str) -> bool:
 
 
 def _counts(key: str) -> bool:
-    """Whether a number under this key is no secret although the key speaks of one (`token: 3`)."""
+    """Whether a number with this key is a count and not a secret (`token: 3`)."""
     compact = re.sub(r"[^a-z]", "", key.lower())
     return not _PASSWORD.search(compact) and "token" in compact
 
@@ -90,22 +90,22 @@ def _counts(key: str) -> bool:
 def _text(text: str) -> str:
     text = "".join(_address(line) for line in text.splitlines(keepends=True)) if "://" in text else text
     if "=" in text or ":" in text:
-        text = "".join(_said(text))
+        text = "".join(_masked_parts(text))
     for secret in _of_environment():
         if secret in text:
             text = text.replace(secret, MASK)
     return _SHAPES.sub(MASK, text)
 
 
-def _said(text: str) -> Iterator[str]:
-    """The parts of a text, with `***` for what stands after a key that names a secret."""
+def _masked_parts(text: str) -> Iterator[str]:
+    """The parts of a text, with `***` in place of values after a key that names a secret."""
     done = 0
     for separator in _SEPARATOR.finditer(text):
         key = _key_before(text, separator.start())
         start = separator.end()
         if separator.start() < done or not names_secret(key):
             continue
-        # a setting that is the whole text may hold spaces and whatever else
+        # an override that is the whole text may contain spaces and any other characters
         is_word = text[separator.start()] == "=" and len(key) >= separator.start() - 2 and text[start] not in "\"'[{"
         if is_word:
             end = len(text)
@@ -113,8 +113,8 @@ def _said(text: str) -> Iterator[str]:
             end = _LINE.match(text, start).end()  # type: ignore[union-attr]
         else:
             end = _end_of_value(text, start)
-        said = text[start:end].strip("\"'\\ ")
-        if not said or said in _SPOKEN or said.startswith("//") or (said.isdigit() and _counts(key)):
+        value = text[start:end].strip("\"'\\ ")
+        if not value or value in _NOT_SECRET or value.startswith("//") or (value.isdigit() and _counts(key)):
             continue
         yield text[done:start]
         yield MASK
@@ -132,7 +132,7 @@ def _key_before(text: str, position: int) -> str:
 
 
 def _end_of_value(text: str, start: int) -> int:
-    """Where the value that begins at `start` ends."""
+    """End of the value that begins at `start`."""
     scheme = _SCHEME.match(text, start)
     if scheme is not None:
         start = scheme.end()
@@ -156,7 +156,7 @@ def _end_of_brackets(text: str, start: int) -> int:
 
 
 def _address(line: str) -> str:
-    """A line with `***` for what stands between `://` and `@`; a password may hold `/ @ : # %` and spaces."""
+    """A line with `***` between `://` and `@`; a password may contain `/ @ : # %` and spaces."""
     first, *rest = line.split("://")
     shown, held = [first], ""
     for number, part in enumerate(rest):
@@ -167,7 +167,7 @@ def _address(line: str) -> str:
         if user is not None and not is_port:
             cut = part.rfind("@")
             if cut < 0 and number + 1 < len(rest) and "@" in rest[number + 1]:
-                held = f"{part}://"  # the password holds one itself
+                held = f"{part}://"  # the password contains `://`
                 continue
         elif is_port:
             cut = re.match(r"\S*", part)[0].rfind("@")  # type: ignore[index]
@@ -179,7 +179,7 @@ def _address(line: str) -> str:
 
 
 def _of_environment() -> list[str]:
-    """Values of environment variables whose names speak of a secret, the longest first."""
+    """Values of environment variables whose names denote secrets, the longest first."""
     named = {value for name, value in os.environ.items() if len(value) >= SHORTEST and names_secret(name)}
     found = (value for value in named if not value.isalpha() and not os.path.exists(value))
     return sorted(found, key=len, reverse=True)

@@ -1,6 +1,6 @@
-"""The sqlite file of an MLflow store: made whole or not at all, and never changed where somebody's runs are in it.
+"""The sqlite file of an MLflow store: created completely or not at all, and never changed if it contains runs.
 
-MLflow makes its tables in dozens of steps, and cannot go on where it was killed between two of them.
+MLflow creates its tables in dozens of steps, and cannot continue if it was killed between two of them.
 """
 
 from __future__ import annotations
@@ -14,21 +14,25 @@ from urllib.parse import quote
 from detr_exp.tracker.base import RefusedError
 from detr_exp.writing import remove_left_overs, write
 
-BESIDE = ("-journal", "-wal", "-shm")  # what SQLite keeps beside a file, and would apply to a new one of that name
-WITHOUT_RUNS = ("alembic_version", "workspaces")  # tables that are filled while a store is made
-PATIENCE = 20.0  # seconds to wait for somebody else's transaction
+BESIDE = (
+    "-journal",
+    "-wal",
+    "-shm",
+)  # files of SQLite next to a database, which it would apply to a new database of that name
+WITHOUT_RUNS = ("alembic_version", "workspaces")  # tables that have content in a new store
+PATIENCE = 20.0  # seconds to wait for the transaction of another process
 
 logger = logging.getLogger("detr_exp.tracker")
 
 
 def prepare(file: Path) -> None:
-    """See that `file` is a store this MLflow can open. Nobody else may be in here at the same time.
+    """Make sure that `file` is a store that this MLflow can open. Only one process may call this at a time.
 
     Args:
-        file: made where it is absent, made anew where whoever made it was killed before anything was in it.
+        file: created if it does not exist, or if its creation was interrupted before it had content.
 
     Raises:
-        RefusedError: it is something else, or of another version of MLflow; it is left as it is.
+        RefusedError: it is another file, or of another version of MLflow; it is not changed.
     """
     from mlflow.store.db.utils import _get_latest_schema_revision
 
@@ -37,30 +41,34 @@ def prepare(file: Path) -> None:
         return
     try:
         revision, filled, known = _inspect(file)
-    except sqlite3.OperationalError:  # locked, or out of reach: that may pass
+    except sqlite3.OperationalError:  # locked or unreachable, which may be temporary
         raise
     except sqlite3.DatabaseError as error:
         raise RefusedError(
-            f"{file} cannot be opened as a store of MLflow ({error}); restore it from a copy, or use another: "
+            f"{file} cannot be opened as a store of MLflow ({error}); restore it from a backup, or use another store: "
             "tracker.tracking_uri=sqlite:///..."
         ) from error
     wanted = _get_latest_schema_revision()
     if revision == wanted:
         return
     if not filled and known:
-        logger.warning("%s was left half made by a process that was killed, without a run in it; it is made anew", file)
+        logger.warning(
+            "%s is an incomplete store of a process that was killed, without runs; it is created again", file
+        )
         _make(file)
         return
-    found = "is no store of MLflow" if revision is None else f"was made by another version of MLflow (schema {revision}"
+    found = (
+        "is not an MLflow store" if revision is None else f"was created by another version of MLflow (schema {revision}"
+    )
     end = "" if revision is None else f", the installed one has {wanted})"
     raise RefusedError(
-        f"{file} {found}{end} and is left as it is; after a copy, `mlflow db upgrade sqlite:///{file}` brings an older "
-        "one up to date; or use another: tracker.tracking_uri=sqlite:///..."
+        f"{file} {found}{end} and is not changed; after a backup, `mlflow db upgrade sqlite:///{file}` upgrades an "
+        "older one; or use another store: tracker.tracking_uri=sqlite:///..."
     )
 
 
 def _make(file: Path) -> None:
-    """Make a store elsewhere and put it in its place in one step."""
+    """Create a store in a temporary folder and move it to its path in one step."""
     from mlflow.store.tracking import DEFAULT_LOCAL_FILE_AND_ARTIFACT_PATH
     from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 
@@ -68,14 +76,14 @@ def _make(file: Path) -> None:
         made = Path(folder) / "store.db"
         SqlAlchemyStore(f"sqlite:///{made}", DEFAULT_LOCAL_FILE_AND_ARTIFACT_PATH).engine.dispose()
         content = made.read_bytes()
-    for left_over in (file, *(file.with_name(file.name + end) for end in BESIDE)):  # these only without their file
+    for left_over in (file, *(file.with_name(file.name + end) for end in BESIDE)):  # only safe without their database
         left_over.unlink(missing_ok=True)
     remove_left_overs(file)
     write(file, content)
 
 
 def _inspect(file: Path) -> tuple[str | None, bool, bool]:
-    """The version of a store's tables, whether anything is in them, and whether MLflow has made all of them."""
+    """The version of a store's tables, whether they have content, and whether all of them belong to MLflow."""
     from mlflow.store.db.base_sql_model import Base
     from mlflow.store.tracking.dbmodels.initial_models import Base as First
 

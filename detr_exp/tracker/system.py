@@ -1,4 +1,4 @@
-"""What the machine is doing, for the `system/*` metrics."""
+"""Use of processors and memory, for the `system/*` metrics."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ GIB = 2**30
 
 
 def system_use() -> dict[str, float]:
-    """Processors in use since the last call (0..100, of all cores), memory in use, and this process's part of it.
+    """Processors in use since the last call (0..100, of all cores), memory in use, and the share of this process.
 
-    The memory of loader workers is in `system/ram_gib` only. Costs about 0.1 ms.
+    The memory of loader workers is only in `system/ram_gib`. Costs about 0.1 ms.
     """
     return {
         "system/cpu_percent": psutil.cpu_percent(),

@@ -13,7 +13,7 @@ NOT_METRICS = ("step", "time/unix")
 class TensorBoardView:
     """Writes event files into `<run folder>/tensorboard`.
 
-    They are made anew from the journal when a run is resumed, so that no step is in them twice.
+    When a run resumes they are written again from the journal, so that they contain no step twice.
     """
 
     def open(self, folder: Path, record: RunRecord) -> None:
@@ -33,7 +33,7 @@ class TensorBoardView:
         self.writer.flush()
 
     def artifact(self, path: Path) -> None:
-        """TensorBoard keeps no files; it is in the same folder anyway."""
+        """TensorBoard stores no files; the file is in the run folder."""
 
     def image(self, path: Path, name: str, step: int) -> None:
         import numpy as np
@@ -43,7 +43,7 @@ class TensorBoardView:
             self.writer.add_image(name, np.asarray(image.convert("RGB")), step, dataformats="HWC")
 
     def model(self, path: Path, name: str) -> None:
-        """It has no registry."""
+        """TensorBoard has no model registry."""
 
     def close(self, record: RunRecord) -> None:
         self.writer.close()

@@ -1,4 +1,4 @@
-"""What the trainer talks to: files at once, views later."""
+"""The tracker that the trainer calls: it writes files immediately, and views follow later."""
 
 from __future__ import annotations
 
@@ -22,24 +22,24 @@ from detr_exp.values import Values
 PARENT_VARIABLE = "DETR_EXP_PARENT_RUN"
 CLOCK = "time/unix"
 CONFIG = "config.yaml"
-DATABASES = ("postgresql", "mysql", "mssql")  # MLflow stores whose drivers are packages of their own
-PATIENCE = 45.0  # seconds without any view taking anything
+DATABASES = ("postgresql", "mysql", "mssql")  # MLflow stores that need a separate driver package
+PATIENCE = 45.0  # seconds in which no view receives anything
 LONGEST_WHEN_KILLED = 10.0
 
 logger = logging.getLogger("detr_exp.tracker")
 
 
 class Tracker:
-    """Writes metrics and the list of artifacts into the run folder, and has views of them kept elsewhere.
+    """Writes metrics and the list of artifacts to the run folder, and copies them to views.
 
     Args:
         tracking_uri: MLflow store (`sqlite:///outputs/mlflow.db`, `http://...`); None: no MLflow.
         project: MLflow experiment and Weights & Biases project.
         run: name of the run; None: the last two parts of the folder's path.
-        tensorboard: also keep TensorBoard files in the run folder.
+        tensorboard: also write TensorBoard files to the run folder.
         wandb: also send to Weights & Biases (`WANDB_MODE=offline` works).
         checkpoints: also send the best checkpoint.
-        register: make the best checkpoint a version of the registered model of this name; None: of none.
+        register: register the best checkpoint as a version of the model of this name; None: do not register.
     """
 
     def __init__(
@@ -67,15 +67,15 @@ class Tracker:
         tags: Mapping[str, str] | None = None,
         resumed: bool = False,
     ) -> None:
-        """Begin, or go on with, the run of a folder; views are opened with the first `log`, not now.
+        """Start or resume the run of a folder; views are opened at the first `log`, not now.
 
         Args:
             run_dir: the run folder; a `config.yaml` in it becomes an artifact.
             config: the resolved config.
             choices: chosen option of every group.
-            overrides: words of the command line; they are recorded, and the values they set become parameters.
+            overrides: of the command line; they are recorded, and the values they set become parameters.
             tags: further tags, e.g. the data's fingerprint.
-            resumed: keep the metrics and the identity of the run that is in the folder; call `rewind` next.
+            resumed: keep the metrics and the id of the run in the folder; call `rewind` next.
         """
         self.run_dir = run_dir
         if resumed and (run_dir / RECORD).exists():
@@ -102,21 +102,21 @@ class Tracker:
         self.follower = Follower([Tail(view, run_dir, record) for view in views]) if views else None
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
-        """One line of `metrics.jsonl`."""
+        """Write one line of `metrics.jsonl`."""
         self.metrics.append(step, {CLOCK: round(time.time(), 3), **values, **system_use()})
         if self.follower is not None:
             self.follower.start()
 
     def artifact(self, path: Path, step: int = 0) -> None:
-        """Have the views keep a file of the run folder."""
+        """Copy a file of the run folder to the views."""
         self.artifacts.append(step, {"path": os.path.relpath(path, self.run_dir)})
 
     def image(self, path: Path, name: str, step: int) -> None:
-        """Have the views keep a picture of the run folder as part of the series `name`."""
+        """Copy an image of the run folder to the views, as part of the series `name`."""
         self.artifacts.append(step, {"path": os.path.relpath(path, self.run_dir), "image": name})
 
     def checkpoint(self, path: Path, step: int = 0) -> None:
-        """Have the views keep a checkpoint of the run folder, if and as the settings ask for it."""
+        """Copy a checkpoint of the run folder to the views, if the settings say so."""
         if self.checkpoints:
             self.artifact(path, step)
         if self.register is not None:
@@ -124,16 +124,16 @@ class Tracker:
 
     @property
     def lines(self) -> int:
-        """Lines of `metrics.jsonl`."""
+        """Number of lines of `metrics.jsonl`."""
         return self.metrics.count
 
     def rewind(self, step: int, lines: int | None = None) -> None:
-        """Forget what was logged after `step`, and metrics after the first `lines`; a resumed run logs them again."""
+        """Delete entries after `step`, and metrics after the first `lines`; a resumed run logs them again."""
         self.metrics.rewind(step, lines)
         self.artifacts.rewind(step)
 
     def finish(self, status: str = "ok", message: str | None = None) -> None:
-        """End the run: `ok`, `pruned`, `oom`, `nan`, `failed` or `killed`; waits while the views take something."""
+        """End the run: `ok`, `pruned`, `oom`, `nan`, `failed` or `killed`; waits while the views receive data."""
         self.record.status = status
         self.record.seconds += time.monotonic() - self.started
         self.record.message = None if message is None else masked(message)
@@ -145,14 +145,14 @@ class Tracker:
         longest = LONGEST_WHEN_KILLED if status == "killed" else math.inf  # schedulers do not wait
         for tail in self.follower.close(PATIENCE, longest):
             logger.warning(
-                "%s did not take everything; send it later: python -m detr_exp.sync run=%s",
+                "%s did not receive everything; send it later: python -m detr_exp.sync run=%s",
                 type(tail.view).__name__,
                 self.run_dir,
             )
 
 
 def make_views(tracking_uri: str | None, tensorboard: bool, wandb: bool) -> list[View]:
-    """The views asked for, without those whose package is missing, which is said."""
+    """The configured views, except those whose package is missing, with a warning."""
     views: list[View] = []
     database = None if tracking_uri is None else _missing_driver(tracking_uri)
     if database is not None:
@@ -174,14 +174,14 @@ def make_views(tracking_uri: str | None, tensorboard: bool, wandb: bool) -> list
 
 def _installed(package: str, without: str) -> bool:
     spec = find_spec(package)
-    if spec is not None and spec.origin is not None:  # without: a folder of that name, such as wandb leaves behind
+    if spec is not None and spec.origin is not None:  # None for a folder of that name, such as wandb creates
         return True
     _warn_missing(package, "mlflow" if package == "mlflow" else f"'detr_exp[{package}]'", without)
     return False
 
 
 def _missing_driver(tracking_uri: str) -> str | None:
-    """The package that speaks to the database of a tracking URI, where it is not installed."""
+    """The driver package of the database in a tracking URI, if it is not installed."""
     if tracking_uri.partition(":")[0].partition("+")[0] not in DATABASES:
         return None
     from sqlalchemy.engine import make_url
@@ -193,12 +193,12 @@ def _missing_driver(tracking_uri: str) -> str | None:
     return None
 
 
-def _warn_missing(package: str, wanted: str, without: str) -> None:
-    logger.warning("%s is not installed and is left out: pip install %s, or %s", package, wanted, without)
+def _warn_missing(package: str, requirement: str, without: str) -> None:
+    logger.warning("%s is not installed and is skipped: pip install %s, or %s", package, requirement, without)
 
 
 def _rename_old_files(run_dir: Path) -> None:
-    """Keep what an earlier run of the same folder has measured under another name."""
+    """Rename the metrics files of an earlier run in the same folder."""
     for name in (METRICS, ARTIFACTS):
         path = run_dir / name
         if path.exists():

@@ -13,16 +13,17 @@ NOT_METRICS = ("step", "time/unix")
 
 
 class WandbView:
-    """Sends a run to Weights & Biases, or writes it into `<run folder>/wandb` with `WANDB_MODE=offline` or no key."""
+    """Sends a run to Weights & Biases, or writes it to `<run folder>/wandb` if `WANDB_MODE=offline` or no key."""
 
     def open(self, folder: Path, record: RunRecord) -> None:
         with IMPORT_LOCK:
             import wandb
 
         offline = "WANDB_MODE" not in os.environ and not wandb.login(prompt=False)
-        if offline:  # it would ask for a key on the terminal
+        if offline:  # otherwise it prompts for a key on the terminal
             logging.getLogger("detr_exp.tracker").warning(
-                "Weights & Biases has no key (wandb login); the run is kept in %s, for `wandb sync`", folder / "wandb"
+                "Weights & Biases has no key (wandb login); the run is written to %s, for `wandb sync`",
+                folder / "wandb",
             )
         self.run = wandb.init(
             project=record.project,
@@ -35,7 +36,7 @@ class WandbView:
             mode="offline" if offline else None,
             settings=wandb.Settings(console="off", silent=True),
         )
-        self.held = self.run.step  # it refuses steps before its own
+        self.held = self.run.step  # it refuses steps before its last one
 
     def metrics(self, lines: list[Values]) -> None:
         for line in lines:
@@ -49,7 +50,7 @@ class WandbView:
     def image(self, path: Path, name: str, step: int) -> None:
         import wandb
 
-        # pictures come after the metrics of later steps, which would refuse their step: they carry it in the caption
+        # images arrive after metrics of later steps, when their step would be refused, so the step is in the caption
         self.run.log({name: wandb.Image(str(path), caption=f"step {step}")})
 
     def model(self, path: Path, name: str) -> None:

@@ -97,7 +97,7 @@ def test_what_is_out_of_range_is_refused_by_name(key: str) -> None:
         with pytest.raises(ConfigError, match="is null"):
             refuse_out_of_range(nested(key, None))
     one = row.range.example
-    for value in ([one] * row.length if row.length else one, *row.range.words, *([None] if row.nullable else [])):
+    for value in ([one] * row.length if row.length else one, *row.range.choices, *([None] if row.nullable else [])):
         refuse_out_of_range(nested(key, value))
 
 

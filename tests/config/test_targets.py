@@ -121,7 +121,7 @@ def lines_with_target(path: Path) -> list[str]:
 
 @pytest.mark.parametrize("word", ["_args_", "_recursive_", "_convert_", "_mode_"])
 def test_words_of_hydra_are_no_arguments(word: str) -> None:
-    with pytest.raises(ConfigError, match=rf"matcher\.{word} is no argument"):
+    with pytest.raises(ConfigError, match=rf"matcher\.{word} is not an argument"):
         targets.refuse_unknown_targets(
             {"_target_": "detr_exp.matcher.hungarian.HungarianMatcher", word: []}, "matcher", []
         )

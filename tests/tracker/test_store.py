@@ -58,7 +58,7 @@ def test_a_store_whose_making_was_killed_is_made_anew(
     assert file.exists()
     open_store(f"sqlite:///{file}", "ours")
     assert experiments(file) == ["Default", "ours"]
-    assert "half made" in caplog.text
+    assert "is an incomplete store" in caplog.text
     assert sorted(path.name for path in tmp_path.iterdir()) == ["mlflow.db", "mlflow.db.lock"]
 
 

@@ -112,7 +112,7 @@ def error_sheet(
 def _shown(
     data: DataSet, split: str, images: Mapping[int, ImageFindings], index: int, threshold: float
 ) -> tuple[Objects, np.ndarray, np.ndarray, np.ndarray]:
-    """Objects of an image, and boxes `[n, 4]` xyxy, labels `[n]` and scores `[n]` of its detections, by falling score."""
+    """Objects of an image, and boxes `[n, 4]` xyxy, labels `[n]` and scores `[n]` of its detections, best first."""
     part = data.split(split)
     found = images[part.image_ids[index]]
     order = np.argsort(-found.scores, kind="stable")
