@@ -112,7 +112,7 @@ def test_what_is_refused_is_not_even_imported(cfg: DictConfig, tmp_path: Path, m
         build.network(cfg)
 
 
-def test_own_packages_are_allowed_by_name(cfg: DictConfig) -> None:
+def test_user_packages_are_allowed_by_name(cfg: DictConfig) -> None:
     with open_dict(cfg):
         cfg.matcher = {"_target_": "fractions.Fraction", "numerator": 3}
     with pytest.raises(ValueError, match=r"allow_targets=\[fractions\]"):
@@ -142,7 +142,7 @@ def test_the_schedule_of_the_config(tiny_run: list[str]) -> None:
     assert math.isclose(factor(100), cfg.optim.scheduler.min_factor, abs_tol=1e-9)
 
 
-def test_the_metric_knows_the_truth_of_a_split(cfg: DictConfig) -> None:
+def test_the_metric_has_the_ground_truth_of_a_split(cfg: DictConfig) -> None:
     data = build.data(cfg)
     network = build.network(cfg, data)
     metric = build.metric(cfg, data, network)("val")

@@ -71,7 +71,7 @@ def raised(error: BaseException) -> Callable[[], None]:
         (a_library_stumbles, 75, False),
     ],
 )
-def test_the_status_says_whose_fault_it_was(
+def test_exit_statuses_of_errors(
     action: Callable[[], None], status: int, traceback: bool, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(BaseException) as caught:  # noqa: PT011
@@ -141,7 +141,7 @@ def test_a_mistake_about_hydra_is_one_sentence_and_leaves_nothing(
     assert not list(here.iterdir())
 
 
-def test_a_refused_command_leaves_no_folder_but_the_users_own(
+def test_a_refused_command_leaves_only_folders_of_the_user(
     command: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def refuse(cfg: DictConfig) -> float:

@@ -53,7 +53,7 @@ def ranks_of(process: subprocess.Popen[str]) -> list[int]:
 
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="finds the ranks in /proc")
-def test_a_killed_rank_ends_the_run_which_then_goes_on_and_saves_at_a_signal(
+def test_a_killed_rank_ends_the_run_which_then_resumes_and_saves_at_a_signal(
     tmp_path: Path, tiny_run: list[str]
 ) -> None:
     words = [*tiny_run, *LONG, RANKS, "hydra.run.dir=run", "trainer.checkpoint_every_steps=2", "trainer.resume=auto"]
@@ -135,7 +135,7 @@ def test_endings_travel_from_the_ranks_to_the_process_that_started_them(ending: 
         (130, "", Interrupted, "SIGINT"),
     ],
 )
-def test_what_the_parent_makes_of_a_failed_rank(exitcode: int, message: Any, kind: type, words: str) -> None:
+def test_the_error_of_the_parent_for_a_failed_rank(exitcode: int, message: Any, kind: type, words: str) -> None:
     failure = SimpleNamespace(exitcode=exitcode, message=message, timestamp=0)
     error = launch._reason(SimpleNamespace(failures={1: failure}))
     assert type(error) is kind

@@ -52,7 +52,7 @@ def test_a_seed_decides_everything(tiny_run: list[str], tmp_path: Path) -> None:
     assert losses["a"] == losses["b"] != losses["c"]
 
 
-def test_a_drawn_seed_is_recorded(tiny_run: list[str], tmp_path: Path) -> None:
+def test_a_random_seed_is_recorded(tiny_run: list[str], tmp_path: Path) -> None:
     training.train_in(tmp_path / "drawn", compose([*tiny_run, "seed=null"]))
     seed = OmegaConf.load(tmp_path / "drawn" / "config.yaml").seed
     assert isinstance(seed, int)

@@ -1,4 +1,4 @@
-"""What is composed, and what is said when something cannot be."""
+"""Composed configs, and messages for mistakes."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def test_the_bare_config_is_complete() -> None:
     assert "hydra" not in cfg
 
 
-def test_words_choose_and_set() -> None:
+def test_overrides_choose_and_set() -> None:
     cfg = compose(["loss=focal", "loss.focal_gamma=1.5", "optim/scheduler=cosine", "model.image_size=[320,320]"])
     assert cfg.loss.class_loss._target_.endswith(".focal")
     assert OmegaConf.to_container(cfg, resolve=True)["loss"]["class_loss"]["gamma"] == 1.5  # type: ignore[index, call-overload]
@@ -33,7 +33,7 @@ def test_words_choose_and_set() -> None:
     assert cfg.model.image_size == [320, 320]
 
 
-def test_later_words_win() -> None:
+def test_later_overrides_win() -> None:
     assert compose(["seed=1", "seed=2"]).seed == 2
 
 
@@ -91,7 +91,7 @@ def test_entries_can_be_added_to_open_mappings() -> None:
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else None,
 )
-def test_a_mistake_is_answered_with_what_would_be_right(words: list[str], parts: list[str]) -> None:
+def test_messages_tell_how_to_fix_a_mistake(words: list[str], parts: list[str]) -> None:
     told = message(*words)
     assert all(part in told for part in parts), told
     assert "hydra.cc" not in told
@@ -108,7 +108,7 @@ def own_configs(tmp_path: Path) -> Path:
     return folder
 
 
-def test_a_recipe_of_the_users_own(own_configs: Path) -> None:
+def test_a_user_defined_recipe(own_configs: Path) -> None:
     cfg = compose(["experiment=mine", "seed=3"], config_dir=own_configs)
     assert cfg.loss.focal_gamma == 0.5
     assert cfg.seed == 3
@@ -134,7 +134,7 @@ def test_a_folder_of_configs_that_is_not_there(tmp_path: Path) -> None:
     assert "not a folder" in message(config_dir=tmp_path / "absent")
 
 
-def test_values_left_open_are_asked_for() -> None:
+def test_missing_values_are_reported() -> None:
     with pytest.raises(ConfigError, match=r"data\.root must be given: data\.root=\.\.\."):
         refuse_unready(compose(["data=coco"]))
 

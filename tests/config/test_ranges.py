@@ -23,7 +23,7 @@ def is_number(value: Any) -> bool:
 
 
 def leaves(path: Path) -> dict[str, Any]:
-    """The keys of an option's file as they stand in a whole config."""
+    """The keys of an option's file as in a whole config."""
     text = path.read_text()
     package = re.search(r"^# @package (\S+)", text, re.MULTILINE)
     group = ".".join(path.relative_to(CONF_DIR).parent.parts)
@@ -117,13 +117,13 @@ def test_what_is_listed_are_numbers() -> None:
         refuse_out_of_range(nested("data.multi_scale", ["64"]))
 
 
-def test_a_reference_is_told_as_the_key_that_is_set() -> None:
+def test_messages_name_the_key_behind_a_reference() -> None:
     with pytest.raises(ConfigError, match=r"^loss\.focal_alpha is 1\.5"):
         refuse_unready(compose(["loss=focal", "loss.focal_alpha=1.5"]))
     refuse_unready(compose(["loss=mal", "loss.focal_alpha=1.5"]))  # a weight there
 
 
-def test_parts_of_the_users_own_have_no_ranges(tmp_path: Path) -> None:
+def test_user_defined_parts_have_no_ranges(tmp_path: Path) -> None:
     folder = tmp_path / "loss"
     folder.mkdir()
     mine = "defaults: [terms: detr]\nactivation: sigmoid\nfocal_gamma: -1\nclass_loss:\n"

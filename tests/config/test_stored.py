@@ -28,7 +28,7 @@ def before(config: dict) -> dict:
 @pytest.mark.parametrize(
     "words", [["loss=vfl"], ["loss=ce", "loss.eos_coef=0.3"], ["loss=focal", "loss.weight_giou=1"]]
 )
-def test_a_config_without_a_table_of_losses_gets_that_of_its_words(words: list[str]) -> None:
+def test_a_config_without_a_table_of_losses_gets_the_derived_one(words: list[str]) -> None:
     config = build.plain(compose(["data.num_classes=3", *words]))
     assert upgraded(before(config)) == config
     assert as_first_version(config) == before(config)
@@ -55,7 +55,7 @@ MODELS = sorted(path.stem for path in (CONF_DIR / "model").glob("*.yaml"))
 
 
 @pytest.mark.parametrize("model", MODELS)
-def test_a_config_without_a_decoder_gets_that_of_its_words(model: str) -> None:
+def test_a_config_without_a_decoder_gets_the_derived_one(model: str) -> None:
     config = build.plain(compose(["data.num_classes=3", f"model={model}", "model.num_layers=2", "model.num_heads=2"]))
     old = before(config)
     assert config["model"]["decoder"]["num_heads"] == 2
@@ -82,8 +82,8 @@ def test_a_network_of_an_earlier_config_is_the_same(words: list[str]) -> None:
     assert all(torch.equal(networks[0][name], networks[1][name]) for name in networks[0])
 
 
-def test_files_of_ones_own_that_were_copied_before_there_was_a_decoder_still_say_all(tmp_path: Path) -> None:
-    """The words stand in the file, no node refers to them."""
+def test_user_files_copied_before_there_was_a_decoder_still_work(tmp_path: Path) -> None:
+    """The keys are in the file, but no node refers to them."""
     (tmp_path / "model").mkdir()
     words = OmegaConf.to_container(compose(["model=rtdetrv2_tiny"]).model, resolve=False)
     del words["decoder"]

@@ -1,4 +1,4 @@
-"""What a config may call is a closed list, whoever wrote the config."""
+"""The targets that a config may call are a closed list."""
 
 from __future__ import annotations
 
@@ -120,7 +120,7 @@ def lines_with_target(path: Path) -> list[str]:
 
 
 @pytest.mark.parametrize("word", ["_args_", "_recursive_", "_convert_", "_mode_"])
-def test_words_of_hydra_are_no_arguments(word: str) -> None:
+def test_keys_of_hydra_are_not_arguments(word: str) -> None:
     with pytest.raises(ConfigError, match=rf"matcher\.{word} is not an argument"):
         targets.refuse_unknown_targets(
             {"_target_": "detr_exp.matcher.hungarian.HungarianMatcher", word: []}, "matcher", []
@@ -142,12 +142,12 @@ def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
 
 
 @pytest.mark.parametrize("name", ["os.system", "remove", "torch.hub.load", "torch.from_file", "os.path.os.unlink"])
-def test_what_a_package_of_ones_own_imports_is_not_its_own(own: str, name: str) -> None:
+def test_imports_of_a_user_package_do_not_belong_to_it(own: str, name: str) -> None:
     with pytest.raises(ConfigError, match="which belongs to"):
         targets.refuse_unknown_targets({"_target_": f"{own}.{name}"}, "model", [own])
 
 
-def test_below_a_node_of_ones_own_stands_what_the_group_has(own: str) -> None:
+def test_nodes_below_a_user_target_may_have_targets_of_the_group(own: str) -> None:
     backbone = {"_target_": "detr_exp.model.backbone.presnet.PResNet"}
     targets.refuse_unknown_targets({"backbone": {"_target_": f"{own}.Around", "inner": backbone}}, "model", [own])
     with pytest.raises(ConfigError, match=r"model\.backbone\.inner\._target_"):
@@ -158,7 +158,7 @@ def test_below_a_node_of_ones_own_stands_what_the_group_has(own: str) -> None:
         targets.refuse_unknown_targets({"backbone": {"_target_": f"{own}.Around"}, "beside": backbone}, "model", [own])
 
 
-def test_what_is_not_there_is_said(own: str) -> None:
+def test_a_missing_target_is_reported(own: str) -> None:
     with pytest.raises(ConfigError, match=r"my_things\.Arround cannot be found"):
         targets.refuse_unknown_targets({"_target_": f"{own}.Arround"}, "model", [own])
 

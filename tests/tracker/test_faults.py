@@ -1,4 +1,4 @@
-"""A training whose tracking server is not there, dies, hangs or fails, or whose store is locked: nothing but a note."""
+"""A training whose tracking server is missing, dies, hangs or fails, or whose store is locked: only a warning."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ NOT_MEASURED = ("step", "time/unix")
 
 
 class Server:
-    """A real MLflow server in this process that can be told to fail.
+    """A real MLflow server in this process that fails on request.
 
     Attributes:
         behaviour: of every request: `ok`, `500`, `hang`, or `die`: break the connection and listen no more.
@@ -137,7 +137,7 @@ def words(tiny_run: list[str]) -> list[str]:
         pytest.param("500", 7, marks=pytest.mark.slow),
     ],
 )
-def test_training_goes_on_and_the_rest_is_sent_later(
+def test_training_continues_and_the_rest_is_sent_later(
     behaviour: str,
     after: int,
     command: Callable[..., int],

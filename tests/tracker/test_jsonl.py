@@ -1,4 +1,4 @@
-"""Files of JSON lines, whole and torn."""
+"""Files of JSON lines, complete and truncated."""
 
 import json
 

@@ -90,7 +90,7 @@ def test_a_killed_run_is_reopened_and_nothing_is_in_it_twice(tmp_path, store):
     assert len(images) == 4
 
 
-def test_the_message_of_an_interruption_goes_when_the_run_goes_on(tmp_path, store):
+def test_the_message_of_an_interruption_is_removed_when_the_run_resumes(tmp_path, store):
     start(tmp_path, store).finish("killed", "signal 15")
     _, run = stored(store, tmp_path)
     assert (run.data.tags["status"], run.data.tags["message"]) == ("killed", "signal 15")
@@ -119,7 +119,7 @@ def test_checkpoints_and_registered_models_on_demand(tmp_path, store, checkpoint
         assert [path.read_bytes() for path in Path(folder).rglob("*.pth")] == [b"weights"]
 
 
-def test_a_sweep_has_a_run_of_its_own(tmp_path, store, monkeypatch):
+def test_a_sweep_has_a_parent_run(tmp_path, store, monkeypatch):
     parent = start_parent(store, "ours", "sweep", {"sweep": "focal_gamma"}, "s" * 32)
     assert start_parent(store, "ours", "sweep", {}, "s" * 32) == parent, "a sweep that goes on goes on with it"
     monkeypatch.setenv(PARENT_VARIABLE, parent)

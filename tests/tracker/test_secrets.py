@@ -10,7 +10,7 @@ from detr_exp import report, train
 from detr_exp.tracker.secrets import masked, names_secret
 
 
-def test_secrets_are_masked_wherever_they_stand():
+def test_secrets_are_masked_everywhere():
     config = {
         "tracker": {"tracking_uri": "https://me:hunter2@host:5000/x?y=1"},
         "data": {"api_key": "k1", "apikey": "k2", "access_token": ["k3"], "root": "/data/tokens"},
@@ -41,7 +41,7 @@ def test_secrets_are_masked_wherever_they_stand():
         ("~data.token", "~data.token"),
     ],
 )
-def test_words_of_the_command_line(text, shown):
+def test_overrides_of_the_command_line(text, shown):
     assert masked(text) == shown
 
 
@@ -137,7 +137,7 @@ def test_spellings_of_a_secrets_key(key):
         "key",
     ],
 )
-def test_words_that_only_look_like_a_secrets_key(key):
+def test_keys_that_only_look_like_secrets(key):
     assert masked({key: "text"}) == {key: "text"}
     assert masked({key: 3}) == {key: 3}
     assert masked(f"{key}=text") == f"{key}=text"
@@ -193,7 +193,7 @@ def test_texts_without_a_secret_stay(text):
     assert masked(text) == text
 
 
-def test_values_of_the_environment_are_known(monkeypatch):
+def test_values_of_environment_variables_are_masked(monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "hunter2/hunter2")
     monkeypatch.setenv("HF_TOKEN", "short")
     assert masked("login failed for hunter2/hunter2 in short time") == "login failed for *** in short time"
@@ -254,7 +254,7 @@ class_loss:
 
 @pytest.fixture
 def own_loss(tmp_path_factory, monkeypatch):
-    """Words for a loss of the user's own that is given a secret in its file."""
+    """Overrides for a user-defined loss with a secret in its file."""
     code = tmp_path_factory.mktemp("code")
     (code / "my_parts.py").write_text(PARTS)
     (code / "conf/loss").mkdir(parents=True)

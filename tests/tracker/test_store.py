@@ -1,4 +1,4 @@
-"""Stores that are made whole, made anew, or left as they are."""
+"""Stores that are created completely, created again, or not changed."""
 
 from __future__ import annotations
 

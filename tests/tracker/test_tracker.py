@@ -20,7 +20,7 @@ CHOICES = {"model": "rtdetrv2", "experiment": None, "hydra/help": "plain"}
 
 
 class Memory:
-    """A view that remembers, and fails as often as it is told to."""
+    """A view that records its calls, and fails a given number of times."""
 
     def __init__(self, failures: int = 0) -> None:
         self.failures = failures
@@ -103,7 +103,7 @@ def test_a_view_gets_everything_in_order_and_the_status(tmp_path, monkeypatch):
     assert view.status == "failed"
 
 
-def test_a_run_that_fails_before_its_first_step_is_told_as_well(tmp_path, monkeypatch):
+def test_a_run_that_fails_before_its_first_step_is_copied_too(tmp_path, monkeypatch):
     view = Memory()
     start(tmp_path, monkeypatch, view).finish("failed", "data are missing")
     assert view.status == "failed"
@@ -217,7 +217,7 @@ def test_taking_the_same_again_is_no_progress(tmp_path, monkeypatch):
     assert len(view.files) == 1
 
 
-def test_a_view_that_refuses_is_asked_once_and_waited_for_no_more(tmp_path, caplog):
+def test_a_view_that_refuses_is_called_once_and_not_waited_for(tmp_path, caplog):
     class Refusing(Memory):
         def open(self, folder, record) -> None:
             super().open(folder, record)
@@ -322,7 +322,7 @@ def test_a_database_without_its_driver_is_said_at_the_start_and_not_waited_for(t
 
 
 def test_a_view_that_cannot_be_imported_is_not_waited_for(tmp_path, monkeypatch, caplog):
-    """Installed, but not whole: nothing that trying again would change."""
+    """Installed, but incomplete: trying again would not help."""
 
     class Broken:
         def open(self, folder, record):

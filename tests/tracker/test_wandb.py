@@ -80,7 +80,7 @@ def test_a_resumed_run_sends_no_step_again(tmp_path, wandb):
     assert [step for _, step in wandb.run.logged] == [3, 4]
 
 
-def test_without_a_key_nobody_is_asked_for_one(tmp_path, wandb, caplog):
+def test_without_a_key_there_is_no_prompt(tmp_path, wandb, caplog):
     wandb.login = lambda prompt: False
     tracker = Tracker(tracking_uri=None, project="blood", run=None, tensorboard=False, wandb=True)
     tracker.start(run_dir=tmp_path, config={})

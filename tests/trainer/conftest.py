@@ -36,13 +36,13 @@ SMALL = [
 
 @pytest.fixture
 def small_words():
-    """The words of the small run, for a process of its own."""
+    """The overrides of the small run, for a separate process."""
     return tuple(SMALL)
 
 
 @pytest.fixture(scope="session")
 def small():
-    """Words of the command line -> config of the small run; `model=` and `data=` replace all words about these."""
+    """Overrides -> config of the small run; `model=` and `data=` replace all overrides of these groups."""
 
     def make(*words: str):
         chosen = tuple(group for group in ("model", "data") if any(word.startswith(f"{group}=") for word in words))

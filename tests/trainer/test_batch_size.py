@@ -1,4 +1,4 @@
-"""The largest batch that fits: the search on scripted answers, the need on small networks, the choice in whole runs."""
+"""The largest batch that fits: the search with scripted answers, memory estimates of small networks, whole runs."""
 
 import math
 
@@ -131,7 +131,7 @@ def test_auto_takes_what_fits_and_accumulates_the_rest(small, parts, tmp_path, m
     assert (saved["batch_size"], saved["grad_accum_steps"]) == (9, 2), "the head-room is for the average"
 
 
-def test_a_run_that_goes_on_keeps_its_batch_size(small, parts, tmp_path, monkeypatch):
+def test_a_resumed_run_keeps_its_batch_size(small, parts, tmp_path, monkeypatch):
     free_for(monkeypatch, parts, 10)
     train_in(tmp_path, small(*AUTO, "trainer.use_ema=false"))
     free_for(monkeypatch, parts, 20)

@@ -1,4 +1,4 @@
-"""Files that are whole at every instant, and messages for those that are not."""
+"""Files that are complete at any time, and messages for damaged ones."""
 
 import pickle
 import zipfile

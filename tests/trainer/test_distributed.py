@@ -126,7 +126,7 @@ def test_a_signal_to_one_rank_ends_all_at_the_same_step_and_resume_repeats_the_r
 
 
 @pytest.mark.slow
-def test_only_the_first_rank_is_heard(pair):
+def test_only_the_first_rank_prints(pair):
     folder, _, ((printed, _), (silent, _)) = pair
     assert "training RTDETRv2" in printed
     assert "x 2 ranks" in printed
@@ -172,7 +172,7 @@ def test_a_sharded_checkpoint_is_read_by_one_process(pair):
 
 
 @pytest.mark.slow
-def test_a_sharded_run_goes_on_bit_by_bit(pair):
+def test_a_sharded_run_resumes_bit_for_bit(pair):
     folder, _, _ = pair
     one, two = (files.load(folder / name / files.NEWEST) for name in ("sharded", "sharded_resumed"))
     assert_same_bits(two, one)
@@ -199,7 +199,7 @@ def test_damaged_parts_are_noticed(pair, tmp_path):
 
 @pytest.mark.slow
 def test_another_number_of_ranks_is_refused_and_then_explained(pair, tmp_path, capsys):
-    """Four steps of 8 images by two ranks; one process goes on with steps of 4, after the same pictures."""
+    """Four steps of 8 images by two ranks; one process resumes with steps of 4, after the same images."""
     folder, _, _ = pair
     words = [*two_ranks.RUN, "trainer.epochs=3"]
     for name in ("undisturbed", "sharded"):
@@ -229,7 +229,7 @@ def test_one_process_gets_back_what_it_gave():
     assert distributed.mean_over_ranks(values) is values
 
 
-def test_words_for_hardware(small):
+def test_wrong_hardware_settings(small):
     cases = {
         "trainer.hardware.devices=0": "number >= 1 or auto",
         "trainer.hardware.sync_bn=true": "CUDA only.*freeze_norm",

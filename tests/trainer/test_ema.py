@@ -127,7 +127,7 @@ def test_frozen_parameters_are_not_averaged():
     assert EMA(network, decay=0.5, tau=0).names == ["1.weight", "1.bias", "1.running_mean", "1.running_var"]
 
 
-def test_restored_average_goes_on_as_the_original():
+def test_a_restored_average_continues_like_the_original():
     torch.manual_seed(0)
     network = make_network()
     first = EMA(network, decay=0.99, tau=10, update_interval=2)

@@ -1,4 +1,4 @@
-"""When garbage is collected: not while the first training of a process starts, always while one is going on."""
+"""When garbage is collected: not while the first training of a process starts, always during a training."""
 
 from __future__ import annotations
 

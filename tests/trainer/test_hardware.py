@@ -20,7 +20,7 @@ def hardware(**changes) -> Hardware:
 
 
 @pytest.mark.parametrize("word", [None, False, "off", "none", "false", "null"])
-def test_words_for_no_mixed_precision(word):
+def test_values_for_no_mixed_precision(word):
     assert hardware(amp=word).amp_dtype is None
 
 
@@ -46,12 +46,12 @@ def test_auto_device_exists():
         ({"device": "tpu9x"}, r"trainer\.hardware\.device"),
     ],
 )
-def test_wrong_words_name_the_override(changes, words):
+def test_wrong_values_name_the_override(changes, words):
     with pytest.raises(ValueError, match=words):
         hardware(**changes)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has CUDA")
-def test_missing_cuda_is_said():
+def test_missing_cuda_is_reported():
     with pytest.raises(ValueError, match="no CUDA device"):
         hardware(device="cuda")

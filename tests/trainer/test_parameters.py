@@ -53,7 +53,7 @@ def names(folder):
 
 @pytest.fixture(scope="module")
 def finished(small, tmp_path_factory):
-    """Words -> the folder of a finished run; the same words are trained once."""
+    """Overrides -> the folder of a finished run; the same overrides are trained once."""
     known: dict[tuple[str, ...], Path] = {}
 
     def run(*words):
@@ -245,7 +245,7 @@ def test_log_per_class_metrics(talkative, terse):
     assert not [name for name in names(terse) if "AP/" in name]
 
 
-def test_losses_of_validation_and_test_are_computed_where_asked_for(talkative, terse, finished):
+def test_losses_of_validation_and_test_are_computed_if_configured(talkative, terse, finished):
     assert all(math.isfinite(loss) and loss > 0 for _, loss in series(talkative, "val/loss"))
     assert {"val/loss", "val/loss_giou", "test/loss"} <= names(talkative)
     assert "test/mAP" in names(terse)

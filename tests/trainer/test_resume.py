@@ -1,4 +1,4 @@
-"""Runs that were ended from outside, and how they go on."""
+"""Interrupted runs, and how they resume."""
 
 import importlib.util
 import json
@@ -82,7 +82,7 @@ def stopped(one_step, tmp_path):
 
 
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="this system has no SIGKILL")
-def test_a_killed_run_repeats_the_undisturbed_one_bit_by_bit(small, small_words, fit, tmp_path, monkeypatch):
+def test_a_killed_run_reproduces_the_uninterrupted_one_bit_for_bit(small, small_words, fit, tmp_path, monkeypatch):
     """Before its first checkpoint and inside of one; leaving out position or random streams is noticed."""
     words = (*EXACT, "trainer.checkpoint_every_steps=2", "data.multi_scale=[64,96]", "trainer.grad_accum_steps=2")
     words = (*words, "data.train=12")
@@ -113,10 +113,10 @@ def test_a_killed_run_repeats_the_undisturbed_one_bit_by_bit(small, small_words,
     assert not list(folder.glob(".checkpoint*.part"))
 
 
-# ----------------------------------------------------------------------------------------- where and as what it goes on
+# ------------------------------------------------------------------------------- where and as which run it resumes
 
 
-def test_auto_goes_on_in_the_folder_of_the_unfinished_run(small, ended, tmp_path, capsys):
+def test_auto_resumes_in_the_folder_of_the_unfinished_run(small, ended, tmp_path, capsys):
     old = ended(tmp_path / "day" / "old", "trainer.checkpoint_every_steps=3", at="train_step", calls=6)
     before, written = identity(old), len(rehearsal.metrics(old))
     made = tmp_path / "day" / "new"
@@ -151,7 +151,7 @@ def test_auto_leaves_finished_busy_and_other_runs_alone(small, fit, ended, tmp_p
     assert (tmp_path / "new" / files.BEST_TOTAL).exists()
 
 
-def test_a_drawn_seed_is_drawn_once(small, ended, tmp_path):
+def test_a_random_seed_is_chosen_once(small, ended, tmp_path):
     folder = ended(tmp_path, "seed=null", "trainer.checkpoint_every_steps=1", at="train_step", calls=3)
     seed = newest(folder)["config"]["seed"]
     train_in(folder, small("seed=null", "trainer.resume=auto", "trainer.max_steps=3"))
@@ -234,7 +234,7 @@ def test_a_worker_that_is_lost_costs_nothing(small, fit, tmp_path, monkeypatch):
     ],
     ids=["within an epoch", "at the end of one", "in the test run", "when all was logged", "before it was numbered"],
 )
-def test_what_follows_on_the_last_step_is_made_up_for(small, fit, ended, tmp_path, words, at, where, calls):
+def test_evaluation_after_the_last_step_is_repeated(small, fit, ended, tmp_path, words, at, where, calls):
     words = (*EXACT, words, "trainer.checkpoint_every_steps=1", "trainer.eval_interval=2")
     undisturbed = fit(*words, folder="undisturbed")
     folder = ended(tmp_path / "ended", *words, at=at, where=where, calls=calls)
@@ -284,7 +284,7 @@ def test_what_checkpoints_no_longer_hold_may_stand_in_them(small, stopped, capsy
     assert "resumed" in capsys.readouterr().out
 
 
-def test_a_checkpoint_that_stands_alone_goes_on_and_seeks_its_best_anew(small, stopped, tmp_path, capsys):
+def test_a_single_checkpoint_resumes_and_searches_its_best_again(small, stopped, tmp_path, capsys):
     alone = tmp_path / "alone" / files.NEWEST
     alone.parent.mkdir()
     alone.write_bytes((stopped / files.NEWEST).read_bytes())
@@ -299,7 +299,7 @@ def test_a_checkpoint_that_stands_alone_goes_on_and_seeks_its_best_anew(small, s
     assert (tmp_path / "with" / files.BEST_TOTAL).is_file()
 
 
-def test_differences_are_said(small, stopped, capsys):
+def test_differences_are_reported(small, stopped, capsys):
     state = newest(stopped)
     files.save(state | {"data_fingerprint": "of other data"}, stopped / files.NEWEST)
     train_in(stopped, small(*FEW, "trainer.max_steps=2", "optim.lr=5e-4", f"trainer.resume={stopped}"))

@@ -1,4 +1,4 @@
-"""What becomes of settings that are changed when a run goes on: each acts, is refused, or changes no number."""
+"""Settings that are changed when a run resumes: each has an effect, is refused, or changes no number."""
 
 from pathlib import Path
 
@@ -60,7 +60,7 @@ def stored(small, tmp_path_factory):
 
 @pytest.fixture
 def resumed(small, stored, tmp_path):
-    """Words -> run and state as they are when the stored run goes on with them, before anything is trained."""
+    """Overrides -> run and state after resuming the stored run with them, before training."""
 
     def start(*words):
         cfg = small(*FEW, "trainer.max_steps=2", *words)
@@ -134,7 +134,7 @@ def test_another_metric_begins_its_best_anew(resumed, capsys):
 
 
 @pytest.mark.parametrize("word", [True, 5, "", "nowhere"])
-def test_what_is_no_checkpoint_is_said(tmp_path, monkeypatch, word):
+def test_a_path_without_checkpoint_is_refused(tmp_path, monkeypatch, word):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ValueError, match=r"there is no such checkpoint; use trainer\.resume=auto"):
         find_checkpoint(word, tmp_path, "")
@@ -145,7 +145,7 @@ def test_nothing_is_left_to_judge_by_another_metric(resumed):
         resumed("trainer.monitor=val/loss", "trainer.max_steps=1")
 
 
-def test_the_schedule_goes_on_at_the_same_share_of_an_epoch_of_other_data(small, stored, tmp_path, capsys):
+def test_the_schedule_continues_at_the_same_fraction_of_an_epoch_of_other_data(small, stored, tmp_path, capsys):
     whole = tmp_path / "whole"
     train_in(whole, small(*FEW, "trainer.epochs=1"))
     cfg = small(*FEW, "data.train=12", "trainer.epochs=2")
@@ -171,7 +171,7 @@ def everything(folder):
         (["trainer.resume=auto", "model.image_size=[65,64]"], "must be multiples of"),
     ],
 )
-def test_a_run_that_is_refused_touches_nothing(small, stored, words, told):
+def test_a_refused_run_changes_nothing(small, stored, words, told):
     before = everything(stored)
     with pytest.raises(ValueError, match=told):
         train_in(stored, small(*FEW, *words), hydra_files={"config.yaml": "of another"})

@@ -19,7 +19,7 @@ from detr_exp.trainer.run_status import status_of
     ],
     ids=str,
 )
-def test_every_way_in_which_memory_is_said_to_have_run_out_is_known(error):
+def test_all_out_of_memory_messages_are_recognised(error):
     assert status_of(error) == "oom"
 
 

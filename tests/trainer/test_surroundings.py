@@ -1,4 +1,4 @@
-"""Settings around a training, seen in what the network is shown, in processes, files, terminals and trackers."""
+"""Settings around a training: their effect on images, processes, files, terminals and trackers."""
 
 import json
 import os
@@ -43,7 +43,7 @@ def people(tmp_path):
     return tmp_path / "people"
 
 
-def test_root_and_image_size_decide_what_the_network_is_shown(small, people, tmp_path, monkeypatch):
+def test_root_and_image_size_decide_the_input_of_the_network(small, people, tmp_path, monkeypatch):
     shown = []
     step = Trainer.train_step
 
@@ -61,7 +61,7 @@ def test_root_and_image_size_decide_what_the_network_is_shown(small, people, tmp
 
 @pytest.fixture
 def loaders(small, tmp_path, monkeypatch):
-    """Words -> the loaders of a run of two epochs, its training workers, and the batches drawn before each step."""
+    """Overrides -> the loaders of a run of two epochs, its workers, and the batches loaded before each step."""
 
     def run(*words):
         made, drawn, counts = [], [], []

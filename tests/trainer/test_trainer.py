@@ -135,7 +135,7 @@ def test_gradient_checkpointing_changes_no_bit(fit):
 
 
 @pytest.mark.parametrize("word", ["true", "false"])
-def test_activations_lie_in_memory_as_asked_for(fit, monkeypatch, word):
+def test_memory_layout_of_activations(fit, monkeypatch, word):
     """By the images, whatever the layout of the weights; and in every convolution."""
     seen = set()
     convolve = torch.nn.Conv2d.forward
@@ -188,7 +188,7 @@ def test_a_run_without_a_finite_step_has_not_trained(small, tmp_path):
 
 
 @pytest.mark.parametrize("copied", [True, False])
-def test_the_first_average_is_a_copy_where_asked_for(fit, copied):
+def test_the_first_average_is_a_copy_if_configured(fit, copied):
     state = files.load(fit("trainer.max_steps=1", f"trainer.ema_copy_first={copied}") / files.NEWEST)
     average, weights = state["ema"]["average"], state["model"]
     assert all(torch.equal(average[name], weights[name]) for name in average) is copied
@@ -231,7 +231,7 @@ def test_more_epochs_can_be_resumed(small, fit):
 
 
 def test_it_overfits_a_few_images(fit):
-    """What training is for: known pictures are found again."""
+    """Objects of the training images are detected."""
     folder = fit(
         "data.train=4",
         "data.val=4",

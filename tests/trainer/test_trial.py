@@ -1,4 +1,4 @@
-"""A training that is given up because others of its study are ahead."""
+"""A training that is pruned because other trials of its study are better."""
 
 from __future__ import annotations
 

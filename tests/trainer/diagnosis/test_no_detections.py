@@ -21,7 +21,7 @@ from detr_exp.trainer.ema import EMA
 
 @pytest.fixture
 def run(tmp_path):
-    """A run that has gone on long enough, whose loss falls, and that finds everything."""
+    """A run that has trained long enough, whose loss falls, and that detects everything."""
     source = functools.partial(shapes, size=64, seed=0)
     data = DataSet(source=source, train=30, val=10, test=0, augment=Augment(), num_workers=0)
     images = {}

@@ -1,4 +1,4 @@
-"""Before the first step: the evaluator and the truth, samples, few pictures by heart, and pictures left out."""
+"""Before the first step: evaluator and ground truth, samples, overfitting a few images, and skipped images."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ CROWD = {"size": [100, 200], "counts": [10000, 9000, 1000]}
 
 
 def told(words: list[str], **wrong):
-    """As much of a run as the comparison needs; `wrong` replaces what the metric is told of the data."""
+    """As much of a run as the comparison needs; `wrong` replaces arguments of the metric."""
     cfg = build.compose(["model=rtdetrv2_tiny", "data.num_workers=0", *words])
     data = build.data(cfg)
     tasks = ("boxes", *["masks"] * data.has_masks, *["keypoints"] * (data.keypoints is not None))
@@ -31,7 +31,7 @@ def told(words: list[str], **wrong):
 
 
 def people(root: Path, annotations: list[dict]) -> list[str]:
-    """Words for a set of one picture of 200 x 100, the same in training and validation."""
+    """Overrides for a data set of one picture of 200 x 100, the same in training and validation."""
     for split in ("train", "valid"):
         (root / split).mkdir(parents=True)
         Image.new("RGB", (200, 100)).save(root / split / "a.png")
@@ -45,7 +45,7 @@ def people(root: Path, annotations: list[dict]) -> list[str]:
     return ["data=coco", f"data.root={root}", "data.keypoint_flip_pairs=[]"]
 
 
-def test_the_truth_of_drawn_shapes_scores_one():
+def test_ground_truth_of_synthetic_shapes_scores_one():
     refuse_low_ground_truth_score(told(["data=shapes", "data.val=40", "data.source.size=96"]))
 
 
@@ -72,7 +72,7 @@ def test_what_coco_ignores_does_not_count(tmp_path):
     refuse_low_ground_truth_score(told(people(tmp_path, annotations)))
 
 
-def test_what_even_the_truth_cannot_score_is_left_out(tmp_path):
+def test_images_that_ground_truth_cannot_score_are_skipped(tmp_path):
     """Cut and tiny objects, masks that are only boxes, none at all: nothing to compare, nothing to complain about."""
     for number, box in enumerate(([-30, 10, 60, 40], [10, 10, 2, 2], [10.5, 10.5, 20, 20])):
         annotations = [{"bbox": box, "keypoints": [15, 15, 2] * 3}, {"bbox": [100, 10, 40, 40], "segmentation": SQUARE}]
@@ -98,7 +98,7 @@ def test_the_best_checkpoint_knows_the_operating_point_of_every_class(trained):
     assert all(0 <= row[name] <= 1 for row in rows for name in ("threshold", "f1", "precision", "recall"))
 
 
-def test_few_images_by_heart(small, tmp_path):
+def test_overfitting_a_few_images(small, tmp_path):
     cfg = small("trainer.overfit_batches=1", "trainer.max_steps=1", "data/augment=rtdetr")
     run = build.run(cfg, tmp_path)
     assert len(run.data.train) == len(run.data.val) == 2

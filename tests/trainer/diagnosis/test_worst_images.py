@@ -52,7 +52,7 @@ def test_missed_objects_and_false_alarms_are_counted():
     )
 
 
-def test_the_sheet_the_table_and_what_the_views_are_told(tmp_path):
+def test_the_figure_the_table_and_what_the_views_receive(tmp_path):
     told = []
     tracker = SimpleNamespace(
         artifact=lambda path, step: told.append((path.name, step)),
