@@ -54,7 +54,7 @@ def test_entries_can_be_added_to_open_mappings() -> None:
         (["loss=ce", "loss.focal_gamma=2"], ["loss=ce has no key focal_gamma", "loss=focal", "loss=vfl", "have it"]),
         (["+loss.zzz=1"], ["loss=vfl has no key loss.zzz"]),
         (["+zzz=1"], ["no key zzz"]),
-        (["+trainer.epochs=3"], ["there already", "trainer.epochs=3"]),
+        (["+trainer.epochs=3"], ["exists already", "trainer.epochs=3"]),
         (["~trainer.epoch"], ["did you mean trainer.epochs?"]),
         # options
         (["model=rtdetrv3"], ["model=rtdetrv3 does not exist", "did you mean model=rtdetrv2?", "rtdetrv2_tiny"]),
@@ -69,7 +69,7 @@ def test_entries_can_be_added_to_open_mappings() -> None:
         (["~loss"], ["every run needs a loss"]),
         (["loss=null"], ["loss=null chooses nothing", "options of loss: bce"]),
         (["optim/scheduler=null"], ["optim/scheduler=null chooses nothing"]),
-        (["hydra.run.dir="], ["hydra.run.dir= names no folder"]),
+        (["hydra.run.dir="], ["hydra.run.dir= is not a folder"]),
         (["loss=[vfl,focal]"], ["loss=[vfl,focal] does not exist"]),
         # values
         (["trainer.epochs=ten"], ["takes a number: trainer.epochs="]),
