@@ -229,7 +229,7 @@ def test_a_view_that_refuses_is_called_once_and_not_waited_for(tmp_path, caplog)
     assert time.perf_counter() - begin < 2
     assert view.calls == ["open"]
     assert tail.refusal == "the store is of another version"
-    assert "another version; training goes on" in caplog.text
+    assert "another version; training continues" in caplog.text
 
 
 def test_damaged_images_and_lines_do_not_hold_up_what_follows(tmp_path, caplog):
@@ -307,7 +307,7 @@ def test_a_folder_of_a_packages_name_is_not_the_package(tmp_path, monkeypatch, c
     monkeypatch.delitem(sys.modules, "wandb", raising=False)
     assert module.make_views(None, False, True) == []
     assert (
-        "wandb is not installed and is left out: pip install 'detr_exp[wandb]', or tracker.wandb=false" in caplog.text
+        "wandb is not installed and is skipped: pip install 'detr_exp[wandb]', or tracker.wandb=false" in caplog.text
     )
 
 
@@ -315,7 +315,7 @@ def test_a_database_without_its_driver_is_said_at_the_start_and_not_waited_for(t
     monkeypatch.setitem(sys.modules, "MySQLdb", None)
     tracker = make_tracker(tracking_uri="mysql://me:hunter2@host/runs")
     tracker.start(run_dir=tmp_path, config={})
-    assert "MySQLdb is not installed and is left out: pip install MySQLdb" in caplog.text
+    assert "MySQLdb is not installed and is skipped: pip install MySQLdb" in caplog.text
     assert "hunter2" not in caplog.text
     assert tracker.follower is None
     tracker.finish()
@@ -335,7 +335,7 @@ def test_a_view_that_cannot_be_imported_is_not_waited_for(tmp_path, monkeypatch,
     begin = time.perf_counter()
     tracker.finish()
     assert time.perf_counter() - begin < 5
-    assert "libfoo.so is missing; training goes on" in caplog.text
+    assert "libfoo.so is missing; training continues" in caplog.text
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
