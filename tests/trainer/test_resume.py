@@ -133,7 +133,7 @@ def test_auto_resumes_in_the_folder_of_the_unfinished_run(small, ended, tmp_path
     finally:
         logging.getLogger().removeHandler(file)
         file.close()
-    assert f"going on in {old}" in capsys.readouterr().out
+    assert f"resuming in {old}" in capsys.readouterr().out
     assert not made.exists()
     assert (old / "run.log").read_text().split("\n") == ["held back", "still there", ""]
     assert (identity(old), written) == (before, 6), "five steps and an evaluation"
