@@ -306,9 +306,7 @@ def test_a_folder_of_a_packages_name_is_not_the_package(tmp_path, monkeypatch, c
     monkeypatch.setattr(sys, "path", [str(tmp_path)])
     monkeypatch.delitem(sys.modules, "wandb", raising=False)
     assert module.make_views(None, False, True) == []
-    assert (
-        "wandb is not installed and is skipped: pip install 'detr_exp[wandb]', or tracker.wandb=false" in caplog.text
-    )
+    assert "wandb is not installed and is skipped: pip install 'detr_exp[wandb]', or tracker.wandb=false" in caplog.text
 
 
 def test_a_database_without_its_driver_is_said_at_the_start_and_not_waited_for(tmp_path, monkeypatch, caplog):
