@@ -2,7 +2,8 @@
 
 No class inherits from these protocols. An object that has the members fits; one that lacks some is refused before
 training, with their names (`missing`). Optional abilities are separate protocols, checked by `isinstance`.
-The contracts of data (`Source`, `Split`) are in `data/content.py`, that of matchers in `matcher/hungarian.py`.
+The contracts of data (`Source`, `Split`) are in `data/content.py`, that of matchers in `matcher/hungarian.py`, those of
+decoders and mask heads beside ours in `model/`.
 
 Legend: B images, Q queries, C classes, N keypoints of all classes, n detections of an image.
 """
@@ -68,7 +69,7 @@ def _shown(thing: object, name: str) -> str:
 class Network(Protocol):
     """A detector: an `nn.Module`, which provides the last members."""
 
-    image_size: tuple[int, int]  # (height, width) it is made for
+    image_size: tuple[int, int]  # (height, width) for which it is made
     stride: int  # both sides of its images have to be multiples of it
     num_queries: int  # Q, the largest number of detections of an image
     activation: str  # "sigmoid", or "softmax" with one more logit, the last, for the background
@@ -94,7 +95,7 @@ class Network(Protocol):
         """Set the largest number of objects in an image of the batch, over all ranks, for the denoising queries."""
 
     def set_gradient_checkpointing(self, enabled: bool = True) -> None:
-        """Recompute activations in the backward pass instead of keeping them."""
+        """Recompute activations in the backward pass instead of storing them."""
 
     def deploy(self) -> Network:
         """Fold and remove the parts that only training needs. In place; the network cannot be trained afterwards."""
@@ -136,7 +137,7 @@ class Backbone(Protocol):
         """`forward`: `[B, 3, H, W]` -> a map `[B, channels, H / stride, W / stride]` for each of `out_strides`."""
 
     def set_gradient_checkpointing(self, enabled: bool = True) -> None:
-        """Recompute activations in the backward pass instead of keeping them."""
+        """Recompute activations in the backward pass instead of storing them."""
 
 
 class Neck(Protocol):

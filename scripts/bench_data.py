@@ -1,4 +1,4 @@
-"""From JPEG files to what a network takes, beside torchvision's transforms v2 on PIL pictures.
+"""From JPEG files to what a network takes, beside torchvision's transforms v2 on PIL images.
 
 python scripts/bench_data.py [--rounds 7] [--dry]
 """
@@ -28,7 +28,7 @@ LARGEST = (480, 640)
 # heights and widths as COCO's photographs have them
 MIXED = ((480, 640), (427, 640), (640, 480), (640, 427), (426, 640), (375, 500), (500, 333), (612, 612))
 TEXT = f"""
-{IMAGES} pictures with the spectrum of photographs (640 x 480 pixels, about 120 kB as JPEG) and {OBJECTS} objects
+{IMAGES} images with the spectrum of photographs (640 x 480 pixels, about 120 kB as JPEG) and {OBJECTS} objects
 each, to {SIDE} x {SIDE} pixels; the file is read and decoded in each. Training: photometric distortion (1/2), zoom-out
 (1/2), IoU crop (4/5), flip, resize, and dropping of lost objects. torchvision's end in float32, ours in bytes that are
 scaled on the device. That what comes out is alike is tested in `tests/data/test_whole_samples.py`,
@@ -51,7 +51,7 @@ def photograph(rng: np.random.Generator, height: int, width: int) -> Image.Image
 
 
 def folder_of(root: Path, sizes: Iterable[tuple[int, int]]) -> None:
-    """A COCO data set of such pictures."""
+    """A COCO data set of such images."""
     rng = np.random.default_rng(0)
     for name in ("train", "valid"):
         (root / name).mkdir(parents=True)
@@ -124,7 +124,7 @@ def training(root: Path, rounds: int) -> list[Row]:
 
         return call
 
-    for warm in range(4):  # scales at which the cache holds a picture are met over several epochs
+    for warm in range(4):  # scales at which the cache holds an image are met over several epochs
         for i in range(IMAGES):
             cached[Key(10**6 + warm, i, SIDE, SIDE)]
     torch.manual_seed(0)
@@ -146,7 +146,7 @@ def evaluation(root: Path, part: str, gate: float | None, rounds: int) -> Row:
     own = all_of(lambda i: ours[Key(0, i, SIDE, SIDE)], count)
     times = interleaved({"ours": own, "torchvision v2": all_of(peer, count)}, rounds)
     per_image = {name: [seconds / count for seconds in values] for name, values in times.items()}
-    fault = f"{len(differ)} pictures differ" if differ else ""
+    fault = f"{len(differ)} images differ" if differ else ""
     return beside(part, per_image, peer="torchvision v2", gate=gate, fault=fault)
 
 
@@ -159,7 +159,7 @@ def collate(rounds: int) -> Row:
     floats = [_float(image).contiguous() for image in pixels]
     default = torch.utils.data.default_collate
     times = interleaved({"ours": lambda: default(pixels), "float32": lambda: default(floats)}, rounds)
-    return beside(f"collate {BATCH} pictures", times, peer="float32", gate=0.10)
+    return beside(f"collate {BATCH} images", times, peer="float32", gate=0.10)
 
 
 def bench(rounds: int) -> Section:

@@ -20,8 +20,8 @@ from detr_exp.structures import Detections
 
 IMAGES, FOUND, CLASSES, SIDE = 5000, 100, 80, 640
 TEXT = f"""
-{IMAGES:,} pictures with about seven objects of {CLASSES} classes each, {IMAGES * FOUND:,} detections: shifted copies of
-the objects and noise. Ours is `metric=fast` from the detections of each picture to all numbers, also those that others
+{IMAGES:,} images with about seven objects of {CLASSES} classes each, {IMAGES * FOUND:,} detections: shifted copies of
+the objects and noise. Ours is `metric=fast` from the detections of each image to all numbers, also those that others
 do not compute (limits above 100 detections, best thresholds, AP of each class). faster-coco-eval gets the detections as
 one array; its `summarize` is included. The truth is indexed beforehand for both. pycocotools (`metric=pycocotools`)
 evaluates the same once: precision, recall and every number have to be the same to the bit.
@@ -29,7 +29,7 @@ evaluates the same once: precision, recall and every number have to be the same 
 
 
 def truth_and_detections() -> tuple[dict[str, Any], list[Detections]]:
-    """A set whose pictures hold 0 to 20 objects, some of them crowds, and detections of decreasing score."""
+    """A set whose images hold 0 to 20 objects, some of them crowds, and detections of decreasing score."""
     rng = np.random.default_rng(0)
     annotations: list[dict[str, Any]] = []
     detections = []
@@ -107,7 +107,7 @@ def bench(rounds: int) -> Section:
     )
     own, peer = (float(np.median(times[name])) for name in ("ours", "faster-coco-eval"))
     fault = "" if same else "other numbers than pycocotools"
-    part = f"{IMAGES:,} pictures, {IMAGES * FOUND:,} detections"
+    part = f"{IMAGES:,} images, {IMAGES * FOUND:,} detections"
     detail = f"{own:.2f} / {peer:.2f} s"
     return Section(
         "COCO evaluation",

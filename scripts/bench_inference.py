@@ -1,4 +1,4 @@
-"""Inference of one picture beside transformers, rfdetr and ONNX Runtime.
+"""Inference of one image beside transformers, rfdetr and ONNX Runtime.
 
 Where DETR_EXP_CHECKPOINT names a checkpoint whose data are at hand, the accuracy in bf16 is measured too.
 
@@ -28,7 +28,7 @@ NETWORKS = (
 )
 FORMS = ("folded", *(["compiled_bf16"] if BF16_IS_THERE else []), "onnx")
 TEXT = """
-One picture as a tensor in, logits and boxes out; random weights. "Folded" has its norms folded into convolutions
+One image as a tensor in, logits and boxes out; random weights. "Folded" has its norms folded into convolutions
 (`Detector.folded`, as `predict` uses it) in float32 and channels-last; the peer runs its network as it comes, in
 evaluation mode. "Fastest" is folded, compiled, bf16 and channels-last (`compiled_bf16` of
 `python -m detr_exp.benchmark`), and ONNX Runtime runs the file that `python -m detr_exp.export` makes of the same

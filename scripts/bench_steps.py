@@ -24,7 +24,7 @@ NETWORKS = (
     ("RF-DETR Nano, 384 px", RFDETR, 384, "rfdetr", (0.98, 0.65)),
 )
 TEXT = """
-A step is forward pass, criterion, backward pass, clipping, AdamW and the average of the weights, on two pictures with
+A step is forward pass, criterion, backward pass, clipping, AdamW and the average of the weights, on two images with
 some seven objects each; ours is the trainer's own. The peers always compute in float32 and train as their authors do:
 `torch.optim.AdamW` as it comes, an average tensor by tensor; without Lightning or the `Trainer` of transformers, which
 would come on top. bf16 means autocast with channels-last, as `trainer.hardware.amp=bf16` chooses on a CPU. Its gates

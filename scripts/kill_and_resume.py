@@ -2,7 +2,7 @@
 
     python scripts/kill_and_resume.py [--kills 10] [--seed 0] [--only NAME]
 
-The moments are drawn: one before the first checkpoint, three while a checkpoint is being written, one in an evaluation,
+Moments are sampled: one before the first checkpoint, three while a checkpoint is being written, one in an evaluation,
 the others anywhere in a step. Afterwards the tensors of all checkpoints and all metrics but `time/*` and `system/*`
 must be equal. Two controls that leave something out on purpose must not be. Exit status 1 where that is not so.
 """
@@ -71,7 +71,7 @@ def child(moment: str, words: list[str]) -> None:
     Args:
         moment: `none`; `step:N:S` kills S seconds after the N-th step of this process began; `write:N:F` when a share F
             of the N-th checkpoint is written (1: all of it, but under its temporary name); `evaluation:N` at the N-th
-            picture that is evaluated; `forget:rng` leaves out the seed of every step.
+            image that is evaluated; `forget:rng` leaves out the seed of every step.
         words: of the command line.
     """
     from detr_exp import train

@@ -5,7 +5,7 @@
 Three kinds: a short training, the same with a store of MLflow that is not there yet, and a sweep of two. Every opening
 for writing, write, fsync, rename, unlink and truncation is counted below Python, by a library that is preloaded (needs
 gcc), so that what SQLite and torch write in C counts, too. A recording run lists them; they are grouped by file and
-operation, and points are drawn from every group: its first, its last, then others. SIGKILL comes before the operation,
+operation, points are sampled from each group: its first, its last, then others. SIGKILL comes before the operation,
 or (`half`) when half of a write is done. Then the same command is given again. It must end with status 0, the same bits
 in checkpoints and metrics as an undisturbed run, nothing left over, and a store, a ledger and a report that open.
 Exit status 1 where that is not so.
@@ -48,7 +48,7 @@ WORDS = (
     *("trainer.num_pictures=1", "trainer.log_every_steps=1", "trainer.progress_bar=none"),
 )
 LIMIT = 300.0  # seconds for one run
-# parts of names that are drawn anew in every run
+# parts of names that are new in every run
 DRAWN = ((r"[0-9a-f]{32}", "<id>"), (r"\.[0-9a-f]{12}\.part", ".<id>.part"), (r"\d{13}[+%][0-9A-Za-z+%-]*", "<when>"))
 DRAWN = (*DRAWN, (r"\.uploading\.\w{8}", ".uploading.<id>"))
 
@@ -253,7 +253,7 @@ class Rehearsal:
 
 
 def normalised(path: str) -> str:
-    """A path with what is drawn anew in every run as `*`, as a pattern."""
+    """A path with parts that are new in every run as `*`, as a pattern."""
     for drawn, name in DRAWN:
         path = re.sub(drawn, name, path)
     path = re.sub(r"([\[\]?*])", r"[\1]", path.replace("[", "\0")).replace("\0", "[[]")

@@ -1,5 +1,5 @@
-"""Find objects in a picture with a file of `python -m detr_exp.export`, without PyTorch: numpy, onnxruntime, and what
-detr_exp reads pictures with (Pillow, OpenCV). Files exported with and without the steps around the network will do.
+"""Find objects in an image with a file of `python -m detr_exp.export`, without PyTorch: numpy, onnxruntime, and what
+detr_exp reads images with (Pillow, OpenCV). Files exported with and without the steps around the network will do.
 
 python scripts/onnx_predict.py model.onnx photo.jpg found.jpg [threshold]
 """

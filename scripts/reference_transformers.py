@@ -1,4 +1,4 @@
-"""A plain `transformers` RT-DETRv2 on the pictures our runs see, for comparison.
+"""A plain `transformers` RT-DETRv2 on the images our runs see, for comparison.
 
 Trains their network with their loss, AdamW and one cosine, on batches from our loader, and evaluates with our metric:
 

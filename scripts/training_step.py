@@ -1,4 +1,4 @@
-"""Whole training steps to be timed: ours, and those of transformers and rfdetr on the same pictures and objects.
+"""Whole training steps to be timed: ours, and those of transformers and rfdetr on the same images and objects.
 
 A step is forward pass, criterion, backward pass, clipping, AdamW and the average of the weights. Ours is the trainer's
 own. The peers' networks and losses run as their authors train them: `torch.optim.AdamW` as it comes, and an average
@@ -30,7 +30,7 @@ Step = Callable[[], object]
 
 
 def batch_of(images: int, side: int, objects: float = 7.0) -> Batch:
-    """Noise with a Poisson number of random boxes on each picture."""
+    """Noise with a Poisson number of random boxes on each image."""
     g = torch.Generator().manual_seed(side)
     counts = torch.poisson(torch.full((images,), objects), generator=g).long().clamp(min=1).tolist()
     targets = [
@@ -46,7 +46,7 @@ def batch_of(images: int, side: int, objects: float = 7.0) -> Batch:
 
 
 def config(side: int, *words: str) -> Any:
-    """A configuration for square pictures of `side` on the CPU."""
+    """A configuration for square images of `side` on the CPU."""
     size = f"model.image_size=[{side},{side}]"
     return build.compose([*words, size, "trainer/hardware=cpu", "data=shapes", f"data.num_classes={CLASSES}"])
 
@@ -148,6 +148,6 @@ def plain_step(network: nn.Module, loss: Callable[[], torch.Tensor]) -> Step:
 
 
 def per_image(batch: Batch) -> Sequence[tuple[torch.Tensor, torch.Tensor]]:
-    """Labels and boxes of each picture."""
+    """Labels and boxes of each image."""
     targets = batch.targets
     return list(zip(targets.labels.split(targets.counts), targets.boxes.split(targets.counts)))
