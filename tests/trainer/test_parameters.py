@@ -297,7 +297,11 @@ def scripted(small, tmp_path, monkeypatch):
             return evaluate_split(trainer, run, state, split, weights, *rest)
 
         monkeypatch.setattr(validation, "evaluate_split", note)
-        for look in ("keep_details", "keep_charts", "watch"):  # at predictions, of which there are none
+        for look in (
+            "save_details",
+            "save_evaluation_charts",
+            "check_evaluation",
+        ):  # at predictions, of which there are none
             monkeypatch.setattr(validation, look, lambda *_: None)
         monkeypatch.setattr(validation, "evaluate", lambda *_, **__: given_metrics(next(given)))
         cfg = small("data.train=2", "data.val=1", f"trainer.epochs={epochs or len(values)}", *words)

@@ -229,8 +229,8 @@ def test_a_worker_that_is_lost_costs_nothing(small, fit, tmp_path, monkeypatch):
         ("trainer.max_steps=3", "evaluate_epoch", trainer, 1),
         pytest.param("trainer.max_steps=4", "evaluate_epoch", trainer, 1, marks=pytest.mark.slow),
         pytest.param("trainer.run_test=true", "evaluate_split", validation, 2, marks=pytest.mark.slow),
-        ("trainer.run_test=true", "say_result", validation, 1),
-        ("trainer.checkpoint_interval=2", "number_newest", trainer, 1),
+        ("trainer.run_test=true", "print_result", validation, 1),
+        ("trainer.checkpoint_interval=2", "copy_as_numbered", trainer, 1),
     ],
     ids=["within an epoch", "at the end of one", "in the test run", "when all was logged", "before it was numbered"],
 )

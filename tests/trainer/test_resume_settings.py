@@ -141,7 +141,7 @@ def test_a_path_without_checkpoint_is_refused(tmp_path, monkeypatch, word):
 
 
 def test_nothing_is_left_to_judge_by_another_metric(resumed):
-    with pytest.raises(ValueError, match=r"of a finished run.*instead of mAP; set it back.*trainer\.epochs="):
+    with pytest.raises(ValueError, match=r"of a finished run.*instead of mAP; restore that setting.*trainer\.epochs="):
         resumed("trainer.monitor=val/loss", "trainer.max_steps=1")
 
 
