@@ -386,4 +386,4 @@ def test_rates_and_length_of_the_recipes(recipe: str) -> None:
     assert [factor(step) for step in (0, 29, 59, 60)] == pytest.approx([1 / 60, 0.5, 1.0, 1.0])
     settings = build.trainer(cfg).settings
     assert settings.batch_size * settings.grad_accum_steps == 4
-    assert (settings.epochs, trainer.eval_interval, trainer.clip_max_norm) == (60, 1, 1.0)
+    assert (settings.epochs, settings.eval_interval, settings.clip_max_norm) == (60, 1, 1.0)
