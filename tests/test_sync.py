@@ -50,7 +50,7 @@ def test_mistakes(
 def test_a_run_that_is_still_running(command: Command, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     with FileLock(make(tmp_path / "run") / ".lock"):
         assert command(sync.main, "run=run") == 2
-    assert "still going on" in capfd.readouterr().err
+    assert "in use by another run" in capfd.readouterr().err
 
 
 @pytest.mark.parametrize("overrides", ["run=a,b,c,d", "run=[a,b,c,d]", "run=."])
@@ -65,7 +65,7 @@ def test_many_runs_are_sent_whatever_is_wrong_with_one(
     out, err = capfd.readouterr()
     assert out.count("everything is sent") == 2
     assert "b/run.json cannot be read" in out
-    assert "c is in use by a run that is still going on" in out
+    assert "c is in use by another run" in out
     assert "2 of 4 runs were not sent" in err
     (tmp_path / "b" / "run.json").unlink()
     assert command(sync.main, "run=a,c,d") == 0

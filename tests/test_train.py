@@ -63,7 +63,7 @@ def test_a_random_seed_is_recorded(tiny_run: list[str], tmp_path: Path) -> None:
 def test_a_folder_has_one_writer(tiny_run: list[str], tmp_path: Path) -> None:
     with exclusive_access(tmp_path), pytest.raises(Timeout):
         FileLock(tmp_path / ".lock").acquire(timeout=0)
-    with FileLock(tmp_path / ".lock"), pytest.raises(ValueError, match=r"still going on.*hydra\.run\.dir="):
+    with FileLock(tmp_path / ".lock"), pytest.raises(ValueError, match=r"in use by another run.*hydra\.run\.dir="):
         training.train_in(tmp_path, compose(tiny_run))
     assert not (tmp_path / "metrics.jsonl").exists()
 
