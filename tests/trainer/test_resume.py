@@ -273,7 +273,7 @@ def test_settings_that_an_older_version_did_not_know_do_not_matter(small, stoppe
     del state["config"]["model"]["num_denoising"]
     files.save(state, stopped / files.NEWEST)
     train_in(stopped, small(*FEW, "trainer.max_steps=2", f"trainer.resume={stopped}"))
-    assert "resumed with model.num_denoising=10 (was not there)" in capsys.readouterr().out
+    assert "resumed with model.num_denoising=10 (was not set)" in capsys.readouterr().out
 
 
 def test_what_checkpoints_no_longer_hold_may_stand_in_them(small, stopped, capsys):
