@@ -23,11 +23,11 @@ DEFAULT_THRESHOLD = 0.5  # if no threshold gives true positives
 
 
 class Errors(NamedTuple):
-    """Attributes: `missed` objects and `false` positives of the image with index `index` in its split."""
+    """Attributes: `missed` objects and `false` positives of the image at `position` in its split."""
 
     missed: int
     false: int
-    index: int
+    position: int
 
 
 def save_details(run: Run, split: str, metric: Metric, found: dict[str, float], step: int, count: int) -> None:
@@ -88,7 +88,7 @@ def images_with_errors(
                 iou[:, row.argmax()] = 0
                 hits += 1
         errors.append(Errors(len(expected) - hits, len(labels) - hits, index))
-    return sorted((e for e in errors if e.missed + e.false), key=lambda e: (-e.missed - e.false, e.index))
+    return sorted((e for e in errors if e.missed + e.false), key=lambda e: (-e.missed - e.false, e.position))
 
 
 def error_sheet(
