@@ -1,0 +1,197 @@
+"""From a word to a file on this machine that is the one meant: looked for, downloaded if need be, and verified."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+from detr_exp.published.download import DownloadError, UnreachableError, download
+from detr_exp.published.hub import from_hub, is_offline
+from detr_exp.published.places import (
+    FOLDERS,
+    RECORD,
+    cache_folder,
+    candidates,
+    digests,
+    own_place,
+    record,
+    recorded,
+)
+from detr_exp.published.source import Source, is_remote, of_entry, of_word
+from detr_exp.published.table import named
+
+OFFLINE = "DETR_EXP_OFFLINE"
+KEYS = {"detector": "model.weights", "backbone": "model.backbone.pretrained"}
+
+logger = logging.getLogger(__name__)
+
+
+class Found(NamedTuple):
+    """Weights on this machine.
+
+    Attributes:
+        word: what they were asked for by.
+        path: of the file.
+        sha256: of its content.
+        title: what they are, in words.
+        network: overrides that choose the network they fit; empty where that is not known.
+    """
+
+    word: str
+    path: Path
+    sha256: str
+    title: str
+    network: str = ""
+
+
+def fetch(word: str, kind: str | None = None) -> Found | None:
+    """The file that a name or an address means; None: the word is neither.
+
+    Args:
+        word: a name of the table, `hf:...` or a URL.
+        kind: `detector` or `backbone`; None: either.
+
+    Raises:
+        ValueError: the file cannot be had or is another one, or the name is of the other kind.
+    """
+    entry = named(word)
+    if entry is None and not is_remote(word):
+        return None
+    if entry is not None and kind not in (None, entry.kind):
+        raise ValueError(f"{word} are weights of a {entry.kind}; use {KEYS[entry.kind]}={word}")
+    sources = [of_word(word)] if entry is None else of_entry(entry)
+    title, network = (word, "") if entry is None else (entry.title, entry.network)
+    path, sha256 = local(sources) or _from_network(word, sources)
+    return Found(word, path, sha256, title, network)
+
+
+def local(sources: list[Source]) -> tuple[Path, str] | None:
+    """The first file on this machine that is one of the sources, and its SHA-256.
+
+    Raises:
+        ValueError: another file lies where it should.
+    """
+    for source in sources:
+        for path, is_meant in candidates(source):
+            problem, sha256 = checked(source, path)
+            if not problem:
+                return path, sha256
+            if is_meant:
+                raise ValueError(f"{problem}; move it away to fetch the right one, or give its path to use it as it is")
+            logger.warning("%s; it is not used", problem)
+    return None
+
+
+def checked(source: Source, path: Path) -> tuple[str, str]:
+    """What speaks against a file being the one of a source (nothing: ""), and its SHA-256, recorded at first use."""
+    found = digests(path)
+    try:
+        _refuse_other(source, found)
+    except DownloadError as error:
+        return f"{path} is another file: {error}", found["sha256"]
+    if source.key not in recorded():
+        record(source, found["sha256"], path.stat().st_size)
+    return "", found["sha256"]
+
+
+def _refuse_other(source: Source, found: dict[str, str], size: int | None = None) -> None:
+    """Refuse a file with another hash than was published, or than it had when it was first used.
+
+    Raises:
+        DownloadError: with both hashes.
+    """
+    if source.size is not None and size not in (None, source.size):
+        raise DownloadError(f"it has {size} bytes, published are {source.size}")
+    known = recorded().get(source.key)
+    if source.hash is not None:
+        kind, _, wanted = source.hash.partition(":")
+        if found[kind] != wanted:
+            raise DownloadError(f"its {kind} is {found[kind]}, published is {wanted}")
+    elif known is not None and known["sha256"] != found["sha256"]:
+        raise DownloadError(
+            f"its sha256 is {found['sha256']}, at the first use it was {known['sha256']} (remove that line from "
+            f"{cache_folder() / RECORD} to take the new one)"
+        )
+
+
+def _from_network(word: str, sources: list[Source]) -> tuple[Path, str]:
+    """Download the first of the sources.
+
+    Raises:
+        ValueError: it cannot be had; says what to do.
+    """
+    source = sources[0]
+    if os.environ.get(OFFLINE, "0").lower() not in ("", "0", "false", "no"):
+        raise _missing(word, sources, f"{OFFLINE} is set")
+    if source.repo and is_offline():
+        raise _missing(word, sources, "HF_HUB_OFFLINE is set")
+    try:
+        if source.repo:
+            path = from_hub(source)
+            problem, sha256 = checked(source, path)
+            if problem:
+                raise DownloadError(problem)
+            return path, sha256
+        return _downloaded(source)
+    except UnreachableError as error:
+        raise _missing(word, sources, str(error)) from None
+    except DownloadError as error:
+        raise _missing(word, sources, f"it could not be fetched: {error}") from None
+
+
+def _downloaded(source: Source) -> tuple[Path, str]:
+    """Into our cache; one process at a time, the others find it there."""
+    place = own_place(source)
+    place = place.parent / place.name if not place.is_symlink() else place.resolve()  # a link of the user stays
+    with _alone(place):
+        if place.is_file():  # another process was sooner
+            problem, sha256 = checked(source, place)
+            if problem:
+                raise DownloadError(problem)
+            return place, sha256
+        if place.exists():
+            raise DownloadError(f"{place} is a folder; move it away")
+        logger.warning("downloading %s from %s", source.title, source.url)
+        sha256 = download(source.url, place, lambda found, size: _refuse_other(source, found, size))["sha256"]
+        record(source, sha256, place.stat().st_size)
+        return place, sha256
+
+
+@contextmanager
+def _alone(place: Path) -> Iterator[None]:
+    from filelock import FileLock, Timeout
+
+    lock = FileLock(place.with_name(f".{place.name}.lock"))
+    try:
+        place.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            logger.warning("another process is downloading %s; waiting for it", place.name)
+            lock.acquire()
+    except OSError as error:
+        raise DownloadError(
+            f"{place.parent} cannot be written to ({error.strerror}); keep downloads elsewhere: XDG_CACHE_HOME=FOLDER"
+        ) from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _missing(word: str, sources: list[Source], why: str) -> ValueError:
+    """What is said where a file is not here and cannot be had."""
+    source = sources[0]
+    size = "size unknown" if source.size is None else f"{source.size} bytes"
+    known = recorded().get(source.key, {}).get("sha256")
+    hash_ = source.hash or (f"sha256:{known}" if known else "hash not published")
+    other = "".join(f"; also at {other.address}" for other in sources[1:])
+    return ValueError(
+        f"{word} is not on this machine, and {why}. The file is {source.files[0]} ({size}, {hash_}) from "
+        f"{source.address}{other}; put it at {own_place(source)} or into a folder that {FOLDERS} names, as "
+        f"{source.places[-1]}, or fetch it where there is a network: python -m detr_exp.weights fetch {word}"
+    )
