@@ -66,12 +66,13 @@ def network(cfg: DictConfig, data: Labels | None = None, anew: Collection[str] |
     extra = {"num_classes": _num_classes(cfg, data), "activation": cfg.loss.activation}
     if "keypoint_counts" in arguments:
         extra["keypoint_counts"] = _keypoint_counts(cfg, data)
-    made: Network = _instantiated(cfg, "model", only=arguments, **extra)
-    _refuse_size(made)
-    if cfg.model.weights is not None:
-        from detr_exp.model.pretrained import load_weights
+    from detr_exp import start
 
-        load = functools.partial(load_weights, made, cfg.model.weights, None if data is None else data.classes or None)
+    found = start.find(cfg.model.weights)
+    made: Network = _instantiated(start.for_weights(cfg) if found else cfg, "model", only=arguments, **extra)
+    _refuse_size(made)
+    if found is not None:
+        load = functools.partial(start.load, made, found, None if data is None else data.classes or None)
         _adapt(cfg, cast("nn.Module", made), load, anew) if adapts else load()
     return made
 
@@ -108,10 +109,11 @@ def base(cfg: DictConfig) -> BaseFile | None:
     """
     if not has_adapter(cfg):
         return None
+    from detr_exp import start
     from detr_exp.model.adapter.slim import BaseFile
-    from detr_exp.model.pretrained import weights_file
 
-    return BaseFile.of(weights_file(cfg.model.weights))
+    found = start.find(cfg.model.weights)
+    return None if found is None else BaseFile(str(found.path.resolve()), found.sha256)
 
 
 def criterion(cfg: DictConfig, data: Labels | None = None) -> SetCriterion:
@@ -167,6 +169,7 @@ def run(cfg: DictConfig, output_dir: Path, *, identity: str = "", resume_from: P
     Raises:
         ValueError: parts do not fit together; nothing was trained.
     """
+    from detr_exp import start
     from detr_exp.loss.criterion import SetCriterion
     from detr_exp.trainer.batch_size import num_overfit_images
     from detr_exp.trainer.state import Run
@@ -184,7 +187,8 @@ def run(cfg: DictConfig, output_dir: Path, *, identity: str = "", resume_from: P
     if overfits:
         data_set = data_set.first(num_overfit_images(cfg.trainer.overfit_batches, cfg.trainer.batch_size))
     base_file = base(cfg)  # hashed before it is read, so that a file that changes in between is noticed
-    made = network(cfg, data_set)
+    has_all = resume_from is not None and base_file is None  # of the weights
+    made = network(start.for_checkpoint(cfg) if has_all else cfg, data_set)
     for split in ("train", "val"):
         data_set.refuse(split, made)
     made_run = Run(
@@ -202,6 +206,7 @@ def run(cfg: DictConfig, output_dir: Path, *, identity: str = "", resume_from: P
         resume_from=resume_from,
         should_prune=pruning_check(),
         base=base_file,
+        start=None if has_all else start.find(cfg.model.weights),
     )
     refuse_unknown_monitor(made_run, *(cfg.trainer.get(name) for name in ("monitor", "compute_val_loss")))
     return made_run

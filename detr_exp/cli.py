@@ -88,6 +88,21 @@ def main_without_folder(task: Callable[[DictConfig], object], config_name: str, 
     Raises:
         SystemExit: the task failed.
     """
+
+    def composed(words: list[str]) -> None:
+        cfg = composition(config_loader(), config_name, list(map(_as_list, words))).cfg
+        refuse_unready(cfg)
+        task(cfg)
+
+    of_words(composed, usage)
+
+
+def of_words(task: Callable[[list[str]], object], usage: str) -> None:
+    """Run `task` with the words of the command line, which are no config.
+
+    Raises:
+        SystemExit: unless everything went well.
+    """
     name_files_in_utf8()
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
     guard_messages()
@@ -97,9 +112,7 @@ def main_without_folder(task: Callable[[DictConfig], object], config_name: str, 
             if {"--help", "-h"} & set(overrides):
                 print(usage)
                 return
-            cfg = composition(config_loader(), config_name, list(map(_as_list, overrides))).cfg
-            refuse_unready(cfg)
-            task(cfg)
+            task(overrides)
     except ENDINGS as error:
         sys.exit(report(error))
 

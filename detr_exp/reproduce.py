@@ -34,7 +34,7 @@ a GPU does with trainer.deterministic=true.
 
 The exit status is 1 if a metric differs.
 """
-COMPARED = ("python", "platform", "cpus", "version/", "git.", "hardware", "data.fingerprint")
+COMPARED = ("python", "platform", "cpus", "version/", "git.", "hardware", "data.fingerprint", "weights.")
 UNCOMPARED = ("step", "time/", "system/")
 
 
@@ -95,10 +95,12 @@ def config_of(run: PastRun, cfg: DictConfig) -> DictConfig:
 
 
 def facts(cfg: DictConfig) -> dict[str, str]:
-    """Current values of the tags that describe machine and data."""
-    from detr_exp import build
+    """Current values of the tags that describe machine, data and initial weights."""
+    from detr_exp import build, start
 
-    return {"hardware": build.hardware(cfg).describe(), "data.fingerprint": build.data(cfg).fingerprint}
+    found = start.find(cfg.model.weights)
+    weights = {} if found is None else {"weights.sha256": found.sha256}
+    return {"hardware": build.hardware(cfg).describe(), "data.fingerprint": build.data(cfg).fingerprint} | weights
 
 
 def changes(before: dict[str, str], now: dict[str, str]) -> list[str]:

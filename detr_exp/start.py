@@ -5,38 +5,28 @@ An existing path comes first, then a run, then a name of the table of published 
 
 from __future__ import annotations
 
+import copy
 import re
-from collections.abc import Mapping
 from pathlib import Path
 from urllib.parse import unquote
 
-from omegaconf import DictConfig, open_dict
+from omegaconf import DictConfig, OmegaConf
 
 from detr_exp.config.mistakes import ConfigError
-from detr_exp.model.pretrained import weights_file
+from detr_exp.config.published import PUBLISHED
+from detr_exp.model.pretrained import load_weights, weights_file
+from detr_exp.protocols import Network
 from detr_exp.published.fetch import Found, fetch
-from detr_exp.published.table import named, nearest, of_choices
+from detr_exp.published.places import digests
+from detr_exp.published.table import named, nearest
 from detr_exp.runs import past
-from detr_exp.tensor_files import sha256_of
 
-PUBLISHED = "published"
 FILE = "file://"
 _ID = re.compile("[0-9a-f]{6,32}")
 
 
-def settle(cfg: DictConfig, choices: Mapping[str, str | None]) -> None:
-    """Put the name in the place of `model.weights=published`, which depends on the chosen options.
-
-    Raises:
-        ValueError: nothing is published for them, or several files are.
-    """
-    if cfg.model.get("weights") == PUBLISHED and not Path(PUBLISHED).exists():
-        with open_dict(cfg):
-            cfg.model.weights = of_choices(choices).name
-
-
-def find(word: str, runs: str = "outputs") -> Found:
-    """The file that `model.weights` means, downloaded if it is not on this machine.
+def find(word: str | None, runs: str = "outputs") -> Found | None:
+    """The file that `model.weights` means, downloaded if it is not on this machine; None: it is null.
 
     Args:
         word: a path or `file://` URL, a run's folder or id, a name, `hf:...`, or a URL.
@@ -45,6 +35,8 @@ def find(word: str, runs: str = "outputs") -> Found:
     Raises:
         ValueError: it means nothing or several things, or its file cannot be had.
     """
+    if word is None:
+        return None
     word = str(word)
     path = Path(unquote(word.removeprefix(FILE)) if word.startswith(FILE) else word).expanduser()
     if path.exists():
@@ -67,9 +59,44 @@ def find(word: str, runs: str = "outputs") -> Found:
     return found
 
 
+def load(network: Network, found: Found, classes: list[str] | None = None) -> None:
+    """Load weights into a network.
+
+    Args:
+        network: to fill.
+        found: the file.
+        classes: names of the network's classes, in the order of its logits.
+
+    Raises:
+        ValueError: they do not fit; says of known ones which network they are for.
+    """
+    try:
+        load_weights(network, found.path, classes)
+    except ValueError as error:
+        if not found.network:
+            raise
+        raise ValueError(f"{error}; {found.word} is for {found.network}") from error
+
+
+def for_weights(cfg: DictConfig) -> DictConfig:
+    """The config of a network that is about to get weights: those published for its backbone alone are not fetched."""
+    cfg = copy.deepcopy(cfg)
+    OmegaConf.set_readonly(cfg, False)
+    if OmegaConf.select(cfg, "model.backbone.pretrained") is True:
+        cfg.model.backbone.pretrained = False
+    return cfg
+
+
+def for_checkpoint(cfg: DictConfig) -> DictConfig:
+    """The config of a network that is about to get all weights of a checkpoint: no others are looked for."""
+    cfg = for_weights(cfg)
+    cfg.model.weights = None
+    return cfg
+
+
 def _at(word: str, path: Path) -> Found:
     file = weights_file(path)
-    return Found(word, file, sha256_of(file), str(path))
+    return Found(word, file, digests(file)["sha256"], str(path))
 
 
 def _run(word: str, root: str) -> Path | None:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import yaml
 from omegaconf import DictConfig, OmegaConf, open_dict
 
+from detr_exp.config.published import settle_published
 from detr_exp.folder import exclusive_access, start_writing
 from detr_exp.terminal import say
 from detr_exp.trainer.run_status import status_of
@@ -49,6 +50,7 @@ def train_in(
     from detr_exp.trainer.distributed import NullTracker, first_rank_first, on_first_rank, rank
     from detr_exp.trainer.origin import origin
 
+    settle_published(cfg, choices or {})
     start = on_first_rank(origin, cfg.trainer.resume, folder, build.plain(cfg))
     if start.folder != folder:
         on_first_rank(_move, folder, start.folder)
@@ -102,6 +104,8 @@ def _tags(run: Run, hardware: Hardware) -> dict[str, str]:
         "hardware": hardware.describe(),
         "parameters": str(sum(parameter.numel() for parameter in run.network.parameters())),
     }
+    if run.start is not None:
+        tags |= {"weights": run.start.word, "weights.sha256": run.start.sha256}
     return tags | ({} if run.resume_from is None else {"resumed.from": str(run.resume_from)})
 
 

@@ -13,7 +13,7 @@ import yaml
 ROOT = Path(__file__).resolve().parent.parent
 CONF, PACKAGE, TESTS = ROOT / "conf", ROOT / "detr_exp", ROOT / "tests"
 WITHOUT_PACKAGE = {"experiment", "sweep", "hydra"}
-WITHOUT_CONF = {"ops", "config", "deploy", "inference", "runs"}
+WITHOUT_CONF = {"ops", "config", "deploy", "inference", "runs", "published"}
 TREES = ("detr_exp", "hydra_plugins", "scripts")
 
 # A module imports from lower layers and from its own folder. The longest prefix decides.
@@ -30,6 +30,7 @@ LAYERS = {
     "matcher": 2,
     "optim": 2,
     "data": 2,
+    "published": 2,
     "metric": 2,
     "tracker": 2,
     "terminal": 3,
@@ -43,6 +44,7 @@ LAYERS = {
     "folder": 4,
     "runs": 4,
     "model": 4,
+    "start": 5,
     "trainer": 5,
     "build": 6,
     "deploy": 7,
@@ -53,7 +55,7 @@ LAYERS = {
     "": 10,  # commands
 }
 COMMANDS = {"train", "evaluate", "predict", "export", "export_weights", "benchmark", "compare", "report", "reproduce"}
-COMMANDS |= {"explain", "sync", "check_data"}
+COMMANDS |= {"explain", "sync", "check_data", "weights"}
 PARTS = ("network", "net", "backbone", "metric", "matcher", "tracker")  # what `detr_exp/protocols.py` has contracts of
 MOST_ANY = 376  # lower it with every one that gets a type
 WITHIN = {"trainer.diagnosis"}  # rooms that share the layer of the folder they are in

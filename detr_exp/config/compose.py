@@ -46,6 +46,7 @@ from detr_exp.config.mistakes import (
     refuse_wrong_override,
     wrong_value,
 )
+from detr_exp.config.published import settle_published
 from detr_exp.config.ranges import refuse_out_of_range
 from detr_exp.config.renamed import renamed
 from detr_exp.values import Values, flat, look_up, values_of
@@ -169,6 +170,7 @@ class Composer:
             _refuse_deleted(settings, sources)
             apply_overrides(self.loader, settings, cfg)
             _refuse_wrong_references(settings, values, cfg, self.groups)
+            settle_published(cfg, choices)
         composed = Composition(cfg, choices, list(sources))
         _refuse_unknown_keys(composed)
         return composed

@@ -20,6 +20,7 @@ from hydra.errors import HydraException
 from omegaconf import OmegaConf
 
 from detr_exp.config.hydra_private import IConfigRepository
+from detr_exp.published.table import named
 from detr_exp.values import Values, is_number, look_up, walk
 
 Groups = Mapping[str, Sequence[str]]
@@ -191,7 +192,7 @@ def wrong_value(key: str, value: object, present: object, groups: Groups) -> str
 
 def _is_path(value: object) -> bool:
     """Whether this names a file: `pretrained` is a switch, and takes weights as well."""
-    return isinstance(value, str) and bool({"/", "."} & set(value))
+    return isinstance(value, str) and (bool({"/", "."} & set(value)) or named(value) is not None)
 
 
 def refuse_unknown_metric(monitor: str | None) -> None:

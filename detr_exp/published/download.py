@@ -77,10 +77,8 @@ def download(url: str, target: Path, expected: Callable[[dict[str, str], int], N
 
     Raises:
         DownloadError: it cannot be had, is too large, or is another one.
-        UnreachableError: there is no network.
     """
     part = target.with_name(f"{target.name}.part")
-    refuse_unreachable(url)
     while True:
         was_begun = part.exists()
         _transfer(url, part)
@@ -195,10 +193,11 @@ def _receive(answer: HTTPResponse, url: str, part: Path, have: int, note: _Note)
     _refuse_too_large(size, have, part)
     etag = answer.headers.get("ETag")
     with _own_disk(part):
-        Path(f"{part}.json").write_text(
-            json.dumps(_Note(url, None if (etag or "W/").startswith("W/") else etag, size)), encoding="utf-8"
-        )
-        file = open(part, "ab" if have else "wb")  # noqa: SIM115 - closed below, where errors are the server's
+        if not have:
+            part.unlink(missing_ok=True)
+        note = _Note(url, None if (etag or "W/").startswith("W/") else etag, size)
+        Path(f"{part}.json").write_text(json.dumps(note), encoding="utf-8")
+        file = open(part, "ab")  # noqa: SIM115 - what goes wrong from here on is the server's
     received = have
     with file, _bar(part.name.removesuffix(".part"), have, size) as advance:
         while block := answer.read1(BLOCK):  # what is there, so that a cut loses none of it

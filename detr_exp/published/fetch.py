@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
-from detr_exp.published.download import DownloadError, UnreachableError, download
+from detr_exp.published.download import DownloadError, UnreachableError, download, refuse_unreachable
 from detr_exp.published.hub import from_hub, is_offline
 from detr_exp.published.places import (
     FOLDERS,
@@ -147,6 +147,7 @@ def _downloaded(source: Source) -> tuple[Path, str]:
     """Into our cache; one process at a time, the others find it there."""
     place = own_place(source)
     place = place.parent / place.name if not place.is_symlink() else place.resolve()  # a link of the user stays
+    refuse_unreachable(source.url)
     with _alone(place):
         if place.is_file():  # another process was sooner
             problem, sha256 = checked(source, place)

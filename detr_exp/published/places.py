@@ -6,6 +6,7 @@ written to, and nothing in it that we have not written.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import logging
@@ -67,6 +68,12 @@ def _torch_folder() -> Path:
 
 def digests(path: Path) -> dict[str, str]:
     """MD5 and SHA-256 of a file, in hex digits."""
+    state = path.stat()
+    return _digests(path, (state.st_ino, state.st_size, state.st_mtime_ns))
+
+
+@functools.lru_cache(maxsize=64)
+def _digests(path: Path, stamp: tuple[int, ...]) -> dict[str, str]:
     known: dict[str, Any] = {kind: hashlib.new(kind, usedforsecurity=False) for kind in ("md5", "sha256")}
     with open(path, "rb") as file:
         while block := file.read(BLOCK):

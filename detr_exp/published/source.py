@@ -68,14 +68,14 @@ def of_entry(entry: Entry) -> list[Source]:
     size = None if entry.size == UNKNOWN else int(entry.size)
     found = []
     if entry.url:
-        stem = f"{entry.name}{Path(entry.file).suffix}"
-        unique = [other.name for other in table().values() if other.file == entry.file] == [entry.name]
-        places = (f"{entry.name}/{entry.file}", stem, *([entry.file] if unique else []))
+        others = {other.file for other in table().values() if other is not entry}
+        short = {f"{entry.name}{Path(entry.file).suffix}": 0, entry.file: 0}
+        places = (f"{entry.name}/{entry.file}", *(place for place in short if place not in others))
         known = None if entry.hash == UNKNOWN else entry.hash
         found.append(Source(entry.name, entry.title, (entry.file,), places, entry.url, hash=known, size=size))
     if entry.hub:
         revision = None if entry.revision == UNKNOWN else entry.revision
-        found.append(_on_hub(entry.hub, revision, (entry.hub_file,), entry.title))
+        found.append(_on_hub(entry.hub, revision, (entry.hub_file,), entry.title, entry.name))
     return found
 
 
@@ -89,9 +89,9 @@ def _of_hub(word: str) -> Source:
     return _on_hub(match["repo"], match["revision"], (match["file"],) if match["file"] else HUB_FILES, word)
 
 
-def _on_hub(repo: str, revision: str | None, files: tuple[str, ...], title: str) -> Source:
-    beside = f"@{revision}" if revision else ""
-    places = tuple(f"{repo.rpartition('/')[2]}{beside}/{file}" for file in files)
+def _on_hub(repo: str, revision: str | None, files: tuple[str, ...], title: str, name: str = "") -> Source:
+    folder = repo.rpartition("/")[2] + (f"@{revision}" if revision else "")
+    places = tuple(f"{place}/{file}" for place in (name, folder) if place for file in files)
     key = f"{HUB}{repo}@{revision or 'main'}/{files[0]}"
     return Source(key, title, files, places, repo=repo, revision=revision)
 

@@ -119,11 +119,11 @@ def of_choices(choices: Mapping[str, str | None]) -> Entry:
     """
     detectors = [entry for entry in table().values() if entry.kind == "detector"]
     experiment, model, backbone = (choices.get(group) for group in ("experiment", "model", "model/backbone"))
-    fitting = [entry for entry in detectors if experiment in entry.recipes.split()]
-    fitting = fitting or [e for e in detectors if e.model == model and e.backbone in ("", backbone)]
+    fitting = [entry for entry in detectors if entry.model == model and entry.backbone in ("", backbone)]
+    fitting = [entry for entry in fitting if experiment in entry.recipes.split()] or fitting
     if len(fitting) == 1:
         return fitting[0]
-    chosen = f"experiment={experiment}" if experiment else f"model={model} model/backbone={backbone}"
+    chosen = f"model={model} model/backbone={backbone}"
     if not fitting:
         raise ValueError(
             f"model.weights=published, but nothing is published for {chosen}; python -m detr_exp.weights list shows "

@@ -9,6 +9,7 @@ from typing import NamedTuple
 from detr_exp.config.keys import FREE, is_under
 from detr_exp.config.stored import as_first_version
 from detr_exp.folder import in_use_error, is_locked
+from detr_exp.published.table import UNKNOWN, named
 from detr_exp.tracker.base import RECORD, RunRecord
 from detr_exp.trainer import checkpoint as files
 from detr_exp.values import Values, flat
@@ -88,6 +89,9 @@ def refuse_existing_run(folder: Path) -> None:
 def identity(config: Values) -> str:
     """The hash of all keys of a resolved config that influence the numbers of a run."""
     relevant = {key: value for key, value in flat(as_first_version(config)).items() if not is_under(key, FREE)}
+    entry = named(str(relevant.get("model.weights")))
+    if entry is not None and entry.hash != UNKNOWN:  # other files are locked to the hash of their first use
+        relevant["model.weights.hash"] = entry.hash
     return files.config_hash(relevant)
 
 

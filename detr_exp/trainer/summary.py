@@ -18,11 +18,11 @@ def print_start(console: Console, settings: Settings, run: Run, state: State) ->
     splits = [(name, getattr(run.data, name)) for name in ("train", "val", "test")]
     sizes = ", ".join(f"{len(split)} {name}" for name, split in splits if split is not None)
     names = ", ".join(run.data.classes[:8]) + (", ..." if len(run.data.classes) > 8 else "")
-    start = f"weights of {run.config['model']['weights']}" if run.config["model"]["weights"] else "random weights"
     console.summary(
         f"training {run.config['model']['_target_'].rpartition('.')[2]}",
         {
-            "network": f"{parameters:,} parameters ({trained:,} trained), {height} x {width} px, {start}",
+            "network": f"{parameters:,} parameters ({trained:,} trained), {height} x {width} px",
+            "start": _start(run),
             "data": f"{run.data.content.origin}: {sizes} images",
             "classes": f"{run.data.num_classes}: {names}",
             "device": settings.hardware.describe(),
@@ -32,6 +32,18 @@ def print_start(console: Console, settings: Settings, run: Run, state: State) ->
             "folder": str(run.output_dir),
         },
     )
+
+
+def _start(run: Run) -> str:
+    """What the weights are that training begins with."""
+    if run.resume_from is not None:
+        return f"the checkpoint {run.resume_from}"
+    if run.start is not None:
+        return f"{run.start.title}, sha256 {run.start.sha256[:12]}"
+    pretrained = run.config["model"].get("backbone", {}).get("pretrained")
+    if pretrained:
+        return f"random weights, the backbone with {'published ones' if pretrained is True else pretrained}"
+    return "random weights"
 
 
 def print_result(console: Console, settings: Settings, run: Run, result: str) -> None:

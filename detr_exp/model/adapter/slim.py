@@ -30,10 +30,6 @@ class BaseFile:
     path: str
     sha256: str
 
-    @classmethod
-    def of(cls, path: Path) -> BaseFile:
-        return cls(str(path.resolve()), sha256_of(path))
-
 
 def find_base(record: Stored, checkpoint: Path) -> Path:
     """The base that a checkpoint names: at its original path, or beside the checkpoint.

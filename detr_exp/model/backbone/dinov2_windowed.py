@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from detr_exp.model.backbone.weights import read_given
+from detr_exp.model.backbone.weights import WITHOUT, stored
 from detr_exp.model.layer.attention import attend
 
 logger = logging.getLogger(__name__)
@@ -29,6 +29,7 @@ logger = logging.getLogger(__name__)
 DEPTH = 12  # blocks of a DINOv2 of size small or base; stochastic depth grows over all of them
 PIXEL_MEAN = [0.485, 0.456, 0.406]
 PIXEL_STD = [0.229, 0.224, 0.225]
+PUBLISHED = {384: "dinov2_small", 768: "dinov2_base"}
 TIMM_NAMES = {384: "vit_small_patch14_dinov2.lvd142m", 768: "vit_base_patch14_dinov2.lvd142m"}
 
 
@@ -91,8 +92,6 @@ class WindowedDinov2(nn.Module):
         self.register_load_state_dict_pre_hook(_resample_stored_position)
         if pretrained:
             self._load_dinov2(width, pretrained)
-        else:
-            logger.info("backbone: %s starts from random weights", type(self).__name__)
         self.requires_grad_(not freeze)
 
     def set_gradient_checkpointing(self, enabled: bool = True) -> None:
@@ -138,28 +137,25 @@ class WindowedDinov2(nn.Module):
             )
         name = TIMM_NAMES[width]
         rows, columns = self.embedding.grid
-        if isinstance(pretrained, str):
-            read_given(pretrained)  # checks that it is complete and safe; timm reads it again and maps its names
+        path, _ = stored(pretrained, PUBLISHED[width])  # checks that it is complete and safe; timm reads it again
         try:
             source = timm.create_model(
                 name,
                 pretrained=True,
-                pretrained_cfg_overlay=None if pretrained is True else {"file": pretrained},
+                pretrained_cfg_overlay={"file": str(path)},
                 num_classes=0,
                 patch_size=self.patch_size,
                 img_size=(rows * self.patch_size, columns * self.patch_size),
             )
-        except Exception as error:  # every way a download or a foreign file can fail is another exception
+        except Exception as error:  # every way a foreign file can fail is another exception
             raise ValueError(
-                f"model.backbone.pretrained is {pretrained}, but weights for {name} could not be loaded from there: "
-                f"{error}; name a file by model.backbone.pretrained=<file>, or start without them: "
-                "model.backbone.pretrained=false"
+                f"{path} holds no weights of {name} ({' '.join(str(error).split())[:200]}); name another file, "
+                f"model.backbone.pretrained=<file>, {WITHOUT}"
             ) from error
         self.load_state_dict(from_timm(source.state_dict(), self))
-        origin = "timm" if pretrained is True else pretrained
         logger.info(
             "backbone: %s starts from DINOv2 weights (%s from %s, for patches of %d pixels on a grid of %dx%d)",
-            *(type(self).__name__, name, origin, self.patch_size, rows, columns),
+            *(type(self).__name__, name, path, self.patch_size, rows, columns),
         )
 
 

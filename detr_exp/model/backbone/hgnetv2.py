@@ -27,8 +27,6 @@ SIZES = {
 STRIDES = (4, 8, 16, 32)
 LAYERS = 6  # convolutions in a block
 
-PRETRAINED = "https://github.com/lyuwenyu/storage/releases/download/v0.1/PPHGNetV2_{}_ssld_pretrained_from_paddle.pth"
-
 
 def to_our_names(name: str) -> str:
     """A parameter's official name -> ours."""
@@ -153,7 +151,7 @@ class HGNetv2(nn.Module):
         if freeze_norm:
             freeze_batch_norms(self)
         if pretrained:
-            load_pretrained(self, pretrained, PRETRAINED.format(size), to_our_names)
+            load_pretrained(self, pretrained, f"hgnetv2_{size.lower()}_ssld", to_our_names)
 
     def _initialise(self) -> None:
         for module in self.modules():

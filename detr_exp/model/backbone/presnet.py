@@ -18,12 +18,11 @@ from detr_exp.model.layer.conv import ConvNorm, freeze_batch_norms, freeze_stage
 BLOCKS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3)}
 STRIDES = (4, 8, 16, 32)
 
-_RELEASE = "https://github.com/lyuwenyu/storage/releases/download/v0.1/"
 PRETRAINED = {
-    18: _RELEASE + "ResNet18_vd_pretrained_from_paddle.pth",
-    34: _RELEASE + "ResNet34_vd_pretrained_from_paddle.pth",
-    50: _RELEASE + "ResNet50_vd_ssld_v2_pretrained_from_paddle.pth",
-    101: _RELEASE + "ResNet101_vd_ssld_pretrained_from_paddle.pth",
+    18: "resnet18_vd",
+    34: "resnet34_vd",
+    50: "resnet50_vd_ssld_v2",
+    101: "resnet101_vd_ssld",
 }
 
 

@@ -9,7 +9,7 @@ import torch
 from timm.utils.model import freeze_batch_norm_2d
 from torch import Tensor, nn
 
-from detr_exp.model.backbone.weights import read_given
+from detr_exp.model.backbone.weights import WITHOUT, stored
 from detr_exp.values import Values
 
 READING = ("checkpoint_path", "cache_dir", "features_only", "out_indices")  # read files, or have a key of their own
@@ -84,9 +84,10 @@ def _create(
             "maps by model.backbone.out_strides; take it out, and set e.g. model.backbone.pretrained=<file>"
         )
     arguments: Values = {"pretrained": bool(pretrained), "features_only": True, **options}
-    if isinstance(pretrained, str):
-        read_given(pretrained)  # checks that it is complete and safe; timm reads it again and maps its names
-        arguments["pretrained_cfg_overlay"] = {"file": pretrained}
+    if pretrained:
+        # checks that it is complete and safe; timm reads it again and maps its names
+        path, _ = stored(pretrained, published(name) if pretrained is True else "")
+        arguments["pretrained_cfg_overlay"] = {"file": str(path)}
     if out_indices is not None:
         arguments["out_indices"] = out_indices
     try:
@@ -99,6 +100,20 @@ def _create(
                 f"timm cannot make maps with {name} ({error}); choose another model.backbone.name"
             ) from error
         raise ValueError(
-            f"weights of {name} could not be loaded ({error}); download them and set model.backbone.pretrained=<file>, "
-            "or start without: model.backbone.pretrained=false"
+            f"{path} could not be loaded into {name} ({error}); give another file, model.backbone.pretrained=<file>, "
+            f"{WITHOUT}"
         ) from error
+
+
+def published(name: str) -> str:
+    """The address of the weights that timm knows for a network.
+
+    Raises:
+        ValueError: it knows none.
+    """
+    config = timm.models.get_pretrained_cfg(name)
+    if config is not None and config.hf_hub_id:
+        return f"hf:{config.hf_hub_id}" + (f"/{config.hf_hub_filename}" if config.hf_hub_filename else "")
+    if config is None or not config.url:
+        raise ValueError(f"timm knows no weights of {name}; name a file, model.backbone.pretrained=<file>, {WITHOUT}")
+    return str(config.url)

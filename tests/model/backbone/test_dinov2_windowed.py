@@ -3,6 +3,7 @@ import logging
 import pytest
 import timm
 import torch
+from safetensors.torch import save_file
 
 from detr_exp.model.backbone.dinov2_windowed import WindowedDinov2, from_timm
 
@@ -112,23 +113,22 @@ def test_freezing_stops_the_gradient():
     assert not any(p.requires_grad for p in small_vit(freeze=True).parameters())
 
 
-def test_it_says_where_its_weights_come_from(caplog, monkeypatch):
-    with caplog.at_level(logging.INFO):
-        small_vit()
-    assert "random weights" in caplog.text
-    plain, requested = timm.create_model, []
-
-    def without_download(name, *, pretrained, **settings):
-        requested.append(pretrained)
-        return plain(name, pretrained=False, **settings)
-
-    monkeypatch.setattr(timm, "create_model", without_download)
-    caplog.clear()
-    with caplog.at_level(logging.INFO):
-        small_vit(image_size=[64, 96], width=384, num_heads=6, pretrained=True)
-    assert requested == [True]
-    assert len(caplog.records) == 1
-    assert "DINOv2 weights" in caplog.text
+def test_it_says_where_its_weights_come_from(caplog, monkeypatch, tmp_path):
+    published = tmp_path / "dinov2_small" / "model.safetensors"
+    published.parent.mkdir()
+    save_file(timm.create_model("vit_small_patch14_dinov2", num_classes=0).state_dict(), published)
+    monkeypatch.setenv("DETR_EXP_WEIGHTS", str(tmp_path))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    settings = dict(image_size=[64, 96], width=384, num_heads=6)
+    with caplog.at_level(logging.INFO, "detr_exp.model"):
+        found = small_vit(**settings, pretrained=True)
+    assert f"DINOv2 weights (vit_small_patch14_dinov2.lvd142m from {published}" in caplog.text
+    named = small_vit(**settings, pretrained=str(published))
+    for name, tensor in named.state_dict().items():
+        assert torch.equal(tensor, found.state_dict()[name]), name
+    torch.save({"head": torch.zeros(2)}, tmp_path / "other.pth")
+    with pytest.raises(ValueError, match=r"holds no weights of vit_small.*pretrained=false"):
+        small_vit(**settings, pretrained=str(tmp_path / "other.pth"))
 
 
 def test_errors_name_the_override():

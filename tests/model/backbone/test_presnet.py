@@ -87,13 +87,15 @@ def test_pretrained_weights_that_do_not_fit_or_exist(tmp_path, monkeypatch):
     torch.save({"conv1.conv1_1.conv.weight": torch.zeros(1)}, tmp_path / "weights.pth")
     with pytest.raises(ValueError, match=r"lacks .* and 50 more|lacks .*more and has another shape for conv1\.conv1_1"):
         PResNet(**TINY, **OPEN | {"pretrained": str(tmp_path / "weights.pth")})
-
-    def no_network(url, **_):
-        raise OSError("no network")
-
-    monkeypatch.setattr("detr_exp.model.backbone.weights.load_state_dict_from_url", no_network)
-    with pytest.raises(ValueError, match=r"could not be downloaded \(no network\); put the file at .*ResNet18_vd"):
+    monkeypatch.setenv("DETR_EXP_OFFLINE", "1")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    with pytest.raises(ValueError, match=rf"pretrained is true but .*ResNet18_vd.*put it at {tmp_path}.*=false"):
         PResNet(**TINY, **OPEN | {"pretrained": True})
+    with pytest.raises(ValueError, match=r"are weights of a detector; use model\.weights=rfdetr_nano_coco"):
+        PResNet(**TINY, **OPEN | {"pretrained": "rfdetr_nano_coco"})
+    monkeypatch.setenv("DETR_EXP_WEIGHTS", str(tmp_path))
+    torch.save(PResNet(**TINY, **OPEN).state_dict(), tmp_path / "resnet18_vd.pth")
+    assert PResNet(**TINY, **OPEN | {"pretrained": True})
 
 
 @pytest.mark.parametrize(

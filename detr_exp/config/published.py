@@ -1,0 +1,30 @@
+"""`model.weights=published`: the published weights of the chosen options."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from omegaconf import DictConfig, OmegaConf
+
+from detr_exp.config.mistakes import ConfigError
+from detr_exp.published.table import of_choices
+
+PUBLISHED = "published"
+
+
+def settle_published(cfg: DictConfig, choices: Mapping[str, str | None]) -> None:
+    """Put the name of the weights in the place of `published`, so that what is kept of a run names them.
+
+    Args:
+        cfg: changed in place.
+        choices: group -> option.
+
+    Raises:
+        ConfigError: nothing is published for them, or several files are.
+    """
+    if OmegaConf.select(cfg, "model.weights") == PUBLISHED and not Path(PUBLISHED).exists():
+        try:
+            cfg.model.weights = of_choices(choices).name
+        except ValueError as error:
+            raise ConfigError(str(error)) from None
