@@ -114,7 +114,7 @@ def _columns(values: Sequence[str]) -> np.ndarray | None:
     """What stands for a setting in the model `[n, g - 1]`; of numbers that are nearly all different their ranks and
     the squares of these; None where nothing can."""
     kinds = list(dict.fromkeys(values))
-    if 1 < len(kinds) <= len(values) / 2:
+    if _are_groups(values):
         return np.array([[value == kind for kind in kinds[1:]] for value in values], dtype=float)
     try:
         numbers = np.array([float(value) for value in values])
@@ -157,8 +157,17 @@ def _test(values: np.ndarray, base: np.ndarray, own: np.ndarray, deal: np.ndarra
 
 
 def _least(values: Sequence[str], deals: int) -> float:
-    """The smallest p that dealing can give: orders that group the units alike cannot be told apart."""
-    sizes = Counter(Counter(values).values())  # size of a group -> groups of that size
-    total = math.factorial(len(values))
-    alike = math.prod(math.factorial(size) ** count * math.factorial(count) for size, count in sizes.items())
-    return max(alike / total, 1 / (deals + 1))
+    """The smallest p that dealing can give: orders that group the units alike cannot be told apart, nor can an order of
+    numbers from its reverse."""
+    groups = Counter(values)
+    alike = math.prod(math.factorial(size) for size in groups.values())
+    if _are_groups(values):
+        alike *= math.prod(math.factorial(count) for count in Counter(groups.values()).values())
+    else:
+        alike *= 2
+    return max(min(1.0, alike / math.factorial(len(values))), 1 / (deals + 1))
+
+
+def _are_groups(values: Sequence[str]) -> bool:
+    """Whether each value is had by enough units to stand for itself, rather than by its rank."""
+    return 1 < len(set(values)) <= len(values) / 2

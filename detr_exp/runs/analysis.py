@@ -1,85 +1,135 @@
-"""What several runs say together: which settings differ, which of them mattered, which runs are on the front.
+"""What several runs say together: which settings mattered, which points are on the front of accuracy and cost.
 
-Legend: n runs with a result, g different values of a setting.
+Legend: n runs with a result.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
+from scipy import stats
 
+from detr_exp.metric.importance import importances
 from detr_exp.runs.settings import Setting
 
+ALPHA = 0.05
 BINS = 4
-FEWEST = 4  # runs with a result, to speak of importance
+SURE = 2.0  # deviations of a difference of costs, from which on it is told from noise
 
 
-class Importance(NamedTuple):
-    """How much of the differences between results goes with one setting.
+class Effect(NamedTuple):
+    """What a setting did to the results, or two settings together.
 
     Attributes:
-        name: of the setting.
-        share: of the variance of the results that its values explain, 0..1, corrected for their number.
+        name: of the setting, or of both.
+        share: of the variance of the results that goes with it, 0..1, as far as others do not explain it.
+        p: how often noise alone explains as much, corrected for the number of settings.
+        verdict: in words.
         trend: Spearman's rank correlation with the result, -1..1; None where its values are no numbers or only two.
         means: its values (or ranges of them) with the mean result of each, best first.
     """
 
     name: str
     share: float
+    p: float
+    verdict: str
     trend: float | None
     means: list[tuple[str, float]]
 
 
-def importance(setting: Setting, scores: Sequence[float | None]) -> Importance | None:
-    """How much a setting mattered by itself; None where there are too few results to say.
+class Cost(NamedTuple):
+    """What a point costs and reaches.
 
-    The share is epsilon squared: 1 - (variance within its values / variance of all), each with its degrees of
-    freedom. Numbers that are nearly all different are put into quarters first.
+    Attributes:
+        cost: less is better.
+        noise: standard deviation of `cost`.
+        gain: more is better.
     """
-    pairs = [(value, score) for value, score in zip(setting.values, scores) if score is not None]
-    if len(pairs) < FEWEST:
-        return None
-    results = np.array([score for _, score in pairs])
-    numbers = [_number(value) for value, _ in pairs]
-    labels = [value for value, _ in pairs]
-    if len(set(labels)) > len(labels) / 2:
-        if None in numbers or len(labels) < 2 * BINS:
-            return None
-        labels = _quarters(np.array(numbers, dtype=float))
-    groups = {label: results[[other == label for other in labels]] for label in dict.fromkeys(labels)}
-    within = sum(((group - group.mean()) ** 2).sum() for group in groups.values())
-    total = ((results - results.mean()) ** 2).sum()
-    share = 0.0
-    if total > 0 and 1 < len(groups) < len(results):
-        share = 1 - (within / (len(results) - len(groups))) / (total / (len(results) - 1))
-    trend = None
-    if None not in numbers and len(set(numbers)) > 2 and total > 0:
-        trend = float(np.corrcoef(_ranks(np.array(numbers, dtype=float)), _ranks(results))[0, 1])
-    means = sorted(((label, float(group.mean())) for label, group in groups.items()), key=lambda pair: -pair[1])
-    return Importance(setting.name, float(min(1.0, max(0.0, share))), trend, means)
+
+    cost: float
+    noise: float
+    gain: float
 
 
-def front(points: Sequence[tuple[float, float]]) -> list[int]:
-    """Places of the points that no other beats.
+def effects(settings: Sequence[Setting], scores: Sequence[float | None]) -> list[Effect]:
+    """What mattered, surest first; see `metric.importance`.
 
     Args:
-        points: (cost, gain) each.
+        settings: without seeds.
+        scores: of every run; None or not finite where there is no result.
     """
-    best, kept = float("-inf"), []
-    for place in sorted(range(len(points)), key=lambda place: (points[place][0], -points[place][1])):
-        if points[place][1] > best:
-            best = points[place][1]
-            kept.append(place)
-    return kept
+    scored = [(place, score) for place, score in enumerate(scores) if score is not None and math.isfinite(score)]
+    known, results = [place for place, _ in scored], [score for _, score in scored]
+    values = {setting.name: [setting.values[place] for place in known] for setting in settings}
+    found = []
+    for one in importances(values, results, alpha=ALPHA):
+        of_one = values[one.names[0]] if len(one.names) == 1 else None
+        numbers = _numbers(of_one or [])
+        trend = None
+        if len(set(numbers)) > 2 and len(set(results)) > 1:
+            trend = float(stats.spearmanr(numbers, results).statistic)
+        labels = of_one or [" / ".join(pair) for pair in zip(*(values[name] for name in one.names))]
+        means = _means(labels, numbers, np.array(results, dtype=float))
+        verdict = _verdict(one.p, one.least)
+        found.append(Effect(" x ".join(one.names), one.share, one.p, verdict, trend, means))
+    return found
 
 
-def _number(text: str) -> float | None:
-    try:
-        return float(text)
-    except ValueError:
+def _verdict(p: float, least: float) -> str:
+    if least >= ALPHA:
+        return "too few runs to tell"
+    return "mattered" if p < ALPHA else "no significant effect"
+
+
+def _means(labels: list[str], numbers: Sequence[float], results: np.ndarray) -> list[tuple[str, float]]:
+    """Values, or quarters of numbers that are nearly all different, with the mean result of each, best first."""
+    if len(set(labels)) > len(labels) / 2 and numbers and len(labels) >= 2 * BINS:
+        labels = _quarters(np.array(numbers, dtype=float))
+    groups = {label: results[[other == label for other in labels]] for label in dict.fromkeys(labels)}
+    return sorted(((label, float(group.mean())) for label, group in groups.items()), key=lambda pair: -pair[1])
+
+
+def front(points: Sequence[Cost]) -> list[int]:
+    """Places of the points that no other beats, cheapest first.
+
+    One beats another by a higher gain where its cost cannot be told to be higher, or by a cost that is surely lower
+    where its gain is no lower.
+    """
+    kept = [one for one in range(len(points)) if not any(_beats(other, points[one]) for other in points)]
+    return sorted(kept, key=lambda place: (points[place].cost, points[place].gain))
+
+
+def _beats(one: Cost, other: Cost) -> bool:
+    unsure = SURE * math.hypot(one.noise, other.noise)
+    if one.gain > other.gain:
+        return one.cost <= other.cost + unsure
+    return one.gain == other.gain and one.cost < other.cost - unsure
+
+
+def noise_of(costs: Sequence[Sequence[float]]) -> float | None:
+    """How much one measurement of a cost scatters around that of its network, as a share of it (standard deviation).
+
+    Args:
+        costs: of every network, as often as it was measured, > 0.
+
+    Returns:
+        None where no network was measured more than once.
+    """
+    freedom = sum(len(one) - 1 for one in costs)
+    if freedom < 1:
         return None
+    return math.sqrt(sum(float(((np.array(one) / np.mean(one) - 1) ** 2).sum()) for one in costs) / freedom)
+
+
+def _numbers(texts: Sequence[str]) -> list[float]:
+    """Empty where any of them is none."""
+    try:
+        return [float(text) for text in texts]
+    except ValueError:
+        return []
 
 
 def _quarters(numbers: np.ndarray) -> list[str]:
@@ -87,10 +137,3 @@ def _quarters(numbers: np.ndarray) -> list[str]:
     edges = np.quantile(numbers, np.linspace(0, 1, BINS + 1))
     place = np.clip(np.searchsorted(edges, numbers, side="right") - 1, 0, BINS - 1)
     return [f"{edges[i]:.3g} .. {edges[i + 1]:.3g}" for i in place]
-
-
-def _ranks(numbers: np.ndarray) -> np.ndarray:
-    """Ranks, the mean of them for equal numbers."""
-    _, places, counts = np.unique(numbers, return_inverse=True, return_counts=True)
-    last = np.cumsum(counts)
-    return (last - (counts - 1) / 2)[places]

@@ -4,26 +4,81 @@ from __future__ import annotations
 
 import base64
 import io
+import json
 import logging
+import shlex
+from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
+from statistics import mean, median, stdev
+
+from scipy.stats import t as student
 
 from detr_exp.runs import svg
-from detr_exp.runs.analysis import FEWEST, Importance, front, importance
+from detr_exp.runs.analysis import Cost, effects, front, noise_of
 from detr_exp.runs.past import PastRun
-from detr_exp.runs.settings import Setting, settings
+from detr_exp.runs.settings import SEED, Setting, points, settings
 from detr_exp.tracker.follower import is_image
 from detr_exp.values import Values
 
 TEMPLATE = "page.html"
-COLOURS = 8
+COLOURS = 8  # points whose lines are drawn boldly
+MOST_NAMED = 3
 MOST_CLASS_RUNS = 6
 MOST_COLUMNS = 10
 IMAGE_WIDTH, IMAGE_QUALITY = 1500, 80
 GOOD = ("ok",)
 logger = logging.getLogger("detr_exp.tracker")
+TIMINGS = (
+    ("time/val_network_ms", "ms per image in evaluation, network and boxes"),
+    ("time/val_images_per_second", "ms per image in evaluation, loading included"),
+)
 LOST = ("pruned", "oom", "nan", "failed", "killed", "unfinished")
+
+
+@dataclass
+class Ranked:
+    """Runs that differ by their seed alone, best first, as the page shows them.
+
+    Attributes:
+        name: of the run, or what was set in these.
+        style: class of its colour.
+        given: the value of every setting that differs.
+    """
+
+    runs: list[PastRun]
+    name: str = ""
+    style: str = ""
+    given: list[str] = field(default_factory=list)
+
+    @property
+    def scores(self) -> list[float]:
+        return [run.score for run in self.runs if run.score is not None]
+
+    @property
+    def mean(self) -> float | None:
+        return mean(self.scores) if self.scores else None
+
+    @property
+    def deviation(self) -> float | None:
+        return stdev(self.scores) if len(self.scores) > 1 else None
+
+    @property
+    def interval(self) -> tuple[float, float] | None:
+        """Where the mean of other seeds lies, 95 % (Student's t)."""
+        if self.deviation is None:
+            return None
+        count = len(self.scores)
+        half = float(student.ppf(0.975, count - 1)) * self.deviation / count**0.5
+        return mean(self.scores) - half, mean(self.scores) + half
+
+    @property
+    def status(self) -> str:
+        """`ok`, or of runs that ended differently how many ended how."""
+        counts = Counter(run.status for run in self.runs)
+        return next(iter(counts)) if len(counts) == 1 else ", ".join(f"{n} {status}" for status, n in counts.items())
 
 
 def render(runs: Sequence[PastRun], *, title: str, about: str, now: datetime) -> str:
@@ -37,85 +92,146 @@ def render(runs: Sequence[PastRun], *, title: str, about: str, now: datetime) ->
     """
     from jinja2 import Environment, PackageLoader
 
-    ranked = sorted(runs, key=lambda run: (run.score is None, -(run.score or 0.0), run.record.name))
-    differing = settings(ranked)
+    ranked, differing = _ranked(runs)
+    ordered = [run for point in ranked for run in point.runs]
     template = Environment(
         loader=PackageLoader("detr_exp.runs", "."), autoescape=True, trim_blocks=True, lstrip_blocks=True
     ).get_template(TEMPLATE)
-    best = ranked[0]
-    styles = [f"c{place}" if place < COLOURS else "rest" for place in range(len(ranked))]
+    best = ranked[0].runs[0]
     return template.render(
         title=title,
         about=about,
         now=f"{now:%Y-%m-%d %H:%M}",
         monitor=best.monitor,
         best=best if best.score is not None else None,
-        rows=[_row(run, place, styles[place]) for place, run in enumerate(ranked)],
+        use=shlex.quote(str(best.folder)),
+        points=ranked,
+        seeds=[(point, run, run.config.get(SEED)) for point in ranked if len(point.runs) > 1 for run in point.runs],
+        rows=[_row(point) for point in ranked],
         columns=differing[:MOST_COLUMNS],
+        named=len(differing) <= MOST_NAMED and all(len(point.runs) > 1 for point in ranked),
         differing=differing,
-        curves=_curves(ranked, styles),
-        importances=_importances(differing, ranked),
-        fewest=FEWEST,
-        fronts=_fronts(ranked, styles),
+        curves=_curves(ranked),
+        effects=effects(differing, [run.score for run in ordered]),
+        fronts=_fronts(ranked),
         classes=_classes(ranked),
         image=_image(best),
-        hours=_hours(ranked),
-        total_hours=sum(run.hours for run in ranked),
-        troubles=[run for run in ranked if run.status not in GOOD],
-        code=_code(ranked),
+        hours=_hours(ordered),
+        total_hours=sum(run.hours for run in ordered),
+        troubles=[run for run in ordered if run.status not in GOOD],
+        code=_code(ordered),
     )
 
 
-def _row(run: PastRun, place: int, style: str) -> Values:
+def _ranked(runs: Sequence[PastRun]) -> tuple[list[Ranked], list[Setting]]:
+    """Points, best mean first, and what differs, with a value for each run in the order of the points."""
+
+    def worse(run: PastRun) -> tuple[bool, float, str]:
+        return run.score is None, -(run.score or 0.0), run.record.name
+
+    ranked = [Ranked(sorted(point, key=worse)) for point in points(runs)]
+    ranked.sort(key=lambda point: (point.mean is None, -(point.mean or 0.0), point.runs[0].record.name))
+    differing = settings([run for point in ranked for run in point.runs])
+    start = 0
+    for place, point in enumerate(ranked):
+        point.style = f"c{place}" if place < COLOURS else f"c{place} rest"
+        point.given = [setting.values[start] for setting in differing]
+        told = [f"{setting.name} {value}" for setting, value in zip(differing[:MOST_NAMED], point.given)]
+        point.name = _label(point.runs[0]) if len(point.runs) == 1 else ", ".join(told) or "all seeds"
+        start += len(point.runs)
+    return ranked, differing
+
+
+def _row(point: Ranked) -> Values:
     names = ("mAP50", "mAP_small", "mAP_medium", "mAP_large")
-    prefix = run.monitor.removesuffix("mAP")
-    values = [run.best.get(f"{prefix}{name}") for name in names]
+    prefix = point.runs[0].monitor.removesuffix("mAP")
+    epochs = [epoch for run in point.runs if (epoch := run.best.get("val/epoch")) is not None]
     return {
-        "run": run,
-        "place": place,
-        "style": style,
-        "values": [value if value is not None and value >= 0 else None for value in values],
-        "epoch": run.best.get("val/epoch"),
-        "parameters": _parameters(run),
+        "point": point,
+        "values": [_mean_of(point.runs, f"{prefix}{name}") for name in names],
+        "epoch": mean(epochs) if epochs else None,
+        "hours": sum(run.hours for run in point.runs),
+        "parameters": _parameters(point.runs[0]),
     }
 
 
-def _curves(runs: Sequence[PastRun], styles: Sequence[str]) -> list[tuple[str, str]]:
-    """Title and chart of the monitored metric and of the loss."""
-    monitor = runs[0].monitor
+def _mean_of(runs: Sequence[PastRun], name: str) -> float | None:
+    """Over the runs that have a value; -1 is none."""
+    known = [value for run in runs if (value := run.best.get(name)) is not None and value >= 0]
+    return mean(known) if known else None
+
+
+def _curves(ranked: Sequence[Ranked]) -> list[tuple[str, str]]:
+    """Title and chart of the monitored metric and of the loss, a line for each run in the colour of its point."""
+    monitor = ranked[0].runs[0].monitor
     charts = []
     for name, title in ((monitor, f"{monitor} of the validation split"), ("train/loss", "Training loss")):
-        series = [svg.Series(_label(run), run.curve(name), style) for run, style in zip(runs, styles)]
+        series = [svg.Series(_label(run), run.curve(name), point.style) for point in ranked for run in point.runs]
         if any(one.points for one in series):
             charts.append((title, svg.lines(series, "epoch", name)))
     return charts
 
 
-def _importances(differing: Sequence[Setting], runs: Sequence[PastRun]) -> list[Importance]:
-    found = [importance(setting, [run.score for run in runs]) for setting in differing]
-    return sorted((one for one in found if one is not None), key=lambda one: -one.share)
-
-
-def _fronts(runs: Sequence[PastRun], styles: Sequence[str]) -> list[tuple[str, str, list[str]]]:
-    """Title, chart and the runs on the front, for each cost that is known of two runs at least."""
-    monitor = runs[0].monitor
+def _fronts(ranked: Sequence[Ranked]) -> list[tuple[str, str, str]]:
+    """Title, chart and what is on the front, for each cost that is known of two points at least."""
+    scored = [point for point in ranked if point.scores]
+    sized = [(point, size) for point in scored if (size := _parameters(point.runs[0])) is not None]
     found = []
-    for title, label, cost in (
-        ("Accuracy against size", "parameters, millions", _parameters),
-        ("Accuracy against time", "ms per image in evaluation, loading included", _milliseconds),
-    ):
-        known = [
-            (run, style, (at, run.score))
-            for run, style in zip(runs, styles)
-            if run.score is not None and (at := cost(run)) is not None
-        ]
-        if len(known) < 2:
-            continue
-        best = front([point for _, _, point in known])
-        series = [svg.Series(_label(run), [point], style) for run, style, point in reversed(known)]
-        chart = svg.scatter(series, [known[place][2] for place in best], label, monitor)
-        found.append((title, chart, [_label(known[place][0]) for place in best]))
+    if len(sized) > 1:
+        costs = [Cost(size, 0.0, mean(point.scores)) for point, size in sized]
+        chart, names = _front([point for point, _ in sized], costs, "parameters, millions", front(costs))
+        found.append(("Accuracy against size", chart, names))
+    for name, label in TIMINGS:
+        timed = [(point, times) for point in scored if (times := _times(point.runs, name))]
+        if len(timed) > 1:
+            return [*found, ("Accuracy against time", *_against_time(timed, label))]
     return found
+
+
+def _against_time(timed: Sequence[tuple[Ranked, list[float]]], label: str) -> tuple[str, str]:
+    """Chart and words on points and their times, all times of equal networks taken together."""
+    networks: dict[str, list[float]] = {}
+    for point, times in timed:
+        networks.setdefault(_network(point.runs[0]), []).extend(times)
+    noise = noise_of(list(networks.values()))
+    at = {network: median(times) for network, times in networks.items()}
+    costs = [
+        Cost(at[_network(point.runs[0])], (noise or 0.0) * at[_network(point.runs[0])], mean(point.scores))
+        for point, _ in timed
+    ]
+    machines = {run.record.tags.get("hardware") for point, _ in timed for run in point.runs}
+    shown = [point for point, _ in timed]
+    if noise is None or len(machines) > 1:
+        why = "each network was timed only once" if noise is None else "runs were timed on different hardware"
+        return _front(shown, costs, label, [])[0], f"No front: {why}."
+    chart, names = _front(shown, costs, label, front(costs))
+    return (
+        chart,
+        f"{names} Timings scatter by {noise:.0%}; what lies within that is not told apart, nor are equal networks.",
+    )
+
+
+def _front(shown: Sequence[Ranked], costs: Sequence[Cost], label: str, best: Sequence[int]) -> tuple[str, str]:
+    """Chart of points and costs, and the names of the best."""
+    series = [svg.Series(point.name, [(cost.cost, cost.gain)], point.style) for point, cost in zip(shown, costs)]
+    stairs = [(costs[place].cost, costs[place].gain) for place in best]
+    names = "; ".join(shown[place].name for place in best)
+    chart = svg.scatter(series[::-1], stairs, label, shown[0].runs[0].monitor)
+    return chart, f"On the front: {names}." if names else ""
+
+
+def _times(runs: Sequence[PastRun], name: str) -> list[float]:
+    """Milliseconds of all evaluations but the first of each run, which warms up, unless it is the only one."""
+    found: list[float] = []
+    for run in runs:
+        values = [line[name] for line in run.lines if line.get(name)]
+        found += values[1:] or values
+    return [1000 / value for value in found] if name.endswith("per_second") else found
+
+
+def _network(run: PastRun) -> str:
+    """The same for runs whose networks take the same time."""
+    return json.dumps([run.config.get("model"), run.record.tags.get("parameters")], sort_keys=True, default=str)
 
 
 def _parameters(run: PastRun) -> float | None:
@@ -124,20 +240,16 @@ def _parameters(run: PastRun) -> float | None:
     return None if known is None else int(known) / 1e6
 
 
-def _milliseconds(run: PastRun) -> float | None:
-    rate = run.best.get("time/val_images_per_second")
-    return None if not rate else 1000 / rate
-
-
-def _classes(runs: Sequence[PastRun]) -> Values | None:
-    """AP per class of the best runs that have a table, classes with the lowest AP of the best run first."""
-    tables = [(run, table) for run in runs if run.score is not None and (table := run.class_table)][:MOST_CLASS_RUNS]
+def _classes(ranked: Sequence[Ranked]) -> Values | None:
+    """AP per class of the best run of each of the best points that have a table, the hardest class first."""
+    runs = [(point, point.runs[0]) for point in ranked if point.scores]
+    tables = [(point, table) for point, run in runs if (table := run.class_table)][:MOST_CLASS_RUNS]
     if not tables:
         return None
     rows = [row for row in tables[0][1] if row["objects"]]
     others = [{row["class"]: row["AP"] for row in table} for _, table in tables]
     return {
-        "runs": [_label(run) for run, _ in tables],
+        "runs": [point.name for point, _ in tables],
         "rows": [
             (row["class"], row["objects"], [other.get(row["class"]) for other in others])
             for row in sorted(rows, key=lambda row: row["AP"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -12,6 +13,7 @@ from detr_exp.runs.past import PastRun
 from detr_exp.values import Values, flat
 
 SEED = "seed"
+WORDS = {"lr": "learning rate", "amp": "mixed precision", "ema": "averaged weights"}
 Point = list[PastRun]  # runs that differ by their seed alone
 
 logger = logging.getLogger("detr_exp.runs")
@@ -21,40 +23,59 @@ class Setting(NamedTuple):
     """Something that is not the same in all runs.
 
     Attributes:
-        name: the key or group, as on the command line.
+        key: the key or group, as on the command line.
+        name: in words, as short as the settings beside it permit.
         others: further keys that change exactly when it does.
         values: one per run, as text; `-` where a run has none.
     """
 
+    key: str
     name: str
     others: list[str]
     values: list[str]
 
 
 def settings(runs: Sequence[PastRun]) -> list[Setting]:
-    """What differs, words of the command lines first; keys that always change together are one setting."""
+    """What differs besides the seed, overrides first; keys that always change together are one setting."""
     configs = [flat(run.config) for run in runs]
-    words = {word.partition("=")[0].lstrip("+~"): None for run in runs for word in run.record.words}
-    keys = dict.fromkeys(key for config in configs for key in config)
-    found: dict[tuple[int, ...], Setting] = {}
-    for key in [key for key in words | keys if not is_under(key, NO_NUMBER)]:
+    found: dict[tuple[int, ...], tuple[str, list[str], list[str]]] = {}
+    for key in _keys(runs, configs):
         values = [_value(run, config, key) for run, config in zip(runs, configs)]
         pattern = tuple(values.index(value) for value in values)
         if len(set(pattern)) == 1:
             continue
         if pattern in found:
-            found[pattern].others.append(key)
+            found[pattern][1].append(key)
         else:
-            found[pattern] = Setting(key, [], values)
-    return list(found.values())
+            found[pattern] = (key, [], values)
+    names = in_words([key for key, *_ in found.values()])
+    return [Setting(key, name, others, values) for name, (key, others, values) in zip(names, found.values())]
+
+
+def in_words(keys: Sequence[str]) -> list[str]:
+    """Names of keys without what is before their last parts, as far as these tell them apart."""
+    names = []
+    for key in keys:
+        parts = re.split("[./]", key)
+        for count in range(1, len(parts) + 1):
+            tail = parts[-count:]
+            if sum(re.split("[./]", other)[-count:] == tail for other in keys) == 1:
+                break
+        names.append(" ".join(WORDS.get(part, part.replace("_", " ")) for part in tail))
+    return names
+
+
+def _keys(runs: Sequence[PastRun], configs: Sequence[Values]) -> list[str]:
+    """Overridden ones first, without the seed and what changes no number."""
+    words = {word.partition("=")[0].lstrip("+~"): None for run in runs for word in run.record.words}
+    keys = words | dict.fromkeys(key for config in configs for key in config)
+    return [key for key in keys if key != SEED and not is_under(key, NO_NUMBER)]
 
 
 def points(runs: Sequence[PastRun]) -> list[Point]:
     """Runs with the same settings but for the seed together, in the order of their first."""
     configs = [flat(run.config) for run in runs]
-    keys = dict.fromkeys(key for config in configs for key in config)
-    words = {word.partition("=")[0].lstrip("+~"): None for run in runs for word in run.record.words}
-    told = [key for key in words | keys if key != SEED and not is_under(key, NO_NUMBER)]
+    told = _keys(runs, configs)
     groups: dict[tuple[str, ...], list[PastRun]] = {}
     for run, config in zip(runs, configs):
         groups.setdefault(tuple(_value(run, config, key) for key in told), []).append(run)

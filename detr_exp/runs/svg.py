@@ -1,6 +1,6 @@
 """Small charts as SVG that stands inside a page: its style sheet gives the colours.
 
-Classes: `axis` and `grid` for lines, `tick` for words, `c0` ... `c7` for the first eight series, `rest` for others.
+Classes: `axis` and `grid` for lines, `tick` for words, and those of the series, which give a colour each.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from html import escape
 from typing import NamedTuple
 
 WIDTH, HEIGHT = 560, 300
-LEFT, RIGHT, TOP, BOTTOM = 62, 14, 12, 42
+LEFT, RIGHT, TOP, BOTTOM = 70, 14, 12, 42
 MOST_POINTS = 200
 
 

@@ -133,3 +133,13 @@ def test_runs_that_failed_leave_the_rest_to_judge_by() -> None:
     settings = {name: [values[place] for place in kept] for name, values in settings.items()}
     results = 4 * numbers(settings["s0"]) + generator.normal(size=20)
     assert told(settings, results) == {("s0",)}
+
+
+def test_numbers_that_are_all_different_can_be_judged_from_five_on() -> None:
+    """Of their orders one and its reverse explain as much; the least p is a share of all orders, not 1."""
+    numbers = ["1e-5", "1e-4", "1e-3", "1e-2", "1e-1"]
+    (found,) = importances({"lr": numbers}, [0.1, 0.2, 0.3, 0.4, 0.5])
+    assert found.least == pytest.approx(2 / 120)
+    assert found.p == pytest.approx(2 / 120, abs=0.006)
+    (few,) = importances({"lr": numbers[:4]}, [0.1, 0.2, 0.3, 0.4])
+    assert few.least > ALPHA

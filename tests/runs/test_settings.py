@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from detr_exp.runs.past import PastRun
-from detr_exp.runs.settings import Setting, differing, in_pairs, points, settings
+from detr_exp.runs.settings import Setting, differing, in_pairs, in_words, points, settings
 from detr_exp.tracker.base import RunRecord
 
 
@@ -21,8 +21,8 @@ def test_settings_that_change_together_are_one_and_those_of_the_command_line_nam
         for kind, alpha, lr in (("focal", 0.25, 1), ("vfl", 0.75, 1), ("vfl", 0.75, 2))
     ]
     assert settings(made) == [
-        Setting("loss", ["loss.kind", "loss.alpha"], ["focal", "vfl", "vfl"]),
-        Setting("optim.lr", [], ["1", "1", "2"]),
+        Setting("loss", "loss", ["loss.kind", "loss.alpha"], ["focal", "vfl", "vfl"]),
+        Setting("optim.lr", "learning rate", [], ["1", "1", "2"]),
     ]
     assert settings(made[:1]) == settings([made[0], made[0]]) == []
 
@@ -35,7 +35,15 @@ def test_a_run_that_did_not_start_has_only_its_words():
 def test_where_values_are_not_numbers_and_what_they_change():
     run_data = run({"tracker": {"run": "a"}, "model": {"weights": None}})
     other = run({"tracker": {"run": "b"}, "model": {"weights": "x.pth"}})
-    assert settings([run_data, other]) == [Setting("model.weights", [], ["null", "x.pth"])]
+    assert settings([run_data, other]) == [Setting("model.weights", "weights", [], ["null", "x.pth"])]
+
+
+def test_names_are_as_short_as_their_neighbours_permit():
+    keys = ["optim.lr", "optim.weight_decay", "model.backbone.lr", "a.width", "b.width", "loss"]
+    told = ["optim learning rate", "weight decay", "backbone learning rate", "a width", "b width", "loss"]
+    assert in_words(keys) == told
+    assert in_words(["optim.lr", "model/head"]) == ["learning rate", "head"]
+    assert in_words(["width", "a.width"]) == ["width", "a width"]
 
 
 def trained(**config) -> PastRun:
