@@ -144,7 +144,7 @@ def of_recipe(name: str) -> Network:
     """The network of a published recipe with random weights, with the number of labels of its data."""
     from detr_exp import build
 
-    cfg = build.compose([f"experiment={name}", "model.backbone.pretrained=false"])
+    cfg = build.compose([f"experiment={name}", "model.weights=null", "model.backbone.pretrained=false"])
     return build.network(cfg, _labels(cfg, 1 if "keypoint" in name else 20 if name.endswith("_voc") else 80))
 
 

@@ -13,7 +13,7 @@ from detr_exp.optim.param_groups import parameter_groups
 from detr_exp.structures import Target, Targets
 
 EXPERIMENTS = sorted(path.stem for path in (CONF_DIR / "experiment").glob("rtdetr*.yaml"))
-OFFLINE = "model.backbone.pretrained=false"
+OFFLINE = ("model.weights=null", "model.backbone.pretrained=false")
 
 # Parameters of the network with 80 classes, and tensors per (learning rate, weight decay).
 R18 = (20_184_464, {(1e-4, 0): 162, (1e-4, 1e-4): 164})
@@ -36,7 +36,7 @@ PUBLISHED = {
 
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_parameters_and_their_groups(name):
-    cfg = compose([f"experiment={name}", OFFLINE, "data.num_classes=80"])
+    cfg = compose([f"experiment={name}", *OFFLINE, "data.num_classes=80"])
     with torch.device("meta"):
         network = build.network(cfg)
     total, groups = PUBLISHED[name]
@@ -54,7 +54,7 @@ def test_parameters_and_their_groups(name):
 @pytest.mark.parametrize("name", ["r18vd", "r34vd", "r50vd_m", "r50vd"])
 def test_rtdetr_decays_the_four_norms_that_its_source_does_not_find_by_name(name):
     """There they are called `encoder.input_proj.0.1` and `decoder.enc_output.1`; their biases are found."""
-    cfg = compose([f"experiment=rtdetr_{name}_6x_coco", OFFLINE, "data.num_classes=80"])
+    cfg = compose([f"experiment=rtdetr_{name}_6x_coco", *OFFLINE, "data.num_classes=80"])
     with torch.device("meta"):
         network = build.network(cfg)
     groups = build.optimizer(cfg)(network).param_groups
@@ -98,7 +98,7 @@ FAST = ("rtdetrv2_r18vd_120e_coco",)
 @pytest.mark.parametrize("name", [n if n in FAST else pytest.param(n, marks=pytest.mark.slow) for n in EXPERIMENTS])
 def test_two_steps_and_an_evaluation(name):
     """Only the pictures are smaller and fewer."""
-    cfg = compose([f"experiment={name}", OFFLINE, "data.num_classes=80", "model.image_size=[128,128]"])
+    cfg = compose([f"experiment={name}", *OFFLINE, "data.num_classes=80", "model.image_size=[128,128]"])
     torch.manual_seed(0)
     network, criterion = build.network(cfg).train(), build.criterion(cfg)
     optimizer = build.optimizer(cfg)(network)

@@ -63,7 +63,12 @@ def handler(host: Host) -> type[BaseHTTPRequestHandler]:
                 self.send_header("Location", deed[3:])
                 self.end_headers()
             elif path not in host.files:
-                self.send_error(404)
+                repo = path.partition("/resolve/")[0]
+                is_there = any(file.startswith(f"{repo}/") for file in host.files)
+                self.send_response(404)
+                self.send_header("X-Error-Code", "EntryNotFound" if is_there else "RepoNotFound")
+                self.send_header("Content-Length", "0")
+                self.end_headers()
             else:
                 self.send(host.files[path], deed, is_head)
 
