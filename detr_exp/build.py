@@ -206,7 +206,7 @@ def run(cfg: DictConfig, output_dir: Path, *, identity: str = "", resume_from: P
         resume_from=resume_from,
         should_prune=pruning_check(),
         base=base_file,
-        start=None if has_all else start.find(cfg.model.weights),
+        start=None if has_all else start.record(cfg.model.weights),
     )
     refuse_unknown_monitor(made_run, *(cfg.trainer.get(name) for name in ("monitor", "compute_val_loss")))
     return made_run

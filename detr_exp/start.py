@@ -59,6 +59,12 @@ def find(word: str | None, runs: str = "outputs") -> Found | None:
     return found
 
 
+def record(word: str | None) -> dict[str, str] | None:
+    """What a run and its checkpoints keep of the weights that training begins with; None: they are random."""
+    found = find(word)
+    return None if found is None else {"weights": found.word, "sha256": found.sha256}
+
+
 def load(network: Network, found: Found, classes: list[str] | None = None) -> None:
     """Load weights into a network.
 

@@ -34,6 +34,7 @@ KINDS: dict[str, type | tuple[type, ...]] = {
     "threshold": (int, float),
     "weights": str,
     "base": dict,
+    "start": dict,
 }
 
 

@@ -105,7 +105,7 @@ def _tags(run: Run, hardware: Hardware) -> dict[str, str]:
         "parameters": str(sum(parameter.numel() for parameter in run.network.parameters())),
     }
     if run.start is not None:
-        tags |= {"weights": run.start.word, "weights.sha256": run.start.sha256}
+        tags |= {"weights": run.start["weights"], "weights.sha256": run.start["sha256"]}
     return tags | ({} if run.resume_from is None else {"resumed.from": str(run.resume_from)})
 
 

@@ -126,6 +126,7 @@ def test_a_run_records_what_it_started_from(
     longer = compose([*words, "trainer.resume=run", "trainer.epochs=2", "trainer.max_steps=null"])
     train_in(tmp_path / "run", longer)
     assert RunRecord.load(tmp_path / "run").tags["weights.sha256"] == hash_
+    assert files.load(tmp_path / "run" / files.BEST_TOTAL)["start"] == {"weights": NAME, "sha256": hash_}
 
 
 def test_the_identity_of_a_run_has_the_word_and_the_published_hash(monkeypatch: pytest.MonkeyPatch) -> None:

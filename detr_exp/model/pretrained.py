@@ -60,10 +60,13 @@ def load_weights(network: Network, path: str | Path, classes: list[str] | None =
     if pretrained_rfdetr.is_rfdetr(weights.state):
         with _whole(path, weights.origin):
             network.load_state_dict(pretrained_rfdetr.from_rfdetr(weights.state, network))
+        logger.info("weights: %d tensors from %s (%s)", len(weights.state), path, weights.origin)
         return
     state = _fitted(weights, network, classes, path)
     network.load_state_dict(state, strict=False)
-    logger.info("weights: %d tensors from %s (%s)", len(state), path, weights.origin)
+    own = sum(not name.endswith(".num_batches_tracked") for name in network.state_dict())
+    count = sum(not name.endswith(".num_batches_tracked") for name in state)
+    logger.info("weights: %d of %d tensors from %s (%s)", count, own, path, weights.origin)
 
 
 def read_weights(path: str | Path) -> Weights:

@@ -87,7 +87,7 @@ def common_content(run: Run) -> Stored:
         "keypoints": None if run.data.keypoints is None else asdict(run.data.keypoints),
         "data_fingerprint": run.data.fingerprint,
         **({} if run.base is None else {"base": asdict(run.base)}),
-        **({} if run.start is None else {"start": {"weights": run.start.word, "sha256": run.start.sha256}}),
+        **({} if run.start is None else {"start": run.start}),
     }
 
 

@@ -15,7 +15,6 @@ from detr_exp.data.dataset import DataSet
 from detr_exp.loss.criterion import SetCriterion
 from detr_exp.model.adapter.slim import BaseFile, load_own_state, own_state
 from detr_exp.protocols import Counting, Metric, Network, Tracker
-from detr_exp.published.fetch import Found
 from detr_exp.tensor_files import Stored
 from detr_exp.trainer import distributed
 from detr_exp.trainer.ema import EMA
@@ -46,7 +45,7 @@ class Run:
         resume_from: the checkpoint to resume from, or None.
         should_prune: (epoch from 1, monitored value) -> whether to end the run now; None: never.
         base: the file with the frozen parameters if an adapter is trained; None: checkpoints contain all parameters.
-        start: the initial weights; None: random ones, or those of a checkpoint.
+        start: `weights` (the word) and `sha256` of the initial weights; None: random ones.
     """
 
     data: DataSet
@@ -63,7 +62,7 @@ class Run:
     resume_from: Path | None = None
     should_prune: Callable[[int, float], bool] | None = None
     base: BaseFile | None = None
-    start: Found | None = None
+    start: dict[str, str] | None = None
 
     def loader(self, split: str, batch_size: int, step_batches: int = 1) -> Any:
         """This rank's batches of a split; see `data.dataset.DataSet.loader`."""

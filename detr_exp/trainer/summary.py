@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from detr_exp.published.table import named
 from detr_exp.trainer import checkpoint as files
 from detr_exp.trainer import distributed
 from detr_exp.trainer.console import Console
@@ -39,7 +40,8 @@ def _start(run: Run) -> str:
     if run.resume_from is not None:
         return f"the checkpoint {run.resume_from}"
     if run.start is not None:
-        return f"{run.start.title}, sha256 {run.start.sha256[:12]}"
+        entry = named(run.start["weights"])
+        return f"{run.start['weights'] if entry is None else entry.title}, sha256 {run.start['sha256'][:12]}"
     pretrained = run.config["model"].get("backbone", {}).get("pretrained")
     if pretrained:
         return f"random weights, the backbone with {'published ones' if pretrained is True else pretrained}"

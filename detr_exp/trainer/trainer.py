@@ -104,6 +104,7 @@ class Trainer:
         if settings.hardware.compile and isinstance(run.criterion.matcher, Compiling):
             run.criterion.matcher.compile()
         saved = None if run.resume_from is None else load_for_resuming(run.resume_from, run.config)
+        run.start = run.start if saved is None else saved.get("start")
         batch_size, grad_accum_steps = self.batch(run, network, saved)
         forward = distributed.parallel(network, settings.hardware.strategy)
         loader = run.loader("train", batch_size, grad_accum_steps)
