@@ -15,11 +15,13 @@ RENAMED = {  # primary config -> old key -> key
     "export": {"export.pictures": "export.images"},
     "predict": {"pictures": "draw"},
 }
+# a URL with characters that mean something else in Hydra's grammar, as in https://host/file.pth#sha256=...
+ADDRESS = re.compile(r"[\w.]+=https?://[^\s\"',]*[=#&~;!][^\s\"',]*")
 OVERRIDE = re.compile(r"([+~]{0,2})([\w.]+)(=.*|$)", re.DOTALL)
 
 
 def renamed(config_name: str, overrides: Iterable[str]) -> list[str]:
-    """Overrides in which old names of keys are replaced, with a warning for each.
+    """Overrides in which old names of keys are replaced, with a warning for each, and URLs are quoted.
 
     Args:
         config_name: primary config of the command.
@@ -33,5 +35,8 @@ def renamed(config_name: str, overrides: Iterable[str]) -> list[str]:
             key = keys[parts[2]]
             logging.getLogger(__name__).warning("%s has been renamed; use %s=...", parts[2], key)
             override = f"{parts[1]}{key}{parts[3]}"
+        if ADDRESS.fullmatch(override):
+            key, _, address = override.partition("=")
+            override = f'{key}="{address}"'
         current.append(override)
     return current

@@ -37,3 +37,18 @@ def test_only_overrides_of_that_command_change() -> None:
     changed = ["--config-dir", "pictures", "++images=0,4", "data.pictures=1", "source=pictures=1", "~images"]
     assert renamed("check_data", words) == changed
     assert renamed("config", words) == words
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        f"https://a.b/c/d.pth#sha256={'0' * 64}",
+        "https://a.b/c?x=1&y=2",
+        "http://127.0.0.1:80/~me/x%20y.pth",
+        "https://a.b/c.pth",
+        "hf:owner/na-me@v1.0/x/model.safetensors",
+    ],
+)
+def test_addresses_need_no_quotes(address: str) -> None:
+    assert compose([f"model.weights={address}"]).model.weights == address
+    assert renamed("config", [f'model.weights="{address}"']) == [f'model.weights="{address}"']
