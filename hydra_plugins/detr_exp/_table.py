@@ -67,7 +67,8 @@ def ranking(jobs: Sequence[Job], entries: Mapping[str, Entry], extra: Mapping[st
 
 
 def over_seeds(jobs: Sequence[Job], entries: Mapping[str, Entry]) -> Table | None:
-    """Mean and deviation of the runs that differ only in their seed; None if no seeds were swept."""
+    """Mean, deviation and 95 % interval of the mean (Student's t) of the runs that differ only in their seed; None if
+    no seeds were swept."""
     groups: dict[str, list[float]] = {}
     for job in jobs:
         others = [one for one in job.swept if not one.startswith("seed=")]
@@ -78,11 +79,15 @@ def over_seeds(jobs: Sequence[Job], entries: Mapping[str, Entry]) -> Table | Non
         return None
     table = Table(title="\nover seeds", title_justify="left", title_style="bold", box=None)
     table.add_column("overrides")
-    for name in ("mean", "deviation", "runs"):
+    for name in ("mean", "deviation", "95 % interval", "runs"):
         table.add_column(name, justify="right")
     for overrides, values in sorted(groups.items(), key=lambda group: -mean(group[1])):
-        spread = f"{stdev(values):.4f}" if len(values) > 1 else "-"
-        table.add_row(escape(printable(overrides)) or "all runs", f"{mean(values):.4f}", spread, str(len(values)))
+        spread, between = "-", "-"
+        if len(values) > 1:
+            half = float(stdtrit(len(values) - 1, 0.975)) * stdev(values) / len(values) ** 0.5
+            spread, between = f"{stdev(values):.4f}", f"{mean(values) - half:.4f} .. {mean(values) + half:.4f}"
+        given = escape(printable(overrides)) or "all runs"
+        table.add_row(given, f"{mean(values):.4f}", spread, between, str(len(values)))
     return table
 
 

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from filelock import FileLock
 from hydra.core.hydra_config import HydraConfig
@@ -168,3 +169,63 @@ def test_the_same_command_has_the_same_folder(command: Callable[..., int], capsy
     for overrides in ([GRID, "seed=1"], ["seed=1", GRID], [GRID, "seed=2"], [GRID, "seed=1", "sweep_retry=failed"]):
         assert command(lambda: cli.main(fixed, "config", ""), "--multirun", "tracker=none", *overrides) == 0
     assert len(list(Path("outputs/sweeps").iterdir())) == 2
+
+
+def seeded(cfg: DictConfig) -> float:
+    """Results that grow with the learning rate, by far more than they scatter over seeds."""
+    return 100 * cfg.optim.lr + 0.002 * ((7 * cfg.seed + int(cfg.optim.lr * 1e3)) % 3)
+
+
+RACE = ("seed=0,1,2,3,4", "optim.lr=1e-3,2e-3,3e-3,4e-3,5e-3,6e-3", "hydra.sweeper.race=true")
+
+
+def test_a_race_gives_further_seeds_only_to_points_that_may_win(sweep: Sweep) -> None:
+    done = sweep(seeded, *RACE)
+    assert done.status == 0
+    tried = [tuple(sorted(line["overrides"])) for line in done.lines]
+    assert len(tried) == len(set(tried)) == 12, "two seeds of each point, and the best was plain"
+    assert "race: after 2 of 5 seeds 1 of 6 points may still win" in done.out
+    assert "race: 12 of 30 runs, 60% saved" in done.out
+    best = done.out.split("over seeds")[1].splitlines()[2].split()
+    assert best[0] == "optim.lr=0.006"
+    values = [line["metric"] for line in done.lines if "optim.lr=0.006" in line["overrides"]]
+    half = 12.7062 * np.std(values, ddof=1) / 2**0.5
+    assert float(best[3]) == pytest.approx(np.mean(values) - half, abs=1e-4)
+    assert float(best[5]) == pytest.approx(np.mean(values) + half, abs=1e-4)
+    again = sweep(seeded, *RACE)
+    assert again.lines == done.lines, "the same race, and nothing was run"
+    full = sweep(seeded, *RACE[:2])
+    assert len(full.lines) == 30, "without a race all the others follow"
+
+
+def test_a_race_that_was_stopped_goes_on_as_it_would_have(sweep: Sweep) -> None:
+    runs: list[int] = []
+
+    def stopped(cfg: DictConfig) -> float:
+        runs.append(1)
+        if len(runs) == 9:
+            (Path(HydraConfig.get().runtime.output_dir) / "run.json").write_text("{}")
+            sys.exit(143)
+        return seeded(cfg)
+
+    assert sweep(stopped, *RACE).status == 143
+    done = sweep(seeded, *RACE)
+    assert done.status == 0
+    assert len({line["hash"] for line in done.lines}) == 12
+
+
+def test_a_point_without_a_result_loses_the_race(sweep: Sweep) -> None:
+    def fails(cfg: DictConfig) -> float:
+        return float("nan") if cfg.optim.lr == 6e-3 and cfg.seed == 1 else seeded(cfg)
+
+    done = sweep(fails, *RACE)
+    assert done.status == 1, "it is told as ever"
+    assert "race: after 2 of 5 seeds 1 of 6 points" in done.out
+    assert done.lines[-1]["overrides"] != ["seed=2", "optim.lr=0.006"]
+
+
+@pytest.mark.parametrize("words", [("optim.lr=1e-3,2e-3",), ("seed=0,1,2,3",), ("seed=0,1", "optim.lr=1e-3,2e-3")])
+def test_a_race_needs_points_and_seeds(sweep: Sweep, words: tuple[str, ...]) -> None:
+    refused = sweep(seeded, *words, "hydra.sweeper.race=true")
+    assert (refused.status, refused.lines) == (2, [])
+    assert "sweep both: seed=0,1,2,3,4" in refused.err
