@@ -10,6 +10,7 @@ from statistics import mean, stdev
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
+from scipy.special import stdtrit
 
 from detr_exp.terminal import printable
 from detr_exp.tracker.secrets import masked

@@ -101,8 +101,8 @@ class GridSweeper(Sweeper):
                 break
         saved = 1 - len(tried) / (points * seeds)
         say(
-            f"race: {len(tried)} of {points * seeds} runs, {saved:.0%} saved. The risk: in simulations the winner was that"
-            f" of the full grid, or less than half a standard deviation of seeds worse, in 88 to 100 of 100 races"
+            f"race: {len(tried)} of {points * seeds} runs, {saved:.0%} saved. The risk: in simulations the winner was "
+            "that of the full grid, or less than half a standard deviation of seeds worse, in 88 to 100 of 100 races"
         )
         return tried
 
