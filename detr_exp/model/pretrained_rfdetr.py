@@ -19,6 +19,7 @@ import types
 import torch
 from torch import Tensor
 
+from detr_exp.model.pretrained_rfdetr_transformers import from_transformers
 from detr_exp.protocols import Network
 from detr_exp.tensor_files import Stored, named
 
@@ -131,7 +132,8 @@ def rfdetr_state(file: Stored) -> State | None:
     states = callbacks.values() if isinstance(callbacks, dict) else ()
     averaged = next((s[AVERAGED] for s in states if isinstance(s, dict) and AVERAGED in s), None)
     for state in (averaged, file.get("ema_model"), file.get("model"), file.get("state_dict"), file):
-        if is_rfdetr(plain := {PREFIXES.sub("", name): tensor for name, tensor in named(state).items()}):
+        plain = from_transformers({PREFIXES.sub("", name): tensor for name, tensor in named(state).items()})
+        if is_rfdetr(plain):
             return plain
     return None
 
