@@ -213,7 +213,9 @@ def _scope(row: Values, about: Values) -> Iterator[str]:
         yield f"One run a side: {drawn}, so nothing is claimed about their settings (two seeds a side would)."
     elif 1 in about["counts"]:
         yield "The side of one run is taken to scatter as the other does."
-    if not row["images_drawn"]:
+    if not row["images_drawn"] and row["about"] == "checkpoints":
+        yield "It cannot be resampled by image, so it has no interval."
+    elif not row["images_drawn"]:
         yield "It cannot be resampled by image, so the interval covers seeds on these images alone."
     if row["verdict"] != "unknown":
         return
