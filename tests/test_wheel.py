@@ -54,6 +54,7 @@ def test_the_wheel_holds_configs_and_plugins(wheel: Path) -> None:
     shipped = {f"detr_exp/conf/{path.relative_to(ROOT / 'conf')}" for path in (ROOT / "conf").rglob("*.yaml")}
     assert shipped <= names
     assert "hydra_plugins/detr_exp/grid_sweeper.py" in names
+    assert "detr_exp/published/weights.csv" in names
     assert "hydra_plugins/__init__.py" not in names, "others put their plugins there too"
     assert not [name for name in names if name.startswith("tests/")]
 
