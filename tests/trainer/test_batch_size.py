@@ -86,7 +86,7 @@ def test_the_need_grows_with_images_objects_and_size(parts):
 def test_the_need_of_one_image_tells_that_of_many(parts):
     """The oracle: what four images really keep."""
     settings, run, network = parts()
-    with module.untouched(network):
+    with module.state_preserved(network):
         four = module.saved_bytes(network, lambda: module.loss_of(settings, run, network, 4))
     need = need_of(settings, run, network)
     assert four.activations == pytest.approx(4 * need.per_image, rel=0.05)

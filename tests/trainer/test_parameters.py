@@ -292,9 +292,9 @@ def scripted(small, tmp_path, monkeypatch):
         which: list[str] = []
         evaluate_split = validation.evaluate_split
 
-        def note(trainer, run, state, split, weights, *rest):
+        def note(settings, console, run, state, split, weights, *rest):
             which.append(weights)
-            return evaluate_split(trainer, run, state, split, weights, *rest)
+            return evaluate_split(settings, console, run, state, split, weights, *rest)
 
         monkeypatch.setattr(validation, "evaluate_split", note)
         for look in (

@@ -132,7 +132,7 @@ def one_step(
         window[part[emptied]] = empty(window[part[emptied]])
     if poisoned in part:
         window[part[poisoned]].images = window[part[poisoned]].images.float() * float("nan")
-    evaluation = evaluate_split(trainer, run, state, "val", "raw", True)
+    evaluation = evaluate_split(trainer.settings, trainer.console, run, state, "val", "raw", True)
     images = run.make_metric("val").images
     detections = {number: torch.from_numpy(np.c_[found.boxes, found.scores]) for number, found in images.items()}
     state.network.train()
