@@ -32,6 +32,7 @@ from detr_exp.config import grid
 from detr_exp.config.compose import CONF_DIR, as_config_errors, composition, config_loader, refuse_unready, summary_of
 from detr_exp.config.hydra_private import get_args_parser
 from detr_exp.config.mistakes import OUR_PACKAGES, ConfigError, groups_of, is_raised_by_us
+from detr_exp.config.published import refuse_absent_weights
 from detr_exp.config.renamed import renamed
 from detr_exp.folder import hydra_files, refuse_run_folder, remove_empty_folders, start_writing
 from detr_exp.signals import Interrupt, Interrupted
@@ -152,6 +153,8 @@ def refuse_before_start(args: argparse.Namespace, config_name: str) -> None:
     cfg = composition(loader, config_name, args.overrides).cfg
     if not args.cfg:
         refuse_unready(cfg)
+        if config_name in TRAINING:
+            refuse_absent_weights(cfg)
     elif args.cfg == "job" and args.package not in (None, "_global_") and OmegaConf.select(cfg, args.package) is None:
         groups = ", ".join(str(key) for key in cfg)
         raise ConfigError(f"--package {args.package}: there is no such key; the first parts of all keys: {groups}")

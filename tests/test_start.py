@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -136,3 +138,14 @@ def test_the_identity_of_a_run_has_the_word_and_the_published_hash(monkeypatch: 
     assert identity(config) != with_hash
     other = build.plain(compose([*SMALL, "model.weights=rfdetr_small_coco"]))
     assert identity(other) != identity(config)
+
+
+def test_absent_weights_are_refused_before_torch_is_loaded(tmp_path: Path) -> None:
+    code = "import sys; from detr_exp.train import main\ntry: main()\nfinally: print('torch' in sys.modules)"
+    words = [sys.executable, "-c", code, "experiment=rtdetrv2_r50vd_finetune", "data.root=nowhere"]
+    done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert done.stdout.strip() == "False"
+    assert "rtdetrv2_r50vd_6x_coco_ema.pth" in done.stderr
+    assert done.stderr.strip().endswith("or start without: model.weights=null")
+    assert not (tmp_path / "outputs").exists()

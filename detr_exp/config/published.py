@@ -8,6 +8,7 @@ from pathlib import Path
 from omegaconf import DictConfig, OmegaConf
 
 from detr_exp.config.mistakes import ConfigError
+from detr_exp.published.fetch import refuse_out_of_reach
 from detr_exp.published.table import of_choices
 
 PUBLISHED = "published"
@@ -28,3 +29,15 @@ def settle_published(cfg: DictConfig, choices: Mapping[str, str | None]) -> None
             cfg.model.weights = of_choices(choices).name
         except ValueError as error:
             raise ConfigError(str(error)) from None
+
+
+def refuse_absent_weights(cfg: DictConfig) -> None:
+    """Refuse initial weights that cannot be had, before torch is loaded and data are read.
+
+    Raises:
+        ValueError: they are not on this machine, and there is no network.
+    """
+    word = OmegaConf.select(cfg, "model.weights")
+    is_new = OmegaConf.select(cfg, "trainer.resume") is None  # else the checkpoint has all weights
+    if is_new and isinstance(word, str) and not Path(word).expanduser().exists():
+        refuse_out_of_reach(word, "detector")

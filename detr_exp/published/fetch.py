@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from detr_exp.published.download import DownloadError, UnreachableError, download, refuse_unreachable
-from detr_exp.published.hub import from_hub, is_offline
+from detr_exp.published.hub import from_hub, hub_address, is_offline
 from detr_exp.published.places import (
     FOLDERS,
     RECORD,
@@ -58,15 +58,43 @@ def fetch(word: str, kind: str | None = None) -> Found | None:
     Raises:
         ValueError: the file cannot be had or is another one, or the name is of the other kind.
     """
-    entry = named(word)
-    if entry is None and not is_remote(word):
+    if (sources := _sources(word, kind)) is None:
         return None
-    if entry is not None and kind not in (None, entry.kind):
-        raise ValueError(f"{word} are weights of a {entry.kind}; use {KEYS[entry.kind]}={word}")
-    sources = [of_word(word)] if entry is None else of_entry(entry)
+    entry = named(word)
     title, network = (word, "") if entry is None else (entry.title, entry.network)
-    path, sha256 = local(sources) or _from_network(word, sources)
+    with _naming_the_key(kind):
+        path, sha256 = local(sources) or _from_network(word, sources)
     return Found(word, path, sha256, title, network)
+
+
+def refuse_out_of_reach(word: str, kind: str) -> None:
+    """Refuse a word whose file is neither on this machine nor to be had from a network; nothing is downloaded.
+
+    Raises:
+        ValueError: as `fetch` does.
+    """
+    with _naming_the_key(kind):
+        if (sources := _sources(word, kind)) is not None and local(sources) is None:
+            _refuse_offline(word, sources)
+
+
+def _sources(word: str, kind: str | None) -> list[Source] | None:
+    entry = named(word)
+    if entry is None:
+        return [of_word(word)] if is_remote(word) else None
+    if kind not in (None, entry.kind):
+        raise ValueError(f"{word} are weights of a {entry.kind}; use {KEYS[entry.kind]}={word}")
+    return of_entry(entry)
+
+
+@contextmanager
+def _naming_the_key(kind: str | None) -> Iterator[None]:
+    try:
+        yield
+    except ValueError as error:
+        if kind != "detector":  # those of a backbone have more to say
+            raise
+        raise ValueError(f"{error}; or start without: model.weights=null") from None
 
 
 def local(sources: list[Source]) -> tuple[Path, str] | None:
@@ -125,29 +153,40 @@ def _from_network(word: str, sources: list[Source]) -> tuple[Path, str]:
         ValueError: it cannot be had; says what to do.
     """
     source = sources[0]
+    _refuse_offline(word, sources)
+    try:
+        if not source.repo:
+            return _downloaded(source)
+        path = from_hub(source)
+        problem, sha256 = checked(source, path)
+        if problem:
+            raise DownloadError(problem)
+        return path, sha256
+    except DownloadError as error:
+        raise _missing(word, sources, f"it could not be fetched: {error}") from None
+
+
+def _refuse_offline(word: str, sources: list[Source]) -> None:
+    """Find out at once that there is no network.
+
+    Raises:
+        ValueError: there is none, or it must not be used.
+    """
+    source = sources[0]
     if os.environ.get(OFFLINE, "0").lower() not in ("", "0", "false", "no"):
         raise _missing(word, sources, f"{OFFLINE} is set")
     if source.repo and is_offline():
         raise _missing(word, sources, "HF_HUB_OFFLINE is set")
     try:
-        if source.repo:
-            path = from_hub(source)
-            problem, sha256 = checked(source, path)
-            if problem:
-                raise DownloadError(problem)
-            return path, sha256
-        return _downloaded(source)
+        refuse_unreachable(source.url or hub_address())
     except UnreachableError as error:
         raise _missing(word, sources, str(error)) from None
-    except DownloadError as error:
-        raise _missing(word, sources, f"it could not be fetched: {error}") from None
 
 
 def _downloaded(source: Source) -> tuple[Path, str]:
     """Into our cache; one process at a time, the others find it there."""
     place = own_place(source)
     place = place.parent / place.name if not place.is_symlink() else place.resolve()  # a link of the user stays
-    refuse_unreachable(source.url)
     with _alone(place):
         if place.is_file():  # another process was sooner
             problem, sha256 = checked(source, place)

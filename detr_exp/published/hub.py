@@ -5,7 +5,7 @@ from __future__ import annotations
 from contextlib import suppress
 from pathlib import Path
 
-from detr_exp.published.download import LIMIT, DownloadError, refuse_unreachable
+from detr_exp.published.download import LIMIT, DownloadError
 from detr_exp.published.source import Source
 
 CONFIG = "config.json"  # has the names of the classes
@@ -18,16 +18,21 @@ def is_offline() -> bool:
     return bool(constants.HF_HUB_OFFLINE)
 
 
+def hub_address() -> str:
+    """Where the hub is."""
+    from huggingface_hub import constants
+
+    return str(constants.ENDPOINT)
+
+
 def from_hub(source: Source) -> Path:
     """The file in the hub's cache, fetched if it is not there; the client checks it, and one process fetches it.
 
     Raises:
         DownloadError: it cannot be had.
-        UnreachableError: there is no network.
     """
-    from huggingface_hub import constants, errors, get_hf_file_metadata, hf_hub_download, hf_hub_url
+    from huggingface_hub import errors, get_hf_file_metadata, hf_hub_download, hf_hub_url
 
-    refuse_unreachable(constants.ENDPOINT)
     for file in source.files:
         try:
             size = get_hf_file_metadata(hf_hub_url(source.repo, file, revision=source.revision)).size
