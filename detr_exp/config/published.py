@@ -8,8 +8,6 @@ from pathlib import Path
 from omegaconf import DictConfig, OmegaConf
 
 from detr_exp.config.mistakes import ConfigError
-from detr_exp.published.fetch import refuse_out_of_reach
-from detr_exp.published.table import of_choices
 
 PUBLISHED = "published"
 
@@ -25,6 +23,8 @@ def settle_published(cfg: DictConfig, choices: Mapping[str, str | None]) -> None
         ConfigError: nothing is published for them, or several files are.
     """
     if OmegaConf.select(cfg, "model.weights") == PUBLISHED and not Path(PUBLISHED).exists():
+        from detr_exp.published.table import of_choices  # what most commands do without costs them no time
+
         try:
             cfg.model.weights = of_choices(choices).name
         except ValueError as error:
@@ -40,4 +40,6 @@ def refuse_absent_weights(cfg: DictConfig) -> None:
     word = OmegaConf.select(cfg, "model.weights")
     is_new = OmegaConf.select(cfg, "trainer.resume") is None  # else the checkpoint has all weights
     if is_new and isinstance(word, str) and not Path(word).expanduser().exists():
+        from detr_exp.published.fetch import refuse_out_of_reach
+
         refuse_out_of_reach(word, "detector")
