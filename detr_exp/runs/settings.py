@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from detr_exp.config.keys import NO_NUMBER, is_under
+from detr_exp.config.stored import as_first_version
 from detr_exp.runs.past import PastRun
 from detr_exp.values import Values, flat
 
@@ -37,7 +38,7 @@ class Setting(NamedTuple):
 
 def settings(runs: Sequence[PastRun]) -> list[Setting]:
     """What differs besides the seed, overrides first; keys that always change together are one setting."""
-    configs = [flat(run.config) for run in runs]
+    configs = [_overridable(run) for run in runs]
     found: dict[tuple[int, ...], tuple[str, list[str], list[str]]] = {}
     for key in _keys(runs, configs):
         values = [_value(run, config, key) for run, config in zip(runs, configs)]
@@ -65,6 +66,11 @@ def in_words(keys: Sequence[str]) -> list[str]:
     return names
 
 
+def _overridable(run: PastRun) -> Values:
+    """A run's values by dotted key, without nodes that only repeat other keys, such as `loss.terms`."""
+    return flat(as_first_version(run.config))
+
+
 def _keys(runs: Sequence[PastRun], configs: Sequence[Values]) -> list[str]:
     """Overridden ones first, without the seed and what changes no number."""
     words = {word.partition("=")[0].lstrip("+~"): None for run in runs for word in run.record.words}
@@ -74,7 +80,7 @@ def _keys(runs: Sequence[PastRun], configs: Sequence[Values]) -> list[str]:
 
 def points(runs: Sequence[PastRun]) -> list[Point]:
     """Runs with the same settings but for the seed together, in the order of their first."""
-    configs = [flat(run.config) for run in runs]
+    configs = [_overridable(run) for run in runs]
     told = _keys(runs, configs)
     groups: dict[tuple[str, ...], list[PastRun]] = {}
     for run, config in zip(runs, configs):
@@ -89,7 +95,7 @@ def differing(*groups: Sequence[PastRun]) -> list[tuple[str, ...]]:
         found = (config.get(key, "-") for config in configs)
         return ", ".join(sorted({"null" if value is None else str(value) for value in found}))
 
-    configs = [[flat(run.config) for run in group] for group in groups]
+    configs = [[_overridable(run) for run in group] for group in groups]
     keys = dict.fromkeys(key for group in configs for config in group for key in config if not is_under(key, NO_NUMBER))
     rows = [(key, *(told(group, key) for group in configs)) for key in keys]
     return [row for row in rows if len(set(row[1:])) > 1]
