@@ -56,7 +56,7 @@ class Sweep:
         fail_fast = config.get("sweep_fail_fast") or False
         if not isinstance(fail_fast, bool):
             raise ConfigError(f"sweep_fail_fast is {fail_fast!r}; use true or false: sweep_fail_fast=true")
-        swept_by = {part: config.hydra[part] for part in ("sweeper", "launcher")}
+        swept_by = {part: values_of(config.hydra[part]) for part in ("sweeper", "launcher")}  # they refer to the rest
         refuse_out_of_range(OmegaConf.create({"hydra": swept_by}))
         if any(override.startswith("hydra.sweep.subdir=") for override in config.hydra.overrides.hydra):
             raise ConfigError(
