@@ -8,11 +8,13 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from detr_exp import train
 from detr_exp.signals import Interrupted
 from hydra_plugins.detr_exp.local_launcher import LocalLauncher, visible_gpus
 
@@ -157,3 +159,13 @@ def test_other_launchers_keep_the_ledger_too(
     again = swept(app, tmp_path, *overrides, sweep, "sweep_retry=failed", MENDED="1")
     assert again.returncode == 0, again.stderr
     assert sorted(line["number"] for line in ledger(tmp_path)[4:]) == sorted({0, 1} | lost)
+
+
+@pytest.mark.parametrize("launcher", ["submitit_local", "submitit_slurm", "joblib"])
+def test_the_numbers_of_a_launcher_may_stand_beside_references(
+    command: Callable[..., int], capfd: pytest.CaptureFixture[str], launcher: str
+) -> None:
+    """A sweep's own checks come after those of its launcher, whose keys refer to the sweep's folder."""
+    pytest.importorskip(f"hydra_plugins.hydra_{launcher.partition('_')[0]}_launcher", reason="optional")
+    assert command(train.main, "--multirun", f"hydra/launcher={launcher}", "seed=0,1", "hydra.sweep.subdir=x") == 2
+    assert "hydra.sweep.subdir cannot be set" in capfd.readouterr().err
