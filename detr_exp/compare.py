@@ -41,7 +41,6 @@ corrected for multiple testing (Holm).
   allow_targets      custom packages that the checkpoints' configs may name
 """
 
-MOST_KEYS = 4  # named in a warning
 
 if TYPE_CHECKING:
     import numpy as np
@@ -100,12 +99,12 @@ def compare_in(folder: Path, cfg: DictConfig) -> Values:
     for (a, b), one in zip(made, found):
         one["config"] = [list(row) for row in differing(a.runs, b.runs)]
     images = len(data.split(cfg.data.split).image_ids)
-    told = {"split": cfg.data.split, "images": images}
-    told |= {name: cfg[name] for name in ("resamples", "level", "margin")} | {"comparisons": found}
+    summary = {"split": cfg.data.split, "images": images}
+    summary |= {name: cfg[name] for name in ("resamples", "level", "margin")} | {"comparisons": found}
     folder.mkdir(parents=True, exist_ok=True)
-    kept = {**(found[0] if len(found) == 1 else {}), **told}
+    kept = {**(found[0] if len(found) == 1 else {}), **summary}
     write(folder / "compare.json", json.dumps(kept, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
-    say(text(told))
+    say(text(summary))
     say(f"written to {folder}")
     return kept
 
@@ -187,10 +186,10 @@ def _judged_by(run: PastRun, values: dict[str, float], has_ap: bool) -> str:
     from detr_exp.metric.bootstrap import kind_of
     from detr_exp.trainer.evaluation import headline
 
-    told = run.monitor.removeprefix("val/")
-    if has_ap and kind_of(told) is None:
+    monitored = run.monitor.removeprefix("val/")
+    if has_ap and kind_of(monitored) is None:
         return "mAP"
-    return told if told in values else next(iter(headline(values)))
+    return monitored if monitored in values else next(iter(headline(values)))
 
 
 def _drawn(

@@ -13,7 +13,6 @@ from detr_exp.data.table import Rows
 
 _MARGIN = 0.01  # coordinates may leave 0..1 by rounding; the box is clipped
 Box = tuple[float, float, float, float]  # x, y, width, height in pixels
-YoloRow = tuple[int, Box, list[list[float]] | None, list[float] | None]  # category, box, polygons, keypoints
 _FEW = 3  # polygons that could be a box and points by chance
 
 

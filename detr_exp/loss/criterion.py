@@ -25,12 +25,6 @@ from detr_exp.matcher.hungarian import Assignment, Matcher
 from detr_exp.ops.boxes import EPS
 from detr_exp.structures import Denoising, Outputs, Prediction, Targets, leaves, mapped, predicted
 
-TERMS = {  # of the last layer, by what the network predicts
-    "boxes": ("loss_class", "loss_bbox", "loss_giou"),
-    "masks": ("loss_mask_ce", "loss_mask_dice"),
-    "keypoints": ("loss_keypoint_l1", "loss_keypoint_findable", "loss_keypoint_visible", "loss_keypoint_nll"),
-}
-
 
 class Counts(NamedTuple):
     """Numbers of objects and images of the whole effective batch."""
