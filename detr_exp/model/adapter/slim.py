@@ -32,20 +32,20 @@ class BaseFile:
 
 
 def find_base(record: Stored, checkpoint: Path) -> Path:
-    """The base that a checkpoint names: at its original path, or beside the checkpoint.
+    """The base that a checkpoint names: at its original path, or beside the checkpoint under any name.
 
     Raises:
-        ValueError: neither file exists, or its content differs.
+        ValueError: it is at neither place.
     """
     path, wanted = Path(str(record.get("path"))), record.get("sha256")
-    candidates = [file for file in (path, checkpoint.parent / path.name) if file.is_file()]
-    for file in candidates:
-        if sha256_of(file) == wanted:
+    beside = (file for file in sorted(checkpoint.parent.glob(f"*{path.suffix}")) if not file.samefile(checkpoint))
+    for file in (path, *beside):
+        if file.is_file() and sha256_of(file) == wanted:
             return file
-    problem = f"{candidates[0]} is another file" if candidates else f"{path} does not exist"
+    problem = f"{path} is another file" if path.is_file() else f"{path} does not exist"
     raise ValueError(
         f"{checkpoint} holds an adapter for the base with sha256 {str(wanted)[:12]}..., but {problem}; put that base "
-        f"there, or as {path.name} beside the checkpoint"
+        "there, or beside the checkpoint under a name that is free"
     )
 
 

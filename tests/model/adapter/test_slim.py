@@ -181,7 +181,7 @@ def test_another_base_or_none_is_refused(adapted: Path, base: Path, other: Path,
     shutil.copy(other, tmp_path / "base.pth")
     with pytest.raises(ValueError, match=r"base\.pth is another file; put that base there"):
         load(run)
-    shutil.copy(base, run / "base.pth")  # beside the checkpoint
+    shutil.copy(base, run / "any name.pth")  # beside the checkpoint: runs call theirs by the same names
     assert torch.equal(logits(load(run).network), logits(load(adapted).network))
 
 
