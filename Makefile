@@ -10,7 +10,7 @@ ifneq ($(wildcard ../shared/data),)
 export DETR_EXP_TEST_DATA ?= $(abspath ../shared/data)
 endif
 
-.PHONY: help setup demo test test-all fix check bench ui
+.PHONY: help setup demo test test-all test-engines fix check bench ui
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 18
@@ -24,7 +24,10 @@ test: $(VENV)/.test ## the tests, without the slow ones
 	$(BIN)/python -m pytest -n $(WORKERS)
 
 test-all: $(VENV)/.test ## all tests; takes long
-	$(BIN)/python -m pytest -n $(WORKERS) -m ""
+	$(BIN)/python -m pytest -n $(WORKERS) -m "not engines"
+
+test-engines: $(VENV)/.engines ## the tests with real schedulers, stores and machines; they skip what is not installed
+	$(BIN)/python -m pytest -m engines -rs tests/engines
 
 fix: $(VENV)/.test ## mend formatting and what the linter can mend
 	$(BIN)/ruff check --fix .
@@ -55,6 +58,11 @@ $(VENV)/.run: pyproject.toml constraints.txt | $(BIN)/python
 $(VENV)/.test: $(VENV)/.run
 	@echo "installing what the tests need"
 	$(PIP_INSTALL) -e ".[test]"
+	@touch $@
+
+$(VENV)/.engines: $(VENV)/.test
+	@echo "installing what the tests of engines need"
+	$(PIP_INSTALL) -e ".[engines]"
 	@touch $@
 
 $(VENV)/.bench: $(VENV)/.test
