@@ -1,7 +1,7 @@
 """Write docs/models.md: what every published recipe builds, beside what its authors say.
 
-Published numbers are read from the headers in conf/experiment. Parameters and operations are counted on the meta
-device, so nothing is computed or downloaded.
+Published numbers are read from the headers in conf/experiment, names of weights from the table of published weights.
+Parameters and operations are counted on the meta device, so nothing is computed or downloaded.
 
     python scripts/model_table.py
 """
@@ -16,6 +16,7 @@ import torch
 from detr_exp.benchmark import gigaflops, of_recipe
 from detr_exp.benchmark import published as recipes
 from detr_exp.config.compose import CONF_DIR
+from detr_exp.published.table import table
 
 DOCUMENT = Path(__file__).resolve().parent.parent / "docs" / "models.md"
 INTRODUCTION = """\
@@ -36,8 +37,11 @@ like that, our numbers differ from theirs by at most 2 %. RF-DETR's authors publ
 
 **Accuracy** is of boxes unless it says otherwise, in percent, on COCO val2017. A dash: not published.
 
-| experiment | parameters | published (M) | GFLOPs | published | accuracy, published | ours | source |
-|---|--:|--:|--:|--:|---|---|---|
+**Weights** are the published result of the recipe: the value for `model.weights=`. [Weights](weights.md) explains such
+names; `python -m detr_exp.weights list` also shows weights of other trainings.
+
+| experiment | parameters | published (M) | GFLOPs | published | accuracy, published | ours | weights | source |
+|---|--:|--:|--:|--:|---|---|---|---|
 """
 PUBLISHED = re.compile(r"^# Published: (.+) \((.+)\)\.$", re.MULTILINE)
 OURS = re.compile(r"^# Ours: (.+)\.$", re.MULTILINE)
@@ -55,7 +59,12 @@ def row(name: str) -> str:
         total = sum(parameter.numel() for parameter in made.parameters())
         operations = gigaflops(made.deploy())
     sizes = [f"{total:,}", said["parameters"], f"{operations:.1f}", said["GFLOPs"]]
-    return f"| {' | '.join([name, *sizes, said['accuracy'], said['ours'], said['source']])} |"
+    return f"| {' | '.join([name, *sizes, said['accuracy'], said['ours'], weights(name), said['source']])} |"
+
+
+def weights(name: str) -> str:
+    """The name of the published result of a recipe."""
+    return f"`{name}`" if name in table() else "none published"
 
 
 def published(name: str) -> dict[str, str]:

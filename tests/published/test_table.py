@@ -18,6 +18,10 @@ from detr_exp.published.table import TABLE, UNKNOWN, Entry, named, names, neares
 ENTRIES = list(table().values())
 DETECTORS = [entry for entry in ENTRIES if entry.kind == "detector"]
 MODELS = (CONF_DIR.parent / "docs" / "models.md").read_text(encoding="utf-8")
+TITLES, _, *ROWS = [line.strip("| ").split(" | ") for line in MODELS.splitlines() if line.startswith("|")]
+WEIGHTS = {row[0]: row[TITLES.index("weights")].strip("`") for row in ROWS}  # recipe -> cell of docs/models.md
+ALONE = ("rtdetrv2_r50_finetune", "rtdetrv2_r50_finetune_ce")  # their network, with a plain ResNet-50, is our own
+TUNED = sorted({path.stem for path in (CONF_DIR / "experiment").glob("*_finetune*.yaml")}.difference(ALONE))
 
 
 def header(recipe: str) -> str:
@@ -50,7 +54,22 @@ def test_what_stands_there_can_be_used(entry: Entry) -> None:
     assert not set(places) & set(others)
 
 
-@pytest.mark.parametrize("recipe", sorted(set(benchmark.published()) - {"rtdetrv2_r18vd_120e_voc"}))
+def test_the_page_of_models_names_the_weights_of_every_recipe() -> None:
+    published = benchmark.published()
+    assert list(WEIGHTS) == published
+    assert {name: name if name in table() else "none published" for name in published} == WEIGHTS
+    assert [name for name, cell in WEIGHTS.items() if cell == "none published"] == ["rtdetrv2_r18vd_120e_voc"]
+    named_by_entries = {recipe for entry in DETECTORS for recipe in entry.recipes.split()}
+    assert named_by_entries == {*WEIGHTS, *TUNED} - {"rtdetrv2_r18vd_120e_voc"}
+
+
+@pytest.mark.parametrize("recipe", TUNED)
+def test_a_recipe_for_fine_tuning_starts_from_the_entry_that_names_it(recipe: str) -> None:
+    (entry,) = (entry for entry in DETECTORS if recipe in entry.recipes.split())
+    assert compose([f"experiment={recipe}"]).model.weights == entry.name
+
+
+@pytest.mark.parametrize("recipe", [name for name, cell in WEIGHTS.items() if cell != "none published"])
 def test_every_published_recipe_has_an_entry_that_says_what_it_says(recipe: str) -> None:
     entry = table()[recipe]
     assert recipe in entry.recipes.split()
@@ -59,8 +78,8 @@ def test_every_published_recipe_has_an_entry_that_says_what_it_says(recipe: str)
     assert entry.licence == "Apache-2.0"
     row = next(line for line in MODELS.splitlines() if line.startswith(f"| {recipe} "))
     assert f"| {entry.published} |" in row
-    cfg = compose([f"experiment={recipe}", "model.weights=published"])
-    assert cfg.model.weights == recipe
+    for word in ("published", WEIGHTS[recipe]):
+        assert compose([f"experiment={recipe}", f"model.weights={word}"]).model.weights == recipe
 
 
 @pytest.mark.parametrize("entry", DETECTORS, ids=lambda entry: entry.name)
