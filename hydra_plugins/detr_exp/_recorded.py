@@ -64,8 +64,8 @@ class RecordedTask:
                 env_override(self.environment | self.environment_of.get(job.hash, {})),
                 FileLock(folder / JOB_LOCK, timeout=PATIENCE),
             ):
-                if (folder / RECORD).exists() and not any(one.startswith("trainer.resume=") for one in job.overrides):
-                    cfg.trainer.resume = "auto"  # also where a scheduler starts the job again
+                if (folder / RECORD).exists():  # by whomever it was started before
+                    cfg.trainer.resume = "auto"
                 value = self.task(cfg)
         except PrunedError as error:
             self.ledger.record(job, started, "pruned", error.best, str(error))

@@ -185,6 +185,9 @@ class Sweep:
                 if self.task.is_to_stop():
                     return
                 launched[job.number] = job
+                if (entry := self.entry_of(job)) is not None and entry.status not in UNFINISHED:
+                    ended(job, entry)  # an earlier process of this sweep had started it, and it ended meanwhile
+                    continue
                 yield job.number, self.launched(job), " ".join(job.swept)
 
         def on_end(number: int, result: JobReturn, started: float) -> str:

@@ -16,6 +16,7 @@ import pytest
 
 from detr_exp import train
 from detr_exp.signals import Interrupted
+from hydra_plugins.detr_exp._pool import Work
 from hydra_plugins.detr_exp.local_launcher import LocalLauncher, visible_gpus
 
 APP = """
@@ -112,7 +113,7 @@ def test_the_pool_fits_the_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     assert LocalLauncher(None, None).slots == 3
 
 
-def test_being_asked_to_end_is_passed_on(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_being_asked_to_end_is_passed_on(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
 
     def jobs() -> Any:
@@ -120,6 +121,7 @@ def test_being_asked_to_end_is_passed_on(monkeypatch: pytest.MonkeyPatch) -> Non
         yield from ()
 
     launcher = LocalLauncher(1, None)
+    launcher.setup(hydra_context=None, task_function=None, config=None)
     assert launcher.serve(jobs(), lambda *_: "") is None, "there was nothing to end"
 
     def endless() -> Any:
@@ -127,12 +129,12 @@ def test_being_asked_to_end_is_passed_on(monkeypatch: pytest.MonkeyPatch) -> Non
         time.sleep(0.1)
         yield 0, ["x"], "x"
 
-    process = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
-    running = type("Running", (), {"process": process, "slot": 0, "number": 0, "place": "slot 0"})()
-    monkeypatch.setattr(launcher, "_start", lambda *_: running)
+    work = Work("x", [sys.executable, "-c", "import time; time.sleep(60)"], tmp_path, {}, tmp_path / "log")
+    monkeypatch.setattr(launcher.pool, "_prepared", lambda *_: work)
     with pytest.raises(Interrupted):
         launcher.serve(endless(), lambda *_: "")
-    assert process.returncode == -signal.SIGTERM
+    (child,) = launcher.children.values()
+    assert child.process.returncode == -signal.SIGTERM
 
 
 @pytest.mark.slow
