@@ -13,7 +13,7 @@ import yaml
 ROOT = Path(__file__).resolve().parent.parent
 CONF, PACKAGE, TESTS = ROOT / "conf", ROOT / "detr_exp", ROOT / "tests"
 WITHOUT_PACKAGE = {"experiment", "sweep", "hydra"}
-WITHOUT_CONF = {"ops", "config", "deploy", "inference", "runs", "published"}
+WITHOUT_CONF = {"ops", "config", "deploy", "inference", "runs", "published", "contest"}
 TREES = ("detr_exp", "hydra_plugins", "scripts")
 
 # A module imports from lower layers and from its own folder. The longest prefix decides.
@@ -50,12 +50,13 @@ LAYERS = {
     "deploy": 7,
     "inference": 7,
     "training": 7,
+    "contest": 8,
     "cli": 8,
     "launch": 9,
     "": 10,  # commands
 }
 COMMANDS = {"train", "evaluate", "predict", "export", "export_weights", "benchmark", "compare", "report", "reproduce"}
-COMMANDS |= {"explain", "sync", "check_data", "weights"}
+COMMANDS |= {"explain", "sync", "check_data", "weights", "proof"}
 PARTS = ("network", "net", "backbone", "metric", "matcher", "tracker")  # what `detr_exp/protocols.py` has contracts of
 MOST_ANY = 376  # lower it with every one that gets a type
 WITHIN = {"trainer.diagnosis"}  # rooms that share the layer of the folder they are in
