@@ -75,7 +75,12 @@ def synchronise(folder: Path, tracking_uri: str | None = None, patience: float =
         if record.status == "running":  # no process holds the folder: it was killed
             record.status = "killed"
             record.save(folder)
-        views = make_views(uri, record.views["tensorboard"], record.views["wandb"])
+        wanted = (uri, record.views["tensorboard"], record.views["wandb"])
+        views = make_views(uri, record.views.get("artifact_root"), *wanted[1:])
+        if len(views) < sum(map(bool, wanted)):
+            raise ValueError(
+                f"{folder} has trackers whose packages are missing (see above); install them, and sync again"
+            )
         behind = Follower([Tail(view, folder, record) for view in views]).close(patience)
     if refusals := [tail.refusal for tail in behind if tail.refusal]:
         raise ValueError("; ".join(refusals))

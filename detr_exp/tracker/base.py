@@ -13,6 +13,7 @@ from detr_exp.values import Values
 from detr_exp.writing import write
 
 RECORD = "run.json"
+SLOWEST = 1 << 20  # bytes per second of an upload, below which it counts as stuck
 
 # A loader worker that is forked while another thread imports a module inherits the lock of that module, which is then
 # never released. Views import their packages under this lock, and forks wait for it.

@@ -13,7 +13,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from detr_exp.tracker.base import RefusedError, RunRecord, View
+from detr_exp.tracker.base import SLOWEST, RefusedError, RunRecord, View
 from detr_exp.tracker.jsonl import Reader
 from detr_exp.tracker.secrets import masked
 from detr_exp.values import Values
@@ -45,7 +45,7 @@ class Tail:
         self.refusal: str | None = None
         self.not_before = 0.0
         self.opened = self.closed = False
-        self.moved = time.monotonic()  # time of the last successful call
+        self.moved = time.monotonic()  # time of the last successful call, or when the current one should have ended
 
     def advance(self, closing: bool = False) -> None:
         """Send new content, and end the run if it is `closing`; after a failure wait before sending again."""
@@ -99,6 +99,7 @@ class Tail:
         path = self.folder / str(entry.get("path"))
         if not path.is_file():
             return
+        self.moved = time.monotonic() + path.stat().st_size / SLOWEST  # a large file takes long, and shows no progress
         if "image" in entry:
             if not is_image(path):
                 logger.warning("%s is damaged and is skipped", path)

@@ -11,13 +11,17 @@ import math
 import os
 import re
 import time
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from filelock import FileLock
 
-from detr_exp.tracker.base import IMPORT_LOCK, RunRecord
+from detr_exp.tracker.base import IMPORT_LOCK, SLOWEST, RefusedError, RunRecord
+from detr_exp.tracker.database import is_on_server, sole_access
+from detr_exp.tracker.secrets import masked
 from detr_exp.tracker.store import prepare
 from detr_exp.values import Values
 from detr_exp.writing import write
@@ -38,22 +42,29 @@ SETTINGS = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "GIT_PYTHON_REFRESH": "quiet",
 }
+OF_DATABASES = {"MLFLOW_SQLALCHEMYSTORE_POOLCLASS": "NullPool"}  # servers limit connections; runs need theirs seldom
+TIMEOUT = "MLFLOW_HTTP_REQUEST_TIMEOUT"
+FOLDER = "mlartifacts"
+REFUSALS = ("out-of-date database schema", "Model registry functionality is unavailable", "Invalid database engine")
+
+logger = logging.getLogger("detr_exp.tracker")
 
 
 class MlflowView:
     """Copies a run into an MLflow store.
 
     Args:
-        tracking_uri: `sqlite:///<file>` (created if missing; artifacts are in `mlartifacts` next to it), or a server.
+        tracking_uri: `sqlite:///<file>` (created if missing), a database of a server, or a server of MLflow.
+        artifact_root: see `open_store`.
     """
 
-    def __init__(self, tracking_uri: str) -> None:
-        self.tracking_uri = tracking_uri
+    def __init__(self, tracking_uri: str, artifact_root: str | None = None) -> None:
+        self.tracking_uri, self.artifact_root = tracking_uri, artifact_root
         self.held: dict[str, int] = {}
         self.images: set[str] = set()
 
     def open(self, folder: Path, record: RunRecord) -> None:
-        self.client, experiment = open_store(self.tracking_uri, record.project)
+        self.client, experiment = open_store(self.tracking_uri, record.project, self.artifact_root)
         known = self.client.search_runs([experiment], f"tags.`{RUN_TAG}` = '{record.id}'", max_results=1)
         if known:
             run = known[0]
@@ -66,6 +77,11 @@ class MlflowView:
             tags = {**_tags(record), RUN_TAG: record.id, **parent}
             run = self.client.create_run(experiment, tags=tags, run_name=record.name)
         self.run_id = run.info.run_id
+        if run.info.artifact_uri.startswith("s3:") and find_spec("boto3") is None:
+            raise RefusedError(
+                f"MLflow keeps the files of {record.project} in {run.info.artifact_uri}, which needs boto3: "
+                "pip install 'detr_exp[s3]', then python -m detr_exp.sync; or use tracker=none"
+            )
         self._describe(record, run.data.params, _tags(record) if known else {})
         found = {"run_id": self.run_id, "experiment_id": experiment}
         write(folder / LINK, json.dumps(found) + "\n")
@@ -83,7 +99,7 @@ class MlflowView:
             self.client.log_batch(self.run_id, metrics=found[start : start + BATCH])
 
     def artifact(self, path: Path) -> None:
-        self.client.log_artifact(self.run_id, str(path))
+        self._send_file(path, None)
 
     def image(self, path: Path, name: str, step: int) -> None:
         from PIL import Image
@@ -98,7 +114,7 @@ class MlflowView:
     def model(self, path: Path, name: str) -> None:
         from mlflow.exceptions import MlflowException
 
-        self.client.log_artifact(self.run_id, str(path), "model")
+        self._send_file(path, "model")
         try:
             self.client.create_registered_model(name)
         except MlflowException as error:
@@ -113,6 +129,15 @@ class MlflowView:
         if record.message:
             self.client.set_tag(self.run_id, "message", record.message[:LONGEST_TAG])
         self.client.set_terminated(self.run_id, ENDINGS.get(record.status, "FAILED"))
+
+    def _send_file(self, path: Path, folder: str | None) -> None:
+        """Upload a file; a server answers when it has stored it elsewhere, which takes longer for larger files."""
+        usual = os.environ[TIMEOUT]
+        os.environ[TIMEOUT] = str(int(usual) + path.stat().st_size // SLOWEST)
+        try:
+            self.client.log_artifact(self.run_id, str(path), folder)
+        finally:
+            os.environ[TIMEOUT] = usual
 
     def _describe(self, record: RunRecord, known_params: dict[str, str], tags: dict[str, str]) -> None:
         """Parameters and tags; a parameter that a resumed run changes keeps its first value, as stores require."""
@@ -132,48 +157,99 @@ def _tags(record: RunRecord) -> dict[str, str]:
     return {key: value[:LONGEST_TAG] for key, value in {**record.tags, "status": record.status}.items()}
 
 
-def open_store(tracking_uri: str, experiment: str) -> tuple[MlflowClient, str]:
+def open_store(tracking_uri: str, experiment: str, artifact_root: str | None = None) -> tuple[MlflowClient, str]:
     """A client of the store, created if it does not exist, and the id of the experiment.
 
-    A lock lets only one process create a sqlite store, because its migrations are not safe against concurrency.
+    Args:
+        artifact_root: where a new experiment keeps its files, a folder or `s3://...`; None: a server decides, sqlite
+            has `mlartifacts` beside it, other databases have `outputs/mlartifacts`.
 
     Raises:
-        RefusedError: see `store.prepare`.
+        RefusedError: see `store.prepare`; or MLflow knows no such store; or its tables are of another version.
     """
-    for name, value in SETTINGS.items():
+    for name, value in (SETTINGS | (OF_DATABASES if is_on_server(tracking_uri) else {})).items():
         os.environ.setdefault(name, value)
     with IMPORT_LOCK:
         import mlflow.store.tracking.sqlalchemy_store  # noqa: F401  (else imported by the first call)
+        from mlflow.exceptions import MlflowException
         from mlflow.tracking import MlflowClient
 
     for noisy in ("mlflow", "alembic"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     tracking_uri, file = _absolute(tracking_uri)
-    lock: AbstractContextManager[object] = nullcontext()
-    if file is not None:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(f"{file}.lock", timeout=120)
-    with lock:
-        if file is not None:
-            prepare(file)
-        client = MlflowClient(tracking_uri=tracking_uri)
-        found = client.get_experiment_by_name(experiment)
+    with _prepared(tracking_uri, file):
+        try:
+            client = MlflowClient(tracking_uri=tracking_uri)
+            found = client.get_experiment_by_name(experiment)
+        except MlflowException as error:
+            if any(words in str(error) for words in REFUSALS):
+                raise RefusedError(
+                    f"{masked(tracking_uri)} cannot be used: {masked(str(error)).splitlines()[0]}; use another store: "
+                    "tracker.tracking_uri=..."
+                ) from error
+            raise
+        location = _location(artifact_root, file, tracking_uri)
         if found is not None:
+            if artifact_root is not None and found.artifact_location.rstrip("/") != location:
+                logger.warning(
+                    "the experiment %s keeps its files in %s, as it was created; for %s use another one: "
+                    "tracker.project=...",
+                    experiment,
+                    found.artifact_location,
+                    location,
+                )
             return client, found.experiment_id
-        location = (file.parent / "mlartifacts").as_uri() if file is not None else None
         kind = {
             "mlflow.experimentKind": "custom_model_development"
         }  # the web page opens on runs, not on language models
-        return client, client.create_experiment(experiment, artifact_location=location, tags=kind)
+        try:
+            created = client.create_experiment(experiment, artifact_location=location, tags=kind)
+        except MlflowException as error:
+            found = client.get_experiment_by_name(experiment)  # meanwhile created by another process of a server
+            if error.error_code != "RESOURCE_ALREADY_EXISTS" or found is None:
+                raise
+            return client, found.experiment_id
+        if location is not None and file is None:
+            logger.warning("MLflow keeps the files of %s in %s (tracker.artifact_root)", experiment, location)
+        return client, created
 
 
-def start_parent(tracking_uri: str, project: str, name: str, tags: dict[str, str], identity: str) -> str:
+@contextmanager
+def _prepared(tracking_uri: str, file: Path | None) -> Iterator[None]:
+    """In this context, no other process creates the tables or the experiment: MLflow is not safe against that."""
+    if file is not None:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(f"{file}.lock", timeout=120):
+            prepare(file)
+            yield
+    elif is_on_server(tracking_uri):
+        with sole_access(tracking_uri):
+            yield
+    else:
+        yield
+
+
+def _location(artifact_root: str | None, file: Path | None, tracking_uri: str) -> str | None:
+    """Where a new experiment keeps its files; None: the server decides."""
+    if artifact_root is not None and "://" in artifact_root:
+        return artifact_root.rstrip("/")
+    if artifact_root is not None:
+        return Path(artifact_root).expanduser().resolve().as_uri()
+    if file is not None:
+        return (file.parent / FOLDER).as_uri()
+    return Path("outputs", FOLDER).resolve().as_uri() if is_on_server(tracking_uri) else None
+
+
+def start_parent(
+    tracking_uri: str, project: str, name: str, tags: dict[str, str], identity: str, artifact_root: str | None = None
+) -> str:
     """Start the parent run of a sweep; the sweep passes its id to its runs as `DETR_EXP_PARENT_RUN`.
 
     Args:
         identity: of the sweep; an existing parent run of it is resumed.
+        artifact_root: see `open_store`.
     """
-    client, experiment = open_store(tracking_uri, project)
+    client, experiment = open_store(tracking_uri, project, artifact_root)
     known = client.search_runs([experiment], f"tags.`{RUN_TAG}` = '{identity}'", max_results=1)
     if known:
         client.update_run(known[0].info.run_id, status="RUNNING")

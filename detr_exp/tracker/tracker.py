@@ -12,6 +12,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from detr_exp.tracker.base import RECORD, RunRecord, View
+from detr_exp.tracker.database import missing_driver
 from detr_exp.tracker.follower import ARTIFACTS, METRICS, Follower, Tail
 from detr_exp.tracker.jsonl import JsonLines
 from detr_exp.tracker.provenance import environment, parameters
@@ -22,7 +23,6 @@ from detr_exp.values import Values
 PARENT_VARIABLE = "DETR_EXP_PARENT_RUN"
 CLOCK = "time/unix"
 CONFIG = "config.yaml"
-DATABASES = ("postgresql", "mysql", "mssql")  # MLflow stores that need a separate driver package
 PATIENCE = 45.0  # seconds in which no view receives anything
 LONGEST_WHEN_KILLED = 10.0
 
@@ -34,6 +34,7 @@ class Tracker:
 
     Args:
         tracking_uri: MLflow store (`sqlite:///outputs/mlflow.db`, `http://...`); None: no MLflow.
+        artifact_root: where a new experiment of MLflow keeps its files; see `mlflow.open_store`.
         project: MLflow experiment and Weights & Biases project.
         run: name of the run; None: the last two parts of the folder's path.
         tensorboard: also write TensorBoard files to the run folder.
@@ -50,10 +51,11 @@ class Tracker:
         run: str | None,
         tensorboard: bool,
         wandb: bool,
+        artifact_root: str | None = None,
         checkpoints: bool = False,
         register: str | None = None,
     ) -> None:
-        self.tracking_uri, self.project, self.run = tracking_uri, project, run
+        self.tracking_uri, self.artifact_root, self.project, self.run = tracking_uri, artifact_root, project, run
         self.tensorboard, self.wandb = tensorboard, wandb
         self.checkpoints, self.register = checkpoints, register
 
@@ -85,8 +87,8 @@ class Tracker:
             name = self.run or "/".join(run_dir.resolve().parts[-2:])
             record = RunRecord(id=uuid.uuid4().hex, project=self.project, name=name)
             record.parent = os.environ.get(PARENT_VARIABLE)
-        record.views = {"tracking_uri": self.tracking_uri, "tensorboard": self.tensorboard, "wandb": self.wandb}
-        record.views = masked(record.views)
+        views = {"tracking_uri": self.tracking_uri, "artifact_root": self.artifact_root}
+        record.views = masked({**views, "tensorboard": self.tensorboard, "wandb": self.wandb})
         chosen = {k: v for k, v in (choices or {}).items() if v is not None and not k.startswith("hydra/")}
         record.tags |= environment() | {k: str(v) for k, v in masked({**chosen, **(tags or {})}).items()}
         record.words = masked(list(overrides))
@@ -98,8 +100,8 @@ class Tracker:
         self.artifacts = JsonLines(run_dir / ARTIFACTS)
         if (run_dir / CONFIG).exists():
             self.artifact(run_dir / CONFIG)
-        views = make_views(self.tracking_uri, self.tensorboard, self.wandb)
-        self.follower = Follower([Tail(view, run_dir, record) for view in views]) if views else None
+        opened = make_views(self.tracking_uri, self.artifact_root, self.tensorboard, self.wandb)
+        self.follower = Follower([Tail(view, run_dir, record) for view in opened]) if opened else None
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
         """Write one line of `metrics.jsonl`."""
@@ -151,16 +153,13 @@ class Tracker:
             )
 
 
-def make_views(tracking_uri: str | None, tensorboard: bool, wandb: bool) -> list[View]:
+def make_views(tracking_uri: str | None, artifact_root: str | None, tensorboard: bool, wandb: bool) -> list[View]:
     """The configured views, except those whose package is missing, with a warning."""
     views: list[View] = []
-    database = None if tracking_uri is None else _missing_driver(tracking_uri)
-    if database is not None:
-        _warn_missing(database, database, "tracker=mlflow (which keeps a file)")
-    elif tracking_uri is not None and _installed("mlflow", "tracker=none"):
+    if tracking_uri is not None and _installed("mlflow", "tracker=none") and _has_driver(tracking_uri):
         from detr_exp.tracker.mlflow import MlflowView
 
-        views.append(MlflowView(tracking_uri))
+        views.append(MlflowView(tracking_uri, artifact_root))
     if tensorboard and _installed("tensorboard", "tracker.tensorboard=false"):
         from detr_exp.tracker.tensorboard import TensorBoardView
 
@@ -176,25 +175,17 @@ def _installed(package: str, without: str) -> bool:
     spec = find_spec(package)
     if spec is not None and spec.origin is not None:  # None for a folder of that name, such as wandb creates
         return True
-    _warn_missing(package, "mlflow" if package == "mlflow" else f"'detr_exp[{package}]'", without)
+    requirement = "mlflow" if package == "mlflow" else f"'detr_exp[{package}]'"
+    logger.warning("%s is not installed and is skipped: pip install %s, or %s", package, requirement, without)
     return False
 
 
-def _missing_driver(tracking_uri: str) -> str | None:
-    """The driver package of the database in a tracking URI, if it is not installed."""
-    if tracking_uri.partition(":")[0].partition("+")[0] not in DATABASES:
-        return None
-    from sqlalchemy.engine import make_url
-
-    try:
-        make_url(tracking_uri).get_dialect().import_dbapi()
-    except ImportError as error:
-        return error.name
-    return None
-
-
-def _warn_missing(package: str, requirement: str, without: str) -> None:
-    logger.warning("%s is not installed and is skipped: pip install %s, or %s", package, requirement, without)
+def _has_driver(tracking_uri: str) -> bool:
+    """Whether the driver package of a database can be imported; of other stores True."""
+    if (missing := missing_driver(tracking_uri)) is None:
+        return True
+    logger.warning("MLflow is skipped: %s; or use tracker=mlflow, which keeps a file", missing)
+    return False
 
 
 def _rename_old_files(run_dir: Path) -> None:

@@ -33,7 +33,8 @@ def parent_run(config: DictConfig, folder: Path, environment: dict[str, str], le
         environment: variables of the jobs; receives the id of the parent run.
         ledger: read at the end.
     """
-    uri, project = (OmegaConf.select(config, f"tracker.{key}") for key in ("tracking_uri", "project"))
+    keys = ("tracking_uri", "project", "artifact_root")
+    uri, project, root = (OmegaConf.select(config, f"tracker.{key}") for key in keys)
     if uri is None or find_spec("mlflow") is None:
         yield
         return
@@ -42,7 +43,11 @@ def parent_run(config: DictConfig, folder: Path, environment: dict[str, str], le
 
     try:
         run_id = opened(
-            uri, project, folder, {"sweep": str(folder), "words": " ".join(masked(list(config.hydra.overrides.task)))}
+            uri,
+            project,
+            folder,
+            {"sweep": str(folder), "words": " ".join(masked(list(config.hydra.overrides.task)))},
+            root,
         )
     except Exception as error:
         say(f"warning: no run for this sweep in {uri} ({printable(error)[:200]}); its runs will have no parent")
@@ -62,7 +67,7 @@ def parent_run(config: DictConfig, folder: Path, environment: dict[str, str], le
             finish_parent(uri, project, run_id, status, best_values(folder, ledger))
 
 
-def opened(uri: str, project: str, folder: Path, tags: dict[str, str]) -> str:
+def opened(uri: str, project: str, folder: Path, tags: dict[str, str], artifact_root: str | None) -> str:
     """The id of the sweep's run: that of an earlier start in the folder, or a new one.
 
     Raises:
@@ -77,7 +82,7 @@ def opened(uri: str, project: str, folder: Path, tags: dict[str, str]) -> str:
         write(
             folder / LINK, json.dumps(known) + "\n"
         )  # before the run exists: a sweep killed now finds it when it resumes
-    return start_parent(uri, project, "/".join(folder.parts[-2:]), tags, known["id"])
+    return start_parent(uri, project, "/".join(folder.parts[-2:]), tags, known["id"], artifact_root)
 
 
 def best_values(folder: Path, ledger: Ledger) -> dict[str, float]:

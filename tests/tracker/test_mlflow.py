@@ -2,9 +2,11 @@
 
 import json
 import multiprocessing
+import os
 import sqlite3
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -13,8 +15,9 @@ pytest.importorskip("mlflow")
 from PIL import Image
 
 from detr_exp.sync import OutOfReachError, synchronise
+from detr_exp.tracker import mlflow as mlflow_view
 from detr_exp.tracker import tracker as module
-from detr_exp.tracker.mlflow import finish_parent, open_store, start_parent
+from detr_exp.tracker.mlflow import TIMEOUT, MlflowView, finish_parent, open_store, start_parent
 from detr_exp.tracker.tracker import PARENT_VARIABLE, Tracker
 
 METRICS = {"val/mAP": 0.5, "val/AP/größe x": float("nan"), "time/images_per_second": 12.5}
@@ -187,3 +190,80 @@ def test_many_processes_share_a_store_that_does_not_exist_yet(tmp_path):
     client, experiment = open_store(f"sqlite:///{tmp_path}/fresh.db", "ours")
     runs = client.search_runs([experiment])
     assert sorted(run.data.metrics["a"] for run in runs) == list(range(6))
+
+
+@pytest.mark.parametrize(
+    ("uri", "artifact_root", "location"),
+    [
+        ("sqlite:////s/mlflow.db", None, "file:///s/mlartifacts"),
+        ("sqlite:////s/mlflow.db", "files", "file://{here}/files"),
+        ("sqlite:////s/mlflow.db", "s3://bucket/runs/", "s3://bucket/runs"),
+        ("postgresql+psycopg://me@host/db", None, "file://{here}/outputs/mlartifacts"),
+        ("http://host:5000", None, None),
+    ],
+)
+def test_where_a_new_experiment_keeps_its_files(tmp_path, monkeypatch, uri, artifact_root, location):
+    monkeypatch.chdir(tmp_path)
+    file = Path("/s/mlflow.db") if uri.startswith("sqlite") else None
+    assert mlflow_view._location(artifact_root, file, uri) == (location and location.format(here=tmp_path))
+
+
+def test_files_go_where_the_user_says_and_another_place_later_is_answered(tmp_path, store, caplog):
+    for place in ("a", "b"):
+        tracker = Tracker(
+            tracking_uri=store,
+            project="placed",
+            run=None,
+            tensorboard=False,
+            wandb=False,
+            artifact_root=str(tmp_path / place),
+            checkpoints=True,
+        )
+        run_dir = tmp_path / f"run_{place}"
+        run_dir.mkdir()
+        (run_dir / "best.pth").write_bytes(b"weights")
+        tracker.start(run_dir=run_dir, config={})
+        tracker.checkpoint(run_dir / "best.pth")
+        tracker.finish()
+    assert len(list((tmp_path / "a").rglob("best.pth"))) == 2
+    assert f"placed keeps its files in {(tmp_path / 'a').as_uri()}" in caplog.text
+    assert "tracker.project=" in caplog.text
+
+
+def test_an_experiment_that_another_process_creates_meanwhile_is_used(tmp_path, store, monkeypatch):
+    from mlflow.tracking import MlflowClient
+
+    existing = open_store(store, "raced")[1]
+    look, asked = MlflowClient.get_experiment_by_name, []
+
+    def late(self, name):
+        asked.append(name)
+        return None if len(asked) == 1 else look(self, name)
+
+    monkeypatch.setattr(MlflowClient, "get_experiment_by_name", late)
+    assert open_store(store, "raced")[1] == existing
+    assert len(asked) == 2
+
+
+def test_files_in_s3_without_boto3_are_refused_in_words(tmp_path, store, monkeypatch, caplog):
+    monkeypatch.setattr(mlflow_view, "find_spec", lambda _: None)
+    open_store(store, "in s3", "s3://bucket/runs")
+    tracker = Tracker(tracking_uri=store, project="in s3", run=None, tensorboard=False, wandb=False)
+    tracker.start(run_dir=tmp_path, config={})
+    tracker.finish()
+    assert "boto3: pip install 'detr_exp[s3]'" in caplog.text
+
+
+def test_an_upload_may_take_longer_for_a_larger_file(tmp_path, store, monkeypatch):
+    """A server answers when it has stored the file elsewhere."""
+    seen = {}
+    view = MlflowView(store)
+    view.run_id = "r"
+    view.client = SimpleNamespace(log_artifact=lambda _, path, folder: seen.update({path: os.environ[TIMEOUT]}))
+    monkeypatch.setenv(TIMEOUT, "5")
+    for name, size in (("small", 10), ("large", 100 << 20)):
+        with open(tmp_path / name, "wb") as file:
+            file.truncate(size)
+        view.artifact(tmp_path / name)
+    assert seen == {str(tmp_path / "small"): "5", str(tmp_path / "large"): "105"}
+    assert os.environ[TIMEOUT] == "5"

@@ -305,7 +305,7 @@ def test_a_folder_of_a_packages_name_is_not_the_package(tmp_path, monkeypatch, c
     (tmp_path / "wandb").mkdir()
     monkeypatch.setattr(sys, "path", [str(tmp_path)])
     monkeypatch.delitem(sys.modules, "wandb", raising=False)
-    assert module.make_views(None, False, True) == []
+    assert module.make_views(None, None, False, True) == []
     assert "wandb is not installed and is skipped: pip install 'detr_exp[wandb]', or tracker.wandb=false" in caplog.text
 
 
@@ -313,7 +313,7 @@ def test_a_database_without_its_driver_is_said_at_the_start_and_not_waited_for(t
     monkeypatch.setitem(sys.modules, "MySQLdb", None)
     tracker = make_tracker(tracking_uri="mysql://me:hunter2@host/runs")
     tracker.start(run_dir=tmp_path, config={})
-    assert "MySQLdb is not installed and is skipped: pip install MySQLdb" in caplog.text
+    assert "MLflow is skipped: MySQLdb is not installed: pip install mysqlclient; or use tracker=mlflow" in caplog.text
     assert "hunter2" not in caplog.text
     assert tracker.follower is None
     tracker.finish()
