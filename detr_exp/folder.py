@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from logging.handlers import MemoryHandler
 from pathlib import Path
 
@@ -12,6 +12,7 @@ import yaml
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
+from detr_exp.locks import LockedError, lock
 from detr_exp.tracker.base import RECORD
 from detr_exp.tracker.secrets import masked
 from detr_exp.writing import LOCK, write
@@ -61,42 +62,24 @@ def exclusive_access(folder: Path) -> Iterator[None]:
     Raises:
         ValueError: another process has locked it.
     """
-    from filelock import FileLock, Timeout
-
     is_new = not (folder / LOCK).exists()
     folder.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(folder / LOCK)
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        raise in_use_error(folder) from None
-    try:
-        yield
-    finally:
-        if is_new and not (folder / RECORD).exists():  # refused
-            with suppress(OSError):
-                (folder / LOCK).unlink()
-        lock.release()
+    with ExitStack() as held:
+        try:
+            held.enter_context(lock(folder / LOCK, timeout=0))
+        except LockedError:
+            raise in_use_error(folder) from None
+        try:
+            yield
+        finally:
+            if is_new and not (folder / RECORD).exists():  # refused
+                with suppress(OSError):
+                    (folder / LOCK).unlink()
 
 
 def in_use_error(folder: Path) -> ValueError:
     """The error for a folder that another process has locked."""
     return ValueError(f"{folder} is in use by another run; use another folder: hydra.run.dir=...")
-
-
-def is_locked(folder: Path) -> bool:
-    """Whether a process has locked a folder."""
-    from filelock import FileLock, Timeout
-
-    if not (folder / LOCK).exists():
-        return False
-    lock = FileLock(folder / LOCK)
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        return True
-    lock.release()
-    return False
 
 
 def remove_empty_folders(folder: Path, since: float) -> None:

@@ -12,8 +12,9 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import TracebackType
+from typing import NoReturn
 
 EXIT_STATUS = {
     getattr(signal, name): status
@@ -121,6 +122,18 @@ def held_back() -> Iterator[None]:
         if on_end is not None and signal.getsignal(signal.SIGCHLD) is not on_end:
             signal.signal(signal.SIGCHLD, on_end)
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def end_at_once(reason: str, status: int) -> NoReturn:
+    """End this process from any thread, whatever its other threads wait for; nothing is saved.
+
+    Args:
+        reason: printed.
+        status: exit status.
+    """
+    with suppress(OSError):
+        os.write(2, f"{reason}\n".encode(errors="backslashreplace"))  # another thread may be printing to `sys.stderr`
+    os._exit(status)
 
 
 def leave_to_parent() -> None:

@@ -25,6 +25,7 @@ LAYERS = {
     "tensor_files": 0,
     "values": 0,
     "ops": 1,
+    "locks": 1,
     "protocols": 1,
     "model.layer": 2,
     "matcher": 2,

@@ -5,10 +5,11 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
+from detr_exp.locks import LockedError, lock
 from detr_exp.published.download import DownloadError, UnreachableError, download, refuse_unreachable
 from detr_exp.published.hub import from_hub, hub_address, is_offline
 from detr_exp.published.places import (
@@ -205,24 +206,21 @@ def _downloaded(source: Source) -> tuple[Path, str]:
 
 @contextmanager
 def _alone(place: Path) -> Iterator[None]:
-    from filelock import FileLock, Timeout
-
-    lock = FileLock(place.with_name(f".{place.name}.lock"))
-    try:
-        place.parent.mkdir(parents=True, exist_ok=True)
+    path = place.with_name(f".{place.name}.lock")
+    with ExitStack() as held:
         try:
-            lock.acquire(timeout=0)
-        except Timeout:
-            logger.warning("another process is downloading %s; waiting for it", place.name)
-            lock.acquire()
-    except OSError as error:
-        raise DownloadError(
-            f"{place.parent} cannot be written to ({error.strerror}); keep downloads elsewhere: XDG_CACHE_HOME=FOLDER"
-        ) from None
-    try:
+            place.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                held.enter_context(lock(path, timeout=0))
+            except LockedError:
+                logger.warning("another process is downloading %s; waiting for it", place.name)
+                held.enter_context(lock(path))
+        except OSError as error:
+            raise DownloadError(
+                f"{place.parent} cannot be written to ({error.strerror}); keep downloads elsewhere: "
+                "XDG_CACHE_HOME=FOLDER"
+            ) from None
         yield
-    finally:
-        lock.release()
 
 
 def _missing(word: str, sources: list[Source], why: str) -> ValueError:

@@ -16,8 +16,7 @@ from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock
-
+from detr_exp.locks import lock
 from detr_exp.published.source import Source
 from detr_exp.writing import write
 
@@ -121,7 +120,7 @@ def record(source: Source, sha256: str, size: int) -> None:
     folder = cache_folder()
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with FileLock(folder / f".{RECORD}.lock"):
+        with lock(folder / f".{RECORD}.lock"):
             known = recorded() | {source.key: {"sha256": sha256, "size": size}}
             write(folder / RECORD, json.dumps(dict(sorted(known.items())), indent=1) + "\n")
     except (OSError, ValueError) as error:

@@ -17,8 +17,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from filelock import FileLock
-
+from detr_exp.locks import lock
 from detr_exp.tracker.base import IMPORT_LOCK, SLOWEST, RefusedError, RunRecord
 from detr_exp.tracker.database import is_on_server, sole_access
 from detr_exp.tracker.secrets import masked
@@ -219,7 +218,7 @@ def _prepared(tracking_uri: str, file: Path | None) -> Iterator[None]:
     """In this context, no other process creates the tables or the experiment: MLflow is not safe against that."""
     if file is not None:
         file.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(f"{file}.lock", timeout=120):
+        with lock(Path(f"{file}.lock"), timeout=120):
             prepare(file)
             yield
     elif is_on_server(tracking_uri):

@@ -8,11 +8,13 @@ from typing import NamedTuple
 
 from detr_exp.config.keys import FREE, is_under
 from detr_exp.config.stored import as_first_version
-from detr_exp.folder import in_use_error, is_locked
+from detr_exp.folder import in_use_error
+from detr_exp.locks import is_locked
 from detr_exp.published.table import UNKNOWN, named
 from detr_exp.tracker.base import RECORD, RunRecord
 from detr_exp.trainer import checkpoint as files
 from detr_exp.values import Values, flat
+from detr_exp.writing import LOCK
 
 IDENTITY_TAG = "config.hash"
 
@@ -72,7 +74,7 @@ def refuse_existing_run(folder: Path) -> None:
     """
     if not (folder / RECORD).exists() and not any(folder.glob("checkpoint*.pth")):
         return
-    if is_locked(folder):
+    if is_locked(folder / LOCK):
         raise in_use_error(folder)
     try:
         status = RunRecord.load(folder).status
@@ -133,4 +135,4 @@ def is_unfinished(folder: Path, run_identity: str) -> bool:
         return False
     if record.tags.get(IDENTITY_TAG) != run_identity or record.status in ("ok", "pruned"):
         return False
-    return not is_locked(folder)
+    return not is_locked(folder / LOCK)

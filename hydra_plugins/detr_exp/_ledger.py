@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from detr_exp.locks import lock
 from detr_exp.tracker.jsonl import JsonLines
 from detr_exp.tracker.secrets import masked
 
@@ -76,10 +77,8 @@ class Ledger:
         return {entry.hash: entry for entry in self.entries()}
 
     def append(self, entry: Entry) -> None:
-        from filelock import FileLock
-
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(self.path.with_name(".ledger.lock")), open(self.path, "ab") as file:
+        with lock(self.path.with_name(".ledger.lock")), open(self.path, "ab") as file:
             whole = self.path.read_bytes().rfind(b"\n") + 1
             file.truncate(whole)  # remove a line that a crash has truncated
             file.write(json.dumps(entry._asdict(), ensure_ascii=False).encode() + b"\n")

@@ -11,6 +11,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.core.utils import env_override
 from omegaconf import DictConfig
 
+from detr_exp.locks import LockedError, lock
 from detr_exp.signals import EXIT_STATUS
 from detr_exp.tracker.base import RECORD, RunRecord
 from detr_exp.trainer.run_status import PrunedError, status_of
@@ -53,8 +54,6 @@ class RecordedTask:
             Exception: of the task; the sweep continues.
             SystemExit: the process received a signal to end, and so did the sweep.
         """
-        from filelock import FileLock, Timeout
-
         if self.is_to_stop():
             raise JobError("not started: a run before it has failed (sweep_fail_fast=true)")
         folder = Path(HydraConfig.get().runtime.output_dir)
@@ -62,7 +61,7 @@ class RecordedTask:
         try:
             with (
                 env_override(self.environment | self.environment_of.get(job.hash, {})),
-                FileLock(folder / JOB_LOCK, timeout=PATIENCE),
+                lock(folder / JOB_LOCK, timeout=PATIENCE),
             ):
                 if (folder / RECORD).exists():  # by whomever it was started before
                     cfg.trainer.resume = "auto"
@@ -76,7 +75,7 @@ class RecordedTask:
                 raise
             self.ledger.record(job, started, "failed", reason=f"it called sys.exit({end.code!r})")
             raise JobError(f"it called sys.exit({end.code!r})") from None
-        except Timeout:
+        except LockedError:
             reason = f"a process of an earlier start still uses {folder}; end it first"
             self.ledger.record(job, started, "failed", reason=reason)
             raise JobError(reason) from None

@@ -7,7 +7,7 @@ import itertools
 import re
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, cast
 
@@ -25,11 +25,12 @@ from detr_exp.config.keys import FREE, differing, is_under
 from detr_exp.config.mistakes import ConfigError
 from detr_exp.config.ranges import refuse_out_of_range
 from detr_exp.config.stored import as_first_version
+from detr_exp.locks import LockedError, lock
 from detr_exp.terminal import say
 from detr_exp.tracker.secrets import masked
 from detr_exp.trainer.run_status import status_of
 from detr_exp.values import Values, flat, values_of
-from detr_exp.writing import remove_left_overs
+from detr_exp.writing import LOCK, remove_left_overs
 from hydra_plugins.detr_exp._ledger import FINISHED, UNFINISHED, Entry, Job, first_line
 from hydra_plugins.detr_exp._parent import parent_run
 from hydra_plugins.detr_exp._recorded import JOB_LOCK, RecordedTask
@@ -88,22 +89,17 @@ class Sweep:
         Raises:
             ConfigError: another sweep is running in it.
         """
-        from filelock import FileLock, Timeout
-
         self.folder.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(self.folder / ".lock")
-        try:
-            lock.acquire(timeout=0)
-        except Timeout:
-            raise ConfigError(
-                f"{self.folder} is in use by a sweep that is still running; use another folder: hydra.sweep.dir=..."
-            ) from None
-        try:
+        with ExitStack() as held:
+            try:
+                held.enter_context(lock(self.folder / LOCK, timeout=0))
+            except LockedError:
+                raise ConfigError(
+                    f"{self.folder} is in use by a sweep that is still running; use another folder: hydra.sweep.dir=..."
+                ) from None
             remove_left_overs(self.folder)
             with parent_run(self.config, self.folder, self.task.environment, self.ledger):
                 yield
-        finally:
-            lock.release()
 
     def is_finished(self, job: Job, entries: Mapping[str, Entry]) -> bool:
         """Whether a job has ended and is not to be repeated."""
@@ -203,8 +199,6 @@ class Sweep:
 
     def _launch(self, batch: list[Job]) -> None:
         """Launch jobs with a launcher that returns when all have ended, or raises when it has lost one of them."""
-        from filelock import FileLock
-
         started = time.monotonic()
         try:
             self.launcher.launch([self.launched(job) for job in batch], initial_job_idx=batch[0].number)
@@ -214,7 +208,7 @@ class Sweep:
                 raise
             for job in begun:
                 # others may still run; each holds its lock
-                with FileLock(self.folder / job.hash / JOB_LOCK):
+                with lock(self.folder / job.hash / JOB_LOCK):
                     if self.entry_of(job) is None:
                         self.ledger.record(job, started, "killed", reason=f"its process is gone: {first_line(error)}")
 
