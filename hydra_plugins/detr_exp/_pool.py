@@ -47,6 +47,8 @@ PASSED = (  # beginnings of the names of environment variables that jobs receive
     *("MLFLOW_", "WANDB_", "HF_", "AWS_", "AZURE_", "GOOGLE_", "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "SSL_CERT_"),
     *("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE"),
 )
+GRACE = 60.0  # seconds for runs to save their state when the sweep receives a signal to end
+THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
 Ended = Callable[[int, JobReturn, float], str]
 
 

@@ -19,10 +19,7 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
 
 from detr_exp.signals import OWNED
-from hydra_plugins.detr_exp._pool import Ended, Pool, State, Work, how_ended
-
-GRACE = 60.0  # seconds for runs to save their state when the sweep receives a signal to end
-THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
+from hydra_plugins.detr_exp._pool import GRACE, THREADS, Ended, Pool, State, Work, how_ended
 
 
 class Child(NamedTuple):
