@@ -1,77 +1,101 @@
-"""Weights for other code: `python -m detr_exp.export_weights checkpoint=... format=official|huggingface`."""
+"""Weights for other code: `python -m detr_exp.export_weights checkpoint=... format=safetensors|hf|official`."""
 
 from __future__ import annotations
 
-import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
 from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
-from detr_exp import cli
+from detr_exp import cli, transformers_folder
+from detr_exp.model_card import CARD, model_card, refuse_licence
+from detr_exp.published.push import push, refuse_push
 from detr_exp.terminal import say
-from detr_exp.values import Values
 from detr_exp.writing import write
 
 if TYPE_CHECKING:
     from detr_exp.inference.detector import Detector
-    from detr_exp.model.decoder.rtdetr import RTDETRDecoder
-    from detr_exp.model.rtdetrv2 import RTDETRv2
 
 USAGE = """\
 Write the weights of a checkpoint in another format.
 
   python -m detr_exp.export_weights checkpoint=RUN_FOLDER format=safetensors     the checkpoint, without pickle
-  python -m detr_exp.export_weights checkpoint=RUN_FOLDER format=huggingface     for transformers' from_pretrained
+  python -m detr_exp.export_weights checkpoint=RUN_FOLDER format=hf              for transformers' from_pretrained
+  python -m detr_exp.export_weights checkpoint=RUN_FOLDER format=hf push=owner/name   and to the Hugging Face hub
   python -m detr_exp.export_weights checkpoint=weights.pth format=official       for the authors' code
 
   checkpoint          a file, a run folder (its best checkpoint) or a run id
-  format              safetensors: any network, read by all commands | huggingface, official: RT-DETR and RT-DETRv2
+  format              safetensors: any network, read by all commands | hf: RT-DETR, RT-DETRv2, RF-DETR with a model
+                      card | official: RT-DETR and RT-DETRv2
+  licence             of these weights, for the model card, such as apache-2.0; null: the card says that it is unknown
+  push                repository owner/name on the hub, created if it is not there; needs HF_TOKEN
+  private             who sees a repository that push creates: true: you alone
+  replace             true: push also into a repository that has such files; its history keeps the earlier ones
   allow_targets       custom packages that the checkpoint's config may name
 """
-FORMATS = ("safetensors", "huggingface", "official")
+FORMATS = ("safetensors", "hf", "official")
+IN_FOLDER = (*transformers_folder.FILES, CARD)  # of format=hf
+OFFICIAL = "rtdetrv2.pth"
+FORMER = {"huggingface": "hf"}  # names of formats in earlier versions
 
 
 def export_weights(cfg: DictConfig) -> None:
-    """Export into Hydra's output folder."""
+    """Export into Hydra's output folder, and to the hub if `push` names a repository there."""
+    _refuse_settings(cfg)
+    if cfg.push is not None:
+        refuse_push(cfg.push, IN_FOLDER, replace=cfg.replace)
     path = export_weights_in(Path(HydraConfig.get().runtime.output_dir), cfg)
     say(f"written to {path}")
+    if cfg.push is not None:
+        say(f"pushed to {push(path, cfg.push, IN_FOLDER, private=cfg.private)}")
 
 
 def export_weights_in(folder: Path, cfg: DictConfig) -> Path:
     """Write the weights into a folder.
 
     Args:
-        folder: made if absent.
+        folder: made if absent; no file in it is overwritten.
         cfg: see `conf/export_weights.yaml`.
 
     Returns:
         the folder for transformers, or the file in it.
 
     Raises:
-        ValueError: the checkpoint cannot be read, or the format cannot express its network.
+        ValueError: the checkpoint cannot be read, the format cannot express its network, or a file is in the way.
     """
     from detr_exp.inference.detector import find, load
-    from detr_exp.model.decoder.rtdetr import RTDETRDecoder
-    from detr_exp.model.rtdetrv2 import RTDETRv2
 
-    if cfg.format not in FORMATS:
-        raise ValueError(f"format is {cfg.format!r}; use one of {', '.join(FORMATS)}")
+    _refuse_settings(cfg)
     if cfg.format == "safetensors":
         return write_safetensors(folder, find(cfg.checkpoint), cfg.allow_targets)
     detector = load(cfg.checkpoint, allow_targets=cfg.allow_targets)
-    network = detector.network
-    if not isinstance(network, RTDETRv2) or not isinstance(network.decoder, RTDETRDecoder):
-        part = network.decoder if isinstance(network, RTDETRv2) else network
+    detector.network.cpu()
+    if cfg.format == "official":
+        return write_official(folder, detector)
+    return write_hf(folder, detector, cfg.get("licence"), cfg.get("push"))
+
+
+def _refuse_settings(cfg: DictConfig) -> None:
+    """Refuse what can be refused before the checkpoint is opened; names of formats in earlier versions are replaced."""
+    cfg.format = FORMER.get(cfg.format, cfg.format)
+    if cfg.format not in FORMATS:
+        raise ValueError(f"format is {cfg.format!r}; use one of {', '.join(FORMATS)}")
+    for key in ("push", "licence"):
+        if cfg.get(key) is not None and cfg.format != "hf":
+            raise ValueError(f"{key}={cfg[key]} is for format=hf, and the format is {cfg.format}; use format=hf")
+    refuse_licence(cfg.get("licence"))
+
+
+def _refuse_present(folder: Path, *names: str) -> None:
+    """Raises: ValueError: one of the files that are about to be written is there."""
+    if there := [name for name in names if os.path.lexists(folder / name)]:
         raise ValueError(
-            f"{detector.path} holds {type(part).__name__}, and format={cfg.format} is only for RT-DETR with its own "
-            "decoder; give a checkpoint of model=rtdetrv2, or use format=safetensors"
+            f"{folder} has {', '.join(there)} already, and no file is overwritten; use another folder: "
+            "hydra.run.dir=FOLDER"
         )
-    network.cpu()
-    write = {"huggingface": write_huggingface, "official": write_official}[cfg.format]
-    return write(folder, detector, network)
 
 
 def write_safetensors(folder: Path, checkpoint: Path, allow_targets: Sequence[str] = ()) -> Path:
@@ -85,52 +109,49 @@ def write_safetensors(folder: Path, checkpoint: Path, allow_targets: Sequence[st
     if state.pop("base", None) is not None:
         state["model"] = load(checkpoint, allow_targets=allow_targets).network.cpu().state_dict()
         state["config"]["model"].pop("adapter", None)
+    name = checkpoint.with_suffix(files.SAFE).name
+    _refuse_present(folder, name)
     folder.mkdir(parents=True, exist_ok=True)
-    path = folder / checkpoint.with_suffix(files.SAFE).name
-    files.save_safetensors(state, path)
-    return path
+    files.save_safetensors(state, folder / name)
+    return folder / name
 
 
-def write_huggingface(folder: Path, detector: Detector, network: RTDETRv2) -> Path:
-    """`model.safetensors`, `config.json` and `preprocessor_config.json`, as `save_pretrained` lays them out."""
-    from safetensors.torch import save as serialised
+def write_hf(folder: Path, detector: Detector, licence: str | None, repo: str | None) -> Path:
+    """What transformers and the hub read: weights, `config.json`, `preprocessor_config.json` and the model card."""
+    from detr_exp.trainer import checkpoint as files
 
-    from detr_exp.model.pretrained_rtdetr import huggingface_config, to_huggingface, without_layers_beyond
-
-    model = cast(Values, OmegaConf.to_container(detector.cfg.model, resolve=True))
-    config = huggingface_config(model, detector.classes)
-    state = without_layers_beyond(network.state_dict(), cast("RTDETRDecoder", network.decoder).eval_idx)
-    state = to_huggingface(state, num_points=model["num_points"])
-    height, width = network.image_size
-    preprocessor = {
-        "image_processor_type": "RTDetrImageProcessor",
-        "do_resize": True,
-        "size": {"height": height, "width": width},
-        "do_rescale": True,
-        "rescale_factor": 1 / 255,
-        "do_normalize": False,
-        "do_pad": False,
-    }
-    folder.mkdir(parents=True, exist_ok=True)
-    tensors = {name: tensor.contiguous() for name, tensor in state.items()}
-    write(folder / "model.safetensors", serialised(tensors, {"format": "pt"}))
-    write(folder / "config.json", json.dumps(config, indent=2) + "\n")
-    write(folder / "preprocessor_config.json", json.dumps(preprocessor, indent=2) + "\n")
+    _refuse_present(folder, *IN_FOLDER)
+    config = transformers_folder.write_in(folder, detector)
+    write(folder / CARD, model_card(files.load(detector.path, needs=()), detector, config, licence, repo))
     return folder
 
 
-def write_official(folder: Path, detector: Detector, network: RTDETRv2) -> Path:
-    """`rtdetrv2.pth` with the key `model`, as the official code's tuning and export read it."""
+def write_official(folder: Path, detector: Detector) -> Path:
+    """`rtdetrv2.pth` with the key `model`, as the official code's tuning and export read it.
+
+    Raises:
+        ValueError: the network is not RT-DETR or RT-DETRv2 with its own decoder.
+    """
     import torch
 
+    from detr_exp.model.decoder.rtdetr import RTDETRDecoder
     from detr_exp.model.pretrained_rtdetr import to_official
+    from detr_exp.model.rtdetrv2 import RTDETRv2
 
+    network = detector.network
+    if not isinstance(network, RTDETRv2) or not isinstance(network.decoder, RTDETRDecoder):
+        part = network.decoder if isinstance(network, RTDETRv2) else network
+        raise ValueError(
+            f"{detector.path} holds {type(part).__name__}, and format=official is only for RT-DETR with its own "
+            "decoder; give a checkpoint of model=rtdetrv2, or use format=safetensors"
+        )
     state = to_official(
         network.state_dict(), num_points=list(detector.cfg.model.num_points), spatial_shapes=network.spatial_shapes()
     )
+    _refuse_present(folder, OFFICIAL)
     folder.mkdir(parents=True, exist_ok=True)
-    write(folder / "rtdetrv2.pth", lambda file: torch.save({"model": state}, file))
-    return folder / "rtdetrv2.pth"
+    write(folder / OFFICIAL, lambda file: torch.save({"model": state}, file))
+    return folder / OFFICIAL
 
 
 def main() -> None:

@@ -7,7 +7,7 @@ import torch
 from omegaconf import OmegaConf
 
 from detr_exp.build import compose, network
-from detr_exp.export_weights import export_weights_in
+from detr_exp.export_weights import IN_FOLDER, export_weights_in
 from detr_exp.inference.detector import load
 from detr_exp.model.pretrained import load_weights
 from detr_exp.trainer import checkpoint as files
@@ -58,30 +58,43 @@ def test_official(checkpoint, tmp_path):
     torch.testing.assert_close(again(images).pred.logits, made(images).pred.logits, rtol=0, atol=0)
 
 
-def test_transformers_loads_a_folder_with_all_keys_and_gives_the_same_outputs(checkpoint, tmp_path):
-    transformers = pytest.importorskip("transformers")
+def test_a_folder_for_transformers_is_read_again_with_the_same_numbers(checkpoint, tmp_path):
     made, path = checkpoint
-    folder = exported(path, tmp_path / "out", "huggingface")
-    theirs, report = transformers.RTDetrV2ForObjectDetection.from_pretrained(folder, output_loading_info=True)
-    assert not report["missing_keys"]
-    assert not report["unexpected_keys"]
-    assert [theirs.config.id2label[label] for label in range(3)] == NAMES
+    folder = exported(path, tmp_path / "out", "hf")
+    assert {file.name for file in folder.iterdir()} == set(IN_FOLDER)
+    shorter = ["model.num_layers=2", "model.eval_idx=-1"]  # the third layer is not evaluated, and so not written
+    again = network(compose([*WORDS, *shorter, f"model.weights={folder}"])).eval()
     images = torch.rand(1, 3, 96, 96)
-    with torch.no_grad():
-        expected, outputs = theirs.eval()(pixel_values=images), made(images)
-    torch.testing.assert_close(outputs.pred.logits, expected.logits, rtol=0, atol=1e-4)
-    torch.testing.assert_close(outputs.pred.boxes, expected.pred_boxes, rtol=0, atol=1e-4)
-    processor = transformers.RTDetrImageProcessor.from_pretrained(folder)
-    assert (processor.size["height"], processor.size["width"]) == (96, 96)
-    assert not processor.do_normalize
+    torch.testing.assert_close(again(images).pred.logits, made(images).pred.logits, rtol=0, atol=0)
+    assert exported(path, tmp_path / "former name", "huggingface") == tmp_path / "former name"
 
 
-def test_mistakes(checkpoint, tmp_path):
-    with pytest.raises(ValueError, match=r"'onnx'; use one of safetensors, huggingface, official"):
-        exported(checkpoint[1], tmp_path / "out", "onnx")
+@pytest.mark.parametrize(("form", "name"), [("hf", "README.md"), ("official", "rtdetrv2.pth")])
+def test_no_file_is_overwritten(checkpoint, tmp_path, form, name):
+    (tmp_path / name).write_text("mine")
+    with pytest.raises(ValueError, match=rf"has {name} already, and no file is overwritten; .*hydra\.run\.dir="):
+        exported(checkpoint[1], tmp_path, form)
+    assert (tmp_path / name).read_text() == "mine"
+    assert not (tmp_path / "model.safetensors").exists()
 
 
-@pytest.mark.parametrize("form", ["huggingface", "official"])
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"format": "onnx"}, "'onnx'; use one of safetensors, hf, official"),
+        ({"format": "official", "push": "a/b"}, "push=a/b is for format=hf, and the format is official"),
+        ({"format": "safetensors", "licence": "mit"}, "licence=mit is for format=hf"),
+        ({"format": "hf", "licence": "my own terms"}, "'my own terms'; the hub needs an identifier"),
+    ],
+)
+def test_settings_are_refused_before_anything_is_read(settings, message, tmp_path):
+    cfg = OmegaConf.create({"checkpoint": "absent.pth", "allow_targets": []} | settings)
+    with pytest.raises(ValueError, match=message):
+        export_weights_in(tmp_path / "out", cfg)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("form", ["hf", "official"])
 def test_a_network_with_a_custom_decoder_has_no_published_format(checkpoint, tmp_path, monkeypatch, form):
     detector = load(checkpoint[1])
     detector.network.decoder = torch.nn.Identity()

@@ -2,7 +2,7 @@
 
 All functions are renamings of state dicts: tensors are passed on, split or joined, never changed. "Official" is the
 PyTorch code of RT-DETRv2 and, with a few older spellings, of RT-DETR; both differ from our names in little. The Hugging
-Face names are those of transformers 5 (`RTDetrV2ForObjectDetection`), and of files which version 4 has written.
+Face names are those of transformers 5 (`RTDetrV2ForObjectDetection`), and those of files, spelt as in version 4.
 """
 
 from __future__ import annotations
@@ -95,7 +95,7 @@ _HUGGING_FACE = [
     ("decoder.dec_score_head", "model.decoder.class_embed"),
     ("decoder.dec_bbox_head", "model.decoder.bbox_embed"),
 ]
-# What version 4 of transformers wrote; (new, old).
+# The spelling of transformers 4, which files have; (new, old).
 _HUGGING_FACE_V4 = [
     ("model.encoder.aifi.{}.layers.{}.mlp.fc1", "model.encoder.encoder.{}.layers.{}.fc1"),
     ("model.encoder.aifi.{}.layers.{}.mlp.fc2", "model.encoder.encoder.{}.layers.{}.fc2"),
@@ -116,7 +116,7 @@ def from_official(state: State) -> State:
     """Official names -> ours."""
     parameters = {name: tensor for name, tensor in state.items() if not _DERIVED.search(name)}
     parameters = {hgnetv2.to_our_names(n) if n.startswith(_HGNET) else n: t for n, t in parameters.items()}
-    return _renamed(_renamed(parameters, _swapped(_OFFICIAL_V1)), _swapped(_OFFICIAL))
+    return renamed_by(renamed_by(parameters, _swapped(_OFFICIAL_V1)), _swapped(_OFFICIAL))
 
 
 def to_official(
@@ -129,10 +129,10 @@ def to_official(
         spatial_shapes: of each level, at the size the network is evaluated with.
         version: 1 for RT-DETR, whose files contain no constants.
     """
-    renamed = _renamed(state, _OFFICIAL)
+    renamed = renamed_by(state, _OFFICIAL)
     renamed = {hgnetv2.to_official_names(n) if n.startswith(_HGNET) else n: tensor for n, tensor in renamed.items()}
     if version == 1:
-        return _renamed(renamed, _OFFICIAL_V1)
+        return renamed_by(renamed, _OFFICIAL_V1)
     anchors, valid = anchor_logits(spatial_shapes, torch.float32, torch.device("cpu"))
     constants = {
         "decoder.anchors": torch.where(valid, anchors, torch.inf)[None],
@@ -149,7 +149,7 @@ def is_huggingface(state: State) -> bool:
 
 def from_huggingface(state: State) -> State:
     """Names of transformers, in either spelling -> ours."""
-    current = _renamed(state, _swapped(_HUGGING_FACE_V4))
+    current = renamed_by(state, _swapped(_HUGGING_FACE_V4))
     plain = {}
     for name, tensor in current.items():
         if _DERIVED.search(name):
@@ -157,13 +157,18 @@ def from_huggingface(state: State) -> State:
         # Heads appear under a second name at the top; it is the only one where a file has no duplicates.
         name = re.sub(r"^(class_embed|bbox_embed)\.", r"model.decoder.\1.", name)
         plain[name] = tensor
-    return _joined(_renamed(plain, _swapped(_HUGGING_FACE)))
+    return _joined(renamed_by(plain, _swapped(_HUGGING_FACE)))
 
 
 def to_huggingface(state: State, *, num_points: list[int]) -> State:
-    """Our names -> those of transformers 5, as `save_pretrained` would name them."""
-    renamed = _renamed(_split(state), _HUGGING_FACE)
+    """Our names -> those of the modules of transformers 5."""
+    renamed = renamed_by(_split(state), _HUGGING_FACE)
     return renamed | _points_scales(state, num_points, "model.decoder.layers.{}.encoder_attn.n_points_scale")
+
+
+def to_huggingface_file(state: State, *, num_points: list[int]) -> State:
+    """Our names -> those in files: the spelling of version 4, which version 5 also writes and reads."""
+    return renamed_by(to_huggingface(state, num_points=num_points), _HUGGING_FACE_V4)
 
 
 def without_layers_beyond(state: State, last: int) -> State:
@@ -186,7 +191,7 @@ def _swapped(pairs: Iterable[tuple[str, str]]) -> list[tuple[str, str]]:
     return [(theirs, ours) for ours, theirs in pairs]
 
 
-def _renamed(state: Stored, pairs: Iterable[tuple[str, str]]) -> Stored:
+def renamed_by(state: Stored, pairs: Iterable[tuple[str, str]]) -> Stored:
     """Replace the beginning of each name by the first pair whose left side it is; other names stay."""
     rules = [(re.compile(re.escape(old).replace(r"\{\}", r"(\d+)") + r"(?=\.|$)"), new) for old, new in pairs]
 
@@ -293,14 +298,14 @@ def huggingface_config(model: Stored, classes: list[str]) -> Stored:
 
 def _refuse_unknown_to_huggingface(model: Stored) -> None:
     known = {
+        "model.neck": str(model["neck"].get("_target_")).endswith(".HybridEncoder"),
         "model.backbone": str(model["backbone"].get("_target_")).endswith(".PResNet"),
         "model.num_points": len(set(model["num_points"])) == 1,
-        "model.neck.depth_mult": model["neck"]["depth_mult"] == 1,
+        "model.neck.depth_mult": model["neck"].get("depth_mult", 1) == 1,
         "model.query_select_method": model["query_select_method"] == "default",
-        "model.pixel_mean": not any(model["pixel_mean"] or []),
     }
     if unknown := [key for key, value in known.items() if not value]:
         raise ValueError(
-            f"transformers cannot express this {' and '.join(unknown)}; it supports ResNet-vd, plain RGB, one "
-            "number of points, three blocks in a fusion and queries by best class. Use format=official"
+            f"transformers cannot express this {' and '.join(unknown)}; it supports ResNet-vd, one number of points, "
+            "three blocks in a fusion and queries by best class. Use format=official"
         )

@@ -167,6 +167,11 @@ def _from_network(word: str, sources: list[Source]) -> tuple[Path, str]:
         raise _missing(word, sources, f"it could not be fetched: {error}") from None
 
 
+def is_kept_offline() -> bool:
+    """Whether `DETR_EXP_OFFLINE` keeps this process from the network."""
+    return os.environ.get(OFFLINE, "0").lower() not in ("", "0", "false", "no")
+
+
 def _refuse_offline(word: str, sources: list[Source]) -> None:
     """Find out at once that there is no network.
 
@@ -176,7 +181,7 @@ def _refuse_offline(word: str, sources: list[Source]) -> None:
     source = sources[0]
     if source.package is not None:
         raise _missing(word, sources, "no installed package contains it")
-    if os.environ.get(OFFLINE, "0").lower() not in ("", "0", "false", "no"):
+    if is_kept_offline():
         raise _missing(word, sources, f"{OFFLINE} is set")
     if source.repo and is_offline():
         raise _missing(word, sources, "HF_HUB_OFFLINE is set")

@@ -1,0 +1,121 @@
+"""Files to a repository of the Hugging Face hub, by its own client: `HF_TOKEN` and `HF_ENDPOINT` are respected."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from detr_exp.published.download import UnreachableError, refuse_unreachable
+from detr_exp.published.fetch import OFFLINE, is_kept_offline
+from detr_exp.published.hub import hub_address, is_offline
+
+QUICK = 10.0  # seconds in which the hub answers a question
+PATIENCE = 120.0  # seconds of silence while it receives files or checks them
+REFUSED = {  # answers of the hub to a request that no repetition would mend
+    400: "the hub does not take it",
+    401: "HF_TOKEN is not valid; make one at {hub}/settings/tokens",
+    402: "the hub wants to be paid for it",
+    403: "HF_TOKEN may not write there; use a token with write access, and a repository of your own: push=owner/name",
+    404: "there is no such owner, or HF_TOKEN may not see the repository; push=owner/name",
+    409: "somebody else changes the repository at this moment, or has; look at it, and push again",
+    413: "it is too large for the hub",
+}
+
+
+class PushError(RuntimeError):
+    """The hub does not answer, or cannot now; the same command may succeed later."""
+
+
+def refuse_push(repo: str, files: Sequence[str], *, replace: bool) -> None:
+    """Find out within a second, or with one answer of the hub, that files cannot be pushed; nothing is sent.
+
+    Args:
+        repo: `owner/name`.
+        files: names in the repository.
+        replace: whether the repository may have such files already.
+
+    Raises:
+        ValueError: the name is none, there is no network or no token, or there are such files.
+        PushError: the hub does not answer.
+    """
+    from huggingface_hub import HfApi, errors, get_token
+    from huggingface_hub.utils import validate_repo_id
+
+    try:
+        validate_repo_id(repo)
+        if str(repo).count("/") != 1:
+            raise ValueError
+    except ValueError:
+        raise ValueError(
+            f"push={repo} names no repository; write push=owner/name, with letters, digits and single - _ . in them"
+        ) from None
+    offline = OFFLINE if is_kept_offline() else "HF_HUB_OFFLINE" if is_offline() else ""
+    if offline:
+        raise ValueError(f"push={repo} needs the network, and {offline} is set; unset it, or leave push out")
+    if get_token() is None:
+        raise ValueError(
+            f"push={repo} needs a token of the hub with write access; make one at {hub_address()}/settings/tokens, and "
+            "set HF_TOKEN, or log in: hf auth login"
+        )
+    try:
+        refuse_unreachable(hub_address())
+    except UnreachableError as error:
+        raise ValueError(f"push={repo} needs the network: {error}; leave push out") from None
+    held: set[str] = set()
+    with _in_words(repo), suppress(errors.RepositoryNotFoundError):
+        held = {sibling.rfilename for sibling in HfApi().model_info(repo, timeout=QUICK).siblings or ()}
+    if (there := sorted(held.intersection(files))) and not replace:
+        raise ValueError(
+            f"{hub_address()}/{repo} has {', '.join(there)} already; push to another repository, or replace them (its "
+            "history keeps the earlier ones): replace=true"
+        )
+
+
+def push(folder: Path, repo: str, files: Sequence[str], *, private: bool) -> str:
+    """Send files in one commit.
+
+    Args:
+        folder: that has them.
+        repo: `owner/name`; created if it is not there.
+        files: names in the folder and in the repository.
+        private: whether a repository that is created is seen by its owner alone.
+
+    Returns:
+        the address of the repository.
+
+    Raises:
+        ValueError: the hub refuses them.
+        PushError: it does not answer, or cannot take them now.
+    """
+    from huggingface_hub import CommitOperationAdd, HfApi
+    from huggingface_hub.utils import get_session
+
+    get_session().timeout = PATIENCE  # the client itself would wait for ever
+    api = HfApi()
+    with _in_words(repo):
+        api.create_repo(repo, private=private, exist_ok=True)
+        added = [CommitOperationAdd(path_in_repo=name, path_or_fileobj=folder / name) for name in files]
+        api.create_commit(repo, added, commit_message="Upload weights, configuration and model card")
+    return f"{hub_address()}/{repo}"
+
+
+@contextmanager
+def _in_words(repo: str) -> Iterator[None]:
+    """Raise what the client raises as what it means for the user."""
+    from huggingface_hub.errors import HfHubHTTPError
+
+    try:
+        yield
+    except Exception as error:  # of its HTTP client, of Xet, of the disk
+        answer: BaseException | None = error
+        while answer is not None and not isinstance(answer, HfHubHTTPError):
+            answer = answer.__cause__
+        said = " ".join(str(answer or error).split())[:300] or type(error).__name__
+        if answer is None and isinstance(error, ValueError):  # it has asked the hub about the card
+            raise ValueError(f"push={repo}: {said}; name another licence, licence=other, or leave push out") from None
+        status = 0 if answer is None else answer.response.status_code
+        if status in REFUSED:
+            advice = REFUSED[status].format(hub=hub_address())
+            raise ValueError(f"push={repo}: the hub answers {status}: {advice} ({said})") from None
+        raise PushError(f"push={repo}: the hub cannot be used ({said}); the same command may succeed later") from None

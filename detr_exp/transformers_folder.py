@@ -1,0 +1,146 @@
+"""A network as a folder for transformers: weights, configuration and image processor, and that it gives our numbers."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, cast
+
+from omegaconf import OmegaConf
+
+from detr_exp.terminal import say
+from detr_exp.values import Values
+from detr_exp.writing import write
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from detr_exp.inference.detector import Detector
+    from detr_exp.protocols import Network
+
+FILES = WEIGHTS, CONFIG, PROCESSOR = "model.safetensors", "config.json", "preprocessor_config.json"
+# Resizes with antialiasing, as in training, which RfDetrImageProcessor does not; but only that makes masks of outputs.
+PROCESSOR_OF = {"RfDetrForInstanceSegmentation": "RfDetrImageProcessor"}
+USUAL_PROCESSOR = "RTDetrImageProcessor"
+CLOSE = 1e-4  # scores and box sides in 0..1; float32 alone makes differences of about 1e-6
+
+
+def write_in(folder: Path, detector: Detector) -> Values:
+    """Write `model.safetensors`, `config.json` and `preprocessor_config.json`, as `save_pretrained` lays them out.
+
+    Where transformers is installed, it loads them, and its outputs are compared with ours.
+
+    Args:
+        folder: without these files.
+        detector: on the CPU.
+
+    Returns:
+        the content of `config.json`.
+
+    Raises:
+        ValueError: transformers has no such network, or gives other numbers; nothing is written.
+    """
+    from safetensors.torch import save
+
+    config, state = _for_transformers(detector)
+    network = detector.network
+    height, width = network.image_size
+    mean, std = network.pixel_mean.flatten().tolist(), network.pixel_std.flatten().tolist()
+    processor = {
+        "image_processor_type": PROCESSOR_OF.get(config["architectures"][0], USUAL_PROCESSOR),
+        "do_resize": True,
+        "size": {"height": height, "width": width},
+        "resample": 2,  # bilinear
+        "do_rescale": True,
+        "rescale_factor": 1 / 255,
+        "do_normalize": any(mean) or any(side != 1 for side in std),
+        "image_mean": mean,
+        "image_std": std,
+        "do_pad": False,
+    }
+    tensors = {name: tensor.contiguous() for name, tensor in state.items()}
+    folder.mkdir(parents=True, exist_ok=True)
+    write(folder / WEIGHTS, save(tensors, {"format": "pt"}))
+    write(folder / CONFIG, json.dumps(config, indent=2, ensure_ascii=False) + "\n")
+    write(folder / PROCESSOR, json.dumps(processor, indent=2) + "\n")
+    try:
+        _refuse_other_numbers(folder, network)
+    except ValueError:
+        for name in FILES:
+            (folder / name).unlink()
+        raise
+    return config
+
+
+def _for_transformers(detector: Detector) -> tuple[Values, dict[str, Tensor]]:
+    """Configuration and weights in the words of transformers.
+
+    Raises:
+        ValueError: it has no such network.
+    """
+    from detr_exp.model import pretrained_rfdetr_transformers as rfdetr
+    from detr_exp.model import pretrained_rtdetr as rtdetr
+    from detr_exp.model.decoder.rtdetr import RTDETRDecoder
+    from detr_exp.model.rfdetr import RFDETR
+    from detr_exp.model.rtdetrv2 import RTDETRv2
+
+    network, path = detector.network, detector.path
+    model = cast(Values, OmegaConf.to_container(detector.cfg.model, resolve=True))
+    if network.activation != "sigmoid":
+        raise ValueError(
+            f"{path} was trained with a background class (softmax), and transformers' detectors use sigmoids; train "
+            "with loss=vfl, focal, bce, mal or ia_bce, or use format=safetensors"
+        )
+    if isinstance(network, RFDETR):
+        config = rfdetr.transformers_config(model, detector.classes)
+        return config, rfdetr.to_transformers(network.state_dict(), config["num_queries"])
+    if isinstance(network, RTDETRv2) and isinstance(network.decoder, RTDETRDecoder):
+        config = rtdetr.huggingface_config(model, detector.classes)
+        state = rtdetr.without_layers_beyond(network.state_dict(), network.decoder.eval_idx)
+        return config, rtdetr.to_huggingface_file(state, num_points=model["num_points"])
+    part = network.decoder if isinstance(network, RTDETRv2) else network
+    raise ValueError(
+        f"{path} holds {type(part).__name__}, and format=hf is for what transformers has: RT-DETR and RT-DETRv2 with "
+        "their own decoder, RF-DETR for boxes and masks; use format=safetensors"
+    )
+
+
+def _refuse_other_numbers(folder: Path, network: Network) -> None:
+    """Compare the outputs of transformers and ours on an image of noise.
+
+    Raises:
+        ValueError: they differ, or transformers misses weights.
+    """
+    import torch
+
+    if importlib.util.find_spec("transformers") is None:
+        say("transformers is not installed, so the folder was not compared with the checkpoint")
+        return
+    import transformers
+
+    transformers.utils.logging.disable_progress_bar()
+    named = json.loads((folder / CONFIG).read_text(encoding="utf-8"))["architectures"][0]
+    if (kind := getattr(transformers, named, None)) is None:
+        say(f"transformers {transformers.__version__} has no {named}, so the folder was not compared")
+        return
+    try:
+        peer, report = kind.from_pretrained(folder, output_loading_info=True)
+    except Exception as error:  # whatever it raises for values that it does not know
+        raise ValueError(_of_transformers(" ".join(str(error).split())[:300])) from error
+    kinds = ("missing_keys", "unexpected_keys", "mismatched_keys")
+    if wrong := sorted(str(name) for kind_ in kinds for name in report[kind_]):
+        raise ValueError(_of_transformers(f"{len(wrong)} tensors do not fit, such as {wrong[0]}"))
+    images = torch.rand(1, 3, *network.image_size, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        theirs = peer.float().eval()(pixel_values=(images - network.pixel_mean) / network.pixel_std)
+        ours = network(images).pred
+    for wanted, found in ((ours.logits.sigmoid(), theirs.logits.sigmoid()), (ours.boxes, theirs.pred_boxes)):
+        # in order of size, without the largest: queries that score alike may change places, or be others
+        apart = (wanted.flatten().sort().values - found.flatten().sort().values).abs().quantile(0.9).item()
+        if not apart < CLOSE:
+            raise ValueError(_of_transformers(f"its outputs differ by {apart:.2g}"))
+
+
+def _of_transformers(problem: str) -> str:
+    return f"transformers does not build the same network ({problem}); use format=safetensors"
