@@ -10,7 +10,7 @@ import functools
 import inspect
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig, OmegaConf
 
@@ -25,12 +25,11 @@ from detr_exp.values import Values, values_of
 
 if TYPE_CHECKING:
     import torch
-    from torch import nn
 
     from detr_exp.data.dataset import DataSet
     from detr_exp.loss.criterion import SetCriterion
     from detr_exp.model.adapter.slim import BaseFile
-    from detr_exp.protocols import Adapter, Labels, Metric, Network
+    from detr_exp.protocols import Labels, Metric, Network
     from detr_exp.trainer.hardware import Hardware
     from detr_exp.trainer.state import Run
     from detr_exp.trainer.trainer import Trainer
@@ -58,6 +57,11 @@ def network(cfg: DictConfig, data: Labels | None = None, anew: Collection[str] |
     Raises:
         ValueError: image size, stride, weights, adapter or classes do not fit each other.
     """
+    return started(cfg, data, anew)[0]
+
+
+def started(cfg: DictConfig, data: Labels | None = None, anew: Collection[str] | None = None) -> tuple[Network, str]:
+    """As `network`, and how much of it is from the file of `model.weights`, in words; empty without a file."""
     adapts = has_adapter(cfg)
     if data is None and cfg.data.num_classes is None:
         data = _instantiated(cfg, "data")
@@ -71,10 +75,13 @@ def network(cfg: DictConfig, data: Labels | None = None, anew: Collection[str] |
     found = start.find(cfg.model.weights)
     made: Network = _instantiated(start.for_weights(cfg) if found else cfg, "model", only=arguments, **extra)
     _refuse_size(made)
-    if found is not None:
-        load = functools.partial(start.load, made, found, None if data is None else data.classes or None)
-        _adapt(cfg, cast("nn.Module", made), load, anew) if adapts else load()
-    return made
+    if found is None:
+        return made, ""
+    classes = None if data is None else data.classes or None
+    if not adapts:
+        return made, start.load(made, found, classes)
+    adapter = instantiate(_settings(cfg, "model")["adapter"], "model.adapter")
+    return made, start.load_adapted(made, found, classes, adapter, anew)
 
 
 def has_adapter(cfg: DictConfig) -> bool:
@@ -91,14 +98,6 @@ def has_adapter(cfg: DictConfig) -> bool:
             "adapt; set them, model.weights=<file>, or train the whole network: model/adapter=none"
         )
     return True
-
-
-def _adapt(cfg: DictConfig, network: nn.Module, load: Callable[[], None], anew: Collection[str] | None) -> None:
-    from detr_exp.model.adapter.slim import undetermined_by
-
-    adapter: Adapter = instantiate(_settings(cfg, "model")["adapter"], "model.adapter")
-    missing = undetermined_by(load, network)
-    adapter.adapt(network, missing if anew is None else anew)
 
 
 def base(cfg: DictConfig) -> BaseFile | None:
@@ -188,7 +187,7 @@ def run(cfg: DictConfig, output_dir: Path, *, identity: str = "", resume_from: P
         data_set = data_set.first(num_overfit_images(cfg.trainer.overfit_batches, cfg.trainer.batch_size))
     base_file = base(cfg)  # hashed before it is read, so that a file that changes in between is noticed
     has_all = resume_from is not None and base_file is None  # of the weights
-    made = network(start.for_checkpoint(cfg) if has_all else cfg, data_set)
+    made, share = started(start.for_checkpoint(cfg) if has_all else cfg, data_set)
     for split in ("train", "val"):
         data_set.refuse(split, made)
     made_run = Run(
@@ -206,7 +205,8 @@ def run(cfg: DictConfig, output_dir: Path, *, identity: str = "", resume_from: P
         resume_from=resume_from,
         should_prune=pruning_check(),
         base=base_file,
-        start=None if has_all else start.record(cfg.model.weights),
+        start=None if has_all else start.record(cfg.model.weights, made),
+        share=share,
     )
     refuse_unknown_monitor(made_run, *(cfg.trainer.get(name) for name in ("monitor", "compute_val_loss")))
     return made_run

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from detr_exp import cli, launch
 from detr_exp.config.mistakes import look_up
@@ -34,7 +34,7 @@ a GPU does with trainer.deterministic=true.
 
 The exit status is 1 if a metric differs.
 """
-COMPARED = ("python", "platform", "cpus", "version/", "git.", "hardware", "data.fingerprint", "weights.")
+COMPARED = ("python", "platform", "cpus", "version/", "git.", "hardware", "data.fingerprint", "weights", "backbone")
 UNCOMPARED = ("step", "time/", "system/")
 
 
@@ -98,9 +98,11 @@ def facts(cfg: DictConfig) -> dict[str, str]:
     """Current values of the tags that describe machine, data and initial weights."""
     from detr_exp import build, start
 
-    found = start.find(cfg.model.weights)
-    weights = {} if found is None else {"weights.sha256": found.sha256}
-    return {"hardware": build.hardware(cfg).describe(), "data.fingerprint": build.data(cfg).fingerprint} | weights
+    data = build.data(cfg)
+    alone = cfg.model.weights is None and OmegaConf.select(cfg, "model.backbone.pretrained")
+    initial = start.record(cfg.model.weights, build.network(cfg, data) if alone else None)
+    machine = {"hardware": build.hardware(cfg).describe(), "data.fingerprint": data.fingerprint}
+    return machine | start.tags(initial)
 
 
 def changes(before: dict[str, str], now: dict[str, str]) -> list[str]:

@@ -7,15 +7,19 @@ from __future__ import annotations
 
 import copy
 import re
+from collections.abc import Collection
 from pathlib import Path
+from typing import cast
 from urllib.parse import unquote
 
 from omegaconf import DictConfig, OmegaConf
+from torch import nn
 
 from detr_exp.config.mistakes import ConfigError
 from detr_exp.config.published import PUBLISHED
+from detr_exp.model.adapter.slim import undetermined_by
 from detr_exp.model.pretrained import load_weights, weights_file
-from detr_exp.protocols import Network
+from detr_exp.protocols import Adapter, Network
 from detr_exp.published.fetch import Found, fetch
 from detr_exp.published.places import digests
 from detr_exp.published.table import named, nearest
@@ -59,13 +63,32 @@ def find(word: str | None, runs: str = "outputs") -> Found | None:
     return found
 
 
-def record(word: str | None) -> dict[str, str] | None:
-    """What a run and its checkpoints keep of the weights that training begins with; None: they are random."""
-    found = find(word)
-    return None if found is None else {"weights": found.word, "sha256": found.sha256}
+def record(word: str | None, network: Network | None) -> dict[str, str] | None:
+    """What a run and its checkpoints keep of the weights that training begins with; None: they are random.
+
+    Args:
+        word: see `find`.
+        network: as training begins with it; None: with a random backbone.
+
+    Returns:
+        `weights`, the word, or `backbone`, the word for the weights of the backbone alone; and `sha256`.
+    """
+    found, kind = find(word), "weights"
+    if found is None and network is not None:
+        files = (getattr(module, "initial", None) for module in network.modules())
+        found, kind = next((file for file in files if isinstance(file, Found)), None), "backbone"
+    return None if found is None else {kind: found.word, "sha256": found.sha256}
 
 
-def load(network: Network, found: Found, classes: list[str] | None = None) -> None:
+def tags(recorded: dict[str, str] | None) -> dict[str, str]:
+    """The tags of a run for a result of `record`."""
+    if recorded is None:
+        return {}
+    kind = "weights" if "weights" in recorded else "backbone"
+    return {kind: recorded[kind], f"{kind}.sha256": recorded["sha256"]}
+
+
+def load(network: Network, found: Found, classes: list[str] | None = None) -> str:
     """Load weights into a network.
 
     Args:
@@ -73,22 +96,43 @@ def load(network: Network, found: Found, classes: list[str] | None = None) -> No
         found: the file.
         classes: names of the network's classes, in the order of its logits.
 
+    Returns:
+        how much of the network is from the file, in words.
+
     Raises:
         ValueError: they do not fit; says of known ones which network they are for.
     """
     try:
-        load_weights(network, found.path, classes)
+        return load_weights(network, found.path, classes)
     except ValueError as error:
         if not found.network:
             raise
         raise ValueError(f"{error}; {found.word} is for {found.network}") from error
 
 
+def load_adapted(
+    network: Network, found: Found, classes: list[str] | None, adapter: Adapter, anew: Collection[str] | None
+) -> str:
+    """As `load`, and add an adapter.
+
+    Args:
+        network: see `load`.
+        found: see `load`.
+        classes: see `load`.
+        adapter: to add.
+        anew: names of parameters that are trained in full beside it; None: those that the file does not determine.
+    """
+    module = cast("nn.Module", network)
+    missing, share = undetermined_by(lambda: load(network, found, classes), module)
+    adapter.adapt(module, missing if anew is None else anew)
+    return share
+
+
 def for_weights(cfg: DictConfig) -> DictConfig:
-    """The config of a network that is about to get weights: those published for its backbone alone are not fetched."""
+    """The config of a network that is about to get weights: those of its backbone alone are not looked for."""
     cfg = copy.deepcopy(cfg)
     OmegaConf.set_readonly(cfg, False)
-    if OmegaConf.select(cfg, "model.backbone.pretrained") is True:
+    if OmegaConf.select(cfg, "model.backbone.pretrained"):
         cfg.model.backbone.pretrained = False
     return cfg
 

@@ -95,6 +95,7 @@ def train_in(
 
 def _tags(run: Run, hardware: Hardware) -> dict[str, str]:
     """Tags to search runs by."""
+    from detr_exp.start import tags as start_tags
     from detr_exp.trainer.origin import IDENTITY_TAG
 
     tags = {
@@ -104,9 +105,7 @@ def _tags(run: Run, hardware: Hardware) -> dict[str, str]:
         "hardware": hardware.describe(),
         "parameters": str(sum(parameter.numel() for parameter in run.network.parameters())),
     }
-    if run.start is not None:
-        tags |= {"weights": run.start["weights"], "weights.sha256": run.start["sha256"]}
-    return tags | ({} if run.resume_from is None else {"resumed.from": str(run.resume_from)})
+    return tags | start_tags(run.start) | ({} if run.resume_from is None else {"resumed.from": str(run.resume_from)})
 
 
 def _move(made: Path, home: Path) -> None:

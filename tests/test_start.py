@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import subprocess
 import sys
@@ -15,7 +16,7 @@ from detr_exp import build, start
 from detr_exp.config.compose import compose
 from detr_exp.inference.detector import load
 from detr_exp.model.pretrained_rtdetr import to_official
-from detr_exp.reproduce import facts
+from detr_exp.reproduce import changes, facts
 from detr_exp.tensor_files import sha256_of
 from detr_exp.tracker.base import RunRecord
 from detr_exp.trainer import checkpoint as files
@@ -121,7 +122,9 @@ def test_a_run_records_what_it_started_from(
     stored = files.load(tmp_path / "run" / files.BEST_TOTAL)
     assert stored["start"] == {"weights": NAME, "sha256": hash_}
     assert stored["config"]["model"]["weights"] == NAME
-    assert f"{NAME} (COCO), sha256 {hash_[:12]}" in capfd.readouterr().out
+    told = " ".join(capfd.readouterr().out.split())
+    share = r"\d+ of \d+ tensors; new: 9 class tensors for 6 classes"
+    assert re.search(rf"{NAME} \(COCO\), sha256 {hash_[:12]}, {share} ", told), told
     assert facts(compose(words))["weights.sha256"] == hash_
     published.unlink()  # neither a checkpoint nor a run that goes on asks for it
     assert load(tmp_path / "run").network
@@ -129,6 +132,41 @@ def test_a_run_records_what_it_started_from(
     train_in(tmp_path / "run", longer)
     assert RunRecord.load(tmp_path / "run").tags["weights.sha256"] == hash_
     assert files.load(tmp_path / "run" / files.BEST_TOTAL)["start"] == {"weights": NAME, "sha256": hash_}
+
+
+def test_a_run_records_what_its_backbone_started_from(
+    folder: Path, tiny_run: list[str], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    file = Path("backbone.pth")
+    torch.save(build.network(compose(tiny_run)).backbone.state_dict(), file)
+    words = [*tiny_run, f"model.backbone.pretrained={file}"]
+    train_in(tmp_path / "run", compose(words))
+    hash_ = sha256_of(file)
+    told = " ".join(capfd.readouterr().out.split())
+    assert f"random weights, the backbone from {file}, sha256 {hash_[:12]}" in told
+    tags = RunRecord.load(tmp_path / "run").tags
+    assert (tags["backbone"], tags["backbone.sha256"]) == (str(file), hash_)
+    assert files.load(tmp_path / "run" / files.BEST_TOTAL)["start"] == {"backbone": str(file), "sha256": hash_}
+    start_tags = {name: tag for name, tag in tags.items() if name.startswith("backbone")}
+    assert changes(start_tags, facts(compose(words))) == ["code, packages, machine and data have not changed"]
+    torch.save({name: tensor + 1 for name, tensor in torch.load(file).items()}, file)
+    (changed,) = changes(start_tags, facts(compose(words)))
+    assert changed == f"backbone.sha256: was {hash_}, is {sha256_of(file)}"
+    file.unlink()  # neither a checkpoint nor a run that goes on asks for it
+    assert load(tmp_path / "run").network
+    longer = compose([*words, "trainer.resume=run", "trainer.epochs=2", "trainer.max_steps=null"])
+    train_in(tmp_path / "run", longer)
+    assert RunRecord.load(tmp_path / "run").tags["backbone.sha256"] == hash_
+
+
+def test_the_start_line_counts_what_is_new(published: Path, tiny_run: list[str]) -> None:
+    network = build.network(compose([*tiny_run, "data.num_classes=5"]))
+    found = start.find(NAME)
+    assert found is not None
+    total = sum(not name.endswith("num_batches_tracked") for name in network.state_dict())
+    new = len(network.class_tensors())
+    told = start.load(network, found, list("abcde"))
+    assert told == f"{total - new} of {total} tensors; new: {new} class tensors for 5 classes"
 
 
 def test_the_identity_of_a_run_has_the_word_and_the_published_hash(monkeypatch: pytest.MonkeyPatch) -> None:

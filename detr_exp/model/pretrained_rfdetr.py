@@ -139,7 +139,7 @@ def rfdetr_state(file: Stored) -> State | None:
 
 
 def from_rfdetr(state: State, network: Network) -> State:
-    """Weights in the names of `network`, complete.
+    """Weights in the names of `network`, complete; those that the file does not determine are the network's tensors.
 
     Logs one line about dropped tensors, and one about the class head.
 
@@ -159,7 +159,7 @@ def from_rfdetr(state: State, network: Network) -> State:
         converted = neck | converted
     fitted = _with_own_keypoints(_with_own_class_head(converted, network, own), own)
     for name, tensor in fitted.items():
-        if name in own and name.startswith(GROUPED):
+        if name in own and name.startswith(GROUPED) and tensor is not own[name]:
             fitted[name] = _leading(name, tensor, own[name])
     _refuse_misfits(fitted, own)
     dropped = sorted(set(fitted) - set(own))

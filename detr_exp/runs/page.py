@@ -290,7 +290,8 @@ def _hours(runs: Sequence[PastRun]) -> list[tuple[str, int, float]]:
 
 def _code(runs: Sequence[PastRun]) -> list[tuple[str, str]]:
     """What the runs were made with, each value once."""
-    names = ("git.commit", "git.dirty", "version/detr_exp", "version/torch", "python", "hardware", "data.fingerprint")
+    code = ("git.commit", "git.dirty", "version/detr_exp", "version/torch", "python", "hardware", "data.fingerprint")
+    names = (*code, "weights", "weights.sha256", "backbone", "backbone.sha256")
     found = [(name, dict.fromkeys(run.record.tags[name] for run in runs if name in run.record.tags)) for name in names]
     return [(name, ", ".join(values)) for name, values in found if values]
 

@@ -45,7 +45,8 @@ class Run:
         resume_from: the checkpoint to resume from, or None.
         should_prune: (epoch from 1, monitored value) -> whether to end the run now; None: never.
         base: the file with the frozen parameters if an adapter is trained; None: checkpoints contain all parameters.
-        start: `weights` (the word) and `sha256` of the initial weights; None: random ones.
+        start: `weights` (the word) and `sha256` of the initial weights, or `backbone` and `sha256`; None: random ones.
+        share: how much of the network is from the file of initial weights, in words.
     """
 
     data: DataSet
@@ -63,6 +64,7 @@ class Run:
     should_prune: Callable[[int, float], bool] | None = None
     base: BaseFile | None = None
     start: dict[str, str] | None = None
+    share: str = ""
 
     def loader(self, split: str, batch_size: int, step_batches: int = 1) -> Any:
         """This rank's batches of a split; see `data.dataset.DataSet.loader`."""

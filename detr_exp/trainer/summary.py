@@ -39,13 +39,12 @@ def _start(run: Run) -> str:
     """What the weights are that training begins with."""
     if run.resume_from is not None:
         return f"the checkpoint {run.resume_from}"
-    if run.start is not None:
-        entry = named(run.start["weights"])
-        return f"{run.start['weights'] if entry is None else entry.title}, sha256 {run.start['sha256'][:12]}"
-    pretrained = run.config["model"].get("backbone", {}).get("pretrained")
-    if pretrained:
-        return f"random weights, the backbone with {'published ones' if pretrained is True else pretrained}"
-    return "random weights"
+    if run.start is None:
+        return "random weights"
+    word = run.start.get("weights") or run.start["backbone"]
+    entry = named(word)
+    file = f"{word if entry is None else entry.title}, sha256 {run.start['sha256'][:12]}"
+    return f"{file}, {run.share}" if "weights" in run.start else f"random weights, the backbone from {file}"
 
 
 def print_result(console: Console, settings: Settings, run: Run, result: str) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +17,8 @@ from torch.nn.utils import parametrize
 
 from detr_exp.protocols import Network
 from detr_exp.tensor_files import Stored, sha256_of
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -50,21 +53,21 @@ def find_base(record: Stored, checkpoint: Path) -> Path:
 
 
 @torch.no_grad()
-def undetermined_by(load: Callable[[], None], network: nn.Module) -> set[str]:
+def undetermined_by(load: Callable[[], T], network: nn.Module) -> tuple[set[str], T]:
     """Load weights into a network; parameters that they do not determine keep their values.
 
     Returns:
-        names of the parameters with at least one value that is not from these weights.
+        names of the parameters with at least one value that is not from these weights, and the result of `load`.
     """
     parameters = {name: tensor for name, tensor in network.named_parameters() if tensor.is_floating_point()}
     before = {name: tensor.clone() for name, tensor in parameters.items()}
     for tensor in parameters.values():
         tensor.fill_(torch.nan)
-    load()
+    result = load()
     missing = {name: tensor.isnan() for name, tensor in parameters.items()}
     for name, tensor in parameters.items():
         tensor.copy_(torch.where(missing[name], before[name], tensor))
-    return {name for name, where in missing.items() if where.any()}
+    return {name for name, where in missing.items() if where.any()}, result
 
 
 def own_state(network: Network) -> dict[str, Tensor]:

@@ -23,6 +23,7 @@ from torch.utils.checkpoint import checkpoint
 
 from detr_exp.model.backbone.weights import WITHOUT, stored
 from detr_exp.model.layer.attention import attend
+from detr_exp.published.fetch import Found
 
 logger = logging.getLogger(__name__)
 
@@ -90,8 +91,7 @@ class WindowedDinov2(nn.Module):
         self.norm = nn.LayerNorm(width, eps=1e-6)
         self.apply(_initialise)
         self.register_load_state_dict_pre_hook(_resample_stored_position)
-        if pretrained:
-            self._load_dinov2(width, pretrained)
+        self.initial = self._load_dinov2(width, pretrained) if pretrained else None
         self.requires_grad_(not freeze)
 
     def set_gradient_checkpointing(self, enabled: bool = True) -> None:
@@ -127,7 +127,7 @@ class WindowedDinov2(nn.Module):
             f"model.image_size=[{lower[0]},{lower[1]}] and model.image_size=[{upper[0]},{upper[1]}]"
         )
 
-    def _load_dinov2(self, width: int, pretrained: bool | str) -> None:
+    def _load_dinov2(self, width: int, pretrained: bool | str) -> Found:
         import timm
 
         if width not in TIMM_NAMES:
@@ -137,7 +137,8 @@ class WindowedDinov2(nn.Module):
             )
         name = TIMM_NAMES[width]
         rows, columns = self.embedding.grid
-        path, _ = stored(pretrained, PUBLISHED[width])  # checks that it is complete and safe; timm reads it again
+        found, _ = stored(pretrained, PUBLISHED[width])  # checks that it is complete and safe; timm reads it again
+        path = found.path
         try:
             source = timm.create_model(
                 name,
@@ -157,6 +158,7 @@ class WindowedDinov2(nn.Module):
             "backbone: %s starts from DINOv2 weights (%s from %s, for patches of %d pixels on a grid of %dx%d)",
             *(type(self).__name__, name, path, self.patch_size, rows, columns),
         )
+        return found
 
 
 class Embedding(nn.Module):

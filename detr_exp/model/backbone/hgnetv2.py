@@ -150,8 +150,8 @@ class HGNetv2(nn.Module):
         freeze_stages(self.stem, self.stages, freeze_at)
         if freeze_norm:
             freeze_batch_norms(self)
-        if pretrained:
-            load_pretrained(self, pretrained, f"hgnetv2_{size.lower()}_ssld", to_our_names)
+        published = f"hgnetv2_{size.lower()}_ssld"
+        self.initial = load_pretrained(self, pretrained, published, to_our_names) if pretrained else None
 
     def _initialise(self) -> None:
         for module in self.modules():

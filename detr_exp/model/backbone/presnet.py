@@ -132,8 +132,7 @@ class PResNet(nn.Module):
         freeze_stages(self.conv1, self.res_layers, freeze_at)
         if freeze_norm:
             freeze_batch_norms(self)
-        if pretrained:
-            load_pretrained(self, pretrained, PRETRAINED[depth])
+        self.initial = load_pretrained(self, pretrained, PRETRAINED[depth]) if pretrained else None
 
     def forward(self, images: Tensor) -> list[Tensor]:
         """Images `[B, 3, H, W]` -> a map `[B, C, H / stride, W / stride]` (rounded up) for each of `out_strides`."""

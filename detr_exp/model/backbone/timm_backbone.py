@@ -10,7 +10,8 @@ import torch
 from timm.utils.model import freeze_batch_norm_2d
 from torch import Tensor, nn
 
-from detr_exp.model.backbone.weights import WITHOUT, stored
+from detr_exp.model.backbone.weights import WITHOUT, refuse_deeper, some, stored
+from detr_exp.published.fetch import Found
 from detr_exp.published.table import of_timm
 from detr_exp.tensor_files import named
 from detr_exp.values import Values
@@ -51,7 +52,11 @@ class TimmBackbone(nn.Module):
             )
         self.out_strides = sorted(out_strides)
         indices = [strides.index(stride) for stride in self.out_strides]
-        self.body = _create(name, options, pretrained, out_indices=indices)
+        self.initial: Found | None = None
+        if pretrained:
+            self.initial, self.body = _pretrained(name, options, pretrained, indices)
+        else:
+            self.body = _create(name, options, out_indices=indices)
         self.out_channels = self.body.feature_info.channels()
         self.channels_last = str(getattr(self.body, "output_fmt", "NCHW")).endswith("NHWC")
         config = self.body.pretrained_cfg
@@ -75,9 +80,14 @@ class TimmBackbone(nn.Module):
         self.body.set_grad_checkpointing(enabled)
 
 
-def _create(
-    name: str, options: Values, pretrained: bool | str = False, out_indices: list[int] | None = None
-) -> Any:  # neither do timm's networks have types
+def _create(name: str, options: Values, **more: Any) -> Any:  # neither do timm's networks have types
+    """A network of timm that returns maps.
+
+    Args:
+        name: see `TimmBackbone`.
+        options: see `TimmBackbone`.
+        more: further arguments of `timm.create_model`.
+    """
     if not timm.is_model(name):
         near = timm.list_models(f"*{name.split('_')[0]}*")[:5]
         raise ValueError(
@@ -89,41 +99,65 @@ def _create(
             f"model.backbone.options has {', '.join(reading)}, but weights are named by model.backbone.pretrained and "
             "maps by model.backbone.out_strides; take it out, and set e.g. model.backbone.pretrained=<file>"
         )
-    arguments: Values = {"pretrained": bool(pretrained), "features_only": True, **options}
-    if pretrained:
-        path, content = stored(pretrained, published(name) if pretrained is True else "")
-        # timm reads a file once more and maps the names that it knows
-        overlay: Values = {"file": str(path)}
-        if EFFICIENTNET_PYTORCH in content:
-            overlay = {"state_dict": _by_position(named(content), name, path)}
-        arguments["pretrained_cfg_overlay"] = overlay
-    if out_indices is not None:
-        arguments["out_indices"] = out_indices
     try:
-        return timm.create_model(name, **arguments)
+        return timm.create_model(name, features_only=True, **more, **options)
     except TypeError as error:
         raise ValueError(f"timm cannot make {name} with {options} ({error}); change model.backbone.options") from error
-    except Exception as error:  # every way a download can fail is another exception
-        if not pretrained:
-            raise ValueError(
-                f"timm cannot make maps with {name} ({error}); choose another model.backbone.name"
-            ) from error
+    except Exception as error:  # each network checks its arguments in its own way
+        raise ValueError(f"timm cannot make maps with {name} ({error}); choose another model.backbone.name") from error
+
+
+def _pretrained(name: str, options: Values, source: bool | str, indices: list[int]) -> tuple[Found, Any]:
+    """The file that `model.backbone.pretrained` means, and a network of timm with its weights.
+
+    Raises:
+        ValueError: the file cannot be had, or does not determine all weights of the network.
+    """
+    found, content = stored(source, published(name) if source is True else "")
+    with torch.random.fork_rng(devices=[]):
+        fresh = _create(name, options, out_indices=indices)
+        with torch.device("meta"):
+            whole = timm.create_model(name, **options).state_dict()
+    state = named(content)
+    overlay: Values = {"file": str(found.path)}  # timm reads it once more and maps the names that it knows
+    if EFFICIENTNET_PYTORCH in state:
+        overlay = {"state_dict": _by_position(state, whole, name, found.path)}
+    else:
+        refuse_deeper(found.path, state, whole)
+    try:
+        body = timm.create_model(
+            name, pretrained=True, pretrained_cfg_overlay=overlay, features_only=True, out_indices=indices, **options
+        )
+    except Exception as error:  # every way a file can be foreign is another exception
         raise ValueError(
-            f"{path} could not be loaded into {name} ({error}); give another file, model.backbone.pretrained=<file>, "
-            f"{WITHOUT}"
+            f"{found.path} could not be loaded into {name} ({' '.join(str(error).split())[:300]}); give another file, "
+            f"model.backbone.pretrained=<file>, {WITHOUT}"
         ) from error
+    before = dict(fresh.named_parameters())  # timm ignores names that it does not find
+    left = [n for n, tensor in body.named_parameters() if tensor.ndim > 1 and torch.equal(tensor, before[n])]
+    if left:
+        raise ValueError(
+            f"{found.path} does not fit {name}: it does not determine {some(left)}, and begins with "
+            f"{', '.join(list(map(str, content))[:3]) or 'nothing'}; give another file, "
+            f"model.backbone.pretrained=<file>, {WITHOUT}"
+        )
+    return found, body
 
 
-def _by_position(state: dict[str, Tensor], name: str, path: Path) -> dict[str, Tensor]:
+def _by_position(state: dict[str, Tensor], ours: dict[str, Tensor], name: str, path: Path) -> dict[str, Tensor]:
     """Tensors of the package `efficientnet-pytorch` and its relatives, in timm's names.
 
     Its networks have the tensors of timm's in the same order, under other names.
 
+    Args:
+        state: of the file.
+        ours: of timm's network, without values.
+        name: of that network.
+        path: of the file.
+
     Raises:
         ValueError: a tensor has another shape, or another last name (`weight`, `running_var`), than timm's.
     """
-    with torch.device("meta"):
-        ours = timm.create_model(name).state_dict()
     for (theirs, tensor), (key, own) in zip(state.items(), ours.items()):
         if tensor.shape != own.shape or theirs.rpartition(".")[2] != key.rpartition(".")[2]:
             raise ValueError(

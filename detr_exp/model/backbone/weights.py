@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
 
 from torch import nn
 
-from detr_exp.published.fetch import fetch
+from detr_exp.published.fetch import Found, fetch
+from detr_exp.published.places import digests
 from detr_exp.tensor_files import Stored, named, read
 
 WITHOUT = "or start without: model.backbone.pretrained=false"
@@ -16,8 +18,8 @@ WITHOUT = "or start without: model.backbone.pretrained=false"
 logger = logging.getLogger(__name__)
 
 
-def stored(source: bool | str, published: str) -> tuple[Path, Stored]:
-    """The file that `model.backbone.pretrained` means, downloaded if it is not on this machine, and its content.
+def stored(source: bool | str, published: str) -> tuple[Found, Stored]:
+    """The file that `model.backbone.pretrained` means, downloaded if it is not on this machine, and what it contains.
 
     Args:
         source: a path, a name, `hf:...`, a URL, or True.
@@ -27,47 +29,89 @@ def stored(source: bool | str, published: str) -> tuple[Path, Stored]:
         ValueError: there is none, or it cannot be had or used.
     """
     path = Path(str(source)).expanduser()
-    if source is True or not path.is_file():
+    if source is not True and path.is_file():
+        found = Found(str(source), path, digests(path)["sha256"], str(path))
+    else:
         try:
-            found = fetch(published if source is True else str(source), "backbone")
+            fetched = fetch(published if source is True else str(source), "backbone")
         except ValueError as error:
             told = "true but " if source is True else f"{source}: "
             raise ValueError(
                 f"model.backbone.pretrained is {told}{error}; name a file, model.backbone.pretrained=<file>, {WITHOUT}"
             ) from None
-        if found is None:
+        if fetched is None:
             raise ValueError(
                 f"model.backbone.pretrained names {source}, which is not a file and no name of published weights; give "
                 f"a file, true (download), {WITHOUT}"
             )
-        path = found.path
+        found = fetched
         logger.info("backbone: weights of %s", found.title)
-    return path, read(path, f"; name another file, {WITHOUT}")
+    return found, read(found.path, f"; name another file, {WITHOUT}")
 
 
 def load_pretrained(
     backbone: nn.Module, source: bool | str, published: str, rename: Callable[[str], str] = str
-) -> None:
+) -> Found:
     """Load weights into `backbone`; classifier weights and statistics that frozen norms do not have are ignored.
 
     Args:
         source: see `stored`.
         published: see `stored`.
         rename: a name in the file -> ours.
+
+    Returns:
+        the file.
+
+    Raises:
+        ValueError: it cannot be had, or is for another network.
     """
-    path, state = stored(source, published)
-    state = {rename(name): tensor for name, tensor in named(state).items()}
+    found, content = stored(source, published)
+    tensors = next(filter(None, map(named, (content, content.get("state_dict"), content.get("model")))), {})
+    state = {rename(name.removeprefix("module.")): tensor for name, tensor in tensors.items()}
     wanted = backbone.state_dict()
     missing = [key for key in wanted if key not in state and not key.endswith("num_batches_tracked")]
     unfit = [key for key in wanted if key in state and state[key].shape != wanted[key].shape]
     if missing or unfit:
         raise ValueError(
-            f"{path} does not fit the backbone: it lacks {_some(missing)} and "
-            f"has another shape for {_some(unfit)}; choose the file made for it, or model.backbone.pretrained=false"
+            f"{found.path} does not fit the backbone: it lacks {some(missing)} and "
+            f"has another shape for {some(unfit)}; choose the file made for it, or model.backbone.pretrained=false"
         )
+    refuse_deeper(found.path, state, wanted)
     backbone.load_state_dict({key: state[key] for key in wanted if key in state}, strict=False)
+    return found
 
 
-def _some(keys: list[str]) -> str:
+def refuse_deeper(path: Path, theirs: Iterable[str], ours: Collection[str]) -> None:
+    """Refuse a file with more blocks in a stage than the network has: their first ones would fit.
+
+    Args:
+        path: of the file, for the message.
+        theirs: names of its tensors.
+        ours: names of the network's.
+
+    Raises:
+        ValueError: names such tensors.
+    """
+    stages, kinds = {_stage(name) for name in ours}, {_kind(name) for name in ours}
+    surplus = [n for n in theirs if n not in ours and _stage(n) in stages and _kind(n) in kinds]
+    if surplus:
+        raise ValueError(
+            f"{path} is for a deeper backbone: it also has {some(surplus)}; choose that, model/backbone=..., or the "
+            f"file made for this one, {WITHOUT}"
+        )
+
+
+def _stage(name: str) -> str:
+    """A name up to its first number."""
+    match = re.match(r"\D*\d+", name)
+    return match[0] if match else ""
+
+
+def _kind(name: str) -> str:
+    """A name without its numbers, which only tells blocks apart."""
+    return re.sub(r"\d+", "#", name)
+
+
+def some(keys: list[str]) -> str:
     shown = ", ".join(keys[:5]) or "nothing"
     return shown + (f" and {len(keys) - 5} more" if len(keys) > 5 else "")

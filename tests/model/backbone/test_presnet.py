@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from detr_exp.model.backbone.presnet import PResNet
+from detr_exp.tensor_files import sha256_of
 
 TINY = {"depth": 18, "out_strides": [8, 16, 32], "widths": [8, 8, 16, 16], "blocks": [1, 1, 1, 1]}
 OPEN = {"freeze_at": -1, "freeze_norm": False, "pretrained": False}
@@ -74,16 +75,26 @@ def test_frozen_norms_are_no_parameters():
 def test_pretrained_weights_from_a_file(tmp_path, randomise):
     torch.manual_seed(0)
     source = randomise(PResNet(**TINY, **OPEN))
-    torch.save(source.state_dict() | {"fc.weight": torch.zeros(3)}, tmp_path / "weights.pth")
+    state = source.state_dict()
+    torch.save(state | {"fc.weight": torch.zeros(3)}, tmp_path / "weights.pth")
     loaded = PResNet(**TINY, **OPEN | {"pretrained": str(tmp_path / "weights.pth"), "freeze_norm": True})
     images = torch.rand(1, 3, 64, 64)
     for a, b in zip(loaded(images), source.eval()(images)):
         torch.testing.assert_close(a, b)
+    assert loaded.initial.sha256 == sha256_of(tmp_path / "weights.pth")
+    torch.save({"state_dict": {f"module.{name}": tensor for name, tensor in state.items()}}, tmp_path / "nested.pth")
+    nested = PResNet(**TINY, **OPEN | {"pretrained": str(tmp_path / "nested.pth")})
+    assert all(torch.equal(nested.state_dict()[name], tensor) for name, tensor in state.items())
 
 
 def test_pretrained_weights_that_do_not_fit_or_exist(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match=r"pretrained names /no/where.*pretrained=false"):
         PResNet(**TINY, **OPEN | {"pretrained": "/no/where"})
+    deeper = PResNet(**TINY, **OPEN).state_dict() | {"res_layers.2.blocks.9.branch2a.conv.weight": torch.zeros(1)}
+    torch.save(deeper, tmp_path / "deeper.pth")
+    with pytest.raises(ValueError, match=r"is for a deeper backbone: it also has res_layers\.2\.blocks\.9"):
+        PResNet(**TINY, **OPEN | {"pretrained": str(tmp_path / "deeper.pth")})
+    assert PResNet(**TINY, **OPEN | {"pretrained": str(tmp_path / "deeper.pth"), "out_strides": [8]})
     torch.save({"conv1.conv1_1.conv.weight": torch.zeros(1)}, tmp_path / "weights.pth")
     with pytest.raises(ValueError, match=r"lacks .* and 50 more|lacks .*more and has another shape for conv1\.conv1_1"):
         PResNet(**TINY, **OPEN | {"pretrained": str(tmp_path / "weights.pth")})

