@@ -13,7 +13,8 @@ from PIL import Image
 
 from detr_exp.config.compose import compose
 
-README = (Path(__file__).resolve().parent.parent / "README.md").read_text()
+ROOT = Path(__file__).resolve().parent.parent
+README = (ROOT / "README.md").read_text()
 SHELL = "\n".join(re.findall(r"```sh\n(.*?)```", README, re.DOTALL))
 NAMES = "train|evaluate|predict|export|benchmark|report|compare|reproduce|sync"
 COMMANDS = re.findall(rf"python -m detr_exp\.({NAMES}) ([^#\n]*)", SHELL)
@@ -38,15 +39,19 @@ def test_commands_compose(command: tuple[str, str]) -> None:
     compose(words, config_name="config" if name == "train" else name)
 
 
-def test_batch_scripts_are_bash_and_their_words_compose() -> None:
-    scripts = re.findall(r"```(?:bash|sh)\n(.*?)```", README, re.DOTALL)
-    torchrun = [script for script in scripts if "torchrun" in script]
-    assert any("#SBATCH" in script for script in torchrun)
-    for script in torchrun:
-        done = subprocess.run(["bash", "-n"], input=script, text=True, capture_output=True, check=False)
+def test_torchrun_starts_a_command_that_composes() -> None:
+    (line,) = re.findall(r"^torchrun .*-m detr_exp\.train (.*)", SHELL.replace("\\\n", " "), re.MULTILINE)
+    compose(shlex.split(line))
+
+
+def test_jobs_of_slurm_start_scripts_that_are_there_with_words_that_compose() -> None:
+    jobs = re.findall(r"^sbatch (?:--\S+ )*(\S+) (.*)", SHELL.replace("\\\n", " "), re.MULTILINE)
+    assert {Path(script) for script, _ in jobs} == {path.relative_to(ROOT) for path in (ROOT / "scripts/slurm").iterdir()}
+    for script, words in jobs:
+        assert words.strip() in (ROOT / script).read_text().replace(" \\\n#  ", ""), "its header gives the same command"
+        done = subprocess.run(["bash", "-n", ROOT / script], text=True, capture_output=True, check=False)
         assert (done.returncode, done.stderr) == (0, "")
-        (line,) = re.findall(r"-m detr_exp\.train (.*)", script.replace("\\\n", " "))
-        compose(shlex.split(line.removesuffix("&")))
+        compose(shlex.split(words))
 
 
 def test_words_of_the_table_exist() -> None:

@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import importlib.util
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import NoReturn
 
 import pytest
+from slurm_cluster import SlurmCluster, missing
 
 HERE = Path(__file__).parent
 COMPARE = HERE.parents[1] / "scripts" / "kill_and_resume.py"
@@ -50,3 +51,12 @@ def differences() -> Callable[[Path, Path], list[str]]:
     script = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(script)
     return script.compare
+
+
+@pytest.fixture(scope="session")
+def slurm(absent: Callable[[str], NoReturn]) -> Iterator[SlurmCluster]:
+    """A SLURM cluster of two machines."""
+    if reason := missing():
+        absent(reason)
+    with SlurmCluster() as cluster:
+        yield cluster
