@@ -1,7 +1,7 @@
 """Shared code of all commands: run with Hydra, one message per mistake, and exit statuses.
 
 0 success, 1 failure at run time, 2 a mistake in configuration or data, 130 / 143 / 129 / 75 ended by SIGINT / SIGTERM /
-SIGHUP / SIGUSR1 after saving.
+SIGHUP / SIGUSR1 or SIGUSR2 after saving.
 """
 
 from __future__ import annotations

@@ -23,6 +23,7 @@ EXIT_STATUS = {
         ("SIGINT", 130),
         ("SIGHUP", 129),
         ("SIGUSR1", 75),  # EX_TEMPFAIL: schedulers read it as "please requeue"
+        ("SIGUSR2", 75),  # submitit asks SLURM to send it before the time limit
     )
     if hasattr(signal, name)
 }
@@ -35,7 +36,8 @@ class Interrupted(BaseException):
     """A signal ended the process; a training has saved its state. Not an `Exception`: it is no error.
 
     Attributes:
-        exit_status: 143 for SIGTERM, 130 for SIGINT, 129 for SIGHUP, 75 for SIGUSR1.
+        exit_status: 143 for SIGTERM, 130 for SIGINT, 129 for SIGHUP, 75 for SIGUSR1 and
+            SIGUSR2.
     """
 
     def __init__(self, number: int) -> None:

@@ -46,7 +46,9 @@ def test_torchrun_starts_a_command_that_composes() -> None:
 
 def test_jobs_of_slurm_start_scripts_that_are_there_with_words_that_compose() -> None:
     jobs = re.findall(r"^sbatch (?:--\S+ )*(\S+) (.*)", SHELL.replace("\\\n", " "), re.MULTILINE)
-    assert {Path(script) for script, _ in jobs} == {path.relative_to(ROOT) for path in (ROOT / "scripts/slurm").iterdir()}
+    assert {Path(script) for script, _ in jobs} == {
+        path.relative_to(ROOT) for path in (ROOT / "scripts/slurm").iterdir()
+    }
     for script, words in jobs:
         assert words.strip() in (ROOT / script).read_text().replace(" \\\n#  ", ""), "its header gives the same command"
         done = subprocess.run(["bash", "-n", ROOT / script], text=True, capture_output=True, check=False)

@@ -94,11 +94,14 @@ def start(tmp_path: Path, tiny_run: list[str]) -> Iterator[Callable[..., Trainin
 # ------------------------------------------------------------------------------------------------------------- signals
 
 
+ONE_BY_ONE = (("SIGINT", 130), ("SIGHUP", 129), ("SIGUSR1", 75), ("SIGUSR2", 75))
+
+
 @pytest.mark.parametrize(
     ("name", "status"),
     [
         ("SIGTERM", 143),
-        *(pytest.param(*case, marks=pytest.mark.slow) for case in (("SIGINT", 130), ("SIGHUP", 129), ("SIGUSR1", 75))),
+        *(pytest.param(*case, marks=pytest.mark.slow) for case in ONE_BY_ONE),
     ],
 )
 def test_a_signal_to_the_whole_group_saves_and_ends(start: Callable[..., Training], name: str, status: int) -> None:

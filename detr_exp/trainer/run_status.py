@@ -5,6 +5,7 @@ from __future__ import annotations
 STATUSES = {
     "Interrupted": "killed",
     "KeyboardInterrupt": "killed",
+    "LostError": "killed",
     "NonFiniteError": "nan",
     "OutOfMemoryError": "oom",
     "MemoryError": "oom",

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
@@ -12,7 +14,7 @@ from hydra.core.utils import env_override
 from omegaconf import DictConfig
 
 from detr_exp.locks import LockedError, lock
-from detr_exp.signals import EXIT_STATUS
+from detr_exp.signals import EXIT_STATUS, Interrupt, Interrupted
 from detr_exp.tracker.base import RECORD, RunRecord
 from detr_exp.trainer.run_status import PrunedError, status_of
 from hydra_plugins.detr_exp._ledger import FINISHED, UNFINISHED, Job, Ledger, first_line, judged
@@ -23,6 +25,10 @@ PATIENCE = 60.0  # seconds in which a run left by a killed sweep saves its state
 
 class JobError(RuntimeError):
     """A run of a sweep ended without a result."""
+
+
+class LostError(JobError):
+    """A run was ended from outside; it resumes from its newest checkpoint."""
 
 
 class RecordedTask:
@@ -54,6 +60,18 @@ class RecordedTask:
             Exception: of the task; the sweep continues.
             SystemExit: the process received a signal to end, and so did the sweep.
         """
+        requeue = handler_of_scheduler()
+        try:
+            with Interrupt(raises=True):  # until the training handles signals itself
+                return self._recorded(cfg)
+        except (SystemExit, Interrupted) as end:
+            status = end.exit_status if isinstance(end, Interrupted) else end.code
+            if requeue is not None and status == EXIT_STATUS[signal.SIGUSR2]:
+                requeue(signal.SIGUSR2, None)
+            raise
+
+    def _recorded(self, cfg: DictConfig) -> Any:
+        """The result of the task, recorded as the exceptions of `__call__` are."""
         if self.is_to_stop():
             raise JobError("not started: a run before it has failed (sweep_fail_fast=true)")
         folder = Path(HydraConfig.get().runtime.output_dir)
@@ -92,6 +110,13 @@ class RecordedTask:
         """Whether a run has failed and no further one is to be started."""
         fine = (*FINISHED, *UNFINISHED)
         return self.fail_fast and any(entry.status not in fine for entry in self.ledger.entries()[self.since :])
+
+
+def handler_of_scheduler() -> Callable[[int, FrameType | None], Any] | None:
+    """The handler with which submitit queues the job again and ends this process; to be called after saving."""
+    handler = signal.getsignal(signal.SIGUSR2) if hasattr(signal, "SIGUSR2") else None
+    is_ours = isinstance(getattr(handler, "__self__", None), Interrupt)
+    return handler if callable(handler) and not is_ours else None
 
 
 def recorded_status(folder: Path) -> str | None:

@@ -193,8 +193,9 @@ class Sweep:
 
         def on_end(number: int, result: JobReturn, started: float) -> str:
             job = launched[number]
-            if self.entry_of(job) is None:  # its process ended without recording anything
-                error = returned(result)
+            entry, error = self.entry_of(job), returned(result)
+            failed = isinstance(error, BaseException) and status_of(error) not in UNFINISHED
+            if entry is None or (entry.status in UNFINISHED and failed):  # its last process has recorded nothing
                 self.ledger.record(job, started, status_of(error), reason=first_line(error))
             entry = cast(Entry, self.entry_of(job))
             ended(job, entry)

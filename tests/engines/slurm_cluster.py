@@ -17,7 +17,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 PACKAGES = ("slurm-wlm", "munge")
-PORT = 16817  # of slurmctld; slurmds use the following ones
 CONF = """
 ClusterName=test
 SlurmctldHost={host}(127.0.0.1)
@@ -113,7 +112,11 @@ class SlurmCluster:
             daemon.wait()
 
     def is_up(self, name: str) -> bool:
-        return self.run("sinfo", "-h", "-n", name, "-p", "low", "-o", "%T", check=False) in ("idle", "mixed", "allocated")
+        return self.run("sinfo", "-h", "-n", name, "-p", "low", "-o", "%T", check=False) in (
+            "idle",
+            "mixed",
+            "allocated",
+        )
 
     def run(self, *command: str, check: bool = True) -> str:
         """What a command of SLURM prints."""
@@ -153,16 +156,17 @@ class SlurmCluster:
             (self.folder / name).mkdir()
         (self.folder / "munge/key").write_bytes(os.urandom(128))
         (self.folder / "munge/key").chmod(0o600)
+        port, *ports = free_ports(1 + len(self.names))
         host, cores = socket.gethostname().partition(".")[0], max(2, os.cpu_count() or 1)
         nodes = "".join(
-            f"NodeName={name} NodeHostname={host} NodeAddr=127.0.0.1 Port={PORT + place} CPUs={cores} State=UNKNOWN\n"
-            for place, name in enumerate(self.names, 1)
+            f"NodeName={name} NodeHostname={host} NodeAddr=127.0.0.1 Port={place} CPUs={cores} State=UNKNOWN\n"
+            for name, place in zip(self.names, ports)
         )
         every = f"Nodes={','.join(self.names)} MaxTime=INFINITE State=UP OverSubscribe=NO"
         nodes += f"PartitionName=low {every} Default=YES PriorityTier=1 PreemptMode=REQUEUE\n"
         nodes += f"PartitionName=grace {every} PriorityTier=1 PreemptMode=REQUEUE GraceTime=30\n"
         nodes += f"PartitionName=high {every} PriorityTier=10 PreemptMode=OFF\n"
-        conf = CONF.format(host=host, folder=self.folder, port=PORT) + nodes
+        conf = CONF.format(host=host, folder=self.folder, port=port) + nodes
         (self.folder / "slurm.conf").write_text(conf)
         version = [int(part) for part in re.findall(r"\d+", self.run("slurmd", "-V"))[:2]]
         cgroups = "CgroupPlugin=disabled" if version >= [23, 11] else "CgroupAutomount=no"
@@ -177,8 +181,21 @@ class SlurmCluster:
     def _start(self, name: str, *command: str) -> None:
         with open(self.folder / "log" / f"{name}.out", "ab") as log:
             self.daemons[name] = subprocess.Popen(
-                command, env=os.environ | self.environment, stdout=log, stderr=log, start_new_session=True
+                ("setpriv", "--pdeathsig=KILL", *command),
+                env=os.environ | self.environment,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
             )
+
+
+def free_ports(count: int) -> list[int]:
+    """Ports that no process uses."""
+    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
+    ports = [one.getsockname()[1] for one in sockets]
+    for one in sockets:
+        one.close()
+    return ports
 
 
 def wait_for(condition: Callable[[], object], timeout: float, otherwise: str) -> None:

@@ -19,7 +19,8 @@ Differences = Callable[[Path, Path], list[str]]
 def undisturbed(some_seconds: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The run folder of the same training without SLURM."""
     folder = tmp_path_factory.mktemp("undisturbed")
-    command = [sys.executable, "-m", "detr_exp.train", *some_seconds, f"hydra.run.dir={folder}/run"]
+    words = [*some_seconds, f"hydra.run.dir={folder}/run", "trainer.resume=auto"]
+    command = [sys.executable, "-m", "detr_exp.train", *words]
     subprocess.run(command, cwd=folder, check=True, capture_output=True)
     return folder / "run"
 
@@ -33,7 +34,9 @@ class Job:
         overrides: arguments of the script.
     """
 
-    def __init__(self, slurm: SlurmCluster, folder: Path, script: str, options: list[str], overrides: list[str]) -> None:
+    def __init__(
+        self, slurm: SlurmCluster, folder: Path, script: str, options: list[str], overrides: list[str]
+    ) -> None:
         self.slurm, self.folder = slurm, folder
         common = ["--parsable", "--output=job.log", f"--chdir={folder}", "--cpus-per-task=1", "--time=60"]
         self.id = slurm.run("sbatch", *common, *options, str(SCRIPTS / script), *overrides)

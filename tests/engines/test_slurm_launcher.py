@@ -1,0 +1,271 @@
+"""Sweeps with `hydra/launcher=slurm` on real daemons: what may happen to jobs, and to the sweep's own process."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from slurm_cluster import SlurmCluster, wait_for
+
+HERE = Path(__file__).parent
+LIMIT = 600.0  # seconds for a sweep of some seconds on a busy machine
+
+# instead of a training: counts to ten, slowly while there is a file `hold`, and saves when it receives a signal
+APP = """
+import os, signal, sys, time
+from pathlib import Path
+from hydra.core.hydra_config import HydraConfig
+from detr_exp import cli
+from detr_exp.signals import Interrupt, Interrupted
+
+def task(cfg):
+    if cfg.seed == 100:
+        os.kill(os.getpid(), signal.SIGKILL)
+    if cfg.seed == 101:
+        raise KeyError("no such thing")
+    folder = Path(HydraConfig.get().runtime.output_dir)
+    state, passed = folder / "checkpoint.pth", ["MINE", "SLURM_NTASKS", "OMP_NUM_THREADS"]
+    count = int(state.read_text()) if state.exists() else 0
+    print("from", count, [os.environ.get(name) for name in passed], os.getcwd(), flush=True)
+    with Interrupt() as interrupt:
+        while count < 10:
+            count += 1
+            (folder / f"{count}").touch()
+            time.sleep(0.05)
+            while Path("hold").exists() and count >= 2 and interrupt.number is None:
+                time.sleep(0.05)
+            state.write_text(str(count))
+            if interrupt.number is not None:
+                raise Interrupted(interrupt.number)
+    return float(cfg.seed)
+
+if __name__ == "__main__":
+    cli.main(task, "config", "")
+"""
+APP_WORDS = ["app.py", "--multirun", "tracker=none", "hydra.sweep.dir=s", "hydra.launcher.interval=0.5"]
+
+
+class Sweep:
+    """A sweep command in a folder, and the jobs in its queue."""
+
+    def __init__(self, slurm: SlurmCluster, folder: Path, *words: str) -> None:
+        self.slurm, self.folder = slurm, folder
+        self.command = [sys.executable, *words, "hydra/launcher=slurm", "hydra.launcher.sbatch.cpus-per-task=1"]
+        self.environment = os.environ | slurm.environment | {"PYTHONPATH": str(HERE), "MINE": "yes"}
+        # as in a job from which the sweep is started
+        self.environment |= {"SLURM_MEM_PER_CPU": "100", "SLURM_MEM_PER_NODE": "100", "SLURM_NTASKS": "7"}
+        self.process: subprocess.Popen[str] | None = None
+
+    def start(self) -> None:
+        with open(self.folder / "sweep.log", "a") as log:
+            self.process = subprocess.Popen(
+                self.command, cwd=self.folder, env=self.environment, stdout=log, stderr=log, text=True
+            )
+
+    def stop(self, number: int) -> int:
+        self.process.send_signal(number)
+        return self.process.wait(LIMIT)
+
+    def end(self) -> int:
+        """The exit status; requeued jobs start soon."""
+
+        def is_over() -> bool:
+            self.slurm.hurry()
+            return self.process.poll() is not None
+
+        wait_for(is_over, LIMIT, self.log())
+        return self.process.returncode
+
+    def log(self) -> str:
+        return (self.folder / "sweep.log").read_text()
+
+    def ledger(self) -> list[dict[str, Any]]:
+        path = self.folder / "s" / "sweep.jsonl"
+        return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+    def jobs(self) -> dict[str, list[str]]:
+        """Run folder -> ids of the jobs that were ever submitted for it."""
+        lines = self.slurm.run("squeue", "-h", "--states=all", "--sort=i", "-o", "%i %j").splitlines()
+        pairs = [line.split() for line in lines]
+        return {
+            name: [id for id, job in pairs if f"s-{name}-" in job and self.slurm.field(id, "WorkDir") == str(folder)]
+            for name, folder in ((path.name, path) for path in self.runs())
+        }
+
+    def runs(self) -> list[Path]:
+        return sorted(path.parent for path in self.folder.glob("s/*/job.log"))
+
+    def wait_for_files(self, pattern: str, count: int) -> None:
+        wait_for(lambda: len(list(self.folder.glob(pattern))) == count or not self.is_fine(), LIMIT, pattern)
+        assert self.is_fine(), self.log()
+
+    def is_fine(self) -> bool:
+        return self.process.poll() is None
+
+
+@pytest.fixture
+def sweep(slurm: SlurmCluster, tmp_path: Path) -> Iterator[Callable[..., Sweep]]:
+    started: list[Sweep] = []
+
+    def new(*words: str) -> Sweep:
+        (tmp_path / "app.py").write_text(APP)
+        started.append(Sweep(slurm, tmp_path, *words))
+        return started[-1]
+
+    yield new
+    for one in started:
+        if one.process is not None and one.process.poll() is None:
+            one.process.kill()
+            one.process.wait()
+    slurm.run("scancel", "--user=root")
+
+
+def test_a_run_that_dies_takes_nothing_with_it(sweep: Callable[..., Sweep]) -> None:
+    one = sweep(*APP_WORDS, "seed=100,101,2")
+    one.start()
+    assert one.end() == 1
+    ended = {line["number"]: (line["status"], line["metric"], line["reason"]) for line in one.ledger()}
+    assert ended == {
+        0: ("failed", None, "its process was ended by SIGKILL"),
+        1: ("failed", None, "KeyError: 'no such thing'"),
+        2: ("ok", 2.0, None),
+    }
+    logs = "".join((run / "job.log").read_text() for run in one.runs())
+    assert f"from 0 ['yes', '1', '1'] {one.folder}" in logs, "variables of the user, not those of another job"
+
+
+def test_everything_at_once(sweep: Callable[..., Sweep], slurm: SlurmCluster) -> None:
+    """One cancelled, one at its time limit, two on a machine that dies; the sweep's process is killed meanwhile."""
+    one = sweep(*APP_WORDS, "seed=1,2,3,4")
+    (one.folder / "hold").touch()
+    one.start()
+    one.wait_for_files("s/*/2", 4)
+    ids = {name: id for name, (id,) in one.jobs().items()}
+    one.stop(signal.SIGKILL)
+    (one.folder / "s" / min(ids) / ".job" / "started.json").unlink()  # as if it had been killed just after submitting
+
+    dying = slurm.field(ids[min(ids)], "NodeList")
+    lost = [name for name, id in ids.items() if slurm.field(id, "NodeList") == dying]
+    cancelled, limited = [name for name in ids if name not in lost]
+    slurm.run("scancel", ids[cancelled])
+    slurm.run("scancel", "--batch", "--signal=USR1", ids[limited])
+    slurm.kill(dying)
+    try:
+        one.start()
+        log = one.folder / "s" / limited / "job.log"
+        wait_for(lambda: "ended by SIGUSR1" in log.read_text(), LIMIT, log.read_text())
+        (one.folder / "hold").unlink()
+        assert one.end() == 0, one.log()
+    finally:
+        slurm.boot(dying)
+    again = {name: len(ids) - 1 for name, ids in one.jobs().items()}
+    assert again == dict.fromkeys(lost, 0) | {limited: 0, cancelled: 1}, "only a cancelled one is submitted again"
+    assert {slurm.field(ids[name], "Restarts") for name in (*lost, limited)} == {"1"}
+    assert {line["hash"]: line["status"] for line in one.ledger()} == dict.fromkeys(ids, "ok")
+    assert sorted(line["hash"] for line in one.ledger() if line["status"] == "killed") == sorted((cancelled, limited))
+    ranked = [int(line.split()[0]) for line in one.log().split("best first")[1].splitlines()[2:6]]
+    assert ranked == [3, 2, 1, 0]
+    for name in (cancelled, limited):
+        log = (one.folder / "s" / name / "job.log").read_text()
+        assert [line.split()[1] for line in log.splitlines() if line.startswith("from")] == ["0", "2"], log
+
+
+def test_a_sweep_that_ends_lets_its_jobs_save_and_continues_them(sweep: Callable[..., Sweep]) -> None:
+    one = sweep(*APP_WORDS, "seed=1,2", "hydra.launcher.slots=2")
+    (one.folder / "hold").touch()
+    one.start()
+    one.wait_for_files("s/*/2", 2)
+    assert one.stop(signal.SIGINT) == 130
+    assert [line["status"] for line in one.ledger()] == ["killed", "killed"]
+    (one.folder / "hold").unlink()
+    one.start()
+    assert one.end() == 0, one.log()
+    assert [line["status"] for line in one.ledger()[2:]] == ["ok", "ok"]
+
+
+def test_a_terminal_that_is_closed_leaves_the_jobs(sweep: Callable[..., Sweep], slurm: SlurmCluster) -> None:
+    one = sweep(*APP_WORDS, "seed=1")
+    (one.folder / "hold").touch()
+    one.start()
+    one.wait_for_files("s/*/2", 1)
+    assert one.stop(signal.SIGHUP) == 129
+    (one.folder / "hold").unlink()
+    ((name, (id,)),) = one.jobs().items()
+    assert slurm.ended(id, LIMIT) == "COMPLETED"
+    assert [line["status"] for line in one.ledger()] == ["ok"], "recorded by the job itself"
+    one.start()
+    assert one.end() == 0, one.log()
+    assert one.jobs() == {name: [id]}
+
+
+def test_a_refused_job_ends_the_sweep_with_what_sbatch_says(sweep: Callable[..., Sweep]) -> None:
+    one = sweep(*APP_WORDS, "seed=1")
+    one.command[-1] = "hydra.launcher.sbatch.partition=none"
+    one.start()
+    assert one.end() == 2
+    assert "invalid partition specified: none" in one.log()
+    assert "Traceback" not in one.log()
+
+
+def test_four_trainings_end_with_the_same_bits_as_without_an_engine(
+    sweep: Callable[..., Sweep],
+    slurm: SlurmCluster,
+    some_seconds: list[str],
+    differences: Callable[[Path, Path], list[str]],
+) -> None:
+    """One cancelled, one over its time limit, two on a machine that dies; the sweep's process is killed meanwhile."""
+    words = [word for word in some_seconds if not word.startswith("tracker")]
+    words += ["tracker=mlflow", "tracker.tracking_uri=sqlite:///mlflow.db", "seed=1,2,3,4", "optim.lr=1e-3"]
+    words += ["allow_targets=[slow_shapes]", "data.source._target_=slow_shapes.slow", "+data.source.hold=hold"]
+    common = ["-m", "detr_exp.train", "--multirun", *words]
+    one = sweep(*common, "hydra.sweep.dir=s", "hydra.launcher.interval=1")
+    (one.folder / "hold").touch()
+    one.start()
+    one.wait_for_files("s/*/checkpoint.pth", 4)
+    ids = {name: id for name, (id,) in one.jobs().items()}
+    one.stop(signal.SIGKILL)
+
+    dying = slurm.field(next(iter(ids.values())), "NodeList")
+    lost = [name for name, id in ids.items() if slurm.field(id, "NodeList") == dying]
+    cancelled, limited = [name for name in ids if name not in lost]
+    slurm.run("scancel", ids[cancelled])
+    slurm.run("scontrol", "update", f"JobId={ids[limited]}", "EndTime=now+4minutes")  # SLURM signals at once
+    slurm.kill(dying)
+    try:
+        one.start()
+        log = one.folder / "s" / limited / "job.log"
+        wait_for(lambda: "ended by SIGUSR1" in log.read_text(), LIMIT, log.read_text())
+        (one.folder / "hold").unlink()
+        assert one.end() == 0, one.log()
+    finally:
+        slurm.boot(dying)
+    assert {slurm.field(ids[name], "Restarts") for name in (*lost, limited)} == {"1"}
+    assert {line["hash"]: line["status"] for line in one.ledger()} == dict.fromkeys(ids, "ok")
+
+    alone = subprocess.run(
+        [sys.executable, *common, "hydra.sweep.dir=alone"],
+        cwd=one.folder,
+        env=one.environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert alone.returncode == 0, alone.stderr
+    for name in ids:
+        found = differences(one.folder / "s" / name, one.folder / "alone" / name)
+        assert [place for place in found if ".config.trainer.resume" not in place] == []
+    table, expected = (text.split("best first")[1].splitlines()[2:6] for text in (one.log(), alone.stdout))
+    assert [line.split()[:4] for line in table] == [line.split()[:4] for line in expected]
+    with sqlite3.connect(one.folder / "mlflow.db") as store:
+        states = store.execute("select count(*), status from runs group by status").fetchall()
+        assert states == [(10, "FINISHED")], "twice four runs and their parents"
+        twice = "select key from metrics where key not like 'system/%' group by run_uuid, key, step having count(*) > 1"
+        assert [key for (key,) in store.execute(twice) if not key.startswith("time/")] == []
