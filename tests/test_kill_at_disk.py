@@ -25,7 +25,7 @@ from detr_exp.tracker.jsonl import JsonLines
 from detr_exp.runs.past import find, load_all
 from detr_exp.writing import remove_left_overs, write
 from hydra_plugins.detr_exp._ledger import Entry, Ledger
-from detr_exp.trainer.trial import repair_journal
+from detr_exp.trainer.study import repair_journal
 
 kill_at = ctypes.CDLL(os.environ["LD_PRELOAD"]).kill_at
 root = Path(sys.argv[1]).resolve() / "work"

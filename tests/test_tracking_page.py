@@ -15,11 +15,11 @@ COMMANDS = re.findall(r"python -m detr_exp\.(\w+) ([^#\n]*)", PAGE)
 
 
 def test_commands_compose() -> None:
-    assert {name for name, _ in COMMANDS} == {"sync", "report", "compare", "reproduce", "explain"}
+    assert {name for name, _ in COMMANDS} == {"sync", "report", "compare", "reproduce", "explain", "train"}
     for name, line in COMMANDS:
         words = shlex.split(re.sub("[<>]", "", line))
         if name != "explain":
-            compose(words, config_name=name)
+            compose(words, config_name="config" if name == "train" else name)
         elif "run=" not in line:
             assert explain(words)
 

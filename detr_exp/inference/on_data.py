@@ -10,7 +10,6 @@ from omegaconf import DictConfig, OmegaConf
 from torch.utils.data import DataLoader
 
 from detr_exp import build
-from detr_exp.config.keys import SELECTION
 from detr_exp.config.stored import literal
 from detr_exp.data.collate import Sample
 from detr_exp.data.dataset import DataSet
@@ -49,7 +48,7 @@ class OnData:
     Attributes:
         detector: the checkpoint.
         cfg: its config with the data and metric of the command line.
-        data: the data set; with the validation images in two halves where one of them has chosen the checkpoint.
+        data: the data set.
     """
 
     detector: Detector
@@ -89,10 +88,7 @@ def on_data(detector: Detector, cfg: DictConfig) -> OnData:
     """
     merged = combined(detector.cfg, cfg)
     with of_this_version(detector.path):
-        data = build.data(merged)
-        if detector.cfg.metric.get(SELECTION) and data.fingerprint == detector.data_fingerprint:
-            data = data.halved()
-        return OnData(detector, merged, data)
+        return OnData(detector, merged, build.data(merged))
 
 
 def combined(trained: DictConfig, cfg: DictConfig) -> DictConfig:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -60,6 +61,7 @@ def sole_access(address: str) -> Iterator[None]:
     """
     from sqlalchemy import NullPool, create_engine, text
 
+    os.environ.setdefault("PGCLIENTENCODING", "utf8")  # from a database without encoding psycopg would give bytes
     with create_engine(address, poolclass=NullPool, connect_args=patience(address)).connect() as connection:
         if dialect_of(address) in LOCKS:
             connection.execute(text(LOCKS[dialect_of(address)]))

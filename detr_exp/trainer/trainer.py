@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import math
 import time
-from copy import deepcopy
 from dataclasses import dataclass
 
 import torch
@@ -113,7 +112,6 @@ class Trainer:
         total_steps = steps_per_epoch * settings.epochs
         if settings.max_steps is not None:
             total_steps = min(total_steps, settings.max_steps)
-        best = {which: BestMetric(settings.skip_best_epochs, settings.smooth_alpha) for which in ("raw", "ema")}
         state = State(
             network=network,
             forward=forward,
@@ -134,8 +132,7 @@ class Trainer:
             grad_accum_steps=grad_accum_steps,
             steps_per_epoch=steps_per_epoch,
             total_steps=total_steps,
-            best=best,
-            best_held_out={} if run.data.held_out is None else deepcopy(best),
+            best={which: BestMetric(settings.skip_best_epochs, settings.smooth_alpha) for which in ("raw", "ema")},
             early_stopping=EarlyStopping(
                 settings.early_stopping_patience,
                 settings.early_stopping_min_delta,

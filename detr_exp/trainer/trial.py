@@ -6,50 +6,57 @@ The sweeper sets `DETR_EXP_TRIAL` for each of its jobs; other runs do not use st
 from __future__ import annotations
 
 import json
+import logging
 import math
 import os
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from detr_exp.config.mistakes import ConfigError
+from detr_exp.tracker.secrets import masked
+from detr_exp.trainer.study import ADDRESS_VARIABLE, StorageError, is_outage, storage
 from detr_exp.values import Values
 
 if TYPE_CHECKING:
     import optuna
 
 TRIAL_VARIABLE = "DETR_EXP_TRIAL"
-JOURNAL = "study.journal"
-STUDY = "sweep"
 PruningCheck = Callable[[int, float], bool]
+
+logger = logging.getLogger(__name__)
 
 
 def pruning_check() -> PruningCheck | None:
-    """(epoch from 1, monitored value) -> whether to prune; None if the run is not a trial that can be pruned."""
+    """(epoch from 1, monitored value) -> whether to prune; None if the run is not a trial that can be pruned.
+
+    A study that does not answer prunes nothing: training goes on.
+    """
     if TRIAL_VARIABLE not in os.environ:
         return None
     settings = json.loads(os.environ[TRIAL_VARIABLE])
     import optuna
 
-    study = optuna.load_study(study_name=STUDY, storage=storage(Path(settings["folder"])), pruner=pruner(settings))
-    trial = optuna.Trial(study, study.trials[settings["number"]]._trial_id)
+    @cache
+    def trial() -> optuna.Trial:
+        address = os.environ[ADDRESS_VARIABLE] if settings["is_shared"] else None
+        place = storage(Path(settings["folder"]), address)
+        study = optuna.load_study(study_name=settings["study"], storage=place, pruner=pruner(settings))
+        return optuna.Trial(study, study.trials[settings["number"]]._trial_id)
 
     def should_prune(epoch: int, value: float) -> bool:
         if not math.isfinite(value):  # cannot be compared, and some storages refuse it
             return False
-        trial.report(value, epoch)
-        return trial.should_prune()
+        try:
+            trial().report(value, epoch)
+            return trial().should_prune()
+        except Exception as error:
+            if not isinstance(error, StorageError) and not is_outage(error):
+                raise
+            logger.warning("the study does not answer, so this run is not pruned now (%s)", masked(str(error)))
+            return False
 
     return should_prune
-
-
-def storage(folder: Path) -> optuna.storages.JournalStorage:
-    """The study's journal in a sweep folder: a file that several processes append to, on network disks as well."""
-    from optuna.storages import JournalStorage
-    from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
-
-    file = str(folder / JOURNAL)
-    return JournalStorage(JournalFileBackend(file, lock_obj=JournalFileOpenLock(file)))
 
 
 def pruner(settings: Values) -> optuna.pruners.BasePruner:
@@ -69,25 +76,3 @@ def pruner(settings: Values) -> optuna.pruners.BasePruner:
             min_resource=first, max_resource=max(first, settings["max_epochs"]), reduction_factor=factor
         )
     return pruners.MedianPruner(n_startup_trials=settings["startup_trials"], n_warmup_steps=first)
-
-
-def repair_journal(journal: Path) -> None:
-    """Cut off the line that a process was killed in the middle of.
-
-    Raises:
-        ConfigError: another line is damaged, without which the search is not what it was.
-    """
-    lines = journal.read_bytes().splitlines(keepends=True) if journal.exists() else []
-    if lines and not lines[-1].endswith(b"\n"):
-        os.truncate(journal, sum(map(len, lines[:-1])))
-        lines.pop()
-    for number, line in enumerate(lines, 1):
-        try:
-            json.loads(line)
-        except ValueError as error:
-            raise ConfigError(
-                f"{journal} is damaged at line {number} of {len(lines)} ({error}); restore it from a copy, or search "
-                "in another folder: hydra.sweep.dir=..."
-            ) from error
-    for lock in journal.parent.glob(f"{journal.name}*.lock"):
-        lock.unlink()

@@ -7,9 +7,9 @@ import itertools
 import re
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.plugins import Plugins
@@ -21,24 +21,19 @@ from omegaconf import Container, DictConfig, OmegaConf
 
 from detr_exp.config.grid import SWEEP_KEYS
 from detr_exp.config.hydra_private import ConfigLoaderImpl, returned
-from detr_exp.config.keys import differing, is_free
+from detr_exp.config.keys import FREE, differing, is_under
 from detr_exp.config.mistakes import ConfigError
 from detr_exp.config.ranges import refuse_out_of_range
 from detr_exp.config.stored import as_first_version
-from detr_exp.data.content import HELD_OUT
-from detr_exp.locks import LockedError, lock
+from detr_exp.locks import LockedError, is_locked, lock
 from detr_exp.terminal import say
 from detr_exp.tracker.secrets import masked
 from detr_exp.trainer.run_status import status_of
 from detr_exp.values import Values, flat, values_of
 from detr_exp.writing import LOCK, remove_left_overs
 from hydra_plugins.detr_exp._ledger import FINISHED, UNFINISHED, Entry, Job, first_line
-from hydra_plugins.detr_exp._parent import honest_runs, parent_run
+from hydra_plugins.detr_exp._parent import parent_run
 from hydra_plugins.detr_exp._recorded import JOB_LOCK, RecordedTask
-
-if TYPE_CHECKING:
-    from detr_exp.metric.honest import Flattery
-    from detr_exp.runs.past import PastRun
 
 
 class SweepFailed(RuntimeError):
@@ -88,23 +83,51 @@ class Sweep:
             raise
 
     @contextmanager
-    def held(self) -> Iterator[None]:
-        """Lock the folder, and group the jobs' runs in MLflow.
+    def held(self, several: bool = False) -> Iterator[int]:
+        """Have a place in the folder, and group the jobs' runs in MLflow.
+
+        Args:
+            several: other processes may be at the same sweep, each at a place of its own.
+
+        Yields:
+            the number of the place.
 
         Raises:
             ConfigError: another sweep is running in it.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
-        with ExitStack() as held:
+        with ExitStack() as stack:
+            with self.starting():
+                place = self._taken(stack, several)
+                if not self.others(place):
+                    remove_left_overs(self.folder)
+                stack.enter_context(parent_run(self.config, self.folder, self.task.environment, self.ledger))
+            yield place
+
+    def starting(self) -> AbstractContextManager[None]:
+        """In this context, no other process of this folder is in it."""
+        return lock(self.folder / f"{LOCK}.start")
+
+    def _taken(self, stack: ExitStack, several: bool) -> int:
+        """Lock the first free place until the stack is left."""
+        for place in itertools.count() if several else (0,):
             try:
-                held.enter_context(lock(self.folder / LOCK, timeout=0))
+                stack.enter_context(lock(self._lock_of(place), timeout=0))
+                return place
             except LockedError:
-                raise ConfigError(
-                    f"{self.folder} is in use by a sweep that is still running; use another folder: hydra.sweep.dir=..."
-                ) from None
-            remove_left_overs(self.folder)
-            with parent_run(self.config, self.folder, self.task.environment, self.ledger):
-                yield
+                continue
+        raise ConfigError(
+            f"{self.folder} is in use by a sweep that is still running; use another folder: hydra.sweep.dir=..."
+        )
+
+    def _lock_of(self, place: int) -> Path:
+        return self.folder / (f"{LOCK}.{place}" if place else LOCK)
+
+    def others(self, place: int) -> set[int]:
+        """The places of other processes that are at this sweep now."""
+        names = {path.name.removeprefix(f"{LOCK}.") for path in self.folder.glob(f"{LOCK}.*")}
+        numbers = {0, *map(int, filter(str.isdecimal, names))} - {place}
+        return {number for number in numbers if is_locked(self._lock_of(number))}
 
     def is_finished(self, job: Job, entries: Mapping[str, Entry]) -> bool:
         """Whether a job has ended and is not to be repeated."""
@@ -133,7 +156,7 @@ class Sweep:
             if not stored.exists():
                 continue
             before, now = (masked(_values(config)) for config in (OmegaConf.load(stored), composed(job)))
-            others = [key for key in differing(before, now) if not is_free(key)]
+            others = [key for key in differing(before, now) if not is_under(key, FREE)]
             if others:
                 changes = ", ".join(f"{key} was {before.get(key)!r} and is {now.get(key)!r}" for key in others[:8])
                 raise ConfigError(
@@ -218,43 +241,42 @@ class Sweep:
                     if self.entry_of(job) is None:
                         self.ledger.record(job, started, "killed", reason=f"its process is gone: {first_line(error)}")
 
-    def close(self, jobs: Sequence[Job], extra: Mapping[str, Mapping[str, float]] | None = None) -> None:
+    def close(
+        self,
+        jobs: Sequence[Job],
+        extra: Mapping[str, Mapping[str, float]] | None = None,
+        elsewhere: Mapping[str, Entry] | None = None,
+    ) -> None:
         """Print the table.
 
+        Args:
+            jobs: of the sweep.
+            extra: hash -> further results of a run, by name.
+            elsewhere: hash -> entry of a run that has no line in the ledger because another process does it.
+
         Raises:
-            SweepFailed: any of the jobs is not finished.
+            SweepFailed: any of the other jobs is not finished.
         """
         from hydra_plugins.detr_exp._table import show  # imports rich, which takes time
 
-        entries = self.ledger.latest()
-        runs = honest_runs(self.folder, {job.hash: entries[job.hash] for job in jobs if job.hash in entries})
-        further = {name: dict(values) for name, values in (extra or {}).items()}
-        for name, run in runs.items():
-            if run.choices is not None:
-                further.setdefault(name, {})[HELD_OUT] = run.choices[0].there
-        show(jobs, entries, further)
-        if runs and (chosen := _choice_among(list(runs.values()))) is not None:
-            say(f"\nthe best was {chosen}")
+        entries, elsewhere = self.ledger.latest(), elsewhere or {}
+        show(jobs, {**entries, **elsewhere}, extra or {})
         say(f"\n{self.folder}")
-        bad = [job for job in jobs if job.hash not in entries or entries[job.hash].status not in FINISHED]
+        own = [job for job in jobs if job.hash not in elsewhere]
+        bad = [job for job in own if job.hash not in entries or entries[job.hash].status not in FINISHED]
         if bad:
             failed = sum(job.hash in entries and entries[job.hash].status not in UNFINISHED for job in bad)
             what = "failed" if failed == len(bad) else "are not finished"
             again = " with sweep_retry=failed" if failed else ""
-            raise SweepFailed(f"{len(bad)} of {len(jobs)} runs {what}; the same command{again} runs only those")
-
-
-def _choice_among(runs: Sequence[PastRun]) -> Flattery | None:
-    from detr_exp.runs.chosen import honest
-    from detr_exp.runs.settings import points
-
-    return honest(points(runs))
+            raise SweepFailed(f"{len(bad)} of {len(own)} runs {what}; the same command{again} runs only those")
 
 
 def name_of(config: DictConfig) -> str:
     """The swept keys and a hash of the command: equal for equal commands."""
     overrides = [one for one in config.hydra.overrides.task if one.partition("=")[0] not in SWEEP_KEYS]
-    search = [one for one in config.hydra.overrides.hydra if re.match(r"hydra[./]sweeper(?!\.n_trials)", one)]
+    search = [
+        one for one in config.hydra.overrides.hydra if re.match(r"hydra[./]sweeper(?!\.(?:n_trials|storage)\b)", one)
+    ]
     parsed = OverridesParser.create().parse_overrides(overrides)
     keys = dict.fromkeys(one.key_or_group for one in parsed if one.is_sweep_override())
     named = config.hydra.runtime.choices.get("sweep") or "+".join(key.rpartition(".")[2] for key in keys) or "sweep"

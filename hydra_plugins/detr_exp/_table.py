@@ -16,7 +16,7 @@ from detr_exp.terminal import printable
 from detr_exp.tracker.secrets import masked
 from hydra_plugins.detr_exp._ledger import Entry, Job, best_first, score
 
-COLOURS = {"ok": "green", "pruned": "cyan", "killed": "yellow", "not run": "yellow"}
+COLOURS = {"ok": "green", "pruned": "cyan", "killed": "yellow", "not run": "yellow", "running": "yellow"}
 WIDTH_OF_FILES = 160
 
 

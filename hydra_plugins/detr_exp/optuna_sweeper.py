@@ -5,29 +5,36 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any, cast
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import IntervalSweep, Override
+from hydra.core.utils import env_override
 from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, open_dict
 
 from detr_exp.config.compose import composition, refuse_unready
-from detr_exp.config.grid import SWEEP_KEYS, refuse_repeated
+from detr_exp.config.grid import SWEEP_KEYS
+from detr_exp.config.keys import FREE, is_under
 from detr_exp.config.mistakes import ConfigError
 from detr_exp.terminal import say
 from detr_exp.tracker.base import RunRecord
-from detr_exp.trainer.trial import JOURNAL, STUDY, TRIAL_VARIABLE, repair_journal, storage
+from detr_exp.tracker.secrets import masked
+from detr_exp.trainer.study import ADDRESS_VARIABLE
+from detr_exp.trainer.trial import TRIAL_VARIABLE
+from detr_exp.values import Values
 from hydra_plugins.detr_exp._ledger import Entry, Job
 from hydra_plugins.detr_exp._parent import last_values
+from hydra_plugins.detr_exp._space import distribution, ends_of, override_of
+from hydra_plugins.detr_exp._study import SharedStudy
 from hydra_plugins.detr_exp._sweep import Sweep, hash_of
 
 if TYPE_CHECKING:
     import optuna
 
 MONITOR = "monitor"
+STORAGE = "hydra.sweeper.storage="
 SAMPLES = 100  # attempts to find a point that has not diverged before
 CHOICES = {"sampler": ("tpe", "random"), "pruner": ("halving", "median", "hyperband", None)}
 
@@ -42,6 +49,8 @@ class OptunaSweeper(Sweeper):
     def __init__(
         self,
         params: Mapping[str, Any],
+        storage: str | None,
+        study: str | None,
         n_trials: int,
         sampler: str,
         seed: int,
@@ -51,7 +60,8 @@ class OptunaSweeper(Sweeper):
         reduction_factor: int,
         objectives: Mapping[str, str],
     ) -> None:
-        self.params, self.n_trials, self.sampler, self.seed = params, n_trials, sampler, seed
+        self.params, self.address, self.study_name = params, storage, study
+        self.n_trials, self.sampler, self.seed = n_trials, sampler, seed
         self.startup_trials, self.pruner, self.min_epochs = startup_trials, pruner, min_epochs
         self.reduction_factor, self.objectives = reduction_factor, dict(objectives)
 
@@ -71,6 +81,10 @@ class OptunaSweeper(Sweeper):
         except ModuleNotFoundError:
             raise ConfigError("hydra/sweeper=optuna needs optuna: pip install 'detr_exp[optuna]'") from None
         optuna.logging.set_verbosity(optuna.logging.WARNING)
+        with open_dict(config):  # it may contain a password; jobs are given the address by their environment
+            config.hydra.sweeper.storage = masked(self.address)
+            given = list(config.hydra.overrides.hydra)
+            config.hydra.overrides.hydra = [one for one in given if not one.lstrip("+").startswith(STORAGE)]
         self.shared = Sweep(hydra_context, task_function, config)
 
     def sweep(self, arguments: list[str]) -> list[float | None]:
@@ -86,21 +100,19 @@ class OptunaSweeper(Sweeper):
         self._read(arguments)
         for overrides in self._typical():
             refuse_unready(self._composed(overrides))
-        with self.shared.held():
-            self.study = self._study()
-            self.jobs = {
-                trial.number: self._job(trial)
-                for trial in self.study.trials
-                if trial.params.keys() == self.ranges.keys()
-            }
+        variable = {} if self.address is None else {ADDRESS_VARIABLE: self.address}
+        with env_override(variable), self.shared.held(several=True) as place:
+            with self.shared.starting():
+                directions = list(self.objectives.values())
+                self.common = SharedStudy(self.shared, place, self.address, self.study_name, directions, self._asked())
+            self.study, trials = self.common.study, self.common.trials()
+            self.replaced = {t.number for t in trials if self.shared.retry_failed and self._is_failed(t)}
+            self.jobs = {trial.number: self._job(trial) for trial in trials if self._is_sampled(trial)}
             self.shared.refuse_another_config(self.jobs.values(), lambda job: self._composed(job.overrides))
-            missing = self._missing()
-            self.shared.run(self._trials(missing), missing, at_once=False, ended=self._tell)
-        self._say_best()
-        jobs = list(self.jobs.values())
-        self.shared.close(jobs, {job.hash: self._further(job) for job in jobs})
-        entries = self.shared.ledger.latest()
-        return [entries[job.hash].metric for job in jobs]
+            done = sum(t.state.name != "WAITING" and t.number not in self.replaced for t in trials)
+            missing = len(self.common.unfinished) + max(0, self.n_trials - done)
+            self.shared.run(self._trials(), missing, at_once=False, ended=self._tell)
+        return self._closed()
 
     # ---------------------------------------------------------------------------------------------- search space
 
@@ -133,101 +145,91 @@ class OptunaSweeper(Sweeper):
     def _composed(self, overrides: list[str]) -> DictConfig:
         return composition(self.shared.loader, self.shared.config.hydra.job.config_name, overrides).cfg
 
-    def _study(self) -> optuna.Study:
-        """The study of the folder.
+    def _asked(self) -> Values:
+        """What all processes of a study must have in common."""
+        from optuna.distributions import distribution_to_json
 
-        Raises:
-            ConfigError: it has other ranges, objectives or another pruner.
-        """
-        import optuna
-
-        repair_journal(self.shared.folder / JOURNAL)
-        study = optuna.create_study(
-            study_name=STUDY,
-            storage=storage(self.shared.folder),
-            directions=cast(Any, list(self.objectives.values())),
-            load_if_exists=True,
-        )
-        wanted = {key: optuna.distributions.distribution_to_json(spread) for key, spread in sorted(self.ranges.items())}
-        search = {"ranges": wanted, "objectives": self.objectives, "pruner": self.pruner}
-        known = study.user_attrs.get("asked")
-        if known is not None and known != search:
-            differing = ", ".join(
-                f"{key} was {known[key]} and is {search[key]}" for key in search if known[key] != search[key]
-            )
-            raise ConfigError(
-                f"{self.shared.folder} holds another study: {differing}; use another folder: hydra.sweep.dir=..."
-            )
-        study.set_user_attr("asked", search)
-        return study
+        wanted = {key: distribution_to_json(spread) for key, spread in sorted(self.ranges.items())}
+        asked: Values = {"ranges": wanted, "objectives": self.objectives, "pruner": self.pruner}
+        if self.address is not None:  # of other folders only the study tells what they train
+            others = (one for one in self.fixed if not is_under(one.partition("=")[0], (*FREE, "data.root")))
+            asked["fixed"] = masked(sorted(others))
+        return asked
 
     # -------------------------------------------------------------------------------------------- ask, train and tell
 
-    def _missing(self) -> int:
-        """Number of trials to start or to resume; failed ones are replaced on request."""
-        states = [trial.state.name for trial in self.study.trials]
-        missing = ("RUNNING", "WAITING", *(("FAIL",) if self.shared.retry_failed else ()))
-        return max(0, self.n_trials - sum(state not in missing for state in states))
-
-    def _trials(self, missing: int) -> Iterator[Job]:
+    def _trials(self) -> Iterator[Job]:
         """Unfinished trials of an earlier start, then new ones, sampled when a slot is free."""
-        unfinished = [trial for trial in self.study.trials if trial.state.name == "RUNNING"]
-        known = self.shared.ledger.latest()
-        for trial in unfinished:
+        known, started = self.shared.ledger.latest(), {trial.number for trial in self.common.unfinished}
+        for trial in self.common.unfinished:
             job = self.jobs.get(trial.number)
             entry = None if job is None else known.get(job.hash)
             if job is not None and entry is not None and entry.status != "killed":
                 self._tell(job, entry)  # it had ended, but the study did not know it
             else:
                 yield self._started(trial)
-            missing -= 1
-        for _ in range(missing):
-            self.study.sampler = self._sampler(len(self.study.trials))
-            if not self._avoid_diverged():
+        while (new := self.common.claimed(self.n_trials, self.replaced, started)) is not None:
+            started.add(new.number)
+            if not self._avoid_diverged(new):
                 say(f"the search ends: {SAMPLES} samples gave no point that has not diverged before")
                 return
-            number = self.study.ask(self.ranges).number
-            yield self._started(self.study.trials[number])
+            yield self._started(new)
 
-    def _avoid_diverged(self) -> bool:
-        """Make the next point one at which no training has diverged; returns whether there is such a point.
+    def _is_failed(self, trial: optuna.trial.FrozenTrial) -> bool:
+        """Whether a trial has failed, or runs in another folder, whose machine may be gone."""
+        return trial.state.name == "FAIL" or (trial.state.name == "RUNNING" and not self.common.is_here(trial))
 
-        Samplers ignore failed trials, and would sample them again. The next sample is inspected in a copy of the study,
-        because a trial that was asked for cannot be withdrawn; if it has diverged, a random point replaces it.
+    def _is_sampled(self, trial: optuna.trial.FrozenTrial) -> bool:
+        return trial.params.keys() == self.ranges.keys()
+
+    def _avoid_diverged(self, trial: optuna.trial.FrozenTrial) -> bool:
+        """Make the point of a new trial one at which no training has diverged; returns whether there is such a point.
+
+        Samplers ignore failed trials, and would sample them again. The sample is inspected in a copy of the study; if
+        it has diverged, a random point replaces it. Without any, the trial waits for a search that has one.
         """
         import optuna
 
-        trials = self.study.trials
-        diverged = [trial.params for trial in trials if trial.user_attrs.get("reason", "").startswith("nan:")]
+        number = trial.number
+        trials = [other for other in self.common.trials() if other.number != number]
+        diverged = [other.params for other in trials if other.user_attrs.get("reason", "").startswith("nan:")]
         if not diverged:
             return True
-        copy = optuna.create_study(directions=self.study.directions, sampler=self._sampler(len(trials)))
-        copy.add_trials(trials)
-        if copy.ask(self.ranges).params not in diverged:
-            return True
-        copy.sampler = optuna.samplers.RandomSampler(seed=len(trials))
-        points = (copy.ask(self.ranges).params for _ in range(SAMPLES))
-        fresh = next((point for point in points if point not in diverged), None)
-        if fresh is not None:
-            self.study.enqueue_trial(fresh)
-        return fresh is not None
+        copy = optuna.create_study(directions=self.study.directions, sampler=self._sampler(number))
+        copy.add_trials(other for other in trials if other.state.name != "WAITING")
+        samples = [copy.ask(self.ranges).params]
+        if samples[0] in diverged:
+            copy.sampler = optuna.samplers.RandomSampler(seed=number)
+            samples = [copy.ask(self.ranges).params for _ in range(SAMPLES)]
+        point = next((point for point in samples if point not in diverged), None)
+        store, id = self.study._storage, trial._trial_id
+        if point is None:
+            self.common.patiently(lambda: store.set_trial_state_values(id, optuna.trial.TrialState.WAITING))
+        else:
+            self.common.patiently(lambda: store.set_trial_system_attr(id, "fixed_params", point))
+        return point is not None
 
     def _started(self, trial: optuna.trial.FrozenTrial) -> Job:
-        if len(trial.params) < len(self.ranges):  # the sweep was killed while it sampled the trial
-            import optuna
-
-            started = optuna.Trial(self.study, trial._trial_id)
-            for key, spread in self.ranges.items():
-                started._suggest(key, spread)
-            trial = self.study.trials[trial.number]
+        if len(trial.params) < len(self.ranges):  # new, or the sweep was killed while it sampled the trial
+            trial = self.common.patiently(lambda: self._sampled(trial))
         job = self.jobs[trial.number] = self._job(trial)
         if self.pruner is not None and len(self.objectives) == 1:
-            pruning = {"folder": str(self.shared.folder), "number": trial.number, "pruner": self.pruner}
+            pruning = {"folder": str(self.shared.folder), "study": self.study.study_name, "number": trial.number}
+            pruning |= {"is_shared": self.address is not None, "pruner": self.pruner}
             pruning |= {"min_epochs": self.min_epochs, "reduction_factor": self.reduction_factor}
             pruning |= {"startup_trials": self.startup_trials}
             pruning |= {"max_epochs": OmegaConf.select(self._composed(job.overrides), "trainer.epochs", default=100)}
             self.shared.task.environment_of[job.hash] = {TRIAL_VARIABLE: json.dumps(pruning)}
         return job
+
+    def _sampled(self, trial: optuna.trial.FrozenTrial) -> optuna.trial.FrozenTrial:
+        import optuna
+
+        self.study.sampler = self._sampler(trial.number)
+        asked = optuna.Trial(self.study, trial._trial_id)
+        for key, spread in self.ranges.items():
+            asked._suggest(key, spread)
+        return self.study.trials[trial.number]
 
     def _sampler(self, number: int) -> optuna.samplers.BaseSampler:
         """Made for each trial from seed and number, so that a resumed study does not repeat its samples."""
@@ -250,18 +252,41 @@ class OptunaSweeper(Sweeper):
             return
         values = list(self._values(job, entry).values())
         if entry.status == "pruned":
-            self.study.tell(job.number, state=TrialState.PRUNED)
+            self.common.finish(job.number, TrialState.PRUNED, None, None)
         elif entry.status == "ok" and all(map(math.isfinite, values)):
-            self.study.tell(job.number, values)
+            self.common.finish(job.number, TrialState.COMPLETE, values, None)
         else:
             reason = entry.reason or f"it has no {', '.join(self.objectives)}"
             if entry.status == "ok":
                 self.shared.ledger.record(job, time.monotonic() - entry.seconds, "failed", entry.metric, reason)
-            trial = self.study.trials[job.number]
-            self.study._storage.set_trial_user_attr(trial._trial_id, "reason", f"{entry.status}: {reason}")
-            self.study.tell(job.number, state=TrialState.FAIL)
+            self.common.finish(job.number, TrialState.FAIL, None, f"{entry.status}: {reason}")
 
     # ------------------------------------------------------------------------------------------------- results
+
+    def _closed(self) -> list[float | None]:
+        """Print the best trial and the table; returns the values of the runs of this folder."""
+        trials, entries = self.common.trials(), self.shared.ledger.latest()
+        sampled = {trial.number: trial for trial in trials if self._is_sampled(trial)}
+        self.jobs |= {number: self._job(trial) for number, trial in sampled.items()}
+        elsewhere = {
+            job.hash: self._entry_of(sampled[job.number], job, place)
+            for job in self.jobs.values()
+            if job.hash not in entries and (place := self.common.owner_of(sampled[job.number])) is not None
+        }
+        self._say_best(trials)
+        jobs = list(self.jobs.values())
+        self.shared.close(jobs, {job.hash: self._further(job) for job in jobs}, elsewhere)
+        return [entries[job.hash].metric for job in jobs if job.hash in entries]
+
+    def _entry_of(self, trial: optuna.trial.FrozenTrial, job: Job, place: str) -> Entry:
+        """How a trial of another process ended, or where it runs."""
+        metric = dict(zip(self.objectives, trial.values or ())).get(MONITOR)
+        if metric is None and self.objectives.get(MONITOR) == "maximize":
+            metric = max(trial.intermediate_values.values(), default=None)
+        seconds = 0.0 if trial.duration is None else trial.duration.total_seconds()
+        status = {"COMPLETE": "ok", "PRUNED": "pruned", "FAIL": "failed"}.get(trial.state.name, "running")
+        reason = trial.user_attrs.get("reason", place)
+        return Entry(job.number, masked(job.swept), job.hash, status, metric, seconds, reason)
 
     def _values(self, job: Job, entry: Entry) -> dict[str, float]:
         """The objectives of a trial; NaN for a missing one."""
@@ -281,9 +306,9 @@ class OptunaSweeper(Sweeper):
                 continue
         return {name: value for name, value in values.items() if value is not None}
 
-    def _say_best(self) -> None:
+    def _say_best(self, trials: Sequence[optuna.trial.FrozenTrial]) -> None:
         """Print the overrides of the best trial; for several objectives the Pareto-optimal trials."""
-        finished = [trial for trial in self.study.trials if trial.state.name == "COMPLETE"]
+        finished = [trial for trial in trials if trial.state.name == "COMPLETE"]
         if not finished:
             return
         if len(self.objectives) > 1:
@@ -292,41 +317,3 @@ class OptunaSweeper(Sweeper):
             return
         best = self.study.best_trial
         say(f"\nbest: {' '.join(self._job(best).swept)}")
-
-
-def distribution(override: Override) -> optuna.distributions.BaseDistribution:
-    """Optuna's distribution for a choice or range.
-
-    Raises:
-        ConfigError: it is empty, has a value twice, or has a tag without effect.
-    """
-    from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
-
-    sweep, key = cast(Any, override.value()), override.get_key_element()
-    is_interval = isinstance(sweep, IntervalSweep)
-    if unknown := sorted(set(sweep.tags) - ({"log"} if is_interval else set())):
-        raise ConfigError(
-            f"{override.input_line} has the tag {unknown[0]}, which has no meaning; the only tag is log, for a range: "
-            f"{key}='tag(log,interval(1e-5,1e-3))'"
-        )
-    if not is_interval:
-        refuse_repeated(override)
-        return CategoricalDistribution([str(value) for value in override.sweep_string_iterator()])
-    low, high, is_log = sweep.start, sweep.end, "log" in sweep.tags
-    if not (math.isfinite(low) and math.isfinite(high) and low < high and (low > 0 or not is_log)):
-        scale = " on a logarithmic scale, which begins above 0" if is_log else ""
-        raise ConfigError(f"{override.input_line} is no range{scale}; write it as {key}='interval(lowest,highest)'")
-    if isinstance(low, int) and isinstance(high, int):
-        return IntDistribution(low, high, log=is_log)
-    return FloatDistribution(float(low), float(high), log=is_log)
-
-
-def ends_of(interval: Any) -> tuple[float, ...]:
-    """Both ends of a range, and a fraction between them unless it is one of whole numbers."""
-    between = () if isinstance(interval.low, int) else (interval.low + (interval.high - interval.low) / math.pi,)
-    return (interval.low, interval.high, *between)
-
-
-def override_of(key: str, value: Any) -> str:
-    """`key=value`, a number with six digits."""
-    return f"{key}={value:.6g}" if isinstance(value, float) else f"{key}={value}"

@@ -16,7 +16,8 @@ from omegaconf import DictConfig
 
 from detr_exp.config.mistakes import ConfigError
 from detr_exp.trainer.run_status import PrunedError
-from detr_exp.trainer.trial import STUDY, TRIAL_VARIABLE, pruning_check, repair_journal, storage
+from detr_exp.trainer.study import STUDY, repair_journal, storage
+from detr_exp.trainer.trial import TRIAL_VARIABLE, pruning_check
 
 optuna = pytest.importorskip("optuna")
 Sweep = Callable[..., Any]
@@ -25,7 +26,7 @@ EPOCHS = 9
 
 
 def study() -> Any:
-    return optuna.load_study(study_name=STUDY, storage=storage(Path("s")))
+    return optuna.load_study(study_name=STUDY, storage=storage(Path("s"), None))
 
 
 def states() -> list[str]:
@@ -126,8 +127,15 @@ def test_trials_that_fall_behind_are_given_up(sweep: Sweep) -> None:
 
 @pytest.mark.parametrize("pruner", ["halving", "median", "hyperband"])
 def test_every_pruner_gives_up_the_last_of_many(pruner: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    made = optuna.create_study(study_name=STUDY, storage=storage(tmp_path), direction="maximize")
-    message = {"folder": str(tmp_path), "pruner": pruner, "min_epochs": 1, "reduction_factor": 3}
+    made = optuna.create_study(study_name=STUDY, storage=storage(tmp_path, None), direction="maximize")
+    message = {
+        "folder": str(tmp_path),
+        "study": STUDY,
+        "is_shared": False,
+        "pruner": pruner,
+        "min_epochs": 1,
+        "reduction_factor": 3,
+    }
     message |= {"startup_trials": 2, "max_epochs": EPOCHS}
     ended = {}
     for number, height in enumerate((9.0, 8.0, 7.0, 6.0, 5.0, 1.0)):

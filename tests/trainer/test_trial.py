@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from detr_exp.config.compose import compose
-from detr_exp.trainer import trial
+from detr_exp.trainer import study, trial
 from detr_exp.trainer.run_status import PrunedError
 from detr_exp.training import train_in
 
@@ -42,9 +42,17 @@ def test_its_ending_travels_between_processes() -> None:
 
 def test_a_value_that_is_no_number_is_not_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     optuna = pytest.importorskip("optuna")
-    made = optuna.create_study(study_name=trial.STUDY, storage=trial.storage(tmp_path), direction="maximize")
+    made = optuna.create_study(study_name=study.STUDY, storage=study.storage(tmp_path, None), direction="maximize")
     made.ask()
-    told = {"folder": str(tmp_path), "number": 0, "pruner": "median", "min_epochs": 1, "reduction_factor": 3}
+    told = {
+        "folder": str(tmp_path),
+        "study": study.STUDY,
+        "is_shared": False,
+        "number": 0,
+        "pruner": "median",
+        "min_epochs": 1,
+        "reduction_factor": 3,
+    }
     monkeypatch.setenv(trial.TRIAL_VARIABLE, json.dumps(told | {"startup_trials": 0, "max_epochs": 3}))
     is_behind = trial.pruning_check()
     assert is_behind is not None

@@ -1,0 +1,215 @@
+"""A real PostgreSQL: runs and searches of several processes, while the server is restarted."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import NoReturn
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))
+from postgres import IN_ADDRESS, PASSWORD, Postgres, programs
+
+ROOT = Path(__file__).resolve().parents[2]
+TRACKED = """
+import json, sys, time
+from pathlib import Path
+from detr_exp.tracker.tracker import Tracker
+
+uri, folder, number = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3])
+folder.mkdir()
+(folder / "best.pth").write_bytes(bytes([number]) * 1000)
+tracker = Tracker(tracking_uri=uri, project="p", run=None, tensorboard=False, wandb=False, checkpoints=True)
+tracker.start(run_dir=folder, config={"seed": number})
+for step in range(1, 41):
+    tracker.log(step, {"a": step * 1.0, "b": number + step / 100})
+    time.sleep(0.25)
+tracker.checkpoint(folder / "best.pth", 40)
+tracker.finish()
+"""
+SEARCH = """
+import os, sys, time
+from hydra.core.hydra_config import HydraConfig
+from detr_exp import cli
+from detr_exp.trainer.trial import pruning_check
+
+def task(cfg):
+    number = HydraConfig.get().job.num
+    with open(os.environ["STARTED"], "a") as file:
+        file.write(f"{number}\\n")
+    is_behind = pruning_check()
+    for epoch in range(1, 4):
+        time.sleep(float(os.environ["SECONDS"]))
+        is_behind(epoch, cfg.optim.lr * epoch)
+    return cfg.optim.lr
+
+sys.exit(cli.main(task, "config", ""))
+"""
+
+
+@pytest.fixture(scope="module")
+def postgres(absent: Callable[[str], NoReturn]) -> Iterator[Postgres]:
+    if programs() is None:
+        absent("PostgreSQL is not installed (apt-get install postgresql)")
+    pytest.importorskip("psycopg")
+    server = Postgres()
+    yield server
+    server.stop()
+
+
+class Searcher:
+    """A process of the search in a folder of its own, as on a machine of its own."""
+
+    def __init__(
+        self, base: Path, name: str, address: str, trials: int, seconds: float = 0.3, folder: str = ""
+    ) -> None:
+        self.place, self.folder = base / name, base / (folder or name)
+        self.place.mkdir(exist_ok=True)
+        (self.place / "search.py").write_text(SEARCH)
+        words = ["--multirun", "tracker=none", "hydra/sweeper=optuna", "hydra/launcher=basic"]
+        words += [
+            f"hydra.sweeper.n_trials={trials}",
+            "optim.lr=tag(log,interval(1e-5,1e-1))",
+            "hydra.sweeper.study=one",
+        ]
+        words += ["hydra.sweeper.pruner=median", f"hydra.sweeper.storage={address}"]
+        words += [f"hydra.sweep.dir={self.folder}", "hydra.output_subdir=.hydra"]
+        environment = {"PYTHONPATH": str(ROOT), "SECONDS": str(seconds)}
+        environment["STARTED"] = str(self.place / "started")
+        with open(self.place / "output", "a") as output:
+            self.process = subprocess.Popen(
+                [sys.executable, "search.py", *words],
+                cwd=self.place,
+                env=os.environ | environment,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+            )
+
+    @property
+    def output(self) -> str:
+        return (self.place / "output").read_text()
+
+    @property
+    def started(self) -> list[int]:
+        """Numbers of the trials that were started here, in order."""
+        file = self.place / "started"
+        return [int(line) for line in file.read_text().split()] if file.exists() else []
+
+    def end(self) -> int:
+        return self.process.wait(240)
+
+
+def until(is_true: Callable[[], bool], seconds: float = 180) -> None:
+    begun = time.monotonic()
+    while not is_true():
+        assert time.monotonic() - begun < seconds
+        time.sleep(0.2)
+
+
+def states(server: Postgres, database: str) -> Counter[str]:
+    return Counter(server.ask(database, "select state from trials"))
+
+
+def with_password(folder: Path) -> list[Path]:
+    secrets = (PASSWORD.encode(), IN_ADDRESS.encode())
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    return [path for path in files if any(secret in path.read_bytes() for secret in secrets)]
+
+
+def test_a_search_by_three_processes_with_a_restart_of_the_server(postgres: Postgres, tmp_path: Path) -> None:
+    address = postgres.database("three")
+    searchers = [Searcher(tmp_path, name, address, trials=12) for name in "abc"]
+    until(lambda: sum(len(one.started) for one in searchers) >= 5)
+    postgres.halt()
+    time.sleep(3)
+    postgres.start()
+    assert [one.end() for one in searchers] == [0, 0, 0], [one.output for one in searchers]
+    numbers = [number for one in searchers for number in one.started]
+    assert sorted(numbers) == list(range(12)), "each trial once, and no more than the total"
+    assert sum(states(postgres, "three").values()) - states(postgres, "three")["WAITING"] == 12
+    points = postgres.ask("three", "select param_value from trial_params")
+    assert len(set(points)) == 12
+    for one in searchers:
+        rows = [json.loads(line) for line in (one.folder / "sweep.jsonl").read_text().splitlines()]
+        assert [row["number"] for row in rows] == one.started
+        assert "12 runs, best first" in one.output
+    assert with_password(tmp_path) == []
+
+
+def test_a_killed_process_goes_on_with_its_own_trials_and_others_leave_them(postgres: Postgres, tmp_path: Path) -> None:
+    address = postgres.database("killed")
+    first = Searcher(tmp_path, "a", address, trials=6, seconds=1.5)
+    until(lambda: len(first.started) == 2)
+    first.process.send_signal(signal.SIGKILL)
+    first.process.wait()
+    second = Searcher(tmp_path, "b", address, trials=6, seconds=0.1)
+    assert second.end() == 0, second.output
+    assert 1 not in second.started
+    assert f"at {os.uname().nodename}:{first.folder}" in second.output
+    again = Searcher(tmp_path, "a", address, trials=6, seconds=0.1)
+    assert again.end() == 0, again.output
+    assert again.started == [0, 1, 1]
+    assert states(postgres, "killed")["RUNNING"] == 0
+    assert sorted({*second.started, *again.started}) == list(range(6))
+
+
+def test_two_processes_in_one_folder(postgres: Postgres, tmp_path: Path) -> None:
+    """Also with the journal in it: `null` is its address."""
+    for address in (postgres.database("folder"), "null"):
+        base = tmp_path / str(address == "null")
+        base.mkdir()
+        both = [Searcher(base, name, address, trials=8, folder="sweep") for name in "ab"]
+        assert [one.end() for one in both] == [0, 0], [one.output for one in both]
+        assert sorted(number for one in both for number in one.started) == list(range(8))
+        rows = [json.loads(line) for line in (base / "sweep" / "sweep.jsonl").read_text().splitlines()]
+        assert sorted(row["number"] for row in rows) == list(range(8))
+
+
+def test_a_server_that_is_down_is_answered_in_words(postgres: Postgres, tmp_path: Path) -> None:
+    address = postgres.database("down")
+    postgres.halt()
+    one = Searcher(tmp_path, "a", address, trials=2)
+    status = one.end()
+    postgres.start()
+    assert status == 1
+    assert "cannot be reached" in one.output
+    assert "Connection refused" in one.output
+    assert "Traceback" not in one.output
+    assert with_password(tmp_path) == []
+
+
+def test_eight_runs_at_once_in_mlflow_with_a_restart_of_the_server(postgres: Postgres, tmp_path: Path) -> None:
+    address = postgres.database("runs")
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    words = [sys.executable, "-c", TRACKED, address]
+    runs = [
+        subprocess.Popen([*words, tmp_path / f"run{number}", str(number)], cwd=tmp_path, env=environment)
+        for number in range(8)
+    ]
+    until(lambda: "metrics" in postgres.ask("runs", "select tablename from pg_tables"))
+    until(lambda: int(postgres.ask("runs", "select count(*) from metrics where key = 'a'")[0]) > 20)
+    postgres.halt()
+    time.sleep(2)
+    postgres.start()
+    assert [run.wait(240) for run in runs] == [0] * 8
+    for number in range(8):
+        sync = [sys.executable, "-m", "detr_exp.sync", f"run=run{number}", "tracking_uri=${oc.env:ADDRESS}"]
+        subprocess.run(sync, cwd=tmp_path, env=environment | {"ADDRESS": address}, check=True)
+    counts = postgres.ask(
+        "runs", "select count(*), count(distinct (run_uuid, key, step)) from metrics where key in ('a','b')"
+    )
+    assert counts == ["640|640"]
+    assert postgres.ask("runs", "select status, count(*) from runs group by status") == ["FINISHED|8"]
+    assert postgres.ask("runs", "select count(*) from experiments where name = 'p'") == ["1"]
+    found = {path.read_bytes() for path in (tmp_path / "outputs" / "mlartifacts").rglob("best.pth")}
+    assert found == {bytes([number]) * 1000 for number in range(8)}
+    assert not (tmp_path / "mlruns").exists()
+    assert with_password(tmp_path) == []
