@@ -10,7 +10,7 @@ ifneq ($(wildcard ../shared/data),)
 export DETR_EXP_TEST_DATA ?= $(abspath ../shared/data)
 endif
 
-.PHONY: help setup demo test test-all test-engines fix check bench ui
+.PHONY: help setup demo test test-all test-engines fix check bench proof ui
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 18
@@ -42,6 +42,9 @@ check: $(VENV)/.test ## linter, formatter, types, and the rules of the house
 bench: $(VENV)/.bench ## our speed beside others'; exit status 1 when a gate is missed
 	@failed=0; for script in scripts/bench_*.py; do $(BIN)/python $$script || failed=1; done; exit $$failed
 
+proof: $(VENV)/.proof ## ours and others on small real sets; takes hours, resumes, and writes docs/proof.md
+	$(BIN)/python -m detr_exp.proof
+
 ui: $(VENV)/.run ## the MLflow page, on this machine only
 	$(BIN)/mlflow ui --backend-store-uri sqlite:///outputs/mlflow.db --host 127.0.0.1 --port 5000
 
@@ -68,4 +71,9 @@ $(VENV)/.engines: $(VENV)/.test
 $(VENV)/.bench: $(VENV)/.test
 	@echo "installing what ours is timed beside"
 	$(PIP_INSTALL) -e ".[bench]"
+	@touch $@
+
+$(VENV)/.proof: $(VENV)/.test
+	@echo "installing the programs that ours is compared with"
+	$(PIP_INSTALL) -e ".[proof]"
 	@touch $@

@@ -22,12 +22,12 @@ Train detectors of this project and of others on the same images with the same C
   python -m detr_exp.proof                            all cells (set x contender x seed) that are not finished
   python -m detr_exp.proof only=[cats,ours]           only these sets and contenders
   python -m detr_exp.proof train=false                only write the page of the finished cells
-  python -m detr_exp.proof +sets.mine.root=my_data +sets.mine.folds=null +sets.mine.batch_size=8 +sets.mine.about=mine
+  python -m detr_exp.proof +sets.mine.root=my_data    also these images (COCO, YOLO or VOC); +sets.mine.folds=5
 
 A finished cell is a JSON file in `results` and is not trained again. A stopped suite resumes with the same command.
 pip install -e '.[proof]' installs the other programs.
 
-  data, sets         folder of the sets; root, folds and batch size of each
+  data, sets         folder of the sets; root, folds (null) and batch_size (8) of each
   contenders         programs, their options and initial weights
   seeds, budget      seeds of each contender, and seconds of CPU time of each training
   reference          contender that the others are compared with
@@ -36,6 +36,8 @@ pip install -e '.[proof]' installs the other programs.
   minutes            of CPU time after which no further cell is started
   may_differ         conditions (cpu, versions, ...) in which cells may differ
 """
+
+BATCH_SIZE = 8
 
 
 def proof(cfg: DictConfig) -> None:
@@ -52,16 +54,16 @@ def proof(cfg: DictConfig) -> None:
             _train(values, results)
     cells = finished(results)
     refuse_mixed(cells, values["may_differ"])
-    write(Path(values["page"]), render(cells))
+    write(Path(values["page"]), render(cells, values))
     say(f"{len(cells)} cells; written to {values['page']}")
 
 
 def _train(values: Values, results: Path) -> None:
-    chosen = {name: _chosen(values, name) for name in ("sets", "contenders")}
-    sets = [read_set(name, values["sets"][name]["root"], values["sets"][name]["folds"]) for name in chosen["sets"]]
-    contenders = [Contender(name=name, **values["contenders"][name]) for name in chosen["contenders"]]
+    chosen = {name: values["sets"][name] for name in _chosen(values, "sets")}
+    sets = [read_set(name, one["root"], one.get("folds")) for name, one in chosen.items()]
+    contenders = [Contender(name=name, **values["contenders"][name]) for name in _chosen(values, "contenders")]
     settings = {name: values[name] for name in ("budget", "resolution", "resamples")}
-    settings["batch_size"] = {name: values["sets"][name]["batch_size"] for name in chosen["sets"]}
+    settings["batch_size"] = {name: one.get("batch_size", BATCH_SIZE) for name, one in chosen.items()}
     spent = 0.0
     cells = list(in_order(sets, contenders, values["seeds"], settings))
     known = finished(results)

@@ -55,7 +55,7 @@ HERE = Path(__file__).resolve().parent.parent
 CONF_DIR = next(folder for folder in (HERE / "conf", HERE.parent / "conf") if folder.is_dir())  # installed; a checkout
 # mappings to which recipes and users add entries; the code that reads them refuses unknown ones
 METRIC = "detr_exp.metric.coco.CocoMetric"
-OPEN_KEYS = ("optim.param_groups", "optim.optimizer", "loss.terms")
+OPEN_KEYS = ("optim.param_groups", "optim.optimizer", "loss.terms", "sets", "contenders")
 
 
 @dataclass(frozen=True)

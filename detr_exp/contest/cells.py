@@ -15,7 +15,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
 from functools import cached_property
 from pathlib import Path
@@ -49,15 +49,17 @@ class Contender:
         packages: whose versions matter.
         about: one sentence for the page.
         start: what the training starts from, for the page.
+        tuning: how its settings were chosen, for the page.
     """
 
     name: str
     program: str
-    options: Values
-    weights: str | None
-    packages: Sequence[str]
-    about: str
-    start: str
+    options: Values = field(default_factory=dict)
+    weights: str | None = None
+    packages: Sequence[str] = ()
+    about: str = ""
+    start: str = ""
+    tuning: str = ""
 
     @cached_property
     def file(self) -> Path | None:

@@ -12,25 +12,6 @@ from detr_exp.contest.job import ANNOTATIONS
 from detr_exp.contest.sets import read_set, write_fold
 
 
-@pytest.fixture
-def squares(tmp_path: Path) -> Path:
-    """Ten images, six to train on and four others, with one square each, whose ids are the same in both splits."""
-    for split, count in (("train", 6), ("valid", 4)):
-        folder = tmp_path / "squares" / split
-        folder.mkdir(parents=True)
-        images, objects = [], []
-        for number in range(count):
-            Image.new("RGB", (40, 30), (number, 0, 0 if split == "train" else 255)).save(folder / f"{number}.png")
-            images.append({"id": number, "file_name": f"{number}.png", "width": 40, "height": 30})
-            objects.append(
-                {"id": number, "image_id": number, "category_id": 3, "bbox": [number, 2, 10, 10], "area": 100}
-            )
-            objects[-1]["iscrowd"] = 0
-        content = {"images": images, "annotations": objects, "categories": [{"id": 3, "name": "square"}]}
-        (folder / ANNOTATIONS).write_text(json.dumps(content))
-    return tmp_path / "squares"
-
-
 def test_what_is_held_out_is_not_trained_on(squares: Path) -> None:
     (fold,) = read_set("squares", str(squares), None).folds
     assert (len(fold.train), len(fold.held_out)) == (6, 4)
