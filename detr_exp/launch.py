@@ -100,6 +100,8 @@ def train(
         hardware = build.hardware(cfg)
         if not distributed.started_as_rank() and hardware.num_ranks == 1:
             return train_in(folder, cfg, choices=choices, overrides=overrides, hydra_files=hydra_files)
+    if distributed.started_as_rank():
+        folder = _folder_at_restart(folder, cfg)
     config, logs = (values_of(node) for node in (cfg, log))
     job = Job(str(folder), config, dict(choices), list(overrides), logs, hydra_files or {})
     if distributed.started_as_rank():
@@ -112,6 +114,22 @@ def train(
         distributed.rendezvous()[0].set(JOB, json.dumps(asdict(job)))
         return _train(job)
     return _on_ranks(job, hardware.num_ranks)
+
+
+def _folder_at_restart(folder: Path, cfg: DictConfig) -> Path:
+    """Make a run that `torchrun` has restarted resume from its last checkpoint; returns the folder to request."""
+    from detr_exp.trainer import checkpoint as files
+    from detr_exp.trainer import distributed
+
+    earlier = distributed.earlier_folder()
+    if earlier is None:
+        return folder
+    if (earlier / files.NEWEST).exists():
+        cfg.trainer.resume = str(earlier)
+    elif cfg.trainer.resume is None:  # it may have left a record
+        cfg.trainer.resume = "auto"
+        return earlier
+    return folder
 
 
 def is_follower() -> bool:
@@ -128,11 +146,10 @@ def follow() -> None:
     name_files_in_utf8()
     from detr_exp.trainer import distributed
 
-    text = distributed.rendezvous()[0].get(JOB).decode()
-    if not text:
-        return
     try:
-        _train(Job(**json.loads(text)))
+        text = distributed.rendezvous()[0].get(JOB).decode()
+        if text:
+            _train(Job(**json.loads(text)))
     except BaseException as error:
         sys.exit(_quiet_status(error))
 
@@ -155,7 +172,8 @@ def _train(job: Job) -> float | None:
     from detr_exp.training import train_in
 
     cfg = stored(job.config, Path(job.folder))
-    with distributed.process_group(build.hardware(cfg).torch_device, status_of):
+    hardware = build.hardware(cfg)
+    with distributed.process_group(hardware.torch_device, hardware.timeout, status_of):
         return train_in(
             Path(job.folder), cfg, choices=job.choices, overrides=job.overrides, hydra_files=job.hydra_files
         )
@@ -230,9 +248,10 @@ def _rank(job: Job) -> float | BaseException | None:
 def _quiet_status(error: BaseException) -> int:
     """The exit status for an error; it is printed only if no other process reports it."""
     from detr_exp.cli import report, status_of
+    from detr_exp.trainer.heartbeat import PeerSilentError
 
     status = status_of(error)
-    if status == 1 and not _is_peer_failed(error):
+    if (status == 1 and not _is_peer_failed(error)) or isinstance(error, PeerSilentError):
         report(error)
     return status
 
@@ -245,12 +264,16 @@ def _is_peer_failed(error: BaseException) -> bool:
 
 def _reason(error: ChildFailedError) -> BaseException:
     """The exception for the failures that the launcher has recorded."""
+    from detr_exp.trainer.heartbeat import PeerSilentError
+
     rank, failure = min(error.failures.items(), key=lambda item: item[1].timestamp)
     status, killed_by = failure.exitcode, -min(0, failure.exitcode)
-    if number := ended_by(status):  # it came before the training began, so there is nothing to save
-        return Interrupted(number)
     message = failure.message["message"] if isinstance(failure.message, dict) else str(failure.message)
     text = message.partition(": ")[2]
+    if message.startswith(PeerSilentError.__name__):
+        return PeerSilentError(text)
+    if number := ended_by(status):  # it came before the training began, so there is nothing to save
+        return Interrupted(number)
     if status == 2:
         return ConfigError(text)
     ending = f"was ended by {signal.Signals(killed_by).name}" if killed_by else f"failed ({text})"

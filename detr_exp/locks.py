@@ -12,7 +12,6 @@ import errno
 import fcntl
 import logging
 import os
-import signal
 import socket
 import threading
 import time
@@ -21,7 +20,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from detr_exp.signals import EXIT_STATUS, end_at_once
+from detr_exp.signals import REQUEUE, end_at_once
 
 BEAT = 5.0  # seconds between changes of the file that stands for a lock
 SILENCE = 60.0  # seconds without a change after which its process counts as dead
@@ -189,7 +188,7 @@ class _Mark:
                     end_at_once(
                         f"error: this process was stopped, and process {process} of {name} has taken over "
                         f"{self.path.with_suffix('')}; end it, or use another folder: hydra.run.dir=...",
-                        EXIT_STATUS[signal.SIGUSR1],
+                        REQUEUE,
                     )
 
 

@@ -16,14 +16,15 @@ from contextlib import contextmanager, suppress
 from types import TracebackType
 from typing import NoReturn
 
+REQUEUE = 75  # EX_TEMPFAIL: schedulers read it as "please requeue"
 EXIT_STATUS = {
     getattr(signal, name): status
     for name, status in (
         ("SIGTERM", 143),
         ("SIGINT", 130),
         ("SIGHUP", 129),
-        ("SIGUSR1", 75),  # EX_TEMPFAIL: schedulers read it as "please requeue"
-        ("SIGUSR2", 75),  # submitit asks SLURM to send it before the time limit
+        ("SIGUSR1", REQUEUE),
+        ("SIGUSR2", REQUEUE),  # submitit asks SLURM to send it before the time limit
     )
     if hasattr(signal, name)
 }

@@ -47,7 +47,7 @@ def train_in(
     """
     from detr_exp import build  # imports torch, which is not needed for --help and config errors
     from detr_exp.trainer import checkpoint as files
-    from detr_exp.trainer.distributed import NullTracker, first_rank_first, on_first_rank, rank
+    from detr_exp.trainer.distributed import NullTracker, first_rank_first, keep_folder, on_first_rank, rank
     from detr_exp.trainer.origin import origin
 
     settle_published(cfg, choices or {})
@@ -57,6 +57,7 @@ def train_in(
     elif rank() == 0 and cfg.trainer.resume == "auto" and start.record is None:
         say("trainer.resume=auto found no unfinished run with this config; this one is new")
     folder = start.folder
+    on_first_rank(keep_folder, folder)
     if cfg.seed is None:
         with open_dict(cfg):
             cfg.seed = on_first_rank(random.SystemRandom().randrange, 2**31) if start.seed is None else start.seed

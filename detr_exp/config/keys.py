@@ -17,6 +17,7 @@ NO_NUMBER = (
     "trainer.resume",
     "trainer.resume_world_size",
     "trainer.hardware.devices",
+    "trainer.hardware.timeout",
     "trainer.progress_bar",
     "trainer.num_pictures",
     "trainer.picture_threshold",

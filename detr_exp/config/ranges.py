@@ -174,6 +174,7 @@ TABLE: tuple[tuple[str, Range, str], ...] = (
     ("trainer.", Range(0, 1, above=True, valid=0.7), "auto_batch_ema_headroom"),
     ("trainer.hardware.", Range(1, 1024, whole=True), "threads?"),
     ("trainer.hardware.", COUNT_OR_AUTO, "devices"),
+    ("trainer.hardware.", Range(0, 604800, above=True, valid=300), "timeout"),
 )
 DECIDED_BY = {"loss.class_loss.alpha": "loss.class_loss._target_", "optim.warmup": "optim.warmup_unit"}
 

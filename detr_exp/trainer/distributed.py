@@ -9,10 +9,14 @@ from __future__ import annotations
 
 import functools
 import os
+import time
+import uuid
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from datetime import timedelta
+from functools import partial
+from pathlib import Path
 from typing import NamedTuple, TypeVar
 
 import torch
@@ -22,10 +26,16 @@ from torch.nn.parallel import DistributedDataParallel
 
 from detr_exp.protocols import Network
 from detr_exp.structures import Batch
+from detr_exp.trainer.heartbeat import PeerSilentError, connected, heartbeat, key_of
 from detr_exp.trainer.sharding import is_fsdp_module, shard
 
 T = TypeVar("T")
 CLOSING = timedelta(seconds=20)
+START = timedelta(minutes=10)  # for all ranks to import, and rank 0 to read the config
+UNLIMITED = timedelta(days=100)
+POLL = 0.05  # seconds
+PREFIX = "detr_exp"
+FOLDER = f"{PREFIX}/folder"
 
 
 class PeerFailed(RuntimeError):
@@ -63,18 +73,87 @@ def started_as_rank() -> bool:
 
 
 @functools.cache
+def _environment() -> tuple[dist.Store, int, int]:
+    """The store that `torchrun` or `launch` gives to all ranks; this rank; the number of ranks."""
+    return next(dist.rendezvous("env://"))
+
+
+@functools.cache
+def _name_of_start() -> str:
+    return _name_for(*_environment())
+
+
+def _name_for(store: dist.Store, number: int, count: int) -> str:
+    """The prefix of keys of this start: the store of `torchrun` survives restarts of ranks, with all earlier keys.
+
+    Each rank shows a new name. Rank 0 answers to every name with that of the start, until all ranks have confirmed it.
+
+    Raises:
+        PeerSilentError: a rank did not come within `START`.
+    """
+    own = f"{PREFIX}/{uuid.uuid4().hex}"
+    if number > 0:
+        store.set(f"{PREFIX}/rank/{number}", own)
+        try:
+            store.wait([own], START)
+        except dist.DistStoreError:
+            raise PeerSilentError(_absent(0)) from None
+        name = store.get(own).decode()
+        store.set(f"{name}/{number}", "")
+        return name
+    for peer in range(count):
+        store.set(f"{own}/{key_of(peer)}", "")
+    answered, until, absent = set(), time.monotonic() + START.total_seconds(), set(range(1, count))
+    while absent := {peer for peer in absent if not store.check([f"{own}/{peer}"])}:
+        for peer in absent:
+            if store.check([shown := f"{PREFIX}/rank/{peer}"]) and (name := store.get(shown)) not in answered:
+                store.set(name.decode(), own)
+                answered.add(name)
+        if time.monotonic() > until:
+            raise PeerSilentError(_absent(min(absent)))
+        time.sleep(POLL)
+    return own
+
+
+def _absent(peer: int) -> str:
+    return (
+        f"rank {peer} did not come within {START.total_seconds():.0f} s, so this rank ends; look at its output, and "
+        "whether the machines reach each other"
+    )
+
+
+@functools.cache
 def rendezvous() -> tuple[dist.Store, int, int]:
-    """The store that all ranks can read and write; this rank; the number of ranks. From environment variables."""
-    store, number, count = next(dist.rendezvous("env://"))
-    return dist.PrefixStore("detr_exp", store), number, count
+    """A store for the ranks of this start alone; this rank; the number of ranks. From environment variables.
+
+    Raises:
+        PeerSilentError: a rank did not come.
+    """
+    store, number, count = _environment()
+    return dist.PrefixStore(_name_of_start(), store), number, count
+
+
+def earlier_folder() -> Path | None:
+    """The run folder before `torchrun` restarted the ranks; None: it has not."""
+    store, _, _ = _environment()
+    return Path(store.get(FOLDER).decode()) if store.check([FOLDER]) else None
+
+
+def keep_folder(folder: Path) -> None:
+    """Store the run folder for restarts; called on rank 0."""
+    if started_as_rank():
+        _environment()[0].set(FOLDER, str(folder))
 
 
 @contextmanager
-def process_group(device: torch.device, status_of: Callable[[BaseException], int]) -> Iterator[None]:
+def process_group(device: torch.device, timeout: float, status_of: Callable[[BaseException], int]) -> Iterator[None]:
     """Join the process group if this process is one of several ranks, and leave it at the end.
+
+    Collectives wait for living ranks without limit; a heartbeat ends this process if another rank is silent.
 
     Args:
         device: CUDA exchanges gradients by NCCL, everything else by gloo.
+        timeout: seconds of silence.
         status_of: exit status for an error.
 
     Raises:
@@ -86,8 +165,20 @@ def process_group(device: torch.device, status_of: Callable[[BaseException], int
     if device.type == "cuda":
         torch.cuda.set_device(local_rank())
     store, number, count = rendezvous()
+    beating = heartbeat(number, count, timeout, partial(connected, _name_of_start()))
+    with beating, _joined(device, store, number, count, status_of):
+        yield
+
+
+@contextmanager
+def _joined(
+    device: torch.device, store: dist.Store, number: int, count: int, status_of: Callable[[BaseException], int]
+) -> Iterator[None]:
+    """In the process group; see `process_group`."""
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
-    dist.init_process_group(backend, store=dist.PrefixStore("group", store), rank=number, world_size=count)
+    dist.init_process_group(
+        backend, store=dist.PrefixStore("group", store), rank=number, world_size=count, timeout=UNLIMITED
+    )
     try:
         yield
     except BaseException as error:

@@ -33,6 +33,7 @@ class Hardware:
             number of ranks is used.
         strategy: `ddp`, every rank has the whole network, or `fsdp`, each rank has a part of every tensor.
         sync_bn: compute batch statistics over all ranks: true, false, or `auto`, on CUDA.
+        timeout: seconds without a heartbeat of another rank after which this rank ends; > 0.
 
     Raises:
         ValueError: for a device that does not exist or a precision that it does not support.
@@ -48,6 +49,7 @@ class Hardware:
     devices: int | str = 1
     strategy: str = "ddp"
     sync_bn: bool | str = "auto"
+    timeout: float = 300.0
 
     def __post_init__(self) -> None:
         if self.threads is not None and self.threads < 1:

@@ -170,7 +170,7 @@ def run_in(folder: Path, *words: str, ends_at: int | None = None) -> None:
 def main(folder: Path) -> None:
     torch.set_num_threads(1)
     found: dict[str, Any] = {}
-    with distributed.process_group(torch.device("cpu"), status_of):
+    with distributed.process_group(torch.device("cpu"), 60, status_of):
         for name, words in NETWORKS.items():
             found[name] = one_step(*words, folder=folder)
             found[f"{name}, one rank without objects"] = one_step(*words, folder=folder, emptied=1)
