@@ -17,6 +17,7 @@ import signal
 import sys
 import threading
 import uuid
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import partial
 from multiprocessing import resource_tracker
@@ -117,19 +118,19 @@ def train(
 
 
 def _folder_at_restart(folder: Path, cfg: DictConfig) -> Path:
-    """Make a run that `torchrun` has restarted resume from its last checkpoint; returns the folder to request."""
+    """The folder of this run: that of its first start if `torchrun` has restarted it; it resumes there."""
     from detr_exp.trainer import checkpoint as files
     from detr_exp.trainer import distributed
 
     earlier = distributed.earlier_folder()
     if earlier is None:
         return folder
-    if (earlier / files.NEWEST).exists():
-        cfg.trainer.resume = str(earlier)
-    elif cfg.trainer.resume is None:  # it may have left a record
+    if cfg.trainer.resume is None or (earlier / files.NEWEST).exists():
         cfg.trainer.resume = "auto"
-        return earlier
-    return folder
+    if folder != earlier:
+        with suppress(OSError):  # Hydra has created it for this start
+            folder.rmdir()
+    return earlier
 
 
 def is_follower() -> bool:

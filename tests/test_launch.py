@@ -16,11 +16,14 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from omegaconf import OmegaConf
 
 from detr_exp import launch
 from detr_exp.config.mistakes import ConfigError
 from detr_exp.signals import Interrupted
 from detr_exp.trainer import checkpoint as files
+from detr_exp.trainer import distributed
+from detr_exp.trainer.heartbeat import PeerSilentError
 from detr_exp.trainer.run_status import PrunedError
 
 TRAIN = [sys.executable, "-m", "detr_exp.train"]
@@ -131,6 +134,13 @@ def test_endings_travel_from_the_ranks_to_the_process_that_started_them(ending: 
         (-9, "Signal 9 (SIGKILL)", launch.RanksFailed, "rank 1 was ended by SIGKILL.*trainer.resume=auto"),
         (2, {"message": "ValueError: x is 3: no"}, ConfigError, "^x is 3: no$"),
         (1, "KeyError: 'x'", launch.RanksFailed, "rank 1 failed"),
+        (
+            75,
+            {"message": "PeerSilentError: nothing was heard of rank 1"},
+            PeerSilentError,
+            "^nothing was heard",
+        ),
+        (75, "", Interrupted, "SIGUSR1"),
         (-15, "", Interrupted, "SIGTERM"),
         (130, "", Interrupted, "SIGINT"),
     ],
@@ -151,3 +161,30 @@ def test_a_signal_goes_to_all_ranks_there_are(monkeypatch: pytest.MonkeyPatch) -
     ranks += [SimpleNamespace(pid=7), SimpleNamespace(pid=8)]
     assert launch._send(signal.SIGTERM)
     assert sent == [(7, signal.SIGTERM), (8, signal.SIGTERM)]
+
+
+@pytest.mark.parametrize(
+    ("before", "given", "resume"),
+    [
+        ([], None, "auto"),
+        (["run.json"], None, "auto"),
+        ([files.NEWEST], "other.pth", "auto"),
+        ([], "other.pth", "other.pth"),
+    ],
+)
+def test_what_torchrun_restarts_resumes_in_its_folder(
+    before: list[str], given: str | None, resume: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    earlier, new = tmp_path / "earlier", tmp_path / "new"
+    for folder in (earlier, new):
+        folder.mkdir()
+    for name in before:
+        (earlier / name).touch()
+    cfg = OmegaConf.create({"trainer": {"resume": given}})
+    monkeypatch.setattr(distributed, "earlier_folder", lambda: None)
+    assert launch._folder_at_restart(new, cfg) == new
+    assert cfg.trainer.resume == given
+    monkeypatch.setattr(distributed, "earlier_folder", lambda: earlier)
+    assert launch._folder_at_restart(new, cfg) == earlier
+    assert cfg.trainer.resume == resume
+    assert not new.exists()

@@ -106,9 +106,9 @@ def _name_for(store: dist.Store, number: int, count: int) -> str:
     answered, until, absent = set(), time.monotonic() + START.total_seconds(), set(range(1, count))
     while absent := {peer for peer in absent if not store.check([f"{own}/{peer}"])}:
         for peer in absent:
-            if store.check([shown := f"{PREFIX}/rank/{peer}"]) and (name := store.get(shown)) not in answered:
-                store.set(name.decode(), own)
-                answered.add(name)
+            if store.check([key := f"{PREFIX}/rank/{peer}"]) and (shown := store.get(key).decode()) not in answered:
+                store.set(shown, own)
+                answered.add(shown)
         if time.monotonic() > until:
             raise PeerSilentError(_absent(min(absent)))
         time.sleep(POLL)
