@@ -196,7 +196,7 @@ def _on_ranks(job: Job, count: int) -> float | None:
         max_restarts=0,
         start_method="spawn",
     )
-    _silence_the_launcher()
+    silence_the_launcher()
     with held_back():  # otherwise signals to the process group would end the tracker, which would lose its resources
         resource_tracker.ensure_running()
     ended: list[float | BaseException | None] = []
@@ -289,7 +289,7 @@ def _send(number: int) -> bool:
     return bool(pids)
 
 
-def _silence_the_launcher() -> None:
+def silence_the_launcher() -> None:
     """Hide its warnings and tracebacks, which repeat those of the ranks; `LOGLEVEL` shows them."""
     if "LOGLEVEL" not in os.environ:
         for name in list(logging.root.manager.loggerDict):

@@ -41,6 +41,7 @@ _SHAPES = re.compile(
 _PORT = re.compile(r"\d{1,5}(?![^\s/?#,;)\]}\"'])")
 _USER = re.compile(r"[^\s:/?#@\[\]]*:")
 _AUTHORITY = re.compile(r"[^\s/?#]*@")
+_DATABASE = re.compile(r"(?:postgres(?:ql)?|mysql|mariadb|mssql|oracle)(?:\+\w+)?$")  # a user alone is not a token
 _LINE = re.compile(r"[^\n\"']*")
 _NOT_SECRET = ("null", "None", "true", "false", MASK)
 
@@ -171,7 +172,7 @@ def _address(line: str) -> str:
                 continue
         elif is_port:
             cut = re.match(r"\S*", part)[0].rfind("@")  # type: ignore[index]
-        elif authority := _AUTHORITY.match(part):
+        elif (authority := _AUTHORITY.match(part)) and not _DATABASE.search(shown[-1]):
             cut = authority.end() - 1
         shown.append(part if cut < 0 else MASK + part[cut:])
         held = ""
