@@ -16,6 +16,7 @@ import pytest
 
 from detr_exp.trainer import checkpoint as files
 
+OURS = "detr_exp.torchrun"
 TIMEOUT = 15
 RUN = [
     "hydra.run.dir=run",
@@ -53,11 +54,13 @@ class Machines:
         for process in self.started:
             process.communicate()
 
-    def start(self, number: int, folder: Path, *words: str, restarts: int = 0) -> subprocess.Popen[str]:
-        """`torchrun` on a machine."""
+    def start(
+        self, number: int, folder: Path, *words: str, launcher: str = OURS, restarts: int = 0
+    ) -> subprocess.Popen[str]:
+        """Ranks on a machine."""
         command = ["ip", "netns", "exec", self.spaces[number - 1], "unshare", "--uts", "sh", "-c"]
         command += ['hostname "$0"; exec "$@"', f"machine{number}"]
-        command += [sys.executable, "-m", "torch.distributed.run", "--nnodes=2", "--nproc-per-node=1"]
+        command += [sys.executable, "-m", launcher, "--nnodes=2", "--nproc-per-node=1"]
         command += ["--rdzv-backend=c10d", "--rdzv-endpoint=10.99.0.1:29500", f"--max-restarts={restarts}"]
         there = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])}
         process = subprocess.Popen(
@@ -83,7 +86,7 @@ class Machines:
         found = []
         for process in self.processes(number):
             words = Path(f"/proc/{process}/cmdline").read_bytes().split(b"\0")
-            if b"detr_exp.train" in words and b"torch.distributed.run" not in words:
+            if b"detr_exp.train" in words and not {b"torch.distributed.run", OURS.encode()} & set(words):
                 found.append(process)
         return found
 
@@ -114,7 +117,7 @@ def machines(absent: Callable[[str], NoReturn]) -> Iterator[Machines]:
 def undisturbed(machines: Machines, some_seconds: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a run that nothing happens to."""
     folder = tmp_path_factory.mktemp("undisturbed")
-    finish(machines, folder, [*some_seconds, "trainer.resume=auto"])
+    finish(machines, folder, some_seconds)
     return folder / "run"
 
 
@@ -124,9 +127,16 @@ def finish(machines: Machines, folder: Path, words: list[str]) -> None:
         assert process.returncode == 0, "".join(said)[-4000:]
 
 
-def interrupted(machines: Machines, folder: Path, words: list[str], restarts: int = 0) -> list[subprocess.Popen[str]]:
+def numbers(differences: list[str]) -> list[str]:
+    """Without those between a run that was to resume and one that was not."""
+    return [one for one in differences if ".config.trainer.resume:" not in one]
+
+
+def interrupted(
+    machines: Machines, folder: Path, words: list[str], launcher: str = OURS, restarts: int = 0
+) -> list[subprocess.Popen[str]]:
     """Start a run and wait until it has saved its state."""
-    pair = [machines.start(number, folder, *words, restarts=restarts) for number in (1, 2)]
+    pair = [machines.start(number, folder, *words, launcher=launcher, restarts=restarts) for number in (1, 2)]
     until = time.monotonic() + 300
     while not (folder / "run" / files.NEWEST).exists():
         assert pair[0].poll() is None, pair[0].communicate()[1][-4000:]
@@ -142,12 +152,12 @@ def test_a_killed_rank_is_started_again_and_the_run_resumes(
     differences: Callable[[Path, Path], list[str]],
     tmp_path: Path,
 ) -> None:
-    pair = interrupted(machines, tmp_path, some_seconds, restarts=1)
+    pair = interrupted(machines, tmp_path, some_seconds, "torch.distributed.run", restarts=1)
     os.kill(machines.ranks(2)[0], signal.SIGKILL)
     said = [process.communicate(timeout=300) for process in pair]
     assert [process.returncode for process in pair] == [0, 0], said[0][1][-4000:]
     assert "at step" in said[0][0]
-    assert not differences(tmp_path / "run", undisturbed)
+    assert not numbers(differences(tmp_path / "run", undisturbed))
 
 
 @pytest.mark.parametrize("event", ["the machine dies", "the cable breaks"])
@@ -167,8 +177,8 @@ def test_a_machine_that_vanishes_ends_the_ranks_and_the_run_resumes(
     said = pair[0].communicate(timeout=300)
     assert time.monotonic() - began < 3 * TIMEOUT
     assert f"nothing was heard of rank 1 on machine2 for {TIMEOUT} s" in said[1]
-    assert "exitcode  : 75" in said[1]
-    assert pair[0].returncode == 1
+    assert "Traceback" not in said[1]
+    assert pair[0].returncode == 75
     if event == "the cable breaks":
         while machines.ranks(2):
             assert time.monotonic() - began < 3 * TIMEOUT
@@ -177,4 +187,4 @@ def test_a_machine_that_vanishes_ends_the_ranks_and_the_run_resumes(
         assert "the machine of rank 0 (machine1) has not answered" in pair[1].communicate()[1]
     machines.cable("up")
     finish(machines, tmp_path, [*some_seconds, "trainer.resume=auto"])
-    assert not differences(tmp_path / "run", undisturbed)
+    assert not numbers(differences(tmp_path / "run", undisturbed))
