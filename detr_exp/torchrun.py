@@ -32,7 +32,7 @@ def main() -> None:
     silence_the_launcher()
     args = parse_args(sys.argv[1:])
     if hasattr(args, "signals_to_handle"):  # not in older versions of torch
-        args.signals_to_handle += ",SIGUSR1"
+        args.signals_to_handle += ",SIGUSR1,SIGUSR2"
     try:
         run(args)
     except SignalException as signal:
