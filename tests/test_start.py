@@ -100,8 +100,11 @@ def test_words_that_mean_none(word: str, message: str) -> None:
 
 
 def test_weights_of_another_network_say_which_they_are_for(published: Path) -> None:
-    with pytest.raises(ValueError, match=f"does not fit.*{NAME} is for experiment={NAME}"):
+    made_for = r"choose model=rtdetrv2_tiny model/backbone=tiny, or model\.weights=null"
+    with pytest.raises(ValueError, match=f"does not fit.*{made_for}; {NAME} is for experiment={NAME}"):
         build.network(compose([*SMALL, f"model.weights={NAME}", "model/backbone=r18vd"]))
+    with pytest.raises(ValueError, match=f"{published} does not fit.*{made_for}$"):
+        build.network(compose([*SMALL, f"model.weights={published}", "model/backbone=r18vd"]))
 
 
 def test_the_backbones_own_are_not_fetched_where_the_whole_network_has_weights(published: Path) -> None:

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from detr_exp import tensor_files
 from detr_exp.model import pretrained_rfdetr, pretrained_rtdetr
+from detr_exp.model.recognition import network_of
 from detr_exp.protocols import Network
 from detr_exp.tensor_files import named
 from detr_exp.values import Values
@@ -226,9 +227,9 @@ def _refuse_misfits(state: State, own: State, by_class: dict[str, int], path: st
     }
     if any(misfits.values()):
         listed = "; ".join(f"{len(names)} {what}: {_some(names)}" for what, names in misfits.items() if names)
+        made_for = network_of(state) or "the model, model/backbone and sizes the file was made with"
         raise ValueError(
-            f"model.weights={path} does not fit the network ({listed}); choose the model, model/backbone and sizes the "
-            "file was made with, or model.weights=null"
+            f"model.weights={path} does not fit the network ({listed}); choose {made_for}, or model.weights=null"
         )
 
 

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from detr_exp.model.pretrained_rfdetr_transformers import from_transformers
+from detr_exp.model.recognition import PATCHES, network_of, task
 from detr_exp.protocols import Network
 from detr_exp.tensor_files import Stored, named
 
@@ -95,18 +96,6 @@ KEYPOINT_NAMES = [
     (r"^transformer\.enc_out_keypoint_embed\.(\d+)\.layers\.(\d+)\.(\w+)$", r"encoder_keypoint_head.layers.\2.\3@\1"),
     (r"^keypoint_embed\.", "keypoint_head."),
 ]
-
-# Task, channels and patch size of the backbone, decoder layers -> position grid -> option of `model`.
-PUBLISHED = {
-    ("rfdetr", 384, 16, 2): {24: "rfdetr"},
-    ("rfdetr", 384, 16, 3): {32: "rfdetr_small"},
-    ("rfdetr", 384, 16, 4): {36: "rfdetr_medium", 44: "rfdetr_large"},
-    ("rfdetr", 384, 14, 3): {37: "rfdetr_base"},
-    ("rfdetr_seg", 384, 12, 4): {26: "rfdetr_seg", 32: "rfdetr_seg_small"},
-    ("rfdetr_seg", 384, 12, 5): {36: "rfdetr_seg_medium", 42: "rfdetr_seg_large"},
-    ("rfdetr_seg", 384, 12, 6): {52: "rfdetr_seg_xlarge", 64: "rfdetr_seg_2xlarge"},
-    ("rfdetr_keypoint", 384, 12, 4): {48: "rfdetr_keypoint"},
-}
 
 # Tensors whose first axis is that of the groups; of these, those whose second axis is that of the queries.
 GROUPED = (
@@ -264,37 +253,26 @@ def _with_own_keypoints(state: State, own: State) -> State:
 
 
 def _refuse_other_task(state: State, own: State) -> None:
-    theirs, ours = _task(state), _task(own)
+    theirs, ours = task(state), task(own) if PATCHES in own else "another"
     if theirs != ours:
         raise ValueError(f"model.weights is a file for model={theirs}, but the network is {ours}; {_advice(state)}")
 
 
-def _task(state: State) -> str:
-    for part, task in (("mask_head.", "rfdetr_seg"), ("keypoint_head.", "rfdetr_keypoint")):
-        if any(name.startswith(part) for name in state):
-            return task
-    return "rfdetr"
-
-
 def _advice(state: State) -> str:
     """Which published network a file is for."""
-    width, _, patch_size, _ = state["backbone.embedding.patches.weight"].shape
-    num_layers = len({name.split(".")[1] for name in state if name.startswith("layers.")})
-    grid = state["backbone.embedding.position"].shape[-1]
-    alike = PUBLISHED.get((_task(state), width, patch_size, num_layers), {})
-    if not alike:
+    network = network_of(state)
+    if not network:
         return "it is none of the published networks; set model.* as the file was made with"
-    return f"use model={alike.get(grid, next(iter(alike.values())))}, for which the file was made, or another file"
+    return f"use {network}, for which the file was made, or another file"
 
 
 def _refuse_misfits(fitted: State, own: State) -> None:
     """Refuse a file of another architecture; the most informative difference first: patches, width, depth."""
-    patches = "backbone.embedding.patches.weight"
-    if patches in own and fitted[patches].shape != own[patches].shape:
-        width, _, size, _ = fitted[patches].shape
+    if fitted[PATCHES].shape != own[PATCHES].shape:
+        width, _, size, _ = fitted[PATCHES].shape
         raise ValueError(
             f"model.weights is for patches of {size} pixels and a backbone of {width} channels, but this network has "
-            f"{own[patches].shape[-1]} and {own[patches].shape[0]}; {_advice(fitted)}"
+            f"{own[PATCHES].shape[-1]} and {own[PATCHES].shape[0]}; {_advice(fitted)}"
         )
     missing = sorted(set(own) - set(fitted))
     if missing:

@@ -8,9 +8,11 @@ import torch
 from rfdetr_peer import backbone, peer, settings_of
 from torch.nn import functional as F
 
+from detr_exp import build
 from detr_exp.model.head.mask import MaskHead
 from detr_exp.model.pretrained import load_weights
 from detr_exp.model.pretrained_rfdetr import from_rfdetr, rfdetr_state
+from detr_exp.model.pretrained_rtdetr import to_official
 from detr_exp.model.rfdetr import RFDETR
 from detr_exp.model.rfdetr_keypoint import RFDETRKeypoint
 
@@ -211,6 +213,18 @@ def test_keypoint_files(caplog):
     actual = loaded(old, num_classes=2, keypoint_counts=[5, 3])
     assert torch.equal(actual["head.classes.bias"], state["class_embed.bias"][1:3])
     assert torch.equal(actual["keypoint_neck.levels.0.norm.bias"], state["backbone.0.projector.stages.0.1.bias"])
+
+
+def test_a_file_for_another_family_is_refused(tmp_path, theirs, make, tiny_run):
+    network = build.network(build.compose([*tiny_run, "data.num_classes=3"]))
+    with pytest.raises(ValueError, match="for model=rfdetr, but the network is another; use model=rfdetr, for which"):
+        load_weights(network, stored(tmp_path, theirs))
+    state = to_official(network.state_dict(), num_points=[4, 4, 4], spatial_shapes=[(1, 1)])
+    torch.save({"ema": {"module": state}}, tmp_path / "rtdetr.pth")
+    with pytest.raises(
+        ValueError, match=r"rtdetr\.pth does not fit .*choose model=rtdetrv2_tiny model/backbone=tiny, or"
+    ):
+        load_weights(make(), tmp_path / "rtdetr.pth")
 
 
 def test_a_file_for_another_task_is_refused(tmp_path, theirs, make):

@@ -1,0 +1,111 @@
+"""Which network some tensors belong to, as overrides that choose it."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from detr_exp.model.backbone import hgnetv2
+from detr_exp.model.backbone.presnet import BLOCKS
+
+State = dict[str, Tensor]
+
+# RF-DETR: task, channels and patch size of the backbone, decoder layers -> position grid -> option of `model`.
+RFDETR = {
+    ("rfdetr", 384, 16, 2): {24: "rfdetr"},
+    ("rfdetr", 384, 16, 3): {32: "rfdetr_small"},
+    ("rfdetr", 384, 16, 4): {36: "rfdetr_medium", 44: "rfdetr_large"},
+    ("rfdetr", 384, 14, 3): {37: "rfdetr_base"},
+    ("rfdetr_seg", 384, 12, 4): {26: "rfdetr_seg", 32: "rfdetr_seg_small"},
+    ("rfdetr_seg", 384, 12, 5): {36: "rfdetr_seg_medium", 42: "rfdetr_seg_large"},
+    ("rfdetr_seg", 384, 12, 6): {52: "rfdetr_seg_xlarge", 64: "rfdetr_seg_2xlarge"},
+    ("rfdetr_keypoint", 384, 12, 4): {48: "rfdetr_keypoint"},
+}
+PATCHES = "backbone.embedding.patches.weight"  # every RF-DETR has it
+# RT-DETR: option of `model` -> its values of what the shapes determine. Shapes do not tell the number of heads.
+SIZES = {
+    "rtdetrv2": {
+        "hidden_dim": 256,
+        "num_layers": 3,
+        "dim_feedforward": 1024,
+        "num_points": "[4,4,4]",
+        "neck.hidden_dim": 256,
+        "neck.dim_feedforward": 1024,
+        "neck.num_encoder_layers": 1,
+        "neck.expansion": 0.5,
+    }
+}
+SIZES["rtdetrv2_tiny"] = SIZES["rtdetrv2"] | dict.fromkeys(("hidden_dim", "neck.hidden_dim"), 128)
+SIZES["rtdetrv2_tiny"] |= dict.fromkeys(("dim_feedforward", "neck.dim_feedforward"), 512)
+HEADS = {"rtdetrv2": 8, "rtdetrv2_tiny": 4}
+# ResNet-vd: option of `model/backbone` -> widths, blocks, and whether the blocks are bottlenecks.
+RESNETS = {f"r{depth}vd": ([64, 128, 256, 512], list(BLOCKS[depth]), depth >= 50) for depth in BLOCKS}
+RESNETS["tiny"] = ([32, 64, 128, 256], [1, 1, 1, 1], False)
+
+
+def network_of(state: State) -> str:
+    """Overrides that choose the network of these tensors; empty where it is not known.
+
+    Args:
+        state: in our names; complete for this network.
+    """
+    if PATCHES in state:
+        return _rfdetr(state)
+    try:
+        model = "rtdetrv2_tiny" if len(state["decoder.enc_output.proj.weight"]) == 128 else "rtdetrv2"
+        backbone, sizes = _backbone(state), _sizes(state, HEADS[model])
+    except KeyError:  # of another family
+        return ""
+    changed = [f"model.{key}={value}" for key, value in sizes.items() if value != SIZES[model][key]]
+    return " ".join([f"model={model}", f"model/backbone={backbone}", *changed]) if backbone else ""
+
+
+def task(state: State) -> str:
+    """What an RF-DETR predicts: the option of `model` for the smallest network that does."""
+    for part, name in (("mask_head.", "rfdetr_seg"), ("keypoint_head.", "rfdetr_keypoint")):
+        if any(key.startswith(part) for key in state):
+            return name
+    return "rfdetr"
+
+
+def _rfdetr(state: State) -> str:
+    width, _, patch_size, _ = state[PATCHES].shape
+    alike = RFDETR.get((task(state), width, patch_size, _count(state, "layers.")), {})
+    grid = state["backbone.embedding.position"].shape[-1]
+    return f"model={alike.get(grid, next(iter(alike.values())))}" if alike else ""
+
+
+def _sizes(state: State, num_heads: int) -> dict[str, object]:
+    neck = len(state["encoder.lateral_convs.0.conv.weight"])
+    offsets = len(state["decoder.layers.0.cross_attn.sampling_offsets.bias"])
+    levels = _count(state, "decoder.input_proj.")
+    return {
+        "hidden_dim": len(state["decoder.enc_output.proj.weight"]),
+        "num_layers": _count(state, "decoder.layers."),
+        "dim_feedforward": len(state["decoder.layers.0.linear1.weight"]),
+        "num_points": str([offsets // (2 * num_heads * levels)] * levels).replace(" ", ""),
+        "neck.hidden_dim": neck,
+        "neck.dim_feedforward": len(state["encoder.encoder.0.layers.0.linear1.weight"]),
+        "neck.num_encoder_layers": _count(state, "encoder.encoder.0.layers."),
+        "neck.expansion": len(state["encoder.pan_blocks.0.conv1.conv.weight"]) / neck,
+    }
+
+
+def _backbone(state: State) -> str:
+    """The option of `model/backbone`, and its widths and blocks where they are not the published ones."""
+    if "backbone.stem.stem4.conv.weight" in state:
+        stem = len(state["backbone.stem.stem4.conv.weight"])
+        return next((f"hgnetv2_{size.lower()}" for size, ((_, out), _) in hgnetv2.SIZES.items() if out == stem), "")
+    if any(name.startswith("backbone.body.") for name in state):
+        return "timm"
+    stages = [f"backbone.res_layers.{index}.blocks." for index in range(_count(state, "backbone.res_layers."))]
+    widths = [len(state[f"{stage}0.branch2a.conv.weight"]) for stage in stages]
+    blocks = [_count(state, stage) for stage in stages]
+    is_deep = "backbone.res_layers.0.blocks.0.branch2c.conv.weight" in state
+    sizes = f"model.backbone.widths={widths} model.backbone.blocks={blocks}".replace(", ", ",")
+    other = f"{'r50vd' if is_deep else 'r18vd'} {sizes}" if stages else ""
+    return next((name for name, known in RESNETS.items() if known == (widths, blocks, is_deep)), other)
+
+
+def _count(state: State, prefix: str) -> int:
+    """Number of modules in a list of modules."""
+    return len({name[len(prefix) :].partition(".")[0] for name in state if name.startswith(prefix)})
