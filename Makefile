@@ -4,6 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 WORKERS ?= 2
+ENGINES ?= engines
 
 # real photographs for the tests that need some; without them those tests are skipped, and say so
 ifneq ($(wildcard ../shared/data),)
@@ -27,7 +28,7 @@ test-all: $(VENV)/.test ## all tests; takes long
 	$(BIN)/python -m pytest -n $(WORKERS) -m "not engines"
 
 test-engines: $(VENV)/.engines ## the tests with real schedulers, stores and machines; they skip what is not installed
-	$(BIN)/python -m pytest -m engines -rs tests/engines
+	$(BIN)/python -m pytest -m "$(ENGINES)" -rs tests/engines
 
 fix: $(VENV)/.test ## mend formatting and what the linter can mend
 	$(BIN)/ruff check --fix .

@@ -13,6 +13,7 @@ from typing import NoReturn
 
 import pytest
 from slurm_cluster import SlurmCluster, missing
+from slurm_sweep import APP, Sweep
 
 HERE = Path(__file__).parent
 COMPARE = HERE.parents[1] / "scripts" / "kill_and_resume.py"
@@ -60,3 +61,20 @@ def slurm(absent: Callable[[str], NoReturn]) -> Iterator[SlurmCluster]:
         absent(reason)
     with SlurmCluster() as cluster:
         yield cluster
+
+
+@pytest.fixture
+def sweep(slurm: SlurmCluster, tmp_path: Path) -> Iterator[Callable[..., Sweep]]:
+    started: list[Sweep] = []
+
+    def new(*words: str) -> Sweep:
+        (tmp_path / "app.py").write_text(APP)
+        started.append(Sweep(slurm, tmp_path, *words))
+        return started[-1]
+
+    yield new
+    for one in started:
+        if one.process is not None and one.process.poll() is None:
+            one.process.kill()
+            one.process.wait()
+    slurm.run("scancel", "--user=root")

@@ -2,134 +2,20 @@
 
 from __future__ import annotations
 
-import json
-import os
 import signal
 import sqlite3
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 from slurm_cluster import SlurmCluster, wait_for
-
-HERE = Path(__file__).parent
-LIMIT = 600.0  # seconds for a sweep of some seconds on a busy machine
-
-# instead of a training: counts to ten, slowly while there is a file `hold`, and saves when it receives a signal
-APP = """
-import os, signal, sys, time
-from pathlib import Path
-from hydra.core.hydra_config import HydraConfig
-from detr_exp import cli
-from detr_exp.signals import Interrupt, Interrupted
-
-def task(cfg):
-    if cfg.seed == 100:
-        os.kill(os.getpid(), signal.SIGKILL)
-    if cfg.seed == 101:
-        raise KeyError("no such thing")
-    folder = Path(HydraConfig.get().runtime.output_dir)
-    state, passed = folder / "checkpoint.pth", ["MINE", "SLURM_NTASKS", "OMP_NUM_THREADS"]
-    count = int(state.read_text()) if state.exists() else 0
-    print("from", count, [os.environ.get(name) for name in passed], os.getcwd(), flush=True)
-    with Interrupt() as interrupt:
-        while count < 10:
-            count += 1
-            (folder / f"{count}").touch()
-            time.sleep(0.05)
-            while Path("hold").exists() and count >= 2 and interrupt.number is None:
-                time.sleep(0.05)
-            state.write_text(str(count))
-            if interrupt.number is not None:
-                raise Interrupted(interrupt.number)
-    return float(cfg.seed)
-
-if __name__ == "__main__":
-    cli.main(task, "config", "")
-"""
-APP_WORDS = ["app.py", "--multirun", "tracker=none", "hydra.sweep.dir=s", "hydra.launcher.interval=0.5"]
-
-
-class Sweep:
-    """A sweep command in a folder, and the jobs in its queue."""
-
-    def __init__(self, slurm: SlurmCluster, folder: Path, *words: str) -> None:
-        self.slurm, self.folder = slurm, folder
-        self.command = [sys.executable, *words, "hydra/launcher=slurm", "hydra.launcher.sbatch.cpus-per-task=1"]
-        self.environment = os.environ | slurm.environment | {"PYTHONPATH": str(HERE), "MINE": "yes"}
-        # as in a job from which the sweep is started
-        self.environment |= {"SLURM_MEM_PER_CPU": "100", "SLURM_MEM_PER_NODE": "100", "SLURM_NTASKS": "7"}
-        self.process: subprocess.Popen[str] | None = None
-
-    def start(self) -> None:
-        with open(self.folder / "sweep.log", "a") as log:
-            self.process = subprocess.Popen(
-                self.command, cwd=self.folder, env=self.environment, stdout=log, stderr=log, text=True
-            )
-
-    def stop(self, number: int) -> int:
-        self.process.send_signal(number)
-        return self.process.wait(LIMIT)
-
-    def end(self) -> int:
-        """The exit status; requeued jobs start soon."""
-
-        def is_over() -> bool:
-            self.slurm.hurry()
-            return self.process.poll() is not None
-
-        wait_for(is_over, LIMIT, self.log())
-        return self.process.returncode
-
-    def log(self) -> str:
-        return (self.folder / "sweep.log").read_text()
-
-    def ledger(self) -> list[dict[str, Any]]:
-        path = self.folder / "s" / "sweep.jsonl"
-        return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-
-    def jobs(self) -> dict[str, list[str]]:
-        """Run folder -> ids of the jobs that were ever submitted for it."""
-        lines = self.slurm.run("squeue", "-h", "--states=all", "--sort=i", "-o", "%i %j").splitlines()
-        pairs = [line.split() for line in lines]
-        return {
-            name: [id for id, job in pairs if f"s-{name}-" in job and self.slurm.field(id, "WorkDir") == str(folder)]
-            for name, folder in ((path.name, path) for path in self.runs())
-        }
-
-    def runs(self) -> list[Path]:
-        return sorted(path.parent for path in self.folder.glob("s/*/job.log"))
-
-    def wait_for_files(self, pattern: str, count: int) -> None:
-        wait_for(lambda: len(list(self.folder.glob(pattern))) == count or not self.is_fine(), LIMIT, pattern)
-        assert self.is_fine(), self.log()
-
-    def is_fine(self) -> bool:
-        return self.process.poll() is None
-
-
-@pytest.fixture
-def sweep(slurm: SlurmCluster, tmp_path: Path) -> Iterator[Callable[..., Sweep]]:
-    started: list[Sweep] = []
-
-    def new(*words: str) -> Sweep:
-        (tmp_path / "app.py").write_text(APP)
-        started.append(Sweep(slurm, tmp_path, *words))
-        return started[-1]
-
-    yield new
-    for one in started:
-        if one.process is not None and one.process.poll() is None:
-            one.process.kill()
-            one.process.wait()
-    slurm.run("scancel", "--user=root")
+from slurm_sweep import APP_WORDS, LAUNCHER, LIMIT, Sweep
 
 
 def test_a_run_that_dies_takes_nothing_with_it(sweep: Callable[..., Sweep]) -> None:
-    one = sweep(*APP_WORDS, "seed=100,101,2")
+    one = sweep(*APP_WORDS, *LAUNCHER, "seed=100,101,2")
     one.start()
     assert one.end() == 1
     ended = {line["number"]: (line["status"], line["metric"], line["reason"]) for line in one.ledger()}
@@ -142,9 +28,10 @@ def test_a_run_that_dies_takes_nothing_with_it(sweep: Callable[..., Sweep]) -> N
     assert f"from 0 ['yes', '1', '1'] {one.folder}" in logs, "variables of the user, not those of another job"
 
 
+@pytest.mark.smoke
 def test_everything_at_once(sweep: Callable[..., Sweep], slurm: SlurmCluster) -> None:
     """One cancelled, one at its time limit, two on a machine that dies; the sweep's process is killed meanwhile."""
-    one = sweep(*APP_WORDS, "seed=1,2,3,4")
+    one = sweep(*APP_WORDS, *LAUNCHER, "seed=1,2,3,4")
     (one.folder / "hold").touch()
     one.start()
     one.wait_for_files("s/*/2", 4)
@@ -179,7 +66,7 @@ def test_everything_at_once(sweep: Callable[..., Sweep], slurm: SlurmCluster) ->
 
 
 def test_a_sweep_that_ends_lets_its_jobs_save_and_continues_them(sweep: Callable[..., Sweep]) -> None:
-    one = sweep(*APP_WORDS, "seed=1,2", "hydra.launcher.slots=2")
+    one = sweep(*APP_WORDS, *LAUNCHER, "seed=1,2", "hydra.launcher.slots=2")
     (one.folder / "hold").touch()
     one.start()
     one.wait_for_files("s/*/2", 2)
@@ -192,7 +79,7 @@ def test_a_sweep_that_ends_lets_its_jobs_save_and_continues_them(sweep: Callable
 
 
 def test_a_terminal_that_is_closed_leaves_the_jobs(sweep: Callable[..., Sweep], slurm: SlurmCluster) -> None:
-    one = sweep(*APP_WORDS, "seed=1")
+    one = sweep(*APP_WORDS, *LAUNCHER, "seed=1")
     (one.folder / "hold").touch()
     one.start()
     one.wait_for_files("s/*/2", 1)
@@ -207,8 +94,7 @@ def test_a_terminal_that_is_closed_leaves_the_jobs(sweep: Callable[..., Sweep], 
 
 
 def test_a_refused_job_ends_the_sweep_with_what_sbatch_says(sweep: Callable[..., Sweep]) -> None:
-    one = sweep(*APP_WORDS, "seed=1")
-    one.command[-1] = "hydra.launcher.sbatch.partition=none"
+    one = sweep(*APP_WORDS, *LAUNCHER, "hydra.launcher.sbatch.partition=none", "seed=1,2")
     one.start()
     assert one.end() == 2
     assert "invalid partition specified: none" in one.log()
@@ -226,7 +112,7 @@ def test_four_trainings_end_with_the_same_bits_as_without_an_engine(
     words += ["tracker=mlflow", "tracker.tracking_uri=sqlite:///mlflow.db", "seed=1,2,3,4", "optim.lr=1e-3"]
     words += ["allow_targets=[slow_shapes]", "data.source._target_=slow_shapes.slow", "+data.source.hold=hold"]
     common = ["-m", "detr_exp.train", "--multirun", *words]
-    one = sweep(*common, "hydra.sweep.dir=s", "hydra.launcher.interval=1")
+    one = sweep(*common, "hydra.sweep.dir=s", *LAUNCHER)
     (one.folder / "hold").touch()
     one.start()
     one.wait_for_files("s/*/checkpoint.pth", 4)

@@ -62,6 +62,7 @@ class Job:
         return self.slurm.ended(self.id, LIMIT)
 
 
+@pytest.mark.smoke
 def test_a_training_saves_before_its_time_limit_and_resumes(
     slurm: SlurmCluster, some_seconds: list[str], undisturbed: Path, differences: Differences, tmp_path: Path
 ) -> None:
