@@ -12,6 +12,7 @@ import re
 import shlex
 import shutil
 import subprocess
+import sys
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -23,6 +24,7 @@ from omegaconf import DictConfig
 
 from detr_exp.config.mistakes import ConfigError
 from detr_exp.signals import OWNED, ended_by
+from detr_exp.terminal import say
 from hydra_plugins.detr_exp._pool import Ended, Pool, State, Work, how_ended
 from hydra_plugins.detr_exp._recorded import JobError, LostError
 
@@ -87,7 +89,7 @@ class SlurmLauncher(Launcher):
     Args:
         sbatch: its options: name -> value; true for one without a value; None: not given.
         save_seconds: before the time limit in which a job saves and is queued again.
-        slots: jobs in the queue at once.
+        slots: jobs in the queue at once; None: all.
         interval: seconds between two calls of squeue.
 
     Raises:
@@ -96,12 +98,12 @@ class SlurmLauncher(Launcher):
 
     retries, survives = 3, True
 
-    def __init__(self, sbatch: Mapping[str, Any], save_seconds: int, slots: int, interval: float) -> None:
+    def __init__(self, sbatch: Mapping[str, Any], save_seconds: int, slots: int | None, interval: float) -> None:
         given = {name: value for name, value in sbatch.items() if value not in (None, False)}
         for name in given:
             refuse_option(name)
         refuse_short(given.get("time"), save_seconds)
-        self.slots, self.interval = slots, interval
+        self.slots, self.interval, self.held = slots or sys.maxsize, interval, set[str]()
         self.options = [f"--signal=B:USR1@{save_seconds}", "--requeue", "--open-mode=append", "--export=ALL"]
         self.options += ["--parsable", "--ntasks=1"]
         self.options += [f"--{name}" if value is True else f"--{name}={value}" for name, value in given.items()]
@@ -163,6 +165,10 @@ class SlurmLauncher(Launcher):
         jobs = listed()
         if jobs is None:  # which says nothing about the jobs
             return dict.fromkeys(ids, State("SLURM does not answer"))
+        for one in jobs:
+            if one.id in ids and "held" in one.reason.lower() and one.id not in self.held:
+                self.held.add(one.id)
+                say(f"warning: SLURM holds job {one.id} ({one.reason}); let it run: scontrol release {one.id}")
         known = {one.id: one for one in jobs}
         return {id: state_of(known[id]) if id in known else forgotten(id) for id in ids}
 

@@ -44,7 +44,7 @@ def test_a_run_saves_before_submitit_queues_it_again(
 def test_a_run_that_submitit_gives_up_has_saved_and_is_not_failed(
     interrupted: Callable[..., tuple[Sweep, str]], slurm: SlurmCluster
 ) -> None:
-    one, id = interrupted("hydra.launcher.timeout_min=1")  # of which it says that they are over
+    one, id = interrupted("hydra.launcher.timeout_min=10")  # it keeps ten minutes back: any signal is of the limit
     assert one.end() == 1
     assert slurm.field(id, "Restarts") == "0"
     assert [line["status"] for line in one.ledger()] == ["killed"]

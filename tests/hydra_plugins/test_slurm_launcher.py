@@ -141,6 +141,14 @@ def test_states(
     assert words in str(state.error)
 
 
+def test_a_job_that_waits_for_somebody_is_reported_once(
+    commands: Commands, launcher: SlurmLauncher, capsys: pytest.CaptureFixture[str]
+) -> None:
+    commands(squeue="echo '7|PENDING||launch failed requeued held|x'")
+    assert [launcher.poll(["7"])["7"].error for _ in range(2)] == [None, None]
+    assert capsys.readouterr().out.count("scontrol release 7") == 1
+
+
 @pytest.mark.parametrize(
     ("answer", "status", "lost"),
     [
