@@ -2,8 +2,9 @@
 
 A program is started with the path of a JSON file (`Job`). It trains on `<root>/train`, predicts on `<root>/held_out`
 and writes two files into the folder of the job: `detections.json`, COCO results (image_id, category_id, bbox as x, y,
-width, height in pixels, score), and `facts.json`. Each folder of images has a `_annotations.coco.json`; that of
-`held_out` has no objects. `<root>/valid` has a few images of `train`, for programs that do not train without it.
+width, height in pixels, score; all of them, without a threshold), and `facts.json`. Each folder of images has a
+`_annotations.coco.json`; that of `held_out` has no objects. `<root>/valid` has a few images of `train`, for programs
+that do not train without it.
 """
 
 from __future__ import annotations

@@ -68,7 +68,8 @@ def _rules(cells: Sequence[Values], values: Values) -> Iterator[str]:
         f"Intervals and p-values cover seeds and images ([Statistics](statistics.md)); p-values are corrected for the "
         f"number of comparisons on this page. *Equal* means that the difference is below {values['margin']:g}. A row "
         f"below {LEARNED:g} mAP has learned nothing, and counts for nobody. These are small sets and short trainings "
-        f"from a classifier's weights: they do not say who is better after a long training or from COCO's weights."
+        f"from a classifier's weights: they do not say who is better after a long training or from COCO's weights. The "
+        f"table of contenders says which settings were tried, on which images; nobody's were tuned further."
     )
     yield ""
     made = sum(cell["cpu_seconds"] for cell in cells) / 60
