@@ -70,6 +70,16 @@ def is_locked(path: Path) -> bool:
         return True
 
 
+def refusal_of_ranges(path: Path) -> str:
+    """Why the disk of an existing file refuses locks of parts of files, which SQLite needs; "": it does not."""
+    with open(path, "r+b") as file:
+        try:
+            fcntl.lockf(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except OSError as error:
+            return "" if error.errno in CONTENTION else str(error.strerror)
+    return ""
+
+
 def _locked_file(path: Path, mark: _Mark) -> int | None:
     """Try to get a lock; returns the number of its open file, or None: another process has it."""
     number = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)

@@ -4,6 +4,7 @@ import errno
 import fcntl
 import logging
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -233,3 +234,30 @@ def test_a_forked_process_does_not_end_the_lock(disk: None, tmp_path: Path) -> N
 def test_a_folder_that_cannot_be_written_to_is_another_error(tmp_path: Path) -> None:
     with pytest.raises(OSError, match="absent"), lock(tmp_path / "absent" / "lock"):
         pass
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("gcc") is None or sys.platform != "linux", reason="needs gcc, on Linux")
+def test_commands_run_on_a_disk_without_locks(tmp_path: Path, tiny_run: list[str]) -> None:
+    """The C library refuses all locks, as it does on such a disk."""
+    library = tmp_path / "no_locks.so"
+    subprocess.run(
+        ["gcc", "-shared", "-fPIC", "-o", library, Path(__file__).with_name("no_locks.c"), "-ldl"], check=True
+    )
+
+    def run(command: str, *words: str) -> str:
+        there = os.environ | {"LD_PRELOAD": str(library), "OMP_NUM_THREADS": "1"}
+        line = [sys.executable, "-m", f"detr_exp.{command}", *words]
+        done = subprocess.run(line, cwd=tmp_path, env=there, capture_output=True, text=True)
+        said = done.stdout + done.stderr
+        assert done.returncode == 0, said
+        assert "Traceback" not in said
+        return said
+
+    said = run("train", *(word for word in tiny_run if word != "tracker=none"), "hydra.run.dir=run")
+    assert said.count("has no locks (No locks available); files *.held") == 1
+    assert "which SQLite needs" in said
+    run("train", *tiny_run, "--multirun", "seed=1,2", "hydra.sweep.dir=sweep")
+    assert len(list(tmp_path.glob("sweep/*/checkpoint.pth"))) == 2
+    run("sync", "run=sweep")
+    assert not list(tmp_path.glob("**/*.held"))

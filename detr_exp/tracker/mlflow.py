@@ -17,7 +17,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from detr_exp.locks import lock
+from detr_exp.locks import lock, refusal_of_ranges
 from detr_exp.tracker.base import IMPORT_LOCK, SLOWEST, RefusedError, RunRecord
 from detr_exp.tracker.database import is_on_server, sole_access
 from detr_exp.tracker.secrets import masked
@@ -218,7 +218,13 @@ def _prepared(tracking_uri: str, file: Path | None) -> Iterator[None]:
     """In this context, no other process creates the tables or the experiment: MLflow is not safe against that."""
     if file is not None:
         file.parent.mkdir(parents=True, exist_ok=True)
-        with lock(Path(f"{file}.lock"), timeout=120):
+        guard = Path(f"{file}.lock")
+        with lock(guard, timeout=120):
+            if reason := refusal_of_ranges(guard):
+                raise RefusedError(
+                    f"the disk of {file} has no locks ({reason}), which SQLite needs; use a store on another disk, a "
+                    "database or a server: tracker.tracking_uri=sqlite:////local/mlflow.db"
+                )
             prepare(file)
             yield
     elif is_on_server(tracking_uri):

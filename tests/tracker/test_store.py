@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import os
 import signal
 import sqlite3
@@ -169,3 +171,13 @@ def test_a_transaction_that_was_cut_off_is_rolled_back_and_nothing_else_is_lost(
     assert experiments(file) == ["Default", "ours"]
     with sqlite3.connect(file) as base:
         assert base.execute("SELECT count(*) FROM x").fetchone() == (0,)
+
+
+def test_a_disk_without_locks_is_refused_with_the_way_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, "lockf", refuse)
+    with pytest.raises(RefusedError, match=r"No locks available.*SQLite.*tracker\.tracking_uri="):
+        open_store(f"sqlite:///{tmp_path / 'mlflow.db'}", "ours")
+    assert [path.name for path in tmp_path.iterdir()] == ["mlflow.db.lock"]
