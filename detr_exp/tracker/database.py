@@ -8,6 +8,10 @@ from contextlib import contextmanager
 
 SERVERS = ("postgresql", "mysql", "mssql")  # need a driver package
 REQUIREMENTS = {"psycopg": "'detr_exp[postgres]'", "MySQLdb": "mysqlclient"}  # module -> what to install
+MALFORMED = (
+    "it is no address; write dialect+driver://user:password@host:port/database, and in the password %40 for @, %3A "
+    "for :, %2F for /"
+)
 CONNECT = 10  # seconds to wait for a server
 # by dialect: waits until no other process has this lock, which ends with the connection
 LOCKS = {
@@ -27,18 +31,25 @@ def dialect_of(address: str) -> str:
 
 
 def missing_driver(address: str) -> str | None:
-    """Which package the database of an address needs, in words; None if it is there."""
+    """Which package the database of an address needs, or what is wrong with the address, in words; None if nothing.
+
+    Errors of libraries are not quoted: of an address that they read wrongly they would show a part of the password.
+    """
     from sqlalchemy.engine import make_url
-    from sqlalchemy.exc import NoSuchModuleError
+    from sqlalchemy.exc import ArgumentError, NoSuchModuleError
 
     if address.startswith("postgres://"):
         return "postgres:// is not a database of SQLAlchemy; write postgresql+psycopg://..."
     if not is_on_server(address):
         return None
+    if address.partition("?")[0].count("@") > 1:
+        return MALFORMED
     try:
         make_url(address).get_dialect().import_dbapi()
     except NoSuchModuleError:
         return f"SQLAlchemy has no driver {address.partition(':')[0]}; for PostgreSQL write postgresql+psycopg://..."
+    except (ArgumentError, ValueError):
+        return MALFORMED
     except ImportError as error:
         package = error.name or address.partition(":")[0].partition("+")[2]  # psycopg without its libpq has no name
         if dialect_of(address) == "postgresql" and package != "psycopg":

@@ -11,6 +11,7 @@ import math
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from detr_exp.tracker.base import SLOWEST, RefusedError, RunRecord, View
@@ -99,16 +100,27 @@ class Tail:
         path = self.folder / str(entry.get("path"))
         if not path.is_file():
             return
-        self.moved = time.monotonic() + path.stat().st_size / SLOWEST  # a large file takes long, and shows no progress
-        if "image" in entry:
-            if not is_image(path):
-                logger.warning("%s is damaged and is skipped", path)
-                return
-            self.view.image(path, entry["image"], entry["step"])
-        elif "model" in entry:
-            self.view.model(path, entry["model"])
-        else:
-            self.view.artifact(path)
+        if "image" in entry and not is_image(path):
+            logger.warning("%s is damaged and is skipped", path)
+            return
+        with self._long(path.stat().st_size / SLOWEST):
+            if "image" in entry:
+                self.view.image(path, entry["image"], entry["step"])
+            elif "model" in entry:
+                self.view.model(path, entry["model"])
+            else:
+                self.view.artifact(path)
+
+    @contextmanager
+    def _long(self, seconds: float) -> Iterator[None]:
+        """Let a call take so long, in which it shows no progress."""
+        before = self.moved
+        self.moved = time.monotonic() + seconds
+        try:
+            yield
+        except BaseException:
+            self.moved = before
+            raise
 
 
 def is_image(path: Path) -> bool:

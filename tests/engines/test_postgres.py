@@ -104,10 +104,10 @@ class Searcher:
         return [int(line) for line in file.read_text().split()] if file.exists() else []
 
     def end(self) -> int:
-        return self.process.wait(240)
+        return self.process.wait(600)
 
 
-def until(is_true: Callable[[], bool], seconds: float = 180) -> None:
+def until(is_true: Callable[[], bool], seconds: float = 500) -> None:
     begun = time.monotonic()
     while not is_true():
         assert time.monotonic() - begun < seconds
@@ -199,7 +199,7 @@ def test_eight_runs_at_once_in_mlflow_with_a_restart_of_the_server(postgres: Pos
     postgres.halt()
     time.sleep(2)
     postgres.start()
-    assert [run.wait(240) for run in runs] == [0] * 8
+    assert [run.wait(600) for run in runs] == [0] * 8
     for number in range(8):
         sync = [sys.executable, "-m", "detr_exp.sync", f"run=run{number}", "tracking_uri=${oc.env:ADDRESS}"]
         subprocess.run(sync, cwd=tmp_path, env=environment | {"ADDRESS": address}, check=True)

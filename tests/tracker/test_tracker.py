@@ -217,6 +217,29 @@ def test_taking_the_same_again_is_no_progress(tmp_path, monkeypatch):
     assert len(view.files) == 1
 
 
+def test_a_large_file_may_take_longer_and_its_failure_is_not_waited_for_for_ever(tmp_path, monkeypatch):
+    monkeypatch.setattr("detr_exp.tracker.follower.CLOSING_PAUSE", 0.01)
+    monkeypatch.setattr("detr_exp.tracker.follower.SLOWEST", 1)  # bytes per second: each file may take seconds
+
+    class Slow(Memory):
+        def artifact(self, path) -> None:
+            time.sleep(0.6)
+            super().artifact(path)
+
+    (tmp_path / "slow").mkdir()
+    assert slow(tmp_path / "slow", view := Slow(), 1).close(patience=0.2) == []
+    assert len(view.files) == 1
+
+    class Failing(Memory):
+        def artifact(self, path) -> None:
+            raise ConnectionError("no")
+
+    (tmp_path / "failing").mkdir()
+    begin = time.perf_counter()
+    assert len(slow(tmp_path / "failing", Failing(), 1).close(patience=0.3)) == 1
+    assert time.perf_counter() - begin < 3
+
+
 def test_a_view_that_refuses_is_called_once_and_not_waited_for(tmp_path, caplog):
     class Refusing(Memory):
         def open(self, folder, record) -> None:

@@ -1,0 +1,116 @@
+"""Trials of a study that several processes search: each has one owner, and there are as many as asked for."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from detr_exp.config.mistakes import ConfigError
+from detr_exp.trainer import study as storages
+from hydra_plugins.detr_exp._study import LINK, SharedStudy
+
+optuna = pytest.importorskip("optuna")
+
+
+class Folder:
+    """A sweep folder; `busy` are the places at which other processes are."""
+
+    def __init__(self, folder: Path, busy: set[int]) -> None:
+        folder.mkdir(exist_ok=True)
+        self.folder, self.busy = folder, busy
+
+    def others(self, place: int) -> set[int]:
+        return self.busy - {place}
+
+
+def opened(folder: Path, place: int = 0, busy: tuple[int, ...] = (), **settings: Any) -> SharedStudy:
+    given = {"address": f"sqlite:///{folder.parent}/study.db", "name": "one", "asked": {"ranges": "r"}, **settings}
+    return SharedStudy(Folder(folder, set(busy)), place, directions=["maximize"], **given)
+
+
+def claim(study: SharedStudy, most: int, started: set[int]) -> int | None:
+    trial = study.claimed(most, (), started)
+    started.add(-1 if trial is None else trial.number)
+    return None if trial is None else trial.number
+
+
+def states(study: SharedStudy) -> list[str]:
+    return [trial.state.name for trial in study.trials()]
+
+
+def test_two_folders_share_the_trials(tmp_path: Path) -> None:
+    first, second = opened(tmp_path / "a"), opened(tmp_path / "b")
+    mine: set[int] = set()
+    theirs: set[int] = set()
+    found = [claim(*turn) for _ in range(3) for turn in ((first, 5, mine), (second, 5, theirs))]
+    assert found == [0, 1, 2, 3, 4, None]
+    assert [first.owner_of(trial) is None for trial in first.trials()] == [True, False, True, False, True]
+    assert str(tmp_path / "a") in str(second.owner_of(second.trials()[0]))
+    assert opened(tmp_path / "a", 1, busy=(0,)).unfinished == []
+    assert [trial.number for trial in opened(tmp_path / "a", 1).unfinished] == [0, 2, 4], "of a place without process"
+    assert opened(tmp_path / "b").unfinished[0].number == 1
+
+
+def test_a_trial_that_is_one_too_many_waits_for_a_larger_total(tmp_path: Path) -> None:
+    first, second = opened(tmp_path / "a"), opened(tmp_path / "b")
+    claim(first, 3, mine := set())
+    create = type(second.study).add_trial
+
+    def slow(study: Any, trial: Any) -> None:
+        create(study, trial)
+        if study is second.study and len(study.trials) == 2:  # meanwhile the other process takes the last ones
+            assert [claim(first, 3, mine), claim(first, 3, mine)] == [1, 2]
+
+    second.study.add_trial = slow.__get__(second.study)
+    assert claim(second, 3, theirs := set()) is None
+    assert states(first) == ["RUNNING"] * 3
+    second.study.add_trial(optuna.trial.create_trial(state=optuna.trial.TrialState.WAITING))
+    assert claim(first, 3, mine) is None
+    assert claim(second, 4, theirs) == 3
+    assert states(first) == ["RUNNING"] * 4
+
+
+def test_a_trial_whose_claim_was_not_answered_is_started(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The connection was lost after the storage had set it running."""
+    study = opened(tmp_path / "a")
+    store = study.study._storage
+    ask, lost = store.set_trial_state_values, [type("OperationalError", (Exception,), {})("server closed")]
+
+    def unanswered(*given: Any, **more: Any) -> bool:
+        answer = ask(*given, **more)
+        if lost:
+            raise lost.pop()
+        return answer
+
+    store.set_trial_state_values = unanswered
+    monkeypatch.setattr(storages, "PAUSE", 0.0)
+    assert claim(study, 3, started := set()) == 0
+    assert claim(study, 3, started) == 1
+    assert states(study) == ["RUNNING"] * 2
+
+
+def test_a_study_is_told_once(tmp_path: Path) -> None:
+    study = opened(tmp_path / "a")
+    claim(study, 3, set())
+    for _ in range(2):
+        study.finish(0, optuna.trial.TrialState.FAIL, None, "oom: no room")
+    assert states(study) == ["FAIL"]
+    assert study.trials()[0].user_attrs["reason"] == "oom: no room"
+
+
+def test_a_folder_is_part_of_one_study(tmp_path: Path) -> None:
+    opened(tmp_path / "a")
+    assert json.loads((tmp_path / "a" / LINK).read_text())["study"] == "one"
+    for settings, message in (
+        ({"name": "two"}, r"was searched with hydra\.sweeper\.study=one; set it back"),
+        ({"address": None}, r"was searched with hydra\.sweeper\.storage=sqlite"),
+        ({"asked": {"ranges": "others"}}, r"ranges was r and is others; .* another name: hydra\.sweeper\.study=\.\.\."),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            opened(tmp_path / "a", **settings)
+    with pytest.raises(ConfigError, match="another study: ranges was r"):
+        opened(tmp_path / "b", asked={"ranges": "others"})
+    assert not (tmp_path / "b" / LINK).exists(), "which may join with other settings"
