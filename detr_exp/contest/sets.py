@@ -69,6 +69,11 @@ def read_set(name: str, root: str, folds: int | None) -> ImageSet:
     Raises:
         ValueError: it cannot be read, or has no split to hold out.
     """
+    if not Path(root).is_dir():
+        raise ValueError(
+            f"sets.{name}.root is {root}, and there is no such folder; name the folder of the sets, data=FOLDER, or of "
+            f"this one, sets.{name}.root=FOLDER, or choose others: only=[...]"
+        )
     data = build.data(build.compose(["data=auto", f"data.root={json.dumps(root)}"]))
     content: Values = {"info": {}, "images": [], "annotations": [], "categories": []}
     ids: dict[str, list[int]] = {}

@@ -17,7 +17,7 @@ from rfdetr.models.backbone import dinov2
 from detr_exp.contest.job import Facts, Job, cpu_seconds, run
 from detr_exp.values import Values
 
-BEST = "checkpoint_best_total.pth"
+BEST, LAST = "checkpoint_best_total.pth", "last.ckpt"
 
 
 def contend(job: Job) -> tuple[list[Values], Facts]:
@@ -46,7 +46,7 @@ def contend(job: Job) -> tuple[list[Values], Facts]:
         **job.options["training"],
     )
     spent = cpu_seconds() - before
-    steps = len(job.images("train")) // job.batch_size * job.epochs
+    steps = torch.load(output / LAST, map_location="cpu", weights_only=False)["global_step"]  # written just now
     trained = make(pretrain_weights=str(output / BEST), **size)
     parameters = sum(one.numel() for one in detector.model.model.parameters())
     return _predictions(job, trained), Facts(spent, steps, parameters)

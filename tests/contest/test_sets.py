@@ -47,6 +47,11 @@ def test_a_fingerprint_is_of_pixels_and_boxes_and_not_of_the_place(squares: Path
     assert read_set("squares", str(moved), None).fingerprint != first
 
 
+def test_an_absent_folder_is_named_with_its_key(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"sets\.cats\.root is .*nowhere.*data=FOLDER"):
+        read_set("cats", str(tmp_path / "nowhere"), None)
+
+
 def test_a_set_that_holds_nothing_out_is_refused(squares: Path) -> None:
     (squares / "valid").rename(squares.with_name("away"))
     with pytest.raises(ValueError, match=r"only a training split.*sets\.squares\.folds=5"):
