@@ -294,7 +294,7 @@ def mattered(count: int) -> None:
 def raced(values: np.ndarray) -> tuple[int, float]:
     """The winner of a race, and its cost as a share of the grid `[P, S]`."""
     points, seeds = values.shape
-    alive, spent, run = list(range(points)), 2 * points, 2
+    alive, spent, run = list(range(points)), points, 1
     while True:
         left = budget(points, seeds) - spent
         alive = [alive[place] for place in survivors(values[alive, :run], left=left, rounds=seeds - run)]
@@ -313,7 +313,7 @@ def race(count: int) -> None:
     }
 
     def rows() -> Iterator[list[str]]:
-        for (words, truth), seeds, points in product(scenes.items(), (5, 10), (6, 12, 24)):
+        for (words, truth), seeds, points in product(scenes.items(), (3, 5, 10), (3, 4, 6, 12, 24)):
             cells = []
             for heavy in (False, True):
                 generator, near, cost = np.random.default_rng(9), 0, 0.0

@@ -18,7 +18,7 @@ from detr_exp.config.compose import CONF_DIR, compose, refuse_unready
 SPECIAL = {"_target_", "_partial_", "_convert_", "_recursive_", "_args_"}
 RECIPES = ("experiment", "sweep")
 TOLD_BY_BUILD = {"model": {"num_classes", "activation"}, "matcher": {"activation"}}
-TAKEN_OUT_BY_BUILD = {"model": {"weights", "adapter"}}
+TAKEN_OUT_BY_BUILD = {"model": {"weights", "adapter"}, "metric": {"honest_selection"}}
 READ_BY_A_NODE_INSIDE = "model"  # a group with a constructor of its own, and words that nodes inside refer to
 
 
