@@ -18,6 +18,7 @@ from detr_exp import build, transformers_folder
 from detr_exp.data.image import pixels_of_array
 from detr_exp.data.render import resized_plainly
 from detr_exp.inference.detector import Detector, load
+from detr_exp.model.pretrained import load_weights
 from detr_exp.model.pretrained_rfdetr import from_rfdetr
 from detr_exp.model.pretrained_rfdetr_transformers import to_transformers
 from detr_exp.trainer import checkpoint as files
@@ -88,6 +89,22 @@ def test_the_auto_classes_of_transformers_give_our_detections(kind: str, tmp_pat
         within = torch.tensor([width, height, width, height])
         boxes = [boxes.clamp(torch.zeros(4), within) for boxes in (found["boxes"], wanted.boxes)]
         torch.testing.assert_close(boxes[0], boxes[1][: len(boxes[0])], atol=0.05, rtol=0)
+
+
+def test_class_rows_of_rfdetr_are_read_again_by_name(tmp_path: Path) -> None:
+    made = detector(tmp_path, *SMALL["rfdetr"])
+    transformers_folder.write_in(tmp_path / "hf", made)
+    for names in (NAMES, ["cat", "dog", "ape", "bee"], ["red", "blue", "green"]):
+        cfg = build.compose([*SMALL["rfdetr"], f"data.num_classes={len(names)}"])
+        again: Any = build.network(cfg)
+        own = {name: tensor.clone() for name, tensor in again.state_dict().items()}
+        load_weights(again, tmp_path / "hf", names)
+        for name, axis in again.class_tensors().items():
+            mine, theirs = again.state_dict()[name], made.network.state_dict()[name]
+            for row, label in enumerate(names):
+                kept = (theirs, NAMES.index(label)) if label in NAMES else (own[name], row)
+                assert torch.equal(mine.select(axis, row), kept[0].select(axis, kept[1]))
+        assert torch.equal(again.head.box.layers[0].weight, made.network.state_dict()["head.box.layers.0.weight"])
 
 
 @pytest.mark.parametrize("kind", ["rfdetr", "rfdetr_seg"])

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -65,7 +66,7 @@ def load_weights(network: Network, path: str | Path, classes: list[str] | None =
     new_classes: list[str] = []
     if pretrained_rfdetr.is_rfdetr(weights.state):
         with _whole(path, weights.origin):
-            state = pretrained_rfdetr.from_rfdetr(weights.state, network)
+            state, new_classes = _of_rfdetr(weights, network, classes)
     else:
         state, new_classes = _fitted(weights, network, classes, path)
     share = _share(state, own, network.class_tensors(), new_classes, classes)
@@ -98,7 +99,8 @@ def read_weights(path: str | Path) -> Weights:
     fix = "; give a file of weights, or start without: model.weights=null"
     content = tensor_files.read(path, fix, also=pretrained_rfdetr.SAFE_GLOBALS)
     if (state := pretrained_rfdetr.rfdetr_state(content)) is not None:
-        return Weights(state, "RF-DETR", None)
+        of_transformers = path.suffix == ".safetensors" or path.name == "pytorch_model.bin"
+        return Weights(state, "RF-DETR", _names_beside(path) if of_transformers else None)
     if isinstance(content.get("format"), int) and "model" in content:
         tensor_files.refuse_misshapen(content, path)
         _refuse_slim(content, path)
@@ -175,7 +177,34 @@ def _names_beside(path: Path) -> list[str] | None:
             f"{config} does not name the classes as Hugging Face does, id2label: {{number: name}} "
             f"({error}); fetch it again, or remove it to match the classes by their order"
         ) from error
-    return known or None
+    is_placeholder = all(re.fullmatch(r"LABEL_\d+", name) for name in known)  # what transformers writes by itself
+    return None if is_placeholder else known
+
+
+def _of_rfdetr(weights: Weights, network: Network, classes: list[str] | None) -> tuple[State, list[str]]:
+    """RF-DETR's weights for the network, with class rows by name where both sides have names; and the new classes."""
+    theirs = weights.classes if len(weights.classes or []) == len(weights.state["class_embed.bias"]) else None
+    if theirs is None or classes is None or _in_same_order(theirs, classes):
+        return pretrained_rfdetr.from_rfdetr(weights.state, network), []
+    shared = dict(_shared_classes(theirs, classes) or [])
+    rows = torch.tensor([shared.get(row, 0) for row in range(len(classes))])
+    state = {name: tensor[rows] if "class_embed." in name else tensor for name, tensor in weights.state.items()}
+    loaded = pretrained_rfdetr.from_rfdetr(state, network)
+    new = [row for row in range(len(classes)) if row not in shared]
+    for name, axis in network.class_tensors().items():
+        own = network.state_dict()[name]
+        if shared and new and loaded[name].data_ptr() != own.data_ptr():
+            kept = own.index_select(axis, torch.tensor(new)).to(loaded[name].dtype)
+            loaded[name] = loaded[name].index_copy(axis, torch.tensor(new), kept)
+        elif not shared:
+            loaded[name] = own
+    return loaded, sorted(classes[row] for row in new)
+
+
+def _in_same_order(theirs: list[str], ours: list[str]) -> bool:
+    """Whether all rows are of the same classes; gaps between category ids are called `unused_<id>` here."""
+    pairs = zip(theirs, ours)
+    return len(theirs) == len(ours) and all(a.casefold() == b.casefold() or b.startswith("unused_") for a, b in pairs)
 
 
 def _fitted(weights: Weights, network: Network, classes: list[str] | None, path: str | Path) -> tuple[State, list[str]]:
