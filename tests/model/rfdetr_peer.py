@@ -87,14 +87,18 @@ def settings_of(config):
     )
 
 
-def twin(network, config):
-    """Our network with the weights of the package's."""
+def alike(config):
+    """Our network for a config of the package."""
     if config.use_grouppose_keypoints:
         counts = [*config.num_keypoints_per_class, *[0] * (config.num_classes + 1)][: config.num_classes + 1]
-        ours = RFDETRKeypoint(**settings_of(config), keypoint_counts=counts, score_alpha=0.2)
-    else:
-        mask_head = partial(MaskHead, downsample=4) if config.segmentation_head else None
-        ours = RFDETR(**settings_of(config), mask_head=mask_head)
+        return RFDETRKeypoint(**settings_of(config), keypoint_counts=counts, score_alpha=0.2)
+    mask_head = partial(MaskHead, downsample=4) if config.segmentation_head else None
+    return RFDETR(**settings_of(config), mask_head=mask_head)
+
+
+def twin(network, config):
+    """Our network with the weights of the package's."""
+    ours = alike(config)
     ours.load_state_dict(from_rfdetr(network.state_dict(), ours))
     return ours
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import csv
 import hashlib
 import io
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -14,8 +15,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from huggingface_hub import constants
+from huggingface_hub import file_download as client
 
-from detr_exp.published import download
+from detr_exp.published import download, table
 
 
 @dataclass
@@ -146,3 +149,42 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(download, "SILENCE", 0.3)
     monkeypatch.setattr(download, "PAUSE", 0.01)
     return tmp_path / "cache" / "detr_exp" / "weights"
+
+
+@pytest.fixture
+def hub(host: Host, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Host:
+    """The server plays the hub, whose cache is empty."""
+    monkeypatch.setattr(constants, "ENDPOINT", host.url)
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", host.url + "/{repo_id}/resolve/{revision}/{filename}")
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(client, "HUGGINGFACE_CO_URL_TEMPLATE", constants.HUGGINGFACE_CO_URL_TEMPLATE, raising=False)
+    return host
+
+
+@pytest.fixture
+def served(host: Host, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., None]]:
+    """Puts a file of the table on the server; hashes are those of the real files, so there are none."""
+    with open(table.TABLE, encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+
+    def put(name: str, content: object, on_hub: bool = False) -> None:
+        file = io.BytesIO()
+        if not isinstance(content, bytes):
+            torch.save(content, file)
+        (row,) = (row for row in rows if row["name"] == name)
+        path = f"/{row['hub']}/resolve/main/{row['hub_file']}" if on_hub else f"/{name}/{Path(row['url']).name}"
+        host.files[path] = content if isinstance(content, bytes) else file.getvalue()
+        row |= {"url": "" if on_hub else f"{host.url}{path}", "hash": "unknown"}
+        with open(tmp_path / "table.csv", "w", encoding="utf-8", newline="") as out:
+            writer = csv.DictWriter(out, list(row))
+            writer.writeheader()
+            writer.writerows(rows)
+        table.table.cache_clear()
+        table.names.cache_clear()
+
+    monkeypatch.setattr(table, "TABLE", tmp_path / "table.csv")
+    monkeypatch.setattr(download, "SILENCE", 60.0)  # these files are large
+    yield put
+    table.table.cache_clear()
+    table.names.cache_clear()

@@ -12,7 +12,6 @@ import pytest
 import timm
 import torch
 from huggingface_hub import constants
-from huggingface_hub import file_download as client
 from safetensors.torch import save_file
 
 from detr_exp.model.backbone.timm_backbone import TimmBackbone
@@ -22,15 +21,7 @@ REPO = "owner/tiny-detr"
 FILE = f"/{REPO}/resolve/main/model.safetensors"
 
 
-@pytest.fixture(autouse=True)
-def hub(host: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """The server plays the hub, whose cache is empty."""
-    monkeypatch.setattr(constants, "ENDPOINT", host.url)
-    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", host.url + "/{repo_id}/resolve/{revision}/{filename}")
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    monkeypatch.setattr(client, "HUGGINGFACE_CO_URL_TEMPLATE", constants.HUGGINGFACE_CO_URL_TEMPLATE, raising=False)
-    return host
+pytestmark = pytest.mark.usefixtures("hub")
 
 
 @pytest.fixture

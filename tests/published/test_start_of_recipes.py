@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import argparse
-import csv
-import io
 import re
 import shlex
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,34 +17,8 @@ from PIL import Image
 from detr_exp import build, predict, train
 from detr_exp.config.compose import compose
 from detr_exp.model.pretrained_rtdetr import to_official
-from detr_exp.published import table
 
 README = (Path(__file__).resolve().parents[2] / "README.md").read_text(encoding="utf-8")
-
-
-@pytest.fixture
-def served(host: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str, object], None]]:
-    """Puts a file of the table on this server; hashes are those of the real files, so there are none."""
-    with open(table.TABLE, encoding="utf-8", newline="") as file:
-        rows = list(csv.DictReader(file))
-
-    def put(name: str, content: object) -> None:
-        file = io.BytesIO()
-        torch.save(content, file)
-        (row,) = (row for row in rows if row["name"] == name)
-        host.files[f"/{name}/{row['url'].rpartition('/')[2]}"] = file.getvalue()
-        row |= {"url": f"{host.url}/{name}/{row['url'].rpartition('/')[2]}", "hash": "unknown"}
-        with open(tmp_path / "table.csv", "w", encoding="utf-8", newline="") as out:
-            writer = csv.DictWriter(out, list(row))
-            writer.writeheader()
-            writer.writerows(rows)
-        table.table.cache_clear()
-        table.names.cache_clear()
-
-    monkeypatch.setattr(table, "TABLE", tmp_path / "table.csv")
-    yield put
-    table.table.cache_clear()
-    table.names.cache_clear()
 
 
 def recipe(name: str, *words: str) -> Any:
@@ -81,9 +53,10 @@ LAYOUTS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "packed"),
-    [value if key == "averaged" else pytest.param(*value, marks=pytest.mark.slow) for key, value in LAYOUTS.items()],
+    LAYOUTS.values(),
     ids=LAYOUTS,
 )
 def test_a_file_in_its_authors_layout_gives_their_numbers_by_name(

@@ -3,15 +3,11 @@
 import pytest
 import timm
 import torch
+from backbone_peer import hgnet_name
 
 from detr_exp.model.backbone.hgnetv2 import HGNetv2, to_official_names, to_our_names
 
 OPEN = {"out_strides": [8, 16, 32], "freeze_at": -1, "freeze_norm": False, "pretrained": False}
-
-
-def ours_from_timm(name: str) -> str:
-    name = name.replace("stages_", "stages.").replace("aggregation.0", "aggregation_squeeze_conv")
-    return to_our_names(name.replace("aggregation.1", "aggregation_excitation_conv"))
 
 
 @pytest.mark.parametrize(
@@ -25,7 +21,7 @@ def ours_from_timm(name: str) -> str:
 def test_is_timms_network_of_another_name(size, peer):
     theirs = timm.create_model(peer, features_only=True, out_indices=[1, 2, 3]).eval()
     ours = HGNetv2(size=size, **OPEN).eval()
-    ours.load_state_dict({ours_from_timm(name): tensor for name, tensor in theirs.state_dict().items()})
+    ours.load_state_dict({hgnet_name(name): tensor for name, tensor in theirs.state_dict().items()})
     images = torch.rand(1, 3, 64, 96)
     for a, b in zip(ours(images), theirs(images)):
         torch.testing.assert_close(a, b, rtol=0, atol=1e-4)

@@ -3,6 +3,7 @@
 import pytest
 import timm
 import torch
+from backbone_peer import timm_name
 from torch import nn
 
 from detr_exp.model.backbone.presnet import PResNet
@@ -10,21 +11,6 @@ from detr_exp.tensor_files import sha256_of
 
 TINY = {"depth": 18, "out_strides": [8, 16, 32], "widths": [8, 8, 16, 16], "blocks": [1, 1, 1, 1]}
 OPEN = {"freeze_at": -1, "freeze_norm": False, "pretrained": False}
-
-
-def timm_name(name: str) -> str:
-    """A parameter of ours in timm's ResNet-d."""
-    stem = {"1": ("0", "1"), "2": ("3", "4")}
-    parts = name.split(".")
-    if parts[0] == "conv1":
-        number, kind = parts[1][-1], parts[2] == "norm"
-        place = ("bn1" if kind else "conv1.6") if number == "3" else f"conv1.{stem[number][kind]}"
-        return f"{place}.{parts[-1]}"
-    where = f"layer{int(parts[1]) + 1}.{parts[3]}"
-    kind = parts[-2] == "norm"
-    if parts[4] == "short":
-        return f"{where}.downsample.{1 + kind}.{parts[-1]}"
-    return f"{where}.{'bn' if kind else 'conv'}{'abc'.index(parts[4][-1]) + 1}.{parts[-1]}"
 
 
 def test_depth_50_is_timms_resnet50d():
@@ -94,7 +80,7 @@ def test_pretrained_weights_that_do_not_fit_or_exist(tmp_path, monkeypatch):
     torch.save(deeper, tmp_path / "deeper.pth")
     with pytest.raises(ValueError, match=r"is for a deeper backbone: it also has res_layers\.2\.blocks\.9"):
         PResNet(**TINY, **OPEN | {"pretrained": str(tmp_path / "deeper.pth")})
-    assert PResNet(**TINY, **OPEN | {"pretrained": str(tmp_path / "deeper.pth"), "out_strides": [8]})
+    assert PResNet(**TINY | OPEN | {"pretrained": str(tmp_path / "deeper.pth"), "out_strides": [8]})
     torch.save({"conv1.conv1_1.conv.weight": torch.zeros(1)}, tmp_path / "weights.pth")
     with pytest.raises(ValueError, match=r"lacks .* and 50 more|lacks .*more and has another shape for conv1\.conv1_1"):
         PResNet(**TINY, **OPEN | {"pretrained": str(tmp_path / "weights.pth")})
