@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import signal
@@ -59,7 +60,8 @@ sys.exit(cli.main(task, "config", ""))
 def postgres(absent: Callable[[str], NoReturn]) -> Iterator[Postgres]:
     if programs() is None:
         absent("PostgreSQL is not installed (apt-get install postgresql)")
-    pytest.importorskip("psycopg")
+    if importlib.util.find_spec("psycopg") is None:
+        absent("psycopg is not installed (pip install 'detr_exp[engines]')")
     server = Postgres()
     yield server
     server.stop()
@@ -124,6 +126,7 @@ def with_password(folder: Path) -> list[Path]:
     return [path for path in files if any(secret in path.read_bytes() for secret in secrets)]
 
 
+@pytest.mark.smoke
 def test_a_search_by_three_processes_with_a_restart_of_the_server(postgres: Postgres, tmp_path: Path) -> None:
     address = postgres.database("three")
     searchers = [Searcher(tmp_path, name, address, trials=12) for name in "abc"]
