@@ -1,5 +1,5 @@
 #!/bin/bash
-# One training on one machine. SLURM starts it again after its time limit, a preemption or a lost machine, and it resumes.
+# One training on one machine. SLURM starts it again after its time limit, a preemption or a lost machine; it resumes.
 #   sbatch --time=24:00:00 --gpus-per-node=8 --cpus-per-task=64 scripts/slurm/train.sh \
 #     trainer.hardware.devices=auto model=rtdetrv2 data=auto data.root=...
 # The current folder, the Python environment and the data must be on disks that all machines share.

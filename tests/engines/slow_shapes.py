@@ -1,4 +1,4 @@
-"""Synthetic shapes that load slowly while a file exists, so that there is time to interrupt a training."""
+"""Synthetic shapes that load slowly while there is a file `hold`, so that there is time to interrupt a training."""
 
 from __future__ import annotations
 
@@ -11,26 +11,23 @@ from typing import Any
 from detr_exp.data import shapes
 from detr_exp.data.content import Content
 
+HOLD = Path("hold")  # in the current folder
 NAP = 0.2  # seconds for an image
 
 
-def slow(root: None, places: Mapping[str, int], *, size: int, seed: int, hold: str) -> Content:
-    """
-    Args:
-        root, places, size, seed: see `detr_exp.data.shapes.shapes`.
-        hold: the file.
-    """
+def slow(root: None, places: Mapping[str, int], *, size: int, seed: int) -> Content:
+    """See `detr_exp.data.shapes.shapes`."""
     content = shapes.shapes(root, places, size=size, seed=seed)
-    content.read = {name: partial(_slow, read, Path(hold)) for name, read in content.read.items()}
+    content.read = {name: partial(_slow, read) for name, read in content.read.items()}
     return content
 
 
-def _slow(read: Callable[[], Any], hold: Path) -> Any:
+def _slow(read: Callable[[], Any]) -> Any:
     split = read()
     image = split.image
 
     def after_a_nap(*arguments: Any) -> Any:
-        if hold.exists():
+        if HOLD.exists():
             time.sleep(NAP)
         return image(*arguments)
 

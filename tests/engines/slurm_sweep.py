@@ -14,7 +14,7 @@ from typing import Any
 from slurm_cluster import SlurmCluster, wait_for
 
 HERE = Path(__file__).parent
-LIMIT = 600.0  # seconds for a sweep of some seconds on a busy machine
+LIMIT = 900.0  # seconds for a sweep of some seconds on a busy machine
 
 # instead of a training: counts to ten, slowly while there is a file `hold`, and saves when it receives a signal
 APP = """
