@@ -101,8 +101,8 @@ def find_checkpoint(resume: str | None, output_dir: Path, run_identity: str) -> 
     """The checkpoint that `trainer.resume` selects.
 
     Args:
-        resume: null, a checkpoint, a run folder, or `auto`: the run folder itself, else the newest unfinished run
-            next to it with the same config that no process is using, else none.
+        resume: null, a checkpoint, a run folder, or `auto`: the run in the run folder, else the newest unfinished
+            run next to it with the same config that no process is using, else none.
         output_dir: the run folder.
         run_identity: `identity` of the config.
 
@@ -121,6 +121,8 @@ def find_checkpoint(resume: str | None, output_dir: Path, run_identity: str) -> 
         return path
     if (output_dir / files.NEWEST).is_file():
         return output_dir / files.NEWEST
+    if (output_dir / RECORD).exists():  # killed before its first checkpoint
+        return None
     # run folders are outputs/<day>/<time>: search the folders next to this one and next to its parent
     near = [*output_dir.parent.glob(f"*/{files.NEWEST}"), *output_dir.parent.parent.glob(f"*/*/{files.NEWEST}")]
     newest = sorted(set(near), key=lambda path: path.stat().st_mtime, reverse=True)

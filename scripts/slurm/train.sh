@@ -7,9 +7,11 @@
 #SBATCH --open-mode=append
 #SBATCH --signal=B:USR1@300
 
-# The folder is named by the job, so the first start finds no run in it, and every other one resumes.
+# The first start makes a new run in the folder of the job, and every other one resumes it.
 run=outputs/$SLURM_JOB_ID
-python -m detr_exp.train "$@" hydra.run.dir="$run" trainer.resume=auto &
+resume=()
+if [ -e "$run/run.json" ]; then resume=(trainer.resume=auto); fi
+python -m detr_exp.train "$@" hydra.run.dir="$run" "${resume[@]}" &
 training=$!
 # Five minutes before the time limit SLURM sends USR1, only to this shell; at a preemption it sends TERM.
 for name in USR1 TERM; do

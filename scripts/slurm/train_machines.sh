@@ -11,12 +11,14 @@
 
 head=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
 port=$((20000 + SLURM_JOB_ID % 10000)) # jobs that share a machine use different ports
-# The folder is named by the job, so the first start finds no run in it, and every other one resumes.
+# The first start makes a new run in the folder of the job, and every other one resumes it.
 run=outputs/$SLURM_JOB_ID
+resume=()
+if [ -e "$run/run.json" ]; then resume=(trainer.resume=auto); fi
 srun --cpus-per-task="${SLURM_CPUS_PER_TASK:-1}" python -m detr_exp.torchrun \
   --nnodes="$SLURM_NNODES" --nproc-per-node="${SLURM_GPUS_ON_NODE:-1}" \
   --rdzv-id="$SLURM_JOB_ID" --rdzv-backend=c10d --rdzv-endpoint="$head:$port" \
-  -m detr_exp.train "$@" hydra.run.dir="$run" trainer.resume=auto &
+  -m detr_exp.train "$@" hydra.run.dir="$run" "${resume[@]}" &
 ranks=$!
 # Five minutes before the time limit SLURM sends USR1, only to this shell. The ranks receive it by scancel: a signal to
 # srun itself would end them before they have saved. At a preemption SLURM sends TERM to the ranks.

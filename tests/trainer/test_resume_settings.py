@@ -8,8 +8,9 @@ from detr_exp import build
 from detr_exp.config.compose import compose
 from detr_exp.config.keys import FIXED, FREE, is_under
 from detr_exp.inference.detector import load
+from detr_exp.tracker.base import RunRecord
 from detr_exp.trainer import checkpoint as files
-from detr_exp.trainer.origin import find_checkpoint
+from detr_exp.trainer.origin import IDENTITY_TAG, find_checkpoint
 from detr_exp.training import train_in
 from detr_exp.values import flat
 
@@ -138,6 +139,17 @@ def test_a_path_without_checkpoint_is_refused(tmp_path, monkeypatch, word):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ValueError, match=r"there is no such checkpoint; use trainer\.resume=auto"):
         find_checkpoint(word, tmp_path, "")
+
+
+def test_a_run_without_a_checkpoint_begins_again_and_leaves_its_neighbours(tmp_path):
+    """As a scheduler starts it again, beside a run of the same settings."""
+    for name in ("killed", "neighbour"):
+        (tmp_path / name).mkdir()
+        RunRecord(name, "", name, tags={IDENTITY_TAG: "same"}, status="killed").save(tmp_path / name)
+    checkpoint = tmp_path / "neighbour" / files.NEWEST
+    checkpoint.touch()
+    assert find_checkpoint("auto", tmp_path / "killed", "same") is None
+    assert find_checkpoint("auto", tmp_path / "new", "same").samefile(checkpoint)
 
 
 def test_nothing_is_left_to_judge_by_another_metric(resumed):
