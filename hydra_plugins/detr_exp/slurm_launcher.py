@@ -15,6 +15,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterable, Mapping, Sequence
+from signal import valid_signals
 from typing import Any, NamedTuple
 
 from hydra.core.utils import JobReturn
@@ -25,6 +26,7 @@ from omegaconf import DictConfig
 from detr_exp.config.mistakes import ConfigError
 from detr_exp.signals import OWNED, ended_by
 from detr_exp.terminal import say
+from hydra_plugins.detr_exp._job_process import NOT_SHARED
 from hydra_plugins.detr_exp._pool import Ended, Pool, State, Work, how_ended
 from hydra_plugins.detr_exp._recorded import JobError, LostError
 
@@ -65,6 +67,7 @@ ENDED = {  # states in which SLURM does nothing more with a job -> (it may be st
     "REVOKED": (True, "its SLURM job was revoked"),
 }
 SIBLINGS = ("SLURM_", "SBATCH_ARRAY", "CUDA_VISIBLE_DEVICES", "TMPDIR", OWNED)  # of a job that starts the sweep
+NO_LOG = 53  # the number of a signal in the exit code of a job whose log could not be opened on its machine
 FORMAT = "%i|%T|%N|%r|%j"
 TRIES, PAUSE = (
     20,
@@ -241,7 +244,7 @@ def place_of(job: Listed) -> str:
 
 def state_of(job: Listed) -> State:
     """The state of a job that SLURM knows."""
-    if job.state not in ENDED:
+    if job.state not in ENDED or job.state == "PREEMPTED":  # as long as it is listed, it may be queued again
         return State(place_of(job))
     code = "0:0"
     if job.state == "FAILED":
@@ -276,6 +279,10 @@ def ended(state: str, code: str, machine: str) -> State:
         status, number = (int(part) for part in code.split(":"))
         if status > 128 and not ended_by(status):
             status, number = 0, status - 128  # as the shell says that a signal ended its process
+        if number == NO_LOG:
+            status, number = NOT_SHARED, 0
+        elif number not in (0, *valid_signals()):
+            return State(machine, JobError(f"SLURM reports the exit code {code}"))
         return State(machine, how_ended(-number if number else status))
     error = JobError(reason) if state in ("COMPLETED", "OUT_OF_MEMORY") else LostError(reason)
     return State(machine, error, lost)

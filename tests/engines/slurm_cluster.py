@@ -111,6 +111,11 @@ class SlurmCluster:
             daemon.kill()  # --kill-child ends the first process of the namespace, and the kernel all others
             daemon.wait()
 
+    def hide(self, name: str, folder: Path) -> None:
+        """Put an empty disk over a folder on a machine, as if the machines did not share it."""
+        (first,) = Path(f"/proc/{self.daemons[name].pid}/task/{self.daemons[name].pid}/children").read_text().split()
+        subprocess.run(["nsenter", "-t", first, "-m", "mount", "-t", "tmpfs", "none", folder], check=True)
+
     def is_up(self, name: str) -> bool:
         return self.run("sinfo", "-h", "-n", name, "-p", "low", "-o", "%T", check=False) in (
             "idle",

@@ -101,6 +101,20 @@ def test_a_refused_job_ends_the_sweep_with_what_sbatch_says(sweep: Callable[...,
     assert "Traceback" not in one.log()
 
 
+def test_a_machine_that_does_not_share_the_folder_is_named(sweep: Callable[..., Sweep], slurm: SlurmCluster) -> None:
+    one = sweep(*APP_WORDS, *LAUNCHER, "+hydra.launcher.sbatch.nodelist=n2", "seed=1")
+    slurm.hide("n2", one.folder)
+    try:
+        one.start()
+        assert one.end() == 1
+        ((status, reason),) = [(line["status"], line["reason"]) for line in one.ledger()]
+        assert status == "failed"
+        assert "does not see the run folder; start the sweep in a folder that all machines share" in reason
+    finally:
+        slurm.kill("n2")
+        slurm.boot("n2")
+
+
 def test_four_trainings_end_with_the_same_bits_as_without_an_engine(
     sweep: Callable[..., Sweep],
     slurm: SlurmCluster,

@@ -116,11 +116,11 @@ def test_silence_says_nothing_about_jobs(commands: Commands, launcher: SlurmLaun
         ("RUNNING|n1", None, False, ""),
         ("COMPLETING|n1", None, False, ""),
         ("REQUEUED|", None, False, ""),
+        ("PREEMPTED|n1", None, False, ""),
         ("SPECIAL_EXIT|", None, False, ""),
         ("CANCELLED|n1", "killed", False, "cancelled"),
         ("TIMEOUT|n1", "killed", True, "time limit"),
         ("NODE_FAIL|n1", "killed", True, "machine"),
-        ("PREEMPTED|n1", "killed", True, "preempted"),
         ("OUT_OF_MEMORY|n1", "oom", False, "memory"),
         ("COMPLETED|n1", "failed", False, "without a result"),
         ("FAILED 137:0|n1", "failed", False, "SIGKILL"),
@@ -128,6 +128,9 @@ def test_silence_says_nothing_about_jobs(commands: Commands, launcher: SlurmLaun
         ("FAILED 75:0|n1", "killed", False, "SIGUSR1"),
         ("FAILED 72:0|n1", "failed", False, "hydra.sweep.dir"),
         ("FAILED 3:0|n1", "failed", False, "status 3"),
+        ("FAILED 0:53|n1", "failed", False, "hydra.sweep.dir"),
+        ("FAILED 0:125|n1", "failed", False, "0:125"),
+        ("FAILED 255:0|n1", "failed", False, "255:0"),
     ],
 )
 def test_states(
@@ -154,6 +157,7 @@ def test_a_job_that_waits_for_somebody_is_reported_once(
     [
         ("echo 'CANCELLED by 1000|0:15|n1'", "killed", False),
         ("echo 'FAILED|1:0|n1'", "failed", False),
+        ("echo 'PREEMPTED|0:0|n1'", "killed", True),
         ("echo 'Slurm accounting storage is disabled' >&2; exit 1", "killed", True),
         ("", "killed", True),
     ],
