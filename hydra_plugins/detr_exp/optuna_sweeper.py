@@ -71,6 +71,9 @@ class OptunaSweeper(Sweeper):
             if value not in CHOICES[name]:
                 choices = ", ".join(str(choice or "null") for choice in CHOICES[name])
                 raise ConfigError(f"hydra.sweeper.{name} is {value!r}; use one of {choices}")
+        for name, given in (("storage", self.address), ("study", self.study_name)):
+            if given is not None and (not isinstance(given, str) or not given.strip()):
+                raise ConfigError(f"hydra.sweeper.{name} is {given!r}; use a text, or null")
         if not set(self.objectives.values()) <= {"maximize", "minimize"}:
             raise ConfigError(f"hydra.sweeper.objectives is {self.objectives}; each is maximize or minimize")
 

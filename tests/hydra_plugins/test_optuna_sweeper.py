@@ -83,6 +83,28 @@ def test_what_cannot_be_searched_is_refused(sweep: Sweep, override: str, message
     assert message in done.err
 
 
+def test_another_folder_joins_a_study_in_a_storage(sweep: Sweep, tmp_path: Path) -> None:
+    words = [*SEARCH, f"hydra.sweeper.storage=sqlite:///{tmp_path}/study.db", "hydra.sweeper.study=one"]
+    assert sweep(goodness, *words, "hydra.sweeper.n_trials=2").status == 0
+    requested: list[int] = []
+
+    def joined(cfg: DictConfig) -> float:
+        requested.append(HydraConfig.get().job.num)
+        return goodness(cfg)
+
+    done = sweep(joined, *words, "hydra.sweeper.n_trials=4", "hydra.sweep.dir=t")
+    assert done.status == 0, done.err
+    assert requested == [2, 3]
+    assert "4 runs, best first" in done.out
+    assert done.out.count(str(tmp_path / "s")) == 2, "where the others were trained"
+    refused = sweep(joined, *words, "optim.weight_decay=0.5", "hydra.sweep.dir=u")
+    assert refused.status == 2
+    assert "holds another study: fixed was" in refused.err
+    refused = sweep(goodness, *SEARCH)
+    assert refused.status == 2
+    assert "was searched with hydra.sweeper.storage=sqlite" in refused.err
+
+
 def test_failures_are_failed_trials_with_their_reason(sweep: Sweep) -> None:
     def broken(cfg: DictConfig) -> float | None:
         number = HydraConfig.get().job.num
@@ -175,6 +197,8 @@ def test_several_objectives_give_a_front(sweep: Sweep) -> None:
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
+        (["hydra.sweeper.storage=5"], "hydra.sweeper.storage is 5; use a text, or null"),
+        (["hydra.sweeper.storage=postgres://me:hunter2@h/x"], "storage=postgres://***@h/x cannot be used"),
         (["hydra.sweeper.pruner=asha"], "halving, median, hyperband, null"),
         (["hydra.sweeper.n_trials=0"], "hydra.sweeper.n_trials is 0; it must be a whole number >= 1"),
         (["optim.weight_decay=interval(-0.1,0)"], "optim.weight_decay is -0.1; it must be"),
