@@ -9,12 +9,19 @@ from __future__ import annotations
 
 import os
 import sys
+import time
+from argparse import Namespace
+from collections.abc import Callable
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from threading import Thread
 
 from detr_exp.launch import silence_the_launcher
-from detr_exp.signals import REQUEUE, Interrupted, ended_by
+from detr_exp.signals import REQUEUE, Interrupted, end_at_once, ended_by
 from detr_exp.terminal import guard_messages, say
 
 SAVING = "600"  # seconds; `torchrun` kills ranks 30 seconds after the signal
+PATIENCE = 15.0  # seconds for `torchrun` to end after a rank has found that another machine is silent
 
 
 def main() -> None:
@@ -24,15 +31,26 @@ def main() -> None:
     """
     guard_messages()
     os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", SAVING)
-    from torch.distributed.elastic.multiprocessing.api import SignalException
-    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
-    from torch.distributed.elastic.rendezvous import RendezvousError
     from torch.distributed.run import parse_args, run
 
     silence_the_launcher()
     args = parse_args(sys.argv[1:])
     if hasattr(args, "signals_to_handle"):  # not in older versions of torch
         args.signals_to_handle += ",SIGUSR1,SIGUSR2"
+    with TemporaryDirectory(prefix="detr_exp-") as folder:
+        args.log_dir = args.log_dir or folder
+        if args.max_restarts == 0:
+            known = _errors(args.log_dir)
+            Thread(target=_end_after_the_ranks, args=(args.log_dir, known), daemon=True).start()
+        _run(run, args)
+
+
+def _run(run: Callable[[Namespace], None], args: Namespace) -> None:
+    """Call `torchrun`, and turn its exceptions into messages and exit statuses."""
+    from torch.distributed.elastic.multiprocessing.api import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.elastic.rendezvous import RendezvousError
+
     try:
         run(args)
     except SignalException as signal:
@@ -53,6 +71,25 @@ def main() -> None:
             file=sys.stderr,
         )
         sys.exit(REQUEUE)
+
+
+def _end_after_the_ranks(logs: str, known: set[Path]) -> None:
+    """End this process after a rank that has found another one silent, because `torchrun` calls lost machines for long.
+
+    Args:
+        logs: folder to which the ranks write their errors.
+        known: errors of earlier calls.
+    """
+    from detr_exp.trainer.heartbeat import PeerSilentError
+
+    while not any(PeerSilentError.__name__ in path.read_text("utf-8") for path in _errors(logs) - known):
+        time.sleep(1)
+    time.sleep(PATIENCE)
+    end_at_once("error: torchrun waits for a machine that does not answer; to resume: trainer.resume=auto", REQUEUE)
+
+
+def _errors(logs: str) -> set[Path]:
+    return set(Path(logs).rglob("error.json"))
 
 
 if __name__ == "__main__":

@@ -3,7 +3,10 @@ from __future__ import annotations
 import re
 import signal
 import sys
+import threading
+from argparse import Namespace
 from collections.abc import Callable
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -78,3 +81,20 @@ def test_its_arguments_are_those_of_torchrun(monkeypatch: pytest.MonkeyPatch) ->
     assert args.training_script == "detr_exp.train"
     assert args.training_script_args == ["trainer.epochs=1"]
     assert "SIGUSR1" in args.signals_to_handle
+
+
+def test_it_ends_when_the_ranks_have_and_it_waits_for_a_lost_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    ended = threading.Event()
+
+    def hang(args: Namespace) -> None:
+        folder = Path(args.log_dir) / "run" / "attempt_0" / "1"
+        folder.mkdir(parents=True)
+        (folder / "error.json").write_text('{"message": {"message": "PeerSilentError: nothing was heard of rank 0"}}')
+        assert ended.wait(20)
+
+    monkeypatch.setattr(sys, "argv", WORDS)
+    monkeypatch.setattr(torch.distributed.run, "run", hang)
+    monkeypatch.setattr(torchrun, "PATIENCE", 0.0)
+    monkeypatch.setattr(torchrun, "end_at_once", lambda reason, status: ended.set() if status == 75 else None)
+    torchrun.main()
+    assert ended.is_set()

@@ -193,5 +193,5 @@ def test_a_broken_cable_ends_the_ranks_on_both_sides(
     assert [process.returncode for process in pair] == [75, 75], told
     assert f"nothing was heard of rank 1 on machine2 for {TIMEOUT} s" in told[0]
     assert f"the machine of rank 0 (machine1) has not answered for {TIMEOUT} s" in told[1]
-    assert time.monotonic() - began < 120
+    assert time.monotonic() - began < 200, "torchrun has waited for the machine"
     assert "Traceback" not in "".join(told)
