@@ -11,8 +11,8 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from detr_exp import cli, transformers_folder
-from detr_exp.model_card import CARD, model_card, refuse_licence
-from detr_exp.published.push import push, refuse_push
+from detr_exp.model_card import model_card, refuse_licence
+from detr_exp.published.push import CARD, push, refuse_push, signed
 from detr_exp.terminal import say
 from detr_exp.writing import write
 
@@ -122,7 +122,8 @@ def write_hf(folder: Path, detector: Detector, licence: str | None, repo: str | 
 
     _refuse_present(folder, *IN_FOLDER)
     config = transformers_folder.write_in(folder, detector)
-    write(folder / CARD, model_card(files.load(detector.path, needs=()), detector, config, licence, repo))
+    card = model_card(files.load(detector.path, needs=()), detector, config, licence, repo)
+    write(folder / CARD, signed(card))
     return folder
 
 

@@ -20,7 +20,6 @@ from detr_exp.values import Values
 if TYPE_CHECKING:
     from detr_exp.inference.detector import Detector
 
-CARD = "README.md"
 METRICS = {  # ours -> in words
     "mAP": "AP, IoU 0.50 to 0.95",
     "mAP50": "AP, IoU 0.50",

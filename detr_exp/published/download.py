@@ -7,6 +7,7 @@ import logging
 import os
 import shutil
 import socket
+import ssl
 import threading
 import time
 import urllib.error
@@ -28,6 +29,7 @@ PAUSE = 0.5  # seconds before the second try, doubled before each further one
 NAMES = 0.8  # seconds in which the name of a host is found where there is a network
 CONNECT = 10.0  # seconds
 PASSING = (408, 425, 429, 500, 502, 503, 504)
+UNTRUSTED = "where a proxy puts a certificate of its own in place, name its file: SSL_CERT_FILE=FILE"
 
 logger = logging.getLogger(__name__)
 
@@ -175,6 +177,10 @@ def _go_on(url: str, part: Path) -> None:
         raise DownloadError(f"the server answers {error.code} ({told.get(error.code, error.reason)})") from None
     except (HTTPException, OSError) as error:
         reason = getattr(error, "reason", None) or error
+        if isinstance(reason, ssl.SSLCertVerificationError):
+            raise DownloadError(
+                f"the certificate of {urlsplit(url).hostname} is not trusted ({reason.verify_message}); {UNTRUSTED}"
+            ) from None
         raise _Cut(f"the connection broke ({reason or type(error).__name__})") from None
 
 

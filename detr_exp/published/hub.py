@@ -5,7 +5,7 @@ from __future__ import annotations
 from contextlib import suppress
 from pathlib import Path
 
-from detr_exp.published.download import LIMIT, DownloadError
+from detr_exp.published.download import LIMIT, UNTRUSTED, DownloadError
 from detr_exp.published.source import Source
 
 CONFIG = "config.json"  # has the names of the classes
@@ -55,5 +55,6 @@ def from_hub(source: Source) -> Path:
         except DownloadError:
             raise
         except Exception as error:  # of its HTTP client, of the disk, of names that it does not take
-            raise DownloadError(" ".join(str(error).split())[:300] or type(error).__name__) from None
+            said = " ".join(str(error).split())[:300] or type(error).__name__
+            raise DownloadError(said + (f"; {UNTRUSTED}" if "CERTIFICATE_VERIFY_FAILED" in said else "")) from None
     raise DownloadError(f"it holds no {' or '.join(source.files)}")

@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import hashlib
+import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING
 
-from detr_exp.published.download import UnreachableError, refuse_unreachable
+from detr_exp.published.download import UNTRUSTED, UnreachableError, refuse_unreachable
 from detr_exp.published.fetch import OFFLINE, is_kept_offline
 from detr_exp.published.hub import hub_address, is_offline
 
+if TYPE_CHECKING:
+    from huggingface_hub import HfApi
+
+CARD = "README.md"
 QUICK = 10.0  # seconds in which the hub answers a question
 PATIENCE = 120.0  # seconds of silence while it receives files or checks them
 REFUSED = {  # answers of the hub to a request that no repetition would mend
@@ -21,6 +29,8 @@ REFUSED = {  # answers of the hub to a request that no repetition would mend
     409: "somebody else changes the repository at this moment, or has; look at it, and push again",
     413: "it is too large for the hub",
 }
+
+logger = logging.getLogger(__name__)
 
 
 class PushError(RuntimeError):
@@ -72,8 +82,13 @@ def refuse_push(repo: str, files: Sequence[str], *, replace: bool) -> None:
         )
 
 
+def signed(card: str) -> str:
+    """A model card with a comment by which it is known later whether somebody has edited it."""
+    return f"{card}\n<!-- {hashlib.sha256(card.encode()).hexdigest()} -->\n"
+
+
 def push(folder: Path, repo: str, files: Sequence[str], *, private: bool) -> str:
-    """Send files in one commit.
+    """Send files in one commit. A model card in the repository that somebody has edited stays.
 
     Args:
         folder: that has them.
@@ -95,9 +110,21 @@ def push(folder: Path, repo: str, files: Sequence[str], *, private: bool) -> str
     api = HfApi()
     with _in_words(repo):
         api.create_repo(repo, private=private, exist_ok=True)
+        if CARD in files and _has_edited_card(api, repo):
+            files = [name for name in files if name != CARD]
+            logger.warning("%s of %s has been edited, and stays as it is; the new one is in %s", CARD, repo, folder)
         added = [CommitOperationAdd(path_in_repo=name, path_or_fileobj=folder / name) for name in files]
         api.create_commit(repo, added, commit_message="Upload weights, configuration and model card")
     return f"{hub_address()}/{repo}"
+
+
+def _has_edited_card(api: HfApi, repo: str) -> bool:
+    from huggingface_hub.errors import EntryNotFoundError
+
+    with TemporaryDirectory() as folder, suppress(EntryNotFoundError):
+        text = Path(api.hf_hub_download(repo, CARD, local_dir=folder)).read_text(encoding="utf-8", errors="replace")
+        return text != signed(text.rpartition("\n<!-- ")[0])
+    return False
 
 
 @contextmanager
@@ -112,6 +139,7 @@ def _in_words(repo: str) -> Iterator[None]:
         while answer is not None and not isinstance(answer, HfHubHTTPError):
             answer = answer.__cause__
         said = " ".join(str(answer or error).split())[:300] or type(error).__name__
+        said += f"; {UNTRUSTED}" if "CERTIFICATE_VERIFY_FAILED" in said else ""
         if answer is None and isinstance(error, ValueError):  # it has asked the hub about the card
             raise ValueError(f"push={repo}: {said}; name another licence, licence=other, or leave push out") from None
         status = 0 if answer is None else answer.response.status_code

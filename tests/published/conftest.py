@@ -5,6 +5,9 @@ from __future__ import annotations
 import csv
 import hashlib
 import io
+import shutil
+import ssl
+import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -127,6 +130,25 @@ def host() -> Iterator[Host]:
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
     thread.start()
     yield made
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.fixture
+def encrypted(host: Host, tmp_path: Path) -> Iterator[str]:
+    """The address of the same server behind a certificate that it has signed itself, which is in `cert.pem`."""
+    if shutil.which("openssl") is None:
+        pytest.skip("openssl makes the certificate")
+    words = "req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN=localhost -addext subjectAltName=DNS:localhost"
+    files = "-keyout key.pem -out cert.pem"
+    subprocess.run(["openssl", *words.split(), *files.split()], cwd=tmp_path, check=True, capture_output=True)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(tmp_path / "cert.pem", tmp_path / "key.pem")
+    server = ThreadingHTTPServer(("127.0.0.1", 0), handler(host))
+    server.handle_error = lambda *_: None  # type: ignore[method-assign]
+    server.socket = context.wrap_socket(server.socket, server_side=True)
+    threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
+    yield f"https://localhost:{server.server_port}"
     server.shutdown()
     server.server_close()
 

@@ -381,3 +381,14 @@ def test_a_url_leads_into_the_cache(name: str, cache: Path) -> None:
     place = places.own_place(of_word(f"https://a.b/{name}"))
     assert place.resolve().parent.parent == (cache / "url").resolve()
     assert len(place.name) <= 100
+
+
+def test_a_certificate_that_nobody_knows(
+    encrypted: str, host: Any, content: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    host.files[PAGE] = content
+    monkeypatch.setattr(download, "PAUSE", 30.0)  # it is not tried again
+    with pytest.raises(ValueError, match=r"certificate of localhost is not trusted \(self.signed.*SSL_CERT_FILE=FILE"):
+        fetched(f"{encrypted}{PAGE}")
+    monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "cert.pem"))
+    assert fetched(f"{encrypted}{PAGE}").read_bytes() == content

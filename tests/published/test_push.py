@@ -19,7 +19,7 @@ from huggingface_hub import constants
 
 from detr_exp import export_weights
 from detr_exp.published import push as pushing
-from detr_exp.published.push import PushError, push, refuse_push
+from detr_exp.published.push import PushError, push, refuse_push, signed
 
 REPO = "jane/cells"
 TOKEN = "hf_" + "a" * 30
@@ -76,6 +76,7 @@ def handler(hub: Hub) -> type[BaseHTTPRequestHandler]:
                 self.answer(401, X_Error_Message="Invalid credentials in Authorization header")
                 return
             deeds: dict[str, Callable[[bytes, Any], None]] = {
+                r"(?:GET|HEAD) /(.+)/resolve/main/(.+)": self.file,
                 r"POST /api/repos/create": self.create,
                 r"POST /api/validate-yaml": lambda _, __: self.answer(200, {"errors": [], "warnings": []}),
                 r"GET /api/models/([^/]+/[^/]+)(?:/revision/main)?": self.info,
@@ -109,6 +110,18 @@ def handler(hub: Hub) -> type[BaseHTTPRequestHandler]:
                 return
             siblings = [{"rfilename": name} for name in hub.repos[match[1]]]
             self.answer(200, {"id": match[1], "sha": "c" * 40, "siblings": siblings, "private": True})
+
+        def file(self, _: bytes, match: Any) -> None:
+            content = hub.repos.get(match[1], {}).get(match[2])
+            self.send_response(404 if content is None else 200)
+            if content is None:
+                self.send_header("X-Error-Code", "EntryNotFound")
+            self.send_header("ETag", f'"{hashlib.sha1(content or b"").hexdigest()}"')
+            self.send_header("X-Repo-Commit", "c" * 40)
+            self.send_header("Content-Length", str(len(content or b"")))
+            self.end_headers()
+            if self.command == "GET":
+                self.wfile.write(content or b"")
 
         def preupload(self, body: bytes, _: Any) -> None:
             modes = [
@@ -158,6 +171,7 @@ def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Hub]:
     made.url = f"http://127.0.0.1:{server.server_port}"
     threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
     monkeypatch.setattr(constants, "ENDPOINT", made.url)
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", made.url + "/{repo_id}/resolve/{revision}/{filename}")
     monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)  # which is another protocol
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "token"))
@@ -196,8 +210,19 @@ def test_files_of_a_repository_are_replaced_only_on_request(hub: Hub, folder: Pa
     assert not hub.did("POST", "commit")
     refuse_push(REPO, FILES, replace=True)
     push(folder, REPO, FILES, private=False)
-    assert hub.repos[REPO]["README.md"] == CARD
+    assert hub.repos[REPO]["README.md"] == b"written by hand"
     assert hub.repos[REPO]["notes.txt"] == b"mine"
+    assert hub.repos[REPO]["model.safetensors"] == (folder / "model.safetensors").read_bytes()
+
+
+@pytest.mark.parametrize(("edited", "stays"), [("", False), ("thanks to Joe\n", True)])
+def test_a_card_is_replaced_unless_somebody_has_edited_it(edited: str, stays: bool, hub: Hub, folder: Path) -> None:
+    (folder / "README.md").write_text(signed("# first\n"))
+    push(folder, REPO, FILES, private=True)
+    before = hub.repos[REPO]["README.md"] = hub.repos[REPO]["README.md"] + edited.encode()
+    (folder / "README.md").write_text(signed("# second\n"))
+    push(folder, REPO, FILES, private=True)
+    assert hub.repos[REPO]["README.md"] == (before if stays else signed("# second\n").encode())
 
 
 @pytest.mark.parametrize(
