@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from detr_exp.published.source import HUB, is_remote, of_word
 from detr_exp.published.table import UNKNOWN, named
-from detr_exp.tensor_files import Stored
 from detr_exp.terminal import printable
 from detr_exp.tracker.base import RunRecord
 from detr_exp.values import Values
 
 if TYPE_CHECKING:
     from detr_exp.inference.detector import Detector
+    from detr_exp.tensor_files import Stored
 
 METRICS = {  # ours -> in words
     "mAP": "AP, IoU 0.50 to 0.95",

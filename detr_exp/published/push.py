@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 CARD = "README.md"
 QUICK = 10.0  # seconds in which the hub answers a question
 PATIENCE = 120.0  # seconds of silence while it receives files or checks them
+_NAME = re.compile(r"\w[\w.-]{0,94}/\w([\w.-]{0,94}\w)?", re.ASCII)
 REFUSED = {  # answers of the hub to a request that no repetition would mend
     400: "the hub does not take it",
     401: "HF_TOKEN is not valid; make one at {hub}/settings/tokens",
@@ -49,20 +51,11 @@ def refuse_push(repo: str, files: Sequence[str], *, replace: bool) -> None:
         ValueError: the name is none, there is no network or no token, or there are such files.
         PushError: the hub does not answer.
     """
-    from huggingface_hub import HfApi, errors, get_token
-    from huggingface_hub.utils import validate_repo_id
-
-    try:
-        validate_repo_id(repo)
-        if str(repo).count("/") != 1:
-            raise ValueError
-    except ValueError:
-        raise ValueError(
-            f"push={repo} names no repository; write push=owner/name, with letters, digits and single - _ . in them"
-        ) from None
-    offline = OFFLINE if is_kept_offline() else "HF_HUB_OFFLINE" if is_offline() else ""
-    if offline:
+    _refuse_name(repo)
+    if offline := OFFLINE if is_kept_offline() else "HF_HUB_OFFLINE" if is_offline() else "":
         raise ValueError(f"push={repo} needs the network, and {offline} is set; unset it, or leave push out")
+    from huggingface_hub import HfApi, errors, get_token  # slow to import
+
     if get_token() is None:
         raise ValueError(
             f"push={repo} needs a token of the hub with write access; make one at {hub_address()}/settings/tokens, and "
@@ -79,6 +72,14 @@ def refuse_push(repo: str, files: Sequence[str], *, replace: bool) -> None:
         raise ValueError(
             f"{hub_address()}/{repo} has {', '.join(there)} already; push to another repository, or replace them (its "
             "history keeps the earlier ones): replace=true"
+        )
+
+
+def _refuse_name(repo: str) -> None:
+    """Raises: ValueError: the hub does not take this as the name of a repository."""
+    if not _NAME.fullmatch(str(repo)) or re.search(r"--|\.\.|\.git$", str(repo)):
+        raise ValueError(
+            f"push={repo} names no repository; write push=owner/name, with letters, digits and single - _ . in them"
         )
 
 

@@ -5,7 +5,10 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import os
 import re
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -317,3 +320,18 @@ def test_the_command(
     assert command(export_weights.main, *words, "hydra.run.dir=third") == 2
     assert "has README.md, config.json" in capfd.readouterr().err
     assert not (tmp_path / "third").exists()
+
+
+def test_offline_the_command_answers_before_slow_imports(tmp_path: Path) -> None:
+    code = (
+        "import atexit, sys; from detr_exp import export_weights; "
+        "atexit.register(lambda: print('slow:', {'torch', 'huggingface_hub'} & set(sys.modules))); "
+        "export_weights.main()"
+    )
+    words = [sys.executable, "-c", code, "checkpoint=absent", "push=jane/cells"]
+    environment = os.environ | {"DETR_EXP_OFFLINE": "1"}
+    done = subprocess.run(words, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 2
+    assert "DETR_EXP_OFFLINE is set" in done.stderr
+    assert "slow: set()" in done.stdout
+    assert list(tmp_path.iterdir()) == []
