@@ -145,6 +145,7 @@ def interrupted(
     return pair
 
 
+@pytest.mark.smoke
 def test_a_killed_rank_is_started_again_and_the_run_resumes(
     machines: Machines,
     undisturbed: Path,

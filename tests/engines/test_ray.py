@@ -148,6 +148,7 @@ def assert_undisturbed(
         assert differences(undisturbed[seed], sweep.folder / "s" / line["hash"]) == []
 
 
+@pytest.mark.smoke
 def test_killed_workers_and_runs_are_started_again_and_resume(
     cluster: Cluster, training: list[str], undisturbed: dict[str, Path], differences: Any, tmp_path: Path
 ) -> None:
