@@ -105,6 +105,23 @@ def test_another_folder_joins_a_study_in_a_storage(sweep: Sweep, tmp_path: Path)
     assert "was searched with hydra.sweeper.storage=sqlite" in refused.err
 
 
+def test_trials_of_a_folder_that_is_gone_are_replaced_on_request(sweep: Sweep, tmp_path: Path) -> None:
+    words = [*SEARCH, f"hydra.sweeper.storage=sqlite:///{tmp_path}/study.db", "hydra.sweeper.study=one"]
+    words.append("hydra.sweeper.n_trials=2")
+
+    def killed(cfg: DictConfig) -> float:
+        sys.exit(143)
+
+    assert sweep(killed, *words).status == 143
+    done = sweep(goodness, *words, "hydra.sweep.dir=t")
+    assert done.status == 0, done.err
+    assert "running" in done.out, "it may be alive"
+    done = sweep(goodness, *words, "hydra.sweep.dir=t", "sweep_retry=failed")
+    assert done.status == 0, done.err
+    made = optuna.load_study(study_name="one", storage=storage(Path("t"), f"sqlite:///{tmp_path}/study.db"))
+    assert [trial.state.name for trial in made.trials] == ["RUNNING", "COMPLETE", "COMPLETE"]
+
+
 def test_failures_are_failed_trials_with_their_reason(sweep: Sweep) -> None:
     def broken(cfg: DictConfig) -> float | None:
         number = HydraConfig.get().job.num
