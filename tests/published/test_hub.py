@@ -57,13 +57,26 @@ def test_the_older_kind_of_file_is_taken_where_there_is_no_other(host: Any, cont
 def test_the_token_goes_to_the_hub_alone(host: Any, tensors: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_TOKEN", "hf_secret")
     fetched(f"hf:{REPO}")
-    assert {headers.get("authorization", headers.get("Authorization")) for _, _, headers in host.asked} == {
-        "Bearer hf_secret"
-    }
+    asked = [headers for _, path, headers in host.asked if path.startswith(f"/{REPO}/")]  # the client asks more
+    assert {headers.get("authorization", headers.get("Authorization")) for headers in asked} == {"Bearer hf_secret"}
     host.asked.clear()
     host.files["/plain.pth"] = tensors
     fetched(f"{host.url}/plain.pth")
     assert not any("hf_secret" in str(headers) for _, _, headers in host.asked)
+
+
+def test_a_redirect_to_another_host_carries_no_token(
+    host: Any, tensors: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_TOKEN", "hf_secret")
+    host.files["/bucket"] = tensors
+    bucket = f"to {host.url.replace('127.0.0.1', 'localhost')}/bucket"
+    host.plan = [bucket, bucket]  # for both questions what the file is
+    assert fetched(f"hf:{REPO}").read_bytes() == tensors
+    there = [headers for _, path, headers in host.asked if path == "/bucket"]
+    assert there
+    assert all("hf_secret" not in str(headers) for headers in there)
+    assert any("hf_secret" in str(headers) for _, path, headers in host.asked if path == FILE)
 
 
 def test_what_changes_after_its_first_use_is_refused(host: Any, tensors: bytes, tmp_path: Path, cache: Path) -> None:
