@@ -193,13 +193,14 @@ def _base(state: Stored) -> Origin:
             return Origin("They started from random weights.", "nothing, they started from random weights", None)
         word = "its published weights" if pretrained is True else _code(_without_folders(f"={pretrained}")[1:])
         return Origin(f"They started from a pretrained backbone: {word}; its hash is {UNKNOWN}.", UNKNOWN, None)
-    word = str(record["weights"])
+    is_whole = "weights" in record
+    word = str(record["weights"] if is_whole else record["backbone"])
     entry = named(word)
-    hub = entry.hub if entry else of_word(word).repo if is_remote(word) else ""
+    hub = entry.hub if entry else of_word(word).repo if is_remote(word) else ""  # of the whole network
     shown = _without_folders(f"={word}")[1:]
     title = f"{_code(shown)} ({entry.data})" if entry else _code(shown)
-    text = f"They started from {title}, SHA-256 `{record['sha256']}`."
-    return Origin(text, f"{entry.licence} ({entry.name})" if entry else UNKNOWN, hub or None)
+    text = f"They started from {'' if is_whole else 'a pretrained backbone: '}{title}, SHA-256 `{record['sha256']}`."
+    return Origin(text, f"{entry.licence} ({entry.name})" if entry else UNKNOWN, (hub or None) if is_whole else None)
 
 
 def _command(path: Path) -> str:

@@ -129,6 +129,25 @@ def named(tensors: object) -> dict[str, torch.Tensor]:
     return {name: value for name, value in tensors.items() if isinstance(name, str) and isinstance(value, torch.Tensor)}
 
 
+def refuse_non_finite(tensors: dict[str, torch.Tensor], path: Path, fix: str) -> None:
+    """Refuse weights of a training that has diverged: nothing can be learned from them.
+
+    Args:
+        tensors: of a network, by name.
+        path: of their file, for the message.
+        fix: end of the message: how to fix it.
+
+    Raises:
+        ValueError: names some that are not finite.
+    """
+    wrong = [name for name, tensor in tensors.items() if tensor.is_floating_point() and not tensor.isfinite().all()]
+    if wrong:
+        raise ValueError(
+            f"{path} has values that are not finite in {len(wrong)} tensors ({', '.join(wrong[:3])}), as after a "
+            f"training that diverged{fix}"
+        )
+
+
 def refuse_misshapen(state: Stored, path: Path, needs: tuple[str, ...] = ()) -> None:
     """Refuse one of our checkpoints in which entries are missing or have a wrong type.
 

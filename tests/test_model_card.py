@@ -74,6 +74,12 @@ def test_what_is_unknown_is_said_to_be_unknown(tmp_path: Path) -> None:
         assert said in text
 
 
+def test_a_pretrained_backbone_is_named_with_its_hash_and_licence(tmp_path: Path) -> None:
+    text = card(tmp_path, start={"backbone": "efficientnet_lite0", "sha256": "ab12"})
+    assert "They started from a pretrained backbone: `efficientnet_lite0` (ImageNet), SHA-256 `ab12`." in text
+    assert "Of what they started from: Apache-2.0 (efficientnet_lite0)." in text
+
+
 @pytest.mark.parametrize(
     ("start", "hub", "said"),
     [

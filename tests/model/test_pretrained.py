@@ -202,6 +202,10 @@ def test_what_does_not_fit_is_listed(overrides, message, network, small, tmp_pat
 
 def test_files_that_cannot_be_used(tmp_path, small):
     network = small()
+    diverged = network.state_dict() | {"decoder.enc_output.norm.bias": torch.full((32,), torch.nan)}
+    torch.save({"format": 1, "model": diverged}, tmp_path / "diverged.pth")
+    with pytest.raises(ValueError, match=r"diverged\.pth has values that are not finite in 1 tensors .*weights=null"):
+        load_weights(network, tmp_path / "diverged.pth")
     with pytest.raises(ValueError, match=r"nowhere\.pth is not a file"):
         load_weights(network, tmp_path / "nowhere.pth")
     with pytest.raises(ValueError, match="is a folder without"):

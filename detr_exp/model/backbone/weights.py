@@ -7,11 +7,11 @@ import re
 from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
 
-from torch import nn
+from torch import Tensor, nn
 
 from detr_exp.published.fetch import Found, fetch
 from detr_exp.published.places import digests
-from detr_exp.tensor_files import Stored, named, read
+from detr_exp.tensor_files import Stored, named, read, refuse_non_finite
 
 WITHOUT = "or start without: model.backbone.pretrained=false"
 
@@ -46,7 +46,15 @@ def stored(source: bool | str, published: str) -> tuple[Found, Stored]:
             )
         found = fetched
         logger.info("backbone: weights of %s", found.title)
-    return found, read(found.path, f"; name another file, {WITHOUT}")
+    fix = f"; name another file, {WITHOUT}"
+    content = read(found.path, fix)
+    refuse_non_finite(tensors_of(content), found.path, fix)
+    return found, content
+
+
+def tensors_of(content: Stored) -> dict[str, Tensor]:
+    """The tensors in the content of a file by name, also where a trainer has put them beside other things."""
+    return next(filter(None, map(named, (content, content.get("state_dict"), content.get("model")))), {})
 
 
 def load_pretrained(
@@ -66,8 +74,7 @@ def load_pretrained(
         ValueError: it cannot be had, or is for another network.
     """
     found, content = stored(source, published)
-    tensors = next(filter(None, map(named, (content, content.get("state_dict"), content.get("model")))), {})
-    state = {rename(name.removeprefix("module.")): tensor for name, tensor in tensors.items()}
+    state = {rename(name.removeprefix("module.")): tensor for name, tensor in tensors_of(content).items()}
     wanted = backbone.state_dict()
     missing = [key for key in wanted if key not in state and not key.endswith("num_batches_tracked")]
     unfit = [key for key in wanted if key in state and state[key].shape != wanted[key].shape]

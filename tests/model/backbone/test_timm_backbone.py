@@ -135,6 +135,7 @@ def test_a_file_of_timm_fills_the_backbone(packed, small_file, tmp_path):
         (lambda s: {f"backbone.{n}": t for n, t in s.items()}, "does not determine .* begins with backbone.conv1"),
         (lambda s: {n: t for n, t in s.items() if "layer3" not in n}, r"does not determine layer3\.0\.conv1\.weight"),
         (lambda s: s | {"layer1.9.conv1.weight": torch.zeros(1)}, r"a deeper backbone: .*layer1\.9\.conv1\.weight"),
+        (lambda s: s | {"bn1.bias": s["bn1.bias"] / 0}, r"not finite in 1 tensors \(bn1\.bias\).*pretrained=false"),
         (lambda s: {"w": torch.zeros(1)}, "does not determine .* begins with w; .*pretrained=false"),
         (
             lambda s: s | {"conv1.0.weight": torch.zeros(1)},
