@@ -77,6 +77,13 @@ def test_a_recipe_for_fine_tuning_starts_from_the_entry_that_names_it(recipe: st
     assert compose([f"experiment={recipe}"]).model.weights == entry.name
 
 
+@pytest.mark.parametrize("recipe", TUNED)
+def test_every_setting_of_a_recipe_for_fine_tuning_has_its_reason(recipe: str) -> None:
+    settings = re.findall(r"^ +(?:- override /)?[\w/]+: .*$", header(recipe), re.MULTILINE)
+    assert settings
+    assert [line for line in settings if not re.search(r" # [^#]{4}", line)] == []
+
+
 @pytest.mark.parametrize("recipe", [name for name, cell in WEIGHTS.items() if cell != "none published"])
 def test_every_published_recipe_has_an_entry_that_says_what_it_says(recipe: str) -> None:
     entry = table()[recipe]
