@@ -21,7 +21,7 @@ from detr_exp.signals import REQUEUE, Interrupted, end_at_once, ended_by
 from detr_exp.terminal import guard_messages, say
 
 SAVING = "600"  # seconds; `torchrun` kills ranks 30 seconds after the signal
-PATIENCE = 15.0  # seconds for `torchrun` to end after a rank has found that another machine is silent
+PATIENCE = 5.0  # seconds for `torchrun` to end after a rank has found that another machine is silent
 
 
 def main() -> None:

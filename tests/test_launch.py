@@ -85,6 +85,20 @@ def test_a_killed_rank_ends_the_run_which_then_resumes_and_saves_at_a_signal(
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="finds the ranks in /proc")
+def test_a_rank_that_is_silent_ends_the_run_with_one_sentence(tmp_path: Path, tiny_run: list[str]) -> None:
+    words = [*tiny_run, *LONG, RANKS, "hydra.run.dir=run", "trainer.hardware.timeout=15"]
+    run = start(tmp_path, TRAIN, *words)
+    wait_for_steps(run, tmp_path / "run" / "metrics.jsonl", 3)
+    os.kill(ranks_of(run)[1], signal.SIGSTOP)
+    _, told = run.communicate(timeout=300)
+    assert run.returncode == 75, told
+    assert told.count("nothing was heard of rank 1 on ") == 1
+    assert "trainer.resume=auto" in told
+    assert "Traceback" not in told
+
+
+@pytest.mark.slow
 def test_a_sweep_of_runs_of_two_ranks(tmp_path: Path, tiny_run: list[str]) -> None:
     words = [word for word in tiny_run if not word.startswith("tracker")]
     sweep = start(tmp_path, TRAIN, "--multirun", *words, RANKS, "seed=1,2")

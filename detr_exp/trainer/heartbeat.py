@@ -7,6 +7,7 @@ counts whatever it computes, however long.
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import socket
 import threading
@@ -136,5 +137,7 @@ def _end(reason: str) -> None:
         "to wait longer: trainer.hardware.timeout=600"
     )
     with suppress(Exception):
-        get_error_handler().record_exception(error)  # read by the process that has started this rank
+        get_error_handler().record_exception(error)
+        if multiprocessing.parent_process() is not None:  # `launch`, which prints it
+            os._exit(REQUEUE)
     end_at_once(f"error: {error}", REQUEUE)
