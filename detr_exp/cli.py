@@ -143,8 +143,14 @@ def refuse_before_start(args: argparse.Namespace, config_name: str) -> None:
 
     The runs of a sweep are composed by its sweeper, except those of a plain grid.
     """
-    about_hydra = args.hydra_help or args.info or args.shell_completion
-    if about_hydra or any(word.startswith("sweep=") for word in args.overrides):
+    files = [word for word in args.overrides if word.startswith("sweep=")]
+    if len(files) > 1 or any("," in word for word in files):
+        others = [name for name in re.findall(r"\w+", " ".join(files)) if name not in ("sweep", "seeds")]
+        raise ConfigError(
+            f"{' '.join(files)} names several files, and a command takes one; give the keys of the others beside it: "
+            f"sweep={next(iter(others), 'learning_rates')} seed=0,1,2"
+        )
+    if args.hydra_help or args.info or args.shell_completion or files:
         return
     loader = config_loader(args.config_dir)
     if args.multirun:

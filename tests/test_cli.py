@@ -120,6 +120,9 @@ def alone() -> float:
         (["--multirun", "seed=1,2", "hydra.sweep.subdir=${hydra.job.num}"], r"hydra\.job\.num"),
         (["--multirun", "seed=1,2", "hydra.sweep.dir=../file"], r"File exists.*hydra\.sweep\.dir="),
         (["tracker=none", "--multirun", "seed=1,1"], "more than once"),
+        (["sweep=[seeds,learning_rates]"], r"names several files.*: sweep=learning_rates seed=0,1,2"),
+        (["--multirun", "sweep=seeds,focal_gamma"], r"names several files.*: sweep=focal_gamma seed=0,1,2"),
+        (["sweep=seeds", "sweep=optuna"], r"names several files.*: sweep=optuna seed=0,1,2"),
     ],
 )
 def test_a_mistake_about_hydra_is_one_sentence_and_leaves_nothing(

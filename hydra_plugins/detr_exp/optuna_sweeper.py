@@ -33,7 +33,7 @@ from hydra_plugins.detr_exp._sweep import Sweep, hash_of
 if TYPE_CHECKING:
     import optuna
 
-MONITOR = "monitor"
+MONITOR, SEED = "monitor", "seed"
 STORAGE = "hydra.sweeper.storage="
 SAMPLES = 100  # attempts to find a point that has not diverged before
 CHOICES = {"sampler": ("tpe", "random"), "pruner": ("halving", "median", "hyperband", None)}
@@ -133,6 +133,11 @@ class OptunaSweeper(Sweeper):
                 self.ranges[key] = distribution(override)
             else:
                 fixed[key] = str(override.input_line)
+        if SEED in self.ranges:
+            raise ConfigError(
+                "a search over seeds would find the luckiest one; search with one seed, seed=0, and train what it "
+                "found with several: sweep=seeds"
+            )
         self.fixed = list(fixed.values())
         if not self.ranges:
             raise ConfigError("nothing is searched; give a choice or a range: optim.lr='tag(log,interval(1e-5,1e-3))'")
