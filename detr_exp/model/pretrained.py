@@ -62,6 +62,8 @@ def load_weights(network: Network, path: str | Path, classes: list[str] | None =
         ValueError: when the file cannot be read, or anything that does not depend on the classes does not fit.
     """
     weights = read_weights(path)
+    fix = "; give another file, or start without: model.weights=null"
+    tensor_files.refuse_non_finite(weights.state, Path(path), fix)
     own = network.state_dict()
     new_classes: list[str] = []
     if pretrained_rfdetr.is_rfdetr(weights.state):
@@ -69,7 +71,6 @@ def load_weights(network: Network, path: str | Path, classes: list[str] | None =
             state, new_classes = _of_rfdetr(weights, network, classes)
     else:
         state, new_classes = _fitted(weights, network, classes, path)
-    tensor_files.refuse_non_finite(state, Path(path), "; give another file, or start without: model.weights=null")
     share = _share(state, own, network.class_tensors(), new_classes, classes)
     network.load_state_dict(state, strict=False)
     logger.info("weights: %s, from %s (%s)", share, path, weights.origin)
