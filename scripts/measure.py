@@ -34,7 +34,7 @@ os.environ |= {"OMP_NUM_THREADS": "1", "RAYON_NUM_THREADS": "1"}  # before anyth
 PAGE = Path(__file__).parents[1] / "docs" / "performance.md"
 ORDER = (
     *("steps", "checkpointing", "criterion", "matcher", "deformable", "data", "evaluation"),
-    *("inference", "start", "sweep", "tracking", "profile"),
+    *("inference", "start", "sweep", "many_runs", "tracking", "profile"),
 )
 HEAD = """\
 # Performance

@@ -88,8 +88,10 @@ def _means(labels: list[str], numbers: Sequence[float], results: np.ndarray) -> 
     """Values, or quarters of numbers that are nearly all different, with the mean result of each, best first."""
     if len(set(labels)) > len(labels) / 2 and numbers and len(labels) >= 2 * BINS:
         labels = _quarters(np.array(numbers, dtype=float))
-    groups = {label: results[[other == label for other in labels]] for label in dict.fromkeys(labels)}
-    return sorted(((label, float(group.mean())) for label, group in groups.items()), key=lambda pair: -pair[1])
+    groups: dict[str, list[float]] = {}
+    for label, result in zip(labels, results):
+        groups.setdefault(label, []).append(result)
+    return sorted(((label, float(np.mean(group))) for label, group in groups.items()), key=lambda pair: -pair[1])
 
 
 def front(points: Sequence[Cost]) -> list[int]:
@@ -98,7 +100,11 @@ def front(points: Sequence[Cost]) -> list[int]:
     One beats another by a higher gain where its cost cannot be told to be higher, or by a cost that is surely lower
     where its gain is no lower.
     """
-    kept = [one for one in range(len(points)) if not any(_beats(other, points[one]) for other in points)]
+    gains: dict[tuple[float, float], float] = {}  # the highest at every cost: no other there beats more
+    for point in points:
+        gains[point.cost, point.noise] = max(point.gain, gains.get((point.cost, point.noise), -math.inf))
+    best = [Cost(*cost, gain) for cost, gain in gains.items()]
+    kept = [one for one, point in enumerate(points) if not any(_beats(other, point) for other in best)]
     return sorted(kept, key=lambda place: (points[place].cost, points[place].gain))
 
 

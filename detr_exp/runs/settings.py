@@ -42,9 +42,10 @@ def settings(runs: Sequence[PastRun]) -> list[Setting]:
     found: dict[tuple[int, ...], tuple[str, list[str], list[str]]] = {}
     for key in _keys(runs, configs):
         values = [_value(run, config, key) for run, config in zip(runs, configs)]
-        pattern = tuple(values.index(value) for value in values)
-        if len(set(pattern)) == 1:
+        if len(kinds := dict.fromkeys(values)) == 1:
             continue
+        places = {value: place for place, value in enumerate(kinds)}
+        pattern = tuple(places[value] for value in values)
         if pattern in found:
             found[pattern][1].append(key)
         else:

@@ -14,10 +14,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 from detr_exp.locks import lock
-from detr_exp.tracker.jsonl import JsonLines
+from detr_exp.tracker.jsonl import Reader
 from detr_exp.tracker.secrets import masked
 
 LEDGER = "sweep.jsonl"
+BLOCK = 4096  # bytes that are searched at once for the end of a line
 FINISHED = ("ok", "pruned")
 UNFINISHED = ("killed",)  # its state was saved; every other ending is a failure
 
@@ -63,14 +64,23 @@ class Ledger:
 
     def __init__(self, folder: Path) -> None:
         self.path = folder / LEDGER
+        self.reader, self.known = Reader(self.path), list[Entry]()
 
-    def entries(self) -> list[Entry]:
-        """All lines, oldest first; a line truncated by a crash is ignored."""
-        entries = []
-        for line in JsonLines.read(self.path):
-            with contextlib.suppress(TypeError):  # of another version
-                entries.append(Entry(**line))
-        return entries
+    def __reduce__(self) -> tuple[type, tuple[Path]]:
+        return Ledger, (self.path.parent,)  # what was read stays here
+
+    def entries(self) -> Sequence[Entry]:
+        """All lines, oldest first; a line truncated by a crash is ignored. Only new lines are read."""
+        if not self.path.exists() or self.path.stat().st_size < self.reader.position:  # it was removed
+            self.reader, self.known = Reader(self.path), []
+        while True:
+            lines, position = self.reader.peek()
+            if position == self.reader.position:
+                return self.known
+            self.reader.position = position
+            for line in lines:
+                with contextlib.suppress(TypeError):  # of another version
+                    self.known.append(Entry(**line))
 
     def latest(self) -> dict[str, Entry]:
         """The last line of every run, by hash."""
@@ -79,8 +89,7 @@ class Ledger:
     def append(self, entry: Entry) -> None:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with lock(self.path.with_name(".ledger.lock")), open(self.path, "ab") as file:
-            whole = self.path.read_bytes().rfind(b"\n") + 1
-            file.truncate(whole)  # remove a line that a crash has truncated
+            file.truncate(end_of_lines(self.path))  # remove a line that a crash has truncated
             file.write(json.dumps(entry._asdict(), ensure_ascii=False).encode() + b"\n")
 
     def record(
@@ -89,6 +98,19 @@ class Ledger:
         """Record the end of a job that was started at `started` of `time.monotonic()`."""
         seconds = round(time.monotonic() - started, 2)
         self.append(Entry(job.number, masked(job.swept), job.hash, status, metric, seconds, masked(reason)))
+
+
+def end_of_lines(path: Path) -> int:
+    """The position after the last complete line of a file."""
+    with open(path, "rb") as file:
+        position = file.seek(0, 2)
+        while position:
+            start = max(0, position - BLOCK)
+            file.seek(start)
+            if (found := file.read(position - start).rfind(b"\n")) >= 0:
+                return start + found + 1
+            position = start
+    return 0
 
 
 def judged(value: object) -> tuple[str, float | None, str | None]:

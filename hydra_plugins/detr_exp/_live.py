@@ -18,6 +18,7 @@ from detr_exp.terminal import printable, say
 from hydra_plugins.detr_exp._table import duration
 
 END_OF_LOG = 4096  # bytes that are searched for the last line
+MOST_SHOWN = 50
 
 
 class Live:
@@ -55,11 +56,13 @@ class Live:
             table.add_column(name, min_width=width, no_wrap=True)
         table.add_column("overrides", ratio=1, no_wrap=True)
         table.add_column("last line of its log", ratio=2, no_wrap=True)
-        for run in running:
+        for run in running[:MOST_SHOWN]:
             seconds = duration(time.monotonic() - run.started)
             table.add_row(
                 str(run.number), run.place, seconds, escape(printable(run.shown)), escape(printable(last_line(run.log)))
             )
+        if len(running) > MOST_SHOWN:
+            table.caption = f"and {len(running) - MOST_SHOWN} more"
         self.rich.update(table, refresh=True)
 
 

@@ -53,6 +53,7 @@ class RecordedTask:
         self.environment: dict[str, str] = {}
         self.environment_of: dict[str, dict[str, str]] = {}
         self.since = len(self.ledger.entries())
+        self.seen, self.has_failed = self.since, False
 
     def __call__(self, cfg: DictConfig) -> Any:
         """
@@ -108,8 +109,11 @@ class RecordedTask:
 
     def is_to_stop(self) -> bool:
         """Whether a run has failed and no further one is to be started."""
-        fine = (*FINISHED, *UNFINISHED)
-        return self.fail_fast and any(entry.status not in fine for entry in self.ledger.entries()[self.since :])
+        if self.fail_fast and not self.has_failed:
+            fine, entries = (*FINISHED, *UNFINISHED), self.ledger.entries()
+            self.has_failed = any(entry.status not in fine for entry in entries[self.seen :])
+            self.seen = len(entries)
+        return self.has_failed
 
 
 def handler_of_scheduler() -> Callable[[int, FrameType | None], Any] | None:

@@ -73,6 +73,7 @@ class Sweep:
         config.hydra.sweep.dir = str(self.folder)
         self.task = RecordedTask(task_function, self.folder, fail_fast=fail_fast)
         self.ledger = self.task.ledger
+        self.ended, self.seen = dict[str, Entry](), self.task.since
         try:
             self.launcher: Launcher = Plugins.instance().instantiate_launcher(
                 hydra_context=hydra_context, task_function=self.task, config=config
@@ -195,7 +196,10 @@ class Sweep:
 
     def entry_of(self, job: Job) -> Entry | None:
         """The entry of a job that ended since this start of the sweep."""
-        return {entry.hash: entry for entry in self.ledger.entries()[self.task.since :]}.get(job.hash)
+        entries = self.ledger.entries()
+        self.ended |= {entry.hash: entry for entry in entries[self.seen :]}
+        self.seen = len(entries)
+        return self.ended.get(job.hash)
 
     def _serve(
         self, serve: Callable[..., None], jobs: Iterable[Job], total: int, ended: Callable[[Job, Entry], None]
@@ -209,6 +213,7 @@ class Sweep:
                 if self.task.is_to_stop():
                     return
                 launched[job.number] = job
+                self.task.jobs.clear()  # each process receives the task with its own job alone
                 if (entry := self.entry_of(job)) is not None and entry.status not in UNFINISHED:
                     ended(job, entry)  # an earlier process of this sweep had started it, and it ended meanwhile
                     continue

@@ -227,7 +227,7 @@ class OptunaSweeper(Sweeper):
             pruning |= {"min_epochs": self.min_epochs, "reduction_factor": self.reduction_factor}
             pruning |= {"startup_trials": self.startup_trials}
             pruning |= {"max_epochs": OmegaConf.select(self._composed(job.overrides), "trainer.epochs", default=100)}
-            self.shared.task.environment_of[job.hash] = {TRIAL_VARIABLE: json.dumps(pruning)}
+            self.shared.task.environment_of = {job.hash: {TRIAL_VARIABLE: json.dumps(pruning)}}
         return job
 
     def _sampled(self, trial: optuna.trial.FrozenTrial) -> optuna.trial.FrozenTrial:

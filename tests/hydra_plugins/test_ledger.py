@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import pickle
 import threading
 import time
 from pathlib import Path
@@ -101,3 +102,27 @@ def test_a_result_that_is_no_number_is_ranked_last(bad: float | None, tmp_path: 
     for number in (1, 3):
         ledger.append(entry(number, "nan"))
     assert best_values(tmp_path, ledger) == {}, "no run is the best"
+
+
+def test_only_new_lines_are_read_and_none_goes_into_a_pickle(tmp_path: Path) -> None:
+    """A sweep of thousands looks at the ledger after every run, and hands its task to every process."""
+    ledger, other = Ledger(tmp_path), Ledger(tmp_path)
+    for number in range(300):  # more than is read at once
+        other.append(entry(number))
+    assert [found.number for found in ledger.entries()] == list(range(300))
+    whole = ledger.path.read_bytes()
+    ledger.path.write_bytes(b"-" * (len(whole) - 1) + b"\n")
+    other.append(entry(300))
+    assert [found.number for found in ledger.entries()] == list(range(301)), "the first lines are not read again"
+    assert len(pickle.dumps(ledger)) < 1000
+    ledger.path.unlink()
+    assert ledger.entries() == []
+
+
+def test_a_truncated_line_longer_than_a_block_is_removed(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path)
+    ledger.append(entry(0))
+    with open(ledger.path, "a") as file:
+        file.write("x" * 10_000)
+    ledger.append(entry(1))
+    assert [found.number for found in Ledger(tmp_path).entries()] == [0, 1]
