@@ -118,6 +118,15 @@ def test_a_failed_training_is_not_started_again(slurm: SlurmCluster, tmp_path: P
     assert (job.field("ExitCode"), job.field("Restarts")) == ("2:0", "0"), job.log()
 
 
+def test_a_time_limit_that_leaves_no_time_to_save_is_not_tried_for_ever(slurm: SlurmCluster, tmp_path: Path) -> None:
+    (tmp_path / "detr_exp").mkdir()  # `python -m` finds it before the installed one
+    (tmp_path / "detr_exp" / "__init__.py").touch()
+    (tmp_path / "detr_exp" / "train.py").write_text("raise SystemExit(75)")
+    job = Job(slurm, tmp_path, "train.sh", [], [])
+    assert job.ended() == "FAILED"
+    assert (job.field("ExitCode"), job.field("Restarts")) == ("75:0", "3"), job.log()
+
+
 MACHINES = ["--nodes=2", "--exclusive", "--partition=grace"]
 
 
