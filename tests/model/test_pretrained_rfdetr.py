@@ -9,6 +9,7 @@ from rfdetr_peer import backbone, peer, settings_of
 from torch.nn import functional as F
 
 from detr_exp import build
+from detr_exp.model.adapter.slim import undetermined_by
 from detr_exp.model.head.mask import MaskHead
 from detr_exp.model.pretrained import load_weights
 from detr_exp.model.pretrained_rfdetr import from_rfdetr, rfdetr_state
@@ -231,3 +232,13 @@ def test_a_file_for_another_task_is_refused(tmp_path, theirs, make):
     network = make(mask_head=partial(MaskHead, downsample=4))
     with pytest.raises(ValueError, match="a file for model=rfdetr, but the network is rfdetr_seg; use model=rfdetr,"):
         load_weights(network, stored(tmp_path, theirs))
+
+
+def test_a_network_that_is_to_be_adapted_keeps_what_a_file_does_not_determine(tmp_path, theirs, make):
+    """Its values are marked as not finite meanwhile."""
+    network = make(num_classes=3)
+    before = network.state_dict()["head.classes.bias"].clone()
+    missing, share = undetermined_by(lambda: load_weights(network, stored(tmp_path, theirs), list("abc")), network)
+    assert "head.classes.bias" in missing
+    assert torch.equal(network.state_dict()["head.classes.bias"], before)
+    assert share.endswith(f"new: {len(network.class_tensors())} class tensors for 3 classes")
