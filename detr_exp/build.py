@@ -17,6 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 from detr_exp.config.compose import compose as compose
 from detr_exp.config.compose import refuse_unready
 from detr_exp.config.instantiation import arguments_of, instantiate
+from detr_exp.config.keys import SELECTION
 from detr_exp.config.mistakes import ConfigError
 from detr_exp.config.stored import with_derived_nodes
 from detr_exp.config.targets import TARGET, refuse_missing_members, refuse_unknown_targets, refuse_wrong_arguments
@@ -185,6 +186,7 @@ def run(cfg: DictConfig, output_dir: Path, *, identity: str = "", resume_from: P
     data_set.check(("train",) if overfits else ("train", "val"))
     if overfits:
         data_set = data_set.first(num_overfit_images(cfg.trainer.overfit_batches, cfg.trainer.batch_size))
+    data_set = data_set.halved() if cfg.metric.get(SELECTION) else data_set
     base_file = base(cfg)  # hashed before it is read, so that a file that changes in between is noticed
     has_all = resume_from is not None and base_file is None  # of the weights
     made, share = started(start.for_checkpoint(cfg) if has_all else cfg, data_set)
@@ -259,13 +261,12 @@ def metric(
     """
     from detr_exp.data.part import restricted
 
-    make = _instantiated(cfg, "metric")
+    make = _instantiated(cfg, "metric", only=[name for name in _settings(cfg, "metric") if name != SELECTION])
     if inspect.isclass(make.func):  # checked before annotations are read
         refuse_missing_members(make.func, "metric", cfg.metric[TARGET])
     iou_types = [name for name, task in IOU_TYPES.items() if task in network.tasks]
     ids = data.category_ids if category_ids is None else category_ids
-    names = dict(zip(data.category_ids, data.classes))
-    schema = data.keypoints
+    names, schema = dict(zip(data.category_ids, data.classes)), data.keypoints
     of_id = {} if schema is None else dict(zip(data.category_ids, schema.counts))
     sigmas = None if schema is None else [schema.sigmas[: of_id.get(number, 0)] for number in ids]
     for number, predicted in zip(ids, network.keypoint_counts):
@@ -277,8 +278,8 @@ def metric(
 
     @functools.cache
     def of_split(split: str, image_ids: tuple[int, ...] | None = None) -> Metric:
-        truth = data.split(split).truth()
-        truth = truth if image_ids is None else restricted(truth, image_ids)
+        whole = data.split(split).truth()
+        truth = whole if image_ids is None else restricted(whole, image_ids)
         classes = [names.get(number, f"label {label}") for label, number in enumerate(ids)]
         arguments = dict(truth=truth, category_ids=ids, classes=classes, iou_types=iou_types, keypoint_sigmas=sigmas)
         refuse_wrong_arguments(make, arguments, f"metric: {cfg.metric[TARGET]}")

@@ -12,6 +12,8 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from detr_exp import cli
+from detr_exp.config.keys import SELECTION
+from detr_exp.data.content import HELD_OUT
 from detr_exp.runs.past import PastRun, find, load_all
 from detr_exp.runs.settings import SEED, Point, differing, in_pairs, points
 from detr_exp.terminal import say
@@ -33,7 +35,7 @@ corrected for multiple testing (Holm).
   a, b               run folders or ids; a list: runs with different seeds; a sweep folder: each of its points
   metrics            mAP, mAP50, mAP_small, segm_mAP, ... or metrics of a custom evaluator; null: trainer.monitor of a
   margin             differences below it are irrelevant: both sides can be called equivalent; null: no such test
-  data.split         val, train or test
+  data.split         val, train or test; of runs with metric.honest_selection val is the half that has not chosen
   data, data.root    other data, or their new folder; null: those of the first run of a
   resamples, level   number of bootstrap resamples, and confidence level of the interval
   trainer/hardware   auto, cpu, cuda, mps; null: as in each run
@@ -89,17 +91,18 @@ def compare_in(folder: Path, cfg: DictConfig) -> Values:
     opened = on_data(open_detector(cfg, first.folder), cfg)
     if "backend" in opened.cfg.metric:
         opened.cfg.metric.backend = "pycocotools"  # shows which detection found what
-    data, trained_on = opened.data, opened.detector.cfg.data
+    trained_on = opened.detector.cfg.data
     runs = list({run.folder: run for pair in pairs for side in pair for run in side}.values())
+    opened, split = _judging(runs, opened, cfg.data.split)
+    data = opened.data
     if opened.cfg.data.get("root") == trained_on.get("root") and "_target_" not in _plain(cfg.data):
         _say_other_data(runs, data.fingerprint)
-    evaluated, names = _evaluated(runs, cfg, opened)
+    evaluated, names = _evaluated(runs, cfg, opened, split)
     made = [tuple(_without_copies(_side(side, evaluated, names, data)) for side in pair) for pair in pairs]
     found = compared([(a, b) for a, b in made], level=cfg.level, margin=cfg.margin)
     for (a, b), one in zip(made, found):
         one["config"] = [list(row) for row in differing(a.runs, b.runs)]
-    images = len(data.split(cfg.data.split).image_ids)
-    summary = {"split": cfg.data.split, "images": images}
+    summary = {"split": split, "images": len(data.split(split).image_ids)}
     summary |= {name: cfg[name] for name in ("resamples", "level", "margin")} | {"comparisons": found}
     folder.mkdir(parents=True, exist_ok=True)
     kept = {**(found[0] if len(found) == 1 else {}), **summary}
@@ -157,7 +160,28 @@ def _readable(side: list[PastRun]) -> list[PastRun]:
     return kept
 
 
-def _evaluated(runs: Sequence[PastRun], cfg: DictConfig, opened: OnData) -> tuple[dict[Path, Evaluated], list[str]]:
+def _judging(runs: Sequence[PastRun], opened: OnData, asked: str) -> tuple[OnData, str]:
+    """The data and the split to compare on: instead of `val` the half of it that chose none of the checkpoints."""
+    from detr_exp import build
+
+    halved = [run for run in runs if run.config.get("metric", {}).get(SELECTION)]
+    if asked != "val" or not halved:
+        return opened, asked
+    if len(halved) == len(runs) and opened.data.held_out is not None:
+        say("compared on the half of the validation images that has chosen no checkpoint (data.split=held_out)")
+        return opened, HELD_OUT
+    if len(halved) < len(runs):
+        flattered = next(run for run in runs if run not in halved)
+        say(
+            f"warning: all of these images have chosen the epoch of {flattered.folder}, and half of them that of "
+            f"{halved[0].folder}, which flatters the first; compare on others: data.split=test"
+        )
+    return opened if opened.data.held_out is None else replace(opened, data=build.data(opened.cfg)), asked
+
+
+def _evaluated(
+    runs: Sequence[PastRun], cfg: DictConfig, opened: OnData, split: str
+) -> tuple[dict[Path, Evaluated], list[str]]:
     """Every run, evaluated on the same images and the same draws of them, and the names of the metrics."""
     from detr_exp.inference.on_data import open_detector
     from detr_exp.metric.backend import CocoEvaluation
@@ -165,12 +189,12 @@ def _evaluated(runs: Sequence[PastRun], cfg: DictConfig, opened: OnData) -> tupl
 
     said = [cfg.metrics] if isinstance(cfg.metrics, str) else cfg.metrics or []
     names = list(dict.fromkeys(name.removeprefix("val/") for name in said))
-    times = draws(len(opened.data.split(cfg.data.split).image_ids), cfg.resamples)
+    times = draws(len(opened.data.split(split).image_ids), cfg.resamples)
     found = {}
     for run in runs:
         one = replace(opened, detector=open_detector(cfg, run.folder))
-        metric = one.metric(cfg.data.split)
-        values = one.evaluate(one.loader(cfg.data.split), metric)
+        metric = one.metric(split)
+        values = one.evaluate(one.loader(split), metric)
         names = names or [_judged_by(run, values, isinstance(metric, CocoEvaluation))]
         if count := values.get("nonfinite"):
             raise ValueError(

@@ -23,7 +23,7 @@ Evaluate a checkpoint with COCO's metrics. Network, classes and, by default, dat
 
   checkpoint         a file, a run folder (its best checkpoint) or a run id, also MLflow's
   weights            ema or raw; null: the weights of the file
-  data.split         val, train or test
+  data.split         val, train or test; held_out: the half of val that has not chosen the checkpoint
   data, data.root    another data set, or its new folder; also data.num_workers
   batch_size         null: as in training, which gives exactly the same numbers
   metric             pycocotools or fast; null: the checkpoint's
@@ -50,25 +50,35 @@ def evaluate_in(folder: Path, cfg: DictConfig) -> dict[str, float]:
         cfg: see `conf/evaluate.yaml`.
 
     Returns:
-        all metrics; see `metric.coco.CocoMetric.compute`, or that of a custom metric.
+        all metrics; see `metric.coco.CocoMetric.compute`, or that of a custom metric. Of the half that has chosen the
+        checkpoint, where there is one, those of the other half as `held_out/<name>` besides.
 
     Raises:
         ValueError: checkpoint or data cannot be read, or they have no class in common.
     """
+    from detr_exp.data.content import HELD_OUT
     from detr_exp.inference.on_data import on_data, open_detector
     from detr_exp.metric.backend import CocoEvaluation
     from detr_exp.metric.charts import save_charts
-    from detr_exp.protocols import PerClass
+    from detr_exp.protocols import Metric, PerClass
     from detr_exp.trainer.console import Console
     from detr_exp.trainer.evaluation import headline
 
     detector = open_detector(cfg, compiled=True)
     opened = on_data(detector, cfg)
-    metric = opened.metric(cfg.data.split)
-    loader = opened.loader(cfg.data.split, cfg.batch_size)
     console = Console("rich")
-    with console.progress(f"evaluating {cfg.data.split}", len(loader)) as meter:
-        values = opened.evaluate(loader, metric, on_batch=lambda batch, detections: meter())
+
+    def evaluated(split: str) -> tuple[Metric, dict[str, float]]:
+        metric, loader = opened.metric(split), opened.loader(split, cfg.batch_size)
+        with console.progress(f"evaluating {split}", len(loader)) as meter:
+            values = opened.evaluate(loader, metric, on_batch=lambda batch, detections: meter())
+        console.metrics(f"{detector.path}  {split}", headline(values))
+        return metric, values
+
+    metric, values = evaluated(cfg.data.split)
+    if cfg.data.split == "val" and opened.data.held_out is not None:
+        console.line("val is the half of the validation images that has chosen this checkpoint; on the other half:")
+        values |= {f"{HELD_OUT}/{name}": value for name, value in evaluated(HELD_OUT)[1].items()}
     plain = {name: value if math.isfinite(value) else None for name, value in values.items()}
     rows_of = {kind: metric.table(kind) for kind in metric.iou_types} if isinstance(metric, PerClass) else {}
     folder.mkdir(parents=True, exist_ok=True)
@@ -77,7 +87,6 @@ def evaluate_in(folder: Path, cfg: DictConfig) -> dict[str, float]:
         write(folder / "classes.json", json.dumps(rows_of, indent=1, ensure_ascii=False) + "\n")
     if isinstance(metric, CocoEvaluation):
         save_charts(metric, folder)
-    console.metrics(f"{detector.path}  {cfg.data.split}", headline(values))
     for iou_type, rows in rows_of.items():
         console.line(per_class(iou_type, rows))
     console.line(f"written to {folder}")

@@ -36,6 +36,8 @@ NO_NUMBER = (
 )
 # Changes of these keys change no numbers of the training, only its evaluation.
 FREE = (*NO_NUMBER, "metric")
+SELECTION = "honest_selection"  # but this key of `metric` decides which epoch is the best
+HONEST = f"metric.{SELECTION}"
 # The stored state depends on these keys, so they cannot change when a run resumes; changes of other keys have effect.
 FIXED = (
     "model",
@@ -59,6 +61,11 @@ RULES = "optim.param_groups"  # users can add entries: a new entry is a change, 
 def is_under(key: str, prefixes: Collection[str]) -> bool:
     """Whether a dotted key is one of these prefixes or below one."""
     return any(key == prefix or key.startswith(f"{prefix}.") for prefix in prefixes)
+
+
+def is_free(key: str) -> bool:
+    """Whether a change of a dotted key leaves the training and its best epoch as they are."""
+    return is_under(key, FREE) and key != HONEST
 
 
 def differing(before: Mapping[str, object], now: Mapping[str, object]) -> list[str]:

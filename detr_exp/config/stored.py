@@ -14,6 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from detr_exp.config.compose import CONF_DIR
+from detr_exp.config.keys import SELECTION
 from detr_exp.config.mistakes import ConfigError
 from detr_exp.values import Values, values_of
 
@@ -75,7 +76,10 @@ def upgraded(config: Values) -> Values:
 
     Earlier versions had no table of losses, only `loss.class_loss` and weights; the decoder was part of the network.
     """
-    return with_derived_nodes(_renamed(config, RENAMED), resolved=True)
+    made = with_derived_nodes(_renamed(config, RENAMED), resolved=True)
+    if isinstance(made.get("metric"), dict):
+        made["metric"] = {SELECTION: False, **made["metric"]}  # earlier versions chose on all images
+    return made
 
 
 def with_derived_nodes(config: Values, *, resolved: bool) -> Values:
@@ -110,6 +114,8 @@ def as_first_version(config: Values) -> Values:
             rest = {key: value for key, value in values.items() if key != name}
             if values[name] in (derived_node(group, rest, resolved) for resolved in (True, False)):
                 made[group] = rest
+    if isinstance(made.get("metric"), dict) and made["metric"].get(SELECTION) is False:
+        made["metric"] = {key: value for key, value in made["metric"].items() if key != SELECTION}
     return made
 
 

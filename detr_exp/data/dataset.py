@@ -18,8 +18,9 @@ from detr_exp.data.augment import Augment
 from detr_exp.data.cache import image_cache
 from detr_exp.data.classes import ClassMap, confusable
 from detr_exp.data.collate import Sample
-from detr_exp.data.content import SPLITS, Source, Split
+from detr_exp.data.content import HELD_OUT, SPLITS, Source, Split
 from detr_exp.data.files import is_image
+from detr_exp.data.halves import halves
 from detr_exp.data.headers import check_headers
 from detr_exp.data.keypoints import FlipPairs, KeypointSchema, mirror_remarks, schema
 from detr_exp.data.loader import Loading, Samples
@@ -130,6 +131,11 @@ class DataSet:
     def test(self) -> Split | None:
         return self._read("test") if "test" in self.content.read else None
 
+    @cached_property
+    def held_out(self) -> Split | None:
+        """The half of the validation images that is not `val`; None where that is all of them."""
+        return self._read(HELD_OUT) if HELD_OUT in self.content.read else None
+
     @property
     def has_masks(self) -> bool:
         return self.train.has_masks
@@ -141,7 +147,7 @@ class DataSet:
         return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
 
     def split(self, name: str) -> Split:
-        """The split `train`, `val` or `test`.
+        """The split `train`, `val`, `test` or `held_out`.
 
         Raises:
             ValueError: there is none of this name.
@@ -151,6 +157,11 @@ class DataSet:
         return getattr(self, name)
 
     def _lacks(self, name: str) -> str:
+        if name == HELD_OUT:
+            return (
+                "no half of the validation images is held out here; only a run with metric.honest_selection=true does "
+                "that, with the data it was trained on: data.split=val"
+            )
         return (
             f"the data set has no {name} split, only {', '.join(self.content.read)}; add one beside it, or name its "
             f"files where the layout has keys data.{name}"
@@ -171,7 +182,7 @@ class DataSet:
         """Batches of one split, as `structures.Batch`.
 
         Args:
-            split: `train`, `val` or `test`.
+            split: `train`, `val`, `test` or `held_out`.
             network: provides the image size, the stride, and whether masks and keypoints are needed.
             batch_size: per rank.
             seed: decides order, sizes and augmentation of training batches.
@@ -248,6 +259,34 @@ class DataSet:
         few.content = replace(self.content, read={"train": lambda: part, "val": lambda: part})
         few.augment, few.multi_scale = Augment(), None
         return few
+
+    def halved(self) -> DataSet:
+        """The same with half of the validation images as `val`, and the others as `held_out`; see `halves.halves`.
+
+        Raises:
+            DataError: there are too few images with objects.
+        """
+        whole = self.split("val")
+        shown = [set(whole.objects(i).categories.tolist()) for i in range(len(whole))]
+        if (count := sum(map(bool, shown))) < 2:
+            raise DataError(
+                f"{self.content.origin}: {count} validation image{'' if count == 1 else 's'} with objects cannot both "
+                "choose and judge; add validation images, or choose on all there are: metric.honest_selection=false"
+            )
+        parts = halves(whole.image_ids, shown)
+        in_half = [set[int]().union(*(shown[i] for i in part)) for part in parts]
+        names = dict(zip(self.category_ids, self.classes))
+        if lone := sorted(in_half[0] ^ in_half[1]):
+            log.warning(
+                "%s: only one half of the validation images shows %s; the halves are means over other classes",
+                *(self.content.origin, listed([names[number] for number in lone], ", ")),
+            )
+        made = copy(self)
+        vars(made).pop("val", None)
+        made.fingerprint = self.fingerprint  # the data are the same
+        half, other = (Part(whole, part) for part in parts)
+        made.content = replace(self.content, read={**self.content.read, "val": lambda: half, HELD_OUT: lambda: other})
+        return made
 
     def check(self, needed: Sequence[str] = ("train", "val")) -> None:
         """Read all annotations and the headers of all images; training and `check_data` do this before they start.

@@ -59,6 +59,7 @@ class Detector:
         keypoints: the keypoint schema of the data it was trained on, or None.
         nonfinite: number of predictions so far that were not finite, which are no detections.
         batch_size: images per batch in the training's evaluations.
+        data_fingerprint: of the data it was trained on.
     """
 
     network: Network
@@ -71,6 +72,7 @@ class Detector:
     keypoints: KeypointSchema | None
     nonfinite: int = 0
     batch_size: int = 1
+    data_fingerprint: str = ""
 
     def folded(self) -> Detector:
         """This detector with norms folded into convolutions: faster, and not equal to the last digit."""
@@ -167,6 +169,7 @@ def load(
         path=path,
         keypoints=keypoints,
         batch_size=_batch_size_of(cfg, state),
+        data_fingerprint=state.get("data_fingerprint", ""),
     )
 
 

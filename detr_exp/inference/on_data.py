@@ -10,6 +10,7 @@ from omegaconf import DictConfig, OmegaConf
 from torch.utils.data import DataLoader
 
 from detr_exp import build
+from detr_exp.config.keys import SELECTION
 from detr_exp.config.stored import literal
 from detr_exp.data.collate import Sample
 from detr_exp.data.dataset import DataSet
@@ -48,7 +49,7 @@ class OnData:
     Attributes:
         detector: the checkpoint.
         cfg: its config with the data and metric of the command line.
-        data: the data set.
+        data: the data set; with the validation images in two halves where one of them has chosen the checkpoint.
     """
 
     detector: Detector
@@ -88,7 +89,10 @@ def on_data(detector: Detector, cfg: DictConfig) -> OnData:
     """
     merged = combined(detector.cfg, cfg)
     with of_this_version(detector.path):
-        return OnData(detector, merged, build.data(merged))
+        data = build.data(merged)
+        if detector.cfg.metric.get(SELECTION) and data.fingerprint == detector.data_fingerprint:
+            data = data.halved()
+        return OnData(detector, merged, data)
 
 
 def combined(trained: DictConfig, cfg: DictConfig) -> DictConfig:

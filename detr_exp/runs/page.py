@@ -18,6 +18,7 @@ from scipy.stats import t as student
 
 from detr_exp.runs import svg
 from detr_exp.runs.analysis import Cost, effects, front, noise_of
+from detr_exp.runs.chosen import honest
 from detr_exp.runs.past import PastRun
 from detr_exp.runs.settings import SEED, Setting, points, settings
 from detr_exp.tracker.follower import is_image
@@ -120,6 +121,7 @@ def render(runs: Sequence[PastRun], *, title: str, about: str, now: datetime) ->
         total_hours=sum(run.hours for run in ordered),
         troubles=[run for run in ordered if run.status not in GOOD],
         code=_code(ordered),
+        honest=honest([point.runs for point in ranked]),
     )
 
 
@@ -146,10 +148,12 @@ def _row(point: Ranked) -> Values:
     names = ("mAP50", "mAP_small", "mAP_medium", "mAP_large")
     prefix = point.runs[0].monitor.removesuffix("mAP")
     epochs = [epoch for run in point.runs if (epoch := run.best.get("val/epoch")) is not None]
+    held_out = [run.choices[0].there for run in point.runs if run.choices is not None]
     return {
         "point": point,
         "values": [_mean_of(point.runs, f"{prefix}{name}") for name in names],
         "epoch": mean(epochs) if epochs else None,
+        "held_out": mean(held_out) if held_out else None,
         "hours": sum(run.hours for run in point.runs),
         "parameters": _parameters(point.runs[0]),
     }

@@ -13,6 +13,8 @@ from pathlib import Path
 import yaml
 
 from detr_exp.config.stored import upgraded
+from detr_exp.data.content import HELD_OUT
+from detr_exp.metric.honest import Choice
 from detr_exp.tracker.base import RECORD, RunRecord
 from detr_exp.tracker.follower import METRICS
 from detr_exp.tracker.jsonl import JsonLines
@@ -81,6 +83,17 @@ class PastRun:
         """The best monitored value, as a sweep ranks it: more is better, a loss is negated; None of a diverged run."""
         value = self.best.get(self.monitor)
         return None if value is None or self.status == "nan" else self._gain(value)
+
+    @cached_property
+    def choices(self) -> tuple[Choice, Choice] | None:
+        """The best epochs by the half of the validation images that chooses and by the other; None where all chose."""
+        names = (self.monitor, f"{HELD_OUT}/{self.monitor.removeprefix('val/')}")
+        measured = [line for line in self.lines if all(line.get(name) is not None for name in names)]
+        if not measured or self.score is None:
+            return None
+        here, there = ([self._gain(line[name]) for line in measured] for name in names)
+        a, b = here.index(max(here)), there.index(max(there))
+        return Choice(here[a], there[a]), Choice(there[b], here[b])
 
     def _gain(self, value: float) -> float:
         return -value if self.monitor.startswith("val/loss") else value

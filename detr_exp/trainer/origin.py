@@ -6,7 +6,7 @@ import shlex
 from pathlib import Path
 from typing import NamedTuple
 
-from detr_exp.config.keys import FREE, is_under
+from detr_exp.config.keys import is_free
 from detr_exp.config.stored import as_first_version
 from detr_exp.folder import in_use_error
 from detr_exp.locks import is_locked
@@ -90,7 +90,7 @@ def refuse_existing_run(folder: Path) -> None:
 
 def identity(config: Values) -> str:
     """The hash of all keys of a resolved config that influence the numbers of a run."""
-    relevant = {key: value for key, value in flat(as_first_version(config)).items() if not is_under(key, FREE)}
+    relevant = {key: value for key, value in flat(as_first_version(config)).items() if not is_free(key)}
     entry = named(str(relevant.get("model.weights")))
     if entry is not None and entry.hash != UNKNOWN:  # other files are locked to the hash of their first use
         relevant["model.weights.hash"] = entry.hash

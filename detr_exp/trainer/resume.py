@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from detr_exp.config.keys import FIXED, FREE, RULES, differing, is_under
+from detr_exp.config.keys import FIXED, HONEST, RULES, differing, is_free, is_under
 from detr_exp.config.stored import upgraded
 from detr_exp.model.adapter.slim import BaseFile
 from detr_exp.protocols import Counting, Network
@@ -110,8 +110,11 @@ def restore(saved: Values, run: Run, state: State) -> list[str]:
     _refuse_other_groups(run.resume_from, saved["optimizer"]["param_groups"], state.optimizer.param_groups)
     reason = why_best_is_incomparable(saved, run)
     if reason is not None:
-        fresh = {which: best.state_dict() for which, best in state.best.items()}
-        saved = saved | {"best": fresh, "early_stopping": None}
+        fresh = {
+            name: {which: best.state_dict() for which, best in getattr(state, name).items()}
+            for name in ("best", "best_held_out")
+        }
+        saved = saved | fresh | {"early_stopping": None}
     try:
         state.load_state_dict(saved)
     except (RuntimeError, KeyError, TypeError) as error:
@@ -123,7 +126,7 @@ def restore(saved: Values, run: Run, state: State) -> list[str]:
     if isinstance(run.criterion.matcher, Counting):
         run.criterion.matcher.num_non_finite = saved["nonfinite_costs"]
     before, now = _compared(saved, run.config)
-    changes = [key for key in differing(before, now) if not is_under(key, FREE)]
+    changes = [key for key in differing(before, now) if not is_free(key)]
     messages = [f"resumed with {key}={now.get(key)} (was {before.get(key, 'not set')})" for key in changes]
     if saved["data_fingerprint"] != run.data.fingerprint:
         messages.append("resumed with changed data; the results differ from those of an uninterrupted run")
@@ -141,6 +144,8 @@ def why_best_is_incomparable(saved: Values, run: Run) -> str | None:
         return f"{settings[1]} to decide which epoch is best, instead of {settings[0]}"
     if before.get("trainer.smooth_alpha") != now.get("trainer.smooth_alpha"):
         return "other running means of the monitored metric"
+    if before.get(HONEST) != now.get(HONEST):
+        return f"{'half' if now.get(HONEST) else 'all'} of the validation images to decide which epoch is best"
     if before.get("metric.eval_max_dets") != now.get("metric.eval_max_dets"):
         return "another number of detections per image (metric.eval_max_dets)"
     losses = [key for key in differing(before, now) if is_under(key, ("loss", "matcher"))]
@@ -208,7 +213,9 @@ def copy_best_checkpoints(run: Run, state: State) -> list[str]:
     evaluated = [which for which, best in state.best.items() if best.best_raw is not None]
     lost = distributed.on_first_rank(_without_best_file, run, evaluated)
     for which in lost:
-        state.best[which].forget()
+        for best in (state.best, state.best_held_out):
+            if which in best:
+                best[which].forget()
     return [
         f"resumed without {files.BEST[which]}, which was not found; the search for the best starts again from here"
         for which in lost

@@ -25,11 +25,12 @@ class BestMetric:
     best: float | None = None
     best_raw: float | None = None
     best_epoch: int | None = None
+    beside: float | None = None  # what was measured with `best_raw` on other images
     mean: float = 0.0
     count: int = 0
     lost: int = 0  # evaluations without a finite value
 
-    def update(self, value: float, epoch: int) -> bool:
+    def update(self, value: float, epoch: int, beside: float | None = None) -> bool:
         """Add the value of `epoch` (0-based); returns whether it is the best so far."""
         if not math.isfinite(value):
             self.lost += 1
@@ -39,12 +40,12 @@ class BestMetric:
         smoothed = self.mean / (1 - self.smooth_alpha**self.count)
         if epoch < self.skip_epochs or (self.best is not None and smoothed <= self.best):
             return False
-        self.best, self.best_raw, self.best_epoch = smoothed, value, epoch
+        self.best, self.best_raw, self.best_epoch, self.beside = smoothed, value, epoch, beside
         return True
 
     def forget(self) -> None:
         """Make the next value the best, because the checkpoint of the best is lost."""
-        self.best = self.best_raw = self.best_epoch = None
+        self.best = self.best_raw = self.best_epoch = self.beside = None
 
     def state_dict(self) -> Stored:
         return asdict(self)
@@ -52,7 +53,7 @@ class BestMetric:
     def load_state_dict(self, state: Stored) -> None:
         for name in ("best", "best_raw", "best_epoch", "mean", "count"):
             setattr(self, name, state[name])
-        self.lost = state.get("lost", 0)
+        self.lost, self.beside = state.get("lost", 0), state.get("beside")
         if self.best is not None and not math.isfinite(self.best):  # older versions let such a value win
             self.forget()
         if not math.isfinite(self.mean):

@@ -97,6 +97,8 @@ class State:
         batch: micro-batches already used in the current epoch.
         is_slim: whether the frozen parameters are those of `Run.base` and not saved.
         forward: the module that training steps call: the network, or a wrapper that averages gradients over ranks.
+        best: of the evaluations of the `raw` and the `ema` weights, on `val`, which chooses.
+        best_held_out: what the other half of the validation images would have chosen; empty without such a half.
         step: optimiser steps taken.
         moved: offset of the position in the schedule from `step`, after the number of ranks has changed.
         closed: the step of the last end of an epoch that was completed: evaluated if due, and saved.
@@ -120,6 +122,7 @@ class State:
     steps_per_epoch: int
     total_steps: int
     best: dict[str, BestMetric]
+    best_held_out: dict[str, BestMetric]
     early_stopping: EarlyStopping | None
     is_slim: bool = False
     epoch: int = 0
@@ -171,6 +174,7 @@ class State:
             "world_size": distributed.world_size(),
             **{name: getattr(self, name) for name in (*DECIDED, *COUNTED)},
             "best": {name: best.state_dict() for name, best in self.best.items()},
+            "best_held_out": {name: best.state_dict() for name, best in self.best_held_out.items()},
             "early_stopping": self.early_stopping.state_dict() if self.early_stopping else None,
         }
 
@@ -191,6 +195,8 @@ class State:
         self.log_sums = None if saved["log_sums"] is None else saved["log_sums"].to(self.precision.device)
         for name, best in self.best.items():
             best.load_state_dict(saved["best"][name])
+        for name, best in self.best_held_out.items():
+            best.load_state_dict(saved["best_held_out"][name])
         if self.early_stopping is not None and saved["early_stopping"] is not None:
             self.early_stopping.load_state_dict(saved["early_stopping"])
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from detr_exp.data.content import HELD_OUT, SPLITS
 from detr_exp.published.table import named
 from detr_exp.trainer import checkpoint as files
 from detr_exp.trainer import distributed
@@ -16,7 +17,7 @@ def print_start(console: Console, settings: Settings, run: Run, state: State) ->
     trained = sum(p.numel() for p in state.parameters)
     height, width = state.network.image_size
     ranks = distributed.world_size()
-    splits = [(name, getattr(run.data, name)) for name in ("train", "val", "test")]
+    splits = [(name, getattr(run.data, name)) for name in (*SPLITS, HELD_OUT)]
     sizes = ", ".join(f"{len(split)} {name}" for name, split in splits if split is not None)
     names = ", ".join(run.data.classes[:8]) + (", ..." if len(run.data.classes) > 8 else "")
     console.summary(

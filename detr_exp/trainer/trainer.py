@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import math
 import time
+from copy import deepcopy
 from dataclasses import dataclass
 
 import torch
@@ -112,6 +113,7 @@ class Trainer:
         total_steps = steps_per_epoch * settings.epochs
         if settings.max_steps is not None:
             total_steps = min(total_steps, settings.max_steps)
+        best = {which: BestMetric(settings.skip_best_epochs, settings.smooth_alpha) for which in ("raw", "ema")}
         state = State(
             network=network,
             forward=forward,
@@ -132,7 +134,8 @@ class Trainer:
             grad_accum_steps=grad_accum_steps,
             steps_per_epoch=steps_per_epoch,
             total_steps=total_steps,
-            best={which: BestMetric(settings.skip_best_epochs, settings.smooth_alpha) for which in ("raw", "ema")},
+            best=best,
+            best_held_out={} if run.data.held_out is None else deepcopy(best),
             early_stopping=EarlyStopping(
                 settings.early_stopping_patience,
                 settings.early_stopping_min_delta,

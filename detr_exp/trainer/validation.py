@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from contextlib import nullcontext
 
 from detr_exp.config.mistakes import did_you_mean
+from detr_exp.data.content import HELD_OUT
 from detr_exp.data.loader import WorkerError
 from detr_exp.metric.backend import CocoEvaluation
+from detr_exp.metric.honest import Choice, flattery
 from detr_exp.protocols import Metric
 from detr_exp.signals import Interrupt, Interrupted
 from detr_exp.structures import Batch, Detections
@@ -22,6 +24,7 @@ from detr_exp.trainer.diagnosis.worst_images import save_details
 from detr_exp.trainer.distributed import on_first_rank, sync_buffers
 from detr_exp.trainer.evaluation import evaluate, headline
 from detr_exp.trainer.resume import is_loss
+from detr_exp.trainer.selection import BestMetric
 from detr_exp.trainer.settings import Settings
 from detr_exp.trainer.sharding import gathered_weights
 from detr_exp.trainer.state import Run, State, floating_buffers
@@ -45,24 +48,33 @@ def evaluate_epoch(
     values: dict[str, float] = {}
     evaluated: dict[str, dict[str, float]] = {}
     monitored_values: dict[str, float] = {}
-    before = {which: best.state_dict() for which, best in state.best.items()}
+    before = [(best, best.state_dict()) for of in (state.best, state.best_held_out) for best in of.values()]
     epoch = state.epoch_number - 1
     for which in weights_to_evaluate(settings, state):
         images = PredictionSheet(run.data, settings.num_pictures, settings.picture_threshold)
+        with_loss = needs_val_loss(settings)
         try:
-            found = evaluate_split(
-                settings, console, run, state, "val", which, needs_val_loss(settings), images, interrupt
-            )
+            found = evaluate_split(settings, console, run, state, "val", which, with_loss, images, interrupt)
+            beside = {}
+            if run.data.held_out is not None:
+                beside = evaluate_split(settings, console, run, state, HELD_OUT, which, with_loss, interrupt=interrupt)
         except (Interrupted, WorkerError):
-            for name, best in state.best.items():
-                best.load_state_dict(before[name])
+            for best, stored in before:
+                best.load_state_dict(stored)
             raise
-        if settings.evaluate_weights == "both":
-            values |= {f"val/{which}_{name}": value for name, value in found.items() if "/" not in name}
-        values |= named(settings, "val", found)
+        for split, measured in (("val", found), (HELD_OUT, beside)):
+            if settings.evaluate_weights == "both":
+                values |= {f"{split}/{which}_{name}": value for name, value in measured.items() if "/" not in name}
+            values |= named(settings, split, measured)
         monitored_values[which] = monitored(settings, found)
-        if state.best[which].update(monitored_values[which], epoch):
-            on_first_rank(files.save, inference_content(run, state, which, found), run.output_dir / files.BEST[which])
+        held_out = monitored(settings, beside) if beside else None
+        if held_out is not None:
+            if not math.isfinite(held_out):
+                monitored_values[which] = math.nan  # diverged, although val does not show it
+            state.best_held_out[which].update(held_out, epoch, monitored_values[which])
+        if state.best[which].update(monitored_values[which], epoch, held_out):
+            content = inference_content(run, state, which, found) | ({HELD_OUT: beside} if beside else {})
+            on_first_rank(files.save, content, run.output_dir / files.BEST[which])
             on_first_rank(save_details, run, "val", run.make_metric("val"), found, state.step, settings.num_pictures)
             on_first_rank(save_evaluation_charts, run, found, state.step)
         evaluated[which] = found
@@ -144,17 +156,30 @@ def finish(settings: Settings, console: Console, run: Run, state: State, interru
     best = evaluated[winner]
     epoch = (best.best_epoch or 0) + 1
     values = {"best/epoch": float(epoch)}
-    values |= {f"best/{name}": value for name, value in headline(files.load(total)["metrics"]).items()}
+    content = files.load(total)
+    values |= {f"best/{name}": value for name, value in headline(content["metrics"]).items()}
+    result = f"best {best.best_raw:.4f} at epoch {epoch} ({winner} weights)"
+    if state.best_held_out:
+        chosen = flattery(_choices(state.best), _choices(state.best_held_out))
+        values |= {f"best/{HELD_OUT}_{name}": value for name, value in headline(content[HELD_OUT]).items()}
+        values["best/luck"] = chosen.luck
+        result = f"best at epoch {epoch} ({winner} weights), {chosen}"
     if settings.run_test and run.data.test is not None:
-        state.load_weights(files.load(total)["model"])
+        state.load_weights(content["model"])
         found = evaluate_split(
             settings, console, run, state, "test", "raw", settings.compute_test_loss, interrupt=interrupt
         )
         console.metrics(f"test, best {winner} weights (epoch {epoch})", headline(found))
         values |= named(settings, "test", found)
     run.tracker.log(state.step, values)
-    print_result(console, settings, run, f"best {best.best_raw:.4f} at epoch {epoch} ({winner} weights)")
+    print_result(console, settings, run, result)
     return best.best_raw
+
+
+def _choices(bests: Mapping[str, BestMetric]) -> list[Choice]:
+    """The best of each kind of weights that was evaluated, here and on the other half of the validation images."""
+    known = [(best.best_raw, best.beside) for best in bests.values()]
+    return [Choice(here, there) for here, there in known if here is not None and there is not None]
 
 
 def weights_to_evaluate(settings: Settings, state: State) -> tuple[str, ...]:

@@ -6,16 +6,21 @@ import contextlib
 import json
 import math
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from importlib.util import find_spec
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from omegaconf import DictConfig, OmegaConf
 
+from detr_exp.data.content import HELD_OUT
 from detr_exp.terminal import printable, say
 from detr_exp.tracker.secrets import masked
 from detr_exp.writing import write
-from hydra_plugins.detr_exp._ledger import FINISHED, Ledger, score
+from hydra_plugins.detr_exp._ledger import FINISHED, Entry, Ledger, score
+
+if TYPE_CHECKING:
+    from detr_exp.runs.past import PastRun
 
 LINK = "parent.json"
 
@@ -90,7 +95,22 @@ def best_values(folder: Path, ledger: Ledger) -> dict[str, float]:
     best = max(ledger.latest().values(), key=score, default=None)
     if best is None or best.metric is None or not math.isfinite(score(best)):
         return {}
-    return {"best/monitor": best.metric, **last_values(folder / best.hash, "best/")}
+    values = {"best/monitor": best.metric, **last_values(folder / best.hash, "best/")}
+    from detr_exp.runs.chosen import honest
+
+    chosen = honest([[run] for run in honest_runs(folder, ledger.latest()).values()])
+    return values if chosen is None else values | {"best/luck": chosen.luck}
+
+
+def honest_runs(folder: Path, entries: Mapping[str, Entry]) -> dict[str, PastRun]:
+    """By hash the finished runs that were chosen by half of the validation images, and measured on the other half."""
+    from detr_exp.runs.past import PastRun
+
+    found = {}
+    for name, entry in entries.items():
+        if math.isfinite(score(entry)) and last_values(folder / name, f"best/{HELD_OUT}_"):
+            found[name] = PastRun.load(folder / name)
+    return found
 
 
 def last_values(folder: Path, prefix: str) -> dict[str, float]:

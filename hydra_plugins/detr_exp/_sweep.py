@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.plugins import Plugins
@@ -21,10 +21,11 @@ from omegaconf import Container, DictConfig, OmegaConf
 
 from detr_exp.config.grid import SWEEP_KEYS
 from detr_exp.config.hydra_private import ConfigLoaderImpl, returned
-from detr_exp.config.keys import FREE, differing, is_under
+from detr_exp.config.keys import differing, is_free
 from detr_exp.config.mistakes import ConfigError
 from detr_exp.config.ranges import refuse_out_of_range
 from detr_exp.config.stored import as_first_version
+from detr_exp.data.content import HELD_OUT
 from detr_exp.locks import LockedError, is_locked, lock
 from detr_exp.terminal import say
 from detr_exp.tracker.secrets import masked
@@ -32,8 +33,12 @@ from detr_exp.trainer.run_status import status_of
 from detr_exp.values import Values, flat, values_of
 from detr_exp.writing import LOCK, remove_left_overs
 from hydra_plugins.detr_exp._ledger import FINISHED, UNFINISHED, Entry, Job, first_line
-from hydra_plugins.detr_exp._parent import parent_run
+from hydra_plugins.detr_exp._parent import honest_runs, parent_run
 from hydra_plugins.detr_exp._recorded import JOB_LOCK, RecordedTask
+
+if TYPE_CHECKING:
+    from detr_exp.metric.honest import Flattery
+    from detr_exp.runs.past import PastRun
 
 
 class SweepFailed(RuntimeError):
@@ -157,7 +162,7 @@ class Sweep:
             if not stored.exists():
                 continue
             before, now = (masked(_values(config)) for config in (OmegaConf.load(stored), composed(job)))
-            others = [key for key in differing(before, now) if not is_under(key, FREE)]
+            others = [key for key in differing(before, now) if not is_free(key)]
             if others:
                 changes = ", ".join(f"{key} was {before.get(key)!r} and is {now.get(key)!r}" for key in others[:8])
                 raise ConfigError(
@@ -265,7 +270,14 @@ class Sweep:
         from hydra_plugins.detr_exp._table import show  # imports rich, which takes time
 
         entries, elsewhere = self.ledger.latest(), elsewhere or {}
-        show(jobs, {**entries, **elsewhere}, extra or {})
+        runs = honest_runs(self.folder, {job.hash: entries[job.hash] for job in jobs if job.hash in entries})
+        further = {name: dict(values) for name, values in (extra or {}).items()}
+        for name, run in runs.items():
+            if run.choices is not None:
+                further.setdefault(name, {})[HELD_OUT] = run.choices[0].there
+        show(jobs, {**entries, **elsewhere}, further)
+        if runs and (chosen := _choice_among(list(runs.values()))) is not None:
+            say(f"\nthe best was {chosen}")
         say(f"\n{self.folder}")
         own = [job for job in jobs if job.hash not in elsewhere]
         bad = [job for job in own if job.hash not in entries or entries[job.hash].status not in FINISHED]
@@ -274,6 +286,13 @@ class Sweep:
             what = "failed" if failed == len(bad) else "are not finished"
             again = " with sweep_retry=failed" if failed else ""
             raise SweepFailed(f"{len(bad)} of {len(own)} runs {what}; the same command{again} runs only those")
+
+
+def _choice_among(runs: Sequence[PastRun]) -> Flattery | None:
+    from detr_exp.runs.chosen import honest
+    from detr_exp.runs.settings import points
+
+    return honest(points(runs))
 
 
 def name_of(config: DictConfig) -> str:

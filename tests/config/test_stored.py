@@ -18,9 +18,10 @@ from detr_exp.trainer.origin import identity
 
 
 def before(config: dict) -> dict:
-    """As the first version wrote it: no table of losses, no decoder apart, settings of a training in its engine."""
+    """As the first version wrote it: no table of losses, no decoder apart, settings of a training in its engine, and
+    all validation images choosing."""
     made = copy.deepcopy(config)
-    del made["loss"]["terms"], made["model"]["decoder"]
+    del made["loss"]["terms"], made["model"]["decoder"], made["metric"]["honest_selection"]
     made["trainer"]["_target_"] = "detr_exp.trainer.trainer.Trainer"
     return made
 
@@ -49,6 +50,15 @@ def test_another_table_is_another_run() -> None:
     changed = build.plain(compose(["data.num_classes=3", "+loss.terms.giou.divide=pairs"]))
     assert as_first_version(changed)["loss"] == changed["loss"]
     assert identity(changed) != identity(config)
+
+
+def test_other_images_to_choose_by_are_another_run() -> None:
+    config, changed = (
+        build.plain(compose(["data.num_classes=3", *words])) for words in ([], ["metric.honest_selection=true"])
+    )
+    assert as_first_version(changed)["metric"] == changed["metric"]
+    assert identity(changed) != identity(config)
+    assert upgraded({"loss": config["loss"]}).keys() == {"loss"}
 
 
 MODELS = sorted(path.stem for path in (CONF_DIR / "model").glob("*.yaml"))

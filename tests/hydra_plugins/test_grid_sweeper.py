@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -229,3 +231,20 @@ def test_a_race_needs_points_and_seeds(sweep: Sweep, words: tuple[str, ...]) -> 
     refused = sweep(seeded, *words, "hydra.sweeper.race=true")
     assert (refused.status, refused.lines) == (2, [])
     assert "sweep both: seed=0,1,2,3,4" in refused.err
+
+
+def test_the_table_says_what_became_of_choosing_by_half_of_the_images(sweep: Sweep, trained: Path) -> None:
+    def task(cfg: DictConfig) -> float:
+        folder = Path(HydraConfig.get().runtime.output_dir)
+        for name in ("run.json", "config.yaml"):
+            shutil.copy(trained / name, folder)
+        here, there = {0: (0.5, 0.3), 1: (0.4, 0.45)}[cfg.seed]
+        lines = [{"step": 1, "val/mAP": here, "held_out/mAP": there}, {"step": 2, "best/held_out_mAP": there}]
+        (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+        return here
+
+    found = sweep(task, "seed=0,1")
+    assert found.status == 0
+    rows = [line.split() for line in found.out.splitlines() if " ok " in line]
+    assert [row[2:4] for row in rows] == [["0.5000", "0.3"], ["0.4000", "0.45"]]
+    assert "the best was chosen at 0.4500 on half of the validation images, 0.3750 on the other half" in found.out
