@@ -1,6 +1,6 @@
 """How often the verdicts of `compare`, of a report and of a race are wrong, and what they find: `docs/statistics.md`.
 
-python scripts/simulate_verdicts.py [--trials 10000] [--only equal,unequal,precision,margin,classes,need,mattered,race]
+python scripts/simulate_verdicts.py [--trials 10000] [--only equal,unequal,precision,margin,classes,need,mattered,...]
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import numpy as np
 from scipy import special, stats
 
 from detr_exp.metric.bootstrap import Category, average_precision, draws
+from detr_exp.metric.honest import Choice, flattery
 from detr_exp.metric.importance import importances
 from detr_exp.metric.racing import budget, survivors
 from detr_exp.metric.verdict import difference, equivalence_p, holm, interval, need, p_value
@@ -329,9 +330,34 @@ def race(count: int) -> None:
     table("Races: winner within half a deviation of the grid's", columns, rows())
 
 
+def honest(count: int) -> None:
+    """How far what is told of a choice's luck is from it, beside the plain difference of the halves."""
+
+    def rows() -> Iterator[list[str]]:
+        for (name, heavy), offered, spread in product(KINDS.items(), (5, 40), (0.0, 1.0)):
+            generator, found = np.random.default_rng(11), []
+            for _ in range(count // 2):
+                truth, hard = spread * generator.normal(size=offered), 2 * generator.normal(size=2)
+                a, b = (truth + h + noise(generator, heavy, offered) for h in hard)
+                told = flattery([Choice(*pair) for pair in zip(a, b)], [Choice(*pair) for pair in zip(b, a)])
+                luck = told.choice.here - hard[0] - truth[a.argmax()]
+                found.append((luck, told.luck, told.choice.here - told.choice.there))
+            luck, ours, plain = np.array(found).T
+            means = [f"{values.mean():.2f}" for values in (luck, ours, plain)]
+            errors = [f"{np.sqrt(((values - luck) ** 2).mean()):.2f}" for values in (ours, plain)]
+            yield [name, str(offered), f"{spread:g}", *means, *errors]
+
+    columns = ["noise", "choices", "they scatter by", "luck", "told", "difference of the halves"]
+    table(
+        "Luck of a choice, in deviations of a value on one half",
+        [*columns, "error of what is told", "error of the difference"],
+        rows(),
+    )
+
+
 def main() -> None:
     parts = {"equal": equal, "unequal": unequal, "precision": precision, "margin": margin, "classes": classes}
-    parts |= {"need": advice, "mattered": mattered, "race": race}
+    parts |= {"need": advice, "mattered": mattered, "race": race, "honest": honest}
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--trials", type=int, default=10_000)
     parser.add_argument("--only", default=",".join(parts), help="names of parts, with commas")
