@@ -40,7 +40,8 @@ def test_commands_compose(command: tuple[str, str]) -> None:
 
 
 def test_torchrun_starts_a_command_that_composes() -> None:
-    (line,) = re.findall(r"^torchrun .*-m detr_exp\.train (.*)", SHELL.replace("\\\n", " "), re.MULTILINE)
+    pattern = r"^python -m detr_exp\.torchrun .*-m detr_exp\.train (.*)"
+    (line,) = re.findall(pattern, SHELL.replace("\\\n", " "), re.MULTILINE)
     compose(shlex.split(line))
 
 
