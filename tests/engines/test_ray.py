@@ -107,7 +107,10 @@ class Sweep:
             return subprocess.Popen(self.command, cwd=self.folder, stdout=out, stderr=out)
 
     def wait(self, process: subprocess.Popen[bytes]) -> None:
-        assert process.wait(PATIENCE) == 0, self.said()
+        try:
+            assert process.wait(PATIENCE) == 0, self.said()
+        finally:
+            process.kill()
 
     def said(self) -> str:
         return (self.folder / "out").read_text()
@@ -196,17 +199,31 @@ def test_being_asked_to_end_saves_the_runs(
     assert_undisturbed(sweep, undisturbed, differences)
 
 
-def test_a_search_prunes(cluster: Cluster, some_seconds: list[str], tmp_path: Path) -> None:
+def test_a_search_prunes(cluster: Cluster, tmp_path: Path) -> None:
     """Trials are asked for one by one, report to one study from their processes, and are told to stop."""
-    search = ["hydra/sweeper=optuna", "hydra.sweeper.n_trials=6", "hydra.sweeper.pruner=median"]
+    (tmp_path / "app.py").write_text(
+        "from detr_exp import cli\n"
+        "from detr_exp.trainer.run_status import PrunedError\n"
+        "from detr_exp.trainer.trial import pruning_check\n"
+        "def task(cfg):\n"
+        "    is_behind = pruning_check()\n"
+        "    for epoch in range(1, 5):\n"
+        "        if is_behind(epoch, epoch * cfg.optim.lr):\n"
+        "            raise PrunedError(epoch * cfg.optim.lr, epoch)\n"
+        "    return 4 * cfg.optim.lr\n"
+        "cli.main(task, 'config', '')\n"
+    )
+    search = ["hydra/sweeper=optuna", "hydra.sweeper.n_trials=8", "hydra.sweeper.pruner=median"]
     search += ["hydra.sweeper.min_epochs=1", "hydra.sweeper.startup_trials=2", "hydra.sweeper.sampler=random"]
-    sweep = Sweep(tmp_path, cluster, *some_seconds, *search, "optim.lr=tag(log,interval(1e-9,1e-2))", "seed=1")
+    words = ["tracker=none", "trainer.epochs=4", *search, "optim.lr=tag(log,interval(1e-5,1e-2))"]
+    sweep = Sweep(tmp_path, cluster, *words)
+    sweep.command[1:3] = ["app.py"]
     sweep.wait(sweep.start())
     ledger = sweep.ledger()
-    assert sorted(line["number"] for line in ledger) == list(range(6))
+    assert sorted(line["number"] for line in ledger) == list(range(8))
     counts = Counter(line["status"] for line in ledger)
     assert counts["pruned"] > 0, ledger
-    assert counts["ok"] + counts["pruned"] == 6, ledger
+    assert counts["ok"] + counts["pruned"] == 8, ledger
 
 
 def test_each_run_sees_its_own_gpu(cluster: Cluster, tmp_path: Path) -> None:
