@@ -79,12 +79,12 @@ def transformers(batch: Batch, cfg: Any) -> Step:
     return plain_step(network, lambda: network(pixel_values=pixels, labels=labels).loss)
 
 
-def transformers_network(cfg: Any) -> nn.Module:
+def transformers_network(cfg: Any, num_classes: int = CLASSES) -> nn.Module:
     """The network of transformers for a config of ours, with random weights."""
     from omegaconf import OmegaConf
     from transformers import RTDetrResNetConfig, RTDetrV2Config, RTDetrV2ForObjectDetection
 
-    settings = huggingface_config(OmegaConf.to_container(cfg.model, resolve=True), [str(c) for c in range(CLASSES)])
+    settings = huggingface_config(OmegaConf.to_container(cfg.model, resolve=True), [str(c) for c in range(num_classes)])
     backbone = settings.pop("backbone_config")
     for name in ("architectures", "model_type"):
         settings.pop(name)
