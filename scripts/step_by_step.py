@@ -72,6 +72,7 @@ def steps(overrides: list[str]) -> Iterator[StepPair]:
     network = build.network(cfg, data)
     batches = data.loader("train", network=network, batch_size=cfg.trainer.batch_size, seed=cfg.seed, training=True)
     network.double().train()
+    off_the_kinks(network)
     peer = peer_of(network, cfg)
     ours, theirs = our_step(network, cfg, data, len(batches)), their_step(peer, network, cfg, len(batches))
     step = 0
@@ -84,6 +85,18 @@ def steps(overrides: list[str]) -> Iterator[StepPair]:
             yield StepPair(step, our_loss, their_loss, flipped)
             if flipped:
                 return
+
+
+def off_the_kinks(network: nn.Module) -> None:
+    """Move the first sampling points off the centres of cells.
+
+    There bilinear sampling has a kink, all points of an untrained decoder lie on one, and rounding would choose between
+    its two slopes: gradients then differ by some 10 % in these tensors, whoever computes them.
+    """
+    with torch.no_grad():
+        for name, parameter in network.named_parameters():
+            if name.endswith("sampling_offsets.bias"):
+                parameter += 0.05 * torch.randn_like(parameter)
 
 
 def peer_of(network: Network, cfg: DictConfig) -> nn.Module:
