@@ -13,7 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from detr_exp import cli
 from detr_exp.config.keys import SELECTION
-from detr_exp.data.content import HELD_OUT
+from detr_exp.data.splits import HELD_OUT
 from detr_exp.runs.past import PastRun, find, load_all
 from detr_exp.runs.settings import SEED, Point, differing, in_pairs, points
 from detr_exp.terminal import say

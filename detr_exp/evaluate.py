@@ -56,7 +56,7 @@ def evaluate_in(folder: Path, cfg: DictConfig) -> dict[str, float]:
     Raises:
         ValueError: checkpoint or data cannot be read, or they have no class in common.
     """
-    from detr_exp.data.content import HELD_OUT
+    from detr_exp.data.splits import HELD_OUT
     from detr_exp.inference.on_data import on_data, open_detector
     from detr_exp.metric.backend import CocoEvaluation
     from detr_exp.metric.charts import save_charts

@@ -93,6 +93,12 @@ TABLE: tuple[tuple[str, Range, str], ...] = (
     ("", SHARE, "threshold?"),
     ("", Range(0, 1, above=True, below=True, valid=0.95), "level"),
     ("", Range(0, above=True, valid=0.01), "margin?"),
+    ("", POSITIVE, "budget"),
+    ("", NOT_NEGATIVE, "minutes?"),
+    ("", COUNT, "resolution"),
+    ("", SEED, "seeds[]"),
+    ("sets.*.", Range(2, whole=True, valid=5), "folds?"),
+    ("sets.*.", COUNT, "batch_size"),
     ("benchmark.", COUNT, "batch_sizes[] rounds"),
     ("export.", COUNT, "batch_size? images"),
     ("export.", NOT_NEGATIVE, "max_difference? max_map_drop?"),
@@ -249,7 +255,7 @@ def refuse_out_of_range(cfg: DictConfig) -> None:
 
 def row_of(key: str, values: Values) -> Row | None:
     """The row for a key, or None if it has no range."""
-    named = re.sub(r"^(optim\.param_groups)\.[^.]+\.", r"\1.*.", key)
+    named = re.sub(r"^(optim\.param_groups|sets)\.[^.]+\.", r"\1.*.", key)
     decided = ROWS.get(f"{named}:{values.get(DECIDED_BY[named])}") if named in DECIDED_BY else None
     return decided or ROWS.get(named)
 

@@ -11,7 +11,6 @@ from typing import Any
 
 import rfdetr
 import torch
-from pytorch_lightning import seed_everything
 from rfdetr.models.backbone import dinov2
 
 from detr_exp.contest.job import Facts, Job, cpu_seconds, run
@@ -22,6 +21,8 @@ BEST, LAST = "checkpoint_best_total.pth", "last.ckpt"
 
 def contend(job: Job) -> tuple[list[Values], Facts]:
     """Train and predict; `options` has `network` (name of its class) and `training` (for its `train`)."""
+    from pytorch_lightning import seed_everything  # of the extra
+
     torch.set_num_threads(1)
     seed_everything(job.seed)
     if job.weights is None:

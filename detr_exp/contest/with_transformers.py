@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import albumentations
 import numpy as np
 import torch
 from PIL import Image
@@ -94,6 +93,8 @@ class Annotated(torch.utils.data.Dataset[Values]):
         self.objects: dict[int, list[Values]] = {}
         for one in job.content("train")["annotations"]:
             self.objects.setdefault(one["image_id"], []).append(one)
+        import albumentations  # of the extra
+
         self.augment = albumentations.Compose(
             [
                 albumentations.Perspective(p=0.1),

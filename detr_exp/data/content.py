@@ -11,7 +11,6 @@ import numpy as np
 from detr_exp.values import Values
 
 SPLITS = ("train", "val", "test")
-HELD_OUT = "held_out"  # the half of val that chooses nothing, where `metric.honest_selection` halves it
 TARGET_FIELDS = ("labels", "boxes", "masks", "keypoints")  # of `structures.Target`, and no names of others
 
 

@@ -18,7 +18,7 @@ from detr_exp.data.augment import Augment
 from detr_exp.data.cache import image_cache
 from detr_exp.data.classes import ClassMap, confusable
 from detr_exp.data.collate import Sample
-from detr_exp.data.content import HELD_OUT, SPLITS, Source, Split
+from detr_exp.data.content import SPLITS, Source, Split
 from detr_exp.data.files import is_image
 from detr_exp.data.halves import halves
 from detr_exp.data.headers import check_headers
@@ -27,6 +27,7 @@ from detr_exp.data.loader import Loading, Samples
 from detr_exp.data.part import Part
 from detr_exp.data.problems import DataError, Problems, listed
 from detr_exp.data.sampler import EvalSampler, TrainSampler, multi_scale_sizes
+from detr_exp.data.splits import HELD_OUT
 from detr_exp.data.table import TableSplit
 from detr_exp.protocols import missing
 
@@ -34,10 +35,7 @@ log = logging.getLogger(__name__)
 
 
 class Network(Protocol):
-    """The members of a network that a loader needs.
-
-    Batches carry masks and keypoints for a network that has these `tasks`; see `protocols.Network`.
-    """
+    """What a loader needs of a network; batches carry masks and keypoints if `tasks` has them (`protocols.Network`)."""
 
     image_size: tuple[int, int]
     stride: int

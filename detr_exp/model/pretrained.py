@@ -185,7 +185,7 @@ def _names_beside(path: Path) -> list[str] | None:
 
 def _of_rfdetr(weights: Weights, network: Network, classes: list[str] | None) -> tuple[State, list[str]]:
     """RF-DETR's weights for the network, with class rows by name where both sides have names; and the new classes."""
-    theirs = weights.classes if len(weights.classes or []) == len(weights.state["class_embed.bias"]) else None
+    theirs = weights.classes if len(weights.classes or []) == len(weights.state.get("class_embed.bias", ())) else None
     if theirs is None or classes is None or _in_same_order(theirs, classes):
         return pretrained_rfdetr.from_rfdetr(weights.state, network), []
     shared = dict(_shared_classes(theirs, classes) or [])

@@ -13,7 +13,7 @@ from pathlib import Path
 import yaml
 
 from detr_exp.config.stored import upgraded
-from detr_exp.data.content import HELD_OUT
+from detr_exp.data.splits import HELD_OUT
 from detr_exp.metric.honest import Choice
 from detr_exp.tracker.base import RECORD, RunRecord
 from detr_exp.tracker.follower import METRICS

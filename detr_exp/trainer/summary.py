@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from detr_exp.data.content import HELD_OUT, SPLITS
+from detr_exp.data.content import SPLITS
+from detr_exp.data.splits import HELD_OUT
 from detr_exp.published.table import named
 from detr_exp.trainer import checkpoint as files
 from detr_exp.trainer import distributed

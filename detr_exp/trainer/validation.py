@@ -7,8 +7,8 @@ from collections.abc import Collection, Iterable, Mapping
 from contextlib import nullcontext
 
 from detr_exp.config.mistakes import did_you_mean
-from detr_exp.data.content import HELD_OUT
 from detr_exp.data.loader import WorkerError
+from detr_exp.data.splits import HELD_OUT
 from detr_exp.metric.backend import CocoEvaluation
 from detr_exp.metric.honest import Choice, flattery
 from detr_exp.protocols import Metric

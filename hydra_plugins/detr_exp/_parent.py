@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from omegaconf import DictConfig, OmegaConf
 
-from detr_exp.data.content import HELD_OUT
+from detr_exp.data.splits import HELD_OUT
 from detr_exp.terminal import printable, say
 from detr_exp.tracker.secrets import masked
 from detr_exp.writing import write

@@ -13,7 +13,6 @@ from collections.abc import Callable, Container, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from detr_exp.config.mistakes import ConfigError
-from detr_exp.runs.past import mapping
 from detr_exp.tracker.secrets import masked
 from detr_exp.trainer.study import JOURNAL, STUDY, patiently, reached, repair_journal, storage
 from detr_exp.values import Values
@@ -83,6 +82,8 @@ class SharedStudy:
             ConfigError: the folder is part of another study.
         """
         link = {"storage": masked(self.address), "study": name}
+        from detr_exp.runs.past import mapping  # takes time
+
         known = mapping(self.folder / LINK, json.loads)
         if not known and (self.folder / JOURNAL).exists():
             known = {"storage": None, "study": STUDY}  # an older folder

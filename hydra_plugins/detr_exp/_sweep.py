@@ -25,7 +25,7 @@ from detr_exp.config.keys import differing, is_free
 from detr_exp.config.mistakes import ConfigError
 from detr_exp.config.ranges import refuse_out_of_range
 from detr_exp.config.stored import as_first_version
-from detr_exp.data.content import HELD_OUT
+from detr_exp.data.splits import HELD_OUT
 from detr_exp.locks import LockedError, is_locked, lock
 from detr_exp.terminal import say
 from detr_exp.tracker.secrets import masked

@@ -31,6 +31,7 @@ def leaves(path: Path) -> dict[str, Any]:
     values = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
     assert isinstance(values, dict)
     values.pop("defaults", None)
+    values.pop("contenders", None)  # options of other programs
     return {f"{prefix}{key}": value for key, value in walk(values)}  # type: ignore[arg-type]
 
 
@@ -58,7 +59,7 @@ def test_every_number_has_a_range(path: Path) -> None:
 
 
 def test_every_row_is_of_a_key_there_is() -> None:
-    known = {re.sub(r"(param_groups)\.\w+\.", r"\1.*.", key) for values in LEAVES.values() for key in values}
+    known = {re.sub(r"(param_groups|sets)\.\w+\.", r"\1.*.", key) for values in LEAVES.values() for key in values}
     rules = {key for key in ROWS if key.startswith("optim.param_groups.*.")}  # fields of a rule, in no file
     assert {key.partition(":")[0] for key in ROWS} <= known | rules
     assert len(ROWS) == sum(len(names.split()) for _, _, names in TABLE), "no key stands in two rows"

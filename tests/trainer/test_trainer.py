@@ -298,10 +298,10 @@ def diverging(monkeypatch):
     """Epochs -> in these, evaluated networks give boxes that are no numbers."""
 
     def make(*epochs):
-        build_network, calls = build.network, []
+        build_network, calls = build.started, []
 
         def poisoned(*args):
-            network = build_network(*args)
+            network, share = build_network(*args)
             forward = network.forward
 
             def broken(*a, **k):
@@ -313,9 +313,9 @@ def diverging(monkeypatch):
                 return outputs._replace(layers=layers) if (len(calls) + 1) // 2 in epochs else outputs
 
             network.forward = broken
-            return network
+            return network, share
 
-        monkeypatch.setattr(build, "network", poisoned)
+        monkeypatch.setattr(build, "started", poisoned)
 
     return make
 
