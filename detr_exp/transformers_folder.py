@@ -82,6 +82,7 @@ def _for_transformers(detector: Detector) -> tuple[Values, dict[str, Tensor]]:
     from detr_exp.model import pretrained_rfdetr_transformers as rfdetr
     from detr_exp.model import pretrained_rtdetr as rtdetr
     from detr_exp.model.decoder.rtdetr import RTDETRDecoder
+    from detr_exp.model.pretrained_rfdetr import to_rfdetr
     from detr_exp.model.rfdetr import RFDETR
     from detr_exp.model.rtdetrv2 import RTDETRv2
 
@@ -94,7 +95,7 @@ def _for_transformers(detector: Detector) -> tuple[Values, dict[str, Tensor]]:
         )
     if isinstance(network, RFDETR):
         config = rfdetr.transformers_config(model, detector.classes)
-        return config, rfdetr.to_transformers(network.state_dict(), config["num_queries"])
+        return config, to_rfdetr(network.state_dict(), config["num_queries"])  # which transformers also writes
     if isinstance(network, RTDETRv2) and isinstance(network.decoder, RTDETRDecoder):
         config = rtdetr.huggingface_config(model, detector.classes)
         state = rtdetr.without_layers_beyond(network.state_dict(), network.decoder.eval_idx)

@@ -19,8 +19,7 @@ from detr_exp.data.image import pixels_of_array
 from detr_exp.data.render import resized_plainly
 from detr_exp.inference.detector import Detector, load
 from detr_exp.model.pretrained import load_weights
-from detr_exp.model.pretrained_rfdetr import from_rfdetr
-from detr_exp.model.pretrained_rfdetr_transformers import to_transformers
+from detr_exp.model.pretrained_rfdetr import from_rfdetr, to_rfdetr
 from detr_exp.trainer import checkpoint as files
 
 NAMES = ["ape", "bee", "cat"]
@@ -111,7 +110,7 @@ def test_class_rows_of_rfdetr_are_read_again_by_name(tmp_path: Path) -> None:
 def test_names_of_rfdetr_there_and_back(kind: str, tmp_path: Path) -> None:
     network = detector(tmp_path, *SMALL[kind]).network
     state = network.state_dict()
-    back = from_rfdetr(to_transformers(state, network.num_queries), network)
+    back = from_rfdetr(to_rfdetr(state, network.num_queries), network)
     assert back.keys() == state.keys()
     assert all(torch.equal(back[name], state[name]) for name in state)
 

@@ -1,4 +1,4 @@
-"""Weights of RF-DETR files under our names.
+"""Weights of RF-DETR files under our names, and back.
 
 Three kinds of file exist: the published `.pth`/`.pt`, those written by training with rfdetr 1.x, and Lightning's
 `.ckpt`. All are read without executing anything they contain.
@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from detr_exp.model.pretrained_rfdetr_transformers import from_transformers
+from detr_exp.model.pretrained_rtdetr import renamed_by, swapped
 from detr_exp.model.recognition import PATCHES, network_of, task
 from detr_exp.protocols import Network
 from detr_exp.tensor_files import Stored, named
@@ -31,70 +32,88 @@ State = dict[str, Tensor]
 # What a file may contain besides tensors and plain values.
 SAFE_GLOBALS = (argparse.Namespace, types.SimpleNamespace)
 
-VIT = r"^backbone\.0\.encoder\.encoder\."
-NECK = r"^((?:keypoint_)?neck\.)"
-LAYER = r"^transformer\.decoder\.layers\.(\d+)\."
-
-# Theirs -> ours. `@i` marks the i-th of several tensors that are one tensor here.
-NAMES = [
-    (VIT + r"embeddings\.cls_token$", "backbone.embedding.class_token"),
-    (VIT + r"embeddings\.position_embeddings$", "backbone.embedding.position"),
-    (VIT + r"embeddings\.patch_embeddings\.projection\.", "backbone.embedding.patches."),
-    (VIT + r"encoder\.layer\.(\d+)\.attention\.attention\.query\.(\w+)$", r"backbone.blocks.\1.qkv.\2@0"),
-    (VIT + r"encoder\.layer\.(\d+)\.attention\.attention\.key\.(\w+)$", r"backbone.blocks.\1.qkv.\2@1"),
-    (VIT + r"encoder\.layer\.(\d+)\.attention\.attention\.value\.(\w+)$", r"backbone.blocks.\1.qkv.\2@2"),
-    (VIT + r"encoder\.layer\.(\d+)\.attention\.output\.dense\.", r"backbone.blocks.\1.out."),
-    (VIT + r"encoder\.layer\.(\d+)\.layer_scale(\d)\.lambda1$", r"backbone.blocks.\1.scale\2"),
-    (VIT + r"encoder\.layer\.(\d+)\.(?:mlp\.)?(fc\d|norm\d)\.", r"backbone.blocks.\1.\2."),
-    (VIT + r"layernorm\.", "backbone.norm."),
-    (r"^backbone\.0\.projector\.", "neck."),
-    (r"^backbone\.0\.cross_attn_projector\.", "keypoint_neck."),
-    (NECK + r"stages\.(\d+)\.0\.cv1\.", r"\1levels.\2.mix.enter."),
-    (NECK + r"stages\.(\d+)\.0\.cv2\.", r"\1levels.\2.mix.leave."),
-    (NECK + r"stages\.(\d+)\.0\.m\.(\d+)\.cv1\.", r"\1levels.\2.mix.bottlenecks.\3.0."),
-    (NECK + r"stages\.(\d+)\.0\.m\.(\d+)\.cv2\.", r"\1levels.\2.mix.bottlenecks.\3.1."),
-    (NECK + r"stages\.(\d+)\.1\.", r"\1levels.\2.norm."),
-    (NECK + r"stages_sampling\.(\d+)\.(\d+)\.0\.", r"\1levels.\2.resample.\3."),
-    (NECK + r"(.*)\.conv\.weight$", r"\1\2.0.weight"),
-    (NECK + r"(.*)\.bn\.(\w+)$", r"\1\2.1.\3"),
-    (r"^transformer\.enc_output\.(\d+)\.(\w+)$", r"queries.project.\2@\1"),
-    (r"^transformer\.enc_output_norm\.(\d+)\.(\w+)$", r"queries.norm.\2@\1"),
-    (r"^transformer\.enc_out_class_embed\.(\d+)\.(\w+)$", r"queries.class_head.\2@\1"),
-    (r"^transformer\.enc_out_bbox_embed\.(\d+)\.layers\.(\d+)\.(\w+)$", r"queries.box_head.layers.\2.\3@\1"),
-    (r"^transformer\.decoder\.ref_point_head\.", "queries.position_mlp."),
-    (r"^transformer\.decoder\.", ""),
-    (r"^segmentation_head\.blocks\.(\d+)\.dwconv\.", r"mask_head.blocks.\1.conv."),
-    (r"^segmentation_head\.blocks\.(\d+)\.pwconv1\.", r"mask_head.blocks.\1.linear."),
-    (r"^segmentation_head\.spatial_features_proj\.", "mask_head.feature_proj."),
-    (r"^segmentation_head\.query_features_block\.norm_in\.", "mask_head.query_mlp.0."),
-    (r"^segmentation_head\.query_features_block\.layers\.0\.", "mask_head.query_mlp.1."),
-    (r"^segmentation_head\.query_features_block\.layers\.2\.", "mask_head.query_mlp.3."),
-    (r"^segmentation_head\.query_features_proj\.", "mask_head.query_proj."),
-    (r"^segmentation_head\.", "mask_head."),
-    (r"^class_embed\.", "head.classes."),
-    (r"^bbox_embed\.", "head.box."),
-    (r"^refpoint_embed\.weight$", "queries.delta"),
-    (r"^query_feat\.weight$", "queries.content"),
+_VIT = "backbone.0.encoder.encoder"
+_PROJECTORS = {"neck": "backbone.0.projector", "keypoint_neck": "backbone.0.cross_attn_projector"}
+# Ours and theirs; {} is a number, and what follows a name stays as it is. `@i` marks the i-th of several tensors that
+# are one tensor here.
+_NAMES = [
+    ("backbone.embedding.class_token", f"{_VIT}.embeddings.cls_token"),
+    ("backbone.embedding.position", f"{_VIT}.embeddings.position_embeddings"),
+    ("backbone.embedding.patches", f"{_VIT}.embeddings.patch_embeddings.projection"),
+    *(
+        (f"backbone.blocks.{{}}.qkv@{n}", f"{_VIT}.encoder.layer.{{}}.attention.attention.{part}")
+        for n, part in enumerate(("query", "key", "value"))
+    ),
+    ("backbone.blocks.{}.out", f"{_VIT}.encoder.layer.{{}}.attention.output.dense"),
+    ("backbone.blocks.{}.scale{}", f"{_VIT}.encoder.layer.{{}}.layer_scale{{}}.lambda1"),
+    ("backbone.blocks.{}.fc{}", f"{_VIT}.encoder.layer.{{}}.mlp.fc{{}}"),
+    ("backbone.blocks.{}.norm{}", f"{_VIT}.encoder.layer.{{}}.norm{{}}"),
+    ("backbone.norm", f"{_VIT}.layernorm"),
+    *(
+        (f"{neck}.levels.{{}}.{ours}.{n}", f"{projector}.{theirs}.{part}")
+        for neck, projector in _PROJECTORS.items()
+        for ours, theirs in (
+            ("mix.enter", "stages.{}.0.cv1"),
+            ("mix.leave", "stages.{}.0.cv2"),
+            ("mix.bottlenecks.{}.0", "stages.{}.0.m.{}.cv1"),
+            ("mix.bottlenecks.{}.1", "stages.{}.0.m.{}.cv2"),
+            ("resample.{}", "stages_sampling.{}.{}.0"),
+        )
+        for n, part in enumerate(("conv", "bn"))
+    ),
+    *(
+        (f"{neck}.levels.{{}}.{ours}", f"{projector}.{theirs}")
+        for neck, projector in _PROJECTORS.items()
+        for ours, theirs in (("resample.{}", "stages_sampling.{}.{}.0"), ("norm", "stages.{}.1"))
+    ),
+    ("queries.project@{}", "transformer.enc_output.{}"),
+    ("queries.norm@{}", "transformer.enc_output_norm.{}"),
+    ("queries.class_head@{}", "transformer.enc_out_class_embed.{}"),
+    ("queries.box_head@{}", "transformer.enc_out_bbox_embed.{}"),
+    ("queries.position_mlp", "transformer.decoder.ref_point_head"),
+    ("queries.delta", "refpoint_embed.weight"),
+    ("queries.content", "query_feat.weight"),
+    ("layers", "transformer.decoder.layers"),
+    ("norm", "transformer.decoder.norm"),
+    ("head.classes", "class_embed"),
+    ("head.box", "bbox_embed"),
+    ("mask_head.blocks.{}.conv", "segmentation_head.blocks.{}.dwconv"),
+    ("mask_head.blocks.{}.linear", "segmentation_head.blocks.{}.pwconv1"),
+    ("mask_head.feature_proj", "segmentation_head.spatial_features_proj"),
+    ("mask_head.query_mlp.0", "segmentation_head.query_features_block.norm_in"),
+    ("mask_head.query_mlp.1", "segmentation_head.query_features_block.layers.0"),
+    ("mask_head.query_mlp.3", "segmentation_head.query_features_block.layers.2"),
+    ("mask_head.query_proj", "segmentation_head.query_features_proj"),
+    ("mask_head", "segmentation_head"),
 ]
-# Applied first where there are keypoints, whose layers hold those of the queries.
-KEYPOINT_NAMES = [
-    (LAYER + r"kp_inst_self_attn\.", r"layers.\1.self_attn."),
-    (LAYER + r"instance_kp_layer_scale$", r"layers.\1.scale"),
-    (LAYER + r"kp_inst_norm\.", r"layers.\1.query_norm."),
-    (LAYER + r"kp_norm\.", r"layers.\1.norm1."),
-    (LAYER + r"kp_cross_attn\.", r"layers.\1.cross_attn."),
-    (LAYER + r"kp_cross_attn_norm\.", r"layers.\1.norm2."),
-    (LAYER + r"kp_linear1\.", r"layers.\1.linear1."),
-    (LAYER + r"kp_linear3\.", r"layers.\1.linear2."),
-    (LAYER + r"kp_norm5\.", r"layers.\1.norm3."),
-    (LAYER, r"layers.\1.query_layer."),
-    (r"^transformer\.decoder\.keypoint_pos_embed$", "keypoint_position"),
-    (r"^transformer\.keypoint_query_initializer\.", "keypoint_queries."),
-    (r"^transformer\.keypoint_query_initializer_enc\.", "encoder_keypoint_queries."),
-    (r"^((?:encoder_)?keypoint_queries)\.queries$", r"\1.tokens"),
-    (r"^((?:encoder_)?keypoint_queries)\.adaLN_modulation\.", r"\1.modulation."),
-    (r"^transformer\.enc_out_keypoint_embed\.(\d+)\.layers\.(\d+)\.(\w+)$", r"encoder_keypoint_head.layers.\2.\3@\1"),
-    (r"^keypoint_embed\.", "keypoint_head."),
+# First where there are keypoints, whose layers hold those of the queries.
+_KEYPOINT_NAMES = [
+    *(
+        (f"layers.{{}}.{ours}", f"transformer.decoder.layers.{{}}.{theirs}")
+        for ours, theirs in (
+            ("self_attn", "kp_inst_self_attn"),
+            ("scale", "instance_kp_layer_scale"),
+            ("query_norm", "kp_inst_norm"),
+            ("norm1", "kp_norm"),
+            ("cross_attn", "kp_cross_attn"),
+            ("norm2", "kp_cross_attn_norm"),
+            ("linear1", "kp_linear1"),
+            ("linear2", "kp_linear3"),
+            ("norm3", "kp_norm5"),
+        )
+    ),
+    ("layers.{}.query_layer", "transformer.decoder.layers.{}"),
+    ("keypoint_position", "transformer.decoder.keypoint_pos_embed"),
+    *(
+        (f"{ours}{our_part}", f"transformer.{theirs}{their_part}")
+        for ours, theirs in (
+            ("keypoint_queries", "keypoint_query_initializer"),
+            ("encoder_keypoint_queries", "keypoint_query_initializer_enc"),
+        )
+        for our_part, their_part in ((".tokens", ".queries"), (".modulation", ".adaLN_modulation"), ("", ""))
+    ),
+    ("encoder_keypoint_head@{}", "transformer.enc_out_keypoint_embed.{}"),
+    ("keypoint_head", "keypoint_embed"),
 ]
 
 # Tensors whose first axis is that of the groups; of these, those whose second axis is that of the queries.
@@ -107,6 +126,8 @@ QUERIES = ("queries.content", "queries.delta")
 BY_KEYPOINT = ("keypoint_queries.tokens", "encoder_keypoint_queries.tokens", "keypoint_position")
 AVERAGED = "average_model_state_dict"
 PREFIXES = re.compile(r"^(?:(?:module|model|_orig_mod)\.)+")
+_PART = re.compile(r"(.+)@(\d+)\.(.+)")
+_WHOLE = re.compile(r"(backbone\.blocks\.\d+\.qkv|queries\.(?:project|norm|class_head|box_head))\.(.+)")
 KEYPOINT_MASK = "_kp_active_mask"  # [classes, keypoints]
 
 
@@ -157,14 +178,23 @@ def from_rfdetr(state: State, network: Network) -> State:
     return {name: fitted[name] for name in own}
 
 
+def to_rfdetr(state: State, num_queries: int) -> State:
+    """Our names, for boxes or boxes and masks -> names of the authors.
+
+    Args:
+        state: of an `RFDETR`.
+        num_queries: of each group; the queries after them are left out.
+    """
+    positions = [state["backbone.embedding.class_position"], state["backbone.embedding.position"].flatten(2).mT]
+    whole = {name: tensor for name, tensor in state.items() if name != "backbone.embedding.class_position"}
+    whole["backbone.embedding.position"] = torch.cat(positions, dim=1)
+    whole |= {name: state[name][:, :num_queries].flatten(0, 1) for name in QUERIES}
+    return renamed_by(_split(whole), _NAMES)
+
+
 def _renamed(state: State) -> State:
-    names = KEYPOINT_NAMES + NAMES if any(name.startswith("keypoint_embed.") for name in state) else NAMES
-    renamed = {}
-    for name, tensor in state.items():
-        for theirs, ours in names:
-            name = re.sub(theirs, ours, name)
-        renamed[name] = tensor
-    return renamed
+    names = _KEYPOINT_NAMES + _NAMES if any(name.startswith("keypoint_embed.") for name in state) else _NAMES
+    return renamed_by(state, swapped(names))
 
 
 def _joined(state: State) -> State:
@@ -172,15 +202,26 @@ def _joined(state: State) -> State:
     parts: dict[str, dict[int, Tensor]] = {}
     joined = {}
     for name, tensor in state.items():
-        whole, mark, index = name.partition("@")
-        if mark:
-            parts.setdefault(whole, {})[int(index)] = tensor
+        if match := _PART.fullmatch(name):
+            parts.setdefault(f"{match[1]}.{match[3]}", {})[int(match[2])] = tensor
         else:
             joined[name] = tensor
     for name, pieces in parts.items():
         in_order = [pieces[index] for index in sorted(pieces)]
         joined[name] = torch.stack(in_order) if name.startswith(GROUPED) else torch.cat(in_order)
     return joined
+
+
+def _split(state: State) -> State:
+    """The inverse of `_joined`."""
+    split: State = {}
+    for name, tensor in state.items():
+        if match := _WHOLE.fullmatch(name):
+            pieces = tensor.unbind() if name.startswith(GROUPED) else tensor.chunk(3)
+            split |= {f"{match[1]}@{index}.{match[2]}": piece for index, piece in enumerate(pieces)}
+        else:
+            split[name] = tensor
+    return split
 
 
 def _split_position(state: State) -> State:

@@ -1,4 +1,4 @@
-"""RF-DETR and transformers' `rf_detr`: its names of weights to those of RF-DETR's authors, and our networks to it."""
+"""RF-DETR in transformers, `rf_detr`: the names of its modules as those of RF-DETR's authors, and its configuration."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import re
 import torch
 from torch import Tensor
 
-from detr_exp.model.pretrained_rtdetr import renamed_by
 from detr_exp.tensor_files import Stored
 
 MARK = "reference_point_embed.weight"  # no other family has it
@@ -41,50 +40,6 @@ NAMES = [
     (r"^query_features_block\.mlp\.fc2\.", "query_features_block.layers.2."),
     (r"^(blocks\.|spatial_features_proj\.|query_features_)", r"segmentation_head.\1"),
 ]
-VIT, PROJECTOR = "backbone.0.encoder.encoder", "backbone.0.projector.stages.{}"
-# Our names -> names of the authors, which transformers also writes. `{}` is a number.
-OURS = [
-    ("backbone.embedding.class_token", f"{VIT}.embeddings.cls_token"),
-    ("backbone.embedding.patches", f"{VIT}.embeddings.patch_embeddings.projection"),
-    ("backbone.blocks.{}.out", f"{VIT}.encoder.layer.{{}}.attention.output.dense"),
-    ("backbone.blocks.{}.scale{}", f"{VIT}.encoder.layer.{{}}.layer_scale{{}}.lambda1"),
-    ("backbone.blocks.{}.fc{}", f"{VIT}.encoder.layer.{{}}.mlp.fc{{}}"),
-    ("backbone.blocks.{}.norm{}", f"{VIT}.encoder.layer.{{}}.norm{{}}"),
-    ("backbone.norm", f"{VIT}.layernorm"),
-    *(
-        (f"neck.levels.{{}}.mix.{ours}.{n}", f"{PROJECTOR}.0.{theirs}.{part}")
-        for ours, theirs in (
-            ("enter", "cv1"),
-            ("leave", "cv2"),
-            ("bottlenecks.{}.0", "m.{}.cv1"),
-            ("bottlenecks.{}.1", "m.{}.cv2"),
-        )
-        for n, part in enumerate(("conv", "bn"))
-    ),
-    ("neck.levels.{}.norm", f"{PROJECTOR}.1"),
-    ("queries.position_mlp", "transformer.decoder.ref_point_head"),
-    ("layers", "transformer.decoder.layers"),
-    ("norm", "transformer.decoder.norm"),
-    ("head.classes", "class_embed"),
-    ("head.box", "bbox_embed"),
-    ("mask_head.blocks.{}.conv", "segmentation_head.blocks.{}.dwconv"),
-    ("mask_head.blocks.{}.linear", "segmentation_head.blocks.{}.pwconv1"),
-    ("mask_head.feature_proj", "segmentation_head.spatial_features_proj"),
-    ("mask_head.query_mlp.0", "segmentation_head.query_features_block.norm_in"),
-    ("mask_head.query_mlp.1", "segmentation_head.query_features_block.layers.0"),
-    ("mask_head.query_mlp.3", "segmentation_head.query_features_block.layers.2"),
-    ("mask_head.query_proj", "segmentation_head.query_features_proj"),
-    ("mask_head", "segmentation_head"),
-]
-# Tensors with an axis of query groups, which are one tensor a group there.
-GROUPS = {
-    "queries.project": "transformer.enc_output",
-    "queries.norm": "transformer.enc_output_norm",
-    "queries.class_head": "transformer.enc_out_class_embed",
-    "queries.box_head": "transformer.enc_out_bbox_embed",
-}
-_QKV = re.compile(r"backbone\.blocks\.(\d+)\.qkv\.(weight|bias)")
-_GROUP = re.compile(rf"({'|'.join(map(re.escape, GROUPS))})\.(.+)")
 _PART = re.compile(r"^(transformer\.decoder\.layers\.\d+\.self_attn)\.([qkv])_proj\.(weight|bias)$")
 
 
@@ -106,30 +61,6 @@ def from_transformers(state: dict[str, Tensor]) -> dict[str, Tensor]:
         else:
             renamed[name] = tensor
     return renamed | {name: torch.cat([found[letter] for letter in "qkv"]) for name, found in parts.items()}
-
-
-def to_transformers(state: dict[str, Tensor], num_queries: int) -> dict[str, Tensor]:
-    """Our names -> those that transformers writes, for boxes or boxes and masks.
-
-    Args:
-        state: of an `RFDETR`.
-        num_queries: of each group; the queries after them are left out.
-    """
-    rest = dict(state)
-    positions = [rest.pop("backbone.embedding.class_position"), rest.pop("backbone.embedding.position").flatten(2).mT]
-    written = {
-        f"{VIT}.embeddings.position_embeddings": torch.cat(positions, dim=1),
-        "refpoint_embed.weight": rest.pop("queries.delta")[:, :num_queries].flatten(0, 1),
-        "query_feat.weight": rest.pop("queries.content")[:, :num_queries].flatten(0, 1),
-    }
-    for name in list(rest):
-        if match := _QKV.fullmatch(name):
-            for part, piece in zip(("query", "key", "value"), rest.pop(name).chunk(3)):
-                written[f"{VIT}.encoder.layer.{match[1]}.attention.attention.{part}.{match[2]}"] = piece
-        elif match := _GROUP.fullmatch(name):
-            for group, piece in enumerate(rest.pop(name)):
-                written[f"{GROUPS[match[1]]}.{group}.{match[2]}"] = piece
-    return written | renamed_by(rest, OURS)
 
 
 def transformers_config(model: Stored, classes: list[str]) -> Stored:

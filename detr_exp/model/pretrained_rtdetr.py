@@ -116,7 +116,7 @@ def from_official(state: State) -> State:
     """Official names -> ours."""
     parameters = {name: tensor for name, tensor in state.items() if not _DERIVED.search(name)}
     parameters = {hgnetv2.to_our_names(n) if n.startswith(_HGNET) else n: t for n, t in parameters.items()}
-    return renamed_by(renamed_by(parameters, _swapped(_OFFICIAL_V1)), _swapped(_OFFICIAL))
+    return renamed_by(renamed_by(parameters, swapped(_OFFICIAL_V1)), swapped(_OFFICIAL))
 
 
 def to_official(
@@ -149,7 +149,7 @@ def is_huggingface(state: State) -> bool:
 
 def from_huggingface(state: State) -> State:
     """Names of transformers, in either spelling -> ours."""
-    current = renamed_by(state, _swapped(_HUGGING_FACE_V4))
+    current = renamed_by(state, swapped(_HUGGING_FACE_V4))
     plain = {}
     for name, tensor in current.items():
         if _DERIVED.search(name):
@@ -157,7 +157,7 @@ def from_huggingface(state: State) -> State:
         # Heads appear under a second name at the top; it is the only one where a file has no duplicates.
         name = re.sub(r"^(class_embed|bbox_embed)\.", r"model.decoder.\1.", name)
         plain[name] = tensor
-    return _joined(renamed_by(plain, _swapped(_HUGGING_FACE)))
+    return _joined(renamed_by(plain, swapped(_HUGGING_FACE)))
 
 
 def to_huggingface(state: State, *, num_points: list[int]) -> State:
@@ -187,7 +187,8 @@ def _points_scales(state: State, num_points: list[int], name: str) -> State:
     return {name.format(layer): scale.clone() for layer in sorted(layers)}
 
 
-def _swapped(pairs: Iterable[tuple[str, str]]) -> list[tuple[str, str]]:
+def swapped(pairs: Iterable[tuple[str, str]]) -> list[tuple[str, str]]:
+    """The pairs for the other direction."""
     return [(theirs, ours) for ours, theirs in pairs]
 
 
