@@ -127,7 +127,7 @@ class Cell:
     def name(self) -> str:
         return f"{self.data.name}-{self.contender.name}-{self.seed}"
 
-    @property
+    @cached_property
     def conditions(self) -> Values:
         images = len(self.data.truth["images"])
         known = {"set": self.data.fingerprint, "held_out": images, "draws": scores.draws_mark(images, self.resamples)}
@@ -237,7 +237,6 @@ def _rehearsed(cell: Cell, work: Path) -> int:
 
 def _trained(cell: Cell, fold: Fold, epochs: int, given: Path, folder: Path) -> tuple[list[Values], Facts]:
     """What a program makes of one job; a job that was done before is not repeated."""
-    write_fold(cell.data.content, fold, given)
     folder.mkdir(parents=True, exist_ok=True)
     weights = None if cell.contender.file is None else str(cell.contender.file)
     places = str(given.resolve()), str(folder.resolve())
@@ -247,6 +246,7 @@ def _trained(cell: Cell, fold: Fold, epochs: int, given: Path, folder: Path) -> 
     if not ((folder / FACTS).exists() and mark.exists() and mark.read_text("utf-8") == conditions):
         shutil.rmtree(folder)
         folder.mkdir()
+        write_fold(cell.data.content, fold, given)
         _start(cell, [*cell.contender.command, str(job.save())], folder / "log.txt")
         for path in folder.iterdir():
             if path.is_dir():

@@ -11,6 +11,7 @@ import random
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from detr_exp import build
@@ -51,7 +52,7 @@ class ImageSet:
     folds: tuple[Fold, ...]
     fingerprint: str
 
-    @property
+    @cached_property
     def truth(self) -> Values:
         """The held-out images of all folds with their objects."""
         return restricted(self.content, [number for fold in self.folds for number in fold.held_out])
