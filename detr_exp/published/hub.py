@@ -25,6 +25,12 @@ def hub_address() -> str:
     return str(constants.ENDPOINT)
 
 
+def in_words(error: BaseException) -> str:
+    """What the client of the hub says, on one line, and what to do about a certificate that is not trusted."""
+    said = " ".join(str(error).split())[:300] or type(error).__name__
+    return said + (f"; {UNTRUSTED}" if "CERTIFICATE_VERIFY_FAILED" in said else "")
+
+
 def from_hub(source: Source) -> Path:
     """The file in the hub's cache, fetched if it is not there; the client checks it, and one process fetches it.
 
@@ -55,6 +61,5 @@ def from_hub(source: Source) -> Path:
         except DownloadError:
             raise
         except Exception as error:  # of its HTTP client, of the disk, of names that it does not take
-            said = " ".join(str(error).split())[:300] or type(error).__name__
-            raise DownloadError(said + (f"; {UNTRUSTED}" if "CERTIFICATE_VERIFY_FAILED" in said else "")) from None
+            raise DownloadError(in_words(error)) from None
     raise DownloadError(f"it holds no {' or '.join(source.files)}")

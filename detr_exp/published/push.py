@@ -11,9 +11,9 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
-from detr_exp.published.download import UNTRUSTED, UnreachableError, refuse_unreachable
+from detr_exp.published.download import UnreachableError, refuse_unreachable
 from detr_exp.published.fetch import OFFLINE, is_kept_offline
-from detr_exp.published.hub import hub_address, is_offline
+from detr_exp.published.hub import hub_address, in_words, is_offline
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
@@ -66,7 +66,7 @@ def refuse_push(repo: str, files: Sequence[str], *, replace: bool) -> None:
     except UnreachableError as error:
         raise ValueError(f"push={repo} needs the network: {error}; leave push out") from None
     held: set[str] = set()
-    with _in_words(repo), suppress(errors.RepositoryNotFoundError):
+    with _meaning(repo), suppress(errors.RepositoryNotFoundError):
         held = {sibling.rfilename for sibling in HfApi().model_info(repo, timeout=QUICK).siblings or ()}
     if (there := sorted(held.intersection(files))) and not replace:
         raise ValueError(
@@ -109,7 +109,7 @@ def push(folder: Path, repo: str, files: Sequence[str], *, private: bool) -> str
 
     get_session().timeout = PATIENCE  # the client itself would wait for ever
     api = HfApi()
-    with _in_words(repo):
+    with _meaning(repo):
         api.create_repo(repo, private=private, exist_ok=True)
         if CARD in files and _has_edited_card(api, repo):
             files = [name for name in files if name != CARD]
@@ -129,7 +129,7 @@ def _has_edited_card(api: HfApi, repo: str) -> bool:
 
 
 @contextmanager
-def _in_words(repo: str) -> Iterator[None]:
+def _meaning(repo: str) -> Iterator[None]:
     """Raise what the client raises as what it means for the user."""
     from huggingface_hub.errors import HfHubHTTPError
 
@@ -139,8 +139,7 @@ def _in_words(repo: str) -> Iterator[None]:
         answer: BaseException | None = error
         while answer is not None and not isinstance(answer, HfHubHTTPError):
             answer = answer.__cause__
-        said = " ".join(str(answer or error).split())[:300] or type(error).__name__
-        said += f"; {UNTRUSTED}" if "CERTIFICATE_VERIFY_FAILED" in said else ""
+        said = in_words(answer or error)
         if answer is None and isinstance(error, ValueError):  # it has asked the hub about the card
             raise ValueError(f"push={repo}: {said}; name another licence, licence=other, or leave push out") from None
         status = 0 if answer is None else answer.response.status_code
