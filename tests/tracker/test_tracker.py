@@ -382,7 +382,7 @@ def test_tracker_none_imports_no_store(tmp_path):
         "from detr_exp.tracker.tracker import Tracker\n"
         "t = Tracker(tracking_uri=None, project='p', run=None, tensorboard=False, wandb=False)\n"
         f"t.start(run_dir=pathlib.Path({str(tmp_path)!r}), config={{}}); t.log(1, {{'a': 1.0}}); t.finish()\n"
-        "assert 'torch' not in sys.modules and 'filelock' not in sys.modules"
+        "assert 'torch' not in sys.modules and 'sqlalchemy' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
     assert len(journal(tmp_path)) == 1
