@@ -31,9 +31,8 @@ METRICS = {  # ours -> in words
 }
 KINDS = {"": "boxes", "segm_": "masks"}  # beginning of a metric's name -> what it measures
 LICENCE = re.compile(r"[a-z0-9][a-z0-9.+-]*")
-FOLDERS = re.compile(
-    r"""(?<=[=\[,'"])(?:file:/)?[~/][^\[\],'"=]*/"""
-)  # of an absolute path; they name people and machines
+# of an absolute path; they name people and machines
+FOLDERS = re.compile(r"""(?<=[=\[,'"])(?:file:/)?[~/][^\[\],'"=]*/""")
 LOADED = """\
 import torch
 from transformers import AutoImageProcessor, {auto}

@@ -37,8 +37,7 @@ class Interrupted(BaseException):
     """A signal ended the process; a training has saved its state. Not an `Exception`: it is no error.
 
     Attributes:
-        exit_status: 143 for SIGTERM, 130 for SIGINT, 129 for SIGHUP, 75 for SIGUSR1 and
-            SIGUSR2.
+        exit_status: 143 for SIGTERM, 130 for SIGINT, 129 for SIGHUP, 75 for SIGUSR1 and SIGUSR2.
     """
 
     def __init__(self, number: int) -> None:

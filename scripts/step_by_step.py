@@ -45,8 +45,6 @@ SAME = (
 )
 
 Pairs = list[list[tuple[int, int]]]  # per layer: (query, object of the whole batch); the encoder last
-
-
 # step number, batch -> total loss before the step, matches
 Step = Callable[[int, Batch], tuple[float, Pairs]]
 

@@ -31,4 +31,5 @@ def halves(image_ids: Sequence[int], classes: Sequence[Collection[int]]) -> tupl
             sizes[half] += 1
             having[half].update(shown)
             counts.subtract(shown)
-    return tuple([i for i in range(len(image_ids)) if half_of[i] == half] for half in (0, 1))  # type: ignore[return-value]
+    first, second = ([i for i in range(len(image_ids)) if half_of[i] == half] for half in (0, 1))
+    return first, second

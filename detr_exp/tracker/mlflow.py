@@ -198,9 +198,8 @@ def open_store(tracking_uri: str, experiment: str, artifact_root: str | None = N
                     location,
                 )
             return client, found.experiment_id
-        kind = {
-            "mlflow.experimentKind": "custom_model_development"
-        }  # the web page opens on runs, not on language models
+        # the web page opens on runs, not on language models
+        kind = {"mlflow.experimentKind": "custom_model_development"}
         try:
             created = client.create_experiment(experiment, artifact_location=location, tags=kind)
         except MlflowException as error:

@@ -84,9 +84,8 @@ def opened(uri: str, project: str, folder: Path, tags: dict[str, str], artifact_
     known = mapping(folder / LINK, json.loads)
     if known.get("tracking_uri") != masked(uri) or "id" not in known:
         known = {"id": uuid.uuid4().hex, "tracking_uri": masked(uri)}
-        write(
-            folder / LINK, json.dumps(known) + "\n"
-        )  # before the run exists: a sweep killed now finds it when it resumes
+        # before the run exists: a sweep killed now finds it when it resumes
+        write(folder / LINK, json.dumps(known) + "\n")
     return start_parent(uri, project, "/".join(folder.parts[-2:]), tags, known["id"], artifact_root)
 
 

@@ -44,20 +44,8 @@ JOB = ".job"  # a folder that only this user can read, because the task holds th
 TASK, ANSWER, STARTED = f"{JOB}/task.pkl", f"{JOB}/answer.json", f"{JOB}/started.json"
 PASSED = (  # beginnings of the names of environment variables that jobs receive, besides `hydra.job.env_copy`
     *("DETR_EXP_", "PYTHON", "TORCH_", "PYTORCH_", "TORCHINDUCTOR_", "TRITON_", "NCCL_", "GLOO_", "CUBLAS_", "OMP_"),
-    *(
-        "MLFLOW_",
-        "WANDB_",
-        "HF_",
-        "AWS_",
-        "AZURE_",
-        "GOOGLE_",
-        "PG",
-        "HTTP_PROXY",
-        "HTTPS_PROXY",
-        "NO_PROXY",
-        "SSL_CERT_",
-    ),
-    *("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE"),
+    *("MLFLOW_", "WANDB_", "HF_", "AWS_", "AZURE_", "GOOGLE_", "PG"),
+    *("HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "SSL_CERT_", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE"),
 )
 GRACE = 60.0  # seconds for runs to save their state when the sweep receives a signal to end
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")

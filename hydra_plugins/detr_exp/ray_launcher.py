@@ -29,7 +29,8 @@ from omegaconf import DictConfig
 from detr_exp.config.mistakes import ConfigError
 from detr_exp.signals import OWNED, Interrupted
 from hydra_plugins.detr_exp._job_process import NOT_SHARED
-from hydra_plugins.detr_exp._pool import GRACE, THREADS, Ended, JobError, Pool, State, Work, how_ended
+from hydra_plugins.detr_exp._pool import GRACE, THREADS, Ended, Pool, State, Work, how_ended
+from hydra_plugins.detr_exp._recorded import JobError
 
 if TYPE_CHECKING:
     import ray

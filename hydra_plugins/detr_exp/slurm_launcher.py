@@ -69,10 +69,8 @@ ENDED = {  # states in which SLURM does nothing more with a job -> (it may be st
 SIBLINGS = ("SLURM_", "SBATCH_ARRAY", "CUDA_VISIBLE_DEVICES", "TMPDIR", OWNED)  # of a job that starts the sweep
 NO_LOG = 53  # the number of a signal in the exit code of a job whose log could not be opened on its machine
 FORMAT = "%i|%T|%N|%r|%j"
-TRIES, PAUSE = (
-    20,
-    15.0,
-)  # attempts of sbatch while the controller is busy or a limit is reached, and seconds between them
+TRIES = 20  # attempts of sbatch while the controller is busy or a limit is reached
+PAUSE = 15.0  # seconds between them
 BUSY = re.compile(r"timed out|timeout|unable to contact|connect|temporar|limit|try again|not respond", re.IGNORECASE)
 
 

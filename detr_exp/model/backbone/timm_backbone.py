@@ -17,7 +17,6 @@ from detr_exp.tensor_files import named
 from detr_exp.values import Values
 
 READING = ("checkpoint_path", "cache_dir", "features_only", "out_indices")  # read files, or have a key of their own
-
 EFFICIENTNET_PYTORCH = "_conv_stem.weight"  # first tensor of its files
 
 
