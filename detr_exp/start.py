@@ -42,6 +42,8 @@ def find(word: str | None, runs: str = "outputs") -> Found | None:
     if word is None:
         return None
     word = str(word)
+    if word.strip() in ("", FILE):  # as a path it would be the current folder
+        raise ConfigError("model.weights is empty; give a file, a run or a name, or start without: model.weights=null")
     path = Path(unquote(word.removeprefix(FILE)) if word.startswith(FILE) else word).expanduser()
     if path.exists():
         return _at(word, path)
@@ -56,6 +58,9 @@ def find(word: str | None, runs: str = "outputs") -> Found | None:
             raise ConfigError("model.weights=published needs a chosen network; say a name: detr_exp.weights list")
         near = nearest(path.stem if path.suffix in (".pth", ".pt", ".safetensors") else path.name, "detector")
         meant = f"did you mean {' or '.join(f'model.weights={name}' for name in near)}? " if near else ""
+        scheme, colon, _ = word.partition(":")
+        if colon and scheme.isalnum() and not word.startswith(FILE):
+            meant += f"{scheme}: is not read: an address begins with hf:, https://, http:// or file://; "
         raise ValueError(
             f"model.weights={word} is not a file, a run, or the name of published weights; {meant}"
             "python -m detr_exp.weights list shows the names; or start without: model.weights=null"

@@ -86,6 +86,10 @@ def test_an_existing_path_comes_first(trained: Path, published: Path, tmp_path: 
         ("rtdetrv2_r18vd_120e_cocco", r"did you mean model\.weights=rtdetrv2_r18vd_120e_coco .*model\.weights=null"),
         ("rtdetrv2_r50vd_6x_coco.pth", r"is not a file.*did you mean model\.weights=rtdetrv2_r50vd_6x_coco"),
         ("/no/where/x.pth", "is not a file, a run, or the name"),
+        ("", r"is empty.*model\.weights=null"),
+        ("file://", r"is empty.*model\.weights=null"),
+        ("s3://bucket/x.pth", r"s3: is not read: an address begins with hf:.*model\.weights=null"),
+        ("HF:owner/name", "HF: is not read: an address begins with hf:"),
         ("0123456789abcdef", "is not a file, a run, or the name"),
         ("resnet18_vd", r"weights of a backbone; use model\.backbone\.pretrained=resnet18_vd"),
         (

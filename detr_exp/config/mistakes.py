@@ -185,6 +185,9 @@ def wrong_value(key: str, value: object, present: object, groups: Groups) -> str
         return f"{key} takes true or false: {key}={str(present).lower()}"
     if is_number(present) and not is_number(value):
         return f"{key} takes a number: {key}={present}"
+    if value == "" and present in (None, "???"):  # a path, and the empty one would be the current folder
+        otherwise = f", or {key}=null" if present is None else ""
+        return f"{key} is empty, as if a variable of the shell were not set; give a value{otherwise}"
     if present is None and isinstance(value, str) and value.lower() == "none":
         return f"'no value' is written null: {key}=null"
     return None

@@ -85,7 +85,7 @@ def download(url: str, target: Path, expected: Callable[[dict[str, str], int], N
         was_begun = part.exists()
         _transfer(url, part)
         try:
-            _refuse_broken(part)
+            refuse_broken(part)
             found = digests(part)
             expected(found, part.stat().st_size)
         except DownloadError:
@@ -240,17 +240,35 @@ def _own_disk(part: Path) -> Iterator[None]:
         raise DownloadError(f"{part.parent} cannot be written to ({error.strerror}); free space") from error
 
 
-def _refuse_broken(path: Path) -> None:
-    """Refuse what is cut off or no file of tensors, whoever says that it is whole."""
+def refuse_broken(path: Path) -> None:
+    """Refuse a file that is truncated, or not one of tensors; only its first and last bytes are read.
+
+    Raises:
+        DownloadError: says so.
+    """
     with open(path, "rb") as file:
         head = file.read(256)
-    whole = head[:1] == b"\x80"
-    if head.startswith(b"PK"):
-        whole = zipfile.is_zipfile(path)
-    elif head[8:9] == b"{":  # safetensors: the length of the header, then JSON
-        whole = path.stat().st_size >= 8 + int.from_bytes(head[:8], "little")
+        whole = head[:1] == b"\x80"
+        if head.startswith(b"PK"):
+            whole = zipfile.is_zipfile(file)
+        elif head[8:9] == b"{":
+            whole = _is_whole_safetensors(file)
     if not whole:
-        raise DownloadError(f"what came is no whole file of tensors (it begins with {head[:12]!r})")
+        raise DownloadError(f"it is no whole file of tensors (it begins with {head[:12]!r})")
+
+
+def _is_whole_safetensors(file: IO[bytes]) -> bool:
+    """Whether all bytes are there that the header, JSON after its length, names."""
+    end = file.seek(0, os.SEEK_END)
+    file.seek(0)
+    length = int.from_bytes(file.read(8), "little")
+    if length > end - 8:
+        return False
+    try:
+        tensors = [entry for name, entry in json.loads(file.read(length)).items() if name != "__metadata__"]
+        return end == 8 + length + max((tensor["data_offsets"][1] for tensor in tensors), default=0)
+    except (ValueError, TypeError, LookupError, AttributeError, RecursionError):
+        return False
 
 
 def _read_note(part: Path) -> _Note:

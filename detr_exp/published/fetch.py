@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from detr_exp.locks import LockedError, lock
-from detr_exp.published.download import DownloadError, UnreachableError, download, refuse_unreachable
+from detr_exp.published.download import DownloadError, UnreachableError, download, refuse_broken, refuse_unreachable
 from detr_exp.published.hub import from_hub, hub_address, is_offline
 from detr_exp.published.places import (
     FOLDERS,
@@ -123,6 +123,10 @@ def checked(source: Source, path: Path) -> tuple[str, str]:
     except DownloadError as error:
         return f"{path} is another file: {error}", found["sha256"]
     if source.key not in recorded():
+        try:
+            refuse_broken(path)  # else its hash would be recorded, and the right file refused from then on
+        except DownloadError as error:
+            return f"{path} cannot be used: {error}", found["sha256"]
         record(source, found["sha256"], path.stat().st_size)
     return "", found["sha256"]
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import TYPE_CHECKING
 from detr_exp.published.download import UnreachableError, refuse_unreachable
 from detr_exp.published.fetch import OFFLINE, is_kept_offline
 from detr_exp.published.hub import hub_address, in_words, is_offline
+from detr_exp.published.source import is_repo
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 CARD = "README.md"
 QUICK = 10.0  # seconds in which the hub answers a question
 PATIENCE = 120.0  # seconds of silence while it receives files or checks them
-_NAME = re.compile(r"\w[\w.-]{0,94}/\w([\w.-]{0,94}\w)?", re.ASCII)
 REFUSED = {  # answers of the hub to a request that no repetition would mend
     400: "the hub does not take it",
     401: "HF_TOKEN is not valid; make one at {hub}/settings/tokens",
@@ -77,7 +76,7 @@ def refuse_push(repo: str, files: Sequence[str], *, replace: bool) -> None:
 
 def _refuse_name(repo: str) -> None:
     """Raises: ValueError: the hub does not take this as the name of a repository."""
-    if not _NAME.fullmatch(str(repo)) or re.search(r"--|\.\.|\.git$", str(repo)):
+    if not is_repo(str(repo)):
         raise ValueError(
             f"push={repo} names no repository; write push=owner/name, with letters, digits and single - _ . in them"
         )

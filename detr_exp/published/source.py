@@ -6,7 +6,7 @@ import hashlib
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from urllib.parse import unquote, urlsplit
+from urllib.parse import quote, unquote, urlsplit
 
 from detr_exp.published.table import UNKNOWN, Entry, table
 
@@ -16,6 +16,7 @@ WEB = ("https://", "http://")
 HUB_FILES = ("model.safetensors", "pytorch_model.bin")
 DIGITS = {"md5": 32, "sha256": 64}
 _HUB_WORD = re.compile(r"hf:(?P<repo>[\w.-]+/[\w.-]+)(@(?P<revision>[^/@\s]+))?(/(?P<file>[^\s]+))?")
+_REPO = re.compile(r"\w[\w.-]{0,94}/\w([\w.-]{0,94}\w)?", re.ASCII)
 
 
 @dataclass(frozen=True)
@@ -63,6 +64,11 @@ def is_remote(word: str) -> bool:
     return word.startswith((HUB, *WEB))
 
 
+def is_repo(name: str) -> bool:
+    """Whether the hub takes this as `owner/name` of a repository."""
+    return bool(_REPO.fullmatch(name)) and not re.search(r"--|\.\.|\.git$", name)
+
+
 def of_word(word: str) -> Source:
     """What an address means.
 
@@ -90,7 +96,7 @@ def of_entry(entry: Entry) -> list[Source]:
 
 def _of_hub(word: str) -> Source:
     match = _HUB_WORD.fullmatch(word)
-    if match is None:
+    if match is None or not is_repo(match["repo"]) or ".." in (match["file"] or "").split("/"):
         raise ValueError(
             f"{word} names no repository of the hub; write hf:owner/name, hf:owner/name@revision or "
             "hf:owner/name@revision/file"
@@ -107,7 +113,12 @@ def _on_hub(repo: str, revision: str | None, files: tuple[str, ...], title: str,
 
 def _of_web(word: str) -> Source:
     url, _, fragment = word.partition("#")
-    parts = urlsplit(url)
+    url = quote(url, safe="%/:=&?~#+!$,;'@()*[]")  # as browsers do with blanks and umlauts
+    try:
+        parts = urlsplit(url)
+        _ = parts.port
+    except ValueError as error:
+        raise ValueError(f"{word} is no address ({error}); write https://host/path/file.pth") from None
     if not parts.hostname or parts.username is not None:
         problem = "has a name or password in it" if parts.hostname else "has no host"
         raise ValueError(f"{url} {problem}; give https://host/path/file.pth, or fetch the file and give its path")

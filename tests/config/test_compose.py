@@ -77,6 +77,8 @@ def test_entries_can_be_added_to_open_mappings() -> None:
         (["seed=None"], ["takes a number"]),
         (["trainer.use_ema=no"], ["takes true or false"]),
         (["trainer.max_steps=None"], ["written null: trainer.max_steps=null"]),
+        (["model.weights="], ["model.weights is empty", "or model.weights=null"]),
+        (["data=coco", "data.root="], ["data.root is empty", "give a value"]),
         (["trainer.max_steps=nan"], ["read as a number", "'trainer.max_steps=\"nan\"'"]),
         (["model.image_size=320"], ["takes a list: 'model.image_size=[320,320]'"]),
         (["optim.param_groups=3"], ["set one of them: optim.param_groups.norm"]),

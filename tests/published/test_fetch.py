@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import save
 
 from detr_exp.published import download, fetch, places
 from detr_exp.published.download import DownloadError
@@ -334,6 +336,28 @@ def test_places_of_the_user_come_first(
     assert host.asked == []
 
 
+@pytest.mark.parametrize("packed", [None, save], ids=["torch", "safetensors"])
+def test_half_a_file_is_not_taken_for_the_published_one(
+    packed: Any, listed: Any, host: Any, content: bytes, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As an interrupted download of another program leaves it, where no hash is published."""
+    whole = content if packed is None else packed({"weight": torch.arange(20000.0)})
+    users, torchs = tmp_path / "users" / "one.pth", tmp_path / "torch" / "hub" / "checkpoints" / "one.pth"
+    for place in (users, torchs):
+        place.parent.mkdir(parents=True)
+        place.write_bytes(whole[: len(whole) // 2])
+    monkeypatch.setenv("DETR_EXP_WEIGHTS", str(users.parent))
+    with pytest.raises(ValueError, match=r"users/one\.pth cannot be used: .*no whole file of tensors.*move it away"):
+        fetched("one_coco")
+    assert not (cache / places.RECORD).exists()
+    users.write_bytes(whole)
+    assert fetched("one_coco") == users
+    (cache / places.RECORD).unlink()
+    users.unlink()
+    assert fetched("one_coco").read_bytes() == content  # from the server
+    assert torchs.read_bytes() == whole[: len(whole) // 2]
+
+
 def test_torchs_folder_is_looked_into_and_others_files_there_are_left(
     listed: Any, host: Any, content: bytes, tmp_path: Path
 ) -> None:
@@ -365,6 +389,11 @@ def test_names_of_the_other_kind_are_refused(listed: Any) -> None:
     [
         ("hf:owner", "names no repository"),
         ("hf:/etc/passwd", "names no repository"),
+        ("hf:./models/mine", "names no repository"),
+        ("hf:a..b/c", "names no repository"),
+        ("hf:a/b/../../c.pth", "names no repository"),
+        ("https://a.b:99999/x.pth", r"no address \(Port out of range.*write https://host"),
+        ("https://[::1/x.pth", "no address"),
         ("https:///x.pth", "has no host"),
         ("https://me:secret@a.b/x.pth", r"https://\S+ has a name or password in it"),
         ("https://a.b/x.pth#sha256=12", "is no hash"),
@@ -381,6 +410,12 @@ def test_a_url_leads_into_the_cache(name: str, cache: Path) -> None:
     place = places.own_place(of_word(f"https://a.b/{name}"))
     assert place.resolve().parent.parent == (cache / "url").resolve()
     assert len(place.name) <= 100
+
+
+def test_a_url_may_be_written_with_blanks_and_umlauts(host: Any, content: bytes) -> None:
+    host.files["/my%20gew%C3%BCrz.pth"] = content
+    assert fetched(f"{host.url}/my gewürz.pth") == fetched(f"{host.url}/my%20gew%C3%BCrz.pth")
+    assert host.transfers() == 1
 
 
 def test_a_certificate_that_nobody_knows(
