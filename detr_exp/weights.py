@@ -55,7 +55,8 @@ def weights(words: Sequence[str]) -> None:
             raise ValueError(f"--all belongs to fetch; leave it out: python -m detr_exp.weights {command}")
         rest = [*rest, "--all"]
     rows, problems = commands[command](rest)
-    say(json.dumps(rows, indent=1) if "--json" in options else _drawn(rows))
+    if rows or "--json" in options:
+        say(json.dumps(rows, indent=1) if "--json" in options else _drawn(rows))
     if problems:
         raise ValueError("; ".join(problems))
 
