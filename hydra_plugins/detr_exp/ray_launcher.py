@@ -11,6 +11,7 @@ import functools
 import logging
 import math
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -38,6 +39,8 @@ if TYPE_CHECKING:
 NAMESPACE = "detr_exp"
 WAITING = "Ray"  # the place of a run that has no node yet
 LINGER = 10.0  # seconds in which a sweep can ask how a run has ended
+ANSWER = 10.0  # seconds in which a cluster's address has to answer
+HOST_AND_PORT = re.compile(r"(?:ray://)?\[?([^/\]]+)\]?:(\d{1,5})")
 KILLED = -signal.SIGKILL  # by a user, or by a machine without memory
 
 
@@ -143,13 +146,16 @@ class RayLauncher(Launcher):
             return
         handler = signal.getsignal(signal.SIGTERM)
         init = functools.partial(ray.init, namespace=NAMESPACE, log_to_driver=False, logging_level=logging.ERROR)
+        address = self.address or os.environ.get("RAY_ADDRESS")
         try:
-            init(self.address or "auto")
+            if (place := HOST_AND_PORT.fullmatch(address or "")) is not None:  # Ray itself goes on asking
+                socket.create_connection((place[1], int(place[2])), timeout=ANSWER).close()
+            init(address or "auto")
             self.survives = True
-        except (ConnectionError, RuntimeError, ValueError, TimeoutError) as error:
-            if self.address or os.environ.get("RAY_ADDRESS") or not isinstance(error, ConnectionError):
+        except (OSError, OverflowError, RuntimeError, ValueError) as error:
+            if address or not isinstance(error, ConnectionError):
                 raise ConfigError(
-                    f"hydra.launcher.address={self.address}: no Ray cluster that can be used "
+                    f"hydra.launcher.address={address}: no Ray cluster that can be used "
                     f"({' '.join(str(error).split())[:300]}); start one: ray start --head"
                 ) from error
             init("local", include_dashboard=False)

@@ -28,6 +28,39 @@ def test_a_run_that_dies_takes_nothing_with_it(sweep: Callable[..., Sweep]) -> N
     assert f"from 0 ['yes', '1', '1'] {one.folder}" in logs, "variables of the user, not those of another job"
 
 
+def through_the_worst(
+    one: Sweep, slurm: SlurmCluster, ids: dict[str, str], at_limit: Callable[[str], tuple[str, ...]]
+) -> tuple[list[str], str, str]:
+    """Lose the machine of the first job, cancel one of the others, bring one to its time limit, and end the sweep.
+
+    Args:
+        one: a sweep of four jobs on two machines, which its own process has left.
+        slurm: where they run.
+        ids: of the jobs, by the names of their runs.
+        at_limit: the command that has SLURM send a job the signal which it sends before the time limit.
+
+    Returns:
+        names of the runs that lost their machine, of the cancelled one, and of the one at its limit.
+    """
+    dying = slurm.field(ids[min(ids)], "NodeList")
+    lost = [name for name, id in ids.items() if slurm.field(id, "NodeList") == dying]
+    cancelled, limited = [name for name in ids if name not in lost]
+    slurm.run("scancel", ids[cancelled])
+    slurm.run(*at_limit(ids[limited]))
+    slurm.kill(dying)
+    try:
+        one.start()
+        log = one.folder / "s" / limited / "job.log"
+        wait_for(lambda: "ended by SIGUSR1" in log.read_text(), LIMIT, log.read_text())
+        (one.folder / "hold").unlink()
+        assert one.end() == 0, one.log()
+    finally:
+        slurm.boot(dying)
+    assert {slurm.field(ids[name], "Restarts") for name in (*lost, limited)} == {"1"}
+    assert {line["hash"]: line["status"] for line in one.ledger()} == dict.fromkeys(ids, "ok")
+    return lost, cancelled, limited
+
+
 @pytest.mark.smoke
 def test_everything_at_once(sweep: Callable[..., Sweep], slurm: SlurmCluster) -> None:
     """One cancelled, one at its time limit, two on a machine that dies; the sweep's process is killed meanwhile."""
@@ -39,24 +72,11 @@ def test_everything_at_once(sweep: Callable[..., Sweep], slurm: SlurmCluster) ->
     one.stop(signal.SIGKILL)
     (one.folder / "s" / min(ids) / ".job" / "started.json").unlink()  # as if it had been killed just after submitting
 
-    dying = slurm.field(ids[min(ids)], "NodeList")
-    lost = [name for name, id in ids.items() if slurm.field(id, "NodeList") == dying]
-    cancelled, limited = [name for name in ids if name not in lost]
-    slurm.run("scancel", ids[cancelled])
-    slurm.run("scancel", "--batch", "--signal=USR1", ids[limited])
-    slurm.kill(dying)
-    try:
-        one.start()
-        log = one.folder / "s" / limited / "job.log"
-        wait_for(lambda: "ended by SIGUSR1" in log.read_text(), LIMIT, log.read_text())
-        (one.folder / "hold").unlink()
-        assert one.end() == 0, one.log()
-    finally:
-        slurm.boot(dying)
+    lost, cancelled, limited = through_the_worst(
+        one, slurm, ids, lambda id: ("scancel", "--batch", "--signal=USR1", id)
+    )
     again = {name: len(ids) - 1 for name, ids in one.jobs().items()}
     assert again == dict.fromkeys(lost, 0) | {limited: 0, cancelled: 1}, "only a cancelled one is submitted again"
-    assert {slurm.field(ids[name], "Restarts") for name in (*lost, limited)} == {"1"}
-    assert {line["hash"]: line["status"] for line in one.ledger()} == dict.fromkeys(ids, "ok")
     assert sorted(line["hash"] for line in one.ledger() if line["status"] == "killed") == sorted((cancelled, limited))
     ranked = [int(line.split()[0]) for line in one.log().split("best first")[1].splitlines()[2:6]]
     assert ranked == [3, 2, 1, 0]
@@ -133,22 +153,7 @@ def test_four_trainings_end_with_the_same_bits_as_without_an_engine(
     ids = {name: id for name, (id,) in one.jobs().items()}
     one.stop(signal.SIGKILL)
 
-    dying = slurm.field(next(iter(ids.values())), "NodeList")
-    lost = [name for name, id in ids.items() if slurm.field(id, "NodeList") == dying]
-    cancelled, limited = [name for name in ids if name not in lost]
-    slurm.run("scancel", ids[cancelled])
-    slurm.run("scontrol", "update", f"JobId={ids[limited]}", "EndTime=now+4minutes")  # SLURM signals at once
-    slurm.kill(dying)
-    try:
-        one.start()
-        log = one.folder / "s" / limited / "job.log"
-        wait_for(lambda: "ended by SIGUSR1" in log.read_text(), LIMIT, log.read_text())
-        (one.folder / "hold").unlink()
-        assert one.end() == 0, one.log()
-    finally:
-        slurm.boot(dying)
-    assert {slurm.field(ids[name], "Restarts") for name in (*lost, limited)} == {"1"}
-    assert {line["hash"]: line["status"] for line in one.ledger()} == dict.fromkeys(ids, "ok")
+    through_the_worst(one, slurm, ids, lambda id: ("scontrol", "update", f"JobId={id}", "EndTime=now+4minutes"))
 
     alone = subprocess.run(
         [sys.executable, *common, "hydra.sweep.dir=alone"],
