@@ -144,6 +144,8 @@ class SlurmLauncher(Launcher):
         environment = {key: value for key, value in os.environ.items() if not key.startswith(SIBLINGS)}
         environment |= {key: os.environ[key] for key in ("SLURM_CONF", "SLURM_CLUSTERS") if key in os.environ}
         known = self.known.pop(name, None)
+        if known is not None and self.poll([known.id])[known.id].error is not None:
+            known = None  # it has ended since
         for attempt in range(TRIES):
             if known is not None:
                 return known.id, place_of(known)

@@ -45,17 +45,19 @@ def through_the_worst(
     dying = slurm.field(ids[min(ids)], "NodeList")
     lost = [name for name, id in ids.items() if slurm.field(id, "NodeList") == dying]
     cancelled, limited = [name for name in ids if name not in lost]
-    slurm.run("scancel", ids[cancelled])
-    slurm.run(*at_limit(ids[limited]))
     slurm.kill(dying)
     try:
+        slurm.run("scancel", ids[cancelled])
+        assert slurm.ended(ids[cancelled], LIMIT) == "CANCELLED"
+        slurm.run(*at_limit(ids[limited]))
+        wait_for(lambda: slurm.field(ids[limited], "JobState") == "PENDING", LIMIT, "it was not queued again")
+        slurm.run("scontrol", "update", f"JobId={ids[limited]}", "TimeLimit=UNLIMITED")  # room for the rest of it
         one.start()
-        log = one.folder / "s" / limited / "job.log"
-        wait_for(lambda: "ended by SIGUSR1" in log.read_text(), LIMIT, log.read_text())
         (one.folder / "hold").unlink()
         assert one.end() == 0, one.log()
     finally:
         slurm.boot(dying)
+    assert "ended by SIGUSR1" in (one.folder / "s" / limited / "job.log").read_text()
     assert {slurm.field(ids[name], "Restarts") for name in (*lost, limited)} == {"1"}
     assert {line["hash"]: line["status"] for line in one.ledger()} == dict.fromkeys(ids, "ok")
     return lost, cancelled, limited
@@ -144,7 +146,7 @@ def test_four_trainings_end_with_the_same_bits_as_without_an_engine(
     """One cancelled, one over its time limit, two on a machine that dies; the sweep's process is killed meanwhile."""
     words = [word for word in some_seconds if not word.startswith("tracker")]
     words += ["tracker=mlflow", "tracker.tracking_uri=sqlite:///mlflow.db", "seed=1,2,3,4", "optim.lr=1e-3"]
-    words += ["allow_targets=[slow_shapes]", "data.source._target_=slow_shapes.slow"]
+    words += ["allow_targets=[held_shapes]", "data.source._target_=held_shapes.held"]
     common = ["-m", "detr_exp.train", "--multirun", *words]
     one = sweep(*common, "hydra.sweep.dir=s", *LAUNCHER)
     (one.folder / "hold").touch()
@@ -153,6 +155,7 @@ def test_four_trainings_end_with_the_same_bits_as_without_an_engine(
     ids = {name: id for name, (id,) in one.jobs().items()}
     one.stop(signal.SIGKILL)
 
+    # five minutes before the end it saves
     through_the_worst(one, slurm, ids, lambda id: ("scontrol", "update", f"JobId={id}", "EndTime=now+4minutes"))
 
     alone = subprocess.run(

@@ -13,7 +13,7 @@ from detr_exp.config.mistakes import ConfigError
 from detr_exp.trainer.run_status import status_of
 from hydra_plugins.detr_exp import slurm_launcher
 from hydra_plugins.detr_exp._pool import Work
-from hydra_plugins.detr_exp.slurm_launcher import SlurmLauncher, literal, name_of
+from hydra_plugins.detr_exp.slurm_launcher import Listed, SlurmLauncher, literal, name_of
 
 Commands = Callable[..., None]
 
@@ -92,6 +92,15 @@ def test_a_controller_that_does_not_answer_may_have_accepted_the_job(
     commands(sbatch=f"echo '{line}' > queue; echo submitted >> count; {says}", squeue="cat queue")
     assert launcher.start(work) == ("7", "the queue (Priority)")
     assert (tmp_path / "count").read_text() == "submitted\n", "not twice"
+
+
+@pytest.mark.parametrize(("state", "id"), [("RUNNING", "7"), ("COMPLETING", "7"), ("CANCELLED", "8"), ("FAILED", "8")])
+def test_a_job_of_an_earlier_process_is_taken_over_unless_it_has_ended_since(
+    commands: Commands, launcher: SlurmLauncher, work: Work, state: str, id: str
+) -> None:
+    launcher.known = {name_of(work): Listed("7", "COMPLETING", "n1", "None", name_of(work))}
+    commands(sbatch="echo 8", squeue=f"echo '7|{state}|n1|None|{name_of(work)}'", scontrol="echo ExitCode=1:0")
+    assert launcher.start(work)[0] == id
 
 
 def test_a_full_queue_is_waited_for(commands: Commands, launcher: SlurmLauncher, work: Work) -> None:
