@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -33,7 +34,8 @@ settings. If both sides have the same seeds, runs are paired by seed. Verdicts o
 corrected for multiple testing (Holm).
 
   a, b               run folders or ids; a list: runs with different seeds; a sweep folder: each of its points
-  metrics            mAP, mAP50, mAP_small, segm_mAP, ... or metrics of a custom evaluator; null: trainer.monitor of a
+  metrics            mAP, mAP50, mAP_small, segm_mAP, AP/<class>, ... or those of a custom evaluator; null:
+                     trainer.monitor of a, or mAP where that is none of these average precisions
   margin             differences below it are irrelevant: both sides can be called equivalent; null: no such test
   data.split         val, train or test; of runs with metric.honest_selection val is the half that has not chosen
   data, data.root    other data, or their new folder; null: those of the first run of a
@@ -195,6 +197,8 @@ def _evaluated(
         one = replace(opened, detector=open_detector(cfg, run.folder))
         metric = one.metric(split)
         values = one.evaluate(one.loader(split), metric)
+        if isinstance(metric, CocoEvaluation):  # -1: the ground truth has no such object
+            values = {name: math.nan if value == -1 else value for name, value in values.items()}
         names = names or [_judged_by(run, values, isinstance(metric, CocoEvaluation))]
         if count := values.get("nonfinite"):
             raise ValueError(
@@ -235,16 +239,19 @@ def _drawn(
     for name in names:
         kind = kind_of(name)
         if name not in values:
-            given = [known for known in values if "/" not in known and known != "nonfinite"]
+            kin = [known for known in values if known.partition("/")[0] == name.partition("/")[0]]  # classes
+            given = kin or [known for known in values if "/" not in known and known != "nonfinite"]
             raise ValueError(
                 f"{run.folder} gives no {name}; it gives {', '.join(given)}: compare it by one of these, "
-                f"metrics=[{given[0]}], or with runs of its own task"
+                f"metrics=['{given[0]}'], or with runs of its own task"
             )
         if kind is not None and isinstance(metric, CocoEvaluation):
-            known = [number for number in ids if number in metric.category_ids]
+            labels = dict(zip(metric.category_ids, metric.metric_names()))
+            known = [number for number in ids if number in labels and kind.label in ("", labels[number])]
             found = dict(zip(known, matched(metric, kind.iou_type, known, kind.area)))
-            ap[name] = {number: average_precision(one.at(kind.thresholds), both) for number, one in found.items()}
-            objects[name] = {number: one.objects for number, one in found.items()}
+            if found:
+                ap[name] = {number: average_precision(one.at(kind.thresholds), both) for number, one in found.items()}
+                objects[name] = {number: one.objects for number, one in found.items()}
     return ap, objects
 
 
@@ -252,24 +259,31 @@ def _side(runs: Sequence[PastRun], evaluated: dict[Path, Evaluated], names: Sequ
     """What the runs of a side reach, of the classes that all runs know."""
     import numpy as np
 
+    from detr_exp.metric.bootstrap import kind_of
     from detr_exp.runs.comparison import Scores, Side
 
     own = [evaluated[run.folder] for run in runs]
     metrics: dict[str, Scores] = {}
     classes: dict[str, Scores] = {}
+    of_classes = next((name for name in names if (kind := kind_of(name)) is not None and not kind.label), None)
     for name in names:
         if name not in own[0].ap:
             measured = np.array([one.values[name] for one in own])
             metrics[name] = Scores(measured, None, 0)
             continue
         known = [number for number in data.category_ids if all(number in one.ap[name] for one in evaluated.values())]
+        if not known:
+            raise ValueError(
+                f"the runs have no class in common that these data show, so there is nothing to compare by {name}; "
+                f"compare runs that know the same classes, or on data that show them: data.root=..."
+            )
         ap = np.array([[one.ap[name][number] for number in known] for one in own])  # [n, K, 1 + B]
         shown = np.array([own[0].objects[name][number] > 0 for number in known])  # [K, I]
         present = shown.any(1)
         with np.errstate(all="ignore"):
             total = np.nansum(ap[:, present], axis=1) / np.count_nonzero(~np.isnan(ap[:, present]), axis=1)
         metrics[name] = Scores(total[:, 0], total[:, 1:], int(shown.any(0).sum()))
-        if name == names[0]:
+        if name == of_classes:
             titles = dict(zip(data.category_ids, data.classes))
             classes = {
                 titles[number]: Scores(ap[:, k, 0], ap[:, k, 1:], int(shown[k].sum())) for k, number in enumerate(known)

@@ -46,25 +46,29 @@ def test_a_run_against_itself(command: Command, trained: Path) -> None:
 
 
 def test_seeds_on_both_sides(command: Command, sweep: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    metrics = "metrics=[mAP50,mAP,mAP_small,F1,val/mAP_medium]"
+    metrics = "metrics=[mAP50,mAP,mAP_small,F1,val/mAP_medium,AP/kite,mAR_large]"
     a, b = f"a=[{sweep}/0,{sweep}/1]", f"b=[{sweep}/2,{sweep}/3]"
     assert command(compare.main, a, b, metrics, "data.split=train", *WORDS) == 0
     found = result()
-    assert [row["metric"] for row in found["metrics"]] == ["mAP50", "mAP", "mAP_small", "F1", "mAP_medium"]
+    names = ["mAP50", "mAP", "mAP_small", "F1", "mAP_medium", "AP/kite", "mAR_large"]
+    assert [row["metric"] for row in found["metrics"]] == names
     assert (found["paired"], found["about"], found["images"]) == (True, "settings", 8)
     assert found["b"]["seeds"] == [0, 1]
     for row in found["metrics"]:
         if row["difference"] is not None:
             a, b = (np.mean(found[name][row["metric"]]) for name in "ab")
             assert row["difference"] == pytest.approx(b - a)
-    assert [row["images_drawn"] for row in found["metrics"]] == [True, True, True, False, True]
+    assert [row["images_drawn"] for row in found["metrics"]] == [True, True, True, False, True, True, False]
+    large = found["metrics"][-1]
+    assert (large["a"], large["difference"], large["verdict"]) == (None, None, "unknown"), "no such objects, no claim"
+    assert 0 < found["metrics"][5]["images"] < 8, "those that show a kite"
     said = capsys.readouterr().out
     assert "train split, 8 images, 100 bootstrap resamples" in said
     assert "in pairs: 0, 1" in said
     assert "loss.class_loss._target_" in said
     command(evaluate.main, f"checkpoint={sweep}/2", "data.split=train", "hydra.run.dir=alone")
     alone = json.loads(Path("alone/metrics.json").read_text())
-    for name in ("mAP50", "mAP", "F1"):
+    for name in ("mAP50", "mAP", "F1", "AP/kite"):
         assert found["b"][name][0] == pytest.approx(alone[name])
 
 
@@ -111,6 +115,8 @@ def test_a_metric_that_no_evaluator_gives(command: Command, trained: Path, capfd
     for name in ("segm_mAP", "mApp"):
         assert command(compare.main, f"a={trained}", f"b={trained}", f"metrics={name}") == 2
         assert f"gives no {name}; it gives mAP, mAP50" in capfd.readouterr().err
+    assert command(compare.main, f"a={trained}", f"b={trained}", "metrics=AP/Kite") == 2
+    assert "gives no AP/Kite; it gives AP/arrow, AP/kite" in capfd.readouterr().err
 
 
 def test_a_diverged_network_has_nothing_to_compare(

@@ -72,6 +72,9 @@ class CocoEvaluation(Protocol):
 
     def table(self, iou_type: str = "bbox") -> list[Values]: ...
 
+    def metric_names(self) -> list[str]:
+        """Of every label what stands for it in `AP/<class>`."""
+
     def detections(self, iou_type: str) -> Indexed:
         """The detections since `reset`, indexed by the backend."""
 

@@ -22,7 +22,7 @@ from detr_exp.values import Values
 
 RECALLS = np.linspace(0, 1, 101)
 LARGEST = 2_000_000  # numbers held at once
-NAMED = re.compile(r"(segm_|keypoint_|)mAP(50|75|_small|_medium|_large|)")
+NAMED = re.compile(r"(segm_|keypoint_|)(?:mAP(50|75|_small|_medium|_large|)|AP/(.+))")
 IOU_TYPES = {"": "bbox", "segm_": "segm", "keypoint_": "keypoints"}
 THRESHOLDS = {"50": slice(0, 1), "75": slice(5, 6)}
 
@@ -34,24 +34,26 @@ class Kind(NamedTuple):
         iou_type: `bbox`, `segm` or `keypoints`.
         area: of the objects: `all`, `small`, `medium` or `large`.
         thresholds: those of the ten IoU thresholds that it is the mean of.
+        label: the class, as metrics name it; empty: the mean over all classes.
     """
 
     iou_type: str
     area: str
     thresholds: slice
+    label: str = ""
 
 
 def kind_of(name: str) -> Kind | None:
-    """What `mAP50` or `segm_mAP_small` means; None for what is no mean of average precisions."""
+    """What `mAP50`, `segm_mAP_small` or `AP/<class>` means; None for what is no mean of average precisions."""
     told = NAMED.fullmatch(name)
     if told is None:
         return None
-    task, which = told.groups()
+    task, which, label = told.groups(default="")
     area = which.removeprefix("_") if which.startswith("_") else "all"
     return (
         None
         if (task, area) == ("keypoint_", "small")
-        else Kind(IOU_TYPES[task], area, THRESHOLDS.get(which, slice(10)))
+        else Kind(IOU_TYPES[task], area, THRESHOLDS.get(which, slice(10)), label)
     )
 
 
@@ -90,6 +92,9 @@ def matched(metric: CocoEvaluation, iou_type: str, category_ids: Sequence[int], 
     sigmas = dict(zip(metric.category_ids, metric.sigmas or ()))
     categories = []
     for category in category_ids:
+        if iou_type == "keypoints" and not sigmas[category]:  # a class without points
+            categories.append(_category([], places))
+            continue
         evaluator = cocoeval.COCOeval(metric.truth, found, iou_type)
         evaluator.params.catIds = [category]
         place = evaluator.params.areaRngLbl.index(area)

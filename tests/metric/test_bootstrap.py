@@ -9,6 +9,7 @@ import torch
 from detr_exp.metric.bootstrap import Kind, average_precision, draws, kind_of, matched
 from detr_exp.metric.coco import CocoMetric
 from detr_exp.structures import Detections
+from tests.metric.test_coco import CATEGORIES, case, make_metric
 
 IDS = [3, 7]
 
@@ -110,7 +111,8 @@ def test_draws_hold_as_many_images_as_there_are() -> None:
         ("keypoint_mAP", ("keypoints", "all", slice(10))),
         ("keypoint_mAP_small", None),
         ("mAR", None),
-        ("AP/mAP", None),
+        ("AP/mAP", ("bbox", "all", slice(10), "mAP")),
+        ("keypoint_AP/a/b", ("keypoints", "all", slice(10), "a/b")),
     ],
 )
 def test_which_precision_a_name_means(name: str, wanted: tuple | None) -> None:
@@ -126,3 +128,23 @@ def test_every_summary_of_the_official_tool_is_the_mean_of_what_is_drawn(name: s
     once = np.ones((1, 20), dtype=int)
     ap = [average_precision(one.at(kind.thresholds), once) for one in matched(metric, "bbox", IDS, kind.area)]
     assert np.nanmean(ap) == pytest.approx(metric.compute()[name], abs=1e-12)
+
+
+@pytest.mark.parametrize("iou_type", ["segm", "keypoints"])
+def test_masks_and_keypoints_are_drawn_as_the_official_tool_compares_them(iou_type: str) -> None:
+    """All their summaries and every class by its name; the last class has no points."""
+    truth, found = case(3, 20)
+    metric = make_metric(truth, iou_types=["bbox", iou_type], keypoint_sigmas=[[0.05] * 4, [0.1] * 4, []])
+    metric.update(list(found), list(found.values()))
+    values, once = metric.compute(), np.ones((1, 20), dtype=int)
+    prefix = {"segm": "segm_", "keypoints": "keypoint_"}[iou_type]
+    kinds = {name: kind for name in values if name.startswith(prefix) and (kind := kind_of(name)) is not None}
+    assert len(kinds) == {"segm": 6, "keypoints": 5}[iou_type] + 3
+    with np.errstate(invalid="raise", divide="raise"):
+        for name, kind in kinds.items():
+            wanted = [CATEGORIES[metric.classes.index(kind.label)]] if kind.label else CATEGORIES
+            drawn = matched(metric, kind.iou_type, wanted, kind.area)
+            ap = np.array([average_precision(one.at(kind.thresholds), once)[0] for one in drawn])
+            expected = np.nan if values[name] == -1 else values[name]
+            seen = ap[~np.isnan(ap)]
+            assert (seen.mean() if len(seen) else np.nan) == pytest.approx(expected, abs=1e-12, nan_ok=True), name
