@@ -96,7 +96,7 @@ _HUGGING_FACE = [
     ("decoder.dec_bbox_head", "model.decoder.bbox_embed"),
 ]
 # The spelling of transformers 4, which files have; (new, old).
-_HUGGING_FACE_V4 = [
+SPELT_AS_V4 = [
     ("model.encoder.aifi.{}.layers.{}.mlp.fc1", "model.encoder.encoder.{}.layers.{}.fc1"),
     ("model.encoder.aifi.{}.layers.{}.mlp.fc2", "model.encoder.encoder.{}.layers.{}.fc2"),
     ("model.encoder.aifi.{}.layers.{}.self_attn.o_proj", "model.encoder.encoder.{}.layers.{}.self_attn.out_proj"),
@@ -149,7 +149,7 @@ def is_huggingface(state: State) -> bool:
 
 def from_huggingface(state: State) -> State:
     """Names of transformers, in either spelling -> ours."""
-    current = renamed_by(state, swapped(_HUGGING_FACE_V4))
+    current = renamed_by(state, swapped(SPELT_AS_V4))
     plain = {}
     for name, tensor in current.items():
         if _DERIVED.search(name):
@@ -157,18 +157,18 @@ def from_huggingface(state: State) -> State:
         # Heads appear under a second name at the top; it is the only one where a file has no duplicates.
         name = re.sub(r"^(class_embed|bbox_embed)\.", r"model.decoder.\1.", name)
         plain[name] = tensor
-    return _joined(renamed_by(plain, swapped(_HUGGING_FACE)))
+    return joined(renamed_by(plain, swapped(_HUGGING_FACE)))
 
 
 def to_huggingface(state: State, *, num_points: list[int]) -> State:
     """Our names -> those of the modules of transformers 5."""
-    renamed = renamed_by(_split(state), _HUGGING_FACE)
+    renamed = renamed_by(split(state), _HUGGING_FACE)
     return renamed | _points_scales(state, num_points, "model.decoder.layers.{}.encoder_attn.n_points_scale")
 
 
 def to_huggingface_file(state: State, *, num_points: list[int]) -> State:
     """Our names -> those in files: the spelling of version 4, which version 5 also writes and reads."""
-    return renamed_by(to_huggingface(state, num_points=num_points), _HUGGING_FACE_V4)
+    return renamed_by(to_huggingface(state, num_points=num_points), SPELT_AS_V4)
 
 
 def without_layers_beyond(state: State, last: int) -> State:
@@ -209,29 +209,29 @@ _PACKED = re.compile(r"(.*\.self_attn)\.in_proj_(weight|bias)$")
 _UNPACKED = re.compile(r"(.*\.self_attn)\.([qkv])_proj\.(weight|bias)$")
 
 
-def _split(state: State) -> State:
+def split(state: State) -> State:
     """Packed input projections -> query, key and value projections."""
-    split = {}
+    parts = {}
     for name, tensor in state.items():
         if match := _PACKED.match(name):
             for letter, part in zip("qkv", tensor.chunk(3)):
-                split[f"{match[1]}.{letter}_proj.{match[2]}"] = part.clone()
+                parts[f"{match[1]}.{letter}_proj.{match[2]}"] = part.clone()
         else:
-            split[name] = tensor
-    return split
+            parts[name] = tensor
+    return parts
 
 
-def _joined(state: State) -> State:
+def joined(state: State) -> State:
     """Query, key and value projections -> packed input projections."""
-    joined = {}
+    packed = {}
     for name, tensor in state.items():
         match = _UNPACKED.match(name)
         if match is None:
-            joined[name] = tensor
+            packed[name] = tensor
         elif match[2] == "q":
             parts = [state[f"{match[1]}.{letter}_proj.{match[3]}"] for letter in "qkv"]
-            joined[f"{match[1]}.in_proj_{match[3]}"] = torch.cat(parts)
-    return joined
+            packed[f"{match[1]}.in_proj_{match[3]}"] = torch.cat(parts)
+    return packed
 
 
 def huggingface_config(model: Stored, classes: list[str]) -> Stored:

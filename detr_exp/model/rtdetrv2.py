@@ -19,7 +19,8 @@ from detr_exp.model.adapter.slim import merge
 from detr_exp.model.decoder.rtdetr import Decoder, RawOutputs, padding_at
 from detr_exp.model.layer.conv import ConvNorm
 from detr_exp.model.layer.denoising import NoisyQueries, group_count, noisy_queries
-from detr_exp.model.neck.hybrid_encoder import HybridEncoder, RepVggBlock
+from detr_exp.model.layer.fusion import RepVggBlock
+from detr_exp.model.neck.hybrid_encoder import HybridEncoder
 from detr_exp.model.postprocess import best_in_pixels
 from detr_exp.protocols import Backbone, complete
 from detr_exp.structures import Denoising, Detections, Outputs, Targets, mapped
@@ -40,7 +41,7 @@ class RTDETRv2(nn.Module):
         pixel_mean, pixel_std: of RGB in 0..1; null takes the backbone's.
         hidden_dim, num_layers, num_queries: D, L and Q, of the decoder.
         num_denoising: denoising positives per image; 0 trains without.
-        label_noise_ratio, box_noise_scale: see `noisy_queries`.
+        label_noise_ratio, box_noise_scale, box_noise_fold: see `noisy_queries`.
     """
 
     def __init__(
@@ -60,6 +61,7 @@ class RTDETRv2(nn.Module):
         num_denoising: int,
         label_noise_ratio: float,
         box_noise_scale: float,
+        box_noise_fold: bool = False,
     ) -> None:
         super().__init__()
         self.num_classes = num_classes
@@ -72,6 +74,7 @@ class RTDETRv2(nn.Module):
         self.num_denoising = num_denoising
         self.label_noise_ratio = label_noise_ratio
         self.box_noise_scale = box_noise_scale
+        self.box_noise_fold = box_noise_fold
         self.denoising_groups: int | None = None  # set where ranks must agree
         self.fixed_denoising_size = False
         self.backbone = backbone
@@ -117,11 +120,14 @@ class RTDETRv2(nn.Module):
         if not self.training:
             return Outputs(raw.layers)
         if noisy is None:
-            return Outputs(raw.layers, raw.encoder)
+            return Outputs(raw.layers, raw.encoder, initial=raw.initial)
         first = noisy.labels.shape[1]
         layers = mapped(raw.layers, lambda tensor: tensor[:, :, first:])
         copies = mapped(raw.layers, lambda tensor: tensor[:, :, : noisy.supervised])
-        return Outputs(layers, raw.encoder, Denoising(copies, noisy.image, noisy.query, noisy.target, noisy.groups))
+        initial = mapped(raw.initial, lambda tensor: tensor[:, first:])
+        before = mapped(raw.initial, lambda tensor: tensor[:, : noisy.supervised])
+        denoising = Denoising(copies, noisy.image, noisy.query, noisy.target, noisy.groups, before)
+        return Outputs(layers, raw.encoder, denoising, initial=initial)
 
     def noisy_queries(self, targets: Targets) -> NoisyQueries | None:
         """Denoising queries of a batch; made outside of `body`, because their number depends on the batch."""
@@ -134,6 +140,7 @@ class RTDETRv2(nn.Module):
             num_denoising=self.num_denoising,
             label_noise_ratio=self.label_noise_ratio,
             box_noise_scale=self.box_noise_scale,
+            box_noise_fold=self.box_noise_fold,
             groups=self.denoising_groups,
             fixed_size=self.fixed_denoising_size,
         )

@@ -1,8 +1,9 @@
-"""HGNetV2 in the sizes L, X and H of RT-DETR (PP-HGNetV2, PaddleClas): many small convolutions, seldom a shortcut."""
+"""HGNetV2 (PP-HGNetV2, PaddleClas): many small convolutions, seldom a shortcut."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -10,27 +11,66 @@ from torch.nn import functional as F
 
 from detr_exp.model.backbone.weights import load_pretrained
 from detr_exp.model.layer.checkpoint import checkpointed
-from detr_exp.model.layer.conv import ConvNorm, freeze_batch_norms, freeze_stages
+from detr_exp.model.layer.conv import ConvNorm, ScaledReLU, freeze_batch_norms, freeze_stages
 
-# Stem channels (middle, out); of each stage: channels inside and out, blocks, whether light, kernel size.
+# Stem channels (middle, out); of each stage: channels inside and out, blocks, whether light, kernel size; convolutions
+# in a block.
 SIZES = {
-    "L": ((32, 48), [(48, 128, 1, False, 3), (96, 512, 1, False, 3), (192, 1024, 3, True, 5), (384, 2048, 1, True, 5)]),
-    "X": (
+    "B0": (
+        (16, 16),
+        [(16, 64, 1, False, 3), (32, 256, 1, False, 3), (64, 512, 2, True, 5), (128, 1024, 1, True, 5)],
+        3,
+    ),
+    "B1": (
+        (24, 32),
+        [(32, 64, 1, False, 3), (48, 256, 1, False, 3), (96, 512, 2, True, 5), (192, 1024, 1, True, 5)],
+        3,
+    ),
+    "B2": (
+        (24, 32),
+        [(32, 96, 1, False, 3), (64, 384, 1, False, 3), (128, 768, 3, True, 5), (256, 1536, 1, True, 5)],
+        4,
+    ),
+    "B3": (
+        (24, 32),
+        [(32, 128, 1, False, 3), (64, 512, 1, False, 3), (128, 1024, 3, True, 5), (256, 2048, 1, True, 5)],
+        5,
+    ),
+    "B4": (
+        (32, 48),
+        [(48, 128, 1, False, 3), (96, 512, 1, False, 3), (192, 1024, 3, True, 5), (384, 2048, 1, True, 5)],
+        6,
+    ),
+    "B5": (
         (32, 64),
         [(64, 128, 1, False, 3), (128, 512, 2, False, 3), (256, 1024, 5, True, 5), (512, 2048, 2, True, 5)],
+        6,
     ),
-    "H": (
+    "B6": (
         (48, 96),
         [(96, 192, 2, False, 3), (192, 512, 3, False, 3), (384, 1024, 6, True, 5), (768, 2048, 3, True, 5)],
+        6,
     ),
 }
+OF_RTDETR = {"L": "B4", "X": "B5", "H": "B6"}  # what RT-DETR calls three of them, with weights of another training
+Act = Callable[[], nn.Module]
 STRIDES = (4, 8, 16, 32)
-LAYERS = 6  # convolutions in a block
 
 
 def to_our_names(name: str) -> str:
     """A parameter's official name -> ours."""
-    return re.sub(r"(stem2[ab]\.conv)\.1\.", r"\1.", re.sub(r"\.bn\.", ".norm.", name))
+    return re.sub(r"(stem2[ab]\.conv)\.1\.", r"\1.", re.sub(r"\.bn\.", ".norm.", _of_dfine(name)))
+
+
+def _of_dfine(name: str) -> str:
+    """Names in D-FINE's files -> in those of RT-DETR."""
+    return re.sub(
+        r"\.lab\.",
+        ".act.",
+        name.replace(".aggregation.0.", ".aggregation_squeeze_conv.").replace(
+            ".aggregation.1.", ".aggregation_excitation_conv."
+        ),
+    )
 
 
 def to_official_names(name: str) -> str:
@@ -39,15 +79,15 @@ def to_official_names(name: str) -> str:
 
 
 class Stem(nn.Module):
-    """Two ways to half the size, side by side, then half again."""
+    """Two ways to half the size, side by side, then half again; `act` makes the activation of each convolution."""
 
-    def __init__(self, middle: int, out_channels: int) -> None:
+    def __init__(self, middle: int, out_channels: int, act: Act) -> None:
         super().__init__()
-        self.stem1 = ConvNorm(3, middle, 3, 2, act="relu")
-        self.stem2a = ConvNorm(middle, middle // 2, 2, act="relu")
-        self.stem2b = ConvNorm(middle // 2, middle, 2, act="relu")
-        self.stem3 = ConvNorm(2 * middle, middle, 3, 2, act="relu")
-        self.stem4 = ConvNorm(middle, out_channels, 1, act="relu")
+        self.stem1 = ConvNorm(3, middle, 3, 2, act=act())
+        self.stem2a = ConvNorm(middle, middle // 2, 2, act=act())
+        self.stem2b = ConvNorm(middle // 2, middle, 2, act=act())
+        self.stem3 = ConvNorm(2 * middle, middle, 3, 2, act=act())
+        self.stem4 = ConvNorm(middle, out_channels, 1, act=act())
 
     def forward(self, images: Tensor) -> Tensor:
         # Kernels of two cells keep the size when the map gets one more row and column.
@@ -60,10 +100,10 @@ class Stem(nn.Module):
 class LightConv(nn.Module):
     """1x1 convolution, then a depthwise one."""
 
-    def __init__(self, in_channels: int, out_channels: int, kernel_size: int) -> None:
+    def __init__(self, in_channels: int, out_channels: int, kernel_size: int, act: Act) -> None:
         super().__init__()
         self.conv1 = ConvNorm(in_channels, out_channels, 1)
-        self.conv2 = ConvNorm(out_channels, out_channels, kernel_size, groups=out_channels, act="relu")
+        self.conv2 = ConvNorm(out_channels, out_channels, kernel_size, groups=out_channels, act=act())
 
     def forward(self, maps: Tensor) -> Tensor:
         return self.conv2(self.conv1(maps))
@@ -72,17 +112,30 @@ class LightConv(nn.Module):
 class Block(nn.Module):
     """A chain of convolutions whose outputs are all concatenated and then reduced."""
 
-    def __init__(self, in_channels: int, middle: int, out_channels: int, light: bool, kernel_size: int, residual: bool):
+    def __init__(
+        self,
+        in_channels: int,
+        middle: int,
+        out_channels: int,
+        light: bool,
+        kernel_size: int,
+        *,
+        num_layers: int,
+        residual: bool,
+        act: Act,
+    ) -> None:
         super().__init__()
         self.residual = residual
-        inputs = [in_channels, *[middle] * (LAYERS - 1)]
+        inputs = [in_channels, *[middle] * (num_layers - 1)]
         self.layers = nn.ModuleList(
-            LightConv(channels, middle, kernel_size) if light else ConvNorm(channels, middle, kernel_size, act="relu")
+            LightConv(channels, middle, kernel_size, act)
+            if light
+            else ConvNorm(channels, middle, kernel_size, act=act())
             for channels in inputs
         )
-        total = in_channels + LAYERS * middle
-        self.aggregation_squeeze_conv = ConvNorm(total, out_channels // 2, 1, act="relu")
-        self.aggregation_excitation_conv = ConvNorm(out_channels // 2, out_channels, 1, act="relu")
+        total = in_channels + num_layers * middle
+        self.aggregation_squeeze_conv = ConvNorm(total, out_channels // 2, 1, act=act())
+        self.aggregation_excitation_conv = ConvNorm(out_channels // 2, out_channels, 1, act=act())
 
     def forward(self, maps: Tensor) -> Tensor:
         outputs = [maps]
@@ -104,12 +157,23 @@ class Stage(nn.Module):
         light: bool,
         kernel_size: int,
         *,
+        num_layers: int,
         shrink: bool,
+        act: Act,
     ) -> None:
         super().__init__()
         self.downsample = ConvNorm(in_channels, in_channels, 3, 2, groups=in_channels) if shrink else nn.Identity()
         self.blocks = nn.ModuleList(
-            Block(out_channels if index else in_channels, middle, out_channels, light, kernel_size, index > 0)
+            Block(
+                out_channels if index else in_channels,
+                middle,
+                out_channels,
+                light,
+                kernel_size,
+                num_layers=num_layers,
+                residual=index > 0,
+                act=act,
+            )
             for index in range(blocks)
         )
 
@@ -124,24 +188,33 @@ class HGNetv2(nn.Module):
     """HGNetV2.
 
     Args:
-        size: "L", "X" or "H".
+        size: "B0" to "B6"; "L", "X" and "H" are B4, B5 and B6 with the weights that RT-DETR starts from.
         out_strides, freeze_at, freeze_norm, pretrained: as in `PResNet`.
+        affine: a scale and a shift after each activation, as D-FINE has it in B0 to B2.
     """
 
     def __init__(
-        self, *, size: str, out_strides: list[int], freeze_at: int, freeze_norm: bool, pretrained: bool | str
+        self,
+        *,
+        size: str,
+        out_strides: list[int],
+        freeze_at: int,
+        freeze_norm: bool,
+        pretrained: bool | str,
+        affine: bool = False,
     ) -> None:
         super().__init__()
-        if size not in SIZES:
-            raise ValueError(f"model.backbone.size is {size!r}; use one of {', '.join(SIZES)}")
+        if size not in (*SIZES, *OF_RTDETR):
+            raise ValueError(f"model.backbone.size is {size!r}; use one of {', '.join((*SIZES, *OF_RTDETR))}")
         if not out_strides or not set(out_strides) <= set(STRIDES):
             raise ValueError(f"model.backbone.out_strides is {out_strides}; choose some of {list(STRIDES)}")
-        (middle, channels), stages = SIZES[size]
+        (middle, channels), stages, num_layers = SIZES[OF_RTDETR.get(size, size)]
+        act: Act = ScaledReLU if affine else nn.ReLU
         self.out_strides = sorted(out_strides)
-        self.stem = Stem(middle, channels)
+        self.stem = Stem(middle, channels, act)
         self.stages = nn.ModuleList()
         for index, stage in enumerate(stages[: STRIDES.index(self.out_strides[-1]) + 1]):
-            self.stages.append(Stage(channels, *stage, shrink=index > 0))
+            self.stages.append(Stage(channels, *stage, num_layers=num_layers, shrink=index > 0, act=act))
             channels = stage[1]
         self.out_channels = [stages[STRIDES.index(stride)][1] for stride in self.out_strides]
         self.pixel_mean, self.pixel_std = [0.0, 0.0, 0.0], [1.0, 1.0, 1.0]
@@ -150,7 +223,7 @@ class HGNetv2(nn.Module):
         freeze_stages(self.stem, self.stages, freeze_at)
         if freeze_norm:
             freeze_batch_norms(self)
-        published = f"hgnetv2_{size.lower()}_ssld"
+        published = f"hgnetv2_{size.lower()}_{'ssld' if size in OF_RTDETR else 'stage1'}"
         self.initial = load_pretrained(self, pretrained, published, to_our_names) if pretrained else None
 
     def _initialise(self) -> None:

@@ -19,7 +19,7 @@ from detr_exp.model.layer.decoder_layer import DecoderLayer
 from detr_exp.model.layer.denoising import NoisyQueries
 from detr_exp.model.layer.memory import Memory
 from detr_exp.model.layer.mlp import MLP
-from detr_exp.model.layer.query_selection import SELECTIONS, anchor_logits, inverse_sigmoid, top_cells
+from detr_exp.model.layer.query_selection import checked_selection, inverse_sigmoid, select_queries
 from detr_exp.structures import Prediction
 
 
@@ -29,10 +29,12 @@ class RawOutputs(NamedTuple):
     Attributes:
         layers: logits `[L, B, N + Q, C]`, boxes `[L, B, N + Q, 4]`; further predictions have the same axes.
         encoder: logits `[B, Q, C]`, or of one class, and boxes `[B, Q, 4]` of the chosen cells.
+        initial: of decoders that predict before their layers, logits `[B, N + Q, C]`; None in evaluation.
     """
 
     layers: Prediction
     encoder: Prediction
+    initial: Prediction | None = None
 
 
 class Decoder(Protocol):
@@ -125,24 +127,10 @@ class RTDETRDecoder(nn.Module):
         ]
         self.activation = activation
         self.num_queries = num_queries
-        self.query_select_method = query_select_method
+        self.query_select_method = checked_selection(query_select_method)
         self.look_forward_twice = look_forward_twice
-        self.eval_idx = _checked_layer(eval_idx, num_layers)
-        if query_select_method not in SELECTIONS:
-            raise ValueError(
-                f"model.query_select_method is {query_select_method!r}; use one of {', '.join(SELECTIONS)}"
-            )
-        further = len(num_points) - len(channels)
-        if further < 0:
-            raise ValueError(
-                f"model.num_points has {len(num_points)} counts but the encoder makes {len(channels)} maps; give each "
-                "map its count, or leave strides out of model.backbone.out_strides"
-            )
-
-        self.strides = [*strides, *(strides[-1] * 2**step for step in range(1, further + 1))]
-        self.input_proj = nn.ModuleList(ConvNorm(width, hidden_dim, 1) for width in channels)
-        for width in [channels[-1], *[hidden_dim] * further][:further]:
-            self.input_proj.append(ConvNorm(width, hidden_dim, 3, 2))
+        self.eval_idx = checked_layer(eval_idx, num_layers)
+        self.input_proj, self.strides = level_projections(channels, strides, hidden_dim, len(num_points))
         self.layers = nn.ModuleList(layers)
         if denoising:
             self.denoising_class_embed = nn.Embedding(num_classes + 1, hidden_dim, padding_idx=num_classes)
@@ -176,46 +164,26 @@ class RTDETRDecoder(nn.Module):
 
     def forward(self, maps: list[Tensor], noisy: NoisyQueries | None, padding_mask: Tensor | None) -> RawOutputs:
         """Encoder maps `[B, E, h, w]` -> predictions; arguments as in `RTDETRv2.body`."""
-        memory = self._memory(maps, padding_mask)
-        content, reference, encoder_logits = self._select(memory)
+        memory = read_maps(maps, self.input_proj, padding_mask)
+        features, reference, encoder_logits = select_queries(
+            memory,
+            self.enc_output,
+            self.enc_score_head,
+            self.enc_bbox_head,
+            self.num_queries,
+            self.query_select_method,
+            self.activation,
+        )
         encoder = Prediction(encoder_logits, reference.sigmoid())
+        content = features.detach()
+        if hasattr(self, "tgt_embed"):
+            content = self.tgt_embed.weight.expand(content.shape[0], -1, -1)
         reference, allowed = reference.detach(), None
         if noisy is not None:
             content = torch.cat([self.denoising_class_embed(noisy.labels), content], dim=1)
             reference = torch.cat([noisy.boxes, reference], dim=1)
             allowed = noisy.allowed
         return RawOutputs(self._decode(content, reference.sigmoid(), memory, allowed), encoder)
-
-    def _memory(self, maps: list[Tensor], padding_mask: Tensor | None) -> Memory:
-        """All levels as rows, fine to coarse; a cell is padding where its centre pixel is."""
-        levels = [project(level) for project, level in zip(self.input_proj, maps)]
-        source = maps[-1]
-        for project in self.input_proj[len(maps) :]:
-            levels.append(project(source))
-            source = levels[-1]
-        shapes = [(level.shape[-2], level.shape[-1]) for level in levels]
-        padding = None if padding_mask is None else [padding_at(padding_mask, shape) for shape in shapes]
-        return Memory(torch.cat([level.flatten(2).transpose(1, 2) for level in levels], dim=1), shapes, padding)
-
-    def _select(self, memory: Memory) -> tuple[Tensor, Tensor, Tensor]:
-        """The Q best cells: initial content `[B, Q, D]` of queries, box logits `[B, Q, 4]` and class logits.
-
-        Boxes are computed for the selected cells only; the others would be discarded.
-        """
-        cells = memory.cells
-        exact = torch.promote_types(cells.dtype, torch.float32)
-        anchors, valid = anchor_logits(memory.shapes, exact, cells.device, memory.padded_cells())
-        features = self.enc_output(cells * valid)
-        logits = self.enc_score_head(features)
-        chosen = top_cells(logits.detach(), self.num_queries, self.query_select_method, self.activation)[..., None]
-        logits = logits.gather(1, chosen.expand(-1, -1, logits.shape[-1])).to(exact)
-        features = features.gather(1, chosen.expand(-1, -1, features.shape[-1]))
-        anchors = anchors.expand(cells.shape[0], -1, -1).gather(1, chosen.expand(-1, -1, 4))
-        boxes = anchors + self.enc_bbox_head(features)
-        content = features.detach()
-        if hasattr(self, "tgt_embed"):
-            content = self.tgt_embed.weight.expand(cells.shape[0], -1, -1)
-        return content, boxes, logits
 
     def _decode(self, content: Tensor, reference: Tensor, memory: Memory, allowed: Tensor | None) -> Prediction:
         """Refine queries and boxes layer by layer; the predictions of the layers that count, stacked.
@@ -260,13 +228,59 @@ class RTDETRDecoder(nn.Module):
             del self.denoising_class_embed
 
 
+def level_projections(
+    channels: list[int], strides: list[int], hidden_dim: int, num_levels: int, *, keep_equal: bool = False
+) -> tuple[nn.ModuleList, list[int]]:
+    """Convolutions from the encoder's maps to the levels of a decoder, and the strides of these.
+
+    Args:
+        channels, strides: of the encoder's maps, from fine to coarse.
+        hidden_dim: of the levels.
+        num_levels: those beyond the maps come from further convolutions, with stride 2.
+        keep_equal: pass on maps that have as many channels.
+
+    Raises:
+        ValueError: there are more maps than levels.
+    """
+    further = num_levels - len(channels)
+    if further < 0:
+        raise ValueError(
+            f"model.num_points has {num_levels} counts but the encoder makes {len(channels)} maps; give each "
+            "map its count, or leave strides out of model.backbone.out_strides"
+        )
+    projections = nn.ModuleList(
+        nn.Identity() if keep_equal and width == hidden_dim else ConvNorm(width, hidden_dim, 1) for width in channels
+    )
+    for width in [channels[-1], *[hidden_dim] * further][:further]:
+        projections.append(ConvNorm(width, hidden_dim, 3, 2))
+    return projections, [*strides, *(strides[-1] * 2**step for step in range(1, further + 1))]
+
+
+def read_maps(maps: list[Tensor], projections: nn.ModuleList, padding_mask: Tensor | None) -> Memory:
+    """All levels as rows, fine to coarse; a cell is padding where its centre pixel is.
+
+    Args:
+        maps: of the encoder, `[B, E, h, w]`.
+        projections: of `level_projections`.
+        padding_mask: `[B, H, W]` bool, True where there is no image.
+    """
+    levels = [project(level) for project, level in zip(projections, maps)]
+    source = maps[-1]
+    for project in projections[len(maps) :]:
+        levels.append(project(source))
+        source = levels[-1]
+    shapes = [(level.shape[-2], level.shape[-1]) for level in levels]
+    padding = None if padding_mask is None else [padding_at(padding_mask, shape) for shape in shapes]
+    return Memory(torch.cat([level.flatten(2).transpose(1, 2) for level in levels], dim=1), shapes, padding)
+
+
 def padding_at(padding_mask: Tensor, shape: Sequence[int]) -> Tensor:
     """`[B, H, W]` at the centre pixel of every cell: `[B, h, w]`."""
     height, width = padding_mask.shape[1] // shape[0], padding_mask.shape[2] // shape[1]
     return padding_mask[:, height // 2 :: height, width // 2 :: width]
 
 
-def _checked_layer(eval_idx: int, num_layers: int) -> int:
+def checked_layer(eval_idx: int, num_layers: int) -> int:
     """`eval_idx` counted from the front."""
     if not -num_layers <= eval_idx < num_layers:
         raise ValueError(f"model.eval_idx is {eval_idx} but there are {num_layers} layers; use -1 for the last one")

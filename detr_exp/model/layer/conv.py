@@ -73,8 +73,42 @@ def freeze_stages(stem: nn.Module, stages: Iterable[nn.Module], freeze_at: int) 
         freeze_batch_norms(part)
 
 
+class ScaledReLU(nn.Module):
+    """ReLU, then a scale and a shift, one number each for all channels (learnable affine block, PP-LCNetV3)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(1))
+        self.bias = nn.Parameter(torch.zeros(1))
+
+    def forward(self, maps: Tensor) -> Tensor:
+        return torch.addcmul(self.bias, F.relu(maps), self.scale)
+
+    def fold_into(self, conv: nn.Conv2d) -> Clamp:
+        """Scale and shift `conv`, whose output this is applied to; returns what is left to do afterwards."""
+        scale, shift = self.scale.item(), self.bias.item()
+        conv.weight *= scale
+        conv.bias.mul_(scale).add_(shift)  # type: ignore[union-attr]
+        return Clamp(None, shift) if scale < 0 else Clamp(shift, None)
+
+
+class Clamp(nn.Module):
+    """Limits values on one side: a `ScaledReLU` after its scale and shift."""
+
+    def __init__(self, low: float | None, high: float | None) -> None:
+        super().__init__()
+        self.low, self.high = low, high
+
+    def forward(self, maps: Tensor) -> Tensor:
+        return maps.clamp(self.low, self.high)
+
+
 class ConvNorm(nn.Module):
-    """Convolution without bias, batch norm, activation; padded so that stride 1 keeps the size."""
+    """Convolution without bias, batch norm, activation; padded so that stride 1 keeps the size.
+
+    Args:
+        act: name of the activation, or a module.
+    """
 
     def __init__(
         self,
@@ -84,21 +118,24 @@ class ConvNorm(nn.Module):
         stride: int = 1,
         *,
         groups: int = 1,
-        act: str | None = None,
+        act: str | nn.Module | None = None,
     ) -> None:
         super().__init__()
         padding = (kernel_size - 1) // 2
         self.conv = nn.Conv2d(in_channels, out_channels, kernel_size, stride, padding, groups=groups, bias=False)
         self.norm: nn.Module = nn.BatchNorm2d(out_channels)
-        self.act = activation(act)
+        self.act = act if isinstance(act, nn.Module) else activation(act)
 
     def forward(self, maps: Tensor) -> Tensor:
         return self.act(self.norm(self.conv(maps)))
 
+    @torch.no_grad()
     def fold(self) -> None:
-        """Fold the norm into the convolution; for inference only."""
+        """Fold the norm, and scales after the activation, into the convolution; for inference only."""
         self.conv = folded(self.conv, self.norm)
         self.norm = nn.Identity()
+        if isinstance(self.act, ScaledReLU):
+            self.act = self.act.fold_into(self.conv)
 
 
 def folded(conv: nn.Conv2d, norm: nn.Module) -> nn.Conv2d:

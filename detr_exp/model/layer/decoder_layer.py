@@ -11,8 +11,28 @@ from detr_exp.model.layer.deformable_attention import DeformableAttention
 from detr_exp.model.layer.memory import Memory
 
 
+class Gate(nn.Module):
+    """Mixes queries and what they read, channel by channel, in place of a sum (D-FINE, arXiv 2410.13842, "gateway")."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.gate = nn.Linear(2 * dim, 2 * dim)
+        self.norm = nn.LayerNorm(dim)
+        nn.init.zeros_(self.gate.weight)
+        nn.init.zeros_(self.gate.bias)
+
+    def forward(self, queries: Tensor, read: Tensor) -> Tensor:
+        """Two of `[B, Q, D]` -> `[B, Q, D]`."""
+        own, other = self.gate(torch.cat([queries, read], dim=-1)).sigmoid().chunk(2, dim=-1)
+        return self.norm(own * queries + other * read)
+
+
 class DecoderLayer(nn.Module):
-    """Self-attention among queries, deformable attention to the memory, feed-forward network; norms after the sums."""
+    """Self-attention among queries, deformable attention to the memory, feed-forward network; norms after the sums.
+
+    Args:
+        gated: a `Gate` replaces the sum and norm after the deformable attention, which has no projections then.
+    """
 
     def __init__(
         self,
@@ -27,14 +47,21 @@ class DecoderLayer(nn.Module):
         attention_dropout: float,
         activation_dropout: float,
         act: str,
+        gated: bool = False,
     ) -> None:
         super().__init__()
+        self.gated = gated
         self.self_attn = SelfAttention(hidden_dim, num_heads, attention_dropout)
-        self.cross_attn = DeformableAttention(hidden_dim, num_heads, points_per_level, method, offset_scale)
+        self.cross_attn = DeformableAttention(
+            hidden_dim, num_heads, points_per_level, method, offset_scale, project=not gated
+        )
         self.linear1 = nn.Linear(hidden_dim, dim_feedforward)
         self.linear2 = nn.Linear(dim_feedforward, hidden_dim)
         self.norm1 = nn.LayerNorm(hidden_dim)
-        self.norm2 = nn.LayerNorm(hidden_dim)
+        if gated:
+            self.gateway = Gate(hidden_dim)
+        else:
+            self.norm2 = nn.LayerNorm(hidden_dim)
         self.norm3 = nn.LayerNorm(hidden_dim)
         self.act = activation(act)
         self.dropout = nn.Dropout(dropout)
@@ -57,10 +84,12 @@ class DecoderLayer(nn.Module):
             allowed: as in `SelfAttention`.
         """
         queries = self.norm1(queries + self.dropout(self.self_attn(queries, position, allowed)))
-        read = self.cross_attn(queries + position, reference, memory)
-        queries = self.norm2(queries + self.dropout(read))
-        change = self.linear2(self.activation_dropout(self.act(self.linear1(queries))))
+        read = self.dropout(self.cross_attn(queries + position, reference, memory))
+        queries = self.gateway(queries, read) if self.gated else self.norm2(queries + read)
+        change = self.dropout(self.linear2(self.activation_dropout(self.act(self.linear1(queries)))))
+        # Values outside the range of half precision would become NaN in the norm. D-FINE limits all, in any precision.
+        if self.gated:
+            return self.norm3((queries + change).clamp(-65504.0, 65504.0))
         if change.dtype == torch.float16:
-            # Values outside the range of half precision would become NaN in the norm.
             change = change.clamp(-65504.0, 65504.0)
-        return self.norm3(queries + self.dropout(change))
+        return self.norm3(queries + change)

@@ -19,6 +19,7 @@ class DeformableAttention(nn.Module):
         method: "bilinear", or "discrete", which reads single cells. No gradient reaches the offsets then; they are
             frozen, and a network is fine-tuned so from a bilinear one.
         offset_scale: how far, in box sizes, an offset as large as its level's number of points reaches.
+        project: whether what is read is projected, before and after (D-FINE reads the memory as it is).
     """
 
     def __init__(
@@ -28,6 +29,7 @@ class DeformableAttention(nn.Module):
         points_per_level: list[int],
         method: str = "bilinear",
         offset_scale: float = 0.5,
+        project: bool = True,
     ) -> None:
         super().__init__()
         if hidden_dim % num_heads:
@@ -42,8 +44,8 @@ class DeformableAttention(nn.Module):
         points = sum(points_per_level)
         self.sampling_offsets = nn.Linear(hidden_dim, num_heads * points * 2)
         self.attention_weights = nn.Linear(hidden_dim, num_heads * points)
-        self.value_proj = nn.Linear(hidden_dim, hidden_dim)
-        self.output_proj = nn.Linear(hidden_dim, hidden_dim)
+        self.value_proj = nn.Linear(hidden_dim, hidden_dim) if project else nn.Identity()
+        self.output_proj = nn.Linear(hidden_dim, hidden_dim) if project else nn.Identity()
         self.reach: Tensor
         reach = [offset_scale / count for count in points_per_level for _ in range(count)]
         self.register_buffer("reach", torch.tensor(reach)[:, None], persistent=False)
@@ -63,8 +65,9 @@ class DeformableAttention(nn.Module):
         nn.init.zeros_(self.attention_weights.weight)
         nn.init.zeros_(self.attention_weights.bias)
         for projection in (self.value_proj, self.output_proj):
-            nn.init.xavier_uniform_(projection.weight)
-            nn.init.zeros_(projection.bias)
+            if isinstance(projection, nn.Linear):
+                nn.init.xavier_uniform_(projection.weight)
+                nn.init.zeros_(projection.bias)
 
     def forward(self, query: Tensor, reference: Tensor, memory: Memory) -> Tensor:
         """Queries `[B, Q, D]` -> features that they read `[B, Q, D]`.

@@ -57,6 +57,7 @@ def noisy_queries(
     num_denoising: int,
     label_noise_ratio: float,
     box_noise_scale: float,
+    box_noise_fold: bool = False,
     groups: int | None = None,
     fixed_size: bool = False,
 ) -> NoisyQueries:
@@ -67,6 +68,7 @@ def noisy_queries(
         label_noise_ratio: twice the share of labels replaced by a random class.
         box_noise_scale: how many half box sizes the corners of positives move at most; those of negatives move up to
             twice as far.
+        box_noise_fold: turn boxes that noise has turned inside out; without, their size counts as zero.
         groups: K where it is decided elsewhere (the same on all ranks); None derives it from this batch.
         fixed_size: round N up to a multiple of `2 * num_denoising`, so that compiled code sees few shapes: one for all
             images of up to `num_denoising` objects, and one more for every further `num_denoising`.
@@ -86,7 +88,8 @@ def noisy_queries(
     boxes = torch.cat([targets.boxes, targets.boxes.new_zeros(1, 4)])[slots].float().tile(1, 2 * groups, 1)
     negative = (torch.arange(count, device=device) // width % 2).view(-1, 1)
     labels = _noisy_labels(labels, num_classes, label_noise_ratio)
-    logits = inverse_sigmoid(_noisy_boxes(boxes, negative, box_noise_scale))
+    boxes = _noisy_boxes(boxes, negative, box_noise_scale)
+    logits = inverse_sigmoid(boxes.abs() if box_noise_fold else boxes)  # centres are in 0..1
 
     bucket = 2 * num_denoising if fixed_size else 1
     size = -(-count // bucket) * bucket

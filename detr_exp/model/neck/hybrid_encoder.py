@@ -11,49 +11,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from detr_exp.model.layer.activation import activation
 from detr_exp.model.layer.checkpoint import checkpointed
-from detr_exp.model.layer.conv import ConvNorm, folded
+from detr_exp.model.layer.conv import ConvNorm
 from detr_exp.model.layer.encoder_layer import EncoderLayer
+from detr_exp.model.layer.fusion import CSPRepLayer, ElanLayer, SeparableDown
 from detr_exp.model.layer.position import sine_position_embedding
-
-
-class RepVggBlock(nn.Module):
-    """A 3x3 and a 1x1 convolution side by side, which fold into one 3x3 convolution (RepVGG, arXiv 2101.03697)."""
-
-    def __init__(self, channels: int, act: str) -> None:
-        super().__init__()
-        self.conv1 = ConvNorm(channels, channels, 3)
-        self.conv2 = ConvNorm(channels, channels, 1)
-        self.fused: nn.Conv2d | None = None
-        self.act = activation(act)
-
-    def forward(self, maps: Tensor) -> Tensor:
-        return self.act(self.conv1(maps) + self.conv2(maps) if self.fused is None else self.fused(maps))
-
-    @torch.no_grad()
-    def fold(self) -> None:
-        """Become one convolution; for inference only."""
-        wide, narrow = folded(self.conv1.conv, self.conv1.norm), folded(self.conv2.conv, self.conv2.norm)
-        wide.weight += F.pad(narrow.weight, [1, 1, 1, 1])
-        wide.bias += narrow.bias  # type: ignore[operator]
-        self.fused = wide
-        del self.conv1, self.conv2
-
-
-class CSPRepLayer(nn.Module):
-    """Two 1x1 branches, one of them through RepVGG blocks, added up."""
-
-    def __init__(self, in_channels: int, out_channels: int, *, num_blocks: int, expansion: float, act: str) -> None:
-        super().__init__()
-        hidden = int(out_channels * expansion)
-        self.conv1 = ConvNorm(in_channels, hidden, 1, act=act)
-        self.conv2 = ConvNorm(in_channels, hidden, 1, act=act)
-        self.bottlenecks = nn.Sequential(*(RepVggBlock(hidden, act) for _ in range(num_blocks)))
-        self.conv3 = ConvNorm(hidden, out_channels, 1, act=act) if hidden != out_channels else nn.Identity()
-
-    def forward(self, maps: Tensor) -> Tensor:
-        return self.conv3(self.bottlenecks(self.conv1(maps)) + self.conv2(maps))
 
 
 class TransformerEncoder(nn.Module):
@@ -96,6 +58,9 @@ class HybridEncoder(nn.Module):
         expansion: hidden channels of the fusion blocks, as a share of E.
         depth_mult: RepVGG blocks in a fusion block, in units of three.
         act: activation of the convolutions.
+        fusion: fusion blocks, "csp" (of RT-DETR) or "elan" (of D-FINE).
+        lateral_act: whether lateral convolutions have it, too.
+        down: how the way up halves a map, "conv", or "separable" without an activation.
     """
 
     def __init__(
@@ -116,10 +81,18 @@ class HybridEncoder(nn.Module):
         expansion: float,
         depth_mult: float,
         act: str,
+        fusion: str = "csp",
+        lateral_act: bool = True,
+        down: str = "conv",
     ) -> None:
         super().__init__()
         _require_equal("in_channels", in_channels, channels)
         _require_equal("feat_strides", feat_strides, strides)
+        for key, value, known in (("fusion", fusion, ("csp", "elan")), ("down", down, ("conv", "separable"))):
+            if value not in known:
+                raise ValueError(
+                    f"model.neck.{key} is {value!r}; use {' or '.join(known)}: model.neck.{key}={known[0]}"
+                )
         if any(coarse != 2 * fine for fine, coarse in pairwise(strides)):
             raise ValueError(
                 f"the backbone's strides are {strides} but each must be twice the one before; "
@@ -137,17 +110,24 @@ class HybridEncoder(nn.Module):
             ]
             return TransformerEncoder(layers, pe_temperature)
 
-        def fusion() -> CSPRepLayer:
+        def fused() -> nn.Module:
             num_blocks = round(3 * depth_mult)
+            if fusion == "elan":
+                hidden = int(expansion * hidden_dim // 2)
+                return ElanLayer(hidden_dim, hidden=hidden, num_blocks=num_blocks, act=act)
             return CSPRepLayer(2 * hidden_dim, hidden_dim, num_blocks=num_blocks, expansion=expansion, act=act)
+
+        def halved() -> nn.Module:
+            return SeparableDown(hidden_dim) if down == "separable" else ConvNorm(hidden_dim, hidden_dim, 3, 2, act=act)
 
         steps = range(len(channels) - 1)
         self.gradient_checkpointing = False
         self.encoder = nn.ModuleList(attention() for _ in use_encoder_idx if num_encoder_layers)
-        self.lateral_convs = nn.ModuleList(ConvNorm(hidden_dim, hidden_dim, 1, act=act) for _ in steps)
-        self.fpn_blocks = nn.ModuleList(fusion() for _ in steps)
-        self.downsample_convs = nn.ModuleList(ConvNorm(hidden_dim, hidden_dim, 3, 2, act=act) for _ in steps)
-        self.pan_blocks = nn.ModuleList(fusion() for _ in steps)
+        of_lateral = act if lateral_act else None
+        self.lateral_convs = nn.ModuleList(ConvNorm(hidden_dim, hidden_dim, 1, act=of_lateral) for _ in steps)
+        self.fpn_blocks = nn.ModuleList(fused() for _ in steps)
+        self.downsample_convs = nn.ModuleList(halved() for _ in steps)
+        self.pan_blocks = nn.ModuleList(fused() for _ in steps)
 
     def forward(self, maps: list[Tensor], padding: list[Tensor] | None = None) -> list[Tensor]:
         """Backbone maps `[B, C_i, h_i, w_i]` -> fused maps `[B, E, h_i, w_i]`.

@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from detr_exp.model.neck.hybrid_encoder import HybridEncoder, RepVggBlock
+from detr_exp.model.layer.fusion import RepVggBlock
+from detr_exp.model.neck.hybrid_encoder import HybridEncoder
 
 SETTINGS = {
     "channels": [4, 6, 8],

@@ -1,0 +1,245 @@
+"""D-FINE weights in the names of their authors, which DEIM and RT-DETRv4 share, and of Hugging Face, and back.
+
+As in `pretrained_rtdetr`, tensors are renamed, split or joined, never changed.
+"""
+
+from __future__ import annotations
+
+import re
+from itertools import product
+
+import torch
+from torch import Tensor
+
+from detr_exp.model.backbone import hgnetv2
+from detr_exp.model.pretrained_rtdetr import SPELT_AS_V4, joined, renamed_by, split, swapped
+from detr_exp.tensor_files import Stored
+
+State = dict[str, Tensor]
+
+# Constants that files contain, the same constants a second time, and what RT-DETRv4 only trains with.
+_DERIVED = re.compile(
+    r"^decoder\.(anchors|valid_mask)$|^decoder\.decoder\.(up|reg_scale)$|\.num_points_scale$|^encoder\.feature_projector\."
+)
+
+
+def _backbone(stem: str, stages: str, conv: str, norm: str) -> list[tuple[str, str]]:
+    """Ours and theirs for HGNetV2; {} is a number."""
+    block = "stages.{}.blocks.{}"
+    places = [(f"stem.{name}", f"{stem}.{name}") for name in ("stem1", "stem2a", "stem2b", "stem3", "stem4")]
+    places += [("stages.{}.downsample", f"{stages}.{{}}.downsample")]
+    places += [
+        (f"{block}.{ours}", f"{stages}.{{}}.blocks.{{}}.{theirs}")
+        for ours, theirs in (
+            ("aggregation_squeeze_conv", "aggregation.0"),
+            ("aggregation_excitation_conv", "aggregation.1"),
+            ("layers.{}.conv1", "layers.{}.conv1"),
+            ("layers.{}.conv2", "layers.{}.conv2"),
+            ("layers.{}", "layers.{}"),
+        )
+    ]
+    kinds = (("conv", conv), ("norm", norm), ("act", "lab"))
+    # a light layer is `conv1.conv`, a plain one only `conv`
+    return [(f"backbone.{ours}.{a}", f"{theirs}.{b}") for (ours, theirs), (a, b) in product(places, kinds)]
+
+
+_OFFICIAL = [
+    *_backbone("backbone.stem", "backbone.stages", "conv", "bn"),
+    ("encoder.downsample_convs.{}.cv1", "encoder.downsample_convs.{}.0.cv1"),
+    ("encoder.downsample_convs.{}.cv2", "encoder.downsample_convs.{}.0.cv2"),
+    ("decoder.layers.{}", "decoder.decoder.layers.{}"),
+    ("decoder.lqe_layers", "decoder.decoder.lqe_layers"),
+]
+_HUGGING_FACE = [
+    *_backbone("model.backbone.model.embedder", "model.backbone.model.encoder.stages", "convolution", "normalization"),
+    ("encoder.input_proj.{}.conv", "model.encoder_input_proj.{}.0"),
+    ("encoder.input_proj.{}.norm", "model.encoder_input_proj.{}.1"),
+    *(
+        (f"encoder.encoder.{{}}.layers.{{}}.{ours}", f"model.encoder.aifi.{{}}.layers.{{}}.{theirs}")
+        for ours, theirs in (
+            ("self_attn.out_proj", "self_attn.o_proj"),
+            ("self_attn", "self_attn"),
+            ("linear1", "mlp.layers.0"),
+            ("linear2", "mlp.layers.1"),
+            ("norm1", "self_attn_layer_norm"),
+            ("norm2", "final_layer_norm"),
+        )
+    ),
+    ("encoder.lateral_convs", "model.encoder.lateral_convs"),
+    ("encoder.downsample_convs.{}.cv1", "model.encoder.downsample_convs.{}.conv1"),
+    ("encoder.downsample_convs.{}.cv2", "model.encoder.downsample_convs.{}.conv2"),
+    *(
+        (f"encoder.{blocks}.{{}}.{ours}", f"model.encoder.{blocks}.{{}}.{theirs}")
+        for blocks in ("fpn_blocks", "pan_blocks")
+        for ours, theirs in (
+            ("cv1", "conv1"),
+            ("cv2.0", "csp_rep1"),
+            ("cv2.1", "conv2"),
+            ("cv3.0", "csp_rep2"),
+            ("cv3.1", "conv3"),
+            ("cv4", "conv4"),
+        )
+    ),
+    ("decoder.input_proj.{}.conv", "model.decoder_input_proj.{}.0"),
+    ("decoder.input_proj.{}.norm", "model.decoder_input_proj.{}.1"),
+    *(
+        (f"decoder.layers.{{}}.{ours}", f"model.decoder.layers.{{}}.{theirs}")
+        for ours, theirs in (
+            ("self_attn.out_proj", "self_attn.o_proj"),
+            ("self_attn", "self_attn"),
+            ("cross_attn", "encoder_attn"),
+            ("gateway", "gateway"),
+            ("linear1", "mlp.layers.0"),
+            ("linear2", "mlp.layers.1"),
+            ("norm1", "self_attn_layer_norm"),
+            ("norm3", "final_layer_norm"),
+        )
+    ),
+    ("decoder.enc_output.proj", "model.enc_output.0"),
+    ("decoder.enc_output.norm", "model.enc_output.1"),
+    *((f"decoder.{part}", f"model.{part}") for part in ("denoising_class_embed", "enc_score_head", "enc_bbox_head")),
+    ("decoder.dec_score_head", "model.decoder.class_embed"),
+    ("decoder.dec_bbox_head", "model.decoder.bbox_embed"),
+    *(
+        (f"decoder.{part}", f"model.decoder.{part}")
+        for part in ("query_pos_head", "pre_bbox_head", "lqe_layers", "up", "reg_scale")
+    ),
+]
+# The spelling of transformers 4, which files have; (new, old).
+_HUGGING_FACE_V4 = [
+    (new.replace("mlp.fc1", "mlp.layers.0").replace("mlp.fc2", "mlp.layers.1"), old) for new, old in SPELT_AS_V4
+]
+
+
+def is_dfine(state: State) -> bool:
+    """Whether these are weights of the kind of D-FINE, in anyone's names."""
+    return any(".gateway.gate." in name for name in state)
+
+
+def from_official(state: State) -> State:
+    """Official names -> ours."""
+    return renamed_by(_own(state), swapped(_OFFICIAL))
+
+
+def to_official(state: State) -> State:
+    """Our names -> official ones, with the constants that stand twice in such files; anchors are left out."""
+    twice = {f"decoder.decoder.{name}": state[f"decoder.{name}"] for name in ("up", "reg_scale")}
+    return renamed_by(state, _OFFICIAL) | twice
+
+
+def from_huggingface(state: State) -> State:
+    """Names of transformers, in either spelling -> ours."""
+    current = renamed_by(_own(state), swapped(_HUGGING_FACE_V4))
+    # Heads appear under a second name at the top.
+    plain = {re.sub(r"^(class_embed|bbox_embed)\.", r"model.decoder.\1.", name): t for name, t in current.items()}
+    return joined(renamed_by(plain, swapped(_HUGGING_FACE)))
+
+
+def to_huggingface(state: State, *, num_points: list[int]) -> State:
+    """Our names -> those of the modules of transformers 5, with the constants that its files contain."""
+    scale = torch.tensor([1 / count for count in num_points for _ in range(count)])
+    names = {f"model.decoder.layers.{n}.encoder_attn.num_points_scale" for n in _layers(state)}
+    return renamed_by(split(state), _HUGGING_FACE) | {name: scale.clone() for name in sorted(names)}
+
+
+def to_huggingface_file(state: State, *, num_points: list[int]) -> State:
+    """Our names -> those in files: the spelling of version 4, which version 5 also writes and reads."""
+    return renamed_by(to_huggingface(state, num_points=num_points), _HUGGING_FACE_V4)
+
+
+def _own(state: State) -> State:
+    return {name: tensor for name, tensor in state.items() if not _DERIVED.search(name)}
+
+
+def _layers(state: State) -> set[str]:
+    return {match[1] for name in state if (match := re.match(r"decoder\.layers\.(\d+)\.", name))}
+
+
+def huggingface_config(model: Stored, classes: list[str]) -> Stored:
+    """The `config.json` with which transformers builds the same network.
+
+    Args:
+        model: the resolved `model` node of a configuration.
+        classes: class names in the order of the logits.
+
+    Raises:
+        ValueError: for what transformers has no words for.
+    """
+    backbone, neck, points = model["backbone"], model["neck"], list(model["num_points"])
+    _refuse_unknown_to_huggingface(model)
+    (middle, width), stages, num_layers = hgnetv2.SIZES[hgnetv2.OF_RTDETR.get(backbone["size"], backbone["size"])]
+    outputs = [hgnetv2.STRIDES.index(stride) for stride in backbone["out_strides"]]
+    used = stages[: outputs[-1] + 1]
+    inside, out, blocks, light, kernels = (list(column) for column in zip(*used))
+    return {
+        "architectures": ["DFineForObjectDetection"],
+        "model_type": "d_fine",
+        "backbone_config": {
+            "model_type": "hgnet_v2",
+            "stem_channels": [3, middle, width],
+            "stage_in_channels": [width, *out[:-1]],
+            "stage_mid_channels": inside,
+            "stage_out_channels": out,
+            "stage_num_blocks": blocks,
+            "stage_downsample": [index > 0 for index in range(len(used))],
+            "stage_downsample_strides": [2] * len(used),
+            "stage_light_block": light,
+            "stage_kernel_size": kernels,
+            "stage_numb_of_layers": [num_layers] * len(used),
+            "hidden_sizes": out,
+            "depths": blocks,
+            "use_learnable_affine_block": backbone["affine"],
+            "out_indices": [index + 1 for index in outputs],
+        },
+        "freeze_backbone_batch_norms": backbone["freeze_norm"],
+        "encoder_in_channels": [out[index] for index in outputs],
+        "feat_strides": list(backbone["out_strides"]),
+        "encoder_hidden_dim": neck["hidden_dim"],
+        "encoder_ffn_dim": neck["dim_feedforward"],
+        "encoder_attention_heads": neck["num_heads"],
+        "encoder_layers": neck["num_encoder_layers"],
+        "encode_proj_layers": list(neck["use_encoder_idx"]),
+        "encoder_activation_function": neck["enc_act"],
+        "activation_function": neck["act"],
+        "positional_encoding_temperature": neck["pe_temperature"],
+        "hidden_expansion": neck["expansion"],
+        "depth_mult": neck["depth_mult"],
+        "d_model": model["hidden_dim"],
+        "num_queries": model["num_queries"],
+        "decoder_in_channels": [neck["hidden_dim"]] * len(outputs),
+        "decoder_ffn_dim": model["dim_feedforward"],
+        "num_feature_levels": len(points),
+        "decoder_n_points": points,
+        "decoder_layers": model["eval_idx"] % model["num_layers"] + 1,
+        "decoder_attention_heads": model["num_heads"],
+        "decoder_activation_function": model["ffn_activation"],
+        "decoder_method": "discrete" if model["cross_attn_method"] == "discrete" else "default",
+        "decoder_offset_scale": model["offset_scale"],
+        "max_num_bins": model["num_bins"],
+        "up": float(model["edge_bound"]),
+        "reg_scale": float(model["edge_scale"]),
+        "dropout": model["dropout"],
+        "attention_dropout": model["attention_dropout"],
+        "activation_dropout": model["activation_dropout"],
+        "num_denoising": model["num_denoising"],
+        "label_noise_ratio": model["label_noise_ratio"],
+        "box_noise_scale": model["box_noise_scale"],
+        "id2label": {str(index): name for index, name in enumerate(classes)},
+        "label2id": {name: index for index, name in enumerate(classes)},
+    }
+
+
+def _refuse_unknown_to_huggingface(model: Stored) -> None:
+    backbone, neck = model["backbone"], model["neck"]
+    known = {
+        "model.neck": (neck.get("fusion"), neck.get("lateral_act"), neck.get("down")) == ("elan", False, "separable"),
+        "model.backbone": str(backbone.get("_target_")).endswith(".HGNetv2"),
+        "model.ffn_activation": model["ffn_activation"] == "relu",
+        "model.head_activation": model["head_activation"] == "relu",
+        "model.query_select_method": model["query_select_method"] == "default",
+    }
+    if unknown := [key for key, value in known.items() if not value]:
+        raise ValueError(
+            f"transformers cannot express this {' and '.join(unknown)}; its D-FINE has HGNetV2, D-FINE's encoder, "
+            "perceptrons with relu (those of DEIM have silu), and queries by best class. Use format=safetensors"
+        )
