@@ -157,7 +157,8 @@ class Batch:
     Attributes:
         images: `[B, H, W, 3]` uint8, RGB.
         targets: packed ground truth.
-        image_sizes: `[B, 2]` int64 (height, width) in pixels of the original images.
+        image_sizes: `[B, 2]` int64 (height, width) in pixels of the original images; stays on the host, where masks of
+            these sizes are planned.
         image_ids: the data set's ids, on the host.
         padding_mask: `[B, H, W]` bool, True where there is no image; None when every image fills its canvas.
         skipped: messages about images that could not be read and were skipped.
@@ -174,7 +175,7 @@ class Batch:
         return len(self.images)
 
     def to(self, device: torch.device, non_blocking: bool = False) -> Batch:
-        return _moved(self, device, non_blocking)
+        return replace(_moved(self, device, non_blocking), image_sizes=self.image_sizes)
 
     def pin_memory(self) -> Batch:
         return _pinned(self)
@@ -289,9 +290,6 @@ class Detections:
     def __len__(self) -> int:
         return len(self.scores)
 
-    def cpu(self) -> Detections:
-        return _moved(self, torch.device("cpu"), False)
-
     def above(self, threshold: float) -> Detections:
         """Only the detections whose score exceeds `threshold`."""
         return self._kept(self.scores > threshold)
@@ -309,6 +307,15 @@ class Detections:
     def _kept(self, keep: Tensor) -> Detections:
         kept = {f.name: value[keep] for f in fields(self) if (value := getattr(self, f.name)) is not None}
         return replace(self, **kept)
+
+
+def on_host(detections: list[Detections]) -> list[Detections]:
+    """Detections of some images in host memory; waits once for the device, whatever their number."""
+    cuda = {one.scores.device for one in detections if one.scores.device.type == "cuda"}
+    copies = [_moved(one, torch.device("cpu"), non_blocking=bool(cuda)) for one in detections]
+    for device in cuda:
+        torch.cuda.current_stream(device).synchronize()
+    return copies
 
 
 def _moved(value: Record, device: torch.device, non_blocking: bool) -> Record:

@@ -30,7 +30,7 @@ from detr_exp.data.keypoints import KeypointSchema
 from detr_exp.data.render import resized_plainly
 from detr_exp.model.adapter.slim import find_base, load_own_state, merge
 from detr_exp.protocols import Network
-from detr_exp.structures import Batch, Detections, Targets
+from detr_exp.structures import Batch, Detections, Targets, on_host
 from detr_exp.tensor_files import Stored
 from detr_exp.trainer import checkpoint as files
 from detr_exp.trainer.checkpoint_content import DEFAULT_THRESHOLD
@@ -105,7 +105,7 @@ class Detector:
         batch = Batch(torch.from_numpy(pixels), no_targets, image_sizes).to(self.precision.device)
         with self.precision.autocast():
             outputs = self.network(batch.pixels(self.precision.memory_format))
-        raw = [one.cpu() for one in self.network.postprocess(as_float32(outputs), batch.image_sizes)]
+        raw = on_host(self.network.postprocess(as_float32(outputs), image_sizes))
         finite = [one.finite() for one in raw]
         if count := sum(map(len, raw)) - sum(map(len, finite)):
             if not self.nonfinite:

@@ -15,8 +15,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from detr_exp.matcher.hungarian import Assignment, to_device
+from detr_exp.matcher.hungarian import Assignment
 from detr_exp.ops.boxes import cxcywh_to_xyxy, iou_and_giou
+from detr_exp.ops.transfer import to_device
 from detr_exp.structures import Prediction, Targets, mapped
 
 Found = TypeVar("Found")

@@ -23,6 +23,7 @@ from detr_exp.matcher.cost import (
     sigmoid_class_cost,
     softmax_class_cost,
 )
+from detr_exp.ops.transfer import to_device
 from detr_exp.structures import MaskLogits, Prediction, Targets, mapped, predicted
 
 # Stands for a cost that is not a number. Large enough to be avoided wherever there is a choice, small enough to leave
@@ -262,11 +263,3 @@ def solve(costs: np.ndarray, counts: Sequence[int], groups: int = 1) -> np.ndarr
 def to_host(costs: Tensor) -> np.ndarray:
     """The one copy from device to host."""
     return costs.cpu().numpy()
-
-
-def to_device(array: np.ndarray, device: torch.device) -> Tensor:
-    """Copy indices to the device without a synchronisation: from page-locked memory where it is not the host."""
-    tensor = torch.from_numpy(array)
-    if device.type == "cuda":
-        return tensor.pin_memory().to(device, non_blocking=True)
-    return tensor.to(device)

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from detr_exp.ops.boxes import cxcywh_to_xyxy
+from detr_exp.ops.transfer import to_device
 from detr_exp.protocols import Network
 from detr_exp.structures import Detections, Prediction
 
@@ -47,7 +48,7 @@ def boxes_in_pixels(boxes: Tensor, queries: Tensor, image_sizes: Tensor) -> Tens
         image_sizes: `[B, 2]` (height, width) in pixels.
     """
     chosen = cxcywh_to_xyxy(boxes.gather(1, queries[..., None].expand(-1, -1, 4)))
-    sizes = image_sizes.to(device=boxes.device, dtype=boxes.dtype).flip(1).tile(2)
+    sizes = image_sizes.to(boxes).flip(1).tile(2)
     return chosen * sizes[:, None] + 0 * chosen
 
 
@@ -79,9 +80,10 @@ def best_in_pixels(network: Network, pred: Prediction, image_sizes: Tensor, coun
     Args:
         network: has `activation`, `num_queries` and `cuts_boxes`.
         pred: logits `[B, Q, C]` and boxes `[B, Q, 4]`.
-        image_sizes: `[B, 2]` (height, width) in pixels.
+        image_sizes: `[B, 2]` (height, width) in pixels, on the host or on the device.
         count: n; None: as many as there are queries.
     """
+    image_sizes = to_device(image_sizes, pred.boxes.device)
     logits, boxes = (part.to(torch.promote_types(part.dtype, torch.float32)) for part in (pred.logits, pred.boxes))
     scores, labels, queries = best_detections(logits, count or network.num_queries, network.activation)
     boxes = boxes_in_pixels(boxes, queries, image_sizes)

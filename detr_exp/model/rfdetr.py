@@ -138,7 +138,8 @@ class RFDETR(nn.Module):
         """Detections of each image in pixels, cut to the image, because boxes may leave it.
 
         Args:
-            image_sizes: `[B, 2]` (height, width) of the original images.
+            image_sizes: `[B, 2]` (height, width) of the original images, on the host: masks get these sizes, which
+                would have to be waited for elsewhere.
             max_detections: of each image; None: the number of queries.
         """
         pred = outputs.pred

@@ -28,6 +28,7 @@ from detr_exp.model.layer.memory import Memory
 from detr_exp.model.layer.mlp import MLP
 from detr_exp.model.postprocess import best_in_pixels
 from detr_exp.model.rfdetr import class_tensors
+from detr_exp.ops.transfer import to_device
 from detr_exp.protocols import Backbone, Neck, Strided, complete
 from detr_exp.structures import Detections, Outputs, Prediction, Targets
 
@@ -159,6 +160,7 @@ class RFDETRKeypoint(nn.Module):
         """
         pred = outputs.pred
         assert pred.keypoints is not None
+        image_sizes = to_device(image_sizes, pred.boxes.device)
         best = best_in_pixels(self, pred, image_sizes, max_detections)
         parts = with_keypoints(best, pred.keypoints, pred.boxes, self.keypoint_counts, image_sizes, self.score_alpha)
         return [

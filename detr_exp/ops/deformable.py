@@ -18,6 +18,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from detr_exp.ops.transfer import filled
+
 Shapes = list[tuple[int, int]]
 
 METHODS = ("bilinear", "discrete")
@@ -244,7 +246,7 @@ def _first_rows(value: Tensor, queries: int) -> Tensor:
 
 
 def _layout(shapes: Shapes, points: list[int], heads: int, dtype: torch.dtype, device: torch.device) -> _Layout:
-    # Cached: copying these numbers to the device in every layer would stall it.
+    # Cached: every one of these numbers is a call for the device.
     build = _build_layout if torch.compiler.is_compiling() else _cached_layout
     return build(tuple(shapes), tuple(points), heads, dtype, device)
 
@@ -252,14 +254,14 @@ def _layout(shapes: Shapes, points: list[int], heads: int, dtype: torch.dtype, d
 def _build_layout(
     shapes: tuple[tuple[int, int], ...], points: tuple[int, ...], heads: int, dtype: torch.dtype, device: torch.device
 ) -> _Layout:
-    columns: list[tuple[int, ...]] = []
+    columns: list[Tensor] = []
     first = 0
     for (height, width), count in zip(shapes, points):
         level = (width, height, max(width - 2, 0), max(height - 2, 0), int(width > 1), int(height > 1))
-        columns += [(*level, first * heads, width * heads)] * count
+        columns.append(filled([*level, first * heads, width * heads], device)[:, None].expand(-1, count))
         first += height * width
-    table = torch.tensor(columns, device=device).T.repeat(1, heads).contiguous()
-    head = torch.arange(heads, device=device).repeat_interleave(len(columns))
+    table = torch.cat(columns, dim=1).repeat(1, heads)
+    head = torch.arange(heads, device=device).repeat_interleave(sum(points))
     width, height, last_x, last_y, has_x, has_y = table[:6].to(dtype)
     first_row, below = (table[6] + head).to(torch.int32), table[7].to(torch.int32)
     return _Layout(width, height, last_x, last_y, has_x, has_y, first_row, below, heads)

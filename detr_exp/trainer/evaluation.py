@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from detr_exp.data.loader import batches
 from detr_exp.protocols import Metric, Network
 from detr_exp.signals import Interrupt, Interrupted
-from detr_exp.structures import Batch, Detections, Outputs, mapped
+from detr_exp.structures import Batch, Detections, Outputs, mapped, on_host
 from detr_exp.trainer import distributed
 from detr_exp.trainer.precision import Precision
 
@@ -63,7 +63,7 @@ def evaluate(
             with precision.autocast():
                 outputs: Outputs = network(moved.pixels(precision.memory_format), padding_mask=moved.padding_mask)
             outputs = as_float32(outputs)
-            detections = [d.cpu() for d in network.postprocess(outputs, moved.image_sizes)]
+            detections = on_host(network.postprocess(outputs, batch.image_sizes))
             network_seconds += time.perf_counter() - began
             metric.update(batch.image_ids, detections)
             if criterion is not None:

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from detr_exp.model.layer.query_selection import inverse_sigmoid
 from detr_exp.ops.boxes import cxcywh_to_xyxy, xyxy_to_cxcywh
+from detr_exp.ops.transfer import to_device
 from detr_exp.structures import Targets
 
 
@@ -81,7 +82,7 @@ def noisy_queries(
 
     # One transfer holds everything that only depends on the counts.
     positives = torch.stack([_repeated(column, groups, 2 * width * step) for column, step in zip(owners, (0, 1, 0))])
-    layout = torch.cat([slots.flatten(), positives.flatten()]).to(device, non_blocking=True)
+    layout = to_device(torch.cat([slots.flatten(), positives.flatten()]), device)
     slots, (image, query, target) = layout[: slots.numel()].view_as(slots), layout[slots.numel() :].view(3, -1)
 
     labels = torch.cat([targets.labels, targets.labels.new_full((1,), num_classes)])[slots].tile(1, 2 * groups)

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from detr_exp.ops.deformable import Shapes
+from detr_exp.ops.transfer import filled
 
 
 class Memory(NamedTuple):
@@ -46,7 +47,7 @@ class Memory(NamedTuple):
         if self.padding is None:
             return boxes
         finest = self.padding[0]
-        canvas = torch.tensor([finest.shape[2], finest.shape[1]], device=boxes.device)
+        canvas = filled([finest.shape[2], finest.shape[1]], boxes.device)
         return boxes * (image_extent(finest) / canvas).repeat(1, 2)[:, None]
 
     def proposals(self) -> tuple[Tensor, Tensor]:
@@ -58,7 +59,7 @@ class Memory(NamedTuple):
         """
         device, boxes = self.cells.device, []
         for level, (height, width) in enumerate(self.shapes):
-            extent = torch.tensor([[width, height]], device=device)
+            extent = filled([width, height], device)[None]
             if self.padding is not None:
                 extent = image_extent(self.padding[level])
             x = torch.arange(width, device=device).expand(height, width)

@@ -28,5 +28,6 @@ def embed_boxes(boxes: Tensor, dim: int) -> Tensor:
     """
     channel = torch.arange(dim // 2, dtype=torch.float32, device=boxes.device)
     speed = 2 * math.pi * 10000 ** (-2 * channel / dim)
-    angles = boxes[..., [1, 0, 2, 3], None].float() * speed
+    x, y, width, height = boxes.unbind(-1)
+    angles = torch.stack([y, x, width, height], dim=-1)[..., None].float() * speed
     return torch.stack([angles.sin(), angles.cos()], dim=-1).flatten(-3)

@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import torch
 
-from detr_exp.matcher.hungarian import Assignment, solve, to_device, to_host
+from detr_exp.matcher.hungarian import Assignment, solve, to_host
+from detr_exp.ops.transfer import to_device
 from detr_exp.structures import Prediction, Targets
 
 
