@@ -14,6 +14,11 @@ import torch
 # two processes of two threads each on two cores are slower than two of one
 torch.set_num_threads(1)
 
+# pip install --no-deps --target FOLDER libreyolo==1.6.0: a second D-FINE to compare with, which is in no extra because
+# what it needs replaces packages that others need
+if peers := os.environ.get("DETR_EXP_PEERS"):
+    sys.path.append(peers)
+
 NEEDS_DATA = "set DETR_EXP_TEST_DATA to the folder with bccd_coco, bccd_yolo and coco_person"
 
 

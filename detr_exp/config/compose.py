@@ -320,6 +320,13 @@ def summary_of(error: Exception) -> str:
         reason = reason.strip('"')
         if not key:
             return f"a reference cannot be resolved: {reason}; write a value instead"
+        group, absent = key.split(".")[0], re.search(r"key '((\w+)\.[\w.]+)'", reason)
+        if absent and absent[2] != group:
+            other = absent[2]
+            return (
+                f"{key} is {absent[1]}, which the chosen {other} does not have; choose a {other} that has it, "
+                f"{other}=..., or another {group}, {group}=..."
+            )
         return f"{key} refers to a missing key: {reason}; set a value: {key}=..."
     noise = ("provider=", "See http", "Config search path:", "To append", "full_key", "reference_type", "object_type")
     lines = [line.strip() for e in (error, error.__cause__) if e is not None for line in str(e).splitlines()]

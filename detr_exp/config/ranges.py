@@ -122,6 +122,8 @@ TABLE: tuple[tuple[str, Range, str], ...] = (
     ("data.augment.", Range(1), "zoom_out_max"),
     # losses and matching
     ("loss.", NOT_NEGATIVE, "weight_class weight_bbox weight_giou weight_mask_ce weight_mask_dice"),
+    ("loss.", NOT_NEGATIVE, "weight_fgl weight_ddf"),
+    ("loss.", POSITIVE, "ddf_temperature"),
     ("loss.", NOT_NEGATIVE, "weight_keypoint_l1 weight_keypoint_findable weight_keypoint_visible weight_keypoint_nll"),
     ("loss.class_loss.", NOT_NEGATIVE, "gamma alpha"),
     ("loss.class_loss.alpha:detr_exp.loss.classification.", SHARE, "focal ia_bce"),

@@ -8,29 +8,33 @@ intermediate results.
 
 Counts (of boxes, of images) may be numbers or 0-dim tensors. They are not converted: a number needs no operator, and
 a tensor on the device needs no synchronisation.
+
+The number of pairs of a union is known only after matching: that of one micro-batch, then. If a step has several, each
+takes its own pairs per object for those of the whole step. With the ranks it is exchanged.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
-from detr_exp.loss.matches import Matches, Stack, full_precision, last_pairs, layer_of, union_pairs
+from detr_exp.loss.matches import Matches, Stack, between, full_precision, last_pairs, layer_of, union_pairs
 from detr_exp.loss.term import Term
-from detr_exp.matcher.hungarian import Assignment, Matcher
+from detr_exp.matcher.hungarian import Assignment, Matcher, to_device
 from detr_exp.ops.boxes import EPS
 from detr_exp.structures import Denoising, Outputs, Prediction, Targets, leaves, mapped, predicted
 
 
 class Counts(NamedTuple):
-    """Numbers of objects and images of the whole effective batch."""
+    """Numbers of objects and images of the whole effective batch, and how other counts become such."""
 
     boxes: float | Tensor
     images: float | Tensor
+    over_ranks: Callable[[Tensor], Tensor] | None
 
 
 class SetCriterion(nn.Module):
@@ -68,7 +72,12 @@ class SetCriterion(nn.Module):
         self.weights = {name: term.weight for name, term in self.terms.items()}
 
     def forward(
-        self, outputs: Outputs, targets: Targets, num_boxes: float | Tensor, num_images: float | Tensor | None = None
+        self,
+        outputs: Outputs,
+        targets: Targets,
+        num_boxes: float | Tensor,
+        num_images: float | Tensor | None = None,
+        over_ranks: Callable[[Tensor], Tensor] | None = None,
     ) -> dict[str, Tensor]:
         """Losses in float32 (float64 stays), whatever precision the network ran in.
 
@@ -79,6 +88,8 @@ class SetCriterion(nn.Module):
                 ranks. Terms of micro-batches then simply add up.
             num_images: images of the effective batch; only a term that divides by queries needs it. None: this batch
                 is the effective batch.
+            over_ranks: the mean of a tensor over the ranks, all of which call it; only terms that divide by pairs need
+                it. None: this process is alone.
 
         Returns:
             Weighted 0-dim terms `loss_<name><suffix>` and their sum `total`. Suffixes: none for the last layer,
@@ -90,7 +101,7 @@ class SetCriterion(nn.Module):
                 unsupervised = outputs
                 outputs = Outputs(mapped(outputs.layers, lambda tensor: tensor[-1:]), groups=outputs.groups)
             self._check(outputs.layers, targets)
-            counts = Counts(num_boxes, len(targets.counts) if num_images is None else num_images)
+            counts = Counts(num_boxes, len(targets.counts) if num_images is None else num_images, over_ranks)
             found = self._found(outputs, targets, counts)
             total = torch.cat([vector for _, _, vector in found]).sum()
             if unsupervised is not None:
@@ -110,7 +121,7 @@ class SetCriterion(nn.Module):
 
     def _found(self, outputs: Outputs, targets: Targets, counts: Counts) -> list[tuple[str, list[str], Tensor]]:
         """(term, suffixes, its values over these layers), term by term and stack by stack."""
-        stacks = self._stacks(outputs, targets)
+        stacks = self._stacks(outputs, targets, counts)
         shared: dict[tuple[int, ...], Matches] = {}
         found = []
         for name, term in self.terms.items():
@@ -127,16 +138,18 @@ class SetCriterion(nn.Module):
     def _rule(self, term: Term) -> str:
         return "last" if self.share_matched_indices and term.pairs == "own" else term.pairs
 
-    def _stacks(self, outputs: Outputs, targets: Targets) -> dict[str, list[Stack]]:
+    def _stacks(self, outputs: Outputs, targets: Targets, counts: Counts) -> dict[str, list[Stack]]:
         """The predictions with their pairs, for each value of `pairs` in the terms."""
         predictions = _matched_predictions(outputs)
         layers, *others = [prediction for _, _, prediction in predictions]
-        rules = {self._rule(term) for term in self.terms.values()}
+        rules = list(dict.fromkeys(self._rule(term) for term in self.terms.values()))  # all ranks in the same order
+        counted = {self._rule(term) for term in self.terms.values() if term.divide in ("pairs", "none")}
         last = len(layers.boxes) - 1
-        if rules == {"last"}:  # the others need not be matched
+        if rules == ["last"]:  # the others need not be matched
             layers, last = mapped(layers, lambda tensor: tensor[-1:]), 0
         solved = self.matcher([layers, *others], targets, outputs.groups, self.weights, self.keypoint_counts)
-        denoising = [] if outputs.denoising is None else _denoising_stacks(outputs.denoising, len(targets))
+        denoising = [] if outputs.denoising is None else _denoising_stacks(outputs.denoising, counts)
+        num_queries = layers.boxes.shape[2] * counts.images
         stacks: dict[str, list[Stack]] = {}
         for rule in rules:
             pairs = solved
@@ -144,11 +157,15 @@ class SetCriterion(nn.Module):
                 pairs = last_pairs(layer_of(solved, slice(last, None)), len(predictions[0][2].boxes))
             elif rule == "union":
                 pairs = union_pairs(solved, last)
+            over_ranks = counts.over_ranks if rule in counted else None
+            num_pairs = counts.boxes * _pairs_per_object(pairs, len(targets), outputs.groups, over_ranks)
             first, stacks[rule] = 0, []
             for place, suffixes, prediction in predictions:
                 mine = layer_of(pairs, slice(first, first + len(suffixes)))
                 first += len(suffixes)
-                stacks[rule].append(Stack(frozenset([place]), prediction, mine, suffixes, outputs.groups, len(targets)))
+                stacks[rule].append(
+                    Stack(frozenset([place]), prediction, mine, suffixes, outputs.groups, num_pairs, num_queries)
+                )
             stacks[rule] += denoising
         return stacks
 
@@ -186,15 +203,16 @@ def _matched_predictions(outputs: Outputs) -> list[tuple[str, list[str], Predict
     return found
 
 
-def _denoising_stacks(denoising: Denoising, num_objects: int) -> list[Stack]:
+def _denoising_stacks(denoising: Denoising, counts: Counts) -> list[Stack]:
     """The denoising queries, whose objects are known."""
 
     def stack(place: str, prediction: Prediction, suffixes: list[str]) -> Stack:
         image, query, target = (
             index.expand(len(suffixes), -1) for index in (denoising.image, denoising.query, denoising.target)
         )
-        pairs = Assignment(image, query, target, counts=())
-        return Stack(frozenset(["denoising", place]), prediction, pairs, suffixes, denoising.groups, num_objects)
+        pairs, copies = Assignment(image, query, target, counts=()), denoising.groups
+        num_pairs, num_queries = between(1, counts.boxes) * copies, prediction.boxes.shape[2] * counts.images
+        return Stack(frozenset(["denoising", place]), prediction, pairs, suffixes, copies, num_pairs, num_queries)
 
     layers = full_precision(denoising.layers)
     stacks = [stack("layers", layers, [f"_dn_{i}" for i in range(len(layers.boxes))])]
@@ -211,22 +229,22 @@ def _stacked(prediction: Prediction) -> Prediction:
 def _divisor(term: Term, stack: Stack, counts: Counts) -> float | Tensor:
     if term.divide == "queries":
         assert term.background is not None
-        num_queries = stack.prediction.boxes.shape[2] * counts.images
-        return _sum_of_weights(num_queries, counts.boxes * stack.copies, term.background)
-    objects = _between(1, counts.boxes)
-    if term.divide == "objects" or "denoising" in stack.place:
-        return objects * stack.copies
-    return objects * pairs_per_object(stack)
+        return _sum_of_weights(stack.num_queries, counts.boxes * stack.copies, term.background)
+    if term.divide == "pairs":
+        return between(1, stack.num_pairs)
+    return 1.0 if term.divide == "none" else between(1, counts.boxes) * stack.copies
 
 
-def pairs_per_object(stack: Stack) -> float | Tensor:
-    """Pairs of a layer per object of this batch, over all ranks: the union is counted after matching."""
-    num_pairs, num_objects = stack.pairs.query.shape[1], stack.num_objects
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        both = torch.tensor([num_pairs, num_objects], dtype=torch.float32, device=stack.pairs.query.device)
-        torch.distributed.all_reduce(both)
-        return torch.where(both[1] > 0, both[0] / both[1].clamp(min=1), stack.copies)
-    return num_pairs / num_objects if num_objects else stack.copies
+def _pairs_per_object(
+    pairs: Assignment, num_objects: int, copies: int, over_ranks: Callable[[Tensor], Tensor] | None
+) -> float | Tensor:
+    """Pairs of a layer per object of this batch, over all ranks."""
+    num_pairs = pairs.query.shape[1]
+    if over_ranks is None:
+        return num_pairs / num_objects if num_objects else copies
+    both = to_device(np.array([num_pairs, num_objects], np.float32), pairs.query.device)
+    num_pairs_of_all, num_objects_of_all = over_ranks(both).unbind()
+    return torch.where(num_objects_of_all > 0, num_pairs_of_all / num_objects_of_all, copies)
 
 
 def _sum_of_weights(num_queries: float | Tensor, num_positives: float | Tensor, background: float) -> float | Tensor:
@@ -234,13 +252,8 @@ def _sum_of_weights(num_queries: float | Tensor, num_positives: float | Tensor, 
 
     Computed from counts and not from this batch's labels, so that all micro-batches divide by the same number.
     """
-    share = _between(0, num_positives / num_queries, 1)
-    return _between(EPS, num_queries * (share + (1 - share) * background))
-
-
-def _between(low: float, value: float | Tensor, high: float = math.inf) -> float | Tensor:
-    """A clamped count; a tensor without a synchronisation."""
-    return value.clamp(low, high) if isinstance(value, Tensor) else min(max(low, value), high)
+    share = between(0, num_positives / num_queries, 1)
+    return between(EPS, num_queries * (share + (1 - share) * background))
 
 
 def _differentiable(outputs: Outputs) -> list[Tensor]:

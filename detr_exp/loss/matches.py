@@ -6,6 +6,7 @@ P pairs of everything.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -33,7 +34,8 @@ class Stack(NamedTuple):
         pairs: `[l, M]`.
         suffixes: of the term names, one per layer.
         copies: number of times each object occurs: query groups, denoising groups.
-        num_objects: of this batch.
+        num_pairs: of a layer, in the effective batch.
+        num_queries: in the effective batch.
     """
 
     place: frozenset[str]
@@ -41,7 +43,8 @@ class Stack(NamedTuple):
     pairs: Assignment
     suffixes: list[str]
     copies: int
-    num_objects: int
+    num_pairs: float | Tensor
+    num_queries: float | Tensor
 
 
 @dataclass(frozen=True)
@@ -131,6 +134,11 @@ class Matches:
         shapes = [stack.prediction.boxes.shape[:3] for stack in self.stacks]
         parts = values.split([shape.numel() for shape in shapes])
         return [part.view(shape) for part, shape in zip(parts, shapes)]
+
+
+def between(low: float, value: float | Tensor, high: float = math.inf) -> float | Tensor:
+    """A clamped count; a tensor without a synchronisation."""
+    return value.clamp(low, high) if isinstance(value, Tensor) else min(max(value, low), high)
 
 
 def last_pairs(pairs: Assignment, num_layers: int) -> Assignment:

@@ -12,7 +12,7 @@ from detr_exp.structures import Targets, predicted
 
 PLACES = ("layers", "initial", "encoder", "denoising")
 PAIRS = ("own", "last", "union")
-DIVISORS = ("objects", "pairs", "queries")
+DIVISORS = ("objects", "pairs", "queries", "none")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,8 +26,8 @@ class Term:
             `denoising`.
         pairs: `own`: those of each layer; `last`: those of the last layer for all decoder layers; `union`: those of all
             layers and the encoder together. Denoising queries always use their own objects.
-        divide: by the `objects` of the step; by their `pairs`, counted after matching; or by the weights of all
-            `queries`: one with an object, `background` without.
+        divide: by the `objects` of the step; by their `pairs`, counted after matching; by the weights of all
+            `queries`: one with an object, `background` without; or by `none`, where the function divides.
         background: see `divide`.
         needs: fields of predictions without which the term does not apply.
         needs_targets: fields of targets likewise.

@@ -277,6 +277,7 @@ class Trainer:
         for group in state.optimizer.param_groups:
             group["lr"] = group["initial_lr"] * factor
         num_boxes, num_images, most_objects = distributed.count_over_ranks(window)
+        over_ranks = distributed.mean_over_ranks if distributed.world_size() > 1 else None
         sums: dict[str, Tensor] = {}
         for micro, batch in enumerate(window):
             seed_step(run.seed, state.step, micro)
@@ -286,7 +287,7 @@ class Trainer:
                 with state.precision.autocast():
                     images = batch.pixels(state.precision.memory_format)
                     outputs = state.forward(images, batch.targets, batch.padding_mask)
-                losses = run.criterion(as_float32(outputs), batch.targets, num_boxes, num_images)
+                losses = run.criterion(as_float32(outputs), batch.targets, num_boxes, num_images, over_ranks)
                 state.precision.backward(losses["total"])
             for name, value in losses.items():
                 sums[name] = sums[name] + value.detach() if micro else value.detach()

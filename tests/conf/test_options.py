@@ -19,6 +19,9 @@ SPECIAL = {"_target_", "_partial_", "_convert_", "_recursive_", "_args_"}
 RECIPES = ("experiment", "sweep")
 TOLD_BY_BUILD = {"model": {"num_classes", "activation"}, "matcher": {"activation"}}
 TAKEN_OUT_BY_BUILD = {"model": {"weights", "adapter"}, "metric": {"honest_selection"}}
+# words that an option needs beside it, because it refers to keys that the default of another group does not have
+EDGES = [f"loss.terms.fgl.function.{word}" for word in ("num_bins=32", "bound=0.5", "scale=4.0")]
+BESIDE = {"loss=dfine": EDGES, "loss=deim": EDGES, "loss/terms=dfine": EDGES}
 READ_BY_A_NODE_INSIDE = "model"  # a group with a constructor of its own, and words that nodes inside refer to
 
 
@@ -35,7 +38,7 @@ def references(word: str, group: str) -> set[str]:
 
 @functools.cache
 def resolved(word: str) -> dict[str, Any]:
-    cfg: DictConfig = compose([word])
+    cfg: DictConfig = compose([word, *BESIDE.get(word, [])])
     for key in OmegaConf.missing_keys(cfg):
         OmegaConf.update(cfg, key, "given_by_the_user")
     values = OmegaConf.to_container(cfg, resolve=True)

@@ -17,7 +17,7 @@ def matched(boxes: torch.Tensor, objects: torch.Tensor = OBJECTS) -> Matches:
     number = torch.arange(len(objects))[None]
     pairs = Assignment(torch.zeros_like(number), number, number, counts=(len(objects),))
     prediction = Prediction(torch.zeros(1, 1, len(boxes), 2), boxes[None, None])
-    stack = Stack(frozenset(["layers"]), prediction, pairs, [""], 1, len(objects))
+    stack = Stack(frozenset(["layers"]), prediction, pairs, [""], 1, 1.0, 1.0)
     targets = Targets(torch.zeros(len(objects), dtype=torch.int64), objects, (len(objects),))
     return Matches([stack], targets, num_classes=2, activation="sigmoid")
 

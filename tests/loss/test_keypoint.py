@@ -14,7 +14,7 @@ def keypoint_losses(
     layers: list[Prediction], pairs: Assignment, targets: Targets, counts: list[int]
 ) -> tuple[torch.Tensor, ...]:
     """Of each layer of one stack, summed over its pairs."""
-    stack = Stack(frozenset(["layers"]), layers[0], pairs, [""] * len(layers[0].boxes), 1, len(targets))
+    stack = Stack(frozenset(["layers"]), layers[0], pairs, [""] * len(layers[0].boxes), 1, 1.0, 1.0)
     matches = Matches([stack], targets, num_classes=3, activation="sigmoid", keypoint_counts=tuple(counts))
     terms = (keypoint.l1, keypoint.findable, keypoint.visible, keypoint.nll)
     return tuple(term(matches)[0].sum(1) for term in terms)

@@ -29,7 +29,7 @@ def layers():
 
 def mask_losses(layers: list[Prediction], pairs: Assignment, target_masks: torch.Tensor) -> MaskLosses:
     """Of the layers of one stack."""
-    stack = Stack(frozenset(["layers"]), layers[0], pairs, [""] * len(layers[0].boxes), 1, len(target_masks))
+    stack = Stack(frozenset(["layers"]), layers[0], pairs, [""] * len(layers[0].boxes), 1, 1.0, 1.0)
     labels = torch.zeros(len(target_masks), dtype=torch.int64)
     targets = Targets(labels, torch.zeros(len(target_masks), 4), pairs.counts, masks=target_masks)
     return point_losses(Matches([stack], targets, num_classes=3, activation="sigmoid"))[0]
