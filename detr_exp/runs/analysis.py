@@ -17,7 +17,6 @@ from detr_exp.runs.settings import Setting
 
 ALPHA = 0.05
 BINS = 4
-SURE = 2.0  # deviations of a difference of costs, from which on it is told from noise
 
 
 class Effect(NamedTuple):
@@ -45,7 +44,7 @@ class Cost(NamedTuple):
 
     Attributes:
         cost: less is better.
-        noise: standard deviation of `cost`.
+        noise: standard error of `cost`.
         gain: more is better.
     """
 
@@ -94,40 +93,59 @@ def _means(labels: list[str], numbers: Sequence[float], results: np.ndarray) -> 
     return sorted(((label, float(np.mean(group))) for label, group in groups.items()), key=lambda pair: -pair[1])
 
 
-def front(points: Sequence[Cost]) -> list[int]:
+class Noise(NamedTuple):
+    """How much the cost of one network scatters from run to run.
+
+    Attributes:
+        share: standard deviation, as a share of the cost.
+        freedom: degrees of freedom of the estimate.
+    """
+
+    share: float
+    freedom: int
+
+
+def front(points: Sequence[Cost], freedom: float = math.inf) -> list[int]:
     """Places of the points that no other beats, cheapest first.
 
     One beats another by a higher gain where its cost cannot be told to be higher, or by a cost that is surely lower
-    where its gain is no lower.
+    where its gain is no lower. `docs/statistics.md` has how often equal networks get several places.
+
+    Args:
+        points: of one kind of cost.
+        freedom: degrees of freedom of the noise of all costs.
     """
+    sure = float(stats.t.ppf(1 - ALPHA / 2, freedom))
     gains: dict[tuple[float, float], float] = {}  # the highest at every cost: no other there beats more
     for point in points:
         gains[point.cost, point.noise] = max(point.gain, gains.get((point.cost, point.noise), -math.inf))
     best = [Cost(*cost, gain) for cost, gain in gains.items()]
-    kept = [one for one, point in enumerate(points) if not any(_beats(other, point) for other in best)]
+    kept = [one for one, point in enumerate(points) if not any(_beats(other, point, sure) for other in best)]
     return sorted(kept, key=lambda place: (points[place].cost, points[place].gain))
 
 
-def _beats(one: Cost, other: Cost) -> bool:
-    unsure = SURE * math.hypot(one.noise, other.noise)
+def _beats(one: Cost, other: Cost, sure: float) -> bool:
+    unsure = sure * math.hypot(one.noise, other.noise)
     if one.gain > other.gain:
         return one.cost <= other.cost + unsure
     return one.gain == other.gain and one.cost < other.cost - unsure
 
 
-def noise_of(costs: Sequence[Sequence[float]]) -> float | None:
-    """How much one measurement of a cost scatters around that of its network, as a share of it (standard deviation).
+def noise_of(costs: Sequence[Sequence[float]]) -> Noise | None:
+    """How much the cost of one run scatters around that of its network.
 
     Args:
-        costs: of every network, as often as it was measured, > 0.
+        costs: of every network, one of each run, > 0. Several measurements in one run share what else its machine did,
+            and are one.
 
     Returns:
-        None where no network was measured more than once.
+        None where no network was measured in more than one run.
     """
     freedom = sum(len(one) - 1 for one in costs)
     if freedom < 1:
         return None
-    return math.sqrt(sum(float(((np.array(one) / np.mean(one) - 1) ** 2).sum()) for one in costs) / freedom)
+    squares = sum(float(((np.array(one) / np.mean(one) - 1) ** 2).sum()) for one in costs)
+    return Noise(math.sqrt(squares / freedom), freedom)
 
 
 def _numbers(texts: Sequence[str]) -> list[float]:

@@ -12,10 +12,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
-from statistics import mean, median, stdev
+from statistics import mean, median
 
-from scipy.stats import t as student
-
+from detr_exp.metric.mean import Mean, mean_of
 from detr_exp.runs import svg
 from detr_exp.runs.analysis import Cost, effects, front, noise_of
 from detr_exp.runs.chosen import honest
@@ -59,21 +58,13 @@ class Ranked:
         return [run.score for run in self.runs if run.score is not None]
 
     @property
-    def mean(self) -> float | None:
-        return mean(self.scores) if self.scores else None
+    def result(self) -> Mean | None:
+        return mean_of(self.scores) if self.scores else None
 
     @property
-    def deviation(self) -> float | None:
-        return stdev(self.scores) if len(self.scores) > 1 else None
-
-    @property
-    def interval(self) -> tuple[float, float] | None:
-        """Where the mean of other seeds lies, 95 % (Student's t)."""
-        if self.deviation is None:
-            return None
-        count = len(self.scores)
-        half = float(student.ppf(0.975, count - 1)) * self.deviation / count**0.5
-        return mean(self.scores) - half, mean(self.scores) + half
+    def reached(self) -> float | None:
+        """The best value so far of runs that have no result yet."""
+        return max((run.reached for run in self.runs if run.reached is not None), default=None)
 
     @property
     def status(self) -> str:
@@ -129,10 +120,17 @@ def _ranked(runs: Sequence[PastRun]) -> tuple[list[Ranked], list[Setting]]:
     """Points, best mean first, and what differs, with a value for each run in the order of the points."""
 
     def worse(run: PastRun) -> tuple[bool, float, str]:
-        return run.score is None, -(run.score or 0.0), run.record.name
+        return run.score is None, -(run.score or run.reached or 0.0), run.record.name
 
     ranked = [Ranked(sorted(point, key=worse)) for point in points(runs)]
-    ranked.sort(key=lambda point: (point.mean is None, -(point.mean or 0.0), point.runs[0].record.name))
+    seeds = {len(point.scores) for point in ranked}
+    raced = len(seeds) > 1 and any(run.raced for run in runs)  # who left early has seen other seeds than the winner
+
+    def order(point: Ranked) -> tuple[bool, int, float, str]:
+        value = point.result.value if point.result else point.reached or 0.0
+        return not point.scores, -len(point.scores) * raced, -value, point.runs[0].record.name
+
+    ranked.sort(key=order)
     differing = settings([run for point in ranked for run in point.runs])
     start = 0
     for place, point in enumerate(ranked):
@@ -193,26 +191,26 @@ def _fronts(ranked: Sequence[Ranked]) -> list[tuple[str, str, str]]:
 
 
 def _against_time(timed: Sequence[tuple[Ranked, list[float]]], label: str) -> tuple[str, str]:
-    """Chart and words on points and their times, all times of equal networks taken together."""
+    """Chart and words on points and the times of their runs, all times of equal networks taken together."""
     networks: dict[str, list[float]] = {}
     for point, times in timed:
         networks.setdefault(_network(point.runs[0]), []).extend(times)
     noise = noise_of(list(networks.values()))
-    at = {network: median(times) for network, times in networks.items()}
-    costs = [
-        Cost(at[_network(point.runs[0])], (noise or 0.0) * at[_network(point.runs[0])], mean(point.scores))
-        for point, _ in timed
-    ]
+    share = noise.share if noise else 0.0
+    at = {
+        network: Cost(mean(times), share * mean(times) / len(times) ** 0.5, 0.0) for network, times in networks.items()
+    }
+    costs = [at[_network(point.runs[0])]._replace(gain=mean(point.scores)) for point, _ in timed]
     machines = {run.record.tags.get("hardware") for point, _ in timed for run in point.runs}
     shown = [point for point, _ in timed]
     if noise is None or len(machines) > 1:
-        why = "each network was timed only once" if noise is None else "runs were timed on different hardware"
+        why = "runs were timed on different hardware"
+        if noise is None:
+            why = "no network was timed in two runs, which would show how much timings scatter (two seeds of one do)"
         return _front(shown, costs, label, [])[0], f"No front: {why}."
-    chart, names = _front(shown, costs, label, front(costs))
-    return (
-        chart,
-        f"{names} Timings scatter by {noise:.0%}; what lies within that is not told apart, nor are equal networks.",
-    )
+    chart, names = _front(shown, costs, label, front(costs, noise.freedom))
+    scatter = f"Timings of one network scatter by {noise.share:.1%} from run to run"
+    return chart, f"{names} {scatter}; what lies within that is not told apart, nor are equal networks."
 
 
 def _front(shown: Sequence[Ranked], costs: Sequence[Cost], label: str, best: Sequence[int]) -> tuple[str, str]:
@@ -225,11 +223,9 @@ def _front(shown: Sequence[Ranked], costs: Sequence[Cost], label: str, best: Seq
 
 
 def _times(runs: Sequence[PastRun], name: str) -> list[float]:
-    """Milliseconds of all evaluations but the first of each run, which warms up, unless it is the only one."""
-    found: list[float] = []
-    for run in runs:
-        values = [line[name] for line in run.lines if line.get(name)]
-        found += values[1:] or values
+    """Milliseconds in each run: the median of its evaluations but the first, which warms up, unless it is the only."""
+    each = [[line[name] for line in run.lines if line.get(name)] for run in runs]
+    found = [median(values[1:] or values) for values in each if values]
     return [1000 / value for value in found] if name.endswith("per_second") else found
 
 

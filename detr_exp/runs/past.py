@@ -15,7 +15,7 @@ import yaml
 from detr_exp.config.stored import upgraded
 from detr_exp.data.splits import HELD_OUT
 from detr_exp.metric.honest import Choice
-from detr_exp.tracker.base import RECORD, RunRecord
+from detr_exp.tracker.base import FINISHED, RECORD, RunRecord
 from detr_exp.tracker.follower import METRICS
 from detr_exp.tracker.jsonl import JsonLines
 from detr_exp.tracker.mlflow import LINK
@@ -79,10 +79,23 @@ class PastRun:
         return max(evaluated, key=lambda line: self._gain(line[self.monitor]), default={})
 
     @property
-    def score(self) -> float | None:
-        """The best monitored value, as a sweep ranks it: more is better, a loss is negated; None of a diverged run."""
+    def reached(self) -> float | None:
+        """The best monitored value so far: more is better, a loss is negated; None of a diverged run."""
         value = self.best.get(self.monitor)
         return None if value is None or self.status == "nan" else self._gain(value)
+
+    @property
+    def score(self) -> float | None:
+        """The result as a sweep ranks it; None of a run that goes on or has failed: a part of a training is none."""
+        return self.reached if self.record.status in FINISHED else None
+
+    @cached_property
+    def raced(self) -> bool:
+        """Whether it is of a sweep that gave no further seeds to points that fell behind."""
+        path = self.folder / ".hydra" / "hydra.yaml"
+        hydra = mapping(path, yaml.safe_load).get("hydra") if path.exists() else None
+        sweeper = hydra.get("sweeper") if isinstance(hydra, dict) else None
+        return isinstance(sweeper, dict) and sweeper.get("race") is True
 
     @cached_property
     def choices(self) -> tuple[Choice, Choice] | None:

@@ -13,6 +13,7 @@ from detr_exp.values import Values
 from detr_exp.writing import write
 
 RECORD = "run.json"
+FINISHED = ("ok", "pruned")  # statuses of runs with a result
 SLOWEST = 1 << 20  # bytes per second of an upload, below which it counts as stuck
 
 # A loader worker that is forked while another thread imports a module inherits the lock of that module, which is then

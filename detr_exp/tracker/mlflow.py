@@ -261,14 +261,17 @@ def start_parent(
     return client.create_run(experiment, tags={**tags, RUN_TAG: identity}, run_name=name).info.run_id
 
 
-def finish_parent(tracking_uri: str, project: str, run_id: str, status: str, metrics: dict[str, float]) -> None:
-    """End the parent run of a sweep with the metrics of its best job."""
+def finish_parent(
+    tracking_uri: str, project: str, run_id: str, status: str, metrics: dict[str, float], tags: dict[str, str]
+) -> None:
+    """End the parent run of a sweep with the metrics of its best setting, and with tags that name it."""
     client, _ = open_store(tracking_uri, project)
     held = client.get_run(run_id).data.metrics
     for name, value in metrics.items():
         if held.get(name) != value:
             client.log_metric(run_id, name, value, timestamp=int(1000 * time.time()))
-    client.set_tag(run_id, "status", status)
+    for name, text in {**tags, "status": status}.items():
+        client.set_tag(run_id, name, text)
     client.set_terminated(run_id, ENDINGS.get(status, "FAILED"))
 
 

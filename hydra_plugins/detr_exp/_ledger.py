@@ -9,17 +9,18 @@ import contextlib
 import json
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from statistics import mean
 from typing import NamedTuple
 
 from detr_exp.locks import lock
+from detr_exp.tracker.base import FINISHED
 from detr_exp.tracker.jsonl import Reader
 from detr_exp.tracker.secrets import masked
 
 LEDGER = "sweep.jsonl"
 BLOCK = 4096  # bytes that are searched at once for the end of a line
-FINISHED = ("ok", "pruned")
 UNFINISHED = ("killed",)  # its state was saved; every other ending is a failure
 
 
@@ -133,6 +134,29 @@ def best_first(jobs: Sequence[Job], entries: Mapping[str, Entry]) -> list[tuple[
     """Jobs with their ledger entries: finished ones by metric, then the others by number."""
     pairs = [(job, entries.get(job.hash)) for job in jobs]
     return sorted(pairs, key=lambda pair: (-score(pair[1]), pair[0].number))
+
+
+def by_point(entries: Iterable[Entry], raced: bool = False) -> list[list[Entry]]:
+    """Runs with a result that differ by their seed alone together, best mean first.
+
+    Args:
+        entries: the newest of every run.
+        raced: points that fell behind were given fewer seeds, so that means compare only where there are equally many.
+
+    Returns:
+        points with their runs, best run first.
+    """
+    groups: dict[str, list[Entry]] = {}
+    for entry in entries:
+        if math.isfinite(score(entry)):
+            groups.setdefault(setting_of(entry), []).append(entry)
+    ranked = [sorted(group, key=score, reverse=True) for group in groups.values()]
+    return sorted(ranked, key=lambda group: (-len(group) * raced, -mean(map(score, group))))
+
+
+def setting_of(entry: Entry) -> str:
+    """The swept overrides but for the seed."""
+    return " ".join(one for one in entry.overrides if not one.startswith("seed="))
 
 
 def score(entry: Entry | None) -> float:

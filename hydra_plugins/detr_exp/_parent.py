@@ -6,18 +6,21 @@ import contextlib
 import json
 import math
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
+from statistics import mean
 from typing import TYPE_CHECKING
 
 from omegaconf import DictConfig, OmegaConf
 
 from detr_exp.data.splits import HELD_OUT
+from detr_exp.metric.mean import mean_of
 from detr_exp.terminal import printable, say
+from detr_exp.tracker.base import FINISHED
 from detr_exp.tracker.secrets import masked
 from detr_exp.writing import write
-from hydra_plugins.detr_exp._ledger import FINISHED, Entry, Ledger, score
+from hydra_plugins.detr_exp._ledger import Entry, Ledger, by_point, score, setting_of
 
 if TYPE_CHECKING:
     from detr_exp.runs.past import PastRun
@@ -38,6 +41,7 @@ def parent_run(config: DictConfig, folder: Path, environment: dict[str, str], le
         environment: variables of the jobs; receives the id of the parent run.
         ledger: read at the end.
     """
+    raced = OmegaConf.select(config, "hydra.sweeper.race", default=False)
     keys = ("tracking_uri", "project", "artifact_root")
     uri, project, root = (OmegaConf.select(config, f"tracker.{key}") for key in keys)
     if uri is None or find_spec("mlflow") is None:
@@ -69,7 +73,9 @@ def parent_run(config: DictConfig, folder: Path, environment: dict[str, str], le
         raise
     finally:
         with contextlib.suppress(Exception):
-            finish_parent(uri, project, run_id, status, best_values(folder, ledger))
+            best = next(iter(by_point(ledger.latest().values(), raced)), [])
+            tags = {"best.run": str(folder / best[0].hash), "best.setting": setting_of(best[0])} if best else {}
+            finish_parent(uri, project, run_id, status, best_values(folder, ledger, best), tags)
 
 
 def opened(uri: str, project: str, folder: Path, tags: dict[str, str], artifact_root: str | None) -> str:
@@ -89,15 +95,27 @@ def opened(uri: str, project: str, folder: Path, tags: dict[str, str], artifact_
     return start_parent(uri, project, "/".join(folder.parts[-2:]), tags, known["id"], artifact_root)
 
 
-def best_values(folder: Path, ledger: Ledger) -> dict[str, float]:
-    """The metric of the best run, and the values of its best evaluation."""
-    best = max(ledger.latest().values(), key=score, default=None)
-    if best is None or best.metric is None or not math.isfinite(score(best)):
-        return {}
-    values = {"best/monitor": best.metric, **last_values(folder / best.hash, "best/")}
-    from detr_exp.runs.chosen import honest
+def best_values(folder: Path, ledger: Ledger, best: Sequence[Entry]) -> dict[str, float]:
+    """The metric of the best point, and the values of its best evaluation: with several seeds the means over them.
 
-    chosen = honest([[run] for run in honest_runs(folder, ledger.latest()).values()])
+    Args:
+        folder: of the sweep.
+        ledger: of it.
+        best: the runs of the best point; none where no run has a result.
+    """
+    if not best:
+        return {}
+    of = mean_of([score(entry) for entry in best])
+    values: dict[str, float] = {"best/monitor": of.value}
+    if of.deviation is not None:
+        values |= {"best/deviation": of.deviation, "best/seeds": of.runs}
+    measured = [last_values(folder / entry.hash, "best/") for entry in best]
+    common = [name for name in measured[0] if all(name in one for one in measured)]
+    values |= {name: mean(one[name] for one in measured) for name in common}
+    from detr_exp.runs.chosen import honest
+    from detr_exp.runs.settings import points
+
+    chosen = honest(points(list(honest_runs(folder, ledger.latest()).values())))
     return values if chosen is None else values | {"best/luck": chosen.luck}
 
 

@@ -15,9 +15,9 @@ from omegaconf import DictConfig
 
 from detr_exp.locks import LockedError, lock
 from detr_exp.signals import EXIT_STATUS, Interrupt, Interrupted
-from detr_exp.tracker.base import RECORD, RunRecord
+from detr_exp.tracker.base import FINISHED, RECORD, RunRecord
 from detr_exp.trainer.run_status import PrunedError, status_of
-from hydra_plugins.detr_exp._ledger import FINISHED, UNFINISHED, Job, Ledger, first_line, judged
+from hydra_plugins.detr_exp._ledger import UNFINISHED, Job, Ledger, first_line, judged
 
 JOB_LOCK = ".job.lock"  # held by the process that uses the folder
 PATIENCE = 60.0  # seconds in which a run left by a killed sweep saves its state and ends

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import re
+import shlex
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
@@ -28,11 +29,12 @@ from detr_exp.config.stored import as_first_version
 from detr_exp.data.splits import HELD_OUT
 from detr_exp.locks import LockedError, is_locked, lock
 from detr_exp.terminal import say
+from detr_exp.tracker.base import FINISHED
 from detr_exp.tracker.secrets import masked
 from detr_exp.trainer.run_status import status_of
 from detr_exp.values import Values, flat, values_of
 from detr_exp.writing import LOCK, remove_left_overs
-from hydra_plugins.detr_exp._ledger import FINISHED, UNFINISHED, Entry, Job, first_line
+from hydra_plugins.detr_exp._ledger import UNFINISHED, Entry, Job, by_point, first_line
 from hydra_plugins.detr_exp._parent import honest_runs, parent_run
 from hydra_plugins.detr_exp._recorded import JOB_LOCK, RecordedTask
 
@@ -256,13 +258,15 @@ class Sweep:
         jobs: Sequence[Job],
         extra: Mapping[str, Mapping[str, float]] | None = None,
         elsewhere: Mapping[str, Entry] | None = None,
+        raced: bool = False,
     ) -> None:
-        """Print the table.
+        """Print the table, and how to use the best run.
 
         Args:
             jobs: of the sweep.
             extra: hash -> further results of a run, by name.
             elsewhere: hash -> entry of a run that has no line in the ledger because another process does it.
+            raced: see `by_point`.
 
         Raises:
             SweepFailed: any of the other jobs is not finished.
@@ -275,10 +279,15 @@ class Sweep:
         for name, run in runs.items():
             if run.choices is not None:
                 further.setdefault(name, {})[HELD_OUT] = run.choices[0].there
-        show(jobs, {**entries, **elsewhere}, further)
+        show(jobs, {**entries, **elsewhere}, further, raced)
         if runs and (chosen := _choice_among(list(runs.values()))) is not None:
             say(f"\nthe best was {chosen}")
-        say(f"\n{self.folder}")
+        points = by_point([entries[job.hash] for job in jobs if job.hash in entries], raced)
+        if points and not any((extra or {}).values()):  # of several objectives none is the best in all
+            best = shlex.quote(str(self.folder / points[0][0].hash))
+            say(f"\nbest run of the best setting: {' '.join(points[0][0].overrides)}")
+            say(f"  python -m detr_exp.predict checkpoint={best} source=/path/to/images")
+        say(f"\nall runs on one page:\n  python -m detr_exp.report runs={shlex.quote(str(self.folder))}")
         own = [job for job in jobs if job.hash not in elsewhere]
         bad = [job for job in own if job.hash not in entries or entries[job.hash].status not in FINISHED]
         if bad:

@@ -2,36 +2,37 @@
 
 from __future__ import annotations
 
-import math
 import sys
 from collections.abc import Mapping, Sequence
-from statistics import mean, stdev
 
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
-from scipy.special import stdtrit
 
+from detr_exp.metric.mean import mean_of
 from detr_exp.terminal import printable
 from detr_exp.tracker.secrets import masked
-from hydra_plugins.detr_exp._ledger import Entry, Job, best_first, score
+from hydra_plugins.detr_exp._ledger import Entry, Job, best_first, by_point, score, setting_of
 
 COLOURS = {"ok": "green", "pruned": "cyan", "killed": "yellow", "not run": "yellow", "running": "yellow"}
 WIDTH_OF_FILES = 160
 
 
-def show(jobs: Sequence[Job], entries: Mapping[str, Entry], extra: Mapping[str, Mapping[str, float]]) -> None:
+def show(
+    jobs: Sequence[Job], entries: Mapping[str, Entry], extra: Mapping[str, Mapping[str, float]], raced: bool = False
+) -> None:
     """Print the table of all runs; where several seeds were swept, a second one of means and deviations.
 
     Args:
         jobs: of the sweep.
         entries: hash -> how it ended.
         extra: hash -> further results of a run, by name.
+        raced: see `by_point`.
     """
     console = Console(width=None if sys.stdout.isatty() else WIDTH_OF_FILES)
     with console.capture() as printed:
         console.print(ranking(jobs, entries, extra))
-        seeds = over_seeds(jobs, entries)
+        seeds = over_seeds(jobs, entries, raced)
         if seeds is not None:
             console.print(seeds)
     print("", *(line.rstrip() for line in printed.get().splitlines()), sep="\n", flush=True)
@@ -67,28 +68,30 @@ def ranking(jobs: Sequence[Job], entries: Mapping[str, Entry], extra: Mapping[st
     return table
 
 
-def over_seeds(jobs: Sequence[Job], entries: Mapping[str, Entry]) -> Table | None:
-    """Mean, deviation and 95 % interval of the mean (Student's t) of the runs that differ only in their seed; None if
-    no seeds were swept."""
-    groups: dict[str, list[float]] = {}
-    for job in jobs:
-        others = [one for one in job.swept if not one.startswith("seed=")]
-        entry = entries.get(job.hash)
-        if len(others) < len(job.swept) and math.isfinite(score(entry)):
-            groups.setdefault(" ".join(others), []).append(score(entry))
-    if not any(len(values) > 1 for values in groups.values()):
+def over_seeds(jobs: Sequence[Job], entries: Mapping[str, Entry], raced: bool = False) -> Table | None:
+    """Mean, deviation and 95 % interval of the mean of the runs that differ only in their seed, best mean first; None
+    if no seeds were swept."""
+    found = [entry for job in jobs if (entry := entries.get(job.hash)) is not None]
+    groups = by_point(found, raced)
+    if not any(len(group) > 1 for group in groups):
         return None
-    table = Table(title="\nover seeds", title_justify="left", title_style="bold", box=None)
-    table.add_column("overrides")
-    for name in ("mean", "deviation", "95 % interval", "runs"):
+    title = "\nmeans over seeds, best first" + (": who stayed in the race, then who left it" if raced else "")
+    table = Table(title=title, title_justify="left", title_style="bold", box=None)
+    table.caption_justify = "left"
+    if len(groups) > 1:
+        table.caption = (
+            "Each interval is of its row alone; the best of several looks better than it is. Whether two differ: "
+            "python -m detr_exp.compare"
+        )
+    table.add_column("setting")
+    for name in ("mean", "deviation", "95 % interval", "seeds"):
         table.add_column(name, justify="right")
-    for overrides, values in sorted(groups.items(), key=lambda group: -mean(group[1])):
-        spread, between = "-", "-"
-        if len(values) > 1:
-            half = float(stdtrit(len(values) - 1, 0.975)) * stdev(values) / len(values) ** 0.5
-            spread, between = f"{stdev(values):.4f}", f"{mean(values) - half:.4f} .. {mean(values) + half:.4f}"
-        given = escape(printable(overrides)) or "all runs"
-        table.add_row(given, f"{mean(values):.4f}", spread, between, str(len(values)))
+    for group in groups:
+        of = mean_of([score(entry) for entry in group])
+        spread = "-" if of.deviation is None else f"{of.deviation:.4f}"
+        between = "-" if of.interval is None else "{:.4f} .. {:.4f}".format(*of.interval)
+        setting = escape(printable(setting_of(group[0]))) or "all runs"
+        table.add_row(setting, f"{of.value:.4f}", spread, between, str(of.runs))
     return table
 
 

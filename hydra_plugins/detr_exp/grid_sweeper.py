@@ -54,7 +54,7 @@ class GridSweeper(Sweeper):
         with self.shared.held():
             self.shared.refuse_another_config(jobs, self._composed)
             tried = self._raced(rounds) if self.race else self._run(jobs)
-        self.shared.close(tried)
+        self.shared.close(tried, raced=self.race)
         entries = self.shared.ledger.latest()
         return [entries[job.hash].metric if job.hash in entries else None for job in jobs]
 

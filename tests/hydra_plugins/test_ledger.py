@@ -13,7 +13,7 @@ import pytest
 from detr_exp.signals import Interrupted
 from detr_exp.trainer.run_status import PrunedError, status_of
 from detr_exp.trainer.trainer import NonFiniteError
-from hydra_plugins.detr_exp._ledger import Entry, Job, Ledger, best_first, first_line, judged
+from hydra_plugins.detr_exp._ledger import Entry, Job, Ledger, best_first, by_point, first_line, judged
 from hydra_plugins.detr_exp._parent import best_values
 
 
@@ -101,7 +101,22 @@ def test_a_result_that_is_no_number_is_ranked_last(bad: float | None, tmp_path: 
     assert [job.number for job, _ in best_first(jobs, ledger.latest())] == [1, 3, 0, 2]
     for number in (1, 3):
         ledger.append(entry(number, "nan"))
-    assert best_values(tmp_path, ledger) == {}, "no run is the best"
+    assert by_point(ledger.latest().values()) == [], "no run is the best"
+    assert best_values(tmp_path, ledger, []) == {}
+
+
+def test_the_best_of_a_sweep_with_seeds_is_the_best_mean_and_not_the_luckiest_seed(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path)
+    found = [(1, 0, 0.2), (1, 1, 0.9), (2, 0, 0.6), (2, 1, 0.7), (3, 0, 0.8), (4, 0, None)]
+    for number, (lr, seed, value) in enumerate(found):
+        swept = [f"seed={seed}", f"optim.lr={lr}"]
+        ledger.append(Entry(number, swept, f"h{number}", "ok", value, 1.0, None))
+    entries = ledger.latest().values()
+    assert [[entry.number for entry in point] for point in by_point(entries)] == [[4], [3, 2], [1, 0]]
+    raced = by_point(entries, raced=True)
+    assert [[entry.number for entry in point] for point in raced] == [[3, 2], [1, 0], [4]], "3 left after one seed"
+    values = best_values(tmp_path, ledger, raced[0])
+    assert values == pytest.approx({"best/monitor": 0.65, "best/deviation": 0.0707, "best/seeds": 2}, abs=1e-4)
 
 
 def test_only_new_lines_are_read_and_none_goes_into_a_pickle(tmp_path: Path) -> None:

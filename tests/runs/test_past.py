@@ -20,7 +20,7 @@ LINES = [
 
 def make(folder, identity="0" * 32, lines=LINES, config="seed: 0\n", **facts):
     folder.mkdir(parents=True)
-    RunRecord(id=identity, project="p", name=folder.name, **facts).save(folder)
+    RunRecord(id=identity, project="p", name=folder.name, **{"status": "ok", **facts}).save(folder)
     (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     (folder / "config.yaml").write_text(config)
     return folder
@@ -67,7 +67,7 @@ def test_what_a_run_came_to(tmp_path):
 
 
 def test_a_run_without_anything(tmp_path):
-    run = PastRun.load(make(tmp_path / "run", lines=[]))
+    run = PastRun.load(make(tmp_path / "run", lines=[], status="running"))
     assert (run.score, run.best, run.curve("val/mAP"), run.hours, run.class_table) == (None, {}, [], 0.0, [])
     assert run.status == "unfinished"
 
@@ -92,7 +92,8 @@ def test_the_score_is_what_a_sweep_ranks_by(tmp_path):
     run = PastRun.load(make(tmp_path / "a", lines=losses, config="trainer: {monitor: val/loss}\n"))
     assert (run.score, run.best["step"]) == (-2.0, 2)
     assert PastRun.load(make(tmp_path / "b", status="nan")).score is None
-    assert PastRun.load(make(tmp_path / "c", status="killed")).score == 0.4
+    killed = PastRun.load(make(tmp_path / "c", status="killed"))
+    assert (killed.score, killed.reached) == (None, 0.4), "a part of a training is no result"
 
 
 TORN = ["", "{", '{"id": "a', "[]", "null", "\0" * 50, "\ufffd{", "[" * 5_000]

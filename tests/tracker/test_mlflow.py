@@ -128,13 +128,14 @@ def test_a_sweep_has_a_parent_run(tmp_path, store, monkeypatch):
     monkeypatch.setenv(PARENT_VARIABLE, parent)
     tracker = start(tmp_path, store)
     tracker.finish("oom", "out of memory")
-    finish_parent(store, "ours", parent, "ok", {"best/mAP": 0.5})
+    finish_parent(store, "ours", parent, "ok", {"best/mAP": 0.5}, {"best.run": "sweep/a"})
     client, run = stored(store, tmp_path)
     assert run.data.tags["mlflow.parentRunId"] == parent
     assert run.data.tags["message"] == "out of memory"
     assert run.info.status == "FAILED"
-    finish_parent(store, "ours", parent, "ok", {"best/mAP": 0.5})  # again
+    finish_parent(store, "ours", parent, "ok", {"best/mAP": 0.5}, {})  # again
     assert history(client, client.get_run(parent), "best/mAP") == [(0, 0.5)]
+    assert client.get_run(parent).data.tags["best.run"] == "sweep/a"
 
 
 def test_a_refusing_server_costs_nothing_and_the_run_can_be_sent_later(tmp_path, store, monkeypatch, caplog):
