@@ -2,29 +2,29 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
-import logging
 import os
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import Any
+
+import numpy as np
 
 from detr_exp.data.coco_categories import read_categories, renamed
+from detr_exp.data.coco_rows import REFUSED, Annotations, related
 from detr_exp.data.content import SPLITS, Category, Content, Split
-from detr_exp.data.fields import is_int, is_number, points, segments
-from detr_exp.data.files import Folder, decoded
+from detr_exp.data.fields import is_int, is_number
+from detr_exp.data.files import Folder
 from detr_exp.data.image import MAX_PIXELS, read_size
+from detr_exp.data.json_stream import read_json
 from detr_exp.data.problems import Problems, short
-from detr_exp.data.table import Images, Rows, TableSplit
-from detr_exp.values import Values
-
-log = logging.getLogger(__name__)
+from detr_exp.data.rows import Images, tabulated
+from detr_exp.data.table import TableSplit
 
 ROBOFLOW = "_annotations.coco.json"
 _FOLDERS = {"train": ("train",), "val": ("valid", "val"), "test": ("test",)}
-_REFUSED = -1  # an image that was already reported; its annotations are not reported again
+_FIELDS = ("id", "file_name", "height", "width")
 
 
 def coco(
@@ -53,8 +53,10 @@ def coco(
             f"(found: {folder.names()}); name the file: data.train.annotations=... data.train.images=..."
         )
     path = found["train"][0]
-    document = _document(path)
-    categories = read_categories(document, path)
+    document = _Document.read(path)
+    problems = Problems(str(path))
+    categories = read_categories(document.categories, document.annotations, problems)
+    problems.report()
     held = {"train": document}  # kept until the split is read, so that a large file is parsed only once
     read: dict[str, Callable[[], Split]] = {
         name: partial(_split, folder, name, *place, categories, held, on_error)
@@ -98,19 +100,40 @@ def _located(folder: Folder, name: str, place: Mapping[str, str | None]) -> tupl
     return (files[0], images) if files else None
 
 
-def _document(path: Path) -> Values:
-    try:
-        data = path.read_bytes()
-        document = json.loads(decoded(data, path))
-    except (OSError, ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is not readable JSON ({error}); export the annotations again") from error
-    if not isinstance(document, dict):
-        raise ValueError(f"{path} holds a {type(document).__name__}; a COCO file is an object with images, annotations")
-    for key in ("images", "annotations", "categories"):
-        if not isinstance(document.get(key), list):
-            raise ValueError(f"{path} has no list {key!r}; a COCO file needs images, annotations and categories")
-    document["sha256"] = hashlib.sha256(data).hexdigest()
-    return document
+@dataclass
+class _Document:
+    """What is used of a file.
+
+    Attributes:
+        images: its list, of entries without fault only their fields that are used.
+        annotations: its list.
+        categories: its list.
+        sha256: of the file, in hex.
+    """
+
+    images: list[Any] = field(default_factory=list)
+    annotations: Annotations = field(default_factory=Annotations)
+    categories: list[Any] = field(default_factory=list)
+    sha256: str = ""
+
+    @classmethod
+    def read(cls, path: Path) -> _Document:
+        found = cls()
+        places = {"images": lambda entry: found.images.append(_slim(entry)), "annotations": found.annotations.add}
+        try:
+            rest, found.sha256 = read_json(path, places)
+        except (OSError, ValueError, RecursionError) as error:
+            raise ValueError(f"{path} is not readable JSON ({error}); export the annotations again") from error
+        for key in ("images", "annotations", "categories"):
+            if not isinstance(rest.get(key), list):
+                raise ValueError(f"{path} has no list {key!r}; a COCO file needs images, annotations and categories")
+        found.categories = rest["categories"]
+        return found
+
+
+def _slim(entry: object) -> object:
+    sound = isinstance(entry, dict) and is_int(entry.get("id")) and isinstance(entry.get("file_name"), str)
+    return {key: entry.get(key) for key in _FIELDS} if sound else entry  # type: ignore[attr-defined]
 
 
 def _split(
@@ -119,14 +142,16 @@ def _split(
     path: Path,
     image_folder: Path | None,
     categories: list[Category],
-    held: dict[str, Values],
+    held: dict[str, _Document],
     on_error: str,
 ) -> TableSplit:
-    document = held.pop(name, None) or _document(path)
+    document = held.pop(name, None) or _Document.read(path)
     problems = Problems(str(path), on_error)
-    images, index_of = _images(folder, name, path, image_folder, document, problems)
-    rows = _rows(document, images, index_of, categories, renamed(document, categories, problems), problems)
-    split = TableSplit(images, rows, categories, document["sha256"], problems)
+    images, index_of = _images(folder, name, path, image_folder, document.images, problems)
+    names = renamed(document.categories, document.annotations.used, categories, problems)
+    sizes = np.array(images.sizes, np.int64).reshape(-1, 2)
+    rows = related(document.annotations, index_of, sizes, categories, names, problems)
+    split = tabulated(images, rows, categories, document.sha256, problems)
     problems.report()
     if not len(split):
         raise ValueError(f"{path} lists no images; a {name} split needs at least one")
@@ -134,11 +159,11 @@ def _split(
 
 
 def _images(
-    folder: Folder, name: str, path: Path, image_folder: Path | None, document: Values, problems: Problems
+    folder: Folder, name: str, path: Path, image_folder: Path | None, entries: Sequence[Any], problems: Problems
 ) -> tuple[Images, dict[int, int]]:
-    image_folder = image_folder or _image_folder(folder, name, path, document)
+    image_folder = image_folder or _image_folder(folder, name, path, entries)
     images, index_of = Images(), {}
-    for entry in document["images"]:
+    for entry in entries:
         number = entry.get("id") if isinstance(entry, dict) else None
         if not is_int(number) or not isinstance(entry.get("file_name"), str):
             problems.error("images need an integer id and a file_name", f"image {short(entry)}")
@@ -147,7 +172,7 @@ def _images(
             problems.error("images need ids of their own", f"image {number}: its id occurs twice")
             continue
         file = image_folder / entry["file_name"]
-        index_of[number] = _REFUSED
+        index_of[number] = REFUSED
         if complaint := folder.complaint(file):
             problems.image(f"image {number}: {complaint}")
             continue
@@ -166,14 +191,14 @@ def _images(
             continue
         index_of[number] = len(images.ids)
         images.ids.append(number)
-        images.paths.append(file)
+        images.paths.append(str(file))
         images.sizes.append((int(height), int(width)))
     return images, index_of
 
 
-def _image_folder(folder: Folder, name: str, path: Path, document: Values) -> Path:
+def _image_folder(folder: Folder, name: str, path: Path, entries: Sequence[Any]) -> Path:
     """The first likely folder that has the first image."""
-    names = (entry.get("file_name") for entry in document["images"] if isinstance(entry, dict))
+    names = (entry.get("file_name") for entry in entries if isinstance(entry, dict))
     first = next((name for name in names if isinstance(name, str)), "")
     stem = path.stem.rsplit("_", 1)[-1]  # instances_train2017 -> train2017
     tried = [path.parent]
@@ -189,72 +214,3 @@ def _image_folder(folder: Folder, name: str, path: Path, document: Values) -> Pa
     raise ValueError(
         f"{path}: its first image {first!r:.200} is in none of {where}; name the folder: data.{name}.images=..."
     )
-
-
-def _rows(
-    document: Values,
-    images: Images,
-    index_of: Mapping[int, int],
-    categories: list[Category],
-    renamed: Mapping[int, int | None],
-    problems: Problems,
-) -> Rows:
-    rows = Rows(searched=f"{len(document['annotations'])} entries in the list 'annotations'")
-    counts = {category.id: len(category.keypoints) for category in categories}
-    known = ", ".join(f"{c.id} {c.name!r}" for c in categories[:12])
-    strange: Counter[int] = Counter()
-    seen: set[int] = set()
-    for place, entry in enumerate(document["annotations"]):
-        if not isinstance(entry, dict):
-            problems.error("annotations are objects", f"annotation number {place + 1} is a {type(entry).__name__}")
-            continue
-        where = f"annotation {short(entry.get('id', f'number {place + 1}'))}"
-        image, category = _at(index_of, entry.get("image_id")), entry.get("category_id")
-        if image == _REFUSED:
-            continue
-        if image is None:
-            kind = "annotations of images that the file does not list; add the image or drop the annotation"
-            problems.error(kind, f"{where}: there is no image {short(entry.get('image_id'))}")
-            continue
-        if not is_int(category) or category not in renamed:
-            kind = f"annotations of categories that the file does not define; the training file has {known}"
-            problems.error(kind, f"{where}: category {short(category)} is not one of them")
-            continue
-        if (mapped := renamed[category]) is None:
-            strange[category] += 1
-            continue
-        box = entry.get("bbox")
-        if not (isinstance(box, list) and len(box) == 4 and all(is_number(v, finite=False) for v in box)):
-            problems.error("a bbox is four numbers x, y, width, height", f"{where}: its bbox is {short(box)}")
-            continue
-        if (crowd := entry.get("iscrowd") or 0) not in (0, 1):
-            problems.error("iscrowd is 0 or 1", f"{where}: its iscrowd is {short(crowd)}")
-            continue
-        if is_int(entry.get("id")):
-            if entry["id"] in seen:
-                problems.warn("annotation ids occur twice; each annotation is used", where)
-            seen.add(entry["id"])
-        outline, usable = segments(entry.get("segmentation"), images.sizes[image])
-        if not usable:
-            problems.warn("segmentations that cannot be used were replaced by their box", where)
-        keypoints, complaint = points(entry.get("keypoints"), counts[mapped])
-        if complaint:
-            kind = "keypoints are x, y and visibility (0, 1 or 2) of every keypoint of the category"
-            problems.error(kind, f"{where}: {complaint}")
-        x, y, width, height = box
-        rows.where.append(where)
-        rows.image.append(image)
-        rows.category.append(mapped)
-        rows.box_xywh.append((x, y, width, height))
-        rows.crowd.append(bool(crowd))
-        rows.area.append(entry["area"] if is_number(entry.get("area")) else None)
-        rows.segments.append(outline)
-        rows.keypoints.append(keypoints)
-    for number, count in strange.items():
-        kind = "objects of classes that the training file does not have were left out"
-        problems.warn(kind, f"category {number} ({count} objects)")
-    return rows
-
-
-def _at(table: Mapping[int, int], key: object) -> int | None:
-    return table.get(key) if is_int(key) else None

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections import Counter
-from pathlib import Path
+from collections.abc import Collection, Sequence
+from typing import Any
 
+from detr_exp.data.coco_rows import Annotations
 from detr_exp.data.content import Category
 from detr_exp.data.fields import is_int
 from detr_exp.data.problems import Problems, short
@@ -14,33 +16,37 @@ _NO_PARENT = {"", "none", "null", "None"}
 _OWN = "categories need ids and names of their own"
 
 
-def read_categories(document: Values, path: Path) -> list[Category]:
-    """The categories that stand for objects, in the order of their ids."""
-    problems = Problems(str(path))
+def read_categories(entries: Sequence[Any], annotations: Annotations, problems: Problems) -> list[Category]:
+    """The categories that stand for objects, in the order of their ids.
+
+    Args:
+        entries: the list `categories` of the file.
+        annotations: of the file.
+        problems: receives what is wrong.
+    """
     found: dict[int, Category] = {}
-    lengths = _keypoint_lengths(document)
-    for entry in document["categories"]:
+    for entry in entries:
         number = entry.get("id") if isinstance(entry, dict) else None
         if not is_int(number) or not isinstance(entry.get("name"), str) or not entry["name"].strip():
             problems.error("categories need an integer id and a name", f"category {short(entry)}")
         elif number in found:
             problems.error(_OWN, f"category {number} {entry['name']!r}: its id or name occurs twice")
         else:
-            found[number] = _category(entry, lengths.get(number, 0), problems)
-    _drop_headings(document, found, problems)
+            found[number] = _category(entry, annotations.most_points.get(number, 0), problems)
+    _drop_headings(entries, annotations.used, found, problems)
     names = Counter(category.name for category in found.values())
     for category in found.values():
         if names[category.name] > 1:
             problems.error(_OWN, f"category {category.id} {category.name!r}: its id or name occurs twice")
-    problems.report()
     return sorted(found.values(), key=lambda category: category.id)
 
 
-def _drop_headings(document: Values, found: dict[int, Category], problems: Problems) -> None:
+def _drop_headings(
+    entries: Sequence[Any], used: Collection[int], found: dict[int, Category], problems: Problems
+) -> None:
     """Leave out categories that are only parents of others: Roboflow writes one, named like the project or a class."""
-    parent_of = {e["id"]: str(e.get("supercategory")) for e in document["categories"] if _is_entry(e)}
+    parent_of = {e["id"]: str(e.get("supercategory")) for e in entries if _is_entry(e)}
     children = {name: {i for i, parent in parent_of.items() if parent == name} for name in set(parent_of.values())}
-    used = _used(document)
     dropped: list[Category] = []
     for category in sorted(found.values(), key=lambda c: (parent_of[c.id] not in _NO_PARENT, c.id)):
         heads = category.name not in _NO_PARENT and children.get(category.name, set()) - {category.id}
@@ -55,15 +61,6 @@ def _drop_headings(document: Values, found: dict[int, Category], problems: Probl
 
 def _is_entry(entry: object) -> bool:
     return isinstance(entry, dict) and is_int(entry.get("id"))
-
-
-def _used(document: Values) -> set[int]:
-    """The categories that occur in annotations."""
-    return {a["category_id"] for a in _objects(document) if is_int(a.get("category_id"))}
-
-
-def _objects(document: Values) -> list[Values]:
-    return [annotation for annotation in document["annotations"] if isinstance(annotation, dict)]
 
 
 def _category(entry: Values, annotated: int, problems: Problems) -> Category:
@@ -84,23 +81,22 @@ def _category(entry: Values, annotated: int, problems: Problems) -> Category:
     return Category(entry["id"], entry["name"], list(names), [(a - 1, b - 1) for a, b in lines])
 
 
-def _keypoint_lengths(document: Values) -> dict[int, int]:
-    lengths: dict[int, int] = {}
-    for annotation in _objects(document):
-        given, category = annotation.get("keypoints"), annotation.get("category_id")
-        if isinstance(given, list) and len(given) % 3 == 0 and is_int(category):
-            lengths[category] = max(lengths.get(category, 0), len(given) // 3)
-    return lengths
+def renamed(
+    entries: Sequence[Any], used: Collection[int], categories: Sequence[Category], problems: Problems
+) -> dict[int, int | None]:
+    """This file's category ids to the training file's: equal where id and name agree, else by name; None: unknown.
 
-
-def renamed(document: Values, categories: list[Category], problems: Problems) -> dict[int, int | None]:
-    """This file's category ids to the training file's: equal where id and name agree, else by name; None: unknown."""
+    Args:
+        entries: the list `categories` of this file.
+        used: the ids that occur in its annotations.
+        categories: of the training file.
+        problems: receives what is wrong.
+    """
     by_id = {category.id: category.name for category in categories}
     by_name = {category.name: category.id for category in categories}
     points = {category.id: category.keypoints for category in categories}
-    used = _used(document)
     found: dict[int, int | None] = {}
-    for entry in document["categories"]:
+    for entry in entries:
         number, name = (entry.get("id"), entry.get("name")) if isinstance(entry, dict) else (None, None)
         if not is_int(number) or not isinstance(name, str):
             problems.error("categories need an integer id and a name", f"category {short(entry)}")

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from detr_exp.data.problems import Problems
+from detr_exp.data.problems import Names, Problems
 
 CORNER_AND_SIDES = "the upper left corner, width and height"
 TWO_CORNERS = "two corners"
@@ -38,7 +38,7 @@ def check_convention(
     sizes: np.ndarray,
     areas: np.ndarray,
     convention: str,
-    where: Sequence[str],
+    where: Names,
     problems: Problems,
 ) -> None:
     """Report boxes that fit better in another convention.
@@ -86,9 +86,7 @@ def check_convention(
         return
 
 
-def check_extents(
-    what: str, extents: np.ndarray, boxes_xywh: np.ndarray, where: Sequence[str], problems: Problems
-) -> None:
+def check_extents(what: str, extents: np.ndarray, boxes_xywh: np.ndarray, where: Names, problems: Problems) -> None:
     """Report outlines or keypoints that are written in another unit or scale than their boxes.
 
     Args:
@@ -126,7 +124,7 @@ def spans(outlines: Sequence[Sequence[Sequence[float]] | None]) -> np.ndarray:
     return found
 
 
-def _relative(boxes: np.ndarray, sizes: np.ndarray, rows: np.ndarray, where: Sequence[str], problems: Problems) -> bool:
+def _relative(boxes: np.ndarray, sizes: np.ndarray, rows: np.ndarray, where: Names, problems: Problems) -> bool:
     """Report boxes that are relative to the image where pixels are expected; True if they are."""
     within = (boxes[:, :2] > -_SLACK).all(1) & (boxes[:, :2] + boxes[:, 2:] < 1 + _SLACK).all(1)
     within &= (boxes[:, 2:] > 0).all(1) & (sizes.min(1) >= _SMALLEST)

@@ -7,34 +7,48 @@ vertex, runs that do not fill their image, a compressed string that ends in the 
 from __future__ import annotations
 
 import math
+from array import array
+from collections.abc import Sequence
 from typing import TypeGuard
 
 import numpy as np
 
 from detr_exp.data.content import Outline
 
+_NUMBERS = {int, float}
+LARGEST = 2**53  # integers are smaller: floats are exact up to here
+
 
 def is_int(value: object) -> TypeGuard[int]:
-    return isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**53
+    return isinstance(value, int) and not isinstance(value, bool) and abs(value) < LARGEST
 
 
 def is_number(value: object, finite: bool = True) -> TypeGuard[float]:
     return is_int(value) or (isinstance(value, float) and (not finite or math.isfinite(value)))
 
 
-def segments(given: object, size: tuple[int, int]) -> tuple[Outline | None, bool]:
+def are_numbers(values: Sequence[object], finite: bool = True) -> TypeGuard[Sequence[float]]:
+    """Whether all of them are; as `is_number`, and faster for many."""
+    if not _NUMBERS.issuperset(map(type, values)):
+        return False
+    if values and min(values) > -LARGEST and max(values) < LARGEST:  # type: ignore[type-var]
+        return not finite or not any(map(math.isnan, values))  # type: ignore[arg-type]
+    return all(is_number(v, finite) for v in values)
+
+
+def segments(given: object) -> tuple[Outline | None, bool]:
     """A `segmentation`: (polygons of at least three points, an RLE dict, or None; whether it was usable or absent).
 
     Args:
-        given: the value in the file.
-        size: (height, width) of the image; an RLE must have it.
+        given: the value in the file; an RLE must fill the (height, width) it states.
     """
     if isinstance(given, dict):
-        counts = given.get("counts")
+        counts, size = given.get("counts"), given.get("size")
         lengths = runs(counts) if isinstance(counts, str) else counts
         sound = isinstance(lengths, list) and all(is_int(v) and v >= 0 for v in lengths)
-        if sound and given.get("size") == list(size) and sum(lengths or ()) == math.prod(size):
-            return {"size": list(size), "counts": counts}, True
+        sound &= isinstance(size, list) and len(size) == 2 and all(is_number(v) and v == int(v) for v in size)
+        if sound and sum(lengths or ()) == math.prod(size or ()):
+            return {"size": [int(v) for v in size or ()], "counts": counts}, True
     elif isinstance(given, list):
         polygons = [_polygon(part) for part in given]
         if None not in polygons:
@@ -67,23 +81,29 @@ def runs(compressed: str) -> list[int] | None:
     return lengths if shift == 0 else None
 
 
-def points(given: object, count: int) -> tuple[list[float] | None, str | None]:
-    """The `keypoints` of an annotation: (x, y, visibility one after another, or None; what is wrong with them)."""
-    if given is None or given == []:
-        return None, None
-    if not isinstance(given, list) or not all(is_number(v) for v in given) or len(given) % 3:
-        return None, "its keypoints are not finite numbers x, y, visibility"
+def are_points(given: object) -> TypeGuard[list[float]]:
+    """Whether this is a list of finite numbers, three for each keypoint."""
+    return isinstance(given, list) and len(given) % 3 == 0 and are_numbers(given)
+
+
+def points_complaint(given: object, count: int) -> str | None:
+    """What is wrong with the `keypoints` of an annotation whose category has `count`."""
+    if not are_points(given):
+        return "its keypoints are not finite numbers x, y, visibility"
     if len(given) != 3 * count:
-        return None, f"it has {len(given) // 3} keypoints, its category {count}"
+        return f"it has {len(given) // 3} keypoints, its category {count}"
     if wrong := [v for v in given[2::3] if v not in (0, 1, 2)]:
-        return None, f"visibility {wrong[0]:g} of a keypoint; it is 0, 1 or 2"
-    return given, None
+        return f"visibility {wrong[0]:g} of a keypoint; it is 0, 1 or 2"
+    return None
 
 
 def _polygon(given: object) -> list[float] | None:
-    """A list of coordinates as an array, all finite; None if it is anything else. NumPy is faster than a loop here."""
+    """A list of coordinates as numbers, all finite; None if it is anything else."""
     try:
-        values = np.array(given, np.float64)
+        plain = isinstance(given, list) and _NUMBERS.issuperset(map(type, given))
+        values = array("d", given) if plain else np.array(given, np.float64)  # type: ignore[arg-type]
     except (ValueError, TypeError, OverflowError):
         return None
+    if isinstance(values, array):
+        return values.tolist() if math.isfinite(sum(values)) or all(map(math.isfinite, values)) else None
     return values.tolist() if values.ndim == 1 and np.isfinite(values).all() else None

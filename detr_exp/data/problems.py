@@ -6,11 +6,18 @@ import logging
 import reprlib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Protocol
 
 log = logging.getLogger(__name__)
 SHOWN = 20
 ON_ERROR = ("error", "skip")
 _listeners: list[list[Problems]] = []
+
+
+class Names(Protocol):
+    """What messages call things, by their place."""
+
+    def __getitem__(self, index: int, /) -> str: ...
 
 
 class DataError(ValueError):

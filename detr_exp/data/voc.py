@@ -21,7 +21,8 @@ from detr_exp.data.conventions import TWO_CORNERS
 from detr_exp.data.files import Folder, companion, decoded, files_below, is_image
 from detr_exp.data.image import ImageError, read_size
 from detr_exp.data.problems import Problems, short
-from detr_exp.data.table import Images, Rows, TableSplit
+from detr_exp.data.rows import Images, Rows, tabulated
+from detr_exp.data.table import TableSplit
 
 # The classes of the challenge; used where the files have no others.
 CHALLENGE = [
@@ -221,7 +222,7 @@ def _split(
     on_error: str,
 ) -> TableSplit:
     problems = Problems(str(folder.root), on_error)
-    images, rows = Images(), Rows(convention=TWO_CORNERS)
+    images, rows = Images(), Rows("{file}: object {number}", TWO_CORNERS)
     number_of = {category.name: category.id for category in categories}
     digest = hashlib.sha256(repr((categories, one_based, *["difficult"] * use_difficult)).encode())
     marked = 0
@@ -242,9 +243,10 @@ def _split(
             problems.error("the size in an annotation is that of its image", f"{pair.annotation}: {error}")
             continue
         images.ids.append(len(images.ids) + 1)
-        images.paths.append(pair.image)
+        images.paths.append(str(pair.image))
         images.sizes.append(size)
         digest.update(f"{pair.image.name} {size}".encode() + ElementTree.tostring(tree))
+        rows.files.append(str(pair.annotation))
         for place, item in enumerate(tree.iter("object"), 1):
             where = f"{pair.annotation}: object {place}"
             try:
@@ -252,22 +254,15 @@ def _split(
             except ValueError as error:
                 problems.error("objects have a known name and a bndbox of four numbers", f"{where}: {error}")
                 continue
-            rows.where.append(where)
-            rows.image.append(len(images.ids) - 1)
-            rows.category.append(category)
-            rows.box_xywh.append(box)
             difficult = _text(item, "difficult").lower() in ("1", "true")
             marked += difficult
-            rows.crowd.append(difficult and not use_difficult)
-            rows.area.append(None)
-            rows.segments.append(None)
-            rows.keypoints.append(None)
+            rows.add(len(images.ids) - 1, category, box, place, crowd=difficult and not use_difficult)
     rows.searched = f"objects in {len(pairs)} XML files such as {pairs[0].annotation}"
     if marked and not use_difficult:
         rows.searched += f"; {marked} are marked difficult: data.source.use_difficult=true takes them like others"
         kind = "objects marked difficult are neither trained on nor counted; else: data.source.use_difficult=true"
-        problems.note(kind, f"{marked} of {len(rows.where)}")
-    split = TableSplit(images, rows, categories, digest.hexdigest(), problems)
+        problems.note(kind, f"{marked} of {len(rows)}")
+    split = tabulated(images, rows, categories, digest.hexdigest(), problems)
     problems.report()
     return split
 

@@ -21,7 +21,8 @@ from detr_exp.data.files import Folder, companion, decoded, is_image
 from detr_exp.data.image import read_size
 from detr_exp.data.labels import Labels
 from detr_exp.data.problems import Problems, short
-from detr_exp.data.table import Images, Rows, TableSplit
+from detr_exp.data.rows import Images, Rows, tabulated
+from detr_exp.data.table import TableSplit
 from detr_exp.data.yolo_rows import RowReader
 from detr_exp.values import Values
 
@@ -161,7 +162,7 @@ def _split(
 ) -> TableSplit:
     path, categories = description.path, description.categories
     problems = Problems(str(path), on_error)
-    images, found = Images(), Rows(convention=CENTRE_AND_SIDES)
+    images, found = Images(), Rows("{file}:{number}", CENTRE_AND_SIDES)
     rows = RowReader(categories, description.shape)
     digest = hashlib.sha256(repr((categories, description.shape)).encode())
     times: Counter[Path] = Counter()
@@ -191,7 +192,7 @@ def _split(
             text = used[file][0].read_bytes()
         index = len(images.ids)
         images.ids.append(index + 1)
-        images.paths.append(file)
+        images.paths.append(str(file))
         images.sizes.append(size)
         digest.update(
             f"{os.path.relpath(file, folder.root)} {size} {len(text)} ".encode(errors="surrogateescape") + text
@@ -201,7 +202,7 @@ def _split(
     labels.check(used, problems)
     rows.refuse_poses(problems)
     found.searched = labels.searched(used)
-    split = TableSplit(images, found, categories, digest.hexdigest(), problems)
+    split = tabulated(images, found, categories, digest.hexdigest(), problems)
     problems.report()
     if not len(split):
         raise ValueError(f"{path}: no image of the {name} split can be read; a split needs at least one")

@@ -9,7 +9,7 @@ from pathlib import Path
 from detr_exp.data.content import Category
 from detr_exp.data.files import decoded
 from detr_exp.data.problems import Problems, short
-from detr_exp.data.table import Rows
+from detr_exp.data.rows import Rows
 
 _MARGIN = 0.01  # coordinates may leave 0..1 by rounding; the box is clipped
 Box = tuple[float, float, float, float]  # x, y, width, height in pixels
@@ -45,6 +45,7 @@ class RowReader:
         except ValueError as error:
             problems.error("text files that cannot be read", str(error))
             return
+        found.files.append(str(file))
         for number, line in enumerate(lines, 1):
             if not line.strip():
                 continue
@@ -54,14 +55,7 @@ class RowReader:
             except ValueError as error:
                 problems.error(self.kind, f"{where}: {error}")
                 continue
-            found.where.append(where)
-            found.image.append(image)
-            found.category.append(category)
-            found.box_xywh.append(box)
-            found.crowd.append(False)
-            found.area.append(None)
-            found.segments.append(polygon)
-            found.keypoints.append(points)
+            found.add(image, category, box, number, outline=polygon, points=points or ())
 
     def refuse_poses(self, problems: Problems) -> None:
         """Complain where every polygon looks like a box and the keypoints in it, and few like a polygon."""
