@@ -34,7 +34,7 @@ os.environ |= {"OMP_NUM_THREADS": "1", "RAYON_NUM_THREADS": "1"}  # before anyth
 PAGE = Path(__file__).parents[1] / "docs" / "performance.md"
 ORDER = (
     *("steps", "checkpointing", "criterion", "matcher", "deformable", "data", "evaluation"),
-    *("inference", "start", "sweep", "many_runs", "tracking", "profile"),
+    *("inference", "start", "sweep", "many_runs", "tracking", "profile", "gpu"),
 )
 HEAD = """\
 # Performance
@@ -85,12 +85,16 @@ class Row:
 
 @dataclass(frozen=True)
 class Section:
-    """A part of the page: its rows, what a reader should know, and packages whose versions matter."""
+    """A part of the page: its rows, what a reader should know, and packages whose versions matter.
+
+    `made_by` stands in place of the line about command, date and device, where that of `run` would be wrong.
+    """
 
     title: str
     rows: Sequence[Row]
     text: str = ""
     packages: Sequence[str] = field(default=("torch",))
+    made_by: str = ""
 
 
 def interleaved(calls: Mapping[str, Callable[[], object]], rounds: int, warmup: int = 1) -> dict[str, list[float]]:
@@ -156,7 +160,7 @@ def write(name: str, section: Section, rounds: int) -> None:
             f"## {section.title}\n",
             table(["part", "ratio or count", "beside", "gate", "", "behind it"], [row.cells() for row in section.rows]),
             *([f"{section.text.strip()}\n"] if section.text else []),
-            f"{provenance(name, section.packages, rounds)}\n",
+            f"{section.made_by or provenance(name, section.packages, rounds)}\n",
         ]
     )
     names = sorted(sections, key=lambda n: (ORDER.index(n) if n in ORDER else len(ORDER), n))
@@ -192,14 +196,18 @@ def number(value: float, digits: int = 3) -> str:
 
 def provenance(name: str, packages: Sequence[str], rounds: int) -> str:
     """Command, date, commit, device and versions."""
-    commit = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], cwd=PAGE.parent, capture_output=True, text=True, check=False
-    ).stdout.strip()
     versions = ", ".join(f"{package} {version(package)}" for package in packages)
     return (
-        f"`python scripts/bench_{name}.py`, {rounds} rounds, {datetime.date.today()}, commit {commit or 'unknown'}; "
+        f"`python scripts/bench_{name}.py`, {rounds} rounds, {datetime.date.today()}, commit {commit()}; "
         f"{device()}; Python {platform.python_version()}, {versions}."
     )
+
+
+def commit() -> str:
+    """The short hash of the commit that is measured."""
+    command = ["git", "rev-parse", "--short", "HEAD"]
+    found = subprocess.run(command, cwd=PAGE.parent, capture_output=True, text=True, check=False)
+    return found.stdout.strip() or "unknown"
 
 
 def device() -> str:

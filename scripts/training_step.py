@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from copy import deepcopy
+from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
 
@@ -20,6 +22,7 @@ from torch import nn
 from detr_exp import build
 from detr_exp.model.pretrained_rtdetr import huggingface_config
 from detr_exp.structures import Batch, Target, Targets
+from detr_exp.trainer import distributed
 from detr_exp.trainer.ema import EMA
 
 CLASSES, CLIP = 80, 0.1
@@ -29,9 +32,24 @@ BF16 = ("trainer.hardware.amp=bf16", "trainer.hardware.channels_last=true")
 Step = Callable[[], object]
 
 
-def batch_of(images: int, side: int, objects: float = 7.0) -> Batch:
+@dataclass(frozen=True)
+class Way:
+    """How a peer is run: its device, its type under autocast (None: float32), and whether its network is compiled."""
+
+    device: str = "cpu"
+    dtype: torch.dtype | None = None
+    compiled: bool = False
+
+    def autocast(self) -> Any:
+        return nullcontext() if self.dtype is None else torch.autocast(self.device, self.dtype)
+
+
+ON_CPU = Way()
+
+
+def batch_of(images: int, side: int, objects: float = 7.0, seed: int = 0) -> Batch:
     """Noise with a Poisson number of random boxes on each image."""
-    g = torch.Generator().manual_seed(side)
+    g = torch.Generator().manual_seed(side + seed)
     counts = torch.poisson(torch.full((images,), objects), generator=g).long().clamp(min=1).tolist()
     targets = [
         Target(
@@ -45,38 +63,58 @@ def batch_of(images: int, side: int, objects: float = 7.0) -> Batch:
     return Batch(pixels, Targets.pack(targets), sizes, list(range(images)))
 
 
-def config(side: int, *words: str) -> Any:
-    """A configuration for square images of `side` on the CPU."""
+def config(side: int, *words: str, hardware: str = "cpu") -> Any:
+    """A configuration for square images of `side`."""
     size = f"model.image_size=[{side},{side}]"
-    return build.compose([*words, size, "trainer/hardware=cpu", "data=shapes", f"data.num_classes={CLASSES}"])
+    return build.compose([*words, size, f"trainer/hardware={hardware}", "data=shapes", f"data.num_classes={CLASSES}"])
 
 
 def ours(batch: Batch, cfg: Any) -> Step:
     """The trainer's step."""
+    step = stepper(cfg)
+    return lambda: step([batch])
+
+
+def stepper(cfg: Any, compiled: Mapping[str, Any] | None = None) -> Callable[[list[Batch]], Any]:
+    """The trainer's step over the micro-batches that it is given.
+
+    Args:
+        compiled: arguments of `torch.compile` for the network; None: it is not compiled here.
+    """
     torch.manual_seed(0)
     trainer = build.trainer(cfg)
     network = trainer.hardware.place(build.network(cfg)).train()
     run = SimpleNamespace(seed=0, criterion=build.criterion(cfg))
+    if compiled is not None:
+        network.compile(**compiled)
     state = SimpleNamespace(
         step=0,
         position=0,
         network=network,
-        forward=network,
+        forward=distributed.parallel(network, "ddp"),
         optimizer=build.optimizer(cfg)(network),
         ema=EMA(network, decay=cfg.trainer.ema_decay, tau=cfg.trainer.ema_tau),
         precision=trainer.settings.hardware.precision(),
         schedule=lambda step: 1.0,
         parameters=[p for p in network.parameters() if p.requires_grad],
     )
-    return lambda: trainer.train_step(run, state, [batch])
+    return lambda window: trainer.train_step(run, state, window)
 
 
-def transformers(batch: Batch, cfg: Any) -> Step:
+def transformers(batch: Batch, cfg: Any, way: Way = ON_CPU) -> Step:
     """Its RT-DETRv2 of the same make."""
-    network = transformers_network(cfg)
+    network = transformers_network(cfg).to(way.device)
+    batch = batch.to(torch.device(way.device))
     labels = [{"class_labels": a, "boxes": b} for a, b in per_image(batch)]
     pixels = batch.pixels().contiguous()
-    return plain_step(network, lambda: network(pixel_values=pixels, labels=labels).loss)
+    if way.compiled:
+        network.compile()
+
+    def loss() -> torch.Tensor:
+        with way.autocast():
+            return network(pixel_values=pixels, labels=labels).loss
+
+    return plain_step(network, loss)
 
 
 def transformers_network(cfg: Any, num_classes: int = CLASSES) -> nn.Module:
@@ -93,17 +131,22 @@ def transformers_network(cfg: Any, num_classes: int = CLASSES) -> nn.Module:
     return RTDetrV2ForObjectDetection(RTDetrV2Config(backbone_config=RTDetrResNetConfig(**backbone), **settings))
 
 
-def rfdetr(batch: Batch) -> Step:
+def rfdetr(batch: Batch, way: Way = ON_CPU) -> Step:
     """Its Nano with random weights."""
     from rfdetr.utilities.tensors import NestedTensor
 
-    network, criterion = rfdetr_network()
+    network, criterion = (part.to(way.device) for part in rfdetr_network())
+    batch = batch.to(torch.device(way.device))
     labels = [{"labels": a, "boxes": b} for a, b in per_image(batch)]
     pixels = batch.pixels().contiguous()
-    images = NestedTensor(pixels, torch.zeros(len(pixels), *pixels.shape[-2:], dtype=torch.bool))
+    images = NestedTensor(pixels, torch.zeros_like(pixels[:, 0], dtype=torch.bool))
+    if way.compiled:
+        network.compile()
 
     def loss() -> torch.Tensor:
-        terms = criterion(network(images, labels), labels)
+        with way.autocast():
+            outputs = network(images, labels)
+        terms = criterion(outputs, labels)
         return sum(terms[name] * weight for name, weight in criterion.weight_dict.items() if name in terms)
 
     return plain_step(network, loss)
@@ -128,9 +171,10 @@ def rfdetr_network() -> tuple[nn.Module, nn.Module]:
 
 
 def plain_step(network: nn.Module, loss: Callable[[], torch.Tensor]) -> Step:
-    """A step as the peers' own training code makes it."""
+    """A step as the peers' own training code makes it; on a GPU with the fused optimiser."""
     network.train()
-    optimizer = torch.optim.AdamW(network.parameters(), lr=1e-4, weight_decay=1e-4)
+    fused = next(network.parameters()).is_cuda or None
+    optimizer = torch.optim.AdamW(network.parameters(), lr=1e-4, weight_decay=1e-4, fused=fused)
     average = deepcopy(network).eval().requires_grad_(False)
 
     def step() -> None:

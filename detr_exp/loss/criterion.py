@@ -24,8 +24,9 @@ from torch import Tensor, nn
 
 from detr_exp.loss.matches import Matches, Stack, between, full_precision, last_pairs, layer_of, union_pairs
 from detr_exp.loss.term import Term
-from detr_exp.matcher.hungarian import Assignment, Matcher, to_device
+from detr_exp.matcher.hungarian import Assignment, Matcher
 from detr_exp.ops.boxes import EPS
+from detr_exp.ops.transfer import to_device
 from detr_exp.structures import Denoising, Outputs, Prediction, Targets, leaves, mapped, predicted
 
 
