@@ -83,7 +83,7 @@ def stepper(cfg: Any, compiled: Mapping[str, Any] | None = None) -> Callable[[li
     """
     torch.manual_seed(0)
     trainer = build.trainer(cfg)
-    network = trainer.hardware.place(build.network(cfg)).train()
+    network = trainer.settings.hardware.place(build.network(cfg)).train()
     run = SimpleNamespace(seed=0, criterion=build.criterion(cfg))
     if compiled is not None:
         network.compile(**compiled)
