@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from itertools import product
 
@@ -13,6 +15,7 @@ from detr_exp.config.hydra_private import ConfigLoaderImpl
 from detr_exp.config.mistakes import ConfigError, parse_overrides
 
 SWEEP_KEYS = ("sweep_retry", "sweep_fail_fast")  # settings of the sweep, not of its runs
+WHOLE, NUMBER = re.compile("-?[0-9]{1,18}"), re.compile(r"-?[0-9]{1,18}(\.[0-9]{1,18})?(e[+-]?[0-9]{1,2})?")
 OTHER_SWEEPER_KEYS = (
     "sweep.",
     "hydra/sweeper.",
@@ -90,7 +93,8 @@ def refuse_repeated(override: Override) -> None:
         )
     texts = [value.text if isinstance(value, QuotedString) else value for value in values]
     seen = [(isinstance(text, bool), text if isinstance(text, int | float | None) else str(text)) for text in texts]
-    if twice := [value for value, known in zip(values, seen) if seen.count(known) > 1]:
+    counts = Counter(seen)
+    if twice := [value for value, known in zip(values, seen) if counts[known] > 1]:
         raise ConfigError(
             f"{override.input_line} gives {twice[0]} more than once, which is the same run; leave it out, or repeat a "
             "run with other seeds: seed=1,2"
@@ -101,6 +105,9 @@ def representative_runs(
     loader: ConfigLoaderImpl, config_name: str, overrides: Sequence[Override]
 ) -> Iterator[Composition]:
     """Runs that cover all overrides of a grid: one for each combination of options, and one for each other value.
+
+    Of numbers the least and the largest, because what holds for these holds for those between (`config.ranges`): a
+    grid may have thousands of seeds.
 
     Raises:
         ConfigError: one of them cannot be composed.
@@ -113,5 +120,22 @@ def representative_runs(
         yield composer.compose(parse_overrides(run))
     first = {key: values_of_key[0] for key, values_of_key in axes.items()}
     for key, values_of_key in axes.items():
-        for override in [] if key in composer.groups else values_of_key[1:]:
+        for override in [] if key in composer.groups else extremes(values_of_key)[1:]:
             yield composer.compose(parse_overrides([*(first | {key: override}).values()]))
+
+
+def extremes(overrides: Sequence[str]) -> list[str]:
+    """The first override of a key, and of the others all but the numbers that lie between two of their type."""
+    kept, numbers = list(overrides), [(number, one) for one in overrides[1:] if (number := number_in(one)) is not None]
+    for kind in (int, float):
+        between = {one for _, one in sorted(pair for pair in numbers if type(pair[0]) is kind)[1:-1]}
+        kept = [one for one in kept if one not in between]
+    return kept
+
+
+def number_in(override: str) -> int | float | None:
+    """The value of an override if it is written as a number."""
+    text = override.partition("=")[2]
+    if WHOLE.fullmatch(text):
+        return int(text)
+    return float(text) if NUMBER.fullmatch(text) else None

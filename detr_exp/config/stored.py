@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import json
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -147,10 +148,16 @@ def derived_node(group: str, values: Values, resolved: bool) -> Values | None:
     if not resolved:
         return node
     try:
-        cfg = OmegaConf.create({group: {**literal(values), DERIVED[group]: node}})
-        return values_of(cfg[group][DERIVED[group]])
-    except (ValueError, KeyError, OmegaConfBaseException):
+        return copy.deepcopy(_resolved_node(group, json.dumps(values), json.dumps(node)))
+    except (TypeError, ValueError, KeyError, RecursionError, OmegaConfBaseException):
         return None
+
+
+@functools.lru_cache(maxsize=256)
+def _resolved_node(group: str, values: str, node: str) -> Values:
+    """`derived_node` with values, from JSON; most runs of a sweep have the same."""
+    cfg = OmegaConf.create({group: {**literal(json.loads(values)), DERIVED[group]: json.loads(node)}})
+    return values_of(cfg[group][DERIVED[group]])
 
 
 @functools.cache

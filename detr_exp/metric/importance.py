@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import combinations
 from typing import NamedTuple
 
@@ -25,6 +25,8 @@ from detr_exp.metric.verdict import holm
 DEALS = 4999
 OF_PAIRS = 0.1  # share of the permitted error that is spent on interactions, where there are any
 FEWEST_WITHIN = 3  # degrees of freedom left, to test an interaction
+MOST_KINDS = 256  # values that can stand for themselves: the cost of a model grows with the square of their number
+BLOCK = 1 << 20  # results that are dealt out at once; thousands of runs dealt thousands of times need gigabytes
 
 
 class Importance(NamedTuple):
@@ -62,13 +64,16 @@ def importances(
         seed: of the deals.
 
     Returns:
-        smallest p first. Settings of one value, or whose values are all different and no numbers, are not in it.
+        smallest p first. Settings of one value, or of nearly as many or more than `MOST_KINDS` that are no numbers, are
+        not in it.
     """
     points = list(zip(*settings.values()))
     units, values = points, np.asarray(results, dtype=float)
     if len(set(points)) < len(points) and not _crossed(points):
-        units = list(dict.fromkeys(points))
-        values = np.array([values[[point == unit for point in points]].mean() for unit in units])
+        of_unit: dict[tuple[str, ...], list[float]] = {}
+        for point, value in zip(points, values):
+            of_unit.setdefault(point, []).append(value)
+        units, values = list(of_unit), np.array([np.mean(found) for found in of_unit.values()])
     columns = {
         name: found
         for place, name in enumerate(settings)
@@ -77,21 +82,22 @@ def importances(
     texts = {name: [unit[place] for unit in units] for place, name in enumerate(settings)}
     if not columns:
         return []
-    deal = _deals(len(values), deals, seed)
     singles = []
     for name, own in columns.items():
         others = [other for key, other in columns.items() if key != name]
         base = _spanned(others, len(values))
         if len(values) - base.shape[1] - own.shape[1] < len(values) / 2:
             base = _spanned([], len(values))  # too few runs to judge all settings at once: each by itself
-        singles.append(((name,), *_test(values, base, own, deal), _least(texts[name], deals)))
+        singles.append(((name,), *_test(values, base, own, deals, seed), _least(texts[name], deals)))
     pairs = []
     base = _spanned(list(columns.values()), len(values))
     for a, b in combinations(columns, 2):
+        if columns[a].shape[1] * columns[b].shape[1] > MOST_KINDS:
+            continue
         own = (columns[a][:, :, None] * columns[b][:, None, :]).reshape(len(values), -1)
         if _crossed(list(zip(texts[a], texts[b]))) and len(values) - base.shape[1] - own.shape[1] >= FEWEST_WITHIN:
             least = _least([f"{x}\n{y}" for x, y in zip(texts[a], texts[b])], deals)
-            pairs.append(((a, b), *_test(values, base, own, deal), least))
+            pairs.append(((a, b), *_test(values, base, own, deals, seed), least))
     told = [one for one in _corrected(pairs, OF_PAIRS) if one.least < alpha]
     return sorted([*_corrected(singles, 1 - OF_PAIRS if told else 1), *told], key=lambda one: (one.p, -one.share))
 
@@ -132,13 +138,15 @@ def _spanned(columns: Sequence[np.ndarray], count: int) -> np.ndarray:
     return left[:, sizes > 1e-9 * sizes[0]]
 
 
-def _deals(count: int, deals: int, seed: int) -> np.ndarray:
-    """`[deals, n]`, each row an order of the units."""
+def _deals(count: int, deals: int, seed: int) -> Iterator[np.ndarray]:
+    """`[deals, n]` in blocks of rows, each row an order of the units."""
     generator = np.random.default_rng(seed)
-    return generator.permuted(np.tile(np.arange(count), (deals, 1)), axis=1)
+    block = max(1, BLOCK // count)
+    for start in range(0, deals, block):
+        yield generator.permuted(np.tile(np.arange(count), (min(block, deals - start), 1)), axis=1)
 
 
-def _test(values: np.ndarray, base: np.ndarray, own: np.ndarray, deal: np.ndarray) -> tuple[float, float]:
+def _test(values: np.ndarray, base: np.ndarray, own: np.ndarray, deals: int, seed: int) -> tuple[float, float]:
     """The share of the variance that columns explain beyond a base, and how often dealt results have as large a one."""
     apart = own - base @ (base.T @ own)
     left, sizes, _ = np.linalg.svd(apart, full_matrices=False)
@@ -148,12 +156,16 @@ def _test(values: np.ndarray, base: np.ndarray, own: np.ndarray, deal: np.ndarra
     scale = np.abs(values).max(initial=0.0)
     if not more or rest <= more or np.abs(residual).max() <= 1e-12 * scale:
         return 0.0, 1.0
-    dealt = np.vstack([residual, residual[deal]])
-    total = (dealt**2).sum(1) - ((dealt @ base) ** 2).sum(1)
-    explained = ((dealt @ added) ** 2).sum(1) / np.maximum(total, 1e-300)
-    p = np.count_nonzero(explained >= explained[0] - 1e-9) / len(explained)
-    share = 1 - (1 - explained[0]) * rest / (rest - more)
-    return float(np.clip(share, 0, 1)), float(p)
+
+    def explained(dealt: np.ndarray) -> np.ndarray:
+        total = (dealt**2).sum(1) - ((dealt @ base) ** 2).sum(1)
+        return ((dealt @ added) ** 2).sum(1) / np.maximum(total, 1e-300)
+
+    found = explained(residual[None])[0]
+    blocks = _deals(len(values), deals, seed)
+    as_large = sum(int(np.count_nonzero(explained(residual[block]) >= found - 1e-9)) for block in blocks)
+    share = 1 - (1 - found) * rest / (rest - more)
+    return float(np.clip(share, 0, 1)), (1 + as_large) / (1 + deals)
 
 
 def _least(values: Sequence[str], deals: int) -> float:
@@ -170,4 +182,4 @@ def _least(values: Sequence[str], deals: int) -> float:
 
 def _are_groups(values: Sequence[str]) -> bool:
     """Whether each value is had by enough units to stand for itself, rather than by its rank."""
-    return 1 < len(set(values)) <= len(values) / 2
+    return 1 < len(set(values)) <= min(MOST_KINDS, len(values) / 2)

@@ -119,16 +119,15 @@ def front(points: Sequence[Cost], freedom: float = math.inf) -> list[int]:
     gains: dict[tuple[float, float], float] = {}  # the highest at every cost: no other there beats more
     for point in points:
         gains[point.cost, point.noise] = max(point.gain, gains.get((point.cost, point.noise), -math.inf))
-    best = [Cost(*cost, gain) for cost, gain in gains.items()]
-    kept = [one for one, point in enumerate(points) if not any(_beats(other, point, sure) for other in best)]
+    cost, noise, gain = np.array([(*known, most) for known, most in gains.items()], dtype=float).reshape(-1, 3).T
+
+    def is_beaten(point: Cost) -> bool:
+        unsure = sure * np.hypot(noise, point.noise)
+        higher = (gain > point.gain) & (cost <= point.cost + unsure)
+        return bool((higher | (gain == point.gain) & (cost < point.cost - unsure)).any())
+
+    kept = [place for place, point in enumerate(points) if not is_beaten(point)]
     return sorted(kept, key=lambda place: (points[place].cost, points[place].gain))
-
-
-def _beats(one: Cost, other: Cost, sure: float) -> bool:
-    unsure = sure * math.hypot(one.noise, other.noise)
-    if one.gain > other.gain:
-        return one.cost <= other.cost + unsure
-    return one.gain == other.gain and one.cost < other.cost - unsure
 
 
 def noise_of(costs: Sequence[Sequence[float]]) -> Noise | None:

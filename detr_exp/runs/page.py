@@ -98,6 +98,7 @@ def render(runs: Sequence[PastRun], *, title: str, about: str, now: datetime) ->
         best=best if best.score is not None else None,
         use=shlex.quote(str(best.folder)),
         points=ranked,
+        count=len(ordered),
         seeds=[(point, run, run.config.get(SEED)) for point in ranked if len(point.runs) > 1 for run in point.runs],
         rows=[_row(point) for point in ranked],
         columns=differing[:MOST_COLUMNS],

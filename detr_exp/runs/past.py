@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import math
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -12,7 +13,7 @@ from pathlib import Path
 
 import yaml
 
-from detr_exp.config.stored import upgraded
+from detr_exp.config.stored import as_first_version, upgraded
 from detr_exp.data.splits import HELD_OUT
 from detr_exp.metric.honest import Choice
 from detr_exp.tracker.base import FINISHED, RECORD, RunRecord
@@ -20,7 +21,7 @@ from detr_exp.tracker.follower import METRICS
 from detr_exp.tracker.jsonl import JsonLines
 from detr_exp.tracker.mlflow import LINK
 from detr_exp.tracker.tracker import CLOCK, CONFIG
-from detr_exp.values import Values
+from detr_exp.values import Values, flat
 
 SHORTEST_ID = 6
 MONITORS = ("val/keypoint_mAP", "val/segm_mAP", "val/mAP")
@@ -62,6 +63,11 @@ class PastRun:
         if not all(isinstance(rows, list) and all(map(_is_row, rows)) for rows in tables.values()):
             raise ValueError(f"{folder / CLASSES} is damaged (a row is none of a class); restore or remove it")
         return cls(folder, record, config, lines, tables)
+
+    @cached_property
+    def overridable(self) -> Values:
+        """The values by dotted key, without nodes that only repeat other keys, such as `loss.terms`."""
+        return {sys.intern(key): value for key, value in flat(as_first_version(self.config)).items()}
 
     @cached_property
     def monitor(self) -> str:

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 from detr_exp.config.keys import NO_NUMBER, is_under
-from detr_exp.config.stored import as_first_version
 from detr_exp.runs.past import PastRun
 from detr_exp.values import Values, flat
 
@@ -38,13 +37,9 @@ class Setting(NamedTuple):
 
 def settings(runs: Sequence[PastRun]) -> list[Setting]:
     """What differs besides the seed, overrides first; keys that always change together are one setting."""
-    configs = [_overridable(run) for run in runs]
     found: dict[tuple[int, ...], tuple[str, list[str], list[str]]] = {}
-    for key in _keys(runs, configs):
-        values = [_value(run, config, key) for run, config in zip(runs, configs)]
-        if len(kinds := dict.fromkeys(values)) == 1:
-            continue
-        places = {value: place for place, value in enumerate(kinds)}
+    for key, values in _told(runs).items():
+        places = {value: place for place, value in enumerate(dict.fromkeys(values))}
         pattern = tuple(places[value] for value in values)
         if pattern in found:
             found[pattern][1].append(key)
@@ -67,25 +62,25 @@ def in_words(keys: Sequence[str]) -> list[str]:
     return names
 
 
-def _overridable(run: PastRun) -> Values:
-    """A run's values by dotted key, without nodes that only repeat other keys, such as `loss.terms`."""
-    return flat(as_first_version(run.config))
-
-
-def _keys(runs: Sequence[PastRun], configs: Sequence[Values]) -> list[str]:
-    """Overridden ones first, without the seed and what changes no number."""
+def _told(runs: Sequence[PastRun]) -> dict[str, list[str]]:
+    """The keys whose values differ and the value of each run, overridden ones first, without the seed and what changes
+    no number."""
     words = {word.partition("=")[0].lstrip("+~"): None for run in runs for word in run.record.words}
-    keys = words | dict.fromkeys(key for config in configs for key in config)
-    return [key for key in keys if key != SEED and not is_under(key, NO_NUMBER)]
+    keys = words | dict.fromkeys(key for run in runs for key in run.overridable)
+    told = {}
+    for key in keys:
+        values = [] if key == SEED or is_under(key, NO_NUMBER) else [_value(run, key) for run in runs]
+        if len(set(values)) > 1:
+            told[key] = values
+    return told
 
 
 def points(runs: Sequence[PastRun]) -> list[Point]:
     """Runs with the same settings but for the seed together, in the order of their first."""
-    configs = [_overridable(run) for run in runs]
-    told = _keys(runs, configs)
+    told = _told(runs).values()
     groups: dict[tuple[str, ...], list[PastRun]] = {}
-    for run, config in zip(runs, configs):
-        groups.setdefault(tuple(_value(run, config, key) for key in told), []).append(run)
+    for place, run in enumerate(runs):
+        groups.setdefault(tuple(values[place] for values in told), []).append(run)
     return list(groups.values())
 
 
@@ -96,7 +91,7 @@ def differing(*groups: Sequence[PastRun]) -> list[tuple[str, ...]]:
         found = (config.get(key, "-") for config in configs)
         return ", ".join(sorted({"null" if value is None else str(value) for value in found}))
 
-    configs = [[_overridable(run) for run in group] for group in groups]
+    configs = [[run.overridable for run in group] for group in groups]
     keys = dict.fromkeys(key for group in configs for config in group for key in config if not is_under(key, NO_NUMBER))
     rows = [(key, *(told(group, key) for group in configs)) for key in keys]
     return [row for row in rows if len(set(row[1:])) > 1]
@@ -134,9 +129,10 @@ def _folders(point: Point) -> set[Path]:
     return {run.folder.resolve() for run in point}
 
 
-def _value(run: PastRun, config: Values, key: str) -> str:
+def _value(run: PastRun, key: str) -> str:
     """Of a key in the config, of a group in the tags, else of the word itself (a run that did not get far)."""
-    if key in config:
-        return "null" if config[key] is None else str(config[key])
+    if key in run.overridable:
+        value = run.overridable[key]
+        return "null" if value is None else str(value)
     said = (word.partition("=")[2] for word in run.record.words if word.partition("=")[0] == key)
     return run.record.tags.get(key) or next(said, "-")

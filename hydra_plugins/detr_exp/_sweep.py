@@ -20,7 +20,7 @@ from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext
 from omegaconf import Container, DictConfig, OmegaConf
 
-from detr_exp.config.grid import SWEEP_KEYS
+from detr_exp.config.grid import SWEEP_KEYS, number_in
 from detr_exp.config.hydra_private import ConfigLoaderImpl, returned
 from detr_exp.config.keys import differing, is_free
 from detr_exp.config.mistakes import ConfigError
@@ -159,10 +159,15 @@ class Sweep:
         Raises:
             ConfigError: names the differences.
         """
+        alike: dict[tuple[str, ...], list[str]] = {}  # overrides but for numbers -> lines of a config that is the same
         for job in jobs:
             stored = self.folder / job.hash / ".hydra" / "config.yaml"
             if not stored.exists():
                 continue
+            kind = tuple(word for word in job.swept if number_in(word) is None)
+            lines = stored.read_text(encoding="utf-8").splitlines()
+            if _differ_by_swept_numbers(job, lines, alike.get(kind, [])):
+                continue  # without composing thousands of configs
             before, now = (masked(_values(config)) for config in (OmegaConf.load(stored), composed(job)))
             others = [key for key in differing(before, now) if not is_free(key)]
             if others:
@@ -171,6 +176,7 @@ class Sweep:
                     f"{self.folder} holds runs of another configuration: {changes}; "
                     "set it back, or use another folder: hydra.sweep.dir=..."
                 )
+            alike[kind] = lines
 
     def run(
         self,
@@ -325,6 +331,14 @@ def summary_of(entry: Entry) -> str:
     """End of a line: the result, or the status and its reason."""
     shown = "" if entry.metric is None else f"{entry.metric:.4f}"
     return " ".join(filter(None, [shown, "" if entry.status == "ok" and shown else entry.status, entry.reason]))
+
+
+def _differ_by_swept_numbers(job: Job, lines: Sequence[str], others: Sequence[str]) -> bool:
+    """Whether the lines of a job's config are those of another one, but for the numbers that the job is to have."""
+    numbers = {word.partition("=")[0].rpartition(".")[2]: number_in(word) for word in job.swept}
+    changed = [line.strip().replace(": ", "=", 1) for line, other in zip(lines, others) if line != other]
+    found = {one.partition("=")[0]: number_in(one) for one in changed}
+    return len(lines) == len(others) and None not in found.values() and found.items() <= numbers.items()
 
 
 def _values(config: Container) -> Values:

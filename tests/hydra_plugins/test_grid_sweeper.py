@@ -15,6 +15,9 @@ from filelock import FileLock
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
+from detr_exp.config.compose import Composer, config_loader
+from detr_exp.config.grid import refuse_before_start
+
 Sweep = Callable[..., Any]
 GRID = "optim.lr=1e-3,2e-3,3e-3,4e-3"
 
@@ -96,6 +99,39 @@ def test_another_configuration_is_refused_with_the_difference(sweep: Sweep) -> N
     assert "trainer.epochs was 12 and is 3" in other.err
     assert len(other.lines) == 4
     assert sweep(fixed, GRID, "data.num_workers=0").status == 0, "changes no number"
+
+
+def test_another_configuration_of_any_of_many_runs_is_refused(sweep: Sweep) -> None:
+    words = ("seed=0,1,2,3,4", "optim.lr=1e-3,2e-3")
+    assert sweep(fixed, *words).status == 0
+    assert sweep(fixed, *words).status == 0, "their numbers differ as they are to"
+    (third,) = [path for path in Path("s").glob("*/.hydra/config.yaml") if is_third(path.read_text())]
+    text = third.read_text()
+    for key, now in (("  epochs: 12", "  epochs: 13"), ("seed: 3\n", "seed: 7\n"), ("seed: 3\n", "seed: 3\nmine: 1\n")):
+        assert key in text
+        third.write_text(text.replace(key, now))
+        assert sweep(fixed, *words).status == 2, now
+    third.write_text(text)
+    assert sweep(fixed, *words).status == 0
+
+
+def is_third(text: str) -> bool:
+    return text.startswith("seed: 3\n") and "  lr: 0.002\n" in text
+
+
+def test_of_many_numbers_only_the_extremes_are_composed(monkeypatch: pytest.MonkeyPatch) -> None:
+    composed: list[list[str]] = []
+    original = Composer.compose
+
+    def count(self: Composer, overrides: list[Any]) -> Any:
+        composed.append([str(one.input_line) for one in overrides])
+        return original(self, overrides)
+
+    monkeypatch.setattr(Composer, "compose", count)
+    refuse_before_start(config_loader(), "config", ["seed=range(5000)", "optim.lr=1e-3,1,2e-3,3e-3,2,3"])
+    others = [{"seed=1"}, {"seed=4999"}, *({f"optim.lr={value}"} for value in ("1", "3", "0.002", "0.003"))]
+    first = {"seed=0", "optim.lr=0.001"}
+    assert sorted(sorted(set(one) - first) for one in composed) == sorted(sorted(one) for one in [set(), *others])
 
 
 def test_one_sweep_at_a_time_in_a_folder(sweep: Sweep) -> None:

@@ -8,6 +8,7 @@ from itertools import permutations, product
 import numpy as np
 import pytest
 
+from detr_exp.metric import importance
 from detr_exp.metric.importance import importances
 
 ALPHA = 0.05
@@ -143,3 +144,20 @@ def test_numbers_that_are_all_different_can_be_judged_from_five_on() -> None:
     assert found.p == pytest.approx(2 / 120, abs=0.006)
     (few,) = importances({"lr": numbers[:4]}, [0.1, 0.2, 0.3, 0.4])
     assert few.least > ALPHA
+
+
+def test_what_is_dealt_at_once_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = grid(2, 3, seeds=4)
+    results = np.random.default_rng(5).normal(size=24).tolist()
+    expected = importances(settings, results)
+    monkeypatch.setattr(importance, "BLOCK", 24 * 7)
+    assert importances(settings, results) == expected
+
+
+def test_thousands_of_values_stand_by_their_rank_or_not_at_all() -> None:
+    count = importance.MOST_KINDS + 1
+    settings = {"lr": [str(value) for value in range(count)] * 2, "name": [f"n{value}" for value in range(count)] * 2}
+    (found,) = importances(settings, [*range(count)] * 2, deals=19)
+    assert found.names == ("lr",)
+    assert found.share > 0.99
+    assert found.p == found.least == 1 / 20
