@@ -79,8 +79,10 @@ def _for_transformers(detector: Detector) -> tuple[Values, dict[str, Tensor]]:
     Raises:
         ValueError: it has no such network.
     """
+    from detr_exp.model import pretrained_dfine as dfine
     from detr_exp.model import pretrained_rfdetr_transformers as rfdetr
     from detr_exp.model import pretrained_rtdetr as rtdetr
+    from detr_exp.model.decoder.dfine import DFineDecoder
     from detr_exp.model.decoder.rtdetr import RTDETRDecoder
     from detr_exp.model.pretrained_rfdetr import to_rfdetr
     from detr_exp.model.rfdetr import RFDETR
@@ -96,14 +98,15 @@ def _for_transformers(detector: Detector) -> tuple[Values, dict[str, Tensor]]:
     if isinstance(network, RFDETR):
         config = rfdetr.transformers_config(model, detector.classes)
         return config, to_rfdetr(network.state_dict(), config["num_queries"])  # which transformers also writes
-    if isinstance(network, RTDETRv2) and isinstance(network.decoder, RTDETRDecoder):
-        config = rtdetr.huggingface_config(model, detector.classes)
+    if isinstance(network, RTDETRv2) and isinstance(network.decoder, (RTDETRDecoder, DFineDecoder)):
+        names = dfine if isinstance(network.decoder, DFineDecoder) else rtdetr
+        config = names.huggingface_config(model, detector.classes)
         state = rtdetr.without_layers_beyond(network.state_dict(), network.decoder.eval_idx)
-        return config, rtdetr.to_huggingface_file(state, num_points=model["num_points"])
+        return config, names.to_huggingface_file(state, num_points=model["num_points"])
     part = network.decoder if isinstance(network, RTDETRv2) else network
     raise ValueError(
-        f"{path} holds {type(part).__name__}, and format=hf is for what transformers has: RT-DETR and RT-DETRv2 with "
-        "their own decoder, RF-DETR for boxes and masks; use format=safetensors"
+        f"{path} holds {type(part).__name__}, and format=hf is for what transformers has: RT-DETR, RT-DETRv2 and "
+        "D-FINE with their own decoders, RF-DETR for boxes and masks; use format=safetensors"
     )
 
 

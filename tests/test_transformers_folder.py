@@ -27,8 +27,10 @@ RFDETR = [
     *(f"model.{key}=64" for key in ("hidden_dim", "dim_feedforward", "num_queries")),
     *("model.num_groups=2", "model.num_layers=2", "model.backbone.width=96", "model.backbone.out_blocks=[1,3]"),
 ]
+DFINE = ["model.num_queries=20", "model.eval_idx=1", "model.neck.depth_mult=1.0", "model.edge_scale=8.0"]
 SMALL = {
     "rtdetrv2": ["model=rtdetrv2_tiny", "model.image_size=[96,128]", "model.num_queries=20", "model.eval_idx=1"],
+    "dfine": ["model=dfine_tiny", "model/backbone=hgnetv2_b0", "model.image_size=[96,128]", *DFINE],
     "rfdetr": ["model=rfdetr", "model.image_size=[96,96]", *RFDETR],  # with fewer cells than queries
     "rfdetr_seg": ["model=rfdetr_seg", "model.image_size=[96,96]", *RFDETR],
 }
@@ -120,6 +122,8 @@ def test_names_of_rfdetr_there_and_back(kind: str, tmp_path: Path) -> None:
     [
         ([*SMALL["rtdetrv2"], "loss=ce"], "background class .softmax., .*format=safetensors"),
         ([*SMALL["rtdetrv2"], "model.num_points=[4,4,2]"], r"cannot express this model\.num_points"),
+        ([*SMALL["dfine"], "model.head_activation=silu"], r"cannot express this model\.head_activation"),
+        (["model=dfine_tiny"], r"cannot express this model\.backbone; .*HGNetV2"),
         ([*SMALL["rfdetr"], "model.neck.levels=[P3,P4]"], r"cannot express this model\.neck\.levels"),
         ([*SMALL["rfdetr"], "model.image_size=[96,128]"], r"cannot express this model\.image_size"),
         (["model=rfdetr_seg_tiny"], r"cannot express model\.backbone=detr_exp\.model\.backbone\.presnet\.PResNet"),

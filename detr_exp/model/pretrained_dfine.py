@@ -5,15 +5,22 @@ As in `pretrained_rtdetr`, tensors are renamed, split or joined, never changed.
 
 from __future__ import annotations
 
+import logging
 import re
 from itertools import product
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from detr_exp.model.backbone import hgnetv2
+from detr_exp.model.decoder.dfine import DFineDecoder
 from detr_exp.model.pretrained_rtdetr import SPELT_AS_V4, joined, renamed_by, split, swapped
+from detr_exp.model.rtdetrv2 import RTDETRv2
+from detr_exp.protocols import Network
 from detr_exp.tensor_files import Stored
+
+logger = logging.getLogger(__name__)
 
 State = dict[str, Tensor]
 
@@ -147,6 +154,33 @@ def to_huggingface_file(state: State, *, num_points: list[int]) -> State:
     return renamed_by(to_huggingface(state, num_points=num_points), _HUGGING_FACE_V4)
 
 
+def refuse_other_activations(path: Path, origin: str, network: Network) -> None:
+    """The files of D-FINE (relu) and of DEIM and RT-DETRv4 (silu) differ in nothing but their names.
+
+    Args:
+        path: of the file.
+        origin: the code that wrote it.
+        network: that is about to get its weights.
+
+    Raises:
+        ValueError: the network has another activation than the file's name says.
+    """
+    if not origin.endswith("D-FINE") or not isinstance(network, RTDETRv2):
+        return
+    if not isinstance(network.decoder, DFineDecoder):
+        return
+    chosen, name = network.decoder.activations, path.name.lower()
+    known = "relu" if origin.startswith("Hugging Face") or re.search(r"d-?fine", name) else None
+    known = "silu" if re.search(r"deim|rt-?(detr)?v4", name) else known
+    if known is None:
+        logger.warning("%s does not say with which activation it was trained; taken to be %s", path, chosen[0])
+    elif chosen != (known, known):
+        raise ValueError(
+            f"model.weights={path} was trained with {known}, as its name says, but the network has "
+            f"{' and '.join(dict.fromkeys(chosen))}; set model.ffn_activation={known} model.head_activation={known}"
+        )
+
+
 def _own(state: State) -> State:
     return {name: tensor for name, tensor in state.items() if not _DERIVED.search(name)}
 
@@ -188,7 +222,7 @@ def huggingface_config(model: Stored, classes: list[str]) -> Stored:
             "stage_numb_of_layers": [num_layers] * len(used),
             "hidden_sizes": out,
             "depths": blocks,
-            "use_learnable_affine_block": backbone["affine"],
+            "use_learnable_affine_block": backbone.get("affine", False),
             "out_indices": [index + 1 for index in outputs],
         },
         "freeze_backbone_batch_norms": backbone["freeze_norm"],
@@ -234,6 +268,7 @@ def _refuse_unknown_to_huggingface(model: Stored) -> None:
     known = {
         "model.neck": (neck.get("fusion"), neck.get("lateral_act"), neck.get("down")) == ("elan", False, "separable"),
         "model.backbone": str(backbone.get("_target_")).endswith(".HGNetv2"),
+        "model.num_points": len(model["num_points"]) == len(backbone.get("out_strides", ())),
         "model.ffn_activation": model["ffn_activation"] == "relu",
         "model.head_activation": model["head_activation"] == "relu",
         "model.query_select_method": model["query_select_method"] == "default",

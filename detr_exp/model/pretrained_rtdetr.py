@@ -175,7 +175,7 @@ def without_layers_beyond(state: State, last: int) -> State:
     """Without the decoder layers and heads after layer `last`, for code that cannot stop early."""
 
     def beyond(name: str) -> bool:
-        match = re.match(r"decoder\.(?:layers|dec_score_head|dec_bbox_head)\.(\d+)\.", name)
+        match = re.match(r"decoder\.(?:layers|lqe_layers|dec_score_head|dec_bbox_head)\.(\d+)\.", name)
         return match is not None and int(match[1]) > last
 
     return {name: tensor for name, tensor in state.items() if not beyond(name)}

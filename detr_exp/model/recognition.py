@@ -37,6 +37,20 @@ SIZES = {
 SIZES["rtdetrv2_tiny"] = SIZES["rtdetrv2"] | dict.fromkeys(("hidden_dim", "neck.hidden_dim"), 128)
 SIZES["rtdetrv2_tiny"] |= dict.fromkeys(("dim_feedforward", "neck.dim_feedforward"), 512)
 HEADS = {"rtdetrv2": 8, "rtdetrv2_tiny": 4}
+# D-FINE: option of `model` -> backbone, and values of what the shapes determine; in fusion blocks channels and blocks.
+FUSED = ("neck.expansion", "neck.depth_mult")
+DFINE_KEYS = ("hidden_dim", "num_layers", "dim_feedforward", "edge_scale", "neck.hidden_dim", "neck.dim_feedforward")
+DFINE = {
+    name: (backbone, dict(zip((*DFINE_KEYS, *FUSED), values)))
+    for name, backbone, *values in (
+        ("dfine_n", "hgnetv2_b0", 128, 3, 512, 4, 128, 512, 21, 2),
+        ("dfine_s", "hgnetv2_b0", 256, 3, 1024, 4, 256, 1024, 64, 1),
+        ("dfine_m", "hgnetv2_b2", 256, 4, 1024, 4, 256, 1024, 128, 2),
+        ("dfine_l", "hgnetv2_b4", 256, 6, 1024, 4, 256, 1024, 128, 3),
+        ("dfine_x", "hgnetv2_b5", 256, 6, 1024, 8, 384, 2048, 192, 3),
+        ("dfine_tiny", "tiny", 96, 3, 256, 4, 96, 256, 24, 1),
+    )
+}
 # ResNet-vd: option of `model/backbone` -> widths, blocks, and whether the blocks are bottlenecks.
 RESNETS = {f"r{depth}vd": ([64, 128, 256, 512], list(BLOCKS[depth]), depth >= 50) for depth in BLOCKS}
 RESNETS["tiny"] = ([32, 64, 128, 256], [1, 1, 1, 1], False)
@@ -51,6 +65,8 @@ def network_of(state: State) -> str:
     if PATCHES in state:
         return _rfdetr(state)
     try:
+        if "decoder.layers.0.gateway.gate.weight" in state:
+            return _dfine(state)
         model = "rtdetrv2_tiny" if len(state["decoder.enc_output.proj.weight"]) == 128 else "rtdetrv2"
         backbone, sizes = _backbone(state), _sizes(state, HEADS[model])
     except KeyError:  # of another family
@@ -74,6 +90,35 @@ def _rfdetr(state: State) -> str:
     return f"model={alike.get(grid, next(iter(alike.values())))}" if alike else ""
 
 
+def _dfine(state: State) -> str:
+    scale, block = state["decoder.reg_scale"], "encoder.pan_blocks.0.cv2.0."
+    values = (
+        len(state["decoder.enc_output.proj.weight"]),
+        _count(state, "decoder.layers."),
+        len(state["decoder.layers.0.linear1.weight"]),
+        4 if scale.is_meta else round(scale.abs().item(), 4),
+        len(state["encoder.lateral_convs.0.conv.weight"]),
+        len(state["encoder.encoder.0.layers.0.linear1.weight"]),
+        len(state[f"{block}conv1.conv.weight"]),
+        _count(state, f"{block}bottlenecks."),
+    )
+    found, backbone = dict(zip((*DFINE_KEYS, *FUSED), values)), _backbone(state)
+    others = {
+        name: [f"model/backbone={backbone}"] * (backbone != usual)
+        + [f"model.{key}={_of_fused(key, found)}" for key, value in found.items() if value != sizes[key]]
+        for name, (usual, sizes) in DFINE.items()
+    }
+    model = min(others, key=lambda name: len(others[name]))
+    return " ".join([f"model={model}", *others[model]]) if backbone else ""
+
+
+def _of_fused(key: str, found: dict[str, float]) -> float:
+    """The value of a key, from the channels and blocks that it makes."""
+    if key == FUSED[0]:
+        return 2 * found[key] / found["neck.hidden_dim"]
+    return round(found[key] / 3, 2) if key == FUSED[1] else found[key]
+
+
 def _sizes(state: State, num_heads: int) -> dict[str, object]:
     neck = len(state["encoder.lateral_convs.0.conv.weight"])
     offsets = len(state["decoder.layers.0.cross_attn.sampling_offsets.bias"])
@@ -93,8 +138,7 @@ def _sizes(state: State, num_heads: int) -> dict[str, object]:
 def _backbone(state: State) -> str:
     """The option of `model/backbone`, and its widths and blocks where they are not the published ones."""
     if "backbone.stem.stem4.conv.weight" in state:
-        stem = len(state["backbone.stem.stem4.conv.weight"])
-        return next((f"hgnetv2_{size.lower()}" for size, ((_, out), _) in hgnetv2.SIZES.items() if out == stem), "")
+        return _hgnet(state)
     if any(name.startswith("backbone.body.") for name in state):
         return "timm"
     stages = [f"backbone.res_layers.{index}.blocks." for index in range(_count(state, "backbone.res_layers."))]
@@ -104,6 +148,15 @@ def _backbone(state: State) -> str:
     sizes = f"model.backbone.widths={widths} model.backbone.blocks={blocks}".replace(", ", ",")
     other = f"{'r50vd' if is_deep else 'r18vd'} {sizes}" if stages else ""
     return next((name for name, known in RESNETS.items() if known == (widths, blocks, is_deep)), other)
+
+
+def _hgnet(state: State) -> str:
+    places = ("stem.stem4.conv.weight", "stages.0.blocks.0.aggregation_excitation_conv.conv.weight")
+    widths = [len(state[f"backbone.{place}"]) for place in places]
+    size = next((size for size, ((_, stem), stages, _) in hgnetv2.SIZES.items() if [stem, stages[0][1]] == widths), "")
+    if "decoder.layers.0.norm2.weight" in state:  # of RT-DETR
+        size = {theirs: ours for ours, theirs in hgnetv2.OF_RTDETR.items()}.get(size, size)
+    return size and f"hgnetv2_{size.lower()}"
 
 
 def _count(state: State, prefix: str) -> int:

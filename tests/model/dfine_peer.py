@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
-from detr_exp.model.pretrained_dfine import huggingface_config, to_huggingface
+from detr_exp.model.pretrained_dfine import huggingface_config, to_huggingface, to_official
 from detr_exp.model.pretrained_rtdetr import without_layers_beyond
 
 # A network of all parts that takes milliseconds.
@@ -19,6 +20,7 @@ SMALL = [
     "model.num_queries=20",
     "model.num_denoising=10",
 ]
+SILU = ["model.ffn_activation=silu", "model.head_activation=silu"]
 
 
 def peer_of(network: Any, cfg: DictConfig) -> nn.Module:
@@ -33,11 +35,22 @@ def peer_of(network: Any, cfg: DictConfig) -> nn.Module:
     backbone.pop("model_type")
     config = DFineConfig(backbone_config=HGNetV2Config(**backbone), attn_implementation={"": "eager"}, **settings)
     peer = DFineForObjectDetection(config).double()
-    state = to_huggingface(
-        without_layers_beyond(network.state_dict(), network.decoder.eval_idx), num_points=model["num_points"]
-    )
-    keys = peer.load_state_dict(state, strict=False)
+    state = without_layers_beyond(network.state_dict(), network.decoder.eval_idx)
+    keys = peer.load_state_dict(to_huggingface(state, num_points=model["num_points"]), strict=False)
     assert {name for name in keys.unexpected_keys if not name.endswith("num_batches_tracked")} == set()
-    # heads at the top are the same modules
+    # those of the heads at the top are of the same modules
     assert {name for name in keys.missing_keys if not name.startswith(("class_embed.", "bbox_embed."))} == set()
+    return peer
+
+
+def libre_of(network: Any, size: str, family: str) -> nn.Module:
+    """libreyolo's D-FINE or DEIM of a published size, with the weights of `network`."""
+    module = pytest.importorskip(f"libreyolo.models.{family}.nn")
+    kind = module.LibreDFINEModel if family == "dfine" else module.LibreDEIMModel
+    peer = kind(size, nb_classes=network.num_classes, eval_spatial_size=None, train_from_scratch=True)
+    peer.decoder.num_queries, peer.decoder.num_denoising = network.num_queries, network.num_denoising
+    peer = peer.to(next(network.parameters()).dtype)
+    keys = peer.load_state_dict(to_official(network.state_dict()), strict=False)
+    assert keys.unexpected_keys == []
+    assert {name for name in keys.missing_keys if not name.endswith("num_points_scale")} == set()
     return peer

@@ -36,9 +36,22 @@ def test_a_published_network_is_recognised(name: str) -> None:
     assert network_of(state(f"experiment={name}")) == RECIPES[name]
 
 
+@pytest.mark.parametrize("name", ["dfine_n", "dfine_s", "dfine_m", "dfine_l", "dfine_tiny"])
+def test_a_dfine_is_recognised(name: str) -> None:
+    assert network_of(state(f"model={name}")) == f"model={name}"
+
+
+def test_the_scale_of_edges_is_read_from_the_weights() -> None:
+    tensors = state("model=dfine_x") | {"decoder.reg_scale": torch.tensor([8.0])}
+    assert network_of(tensors) == "model=dfine_x"
+    assert network_of(tensors | {"decoder.reg_scale": torch.tensor([6.0])}) == "model=dfine_x model.edge_scale=6.0"
+
+
 @pytest.mark.parametrize(
     "words",
     [
+        ["model=dfine_tiny", "model.num_layers=2", "model.neck.depth_mult=0.67", "model.neck.expansion=0.25"],
+        ["model=dfine", "model/backbone=hgnetv2_b3", "model.num_layers=4", "model.dim_feedforward=512"],
         ["model=rtdetrv2_tiny", "model.backbone.blocks=[1,2,1,1]", "model.neck.hidden_dim=64", "model.num_layers=2"],
         pytest.param(["experiment=rtdetrv2_r101vd_6x_coco"], marks=pytest.mark.slow),
         pytest.param(["experiment=rtdetrv2_hgnetv2_h_6x_coco"], marks=pytest.mark.slow),

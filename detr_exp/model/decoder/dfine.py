@@ -74,6 +74,7 @@ class DFineDecoder(nn.Module):
 
     Attributes:
         strides: of the levels that are read.
+        activations: of the layers and of the perceptrons.
     """
 
     def __init__(
@@ -105,6 +106,7 @@ class DFineDecoder(nn.Module):
     ) -> None:
         super().__init__()
         self.activation = activation
+        self.activations = (ffn_activation, head_activation)
         self.num_queries = num_queries
         self.query_select_method = checked_selection(query_select_method)
         self.eval_idx = checked_layer(eval_idx, num_layers)
