@@ -108,7 +108,9 @@ class Sweep:
     def runs(self) -> list[Path]:
         return sorted(path.parent for path in self.folder.glob("s/*/job.log"))
 
-    def wait_for_files(self, pattern: str, count: int) -> None:
+    def wait_for_files(self, name: str, count: int) -> None:
+        """Wait until so many run folders have a file of this name."""
+        pattern = f"s/[!.]*/{name}"  # submitit has a folder for each job in a hidden one
         wait_for(lambda: len(list(self.folder.glob(pattern))) == count or not self.is_fine(), LIMIT, pattern)
         assert self.is_fine(), self.log()
 

@@ -69,7 +69,7 @@ def test_everything_at_once(sweep: Callable[..., Sweep], slurm: SlurmCluster) ->
     one = sweep(*APP_WORDS, *LAUNCHER, "seed=1,2,3,4")
     (one.folder / "hold").touch()
     one.start()
-    one.wait_for_files("s/*/2", 4)
+    one.wait_for_files("2", 4)
     ids = {name: id for name, (id,) in one.jobs().items()}
     one.stop(signal.SIGKILL)
     (one.folder / "s" / min(ids) / ".job" / "started.json").unlink()  # as if it had been killed just after submitting
@@ -91,7 +91,7 @@ def test_a_sweep_that_ends_lets_its_jobs_save_and_continues_them(sweep: Callable
     one = sweep(*APP_WORDS, *LAUNCHER, "seed=1,2", "hydra.launcher.slots=2")
     (one.folder / "hold").touch()
     one.start()
-    one.wait_for_files("s/*/2", 2)
+    one.wait_for_files("2", 2)
     assert one.stop(signal.SIGINT) == 130
     assert [line["status"] for line in one.ledger()] == ["killed", "killed"]
     (one.folder / "hold").unlink()
@@ -104,7 +104,7 @@ def test_a_terminal_that_is_closed_leaves_the_jobs(sweep: Callable[..., Sweep], 
     one = sweep(*APP_WORDS, *LAUNCHER, "seed=1")
     (one.folder / "hold").touch()
     one.start()
-    one.wait_for_files("s/*/2", 1)
+    one.wait_for_files("2", 1)
     assert one.stop(signal.SIGHUP) == 129
     (one.folder / "hold").unlink()
     ((name, (id,)),) = one.jobs().items()
@@ -151,7 +151,7 @@ def test_four_trainings_end_with_the_same_bits_as_without_an_engine(
     one = sweep(*common, "hydra.sweep.dir=s", *LAUNCHER)
     (one.folder / "hold").touch()
     one.start()
-    one.wait_for_files("s/*/checkpoint.pth", 4)
+    one.wait_for_files("checkpoint.pth", 4)
     ids = {name: id for name, (id,) in one.jobs().items()}
     one.stop(signal.SIGKILL)
 

@@ -22,7 +22,7 @@ def interrupted(sweep: Callable[..., Sweep], slurm: SlurmCluster) -> Callable[..
             del one.environment[name]  # it passes on variables of a job from which the sweep is started
         (one.folder / "hold").touch()
         one.start()
-        one.wait_for_files("s/*/2", 1)
+        one.wait_for_files("2", 1)
         (id,) = slurm.run("squeue", "-h", "-t", "RUNNING", "-o", "%i").splitlines()
         slurm.run("scancel", "--signal=USR2", id)
         wait_for(one.ledger, LIMIT, one.log())
