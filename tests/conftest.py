@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import os
 import sys
@@ -11,6 +12,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from detr_exp.ops import products
+
+# the same numbers on every processor; DETR_EXP_TEST_PRODUCTS=onednn runs all tests with the other library
+products.fastest = functools.wraps(products.fastest)(lambda: os.environ.get("DETR_EXP_TEST_PRODUCTS", "torch"))
 # two processes of two threads each on two cores are slower than two of one
 torch.set_num_threads(1)
 

@@ -80,6 +80,8 @@ def upgraded(config: Values) -> Values:
     made = with_derived_nodes(_renamed(config, RENAMED), resolved=True)
     if isinstance(made.get("metric"), dict):
         made["metric"] = {SELECTION: False, **made["metric"]}  # earlier versions chose on all images
+    if (hardware := _hardware(made)) is not None:  # a run that is resumed keeps its library in any case
+        made["trainer"] = {**made["trainer"], "hardware": {"products": "auto", **hardware}}
     return made
 
 
@@ -117,7 +119,17 @@ def as_first_version(config: Values) -> Values:
                 made[group] = rest
     if isinstance(made.get("metric"), dict) and made["metric"].get(SELECTION) is False:
         made["metric"] = {key: value for key, value in made["metric"].items() if key != SELECTION}
+    if (hardware := _hardware(made)) is not None and hardware.get("products") == "auto":
+        rest = {key: value for key, value in hardware.items() if key != "products"}
+        made["trainer"] = {**made["trainer"], "hardware": rest}
     return made
+
+
+def _hardware(config: Values) -> Values | None:
+    """The node of the hardware, if the config has one."""
+    trainer = config.get("trainer")
+    hardware = trainer.get("hardware") if isinstance(trainer, dict) else None
+    return hardware if isinstance(hardware, dict) else None
 
 
 def _renamed(config: Values, names: Mapping[str, str]) -> Values:

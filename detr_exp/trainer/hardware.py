@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import nn
 
+from detr_exp.ops import products
 from detr_exp.protocols import Network
 from detr_exp.trainer import distributed
+from detr_exp.trainer.memory import keep_freed_memory
 from detr_exp.trainer.precision import Precision
 
 AMP_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -24,8 +26,9 @@ class Hardware:
         amp: autocast precision in training: `auto`, `bf16`, `fp16`, `fp16_or_auto` (fp16 if it is fast and its loss
             scaling works: CUDA without FSDP), or null for float32.
         eval_amp: the same for evaluation.
-        channels_last: store activations and weights as NHWC; `auto` follows `amp` on a CPU (bf16 convolutions
-            are slow without it) and is on for CUDA.
+        channels_last: store activations and weights as NHWC; `auto` follows `amp` and `products` on a CPU (bf16
+            convolutions are slow without it) and is on for CUDA.
+        products: library of the float32 matrix products on a CPU: `torch`, `onednn` or `auto`; see `ops.products`.
         gradient_checkpointing: recompute backbone and encoder activations in the backward pass.
         compile: `torch.compile` the network and, in training, the matching cost.
         threads: CPU threads; null: one per core, shared by the ranks of this machine.
@@ -50,6 +53,7 @@ class Hardware:
     strategy: str = "ddp"
     sync_bn: bool | str = "auto"
     timeout: float = 300.0
+    products: str = "auto"
 
     def __post_init__(self) -> None:
         if self.threads is not None and self.threads < 1:
@@ -61,6 +65,9 @@ class Hardware:
             raise ValueError(f"trainer.hardware.strategy is {self.strategy!r}; use ddp or fsdp")
         if self.sync_bn not in (True, False, "auto"):
             raise ValueError(f"trainer.hardware.sync_bn is {self.sync_bn!r}; use true, false or auto")
+        if self.products not in ("auto", *products.LIBRARIES):
+            raise ValueError(f"trainer.hardware.products is {self.products!r}; use auto, torch or onednn")
+        self.refuse_absent_library()
         if self.strategy == "fsdp" and self.amp_dtype is torch.float16:
             raise ValueError(
                 "trainer.hardware.amp is fp16, whose loss scaling does not work on parts of tensors; use "
@@ -130,6 +137,35 @@ class Hardware:
             )
 
     @property
+    def library(self) -> str:
+        """Of the matrix products: `torch` or `onednn`."""
+        if self.torch_device.type != "cpu":
+            return "torch"
+        return products.fastest() if self.products == "auto" else self.products
+
+    def decided(self, before: str | None) -> Hardware:
+        """These settings with one library on all ranks.
+
+        Args:
+            before: the library of the run that is resumed, which `auto` keeps; None: a new run, for which `auto` takes
+                the choice of the first rank.
+
+        Raises:
+            ValueError: this build of torch lacks the library.
+        """
+        if self.products != "auto" or self.torch_device.type != "cpu":
+            return self
+        return replace(self, products=before or distributed.on_first_rank(products.fastest))
+
+    def refuse_absent_library(self) -> None:
+        """Raises: ValueError when this build of torch lacks the library."""
+        if self.library == "onednn" and not products.is_there():
+            raise ValueError(
+                "trainer.hardware.products is onednn, in the config or in the run that is resumed, but this build of "
+                "torch cannot ask oneDNN for a product; other last digits are possible: trainer.hardware.products=torch"
+            )
+
+    @property
     def amp_dtype(self) -> torch.dtype | None:
         return self._dtype("amp", self.amp)
 
@@ -158,7 +194,8 @@ class Hardware:
         channels_last = self.channels_last
         if channels_last == "auto":
             # on a CPU bf16 convolutions are up to 3x slower than fp32 in NCHW and up to 7x faster in NHWC
-            channels_last = self.torch_device.type == "cuda" or self.amp_dtype is not None
+            in_onednn = self.amp_dtype is not None or self.library == "onednn"
+            channels_last = self.torch_device.type == "cuda" or in_onednn
         return torch.channels_last if channels_last else torch.contiguous_format
 
     def precision(self, evaluating: bool = False) -> Precision:
@@ -174,6 +211,9 @@ class Hardware:
             torch.set_num_threads(max(1, torch.get_num_threads() // ranks))
         if self.sync_bn is not False and distributed.world_size() > 1 and self.torch_device.type == "cuda":
             network = nn.SyncBatchNorm.convert_sync_batchnorm(network)
+        if self.torch_device.type == "cpu":
+            keep_freed_memory()
+        products.use(network, self.library)
         network.to(self.torch_device).to(memory_format=self.memory_format)
         if self.gradient_checkpointing:
             network.set_gradient_checkpointing(True)
@@ -191,7 +231,8 @@ class Hardware:
         names = {None: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
         layout = "channels-last" if self.memory_format is torch.channels_last else "channels-first"
         ranks = f"{distributed.world_size()} ranks ({self.strategy}) x " if distributed.world_size() > 1 else ""
-        return f"{ranks}{device} ({name}), {names[self.amp_dtype]}, {layout}"
+        products = ", products by oneDNN" if self.library == "onednn" else ""
+        return f"{ranks}{device} ({name}), {names[self.amp_dtype]}, {layout}{products}"
 
 
 def _fastest_dtype(device: torch.device) -> torch.dtype | None:

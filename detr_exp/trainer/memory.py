@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import chain
@@ -14,6 +16,25 @@ from torch import Tensor
 
 from detr_exp.protocols import Network
 from detr_exp.trainer.distributed import local_world_size
+
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, MOST = -1, -3, 2**31 - 1  # of glibc's mallopt; bytes
+
+
+def keep_freed_memory() -> None:
+    """Let this process use freed memory again, instead of new pages from the system for every large tensor.
+
+    The system fills new pages with zeros one by one: a sum of tensors of 64 MB takes 28 ms with them and 4 ms without.
+    Up to 2 GiB stay with the process; what an earlier run of this process has left is given back.
+    """
+    if sys.platform != "linux":
+        return
+    try:
+        allocator = ctypes.CDLL(None)
+        for setting in (M_TRIM_THRESHOLD, M_MMAP_THRESHOLD):
+            allocator.mallopt(setting, MOST)
+        allocator.malloc_trim(0)
+    except (OSError, AttributeError):  # another C library
+        return
 
 
 class Saved(NamedTuple):

@@ -13,6 +13,7 @@ from detr_exp.trainer import distributed
 from detr_exp.trainer.state import COUNTED, DECIDED, Run, State
 from detr_exp.values import Values, flat
 
+PRODUCTS = "trainer.hardware.products"
 EXTRA = ("world_size", "logged_lines", "nonfinite_costs", "data_fingerprint")  # in a checkpoint besides the state
 
 
@@ -240,7 +241,9 @@ def _without_best_file(run: Run, evaluated: list[str]) -> list[str]:
 
 
 def _compared(saved: Values, config: Values) -> tuple[Values, Values]:
-    """Both configs as dotted keys; `trainer.batch_size=auto` is replaced by the size that was chosen."""
+    """Both configs as dotted keys; `auto` for batch size and products is replaced by what was chosen."""
     decided = {f"trainer.{name}": saved[name] for name in DECIDED}
-    before, now = flat(upgraded(saved["config"])) | decided, flat(config)
-    return before, now | decided if now.get("trainer.batch_size") == "auto" else now
+    library = {PRODUCTS: saved.get("products", "torch")}  # earlier versions had no other
+    before, now = flat(upgraded(saved["config"])) | decided | library, flat(config)
+    now |= decided if now.get("trainer.batch_size") == "auto" else {}
+    return before, now | library if now.get(PRODUCTS) == "auto" else now

@@ -96,6 +96,7 @@ class State:
         epoch: epochs finished.
         batch: micro-batches already used in the current epoch.
         is_slim: whether the frozen parameters are those of `Run.base` and not saved.
+        products: the library of the matrix products; see `ops.products`.
         forward: the module that training steps call: the network, or a wrapper that averages gradients over ranks.
         best: of the evaluations of the `raw` and the `ema` weights, on `val`, which chooses.
         best_held_out: what the other half of the validation images would have chosen; empty without such a half.
@@ -125,6 +126,7 @@ class State:
     best_held_out: dict[str, BestMetric]
     early_stopping: EarlyStopping | None
     is_slim: bool = False
+    products: str = "torch"
     epoch: int = 0
     batch: int = 0
     step: int = 0
@@ -172,6 +174,7 @@ class State:
             "scaler": self.precision.scaler.state_dict(),
             "log_sums": self.log_sums,
             "world_size": distributed.world_size(),
+            "products": self.products,
             **{name: getattr(self, name) for name in (*DECIDED, *COUNTED)},
             "best": {name: best.state_dict() for name, best in self.best.items()},
             "best_held_out": {name: best.state_dict() for name, best in self.best_held_out.items()},

@@ -14,7 +14,7 @@ from __future__ import annotations
 import math
 import time
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -96,15 +96,16 @@ class Trainer:
         Raises:
             ValueError: data, weights or settings do not fit.
         """
-        settings = self.settings
-        if settings.deterministic:
+        if self.settings.deterministic:
             torch.use_deterministic_algorithms(True, warn_only=True)
             torch.backends.cudnn.benchmark = False
-        network = settings.hardware.place(run.network)
-        run.criterion.to(settings.hardware.torch_device)
-        if settings.hardware.compile and isinstance(run.criterion.matcher, Compiling):
-            run.criterion.matcher.compile()
         saved = None if run.resume_from is None else load_for_resuming(run.resume_from, run.config)
+        hardware = self.settings.hardware.decided(None if saved is None else saved.get("products", "torch"))
+        settings = self.settings = replace(self.settings, hardware=hardware)
+        network = hardware.place(run.network)
+        run.criterion.to(hardware.torch_device)
+        if hardware.compile and isinstance(run.criterion.matcher, Compiling):
+            run.criterion.matcher.compile()
         run.start = run.start if saved is None else saved.get("start")
         batch_size, grad_accum_steps = self.batch(run, network, saved)
         forward = distributed.parallel(network, settings.hardware.strategy)
@@ -145,6 +146,7 @@ class Trainer:
             else None,
             parameters=[p for p in network.parameters() if p.requires_grad],
             is_slim=run.base is not None,
+            products=hardware.library,
         )
         if saved is not None:
             for sentence in restore(saved, run, state):
@@ -171,8 +173,7 @@ class Trainer:
     def batch(self, run: Run, network: Network, saved: Stored | None) -> tuple[int, int]:
         """Images per device and batches per step; a resumed run with `auto` uses the values chosen before.
 
-        Raises:
-            ValueError: the batch does not fit into memory.
+        Raises: ValueError when the batch does not fit into memory.
         """
         if self.settings.batch_size == "auto":
             if saved is not None:

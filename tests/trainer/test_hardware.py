@@ -30,6 +30,12 @@ def test_bf16_and_channels_last_go_together_on_a_cpu():
     assert hardware(amp="bf16", channels_last=False).memory_format is torch.contiguous_format
 
 
+def test_products_by_onednn_go_with_channels_last_and_are_told():
+    assert hardware(products="onednn").memory_format is torch.channels_last
+    assert hardware(products="onednn").describe().endswith("channels-last, products by oneDNN")
+    assert hardware(products="onednn", channels_last=False).memory_format is torch.contiguous_format
+
+
 def test_auto_uses_bf16_only_where_the_processor_multiplies_it():
     assert hardware(amp="auto").amp_dtype is (torch.bfloat16 if cpu_has_bf16() else None)
 
@@ -43,6 +49,7 @@ def test_auto_device_exists():
     [
         ({"amp": "fp17"}, r"trainer\.hardware\.amp is 'fp17'"),
         ({"amp": "fp16"}, r"trainer\.hardware\.amp=bf16"),
+        ({"products": "mkl"}, r"trainer\.hardware\.products is 'mkl'; use auto, torch or onednn"),
         ({"device": "tpu9x"}, r"trainer\.hardware\.device"),
     ],
 )

@@ -3,11 +3,13 @@
 from pathlib import Path
 
 import pytest
+import torch
 
 from detr_exp import build
 from detr_exp.config.compose import compose
 from detr_exp.config.keys import FIXED, FREE, is_under
 from detr_exp.inference.detector import load
+from detr_exp.ops import products
 from detr_exp.tracker.base import RunRecord
 from detr_exp.trainer import checkpoint as files
 from detr_exp.trainer.origin import IDENTITY_TAG, find_checkpoint
@@ -40,7 +42,10 @@ OF_TRAINER = (
     "log_every_steps",
     "log_per_class_metrics",
 )
-OF_HARDWARE = ("_target_", "device", "amp", "eval_amp", "channels_last", "gradient_checkpointing", "compile", "threads")
+OF_HARDWARE = (
+    *("_target_", "device", "amp", "eval_amp", "channels_last", "gradient_checkpointing", "compile", "threads"),
+    "products",
+)
 OF_DATA = ("_target_", "root", "source", "augment", "train", "val", "test", "multi_scale", "stop_epoch", "on_error")
 ACTS = (
     "loss",
@@ -123,6 +128,33 @@ def test_changed_settings_act(resumed, capsys, word, found, value):
 def test_settings_that_cannot_act_are_refused(resumed, word, told):
     with pytest.raises(ValueError, match=rf"{told}.*model\.weights="):
         resumed(word)
+
+
+def test_products_stay_with_the_run_unless_others_are_asked_for(resumed, capsys, monkeypatch):
+    monkeypatch.setattr(products, "fastest", lambda: "onednn")  # as on another processor than the stored run's
+    assert resumed().products == "torch"
+    assert "hardware.products" not in capsys.readouterr().out
+    assert resumed("trainer.hardware.products=onednn").products == "onednn"
+    assert "resumed with trainer.hardware.products=onednn (was torch)" in capsys.readouterr().out
+
+
+def test_a_run_goes_on_with_the_products_of_its_checkpoint(small, stored, resumed, tmp_path, monkeypatch):
+    saved = files.load(stored / files.NEWEST)
+    assert saved["products"] == "torch"
+    before = stored / "with_onednn.pth"
+    files.save(saved | {"products": "onednn"}, before)
+    cfg = small(*FEW, "trainer.max_steps=2")
+
+    def resume():
+        return build.trainer(cfg).start(build.run(cfg, tmp_path, resume_from=before))
+
+    state = resume()
+    assert state.state_dict()["products"] == "onednn"
+    assert any(isinstance(part, products.Linear) for part in state.network.modules())
+    assert state.precision.memory_format is torch.channels_last
+    monkeypatch.setattr(products, "is_there", lambda: False)
+    with pytest.raises(ValueError, match=r"this build of torch cannot .*trainer\.hardware\.products=torch"):
+        resume()
 
 
 def test_another_metric_begins_its_best_anew(resumed, capsys):

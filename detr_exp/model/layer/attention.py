@@ -6,6 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from detr_exp.ops.products import linear_like
+
 
 class SelfAttention(nn.Module):
     """Multi-head self-attention with the parameters of `nn.MultiheadAttention`: one packed input projection."""
@@ -29,13 +31,13 @@ class SelfAttention(nn.Module):
             position: added to the inputs of queries and keys, broadcastable to `tokens`.
             allowed: bool, broadcastable to `[B, heads, N, N]`; True where a query (row) may attend to a key (column).
         """
-        dim = tokens.shape[-1]
+        dim, linear = tokens.shape[-1], linear_like(self.out_proj)
         if position is None:
-            query, key, value = F.linear(tokens, self.in_proj_weight, self.in_proj_bias).chunk(3, dim=-1)
+            query, key, value = linear(tokens, self.in_proj_weight, self.in_proj_bias).chunk(3, dim=-1)
         else:
-            placed = F.linear(tokens + position, self.in_proj_weight[: 2 * dim], self.in_proj_bias[: 2 * dim])
+            placed = linear(tokens + position, self.in_proj_weight[: 2 * dim], self.in_proj_bias[: 2 * dim])
             query, key = placed.chunk(2, dim=-1)
-            value = F.linear(tokens, self.in_proj_weight[2 * dim :], self.in_proj_bias[2 * dim :])
+            value = linear(tokens, self.in_proj_weight[2 * dim :], self.in_proj_bias[2 * dim :])
         query, key, value = (part.unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for part in (query, key, value))
         dropout = self.dropout if self.training else 0.0
         if query.device.type == "cpu" and query.dtype == torch.bfloat16:

@@ -1,0 +1,139 @@
+"""Linear layers and 1 x 1 convolutions by oneDNN, for processors on which torch's own are slow.
+
+For products of float32 matrices torch asks MKL, which keeps AVX-512 for Intel's processors; on AMD's, oneDNN, by which
+torch convolves, takes half the time. Sums are rounded differently, so the library is a setting of a run.
+
+Legend: N tokens, I inputs, O outputs of a layer.
+"""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.utils import parametrize
+
+LIBRARIES = ("torch", "onednn")
+SMALL = 1 << 21  # multiplications; for fewer the time goes into the call, and torch's is the shorter one
+
+
+def is_there() -> bool:
+    """Whether this build of torch can ask oneDNN for a product, by an operator that is not public."""
+    return torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+
+
+def fastest() -> str:
+    """The library that is faster on this kind of processor; not measured, because load would decide."""
+    info = Path("/proc/cpuinfo")
+    make = info.read_text(encoding="utf-8", errors="replace") if info.exists() else platform.processor()
+    is_slow = "AuthenticAMD" in make and torch.backends.cpu.get_cpu_capability() == "AVX512"
+    return "onednn" if is_slow and is_there() else "torch"
+
+
+def use(network: nn.Module, library: str) -> None:
+    """Let the linear layers and 1 x 1 convolutions of a network compute by one of `LIBRARIES`, in place.
+
+    Only classes of modules change: names, tensors and all that is registered stay as they are.
+    """
+    swaps: dict[type, type] = {nn.Linear: Linear, nn.Conv2d: Pointwise}
+    if library == "torch":
+        swaps = {ours: plain for plain, ours in swaps.items()}
+    for module in network.modules():
+        own = type(module)
+        kind = own.__bases__[0] if parametrize.is_parametrized(module) else own  # a class of its own over the layer's
+        if kind not in swaps or (isinstance(module, nn.Conv2d) and not _is_pointwise(module)):
+            continue
+        if kind is own:
+            module.__class__ = swaps[kind]
+        else:
+            own.__bases__ = (swaps[kind],)
+
+
+def linear_like(layer: nn.Module) -> Callable[[Tensor, Tensor, Tensor | None], Tensor]:
+    """`F.linear`, computed by the library of a linear layer."""
+    return linear if isinstance(layer, Linear) else F.linear
+
+
+class Linear(nn.Linear):
+    """A linear layer by oneDNN."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return linear(input, self.weight, self.bias)
+
+
+class Pointwise(nn.Conv2d):
+    """A 1 x 1 convolution of stride 1 by oneDNN, forward and backward."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        if not _fits(input, self.weight):
+            return super().forward(input)
+        # a dilation changes nothing in a kernel of one cell, but with it torch does not replace the convolution by its
+        # own product, as it would with one thread and less than 16 images
+        return F.conv2d(input, self.weight, self.bias, self.stride, self.padding, dilation=2)
+
+
+def linear(tokens: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """`F.linear`, by oneDNN where it can: `[..., I]` and `[O, I]` -> `[..., O]`."""
+    if not _fits(tokens, weight) or tokens.numel() * weight.shape[0] < SMALL:
+        return F.linear(tokens, weight, bias)
+    rows = tokens.reshape(-1, tokens.shape[-1])
+    product = _Linear.apply if torch.is_grad_enabled() else _product
+    return product(rows, weight, bias).view(*tokens.shape[:-1], -1)
+
+
+class _Linear(torch.autograd.Function):
+    """`[N, I]` -> `[N, O]`; its backward pass are products by oneDNN as well, so that it has further derivatives."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(rows: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        return _product(rows, weight, bias)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor | None], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs[:2])
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        rows, weight = ctx.saved_tensors
+        of_rows, of_weight, of_bias = ctx.needs_input_grad
+        return (
+            _Linear.apply(grad, weight.t(), None) if of_rows else None,
+            _outer(grad, rows) if of_weight else None,
+            grad.sum(0) if of_bias else None,
+        )
+
+
+def _outer(grad: Tensor, rows: Tensor) -> Tensor:
+    """`[N, O]` and `[N, I]` -> `[O, I]`, the sum of their outer products; the narrower one is transposed by a copy."""
+    if grad.shape[1] > rows.shape[1]:
+        return _Linear.apply(rows.t(), grad.t(), None).t()
+    return _Linear.apply(grad.t(), rows.t(), None)
+
+
+def _product(rows: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    # oneDNN reads a matrix row by row or column by column
+    weight = weight if weight.is_contiguous() or weight.t().is_contiguous() else weight.contiguous()
+    return torch.ops.mkldnn._linear_pointwise(rows, weight, bias, "none", [], "")
+
+
+def _fits(tokens: Tensor, weight: Tensor) -> bool:
+    """Whether oneDNN has this product: of plain float32 tensors on the CPU, neither traced nor under autocast."""
+    return (
+        not (torch.jit.is_tracing() or torch.compiler.is_exporting())
+        and all(type(tensor) in (Tensor, nn.Parameter) and tensor.dtype is torch.float32 for tensor in (tokens, weight))
+        and tokens.device.type == weight.device.type == "cpu"
+        and tokens.numel() > 0 < weight.numel()
+        and not torch.is_autocast_enabled("cpu")
+    )
+
+
+def _is_pointwise(layer: nn.Conv2d) -> bool:
+    shape = (layer.kernel_size, layer.stride, layer.padding, layer.groups, layer.padding_mode)
+    return shape == ((1, 1), (1, 1), (0, 0), 1, "zeros")

@@ -1,0 +1,215 @@
+"""Products by oneDNN give those of torch, in every use of a layer."""
+
+import copy
+import pickle
+
+import pytest
+import torch
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.nn import functional as F
+from torch.nn.utils import parametrize
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from detr_exp.model.adapter.lora import LowRank
+from detr_exp.model.layer.attention import SelfAttention
+from detr_exp.model.layer.conv import ConvNorm
+from detr_exp.ops import products
+
+pytestmark = pytest.mark.skipif(not products.is_there(), reason="this build of torch cannot ask oneDNN")
+
+FASTEST = products.fastest.__wrapped__
+CLOSE = dict(rtol=1e-4, atol=1e-4)
+
+
+class Small(nn.Module):
+    """Linear layers, an activation in place, a packed projection, a 1 x 1 convolution and a larger one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.wide, self.act, self.back = nn.Linear(64, 256), nn.ReLU(inplace=True), nn.Linear(256, 64, bias=False)
+        self.attention = SelfAttention(64, 4)
+        self.mix, self.blur = ConvNorm(64, 64, 1, act="relu"), ConvNorm(64, 64, 3)
+
+    def forward(self, tokens):
+        """`[B, 256, 64]` -> `[B, 64, 16, 16]`."""
+        tokens = self.attention(self.back(self.act(self.wide(tokens))), tokens[0])
+        return self.blur(self.mix(tokens.transpose(1, 2).unflatten(-1, (16, 16))))
+
+
+@pytest.fixture
+def pair():
+    torch.manual_seed(0)
+    plain = Small().eval()
+    fast = copy.deepcopy(plain)
+    products.use(fast, "onednn")
+    return plain, fast, torch.randn(2, 256, 64)
+
+
+class Products(TorchDispatchMode):
+    """Counts the products by oneDNN, and collects the programs by which torch convolves."""
+
+    def __init__(self):
+        super().__init__()
+        self.count, self.convolutions = 0, set()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.count += func is torch.ops.mkldnn._linear_pointwise.default
+        if func is torch.ops.aten.convolution.default:
+            self.convolutions.add(torch._C._select_conv_backend(*args).name)
+        return func(*args, **(kwargs or {}))
+
+
+def seen(network, tokens):
+    with Products() as found:
+        gradients(network, tokens)
+    return found.count, found.convolutions
+
+
+def gradients(network, tokens):
+    tokens = tokens.clone().requires_grad_()
+    network.zero_grad()
+    out = network(tokens)
+    out.square().mean().backward()
+    return [out, tokens.grad, *(parameter.grad for parameter in network.parameters())]
+
+
+def test_forward_and_backward_are_those_of_torch(pair):
+    plain, fast, tokens = pair
+    for network in pair[:2]:
+        network.train()
+    torch.testing.assert_close(gradients(fast, tokens), gradients(plain, tokens), **CLOSE)
+    assert seen(fast, tokens) == (5 * 3, {"Mkldnn"}), "of five products: forward, and two backward"
+    assert seen(plain, tokens) == (0, {"Mkldnn", "Slow2d"})
+    one, other = gradients(fast, tokens), gradients(fast, tokens)
+    assert all(torch.equal(a, b) for a, b in zip(one, other))
+
+
+@pytest.mark.parametrize("library", products.LIBRARIES)
+def test_names_and_tensors_stay(pair, library):
+    plain, fast, _ = pair
+    products.use(fast, library)
+    assert fast.state_dict().keys() == plain.state_dict().keys()
+    kinds = {"torch": [nn.Linear] * 3, "onednn": [products.Linear] * 3}
+    assert [type(part) for part in fast.modules() if isinstance(part, nn.Linear)] == kinds[library]
+    assert type(fast.blur.conv) is nn.Conv2d, "is by oneDNN in any case"
+    again = pickle.loads(pickle.dumps(fast))
+    assert type(again.wide) is type(fast.wide)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda x: x[:0],
+        lambda x: x[:, :5],
+        lambda x: x[0, 0],
+        lambda x: x.transpose(0, 1),
+        lambda x: x[:, ::2],
+        lambda x: x[:1, :1].expand(2, 300, -1),
+        lambda x: x.flip(-1) * 1e-41,
+        lambda x: torch.where(x > 3, torch.nan, x),
+        lambda x: torch.where(x > 3, torch.inf, x),
+        lambda x: x.double(),
+        lambda x: x.bfloat16(),
+    ],
+    ids=[
+        *("empty", "short", "vector", "transposed", "strided", "expanded", "subnormal", "nan", "infinite"),
+        *("double", "bfloat16"),
+    ],
+)
+def test_inputs_of_every_kind(pair, change):
+    tokens = change(pair[2])
+    for out in (256, 31):
+        weight, bias = torch.randn(out, 64).to(tokens.dtype), torch.randn(out).to(tokens.dtype)
+        for one in (weight, weight.t().contiguous().t(), torch.randn(2 * out, 128).to(tokens.dtype)[::2, ::2]):
+            found, right = products.linear(tokens, one, bias), F.linear(tokens, one, bias)
+            torch.testing.assert_close(found, right, equal_nan=True, **(CLOSE if tokens.dtype is torch.float32 else {}))
+
+
+def test_second_derivatives(pair):
+    def of(linear):
+        tokens, weight = pair[2].clone().requires_grad_(), pair[0].wide.weight
+        (slope,) = torch.autograd.grad(linear(tokens, weight, None).pow(3).mean(), tokens, create_graph=True)
+        return torch.autograd.grad(slope.square().sum() * 1e3, [tokens, weight])
+
+    torch.testing.assert_close(of(products.linear), of(F.linear), **CLOSE)
+    double = nn.Linear(8, 8).double()
+    double.__class__ = products.Linear
+    assert torch.autograd.gradcheck(
+        double, torch.randn(300, 8, dtype=torch.float64, requires_grad=True), fast_mode=True
+    )
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_autocast_decides_first(pair, dtype):
+    plain, fast, tokens = pair
+    with torch.no_grad(), torch.autocast("cpu", dtype=dtype):
+        assert torch.equal(fast.wide(tokens), plain.wide(tokens))
+        assert torch.equal(fast.mix.conv(tokens.view(2, 64, 16, 16)), plain.mix.conv(tokens.view(2, 64, 16, 16)))
+
+
+def test_what_is_no_memory_here_stays_with_torch(pair):
+    fast, tokens = pair[1:]
+    with FakeTensorMode(allow_non_fake_inputs=True) as mode:
+        assert fast(mode.from_tensor(tokens)).shape == (2, 64, 16, 16)
+    assert fast.to("meta")(tokens.to("meta")).device.type == "meta"
+
+
+def test_exported_graphs_hold_torchs_operators(pair):
+    plain, fast, tokens = pair
+    graphs = [str(torch.export.export(network, (tokens,), strict=False).graph) for network in (plain, fast)]
+    assert graphs[0] == graphs[1]
+    traced = torch.jit.trace(fast, tokens)
+    assert "mkldnn" not in str(traced.inlined_graph)
+    torch.testing.assert_close(traced(tokens), fast(tokens), **CLOSE)
+
+
+@pytest.mark.slow
+def test_a_network_is_one_graph_for_the_compiler(pair):
+    fast, tokens = pair[1:]
+    compiled = torch.compile(fast, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(gradients(compiled, tokens)[:2], gradients(fast, tokens)[:2], **CLOSE)
+
+
+def test_adapted_layers_can_be_merged(pair):
+    plain, _, tokens = pair
+    networks = [plain, copy.deepcopy(plain)]
+    for network in networks:
+        torch.manual_seed(1)
+        for layer, name in ((network.wide, "weight"), (network.attention, "in_proj_weight")):
+            parametrize.register_parametrization(layer, name, LowRank(getattr(layer, name), 2, 1.0, 0.0))
+        for parameter in network.parameters():
+            nn.init.normal_(parameter, std=0.1)
+    products.use(networks[1], "onednn")
+    networks[1].load_state_dict(plain.state_dict())
+    torch.testing.assert_close(gradients(networks[1], tokens), gradients(plain, tokens), **CLOSE)
+    parametrize.remove_parametrizations(networks[1].wide, "weight")
+    assert type(networks[1].wide) is products.Linear
+    products.use(networks[1], "torch")
+    assert type(networks[1].wide) is nn.Linear
+
+
+def test_a_folded_convolution_stays_with_its_library(pair):
+    plain, fast, tokens = pair
+    maps = tokens.view(2, 64, 16, 16)
+    right = plain.mix(maps)
+    fast.mix.fold()
+    assert isinstance(fast.mix.conv, products.Pointwise)
+    torch.testing.assert_close(fast.mix(maps), right, **CLOSE)
+
+
+@pytest.mark.parametrize(
+    ("make", "capability", "right"),
+    [
+        ("AuthenticAMD", "AVX512", "onednn"),
+        ("AuthenticAMD", "AVX2", "torch"),
+        ("GenuineIntel", "AVX512", "torch"),
+        ("", "DEFAULT", "torch"),
+    ],
+)
+def test_the_processor_decides(monkeypatch, make, capability, right):
+    monkeypatch.setattr(products.Path, "read_text", lambda *_, **__: f"vendor_id : {make}\n")
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
+    assert FASTEST() == right
+    monkeypatch.setattr(products, "is_there", lambda: False)
+    assert FASTEST() == "torch"
