@@ -11,7 +11,7 @@ import functools
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from urllib.parse import urlsplit
+from urllib.parse import parse_qs, urlsplit
 
 TABLE = Path(__file__).with_name("weights.csv")
 UNKNOWN = "unknown"
@@ -57,8 +57,11 @@ class Entry:
 
     @property
     def file(self) -> str:
-        """The name of the file, where it comes from."""
-        return Path(urlsplit(self.url).path).name if self.url else self.hub_file
+        """The name of the file, where it comes from; hosts that give files numbers are told it in the address."""
+        if not self.url:
+            return self.hub_file
+        address = urlsplit(self.url)
+        return parse_qs(address.query).get("name", [Path(address.path).name])[0]
 
     @property
     def network(self) -> str:
@@ -125,8 +128,9 @@ def of_choices(choices: Mapping[str, str | None]) -> Entry:
     """
     detectors = [entry for entry in table().values() if entry.kind == "detector"]
     experiment, model, backbone = (choices.get(group) for group in ("experiment", "model", "model/backbone"))
-    fitting = [entry for entry in detectors if entry.model == model and entry.backbone in ("", backbone)]
-    fitting = [entry for entry in fitting if experiment in entry.recipes.split()] or fitting
+    fitting = [e for e in detectors if e.model == model and e.backbone.partition(" ")[0] in ("", backbone)]
+    plain = [entry for entry in fitting if " " not in entry.backbone]  # without further overrides
+    fitting = [entry for entry in fitting if experiment in entry.recipes.split()] or plain
     if len(fitting) == 1:
         return fitting[0]
     chosen = f"model={model} model/backbone={backbone}"

@@ -101,12 +101,18 @@ def test_every_published_recipe_has_an_entry_that_says_what_it_says(recipe: str)
 def test_recipes_of_an_entry_make_its_network(entry: Entry) -> None:
     for recipe in entry.recipes.split():
         chosen = composed(f"experiment={recipe}", "model.weights=published")
-        words = [f"model={entry.model}"] + ([f"model/backbone={entry.backbone}"] if entry.backbone else [])
+        words = [f"model={entry.model}"] + (f"model/backbone={entry.backbone}".split() if entry.backbone else [])
         made, wanted = (
             {key: value for key, value in model.backbone.items() if not key.startswith(("freeze", "pretrained"))}
             for model in (chosen, composed(*words))
         )
         assert made == wanted
+
+
+def test_weights_of_a_network_with_other_settings_are_not_those_of_the_plain_one() -> None:
+    assert of_choices({"model": "dfine_n", "model/backbone": "hgnetv2_b0"}).name == "dfine_n_coco"
+    assert table()["deim_dfine_n_coco"].backbone.endswith("model.head_activation=silu")
+    assert table()["rtdetrv4_s_coco"].file == "rtdetrv4_s_coco.pth"  # its address has a number
 
 
 def test_words_mean_one_entry() -> None:
