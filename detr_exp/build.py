@@ -39,7 +39,7 @@ RATES = ("lr", "lr_backbone", "weight_decay")  # arguments of parameter groups
 IOU_TYPES = {"bbox": "boxes", "segm": "masks", "keypoints": "keypoints"}  # IoU type of a metric -> its task
 WARMUP = ("warmup", "warmup_unit", "warmup_shape")
 FROM_OTHER_GROUPS = ("num_classes", "activation")  # arguments of the network from other groups
-NOT_ARGUMENTS = ("weights", "adapter")  # keys of `model` that are not arguments of its constructor
+NOT_ARGUMENTS = ("weights", "adapter", "class_prior")  # keys of `model` that are not arguments of its constructor
 
 
 def data(cfg: DictConfig) -> DataSet:
@@ -76,6 +76,10 @@ def started(cfg: DictConfig, data: Labels | None = None, anew: Collection[str] |
     found = start.find(cfg.model.weights)
     made: Network = _instantiated(start.for_weights(cfg) if found else cfg, "model", only=arguments, **extra)
     _refuse_size(made)
+    if (prior := cfg.model.get("class_prior")) is not None:
+        from detr_exp.model.class_prior import set_class_prior
+
+        set_class_prior(made, prior)
     if found is None:
         return made, ""
     classes = None if data is None else data.classes or None

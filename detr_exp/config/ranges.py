@@ -76,6 +76,7 @@ ANY_WHOLE = Range(whole=True)
 WHOLE = Range(0, whole=True)
 COUNT = Range(1, whole=True)
 COUNT_OR_AUTO = COUNT._replace(choices=("auto",))
+PRIOR = Range(0, 1, above=True, below=True, choices=("auto",), valid=0.01)
 SEED = Range(0, 2**63 - 1, whole=True)
 NOT_NEGATIVE = Range(0)
 POSITIVE = Range(0, above=True, valid=1)
@@ -136,6 +137,7 @@ TABLE: tuple[tuple[str, Range, str], ...] = (
     ("model.", COUNT, "image_size[2] hidden_dim num_layers num_heads num_cross_heads num_points[] dim_feedforward"),
     ("model.", COUNT, "num_queries num_groups"),
     ("model.", Range(4, whole=True, valid=32), "num_bins"),
+    ("model.", PRIOR, "class_prior?"),
     ("model.", ANY_WHOLE, "eval_idx"),
     ("model.", WHOLE, "num_denoising keypoint_counts[]?"),
     ("model.", SHARE, "label_noise_ratio pixel_mean[3]?"),

@@ -6,7 +6,7 @@ import copy
 import functools
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,11 @@ DERIVED = {
     "loss": "terms",
     "model": "decoder",
 }  # group -> node that can be derived from the other keys; earlier versions did not have it
+ADDED: dict[str, object] = {  # keys that earlier versions did not have, with the values that mean the same
+    f"metric.{SELECTION}": False,  # they chose on all images
+    "model.class_prior": None,
+    "trainer.hardware.products": "auto",  # a run that is resumed keeps its library in any case
+}
 DECODERS = {  # network -> option of model/decoder for what earlier versions had in the network
     "detr_exp.model.rtdetrv2.RTDETRv2": "rtdetr",
     "detr_exp.model.rfdetr.RFDETR": "rfdetr",
@@ -78,10 +83,8 @@ def upgraded(config: Values) -> Values:
     Earlier versions had no table of losses, only `loss.class_loss` and weights; the decoder was part of the network.
     """
     made = with_derived_nodes(_renamed(config, RENAMED), resolved=True)
-    if isinstance(made.get("metric"), dict):
-        made["metric"] = {SELECTION: False, **made["metric"]}  # earlier versions chose on all images
-    if (hardware := _hardware(made)) is not None:  # a run that is resumed keeps its library in any case
-        made["trainer"] = {**made["trainer"], "hardware": {"products": "auto", **hardware}}
+    for path, value in ADDED.items():
+        made = _with(made, path.split("."), value)
     return made
 
 
@@ -117,19 +120,27 @@ def as_first_version(config: Values) -> Values:
             rest = {key: value for key, value in values.items() if key != name}
             if values[name] in (derived_node(group, rest, resolved) for resolved in (True, False)):
                 made[group] = rest
-    if isinstance(made.get("metric"), dict) and made["metric"].get(SELECTION) is False:
-        made["metric"] = {key: value for key, value in made["metric"].items() if key != SELECTION}
-    if (hardware := _hardware(made)) is not None and hardware.get("products") == "auto":
-        rest = {key: value for key, value in hardware.items() if key != "products"}
-        made["trainer"] = {**made["trainer"], "hardware": rest}
+    for path, value in ADDED.items():
+        made = _without(made, path.split("."), value)
     return made
 
 
-def _hardware(config: Values) -> Values | None:
-    """The node of the hardware, if the config has one."""
-    trainer = config.get("trainer")
-    hardware = trainer.get("hardware") if isinstance(trainer, dict) else None
-    return hardware if isinstance(hardware, dict) else None
+def _with(node: Values, path: Sequence[str], value: object) -> Values:
+    """A config with a value at a path, if the node above it is there and has none."""
+    name, *rest = path
+    if not rest:
+        return {name: value, **node}
+    inner = node.get(name)
+    return {**node, name: _with(inner, rest, value)} if isinstance(inner, dict) else node
+
+
+def _without(node: Values, path: Sequence[str], value: object) -> Values:
+    """A config without the key at a path, if it has this value."""
+    name, *rest = path
+    if not rest:
+        return {key: inner for key, inner in node.items() if key != name or inner != value}
+    inner = node.get(name)
+    return {**node, name: _without(inner, rest, value)} if isinstance(inner, dict) else node
 
 
 def _renamed(config: Values, names: Mapping[str, str]) -> Values:

@@ -19,10 +19,11 @@ from detr_exp.trainer.origin import identity
 
 def before(config: dict) -> dict:
     """As the first version wrote it: no table of losses, no decoder apart, settings of a training in its engine,
-    all validation images choosing, and no choice of products."""
+    all validation images choosing, no choice of products, and classes starting as published."""
     made = copy.deepcopy(config)
     del made["loss"]["terms"], made["model"]["decoder"], made["metric"]["honest_selection"]
     del made["trainer"]["hardware"]["products"]
+    made["model"].pop("class_prior", None)
     made["trainer"]["_target_"] = "detr_exp.trainer.trainer.Trainer"
     return made
 

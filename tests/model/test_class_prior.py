@@ -1,0 +1,45 @@
+"""The first scores of the classes are the requested ones, in every family."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from detr_exp import build
+from detr_exp.config.compose import compose
+from detr_exp.config.mistakes import ConfigError
+
+FAMILIES = ["rtdetrv2_tiny", "dfine_tiny", "rfdetr_seg_tiny", "rfdetr_keypoint_tiny"]
+
+
+def biases(*overrides: str) -> dict[str, torch.Tensor]:
+    """The scores that the biases of the class heads stand for, by name."""
+    made = build.network(compose(["data.num_classes=3", *overrides]))
+    state = made.state_dict()
+    return {name: state[name].sigmoid() for name in made.class_tensors() if name.endswith("bias")}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(("prior", "score"), [("null", 0.01), ("0.2", 0.2), ("auto", 0.25)])
+def test_classes_start_at_the_prior(family: str, prior: str, score: float) -> None:
+    extra = ["data.keypoints=[3]"] if "keypoint" in family else []
+    found = biases(f"model={family}", f"model.class_prior={prior}", *extra)
+    assert found
+    for name, scores in found.items():
+        torch.testing.assert_close(scores, torch.full_like(scores, score), msg=name)
+
+
+def test_nothing_else_changes() -> None:
+    torch.manual_seed(0)
+    plain = build.network(compose(["data.num_classes=3", "model=rtdetrv2_tiny"])).state_dict()
+    torch.manual_seed(0)
+    made = build.network(compose(["data.num_classes=3", "model=rtdetrv2_tiny", "model.class_prior=0.2"]))
+    heads = {name for name in made.class_tensors() if name.endswith("bias")}
+    assert {name for name, tensor in made.state_dict().items() if not tensor.equal(plain[name])} == heads
+
+
+def test_what_is_no_probability_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"model\.class_prior"):
+        compose(["data.num_classes=3", "model.class_prior=1"])
+    with pytest.raises(ValueError, match=r"softmax has no independent scores: model\.class_prior=null"):
+        build.network(compose(["data.num_classes=3", "model=rtdetrv2_tiny", "loss=ce", "model.class_prior=0.1"]))
