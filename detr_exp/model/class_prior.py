@@ -23,7 +23,8 @@ def set_class_prior(network: Network, prior: float | str) -> None:
     """
     if network.activation != "sigmoid":
         raise ValueError(
-            f"model.class_prior is {prior}, but a {network.activation} has no independent scores: model.class_prior=null"
+            f"model.class_prior is {prior}, but the scores of a {network.activation} are not independent of each other: "
+            "model.class_prior=null"
         )
     score = 1 / (network.num_classes + 1) if prior == "auto" else float(prior)
     state = network.state_dict()

@@ -7,7 +7,6 @@ import torch
 
 from detr_exp import build
 from detr_exp.config.compose import compose
-from detr_exp.config.mistakes import ConfigError
 
 FAMILIES = ["rtdetrv2_tiny", "dfine_tiny", "rfdetr_seg_tiny", "rfdetr_keypoint_tiny"]
 
@@ -22,7 +21,7 @@ def biases(*overrides: str) -> dict[str, torch.Tensor]:
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize(("prior", "score"), [("null", 0.01), ("0.2", 0.2), ("auto", 0.25)])
 def test_classes_start_at_the_prior(family: str, prior: str, score: float) -> None:
-    extra = ["data.keypoints=[3]"] if "keypoint" in family else []
+    extra = ["model.keypoint_counts=[3,0,0]"] if "keypoint" in family else []
     found = biases(f"model={family}", f"model.class_prior={prior}", *extra)
     assert found
     for name, scores in found.items():
@@ -38,8 +37,6 @@ def test_nothing_else_changes() -> None:
     assert {name for name, tensor in made.state_dict().items() if not tensor.equal(plain[name])} == heads
 
 
-def test_what_is_no_probability_is_refused() -> None:
-    with pytest.raises(ConfigError, match=r"model\.class_prior"):
-        compose(["data.num_classes=3", "model.class_prior=1"])
-    with pytest.raises(ValueError, match=r"softmax has no independent scores: model\.class_prior=null"):
+def test_scores_that_depend_on_each_other_have_none() -> None:
+    with pytest.raises(ValueError, match=r"softmax are not independent of each other: model\.class_prior=null"):
         build.network(compose(["data.num_classes=3", "model=rtdetrv2_tiny", "loss=ce", "model.class_prior=0.1"]))
