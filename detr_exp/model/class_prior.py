@@ -23,7 +23,7 @@ def set_class_prior(network: Network, prior: float | str) -> None:
     """
     if network.activation != "sigmoid":
         raise ValueError(
-            f"model.class_prior is {prior}, but the scores of a {network.activation} are not independent of each other: "
+            f"model.class_prior is {prior}, but scores of a {network.activation} are not independent of each other: "
             "model.class_prior=null"
         )
     score = 1 / (network.num_classes + 1) if prior == "auto" else float(prior)

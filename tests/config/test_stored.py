@@ -63,7 +63,8 @@ def test_other_images_to_choose_by_are_another_run() -> None:
     assert upgraded({"loss": config["loss"]}).keys() == {"loss"}
 
 
-MODELS = sorted(path.stem for path in (CONF_DIR / "model").glob("*.yaml"))
+FAMILIES = ("rtdetrv2", "rfdetr")  # those that earlier versions had
+MODELS = sorted(path.stem for path in (CONF_DIR / "model").glob("*.yaml") if path.stem.startswith(FAMILIES))
 
 
 @pytest.mark.parametrize("model", MODELS)
