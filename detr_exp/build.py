@@ -72,14 +72,12 @@ def started(cfg: DictConfig, data: Labels | None = None, anew: Collection[str] |
     if "keypoint_counts" in arguments:
         extra["keypoint_counts"] = _keypoint_counts(cfg, data)
     from detr_exp import start
+    from detr_exp.model.construction import refuse_wrong_size, set_class_prior
 
     found = start.find(cfg.model.weights)
     made: Network = _instantiated(start.for_weights(cfg) if found else cfg, "model", only=arguments, **extra)
-    _refuse_size(made)
-    if (prior := cfg.model.get("class_prior")) is not None:
-        from detr_exp.model.class_prior import set_class_prior
-
-        set_class_prior(made, prior)
+    refuse_wrong_size(made)
+    set_class_prior(made, cfg.model.get("class_prior"))
     if found is None:
         return made, ""
     classes = None if data is None else data.classes or None
@@ -317,15 +315,6 @@ def _keypoint_counts(cfg: DictConfig, data: Labels | None) -> list[int]:
 
 def _num_classes(cfg: DictConfig, data: Labels | None) -> int:
     return cfg.data.num_classes if data is None else data.num_classes
-
-
-def _refuse_size(network: Network) -> None:
-    """Refuse image sizes that are not multiples of the stride of the network."""
-    size, stride = list(network.image_size), network.stride
-    if any(side % stride for side in size):
-        nearest = [[max(1, side // stride + up) * stride for side in size] for up in (0, 1)]
-        valid = " or ".join(f"model.image_size=[{height},{width}]" for height, width in nearest)
-        raise ValueError(f"model.image_size is {size}, but its sides must be multiples of {stride}; use {valid}")
 
 
 def _instantiated(cfg: DictConfig, group: str, only: Collection[str] | None = None, **extra: object) -> Any:
