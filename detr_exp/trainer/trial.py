@@ -30,7 +30,7 @@ logger = logging.getLogger(__name__)
 def pruning_check() -> PruningCheck | None:
     """(epoch from 1, monitored value) -> whether to prune; None if the run is not a trial that can be pruned.
 
-    A study that does not answer prunes nothing: training goes on.
+    A study that does not answer, or in which the trial has ended, prunes nothing: training goes on.
     """
     if TRIAL_VARIABLE not in os.environ:
         return None
@@ -50,6 +50,9 @@ def pruning_check() -> PruningCheck | None:
         try:
             trial().report(value, epoch)
             return trial().should_prune()
+        except optuna.exceptions.UpdateFinishedTrialError:  # by a user, or by another process that thinks it is dead
+            logger.warning("somebody else has ended this trial in its study; the run goes on, and is not pruned")
+            return False
         except Exception as error:
             if not isinstance(error, StorageError) and not is_outage(error):
                 raise

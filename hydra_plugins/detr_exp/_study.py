@@ -10,6 +10,7 @@ import json
 import socket
 import uuid
 from collections.abc import Callable, Container, Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from detr_exp.config.mistakes import ConfigError
@@ -159,9 +160,12 @@ class SharedStudy:
         self.patiently(lambda: self._finish(number, state, values, reason))
 
     def _finish(self, number: int, state: TrialState, values: Sequence[float] | None, reason: str | None) -> None:
+        from optuna.exceptions import UpdateFinishedTrialError
+
         trial = self.study.trials[number]
         if trial.state.is_finished():
             return
-        if reason is not None:
-            self.study._storage.set_trial_user_attr(trial._trial_id, "reason", reason)
-        self.study.tell(number, values, state)
+        with suppress(UpdateFinishedTrialError):  # somebody else has ended it meanwhile
+            if reason is not None:
+                self.study._storage.set_trial_user_attr(trial._trial_id, "reason", reason)
+            self.study.tell(number, values, state, skip_if_finished=True)

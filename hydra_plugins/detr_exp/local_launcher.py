@@ -6,7 +6,9 @@ A run that dies does not affect others, each returns its memory to the system, a
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
+import re
 import shutil
 import subprocess
 import time
@@ -20,6 +22,8 @@ from omegaconf import DictConfig
 
 from detr_exp.signals import OWNED
 from hydra_plugins.detr_exp._pool import GRACE, THREADS, Ended, Pool, State, Work, how_ended
+
+GPU = re.compile("[0-9]+|(GPU|MIG)-.+")
 
 
 class Child(NamedTuple):
@@ -107,7 +111,9 @@ class LocalLauncher(Launcher):
 def visible_gpus() -> list[str]:
     """GPUs for `CUDA_VISIBLE_DEVICES`, found without importing torch."""
     if "CUDA_VISIBLE_DEVICES" in os.environ:
-        return [name for name in os.environ["CUDA_VISIBLE_DEVICES"].split(",") if name.strip() not in ("", "-1")]
+        # CUDA sees those before the first that is none, such as the `NoDevFiles` of SLURM
+        names = (name.strip() for name in os.environ["CUDA_VISIBLE_DEVICES"].split(","))
+        return list(itertools.takewhile(GPU.fullmatch, names))
     if shutil.which("nvidia-smi") is None:
         return []
     query = ["nvidia-smi", "--query-gpu=index", "--format=csv,noheader"]

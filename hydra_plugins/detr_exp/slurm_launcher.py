@@ -41,10 +41,11 @@ for name in USR1 TERM; do trap "kill -$name $process" "$name"; done
 status=0
 while kill -0 "$process" 2>/dev/null; do wait "$process"; status=$?; done
 if [ "$status" -eq 75 ] && {{ [ -e checkpoint.pth ] || [ "${{SLURM_RESTART_COUNT:-0}}" -lt 3 ]; }}; then
-  scontrol requeue "$SLURM_JOB_ID"
+  scontrol requeue "$SLURM_JOB_ID" || status=69
 fi
 exit "$status"
 """
+NOT_QUEUED = 69  # exit status of a job that has saved, and whose machine has no scontrol that works
 # options of sbatch that this launcher sets, or that contradict one job of one process for each run
 OURS = {
     **dict.fromkeys(("signal",), "set hydra.launcher.save_seconds=..."),
@@ -281,6 +282,10 @@ def ended(state: str, code: str, machine: str) -> State:
             status, number = 0, status - 128  # as the shell says that a signal ended its process
         if number == NO_LOG:
             status, number = NOT_SHARED, 0
+        elif status == NOT_QUEUED:
+            return State(
+                machine, LostError("it has saved, but its machine has no scontrol to queue it again"), lost=True
+            )
         elif number not in (0, *valid_signals()):
             return State(machine, JobError(f"SLURM reports the exit code {code}"))
         return State(machine, how_ended(-number if number else status))

@@ -25,6 +25,6 @@ while kill -0 "$training" 2>/dev/null; do # a trap ends `wait` before the traini
 done
 # 75: it has saved after USR1. A job whose limit is too short to save anything does not go round for ever.
 if [ "$status" -eq 75 ] && { [ -e "$run/checkpoint.pth" ] || [ "${SLURM_RESTART_COUNT:-0}" -lt 3 ]; }; then
-  scontrol requeue "$SLURM_JOB_ID"
+  scontrol requeue "$SLURM_JOB_ID" || echo "to resume: hydra.run.dir=$run trainer.resume=auto" >&2
 fi
 exit "$status"

@@ -113,8 +113,15 @@ class SlurmCluster:
 
     def hide(self, name: str, folder: Path) -> None:
         """Put an empty disk over a folder on a machine, as if the machines did not share it."""
+        self._mount(name, "-t", "tmpfs", "none", str(folder))
+
+    def take_away(self, name: str, program: str) -> None:
+        """Let a machine have a command no longer."""
+        self._mount(name, "--bind", "/dev/null", str(shutil.which(program)))
+
+    def _mount(self, name: str, *words: str) -> None:
         (first,) = Path(f"/proc/{self.daemons[name].pid}/task/{self.daemons[name].pid}/children").read_text().split()
-        subprocess.run(["nsenter", "-t", first, "-m", "mount", "-t", "tmpfs", "none", folder], check=True)
+        subprocess.run(["nsenter", "-t", first, "-m", "mount", *words], check=True)
 
     def is_up(self, name: str) -> bool:
         return self.run("sinfo", "-h", "-n", name, "-p", "low", "-o", "%T", check=False) in (

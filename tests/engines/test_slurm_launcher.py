@@ -137,6 +137,27 @@ def test_a_machine_that_does_not_share_the_folder_is_named(sweep: Callable[..., 
         slurm.boot("n2")
 
 
+def test_a_job_that_its_machine_cannot_queue_again_is_submitted_again(
+    sweep: Callable[..., Sweep], slurm: SlurmCluster
+) -> None:
+    one = sweep(*APP_WORDS, *LAUNCHER, "+hydra.launcher.sbatch.nodelist=n2", "seed=1")
+    (one.folder / "hold").touch()
+    slurm.take_away("n2", "scontrol")
+    try:
+        one.start()
+        one.wait_for_files("2", 1)
+        ((id,),) = one.jobs().values()
+        slurm.run("scancel", "--batch", "--signal=USR1", id)
+        assert slurm.ended(id, LIMIT) == "FAILED"
+        (one.folder / "hold").unlink()
+        assert one.end() == 0, one.log()
+    finally:
+        slurm.kill("n2")
+        slurm.boot("n2")
+    assert [line["status"] for line in one.ledger()] == ["killed", "ok"]
+    assert "no scontrol to queue it again" in one.log()
+
+
 def test_four_trainings_end_with_the_same_bits_as_without_an_engine(
     sweep: Callable[..., Sweep],
     slurm: SlurmCluster,

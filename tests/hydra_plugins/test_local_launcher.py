@@ -103,6 +103,22 @@ def test_runs_share_threads_and_have_their_own_gpu(app: list[str], tmp_path: Pat
     assert printed == {"threads 3 gpu 5", "threads 3 gpu 7"}
 
 
+@pytest.mark.parametrize(
+    ("value", "gpus"),
+    [
+        ("0, 1", ["0", "1"]),
+        ("GPU-8932f937-d72c,MIG-GPU-89/1/0", ["GPU-8932f937-d72c", "MIG-GPU-89/1/0"]),
+        ("2,-1,3", ["2"]),
+        ("NoDevFiles", []),
+        ("none", []),
+        ("-1", []),
+    ],
+)
+def test_gpus_are_those_that_cuda_sees(value: str, gpus: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", value)
+    assert visible_gpus() == gpus
+
+
 def test_the_pool_fits_the_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     assert visible_gpus() == []

@@ -135,6 +135,7 @@ def test_silence_says_nothing_about_jobs(commands: Commands, launcher: SlurmLaun
         ("FAILED 137:0|n1", "failed", False, "SIGKILL"),
         ("FAILED 0:9|n1", "failed", False, "SIGKILL"),
         ("FAILED 75:0|n1", "killed", False, "SIGUSR1"),
+        ("FAILED 69:0|n1", "killed", True, "scontrol"),
         ("FAILED 72:0|n1", "failed", False, "hydra.sweep.dir"),
         ("FAILED 3:0|n1", "failed", False, "status 3"),
         ("FAILED 0:53|n1", "failed", False, "hydra.sweep.dir"),

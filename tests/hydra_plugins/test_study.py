@@ -101,6 +101,23 @@ def test_a_study_is_told_once(tmp_path: Path) -> None:
     assert study.trials()[0].user_attrs["reason"] == "oom: no room"
 
 
+@pytest.mark.parametrize("reason", [None, "oom: no room"])
+def test_a_trial_that_somebody_else_ends_at_the_same_time_ends_no_search(tmp_path: Path, reason: str | None) -> None:
+    study = opened(tmp_path / "a")
+    claim(study, 3, set())
+    before = study.study.trials
+    study.study.tell(0, state=optuna.trial.TrialState.FAIL)
+
+    class Late:
+        """The study as it was a moment ago."""
+
+        trials, tell, _storage = before, study.study.tell, study.study._storage
+
+    study.study = Late()
+    study.finish(0, optuna.trial.TrialState.COMPLETE, [0.5], reason)
+    assert [trial.state.name for trial in opened(tmp_path / "a").trials()] == ["FAIL"]
+
+
 def test_a_folder_is_part_of_one_study(tmp_path: Path) -> None:
     opened(tmp_path / "a")
     assert json.loads((tmp_path / "a" / LINK).read_text())["study"] == "one"

@@ -60,3 +60,5 @@ def test_a_value_that_is_no_number_is_not_reported(tmp_path: Path, monkeypatch: 
         False
     ] * 3
     assert made.trials[0].intermediate_values == {1: 0.5}
+    made.tell(0, state=optuna.trial.TrialState.FAIL)  # by somebody else
+    assert not is_behind(4, 0.1)
