@@ -7,7 +7,9 @@ a signal, which all ranks receive, the same as on one machine.
 
 from __future__ import annotations
 
+import ipaddress
 import os
+import socket
 import sys
 import time
 from argparse import Namespace
@@ -37,12 +39,39 @@ def main() -> None:
     args = parse_args(sys.argv[1:])
     if hasattr(args, "signals_to_handle"):  # not in older versions of torch
         args.signals_to_handle += ",SIGUSR1,SIGUSR2"
+    if args.rdzv_endpoint and args.local_addr is None:
+        args.local_addr = own_address(args.rdzv_endpoint)
     with TemporaryDirectory(prefix="detr_exp-") as folder:
         args.log_dir = args.log_dir or folder
         if args.max_restarts == 0:
             known = _errors(args.log_dir)
             Thread(target=_end_after_the_ranks, args=(args.log_dir, known), daemon=True).start()
         _run(run, args)
+
+
+def own_address(endpoint: str) -> str | None:
+    """The address of this machine for others: that from which it reaches the rendezvous.
+
+    `torchrun` gives them its name, which often only the machine itself can resolve, and they wait for it in silence.
+
+    Args:
+        endpoint: host, and port if there is one.
+
+    Returns:
+        None if the host cannot be resolved.
+    """
+    from torch.distributed.elastic.rendezvous.utils import parse_rendezvous_endpoint
+
+    host, port = parse_rendezvous_endpoint(endpoint, default_port=29400)
+    try:
+        family, kind, _, _, place = socket.getaddrinfo(host, port, type=socket.SOCK_DGRAM)[0]
+        with socket.socket(family, kind) as probe:
+            probe.connect(place)  # sends nothing
+            address = probe.getsockname()[0]
+    except OSError:
+        return None
+    # many machines have their own name at 127.0.1.1; the others know this one by the name that they were given
+    return host if ipaddress.ip_address(address).is_loopback else address
 
 
 def _run(run: Callable[[Namespace], None], args: Namespace) -> None:

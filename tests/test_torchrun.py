@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import re
 import signal
+import socket
 import sys
 import threading
 from argparse import Namespace
@@ -98,3 +99,17 @@ def test_it_ends_when_the_ranks_have_and_it_waits_for_a_lost_machine(monkeypatch
     monkeypatch.setattr(torchrun, "end_at_once", lambda reason, status: ended.set() if status == 75 else None)
     torchrun.main()
     assert ended.is_set()
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "address"),
+    [("127.0.0.1:29500", "127.0.0.1"), ("localhost", "localhost"), ("no.such.host.invalid:1", None)],
+)
+def test_a_machine_is_known_by_where_it_reaches_the_others(endpoint: str, address: str | None) -> None:
+    assert torchrun.own_address(endpoint) == address
+
+
+def test_a_name_that_is_a_loopback_here_is_what_the_others_were_given(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = [(socket.AF_INET, socket.SOCK_DGRAM, 0, "", ("127.0.1.1", 29400))]
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: found)
+    assert torchrun.own_address("node7") == "node7"

@@ -271,7 +271,10 @@ def work_in(folder: Path) -> Work:
 
 def passed_on() -> dict[str, str]:
     """The variables of this process that its jobs receive on other machines."""
-    return {name: value for name, value in os.environ.items() if name.upper().startswith(PASSED) and name != OWNED}
+    found = {name: value for name, value in os.environ.items() if name.upper().startswith(PASSED) and name != OWNED}
+    if modules := found.get("PYTHONPATH"):  # read before the job is in the folder of the sweep's command
+        found["PYTHONPATH"] = os.pathsep.join(map(os.path.abspath, modules.split(os.pathsep)))
+    return found
 
 
 def result_of(folder: Path, error: BaseException) -> JobReturn:

@@ -25,6 +25,9 @@ RUN = [
 ]
 
 
+NAMES = "127.0.0.1 localhost\n10.99.0.1 machine1\n10.99.0.2 machine2\n"
+
+
 class Machines:
     """Two network namespaces that share the disk; their names are those of this process."""
 
@@ -39,7 +42,7 @@ class Machines:
             ip("-n", space, "link", "set", "lo", "up")
             hosts = Path("/etc/netns", space, "hosts")
             hosts.parent.mkdir(parents=True, exist_ok=True)
-            hosts.write_text("127.0.0.1 localhost\n10.99.0.1 machine1\n10.99.0.2 machine2\n")
+            hosts.write_text(NAMES)
         ends = [[end, "netns", space] for end, space in zip(self.cables, self.spaces, strict=True)]
         ip("link", "add", *ends[0], "type", "veth", "peer", "name", *ends[1])
         for number, (space, end) in enumerate(zip(self.spaces, self.cables, strict=True), 1):
@@ -191,3 +194,21 @@ def test_a_broken_cable_ends_the_ranks_on_both_sides(
     assert f"the machine of rank 0 (machine1) has not answered for {TIMEOUT} s" in told[1]
     assert time.monotonic() - began < 200, "torchrun has waited for the machine"
     assert "Traceback" not in "".join(told)
+
+
+def test_machines_that_know_only_their_own_names_train_together(
+    machines: Machines,
+    undisturbed: Path,
+    some_seconds: list[str],
+    differences: Callable[[Path, Path], list[str]],
+    tmp_path: Path,
+) -> None:
+    files_of = [Path("/etc/netns", space, "hosts") for space in machines.spaces]
+    for number, hosts in enumerate(files_of, 1):
+        hosts.write_text("".join(line for line in NAMES.splitlines(True) if f"machine{3 - number}" not in line))
+    try:
+        finish(machines, tmp_path, some_seconds)
+    finally:
+        for hosts in files_of:
+            hosts.write_text(NAMES)
+    assert not differences(tmp_path / "run", undisturbed)
