@@ -24,6 +24,7 @@ BF16_IS_THERE, SKIPPED = cpu_has_bf16(), why_bf16_is_not_judged()
 # name, words, side, peer, gates: folded in float32 beside the peer, fastest form beside ONNX Runtime
 NETWORKS = (
     ("RT-DETRv2-R18, 640 px", ("model=rtdetrv2",), 640, "transformers", (0.80, 0.35)),
+    ("D-FINE-N, 640 px", ("model=dfine_n",), 640, "transformers", (0.75, 0.35)),
     ("RF-DETR Nano, 384 px", ("model=rfdetr", "loss=ia_bce"), 384, "rfdetr", (0.99, 0.55)),
 )
 FORMS = ("folded", *(["compiled_bf16"] if BF16_IS_THERE else []), "onnx")

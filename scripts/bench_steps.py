@@ -14,6 +14,7 @@ from training_step import BF16, FP32, batch_of, config, ours, rfdetr, transforme
 from detr_exp.trainer.hardware import cpu_has_bf16
 
 RTDETR = ("model=rtdetrv2",)
+DFINE = ("model=dfine_n", "loss=dfine")
 RFDETR = ("model=rfdetr", "loss=ia_bce")
 IMAGES = 2
 BF16_IS_THERE, SKIPPED = cpu_has_bf16(), why_bf16_is_not_judged()
@@ -21,6 +22,7 @@ BF16_IS_THERE, SKIPPED = cpu_has_bf16(), why_bf16_is_not_judged()
 NETWORKS = (
     ("RT-DETRv2-R18, 320 px", RTDETR, 320, "transformers", (0.92, 0.62)),
     ("RT-DETRv2-R18, 640 px", RTDETR, 640, "transformers", (0.95, 0.52)),
+    ("D-FINE-N, 320 px", DFINE, 320, "transformers", (0.75, 0.62)),
     ("RF-DETR Nano, 384 px", RFDETR, 384, "rfdetr", (0.98, 0.65)),
 )
 TEXT = """

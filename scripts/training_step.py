@@ -20,7 +20,7 @@ import torch
 from torch import nn
 
 from detr_exp import build
-from detr_exp.model.pretrained_rtdetr import huggingface_config
+from detr_exp.model import pretrained_dfine, pretrained_rtdetr
 from detr_exp.structures import Batch, Target, Targets
 from detr_exp.trainer import distributed
 from detr_exp.trainer.ema import EMA
@@ -102,7 +102,7 @@ def stepper(cfg: Any, compiled: Mapping[str, Any] | None = None) -> Callable[[li
 
 
 def transformers(batch: Batch, cfg: Any, way: Way = ON_CPU) -> Step:
-    """Its RT-DETRv2 of the same make."""
+    """Its RT-DETRv2 or D-FINE of the same make."""
     network = transformers_network(cfg).to(way.device)
     batch = batch.to(torch.device(way.device))
     labels = [{"class_labels": a, "boxes": b} for a, b in per_image(batch)]
@@ -119,16 +119,19 @@ def transformers(batch: Batch, cfg: Any, way: Way = ON_CPU) -> Step:
 
 def transformers_network(cfg: Any, num_classes: int = CLASSES) -> nn.Module:
     """The network of transformers for a config of ours, with random weights."""
+    import transformers as theirs
     from omegaconf import OmegaConf
-    from transformers import RTDetrResNetConfig, RTDetrV2Config, RTDetrV2ForObjectDetection
 
-    settings = huggingface_config(OmegaConf.to_container(cfg.model, resolve=True), [str(c) for c in range(num_classes)])
+    model = OmegaConf.to_container(cfg.model, resolve=True)
+    names = pretrained_dfine if "num_bins" in model else pretrained_rtdetr
+    settings = names.huggingface_config(model, [str(c) for c in range(num_classes)])
+    (kind,) = settings.pop("architectures")
+    configs = {"rt_detr_v2": theirs.RTDetrV2Config, "d_fine": theirs.DFineConfig}
+    backbones = {"rt_detr_resnet": theirs.RTDetrResNetConfig, "hgnet_v2": theirs.HGNetV2Config}
     backbone = settings.pop("backbone_config")
-    for name in ("architectures", "model_type"):
-        settings.pop(name)
-    backbone.pop("model_type")
+    settings["backbone_config"] = backbones[backbone.pop("model_type")](**backbone)
     torch.manual_seed(0)
-    return RTDetrV2ForObjectDetection(RTDetrV2Config(backbone_config=RTDetrResNetConfig(**backbone), **settings))
+    return getattr(theirs, kind)(configs[settings.pop("model_type")](**settings))
 
 
 def rfdetr(batch: Batch, way: Way = ON_CPU) -> Step:

@@ -95,10 +95,8 @@ def test_every_layer_of_transformers(make, randomise):
         torch.testing.assert_close(found, wanted, **CLOSE, msg=lambda text, name=name: f"{name}: {text}")
 
 
-@pytest.mark.parametrize(
-    ("family", "size"),
-    [("dfine", "n"), ("deim", "n"), *(pytest.param("deim", s, marks=pytest.mark.slow) for s in "sm")],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize(("family", "size"), [("dfine", "n"), ("deim", "n"), ("deim", "s"), ("deim", "m")])
 def test_every_layer_of_libreyolo(family, size, make, randomise, targets):
     """In training, with denoising: boxes that noise has turned inside out are turned back."""
     words = [
