@@ -29,6 +29,7 @@ Command = Callable[..., int]
 SCRIPT = Path(__file__).resolve().parent.parent / "scripts" / "onnx_predict.py"
 NETWORKS = {
     "rtdetrv2": ["model=rtdetrv2_tiny", "model.image_size=[64,64]", "data.num_classes=4"],
+    "dfine": ["model=dfine_tiny", "model/backbone=hgnetv2_b0", "model.image_size=[64,64]", "data.num_classes=4"],
     "rfdetr": ["model=rfdetr", "model.image_size=[96,96]", "data.num_classes=4"],
     "rfdetr_seg": ["model=rfdetr_seg", "model.image_size=[96,96]", "data.num_classes=4"],
     "rfdetr_keypoint": ["model=rfdetr_keypoint", "model.image_size=[96,96]", "data.num_classes=2"],
@@ -193,7 +194,7 @@ def test_detections_from_the_graph_are_those_of_the_network(name: str) -> None:
 @pytest.mark.parametrize(
     ("form", "name"),
     [(form, name) for form in ("onnx", "torchscript") for name in (*NETWORKS, "discrete")]
-    + [("openvino", "rtdetrv2"), ("openvino", "rfdetr_seg")],
+    + [("openvino", "rtdetrv2"), ("openvino", "dfine"), ("openvino", "rfdetr_seg")],
 )
 def test_every_network_in_every_format(form: str, name: str, tmp_path: Path) -> None:
     if form != "torchscript":
