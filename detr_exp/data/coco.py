@@ -11,15 +11,17 @@ from typing import Any
 
 import numpy as np
 
+from detr_exp.data import index
 from detr_exp.data.coco_categories import read_categories, renamed
 from detr_exp.data.coco_rows import REFUSED, Annotations, related
 from detr_exp.data.content import SPLITS, Category, Content, Split
 from detr_exp.data.fields import is_int, is_number
 from detr_exp.data.files import Folder
-from detr_exp.data.image import MAX_PIXELS, read_size
+from detr_exp.data.image import MAX_PIXELS
 from detr_exp.data.json_stream import read_json
 from detr_exp.data.problems import Problems, short
 from detr_exp.data.rows import Images, tabulated
+from detr_exp.data.seen import Stamp, stamp_of
 from detr_exp.data.table import TableSplit
 
 ROBOFLOW = "_annotations.coco.json"
@@ -53,11 +55,14 @@ def coco(
             f"(found: {folder.names()}); name the file: data.train.annotations=... data.train.images=..."
         )
     path = found["train"][0]
-    document = _Document.read(path)
+    held: dict[str, _Document] = {}  # kept until the split is read, so that a large file is parsed only once
     problems = Problems(str(path))
-    categories = read_categories(document.categories, document.annotations, problems)
-    problems.report()
-    held = {"train": document}  # kept until the split is read, so that a large file is parsed only once
+
+    def read_classes() -> tuple[list[Category], int]:
+        held["train"] = document = _Document.read(folder, path)
+        return read_categories(document.categories, document.annotations, problems), len(document.images)
+
+    categories = index.categories(folder, {"layout": "coco"}, problems, read_classes)
     read: dict[str, Callable[[], Split]] = {
         name: partial(_split, folder, name, *place, categories, held, on_error)
         for name, place in found.items()
@@ -109,16 +114,18 @@ class _Document:
         annotations: its list.
         categories: its list.
         sha256: of the file, in hex.
+        stamp: of the file, from before it was read.
     """
 
     images: list[Any] = field(default_factory=list)
     annotations: Annotations = field(default_factory=Annotations)
     categories: list[Any] = field(default_factory=list)
     sha256: str = ""
+    stamp: Stamp = (0, 0, 0)
 
     @classmethod
-    def read(cls, path: Path) -> _Document:
-        found = cls()
+    def read(cls, folder: Folder, path: Path) -> _Document:
+        found = cls(stamp=stamp_of(path))
         places = {"images": lambda entry: found.images.append(_slim(entry)), "annotations": found.annotations.add}
         try:
             rest, found.sha256 = read_json(path, places)
@@ -128,6 +135,7 @@ class _Document:
             if not isinstance(rest.get(key), list):
                 raise ValueError(f"{path} has no list {key!r}; a COCO file needs images, annotations and categories")
         found.categories = rest["categories"]
+        folder.seen.contents[str(path)] = found.stamp, found.sha256
         return found
 
 
@@ -145,14 +153,19 @@ def _split(
     held: dict[str, _Document],
     on_error: str,
 ) -> TableSplit:
-    document = held.pop(name, None) or _Document.read(path)
     problems = Problems(str(path), on_error)
-    images, index_of = _images(folder, name, path, image_folder, document.images, problems)
-    names = renamed(document.categories, document.annotations.used, categories, problems)
-    sizes = np.array(images.sizes, np.int64).reshape(-1, 2)
-    rows = related(document.annotations, index_of, sizes, categories, names, problems)
-    split = tabulated(images, rows, categories, document.sha256, problems)
-    problems.report()
+
+    def read() -> TableSplit:
+        document = held.pop(name, None) or _Document.read(folder, path)
+        folder.seen.contents[str(path)] = document.stamp, document.sha256
+        images, index_of = _images(folder, name, path, image_folder, document.images, problems)
+        names = renamed(document.categories, document.annotations.used, categories, problems)
+        sizes = np.array(images.sizes, np.int64).reshape(-1, 2)
+        rows = related(document.annotations, index_of, sizes, categories, names, problems)
+        return tabulated(images, rows, categories, document.sha256, problems)
+
+    key = {"layout": "coco", "split": name, "images": image_folder and str(image_folder)}
+    split = index.split(folder, key, problems, categories, read)
     if not len(split):
         raise ValueError(f"{path} lists no images; a {name} split needs at least one")
     return split
@@ -179,7 +192,7 @@ def _images(
         height, width = entry.get("height"), entry.get("width")
         if height is None or width is None:
             try:
-                height, width = read_size(file)
+                height, width = folder.size(file)
             except ValueError as error:
                 problems.image(f"image {number}: {error}")
                 continue
@@ -206,7 +219,7 @@ def _image_folder(folder: Folder, name: str, path: Path, entries: Sequence[Any])
         tried += [folder.root / part, folder.root / "images" / part]
     tried += [folder.root / "images", folder.root]
     for candidate in tried:
-        if first and os.path.isfile(candidate / first):
+        if first and folder.is_file(candidate / first):
             return candidate
     if not first:
         return path.parent

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import os
 from collections.abc import Callable, Sequence
 from copy import copy
 from dataclasses import replace
 from functools import cached_property
-from pathlib import Path
+from itertools import islice
 from typing import Protocol
 
+import numpy as np
 from torch.utils.data import DataLoader
 
 from detr_exp.data.augment import Augment
@@ -19,16 +19,15 @@ from detr_exp.data.cache import image_cache
 from detr_exp.data.classes import ClassMap, confusable
 from detr_exp.data.collate import Sample
 from detr_exp.data.content import SPLITS, Source, Split
-from detr_exp.data.files import is_image
 from detr_exp.data.halves import halves
-from detr_exp.data.headers import check_headers
+from detr_exp.data.headers import check_headers, unlisted
 from detr_exp.data.keypoints import FlipPairs, KeypointSchema, mirror_remarks, schema
 from detr_exp.data.loader import Loading, Samples
 from detr_exp.data.part import Part
 from detr_exp.data.problems import DataError, Problems, listed
 from detr_exp.data.sampler import EvalSampler, TrainSampler, multi_scale_sizes
 from detr_exp.data.splits import HELD_OUT
-from detr_exp.data.table import TableSplit
+from detr_exp.data.table import TableSplit, flat
 from detr_exp.protocols import missing
 
 log = logging.getLogger(__name__)
@@ -249,7 +248,7 @@ class DataSet:
 
         A setup that cannot overfit a few images has a fault that more data do not fix.
         """
-        indices = [i for i in range(len(self.train)) if len(self.train.objects(i))][:count]
+        indices = [*islice((i for i in range(len(self.train)) if len(self.train.objects(i))), count)]
         part = Part(self.train, indices or range(min(count, len(self.train))))
         few = copy(self)
         for name in (*SPLITS, "fingerprint"):
@@ -265,7 +264,9 @@ class DataSet:
             DataError: there are too few images with objects.
         """
         whole = self.split("val")
-        shown = [set(whole.objects(i).categories.tolist()) for i in range(len(whole))]
+        all_of = flat(whole)
+        parts_of = np.split(all_of.categories, np.cumsum(all_of.counts)[:-1])
+        shown = [set(categories.tolist()) for categories in parts_of]
         if (count := sum(map(bool, shown))) < 2:
             raise DataError(
                 f"{self.content.origin}: {count} validation image{'' if count == 1 else 's'} with objects cannot both "
@@ -317,12 +318,9 @@ class DataSet:
     def _name_unlisted(self) -> None:
         """Report images that lie beside those of the splits but belong to no split."""
         splits = [split for name in self.content.read if isinstance(split := self.split(name), TableSplit)]
-        listed_ones = {Path(path) for split in splits for path in split.paths}
         problems = Problems(self.content.origin)
-        for place in sorted({path.parent for path in listed_ones}):
-            for name in sorted(os.listdir(place)):
-                if is_image(name) and place / name not in listed_ones:
-                    problems.note("images that lie beside others and that no split lists", str(place / name))
+        for path in unlisted(splits):
+            problems.note("images that lie beside others and that no split lists", path)
         problems.report()
 
     def _check(self, name: str, problems: Problems) -> None:
@@ -331,7 +329,7 @@ class DataSet:
         if isinstance(split, TableSplit):
             spoiled = check_headers(split, problems)
             account = split.account + f"; {len(spoiled)} of the images cannot be read" * bool(spoiled)
-            is_empty = is_empty or not any(len(split.objects(i)) for i in range(len(split)) if i not in spoiled)
+            is_empty = split.counts.sum() == split.counts[list(spoiled)].sum()
         if is_empty and name == "train":
             problems.error("no object to train on; fix the annotations, or the paths where they are searched", account)
         elif is_empty:

@@ -9,8 +9,9 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from detr_exp.data.image import SUFFIXES
+from detr_exp.data.image import SUFFIXES, read_size
 from detr_exp.data.problems import Problems
+from detr_exp.data.seen import Seen, listing
 
 _CLOSED = "cannot be read"
 _COMPANIONS = {".cache", ".csv", ".db", ".html", ".ini", ".json", ".md", ".npy", ".txt", ".xml", ".yaml", ".yml"}
@@ -41,8 +42,14 @@ class Folder:
         self.allowed = [
             Path(os.path.realpath(path)) for path in (self.root, *(Path(e).expanduser() for e in extra_roots))
         ]
+        self.seen = Seen()
         self._inside: dict[str, bool] = {}
+        self._entries: dict[str, tuple[list[os.DirEntry[str]], str]] = {}
         self._images: dict[Path, dict[str, list[Path]]] = {}
+
+    def identity(self) -> dict[str, object]:
+        """The folders, as values of JSON."""
+        return {"root": str(self.root), "place": os.path.abspath(self.root), "allowed": list(map(str, self.allowed))}
 
     def inside(self, path: Path) -> bool:
         """Whether `path`, links followed, lies in the folder or an extra one."""
@@ -51,15 +58,23 @@ class Folder:
 
     def complaint(self, path: Path) -> str | None:
         """Why `path` cannot be read as a file of this data set; None if it can."""
-        parent = str(path.parent)
+        parent, seen = str(path.parent), self.seen
         try:
             mode = os.lstat(path).st_mode
             linked = stat.S_ISLNK(mode)
             mode = os.stat(path).st_mode if linked else mode
             if parent not in self._inside:
                 self._inside[parent] = self.inside(path.parent)
+            if parent not in seen.targets:
+                seen.targets[parent] = os.path.realpath(parent)
         except (OSError, ValueError):
+            seen.file(path)
             return f"{str(path)!r:.400} does not exist"
+        if linked or not stat.S_ISREG(mode):
+            seen.file(path)
+            seen.targets[str(path)] = os.path.realpath(path)
+        else:
+            seen.plain[parent].append(path.name)
         if not self._inside[parent] or (linked and not self.inside(path)):
             return (
                 f"{str(path)!r} lies outside data.root ({os.path.realpath(path)}); allow its folder with "
@@ -74,9 +89,46 @@ class Folder:
         real = os.path.realpath(link)
         return f"{str(link)!r} lies outside data.root ({real}); allow it with data.source.extra_roots=[...]"
 
+    def entries(self, place: Path) -> list[os.DirEntry[str]]:
+        """What is in a folder, by name; listed once.
+
+        Raises:
+            OSError: it cannot be read.
+        """
+        name = str(place)
+        if name not in self._entries:
+            try:
+                self._entries[name] = listing(place)
+            except OSError:
+                self.seen.file(place)
+                raise
+        entries, self.seen.listings[name] = self._entries[name]
+        self.seen.targets[name] = os.path.realpath(place)
+        return entries
+
+    def is_file(self, path: Path) -> bool:
+        """Whether a file is there, links followed."""
+        self.seen.file(path)
+        return os.path.isfile(path)
+
+    def exists(self, path: Path) -> bool:
+        """Whether anything is there, links followed."""
+        self.seen.file(path)
+        return os.path.exists(path)
+
+    def data(self, path: Path) -> bytes:
+        """The content of a file."""
+        self.seen.file(path)
+        return path.read_bytes()
+
+    def size(self, path: Path) -> tuple[int, int]:
+        """(height, width) of an image, as `read_size`."""
+        self.seen.file(path)
+        return read_size(path)
+
     def files(self, start: Path, problems: Problems) -> list[Path]:
         """Every file in a folder of the data set and below; reports folders that cannot or must not be read."""
-        found, left_out = files_below(start, self.refuses)
+        found, left_out = self.below(start)
         for place, reason in left_out:
             if reason.startswith(_CLOSED):
                 problems.error("folders that cannot be read; change their permissions", f"{place} {reason}")
@@ -86,11 +138,19 @@ class Folder:
                 problems.error("linked folders that point outside the data set", reason)
         return found
 
+    def below(self, start: Path) -> tuple[list[Path], list[tuple[Path, str]]]:
+        """As `files_below`, within the data set."""
+        return files_below(start, self.refuses, self.entries)
+
     def images(self, place: Path) -> dict[str, list[Path]]:
         """The images in a folder by their name without suffix; listed once."""
+        try:
+            entries = self.entries(place)
+        except (FileNotFoundError, NotADirectoryError):
+            return {}
         if place not in self._images:
             found = self._images.setdefault(place, {})
-            for name in sorted(os.listdir(place) if place.is_dir() else ()):
+            for name in (entry.name for entry in entries):
                 if is_image(name):
                     found.setdefault(os.path.splitext(name)[0], []).append(place / name)
         return self._images[place]
@@ -102,7 +162,9 @@ class Folder:
 
 
 def files_below(
-    start: Path, refuse: Callable[[Path], str | None] = lambda link: None
+    start: Path,
+    refuse: Callable[[Path], str | None] = lambda link: None,
+    scan: Callable[[Path], Sequence[os.DirEntry[str]]] = lambda folder: listing(folder)[0],
 ) -> tuple[list[Path], list[tuple[Path, str]]]:
     """Every file in a folder and below, linked folders included.
 
@@ -111,6 +173,7 @@ def files_below(
     Args:
         start: the folder.
         refuse: why a linked folder must not be entered; None where it may.
+        scan: the entries of a folder, by name.
 
     Returns:
         the files, by the path that led to them, and the folders that were left out, each with the reason.
@@ -133,7 +196,7 @@ def files_below(
             continue
         seen.add(real)
         try:
-            entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
+            entries = scan(folder)
         except OSError as error:
             left_out.append((folder, f"{_CLOSED} ({error.strerror})"))
             continue

@@ -10,14 +10,20 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
+from detr_exp.data.files import is_image
 from detr_exp.data.image import ImageError, refuse_size
 from detr_exp.data.problems import Problems
 from detr_exp.data.table import TableSplit
 
 log = logging.getLogger(__name__)
+Made = TypeVar("Made")
+_MANY, _AHEAD = 32, 512  # numbers a thread takes at a time; and such parts that are begun before the first is used
 THREADS = 8  # network disks serve several requests at once
 
 
@@ -27,7 +33,7 @@ def check_headers(split: TableSplit, problems: Problems) -> set[int]:
     if remembered.exists():
         return set()
     with ThreadPoolExecutor(THREADS) as pool:
-        complaints = {i: c for i, c in enumerate(pool.map(lambda i: _complaint(split, i), range(len(split)))) if c}
+        complaints = {i: c for i, c in enumerate(in_turn(pool, partial(_complaint, split), len(split))) if c}
     for complaint in complaints.values():
         problems.image(complaint)
     if complaints:
@@ -38,6 +44,19 @@ def check_headers(split: TableSplit, problems: Problems) -> set[int]:
     except OSError as error:
         log.info("the headers of %d images are valid, but this result cannot be saved: %s", len(split), error)
     return set()
+
+
+def unlisted(splits: Iterable[TableSplit]) -> Iterator[str]:
+    """The images that lie in the folders of others and belong to no split."""
+    names_in: dict[str, set[str]] = {}
+    for split in splits:
+        for path in split.paths:
+            place, _, name = path.rpartition(os.sep)
+            names_in.setdefault(place, set()).add(name)
+    for place in sorted(names_in, key=Path):
+        for name in sorted(set(os.listdir(place or os.curdir)) - names_in[place]):
+            if is_image(name):
+                yield str(Path(place, name))
 
 
 def stamp(split: TableSplit) -> str:
@@ -51,6 +70,15 @@ def stamp(split: TableSplit) -> str:
         else:
             digest.update(f"\n{path} {status.st_size} {status.st_mtime_ns}".encode(errors="surrogateescape"))
     return digest.hexdigest()
+
+
+def in_turn(pool: ThreadPoolExecutor, do: Callable[[int], Made], count: int) -> Iterator[Made]:
+    """What `do` returns for each number below `count`, in order; each thread takes many at a time, and few wait."""
+    starts = range(0, count, _MANY)
+    for first in range(0, len(starts), _AHEAD):
+        some = starts[first : first + _AHEAD]
+        for done in pool.map(lambda start: [do(i) for i in range(start, min(start + _MANY, count))], some):
+            yield from done
 
 
 def _complaint(split: TableSplit, index: int) -> str | None:

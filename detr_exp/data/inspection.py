@@ -7,10 +7,11 @@ continues, but something is dropped or likely wrong) or notes.
 from __future__ import annotations
 
 import hashlib
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -18,10 +19,11 @@ import numpy as np
 
 from detr_exp.data.content import SPLITS, Split
 from detr_exp.data.dataset import DataSet
+from detr_exp.data.headers import in_turn
 from detr_exp.data.image import ImageError, oddities
 from detr_exp.data.keypoints import SIDEWAYS, mirror_remarks, split_words
 from detr_exp.data.problems import Problems, collected
-from detr_exp.data.table import TableSplit
+from detr_exp.data.table import TableSplit, flat
 from detr_exp.values import Values
 
 Made = TypeVar("Made")
@@ -133,23 +135,22 @@ def from_problems(problems: Sequence[Problems]) -> Iterator[Finding]:
 
 def check_images(found: Inspection, splits: Mapping[str, TableSplit], on_error: str) -> None:
     """Decode every image; report those that cannot be read, are rotated or misnamed, or occur more than once."""
-    places: dict[str, list[str]] = defaultdict(list)
+    places: dict[bytes, list[tuple[str, int]]] = defaultdict(list)
     said = {case for finding in found.findings for case in finding.cases}  # of headers
     with ThreadPoolExecutor(THREADS) as pool:
         for name, split in splits.items():
             problems = Problems(name, on_error)
-            for index, (digest, remarks) in enumerate(pool.map(lambda i, s=split: _looked_at(s, i), range(len(split)))):
-                path = split.paths[index]
+            for index, (digest, remarks) in enumerate(in_turn(pool, partial(_looked_at, split), len(split))):
                 if digest is None:
                     if remarks[0] not in said:
                         problems.image(remarks[0])
                     continue
-                places[digest].append(f"{name} {path}")
+                places[digest].append((name, index))
                 for remark in remarks:
-                    problems.warn(remark, path)
+                    problems.warn(remark, split.paths[index])
             found.findings += from_problems([problems])
     repeated = [group for group in places.values() if len(group) > 1]
-    across = [group for group in repeated if len({place.split(" ", 1)[0] for place in group}) > 1]
+    across = [group for group in repeated if len({name for name, _ in group}) > 1]
     for source, kind, groups in (
         (
             "between splits",
@@ -158,10 +159,11 @@ def check_images(found: Inspection, splits: Mapping[str, TableSplit], on_error: 
         ),
         ("within a split", "images occur more than once", [group for group in repeated if group not in across]),
     ):
-        found.add("warning", source, kind, sorted(" = ".join(group) for group in groups))
+        named = (" = ".join(f"{name} {splits[name].paths[i]}" for name, i in group) for group in groups)
+        found.add("warning", source, kind, sorted(named))
 
 
-def _looked_at(split: TableSplit, index: int) -> tuple[str | None, list[str]]:
+def _looked_at(split: TableSplit, index: int) -> tuple[bytes | None, list[str]]:
     """(hash of the decoded pixels, remarks), or (None, [what is wrong])."""
     path = Path(split.paths[index])
     try:
@@ -170,7 +172,7 @@ def _looked_at(split: TableSplit, index: int) -> tuple[str | None, list[str]]:
     except ImageError as error:
         return None, [str(error)]
     digest = hashlib.blake2b(pixels.tobytes(), digest_size=16, key=repr(pixels.shape).encode())
-    return digest.hexdigest(), remarks
+    return digest.digest(), remarks
 
 
 # ------------------------------------------------------------------------------------------------------------ numbers
@@ -178,11 +180,8 @@ def _looked_at(split: TableSplit, index: int) -> tuple[str | None, list[str]]:
 
 def split_facts(found: Inspection, name: str, split: Split, image_size: tuple[int, int], num_queries: int) -> Values:
     """Statistics of one split: images, objects, sizes; unusual values are reported."""
-    objects = [split.objects(index) for index in range(len(split))]
-    counts = np.array([len(o) for o in objects])
-    sizes = np.array([split.size(index) for index in range(len(split))])
-    boxes = np.concatenate([o.boxes_xyxy for o in objects] or [np.zeros((0, 4))])
-    owner = np.repeat(np.arange(len(split)), counts)
+    all_of = flat(split)
+    counts, sizes, boxes, owner = all_of.counts, all_of.sizes, all_of.boxes_xyxy, all_of.owner
     sides = boxes[:, 2:] - boxes[:, :2]
     areas = sides.prod(1)
     scale = np.array(image_size[::-1]) / sizes[owner][:, ::-1]
@@ -230,22 +229,18 @@ def class_facts(found: Inspection, data: DataSet, splits: Mapping[str, Split]) -
         if data.class_map.by_label[label] is not None
     ]
     for split_name, split in splits.items():
-        sides: dict[int, list[float]] = defaultdict(list)
-        images: Counter[int] = Counter()
-        for index in range(len(split)):
-            objects = split.objects(index)
-            images.update(set(objects.categories.tolist()))
-            extents = (objects.boxes_xyxy[:, 2:] - objects.boxes_xyxy[:, :2]).prod(1)
-            for category, area in zip(objects.categories.tolist(), extents.tolist()):
-                sides[category].append(area**0.5)
+        all_of = flat(split)
+        sides = np.sqrt((all_of.boxes_xyxy[:, 2:] - all_of.boxes_xyxy[:, :2]).prod(1))
+        owner, missing = all_of.owner, []
         for row in rows:
-            own = sides[row["id"]]
+            own = all_of.categories == row["id"]
             row[split_name] = {
-                "objects": len(own),
-                "pictures": images[row["id"]],
-                "median_side": round(float(np.median(own)), 1) if own else None,
+                "objects": int(own.sum()),
+                "pictures": len(np.unique(owner[own])),
+                "median_side": round(float(np.median(sides[own])), 1) if own.any() else None,
             }
-        missing = [f"{row['id']} {row['name']!r}" for row in rows if not sides[row["id"]]]
+            if not own.any():
+                missing.append(f"{row['id']} {row['name']!r}")
         what = "never learned" if split_name == "train" else "not measured here"
         found.add("warning", split_name, f"classes without objects: {what}", missing)
     return rows

@@ -8,10 +8,10 @@ distinguished, and linked folders are followed.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from detr_exp.data.files import Folder, decoded, files_below
+from detr_exp.data.files import Folder, decoded
 from detr_exp.data.problems import Problems
 
 IMAGES, LABELS = "images", "labels"
@@ -19,18 +19,18 @@ _ROW = 5  # smallest number of values in a row
 
 
 class Labels:
-    """The label files of a data set; each folder is listed only once.
+    """The label files of a split.
 
     Args:
         folder: of the data set.
+        said: label files without image that were already reported; `check` adds to them.
     """
 
-    def __init__(self, folder: Folder) -> None:
-        self.folder = folder
+    def __init__(self, folder: Folder, said: set[Path]) -> None:
+        self.folder, self._said = folder, said
         self._children: dict[Path, dict[str, list[str]]] = {}
         self._texts: dict[Path, dict[str, list[str]]] = {}
         self._places: dict[tuple[Path, bool], list[Path]] = {}
-        self._said: set[Path] = set()
 
     def of(self, image: Path) -> list[Path]:
         """The possible label files of an image, the most likely first."""
@@ -57,7 +57,7 @@ class Labels:
             folders.setdefault(image.parent, []).append(image)
         for place in dict.fromkeys(place for folder in folders for place in self.places(folder)):
             for file in self._texts_below(place):
-                if file in claimed or file in self._said or self._has_image(file) or not _has_rows(file):
+                if file in claimed or file in self._said or self._has_image(file) or not self._has_rows(file):
                     continue
                 self._said.add(file)
                 problems.warn("label files without image were left out, with their objects", str(file))
@@ -78,7 +78,7 @@ class Labels:
                 kind = "images that share a label file, since their names differ only in the suffix; rename them"
                 problems.warn(kind, f"{files[0]}: {owner[files[0]].name}, {image.name}")
             for other in files[1:]:
-                if _has_rows(other) and other.read_bytes() != files[0].read_bytes():
+                if self._has_rows(other) and self.folder.data(other) != self.folder.data(files[0]):
                     kind = "only the first label file was used, since the image has several that differ"
                     problems.warn(kind, f"{other}, for {files[0]}")
 
@@ -112,7 +112,7 @@ class Labels:
 
     def _texts_below(self, place: Path) -> Iterator[Path]:
         if any(part.lower() == LABELS for part in _split(place, self._base(place))):
-            for file in files_below(place, self.folder.refuses)[0]:
+            for file in self.folder.below(place)[0]:
                 if file.suffix.lower() == ".txt":
                     yield file
         else:
@@ -148,17 +148,35 @@ class Labels:
         """The subfolders by lower-case name, or the text files by stem."""
         if place not in known:
             listing: dict[str, list[str]] = {}
+            entries = self._entries(place)
             if known is self._children:
-                for name in _names(place):
-                    if not os.path.splitext(name)[1] or os.path.isdir(place / name):
-                        listing.setdefault(name.lower(), []).append(name)
+                for entry in entries:
+                    if not os.path.splitext(entry.name)[1] or os.path.isdir(entry):
+                        listing.setdefault(entry.name.lower(), []).append(entry.name)
             else:
-                for name in sorted(_names(place), key=lambda name: not name.endswith(".txt")):
+                for name in sorted((entry.name for entry in entries), key=lambda name: not name.endswith(".txt")):
                     stem, suffix = os.path.splitext(name)
                     if suffix.lower() == ".txt":
                         listing.setdefault(stem, []).append(name)
             known[place] = listing
         return known[place]
+
+    def _entries(self, place: Path) -> Sequence[os.DirEntry[str]]:
+        try:
+            return self.folder.entries(place)
+        except (FileNotFoundError, NotADirectoryError):
+            return ()
+        except OSError as error:  # an error, not "no labels"
+            raise ValueError(f"{place} cannot be read ({error.strerror}); change their permissions") from error
+
+    def _has_rows(self, file: Path) -> bool:
+        """Whether a text file looks like rows of numbers rather than a list or a text."""
+        try:
+            lines = decoded(self.folder.data(file), file).splitlines() if self.folder.is_file(file) else []
+            words = next((line.split() for line in lines if line.strip()), [])
+            return len(words) >= _ROW and all(map(_is_number, words[1:_ROW]))
+        except (OSError, ValueError):
+            return True  # unknown
 
     def _base(self, path: Path) -> Path:
         roots = (self.folder.root, *self.folder.allowed)
@@ -167,25 +185,6 @@ class Labels:
 
 def _split(path: Path, base: Path) -> list[str]:
     return list(path.relative_to(base).parts)
-
-
-def _names(place: Path) -> list[str]:
-    try:
-        return os.listdir(place)
-    except (FileNotFoundError, NotADirectoryError):
-        return []
-    except OSError as error:  # an error, not "no labels"
-        raise ValueError(f"{place} cannot be read ({error.strerror}); change their permissions") from error
-
-
-def _has_rows(file: Path) -> bool:
-    """Whether a text file looks like rows of numbers rather than a list or a text."""
-    try:
-        lines = decoded(file.read_bytes(), file).splitlines() if file.is_file() else []
-        words = next((line.split() for line in lines if line.strip()), [])
-        return len(words) >= _ROW and all(map(_is_number, words[1:_ROW]))
-    except (OSError, ValueError):
-        return True  # unknown
 
 
 def _is_number(word: str) -> bool:

@@ -14,10 +14,45 @@ from pathlib import Path
 
 import numpy as np
 
-from detr_exp.data.content import Category, Objects, Outline
+from detr_exp.data.content import Category, Objects, Outline, Split
 from detr_exp.data.image import read_image
 from detr_exp.data.outlines import unpacked
 from detr_exp.values import Values
+
+
+@dataclass
+class Flat:
+    """The objects of all images of a split.
+
+    Attributes:
+        sizes: `[I, 2]` (height, width) of the images.
+        counts: `[I]` their numbers of objects.
+        categories: `[n]` of the objects, image after image.
+        boxes_xyxy: `[n, 4]` of the objects, in pixels.
+    """
+
+    sizes: np.ndarray
+    counts: np.ndarray
+    categories: np.ndarray
+    boxes_xyxy: np.ndarray
+
+    @property
+    def owner(self) -> np.ndarray:
+        """`[n]` the image of each object."""
+        return np.repeat(np.arange(len(self.counts)), self.counts)
+
+
+def flat(split: Split) -> Flat:
+    """The objects of any split."""
+    if isinstance(split, TableSplit):
+        return split.flat()
+    found = [split.objects(index) for index in range(len(split))]
+    return Flat(
+        np.array([split.size(index) for index in range(len(split))]).reshape(-1, 2),
+        np.array([len(objects) for objects in found], np.int64),
+        np.concatenate([np.zeros(0, np.int64), *(objects.categories for objects in found)]),
+        np.concatenate([np.zeros((0, 4)), *(objects.boxes_xyxy for objects in found)]),
+    )
 
 
 @dataclass
@@ -97,6 +132,12 @@ class TableSplit:
     @property
     def most_objects(self) -> int:
         return int(self.counts.max(initial=0))
+
+    def flat(self) -> Flat:
+        """What `objects` returns of every image, without outlines and keypoints, in one."""
+        rows = np.flatnonzero(~self.crowd)
+        limits = self.sizes[:, [1, 0, 1, 0]].repeat(self.counts, 0)
+        return Flat(self.sizes, self.counts, self.category[rows], np.clip(corners(self.boxes_xywh[rows]), 0, limits))
 
     def name(self, index: int) -> str:
         return self.paths[index]

@@ -16,30 +16,23 @@ from pathlib import Path
 from typing import NamedTuple
 from xml.etree import ElementTree
 
+from detr_exp.data import index
 from detr_exp.data.content import SPLITS, Category, Content, Split
 from detr_exp.data.conventions import TWO_CORNERS
 from detr_exp.data.files import Folder, companion, decoded, files_below, is_image
-from detr_exp.data.image import ImageError, read_size
+from detr_exp.data.image import ImageError
 from detr_exp.data.problems import Problems, short
 from detr_exp.data.rows import Images, Rows, tabulated
+from detr_exp.data.seen import Stamp, stamp_of
 from detr_exp.data.table import TableSplit
 
 # The classes of the challenge; used where the files have no others.
+# fmt: off
 CHALLENGE = [
-    "aeroplane",
-    "bicycle",
-    "bird",
-    "boat",
-    "bottle",
-    "bus",
-    "car",
-    "cat",
-    "chair",
-    "cow",
-    "diningtable",
-    "dog",
+    "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow",
+    "diningtable", "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor",
 ]
-CHALLENGE += ["horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor"]
+# fmt: on
 _FOLDERS = {"train": ("train",), "val": ("valid", "val"), "test": ("test",)}
 _LARGEST_XML = 2**22
 
@@ -47,6 +40,11 @@ _LARGEST_XML = 2**22
 class _Pair(NamedTuple):
     image: Path
     annotation: Path
+
+
+class _Tree(NamedTuple):
+    root: ElementTree.Element
+    stamp: Stamp  # of the file, from before it was read
 
 
 def voc(
@@ -84,7 +82,7 @@ def voc(
             f"data.root is {str(root)!r}, but there is no ImageSets/Main/trainval.txt and no train/*.xml (found: "
             f"{folder.names()}); name the list: data.train=VOC2007/ImageSets/Main/trainval.txt"
         )
-    trees: dict[Path, ElementTree.Element] = {}
+    trees: dict[Path, _Tree] = {}
     categories = _categories(folder, pairs["train"], names, trees)
     read: dict[str, Callable[[], Split]] = {
         name: partial(_split, folder, found, categories, one_based, use_difficult, trees, on_error)
@@ -188,18 +186,22 @@ def _image(folder: Folder, stem: Path) -> Path:
 
 
 def _categories(
-    folder: Folder, pairs: list[_Pair], names: Sequence[str] | None, trees: dict[Path, ElementTree.Element]
+    folder: Folder, pairs: list[_Pair], names: Sequence[str] | None, trees: dict[Path, _Tree]
 ) -> list[Category]:
     if names is None:
         problems = Problems(str(folder.root))
-        found: set[str] = set()
-        for pair in pairs:
-            tree = _tree(folder, pair.annotation, problems)
-            if tree is not None:
-                trees[pair.annotation] = tree
-                found |= {_text(item, "name") for item in tree.iter("object")} - {""}
-        problems.report()
-        names = CHALLENGE if found <= set(CHALLENGE) else sorted(found)
+
+        def read() -> tuple[list[Category], int]:
+            found: set[str] = set()
+            for pair in pairs:
+                tree = _tree(folder, pair.annotation, problems)
+                if tree is not None:
+                    trees[pair.annotation] = tree
+                    found |= {_text(item, "name") for item in tree.root.iter("object")} - {""}
+            names = CHALLENGE if found <= set(CHALLENGE) else sorted(found)
+            return [Category(i, name) for i, name in enumerate(names)], len(pairs)
+
+        return index.categories(folder, {"layout": "voc", "pairs": _digest(pairs)}, problems, read)
     strange = [name for name in names if isinstance(name, (bool, float)) or name is None]
     if strange:
         raise ValueError(
@@ -218,10 +220,33 @@ def _split(
     categories: list[Category],
     one_based: bool,
     use_difficult: bool,
-    trees: dict[Path, ElementTree.Element],
+    trees: dict[Path, _Tree],
     on_error: str,
 ) -> TableSplit:
     problems = Problems(str(folder.root), on_error)
+
+    def read() -> TableSplit:
+        return _read(folder, pairs, categories, one_based, use_difficult, trees, problems)
+
+    key = {"layout": "voc", "pairs": _digest(pairs), "one_based": one_based, "use_difficult": use_difficult}
+    return index.split(folder, key, problems, categories, read)
+
+
+def _digest(pairs: list[_Pair]) -> str:
+    return hashlib.sha256(
+        "\0".join(f"{image}\0{annotation}" for image, annotation in pairs).encode("utf-8", "surrogateescape")
+    ).hexdigest()
+
+
+def _read(
+    folder: Folder,
+    pairs: list[_Pair],
+    categories: list[Category],
+    one_based: bool,
+    use_difficult: bool,
+    trees: dict[Path, _Tree],
+    problems: Problems,
+) -> TableSplit:
     images, rows = Images(), Rows("{file}: object {number}", TWO_CORNERS)
     number_of = {category.name: category.id for category in categories}
     digest = hashlib.sha256(repr((categories, one_based, *["difficult"] * use_difficult)).encode())
@@ -234,8 +259,9 @@ def _split(
         tree = _tree(folder, pair.annotation, problems) if tree is None else tree
         if tree is None:
             continue
+        folder.seen.stamps[str(pair.annotation)] = tree.stamp
         try:
-            size = _agreed(tree, read_size(pair.image))
+            size = _agreed(tree.root, folder.size(pair.image))
         except ImageError as error:
             problems.image(str(error))
             continue
@@ -245,9 +271,9 @@ def _split(
         images.ids.append(len(images.ids) + 1)
         images.paths.append(str(pair.image))
         images.sizes.append(size)
-        digest.update(f"{pair.image.name} {size}".encode() + ElementTree.tostring(tree))
+        digest.update(f"{pair.image.name} {size}".encode() + ElementTree.tostring(tree.root))
         rows.files.append(str(pair.annotation))
-        for place, item in enumerate(tree.iter("object"), 1):
+        for place, item in enumerate(tree.root.iter("object"), 1):
             where = f"{pair.annotation}: object {place}"
             try:
                 category, box = _object(item, number_of, one_based)
@@ -262,23 +288,22 @@ def _split(
         rows.searched += f"; {marked} are marked difficult: data.source.use_difficult=true takes them like others"
         kind = "objects marked difficult are neither trained on nor counted; else: data.source.use_difficult=true"
         problems.note(kind, f"{marked} of {len(rows)}")
-    split = tabulated(images, rows, categories, digest.hexdigest(), problems)
-    problems.report()
-    return split
+    return tabulated(images, rows, categories, digest.hexdigest(), problems)
 
 
-def _tree(folder: Folder, file: Path, problems: Problems) -> ElementTree.Element | None:
+def _tree(folder: Folder, file: Path, problems: Problems) -> _Tree | None:
     kind = "annotations that cannot be read; export them again"
     if complaint := folder.complaint(file):
         problems.error(kind, complaint)
         return None
-    data = file.read_bytes()
+    stamp = stamp_of(file)
+    data = folder.data(file)
     try:
         # as text where a mark says UTF-16: an entity must not hide behind an encoding
         text = decoded(data, file).encode() if data[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE) else data
         if len(data) > _LARGEST_XML or b"<!ENTITY" in text:
             raise ValueError(f"{len(data)} bytes, or entities of its own; an annotation has neither")
-        return ElementTree.fromstring(data)
+        return _Tree(ElementTree.fromstring(data), stamp)
     except (ElementTree.ParseError, ValueError, LookupError, RecursionError) as error:
         problems.error(kind, f"{str(file)!r} is not readable XML ({error})")
         return None

@@ -14,11 +14,11 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
+from detr_exp.data import index
 from detr_exp.data.content import SPLITS, Content, Split
 from detr_exp.data.conventions import CENTRE_AND_SIDES
 from detr_exp.data.description import Description, read_description
 from detr_exp.data.files import Folder, companion, decoded, is_image
-from detr_exp.data.image import read_size
 from detr_exp.data.labels import Labels
 from detr_exp.data.problems import Problems, short
 from detr_exp.data.rows import Images, Rows, tabulated
@@ -68,9 +68,9 @@ def yolo(
             f"{path}: it has no key train, and there is no folder train/images (found: {folder.names()}); add the key, "
             "relative to the file or to its 'path'"
         )
-    labels = Labels(folder)
+    said: set[Path] = set()
     read: dict[str, Callable[[], Split]] = {
-        name: partial(_split, folder, description, name, entries, labels, on_error)
+        name: partial(_split, folder, description, name, entries, said, on_error)
         for name, entries in found.items()
         if entries
     }
@@ -137,13 +137,13 @@ def _listed(folder: Folder, description: Description, entry: Path, problems: Pro
         return
     if complaint := folder.complaint(entry):
         raise ValueError(f"{description.path}: {complaint}")
-    for line in decoded(entry.read_bytes(), entry).splitlines():
+    for line in decoded(folder.data(entry), entry).splitlines():
         if line.strip():
             item = Path(line.strip())
             tried = [entry.parent / item, description.path.parent / item, folder.root / item]
-            found = next((place for place in tried if os.path.exists(place)), tried[0])
+            found = next((place for place in tried if folder.exists(place)), tried[0])
             plain = Path(os.path.normpath(found))
-            yield plain if os.path.exists(plain) else found
+            yield plain if folder.exists(plain) else found
 
 
 def _in_folder(folder: Folder, entry: Path, problems: Problems) -> Iterator[Path]:
@@ -158,10 +158,25 @@ def _in_folder(folder: Folder, entry: Path, problems: Problems) -> Iterator[Path
 
 
 def _split(
-    folder: Folder, description: Description, name: str, entries: list[Path], labels: Labels, on_error: str
+    folder: Folder, description: Description, name: str, entries: list[Path], said: set[Path], on_error: str
 ) -> TableSplit:
-    path, categories = description.path, description.categories
+    path = description.path
     problems = Problems(str(path), on_error)
+
+    def read() -> TableSplit:
+        return _read(folder, description, name, entries, Labels(folder, said), problems)
+
+    key = {"layout": "yolo", "split": name, "entries": list(map(str, entries)), "shape": description.shape}
+    split = index.split(folder, key, problems, description.categories, read)
+    if not len(split):
+        raise ValueError(f"{path}: no image of the {name} split can be read; a split needs at least one")
+    return split
+
+
+def _read(
+    folder: Folder, description: Description, name: str, entries: list[Path], labels: Labels, problems: Problems
+) -> TableSplit:
+    categories = description.categories
     images, found = Images(), Rows("{file}:{number}", CENTRE_AND_SIDES)
     rows = RowReader(categories, description.shape)
     digest = hashlib.sha256(repr((categories, description.shape)).encode())
@@ -179,7 +194,7 @@ def _split(
             problems.image(complaint)
             continue
         try:
-            size = read_size(file)
+            size = folder.size(file)
         except ValueError as error:
             problems.image(str(error))
             continue
@@ -189,7 +204,7 @@ def _split(
             if complaint := folder.complaint(used[file][0]):
                 problems.error("text files that cannot be read", complaint)
                 continue
-            text = used[file][0].read_bytes()
+            text = folder.data(used[file][0])
         index = len(images.ids)
         images.ids.append(index + 1)
         images.paths.append(str(file))
@@ -202,8 +217,4 @@ def _split(
     labels.check(used, problems)
     rows.refuse_poses(problems)
     found.searched = labels.searched(used)
-    split = tabulated(images, found, categories, digest.hexdigest(), problems)
-    problems.report()
-    if not len(split):
-        raise ValueError(f"{path}: no image of the {name} split can be read; a split needs at least one")
-    return split
+    return tabulated(images, found, categories, digest.hexdigest(), problems)
