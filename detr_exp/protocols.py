@@ -86,7 +86,10 @@ class Network(Protocol):
         """The computation of a call, without compilation."""
 
     def postprocess(self, outputs: Outputs, image_sizes: Tensor, max_detections: int | None = None) -> list[Detections]:
-        """Detections of each image in pixels; `image_sizes` is `[B, 2]` (height, width) of the original images."""
+        """Detections of each image in pixels.
+
+        `image_sizes` is `[B, 2]` (height, width) of the original images, on the host: on a device, masks would wait.
+        """
 
     def class_tensors(self) -> dict[str, int]:
         """Tensors of the state dict that depend on the classes, and their axis of classes."""

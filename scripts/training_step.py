@@ -87,6 +87,7 @@ def stepper(cfg: Any, compiled: Mapping[str, Any] | None = None) -> Callable[[li
     run = SimpleNamespace(seed=0, criterion=build.criterion(cfg))
     if compiled is not None:
         network.compile(**compiled)
+        run.criterion.compile(**compiled)
     state = SimpleNamespace(
         step=0,
         position=0,

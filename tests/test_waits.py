@@ -8,6 +8,7 @@ from unittest import mock
 
 import pytest
 import torch
+from torch import nn
 from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException
 from torch.utils._python_dispatch import _disable_current_modes
 from torch.utils._pytree import tree_leaves
@@ -16,8 +17,11 @@ from detr_exp import build
 from detr_exp.config.compose import CONF_DIR, compose
 from detr_exp.data.classes import KnownLabels
 from detr_exp.data.keypoints import KeypointSchema
+from detr_exp.matcher import hungarian
 from detr_exp.structures import Batch, Detections, Outputs, Targets, on_host
+from detr_exp.trainer.ema import EMA
 from detr_exp.trainer.evaluation import as_float32
+from detr_exp.trainer.precision import Precision
 from tests import fake_cuda
 from tests.fake_cuda import CUDA, WaitError
 
@@ -106,7 +110,7 @@ def check(tree: object) -> None:
         assert not isinstance(tensor, torch.Tensor) or tensor.device == CUDA
 
 
-@pytest.mark.parametrize("model", TINY)
+@pytest.mark.parametrize("model", [pytest.param(one, marks=[pytest.mark.slow] * ("dfine" in one)) for one in TINY])
 def test_a_step_and_an_evaluation_wait_for_nothing_but_the_matcher(model: str, fake: None) -> None:
     step(f"model={model}", "loss=vfl")
 
@@ -115,7 +119,21 @@ def test_a_step_and_an_evaluation_wait_for_nothing_but_the_matcher(model: str, f
 def test_no_loss_waits(loss: str, fake: None) -> None:
     criterion = criterion_of(f"loss={loss}")
     batch, outputs = trained("model=rtdetrv2_tiny", "loss=ce" if criterion.activation == "softmax" else "loss=vfl")
+    before = hungarian.to_host.call_count
     check(criterion(outputs, batch.targets, num_boxes=torch.ones((), device=CUDA)))
+    assert hungarian.to_host.call_count == before + 1
+
+
+def test_optimiser_and_average_wait_for_nothing(fake: None) -> None:
+    network = nn.Sequential(nn.Linear(4, 4, device=CUDA), nn.BatchNorm1d(4, device=CUDA))
+    optimizer = torch.optim.AdamW(network.parameters(), fused=True)
+    ema, precision = EMA(network, decay=0.9, tau=10), Precision(CUDA, torch.bfloat16, torch.contiguous_format)
+    for _ in range(2):
+        for parameter in network.parameters():
+            parameter.grad = torch.zeros_like(parameter)
+        norm, skipped = precision.step(optimizer, list(network.parameters()), 0.1, torch.zeros((), device=CUDA))
+        ema.update(skipped)
+        check([norm, skipped, ema.average])
 
 
 @pytest.mark.slow

@@ -16,18 +16,23 @@ takes its own pairs per object for those of the whole step. With the ranks it is
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.fx.experimental import _config
 
 from detr_exp.loss.matches import Matches, Stack, between, full_precision, last_pairs, layer_of, union_pairs
+from detr_exp.loss.open_sizes import as_tensor, open_stack, open_targets
 from detr_exp.loss.term import Term
 from detr_exp.matcher.hungarian import Assignment, Matcher
 from detr_exp.ops.boxes import EPS
 from detr_exp.ops.transfer import to_device
+from detr_exp.protocols import Compiling
 from detr_exp.structures import Denoising, Outputs, Prediction, Targets, leaves, mapped, predicted
+
+Losses = list[tuple[str, list[str], Tensor]]
 
 
 class Counts(NamedTuple):
@@ -71,6 +76,7 @@ class SetCriterion(nn.Module):
         self.aux_loss = aux_loss
         self.keypoint_counts = tuple(keypoint_counts)
         self.weights = {name: term.weight for name, term in self.terms.items()}
+        self._compiled: Callable[..., Losses] | None = None
 
     def forward(
         self,
@@ -103,7 +109,10 @@ class SetCriterion(nn.Module):
                 outputs = Outputs(mapped(outputs.layers, lambda tensor: tensor[-1:]), groups=outputs.groups)
             self._check(outputs.layers, targets)
             counts = Counts(num_boxes, len(targets.counts) if num_images is None else num_images, over_ranks)
-            found = self._found(outputs, targets, counts)
+            if self._compiled is not None:
+                device = outputs.layers.boxes.device
+                counts = Counts(as_tensor(counts.boxes, device), as_tensor(counts.images, device), over_ranks)
+            found = self._found(self._stacks(outputs, targets, counts), targets, counts)
             total = torch.cat([vector for _, _, vector in found]).sum()
             if unsupervised is not None:
                 idle = [tensor.float().sum() for tensor in _differentiable(unsupervised)]
@@ -120,17 +129,47 @@ class SetCriterion(nn.Module):
         missing = {"masks", "keypoints"} - set(tasks)
         return [name for name, term in self.terms.items() if not missing & set(term.needs)]
 
-    def _found(self, outputs: Outputs, targets: Targets, counts: Counts) -> list[tuple[str, list[str], Tensor]]:
-        """(term, suffixes, its values over these layers), term by term and stack by stack."""
-        stacks = self._stacks(outputs, targets, counts)
-        shared: dict[tuple[int, ...], Matches] = {}
+    def compile(self, **settings: Any) -> None:  # type: ignore[override]
+        """Compile the matching costs and the losses, in place; `settings` are those of `torch.compile`.
+
+        One graph serves batches of any number of objects. Terms of masks are left as they are: their matrix products
+        have the size of each image's number of objects.
+        """
+        if isinstance(self.matcher, Compiling):
+            self.matcher.compile()
+        self._compiled = torch.compile(self.losses, fullgraph=True, **settings)
+
+    def _found(self, stacks: dict[str, list[Stack]], targets: Targets, counts: Counts) -> Losses:
+        """The losses, compiled where that was asked for."""
+        if self._compiled is None:
+            return self.losses(stacks, targets, counts, tuple(self.terms))
+        ragged = tuple(name for name, term in self.terms.items() if "masks" in term.needs)
+        others = tuple(name for name in self.terms if name not in ragged)
+        opened = {rule: [open_stack(stack) for stack in of_rule] for rule, of_rule in stacks.items()}
+        with _config.patch(use_duck_shape=False):  # numbers of objects that are equal by chance stay independent
+            found = self._compiled(opened, open_targets(targets), counts._replace(over_ranks=None), others)
+        return found + self.losses(stacks, targets, counts, ragged)
+
+    def losses(
+        self, stacks: dict[str, list[Stack]], targets: Targets, counts: Counts, names: tuple[str, ...]
+    ) -> Losses:
+        """All that follows the matching, for some terms: (term, suffixes, values over these layers), stack by stack.
+
+        No decision depends on a value of a tensor, so that it compiles as one graph.
+        """
+        shared: dict[tuple[str, tuple[int, ...]], Matches] = {}
         found = []
-        for name, term in self.terms.items():
-            mine = [stack for stack in stacks[self._rule(term)] if term.applies(stack, targets)]
-            if not mine:
+        for name in names:
+            term = self.terms[name]
+            rule = self._rule(term)
+            places = tuple(i for i, stack in enumerate(stacks[rule]) if term.applies(stack, targets))
+            if not places:
                 continue
-            matches = Matches(mine, targets, self.num_classes, self.activation, self.keypoint_counts)
-            matches = shared.setdefault(tuple(map(id, mine)), matches)
+            mine = [stacks[rule][i] for i in places]
+            if (rule, places) not in shared:
+                made = Matches(mine, targets, self.num_classes, self.activation, self.keypoint_counts)
+                shared[rule, places] = made
+            matches = shared[rule, places]
             for stack, values in zip(mine, term.function(matches), strict=True):
                 sums = values if values.ndim == 1 else values.flatten(1).sum(1)
                 found.append((name, stack.suffixes, sums * (term.weight / _divisor(term, stack, counts))))

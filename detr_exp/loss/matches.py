@@ -9,8 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -42,9 +41,20 @@ class Stack(NamedTuple):
     prediction: Prediction
     pairs: Assignment
     suffixes: list[str]
-    copies: int
+    copies: int | Tensor
     num_pairs: float | Tensor
     num_queries: float | Tensor
+
+
+class Once(Generic[Found]):
+    """A property that is computed when it is first needed. `functools.cached_property` of Python < 3.12 takes a lock,
+    which `torch.compile` cannot."""
+
+    def __init__(self, method: Callable[[Matches], Found]) -> None:
+        self.method = method
+
+    def __get__(self, matches: Matches, owner: type) -> Found:
+        return matches.once(self.method)
 
 
 @dataclass(frozen=True)
@@ -66,7 +76,7 @@ class Matches:
     keypoint_counts: tuple[int, ...] = ()
     _once: dict[Any, Any] = field(default_factory=dict, repr=False)
 
-    @cached_property
+    @Once
     def rows(self) -> Tensor:
         """`[P]` int64, each pair's index into the flattened predictions of all stacks, one after another."""
         rows, first = [], 0
@@ -79,28 +89,28 @@ class Matches:
             first = end
         return torch.cat(rows)
 
-    @cached_property
+    @Once
     def target(self) -> Tensor:
         """`[P]` int64, each pair's object."""
         return torch.cat([stack.pairs.target.flatten() for stack in self.stacks])
 
-    @cached_property
+    @Once
     def boxes(self) -> Tensor:
         """`[P, 4]` predicted boxes, cxcywh."""
         return self.of_pairs(lambda prediction: prediction.boxes)
 
-    @cached_property
+    @Once
     def target_boxes(self) -> Tensor:
         """`[P, 4]` the objects' boxes, cxcywh."""
         return self.targets.boxes.to(self.boxes.dtype)[self.target]
 
-    @cached_property
+    @Once
     def overlaps(self) -> tuple[Tensor, Tensor]:
         """IoU and GIoU of each pair, `[P]`."""
         iou, giou = iou_and_giou(*cxcywh_to_xyxy(torch.stack((self.boxes, self.target_boxes))))
         return iou, giou
 
-    @cached_property
+    @Once
     def labels(self) -> list[Tensor]:
         """Of each stack, the class of every query's object, `num_classes` without one: `[l, B, Q]` int64."""
         labels = torch.full((self._size,), self.num_classes, dtype=torch.int64, device=self.rows.device)
@@ -126,7 +136,7 @@ class Matches:
             self._once[function] = function(self)
         return self._once[function]
 
-    @cached_property
+    @Once
     def _size(self) -> int:
         return sum(stack.prediction.boxes.shape[:3].numel() for stack in self.stacks)
 

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from detr_exp.ops.transfer import to_device
 from detr_exp.protocols import Network
 from detr_exp.tensor_files import Stored
 from detr_exp.trainer.sharding import from_local_part, is_sharded, local_part
@@ -72,12 +73,12 @@ class EMA:
         self.updates += 1
         weight = 1 - self.decay_at(self.updates)
         if skipped is not None and skipped.device.type != "cpu":
-            self._update_where(skipped == 0, weight)
+            self._update_where(skipped == 0, to_device(torch.tensor(weight), skipped.device))
         elif skipped is None or not skipped:
             torch._foreach_lerp_(self.average, self.live, weight)
 
-    def _update_where(self, applied: Tensor, weight: float) -> None:
-        """Update the average only if the step was `applied` `[]`, without reading that flag from the device.
+    def _update_where(self, applied: Tensor, weight: float | Tensor) -> None:
+        """Update the average by `weight` `[]` only if the step was `applied` `[]`; neither is read from the device.
 
         Parameters of a skipped step are finite, so a weight of zero leaves their average unchanged. Buffers are not
         protected by the optimiser: batch statistics may hold NaN, and NaN times zero is NaN; they are selected.

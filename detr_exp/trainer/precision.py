@@ -25,6 +25,7 @@ class Precision:
         self.memory_format = memory_format
         # bf16 has float32's range; only fp16 gradients vanish without scaling
         self.scaler = torch.amp.GradScaler(device.type, enabled=dtype is torch.float16)
+        self.scales = self.scaler.is_enabled()  # asked once: torch.compile refuses to ask it
 
     def autocast(self) -> AbstractContextManager[object]:
         if self.dtype is None:
@@ -56,7 +57,7 @@ class Precision:
             gradient norm before clipping `[]`, and whether the step was not finite `[]` (1.0 or 0.0). The scaler
             finds its scale by overflows of scaled fp16 gradients: such a step is skipped but not reported.
         """
-        if self.scaler.is_enabled():
+        if self.scales:
             self.scaler.unscale_(optimizer)
         gradients = [p.grad for p in parameters if p.grad is not None]
         norm = full_tensor(torch.nn.utils.get_total_norm(gradients))
@@ -64,7 +65,7 @@ class Precision:
         if clip_max_norm:
             factor = (clip_max_norm / (norm + 1e-6)).clamp(max=1.0)
             torch._foreach_mul_(gradients, factor)
-        if self.scaler.is_enabled():
+        if self.scales:
             self.scaler.step(optimizer)
             self.scaler.update()
             skipped = (~torch.isfinite(loss)).float()
