@@ -26,6 +26,11 @@ memory, less those of the same process with two runs.
   weight decays, networks of other sizes and times, and ten evaluations.
 - *MLflow*: the sweep again, whose runs are created in a sqlite store below the sweep's, with parameters, tags and
   config, log one line and are ended, in one process.
+
+Beyond: the times stay per run, but of 10,000 runs the report takes two minutes and three quarters of a gigabyte, much
+of it to parse the `config.yaml` of each, and its page has 0.8 MB for every 1,000: report parts of a sweep
+(`runs=[...]`). A store in a sqlite file lets one run write at a time: use a server, or PostgreSQL. What a scheduler
+permits at once is kept by `hydra.launcher.slots`.
 """
 TASK = """
 import os, time

@@ -175,6 +175,8 @@ def open_store(tracking_uri: str, experiment: str, artifact_root: str | None = N
 
     for noisy in ("mlflow", "alembic"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
+    # a traceback of 80 lines for every database that is away, besides the exception
+    logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
     tracking_uri, file = _absolute(tracking_uri)
     with _prepared(tracking_uri, file):
         try:

@@ -27,10 +27,14 @@ def free_port() -> int:
 
 
 class Postgres:
-    """Started in the constructor; `stop` also removes its files."""
+    """Started in the constructor; `stop` also removes its files.
 
-    def __init__(self) -> None:
-        self.programs, self.port = programs(), free_port()
+    Args:
+        connections: at once, at most.
+    """
+
+    def __init__(self, connections: int = 40) -> None:
+        self.programs, self.port, self.connections = programs(), free_port(), connections
         self.user = {"user": "postgres", "group": "postgres", "extra_groups": []} if os.geteuid() == 0 else {}
         self.folder = Path(tempfile.mkdtemp(prefix="postgres-"))
         secret = self.folder / "password"
@@ -43,7 +47,7 @@ class Postgres:
 
     def start(self) -> None:
         options = f"-p {self.port} -c listen_addresses=127.0.0.1 -c unix_socket_directories={self.folder}"
-        options += " -c fsync=off -c shared_buffers=16MB -c max_connections=40"
+        options += f" -c fsync=off -c shared_buffers=16MB -c max_connections={self.connections}"
         self._do("pg_ctl", "-D", "data", "-w", "-t", "120", "-l", "log", "-o", options, "start")
 
     def halt(self) -> None:
@@ -62,6 +66,11 @@ class Postgres:
         """The lines of an answer."""
         words_of = ["psql", "-h", "127.0.0.1", "-p", str(self.port), "-U", "tester", "-d", database, "-Atc", words]
         return self._do(*words_of).splitlines()
+
+    def client(self) -> subprocess.Popen[bytes]:
+        """Stays connected until it is killed."""
+        words = [self.programs / "psql", "-h", "127.0.0.1", "-p", str(self.port), "-U", "tester", "-d", "postgres"]
+        return subprocess.Popen(words, stdin=subprocess.PIPE, env={"PGPASSWORD": PASSWORD}, stderr=subprocess.DEVNULL)
 
     def _do(self, program: str, *words: str) -> str:
         done = subprocess.run(

@@ -189,14 +189,22 @@ def test_a_server_that_is_down_is_answered_in_words(postgres: Postgres, tmp_path
     assert with_password(tmp_path) == []
 
 
+def tracked(number: int, address: str, folder: Path) -> subprocess.Popen[bytes]:
+    """A run that logs to the server; its output is in a file beside its folder."""
+    command = [sys.executable, "-c", TRACKED, address, folder / f"run{number}", str(number)]
+    with open(folder / f"run{number}.log", "wb") as log:
+        there = os.environ | {"PYTHONPATH": str(ROOT)}
+        return subprocess.Popen(command, cwd=folder, env=there, stdout=log, stderr=log)
+
+
+def sent(number: int, address: str, folder: Path) -> None:
+    sync = [sys.executable, "-m", "detr_exp.sync", f"run=run{number}", "tracking_uri=${oc.env:ADDRESS}"]
+    subprocess.run(sync, cwd=folder, env=os.environ | {"PYTHONPATH": str(ROOT), "ADDRESS": address}, check=True)
+
+
 def test_eight_runs_at_once_in_mlflow_with_a_restart_of_the_server(postgres: Postgres, tmp_path: Path) -> None:
     address = postgres.database("runs")
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    words = [sys.executable, "-c", TRACKED, address]
-    runs = [
-        subprocess.Popen([*words, tmp_path / f"run{number}", str(number)], cwd=tmp_path, env=environment)
-        for number in range(8)
-    ]
+    runs = [tracked(number, address, tmp_path) for number in range(8)]
     until(lambda: "metrics" in postgres.ask("runs", "select tablename from pg_tables"))
     until(lambda: int(postgres.ask("runs", "select count(*) from metrics where key = 'a'")[0]) > 20)
     postgres.halt()
@@ -204,8 +212,7 @@ def test_eight_runs_at_once_in_mlflow_with_a_restart_of_the_server(postgres: Pos
     postgres.start()
     assert [run.wait(600) for run in runs] == [0] * 8
     for number in range(8):
-        sync = [sys.executable, "-m", "detr_exp.sync", f"run=run{number}", "tracking_uri=${oc.env:ADDRESS}"]
-        subprocess.run(sync, cwd=tmp_path, env=environment | {"ADDRESS": address}, check=True)
+        sent(number, address, tmp_path)
     counts = postgres.ask(
         "runs", "select count(*), count(distinct (run_uuid, key, step)) from metrics where key in ('a','b')"
     )
@@ -216,3 +223,29 @@ def test_eight_runs_at_once_in_mlflow_with_a_restart_of_the_server(postgres: Pos
     assert found == {bytes([number]) * 1000 for number in range(8)}
     assert not (tmp_path / "mlruns").exists()
     assert with_password(tmp_path) == []
+
+
+@pytest.mark.usefixtures("postgres")  # which says why where there is none
+def test_a_server_with_too_few_connections_costs_nothing(tmp_path: Path) -> None:
+    def said(words: str) -> int:
+        return sum(words in path.read_text() for path in tmp_path.glob("run*.log"))
+
+    crowded = Postgres(connections=5)
+    try:
+        address = crowded.database("runs")
+        others = [crowded.client() for _ in range(5)]
+        runs = [tracked(number, address, tmp_path) for number in range(6)]
+        until(lambda: said("cannot be reached") == 6)
+        for other in others:
+            other.kill()
+            other.communicate()
+        assert [run.wait(600) for run in runs] == [0] * 6
+        for number in range(6):
+            sent(number, address, tmp_path)
+        counts = "select count(*), count(distinct (run_uuid, key, step)) from metrics where key in ('a','b')"
+        assert crowded.ask("runs", counts) == ["480|480"]
+        assert crowded.ask("runs", "select status, count(*) from runs group by status") == ["FINISHED|6"]
+    finally:
+        crowded.stop()
+    assert said("too many clients already") == 6
+    assert said("Traceback") == 0
