@@ -188,6 +188,7 @@ def in_form(network: Network, form: str, folder: Path) -> Program:
     from detr_exp.deploy import engines
     from detr_exp.deploy.graph import Graph
     from detr_exp.deploy.program import Program
+    from detr_exp.ops import products
 
     copied = copy.deepcopy(network)
     if form != "eager":
@@ -200,6 +201,7 @@ def in_form(network: Network, form: str, folder: Path) -> Program:
         return Program(graph, engines.open_file(form, path, torch.get_num_threads()))
     if form != "eager":
         copied.to(memory_format=torch.channels_last)
+        products.pack(copied.modules())
     if form.startswith("compiled"):
         copied.compile()
     return Program(graph, engines.in_torch(graph, torch.bfloat16 if form.endswith("bf16") else None))

@@ -47,7 +47,8 @@ def rows_of(
     from detr_exp.benchmark import in_form
 
     torch.manual_seed(0)
-    network = build.network(config(side, *words, *FP32)).eval()
+    cfg = config(side, *words, *FP32)
+    network = build.hardware(cfg).place(build.network(cfg)).eval()
     images = torch.rand(1, 3, side, side)
     with TemporaryDirectory() as folder:
         forms = {form: in_form(network, form, Path(folder)) for form in FORMS}

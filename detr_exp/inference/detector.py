@@ -29,6 +29,7 @@ from detr_exp.data.image import FIRST_FRAME, has_more_frames, pixels_of, pixels_
 from detr_exp.data.keypoints import KeypointSchema
 from detr_exp.data.render import resized_plainly
 from detr_exp.model.adapter.slim import find_base, load_own_state, merge
+from detr_exp.ops import products
 from detr_exp.protocols import Network
 from detr_exp.structures import Batch, Detections, Targets, on_host
 from detr_exp.tensor_files import Stored
@@ -77,6 +78,7 @@ class Detector:
     def folded(self) -> Detector:
         """This detector with norms folded into convolutions: faster, and not equal to the last digit."""
         self.network.deploy()
+        products.pack(self.network.modules())
         return self
 
     @torch.inference_mode()

@@ -9,9 +9,10 @@ Legend: N tokens, I inputs, O outputs of a layer.
 from __future__ import annotations
 
 import platform
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +21,8 @@ from torch.nn.utils import parametrize
 
 LIBRARIES = ("torch", "onednn")
 SMALL = 1 << 21  # multiplications; for fewer the time goes into the call, and torch's is the shorter one
+# weights as oneDNN wants them, of layers in use; not in the layers, because such tensors cannot be copied or saved
+_packed: WeakKeyDictionary[nn.Module, Tensor] = WeakKeyDictionary()
 
 
 def is_there() -> bool:
@@ -35,15 +38,15 @@ def fastest() -> str:
     return "onednn" if is_slow and is_there() else "torch"
 
 
-def use(network: nn.Module, library: str) -> None:
-    """Let the linear layers and 1 x 1 convolutions of a network compute by one of `LIBRARIES`, in place.
+def use(modules: Iterable[nn.Module], library: str) -> None:
+    """Let the linear layers and 1 x 1 convolutions among modules compute by one of `LIBRARIES`, in place.
 
     Only classes of modules change: names, tensors and all that is registered stay as they are.
     """
     swaps: dict[type, type] = {nn.Linear: Linear, nn.Conv2d: Pointwise}
     if library == "torch":
         swaps = {ours: plain for plain, ours in swaps.items()}
-    for module in network.modules():
+    for module in modules:
         own = type(module)
         kind = own.__bases__[0] if parametrize.is_parametrized(module) else own  # a class of its own over the layer's
         if kind not in swaps or (isinstance(module, nn.Conv2d) and not _is_pointwise(module)):
@@ -54,16 +57,43 @@ def use(network: nn.Module, library: str) -> None:
             own.__bases__ = (swaps[kind],)
 
 
+def pack(modules: Iterable[nn.Module]) -> None:
+    """Let layers that compute by oneDNN lay their weights out for it once, at their first use, and not in every call.
+
+    For inference: weights must not change from then on. They stay in the module, too, for all other uses.
+    """
+    found = list(modules)
+    if any(isinstance(module, Linear | Pointwise) for module in found):
+        for module in found:
+            if type(module) in (nn.Conv2d, Pointwise) and module.padding_mode == "zeros":
+                module.__class__ = Packed
+            elif isinstance(module, Linear):
+                module.is_packed = True
+
+
 def linear_like(layer: nn.Module) -> Callable[[Tensor, Tensor, Tensor | None], Tensor]:
     """`F.linear`, computed by the library of a linear layer."""
     return linear if isinstance(layer, Linear) else F.linear
 
 
 class Linear(nn.Linear):
-    """A linear layer by oneDNN."""
+    """A linear layer by oneDNN.
+
+    Attributes:
+        is_packed: see `pack`.
+    """
+
+    is_packed = False
 
     def forward(self, input: Tensor) -> Tensor:
-        return linear(input, self.weight, self.bias)
+        if not (self.is_packed and _may_pack(input, self.weight)) or input.numel() * self.out_features < SMALL:
+            return linear(input, self.weight, self.bias)
+        rows = input.reshape(-1, self.in_features)
+        if self not in _packed:
+            weight = self.weight.detach().contiguous()
+            _packed[self] = torch.ops.mkldnn._reorder_linear_weight(weight, len(rows))
+        made = torch.ops.mkldnn._linear_pointwise(rows, _packed[self], self.bias, "none", [], "")
+        return made.view(*input.shape[:-1], -1)
 
 
 class Pointwise(nn.Conv2d):
@@ -75,6 +105,19 @@ class Pointwise(nn.Conv2d):
         # a dilation changes nothing in a kernel of one cell, but with it torch does not replace the convolution by its
         # own product, as it would with one thread and less than 16 images
         return F.conv2d(input, self.weight, self.bias, self.stride, self.padding, dilation=2)
+
+
+class Packed(nn.Conv2d):
+    """A convolution for inference; see `pack`."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        if not _may_pack(input, self.weight):
+            return super().forward(input)
+        shape = (list(self.padding), list(self.stride), list(self.dilation), self.groups)
+        if self not in _packed:
+            weight = self.weight.detach().contiguous()
+            _packed[self] = torch.ops.mkldnn._reorder_convolution_weight(weight, *shape, list(input.shape))
+        return torch.ops.mkldnn._convolution_pointwise(input, _packed[self], self.bias, *shape, "none", [], "")
 
 
 def linear(tokens: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -132,6 +175,10 @@ def _fits(tokens: Tensor, weight: Tensor) -> bool:
         and tokens.numel() > 0 < weight.numel()
         and not torch.is_autocast_enabled("cpu")
     )
+
+
+def _may_pack(tokens: Tensor, weight: Tensor) -> bool:
+    return not torch.is_grad_enabled() and not torch.compiler.is_compiling() and _fits(tokens, weight)
 
 
 def _is_pointwise(layer: nn.Conv2d) -> bool:

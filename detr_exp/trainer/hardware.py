@@ -213,7 +213,7 @@ class Hardware:
             network = nn.SyncBatchNorm.convert_sync_batchnorm(network)
         if self.torch_device.type == "cpu":
             keep_freed_memory()
-        products.use(network, self.library)
+        products.use(network.modules(), self.library)
         network.to(self.torch_device).to(memory_format=self.memory_format)
         if self.gradient_checkpointing:
             network.set_gradient_checkpointing(True)

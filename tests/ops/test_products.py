@@ -42,7 +42,7 @@ def pair():
     torch.manual_seed(0)
     plain = Small().eval()
     fast = copy.deepcopy(plain)
-    products.use(fast, "onednn")
+    products.use(fast.modules(), "onednn")
     return plain, fast, torch.randn(2, 256, 64)
 
 
@@ -88,7 +88,7 @@ def test_forward_and_backward_are_those_of_torch(pair):
 @pytest.mark.parametrize("library", products.LIBRARIES)
 def test_names_and_tensors_stay(pair, library):
     plain, fast, _ = pair
-    products.use(fast, library)
+    products.use(fast.modules(), library)
     assert fast.state_dict().keys() == plain.state_dict().keys()
     kinds = {"torch": [nn.Linear] * 3, "onednn": [products.Linear] * 3}
     assert [type(part) for part in fast.modules() if isinstance(part, nn.Linear)] == kinds[library]
@@ -180,12 +180,12 @@ def test_adapted_layers_can_be_merged(pair):
             parametrize.register_parametrization(layer, name, LowRank(getattr(layer, name), 2, 1.0, 0.0))
         for parameter in network.parameters():
             nn.init.normal_(parameter, std=0.1)
-    products.use(networks[1], "onednn")
+    products.use(networks[1].modules(), "onednn")
     networks[1].load_state_dict(plain.state_dict())
     torch.testing.assert_close(gradients(networks[1], tokens), gradients(plain, tokens), **CLOSE)
     parametrize.remove_parametrizations(networks[1].wide, "weight")
     assert type(networks[1].wide) is products.Linear
-    products.use(networks[1], "torch")
+    products.use(networks[1].modules(), "torch")
     assert type(networks[1].wide) is nn.Linear
 
 
@@ -196,6 +196,32 @@ def test_a_folded_convolution_stays_with_its_library(pair):
     fast.mix.fold()
     assert isinstance(fast.mix.conv, products.Pointwise)
     torch.testing.assert_close(fast.mix(maps), right, **CLOSE)
+
+
+@torch.inference_mode()
+def test_packed_weights_give_the_same_in_every_use(pair):
+    plain, fast, tokens = pair
+    right = plain(tokens)
+    fast.mix.fold()
+    fast.to(memory_format=torch.channels_last)
+    products.pack(fast.modules())
+    for network in (fast, copy.deepcopy(fast), pickle.loads(pickle.dumps(fast))):
+        for _ in range(2):
+            torch.testing.assert_close(network(tokens), right, **CLOSE)
+    assert all(layer in products._packed for layer in (fast.wide, fast.back, fast.mix.conv, fast.blur.conv))
+    torch.testing.assert_close(fast.blur(right[:1, :, :5, :9]), plain.blur(right[:1, :, :5, :9]), **CLOSE)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(fast.blur.conv(right), plain.blur.conv(right))
+    assert fast.double()(tokens.double()).dtype is torch.float64
+
+
+def test_only_networks_by_onednn_are_packed_and_they_still_train(pair):
+    plain, fast, tokens = pair
+    for network in (plain, fast):
+        products.pack(network.modules())
+    assert type(plain.blur.conv) is nn.Conv2d
+    assert type(fast.blur.conv) is products.Packed
+    torch.testing.assert_close(gradients(fast, tokens), gradients(plain, tokens), **CLOSE)
 
 
 @pytest.mark.parametrize(
