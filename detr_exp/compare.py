@@ -265,7 +265,7 @@ def _side(runs: Sequence[PastRun], evaluated: dict[Path, Evaluated], names: Sequ
     own = [evaluated[run.folder] for run in runs]
     metrics: dict[str, Scores] = {}
     classes: dict[str, Scores] = {}
-    of_classes = next((name for name in names if (kind := kind_of(name)) is not None and not kind.label), None)
+    of_classes = next((name for name in own[0].ap if (kind := kind_of(name)) is not None and not kind.label), "")
     for name in names:
         if name not in own[0].ap:
             measured = np.array([one.values[name] for one in own])
@@ -288,7 +288,7 @@ def _side(runs: Sequence[PastRun], evaluated: dict[Path, Evaluated], names: Sequ
             classes = {
                 titles[number]: Scores(ap[:, k, 0], ap[:, k, 1:], int(shown[k].sum())) for k, number in enumerate(known)
             }
-    return Side(runs, metrics, classes)
+    return Side(runs, metrics, classes, of_classes)
 
 
 def _without_copies(side: Side) -> Side:

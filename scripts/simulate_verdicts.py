@@ -1,6 +1,6 @@
 """How often the verdicts of `compare`, of a report and of a race are wrong, and what they find: `docs/statistics.md`.
 
-python scripts/simulate_verdicts.py [--trials 10000] [--only equal,unequal,precision,margin,classes,need,mattered,...]
+python scripts/simulate_verdicts.py [--trials 10000] [--only equal,unequal,precision,means,costs,...]
 """
 
 from __future__ import annotations
@@ -16,8 +16,10 @@ from scipy import special, stats
 from detr_exp.metric.bootstrap import Category, average_precision, draws
 from detr_exp.metric.honest import Choice, flattery
 from detr_exp.metric.importance import importances
+from detr_exp.metric.mean import mean_of
 from detr_exp.metric.racing import budget, survivors
 from detr_exp.metric.verdict import difference, equivalence_p, holm, interval, need, p_value
+from detr_exp.runs.analysis import Cost, front, noise_of
 
 IMAGES, DRAWS, BATCH = 100, 200, 250
 AP_DRAWS = 600
@@ -292,16 +294,16 @@ def mattered(count: int) -> None:
     table("What mattered: a two-level setting of two deviations", columns, rows())
 
 
-def raced(values: np.ndarray) -> tuple[int, float]:
-    """The winner of a race, and its cost as a share of the grid `[P, S]`."""
+def raced(values: np.ndarray) -> tuple[int, np.ndarray]:
+    """The winner of a race, and how many seeds each point saw, of the grid `[P, S]`."""
     points, seeds = values.shape
-    alive, spent, run = list(range(points)), points, 1
+    alive, seen = list(range(points)), np.ones(points, dtype=int)
     while True:
-        left = budget(points, seeds) - spent
+        left, run = budget(points, seeds) - int(seen.sum()), int(seen.max())
         alive = [alive[place] for place in survivors(values[alive, :run], left=left, rounds=seeds - run)]
         if len(alive) == 1:
-            return alive[0], spent / values.size
-        spent, run = spent + len(alive), run + 1
+            return alive[0], seen
+        seen[alive] += 1
 
 
 def race(count: int) -> None:
@@ -321,13 +323,84 @@ def race(count: int) -> None:
                 for _ in range(trials := count // 10):
                     means = truth(generator, points)
                     values = means[:, None] + noise(generator, heavy, points, seeds) + generator.normal(size=seeds) / 2
-                    winner, spent = raced(values)
-                    near, cost = near + (means[winner] >= means[values.mean(1).argmax()] - 0.5), cost + spent
+                    winner, seen = raced(values)
+                    near += means[winner] >= means[values.mean(1).argmax()] - 0.5
+                    cost += seen.sum() / values.size
                 cells += [percent(near / trials), percent(cost / trials)]
             yield [words, str(points), str(seeds), *cells]
 
     columns = ["points", "number", "seeds", "as good: normal", "cost", "as good: t", "cost"]
     table("Races: winner within half a deviation of the grid's", columns, rows())
+
+
+def means(count: int) -> None:
+    """Intervals of means over seeds: of any point, after a race, and of the best of several."""
+
+    def held(results: np.ndarray, truth: float) -> bool:
+        low, high = mean_of(results.tolist()).interval or (-np.inf, np.inf)
+        return low <= truth <= high
+
+    def alone() -> Iterator[list[str]]:
+        for seeds in (2, 3, 5, 10, 20):
+            generator = np.random.default_rng(12)
+            cells = [
+                np.mean([held(row, 0.0) for row in noise(generator, heavy, count, seeds)]) for heavy in KINDS.values()
+            ]
+            yield [str(seeds), *(percent(float(share)) for share in cells)]
+
+    def chosen() -> Iterator[list[str]]:
+        for spread, points, seeds in product((0.0, 1.0), (3, 6, 12), (3, 5, 10)):
+            generator, every, winner, best = np.random.default_rng(13), [], [], []
+            for _ in range(count // 10):
+                truth = spread * generator.normal(size=points)
+                values = truth[:, None] + generator.normal(size=(points, seeds))
+                won, seen = raced(values)
+                rows = [held(values[k, : seen[k]], truth[k]) for k in range(points) if seen[k] > 1]
+                every += rows
+                winner.append(held(values[won, : seen[won]], truth[won]))
+                first = values.mean(1).argmax()
+                best.append(held(values[first], truth[first]))
+            cells = [percent(float(np.mean(one))) for one in (every, winner, best)]
+            yield [f"{spread:g}", str(points), str(seeds), *cells]
+
+    columns = ["seeds", "normal", "t, 3 df"]
+    table("Intervals of means that hold the true mean", columns, alone())
+    columns = [
+        "points scatter by",
+        "points",
+        "seeds",
+        "in a race: any point",
+        "in a race: its winner",
+        "best of the grid",
+    ]
+    table("The same for points that were chosen", columns, chosen())
+
+
+def costs(count: int) -> None:
+    """Networks of equal cost of which one is said to be cheaper, and of a cost that is a tenth lower."""
+
+    def rows() -> Iterator[list[str]]:
+        for networks, runs, (words, ratio) in product((2, 4, 8), (2, 3, 10), (("alike", 0.0), ("three times", 3.0))):
+            generator, cells = np.random.default_rng(14), []
+            for cheaper in (0.0, 0.1):
+                several = 0
+                for _ in range(count // 10):
+                    scatter = 0.03 * ratio * generator.normal(size=(networks, runs, 1))
+                    times = 10 + 10 * scatter + 0.3 * generator.normal(size=(networks, runs, 5))
+                    times[0] *= 1 - cheaper
+                    each = np.median(times, axis=2)
+                    noise = noise_of(each.tolist())
+                    assert noise is not None
+                    points = [
+                        Cost(one.mean(), noise.share * one.mean() / runs**0.5, gain) for gain, one in enumerate(each)
+                    ]
+                    several += len(front(points, noise.freedom)) > 1
+                cells.append(percent(several / (count // 10)))
+            yield [str(networks), str(runs), words, *cells]
+
+    columns = ["networks", "runs of each", "scatter of runs beside that of evaluations"]
+    columns += ["wrong: equal ones told apart", "found: one a tenth cheaper"]
+    table("Front of accuracy and time, timings that scatter by 3 %, five in a run", columns, rows())
 
 
 def honest(count: int) -> None:
@@ -357,7 +430,7 @@ def honest(count: int) -> None:
 
 def main() -> None:
     parts = {"equal": equal, "unequal": unequal, "precision": precision, "margin": margin, "classes": classes}
-    parts |= {"need": advice, "mattered": mattered, "race": race, "honest": honest}
+    parts |= {"need": advice, "mattered": mattered, "race": race, "honest": honest, "means": means, "costs": costs}
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--trials", type=int, default=10_000)
     parser.add_argument("--only", default=",".join(parts), help="names of parts, with commas")

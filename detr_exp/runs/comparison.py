@@ -39,11 +39,19 @@ class Scores(NamedTuple):
 
 
 class Side(NamedTuple):
-    """Runs that differ by their seed alone, and what they reach; the first metric is the one that classes have too."""
+    """Runs that differ by their seed alone, and what they reach.
+
+    Attributes:
+        runs: at least one.
+        metrics: by name.
+        classes: each class by `of_classes`, the first of the metrics that is a mean over classes.
+        of_classes: its name; empty where there is none.
+    """
 
     runs: Sequence[PastRun]
     metrics: dict[str, Scores]
     classes: dict[str, Scores]
+    of_classes: str = ""
 
     @property
     def seeds(self) -> list[int | None]:
@@ -59,7 +67,9 @@ class Side(NamedTuple):
                 for name, one in found.items()
             }
 
-        return Side([self.runs[place] for place in order], sorted_of(self.metrics), sorted_of(self.classes))
+        return Side(
+            [self.runs[place] for place in order], sorted_of(self.metrics), sorted_of(self.classes), self.of_classes
+        )
 
 
 def copies(side: Side) -> list[int]:
@@ -96,7 +106,8 @@ def compared(pairs: Sequence[tuple[Side, Side]], *, level: float, margin: float 
         metrics = [_row("metric", name, a.metrics[name], b.metrics[name], about, level, margin) for name in a.metrics]
         classes = [_row("class", name, a.classes[name], b.classes[name], about, level, margin) for name in a.classes]
         classes = [row for row in classes if row["images"]]
-        found.append({"a": _told(a), "b": _told(b), **about, "metrics": metrics, "classes": classes})
+        rows = {"metrics": metrics, "classes": classes, "of_classes": a.of_classes}
+        found.append({"a": _told(a), "b": _told(b), **about, **rows})
     for kind in ("metrics", "classes"):
         _judge([row for one in found for row in one[kind]], level, margin)
     for one in found:
@@ -265,10 +276,13 @@ def _comparison(one: Values, level: float) -> Iterator[str]:
         yield from ["", *_table(one["metrics"], "metric", level)]
     yield ""
     for row in one["metrics"]:
-        prefix = f"{row['metric']}: " if len(one["metrics"]) > 1 else ""
-        yield from wrap(prefix + row["says"], 120, subsequent_indent="  ", break_on_hyphens=False)
+        yield from wrap(row["says"], 120, subsequent_indent="  ", break_on_hyphens=False)
     if one["classes"]:
-        yield from ["", *_table(one["classes"], "class", level)]
+        yield from [
+            "",
+            f"{one['of_classes']} of each class, largest difference first",
+            *_table(one["classes"], "class", level),
+        ]
     if one["config"]:
         width = max(len(key) for key, _, _ in one["config"])
         yield from ["", "settings that differ (a -> b)"]
