@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from itertools import product
 
 import numpy as np
@@ -25,6 +26,7 @@ IMAGES, DRAWS, BATCH = 100, 200, 250
 AP_DRAWS = 600
 OWN = 0.7  # deviation of an image's score from run to run, where that from setting to setting is 1
 UNIT = np.sqrt(2 / IMAGES)  # deviation that the images give the difference of two settings
+CELLS = [(*images, runs) for images in ((5, 60), (12, 60), (25, 0), (100, 0)) for runs in (1, 2, 3, 5)]
 RATIOS = (0.5, 1.0, 2.0)
 KINDS = {"normal": False, "t, 3 df": True}
 Sides = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
@@ -169,11 +171,11 @@ def scene(generator: np.random.Generator, objects: np.ndarray, ease: np.ndarray)
     return Category(np.concatenate([places, false])[order], hits, np.ones_like(hits), objects.astype(float))
 
 
-def precision(count: int) -> None:
-    """Average precision itself, which is no mean over images."""
+def precision(count: int, cells: Iterable[tuple[int, ...]]) -> None:
+    """Average precision itself, which is no mean over images; `cells` are images with and without objects, seeds."""
 
     def rows() -> Iterator[list[str]]:
-        for (shown, others), runs in product(((5, 60), (12, 60), (25, 0), (100, 0)), (1, 2, 3, 5)):
+        for shown, others, runs in cells:
             images = shown + others
             generator, wrong, before = np.random.default_rng(images + runs), 0, 0
             times = np.concatenate([np.ones((1, images), dtype=int), draws(images, AP_DRAWS)])
@@ -429,12 +431,16 @@ def honest(count: int) -> None:
 
 
 def main() -> None:
-    parts = {"equal": equal, "unequal": unequal, "precision": precision, "margin": margin, "classes": classes}
+    parts: dict[str, Callable[[int], None]] = {"equal": equal, "unequal": unequal, "margin": margin, "classes": classes}
+    parts |= {"precision": partial(precision, cells=CELLS)}
     parts |= {"need": advice, "mattered": mattered, "race": race, "honest": honest, "means": means, "costs": costs}
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--trials", type=int, default=10_000)
     parser.add_argument("--only", default=",".join(parts), help="names of parts, with commas")
+    parser.add_argument("--cell", help="of precision: images with objects, without, seeds: 12,60,5; default: all")
     words = parser.parse_args()
+    if words.cell:
+        parts["precision"] = partial(precision, cells=[tuple(map(int, words.cell.split(",")))])
     for name in words.only.split(","):
         start = time.perf_counter()
         parts[name](words.trials)

@@ -232,7 +232,8 @@ def _scope(row: Values, about: Values) -> Iterator[str]:
         return
     if row["interval"][0] is None:
         if row["images_drawn"]:
-            yield f"Too little to say: it is shown in {_count(row['images'], 'image')}, or in too few of the draws."
+            shown = f"Too little to say: it is shown in {_count(row['images'], 'image')}, or in too few of the draws."
+            yield "Neither side has found anything." if row["a"] == row["b"] == 0 else shown
         return
     need = row["to_tell"]
     if need["effect"]:

@@ -102,7 +102,8 @@ def render(runs: Sequence[PastRun], *, title: str, about: str, now: datetime) ->
         seeds=[(point, run, run.config.get(SEED)) for point in ranked if len(point.runs) > 1 for run in point.runs],
         rows=[_row(point) for point in ranked],
         columns=differing[:MOST_COLUMNS],
-        named=len(differing) <= MOST_NAMED and all(len(point.runs) > 1 for point in ranked),
+        named=len(differing) <= MOST_NAMED and not any(point.name == _label(point.runs[0]) for point in ranked),
+        raced=_raced(ranked),
         differing=differing,
         curves=_curves(ranked),
         effects=effects(differing, [run.score for run in ordered]),
@@ -124,8 +125,7 @@ def _ranked(runs: Sequence[PastRun]) -> tuple[list[Ranked], list[Setting]]:
         return run.score is None, -(run.score or run.reached or 0.0), run.record.name
 
     ranked = [Ranked(sorted(point, key=worse)) for point in points(runs)]
-    seeds = {len(point.scores) for point in ranked}
-    raced = len(seeds) > 1 and any(run.raced for run in runs)  # who left early has seen other seeds than the winner
+    raced = _raced(ranked)
 
     def order(point: Ranked) -> tuple[bool, int, float, str]:
         value = point.result.value if point.result else point.reached or 0.0
@@ -138,9 +138,16 @@ def _ranked(runs: Sequence[PastRun]) -> tuple[list[Ranked], list[Setting]]:
         point.style = f"c{place}" if place < COLOURS else f"c{place} rest"
         point.given = [setting.values[start] for setting in differing]
         told = [f"{setting.name} {value}" for setting, value in zip(differing[:MOST_NAMED], point.given)]
-        point.name = _label(point.runs[0]) if len(point.runs) == 1 else ", ".join(told) or "all seeds"
+        by_setting = len(point.runs) > 1 or (told and "/" in point.runs[0].record.name)  # of a sweep, else a hash
+        point.name = (", ".join(told) or "all seeds") if by_setting else _label(point.runs[0])
         start += len(point.runs)
     return ranked, differing
+
+
+def _raced(ranked: Sequence[Ranked]) -> bool:
+    """Whether points that fell behind have seen fewer seeds than the others, so that their means do not compare."""
+    seeds = {len(point.scores) for point in ranked}
+    return len(seeds) > 1 and any(run.raced for point in ranked for run in point.runs)
 
 
 def _row(point: Ranked) -> Values:
@@ -176,17 +183,17 @@ def _curves(ranked: Sequence[Ranked]) -> list[tuple[str, str]]:
 
 
 def _fronts(ranked: Sequence[Ranked]) -> list[tuple[str, str, str]]:
-    """Title, chart and what is on the front, for each cost that is known of two points at least."""
+    """Title, chart and what is on the front, for each cost that is known of two different networks at least."""
     scored = [point for point in ranked if point.scores]
     sized = [(point, size) for point in scored if (size := _parameters(point.runs[0])) is not None]
     found = []
-    if len(sized) > 1:
+    if len({size for _, size in sized}) > 1:
         costs = [Cost(size, 0.0, mean(point.scores)) for point, size in sized]
         chart, names = _front([point for point, _ in sized], costs, "parameters, millions", front(costs))
         found.append(("Accuracy against size", chart, names))
     for name, label in TIMINGS:
         timed = [(point, times) for point in scored if (times := _times(point.runs, name))]
-        if len(timed) > 1:
+        if len({_network(point.runs[0]) for point, _ in timed}) > 1:
             return [*found, ("Accuracy against time", *_against_time(timed, label))]
     return found
 

@@ -8,7 +8,7 @@ import re
 import shlex
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -29,7 +29,7 @@ from detr_exp.config.stored import as_first_version
 from detr_exp.data.splits import HELD_OUT
 from detr_exp.locks import LockedError, is_locked, lock
 from detr_exp.terminal import say
-from detr_exp.tracker.base import FINISHED
+from detr_exp.tracker.base import FINISHED, RECORD
 from detr_exp.tracker.secrets import masked
 from detr_exp.trainer.run_status import status_of
 from detr_exp.values import Values, flat, values_of
@@ -285,7 +285,7 @@ class Sweep:
         for name, run in runs.items():
             if run.choices is not None:
                 further.setdefault(name, {})[HELD_OUT] = run.choices[0].there
-        show(jobs, {**entries, **elsewhere}, further, raced)
+        show(jobs, {**entries, **elsewhere}, further, self._metric(entries), raced)
         if runs and (chosen := _choice_among(list(runs.values()))) is not None:
             say(f"\nthe best was {chosen}")
         points = by_point([entries[job.hash] for job in jobs if job.hash in entries], raced)
@@ -301,6 +301,16 @@ class Sweep:
             what = "failed" if failed == len(bad) else "are not finished"
             again = " with sweep_retry=failed" if failed else ""
             raise SweepFailed(f"{len(bad)} of {len(own)} runs {what}; the same command{again} runs only those")
+
+    def _metric(self, entries: Mapping[str, Entry]) -> str:
+        """What the runs of this folder were judged by."""
+        from detr_exp.runs.past import PastRun
+
+        done = (self.folder / name for name, entry in entries.items() if entry.status in FINISHED)
+        for folder in (folder for folder in done if (folder / RECORD).exists()):
+            with suppress(ValueError):  # damaged
+                return PastRun.load(folder).monitor
+        return "result"
 
 
 def _choice_among(runs: Sequence[PastRun]) -> Flattery | None:

@@ -19,7 +19,11 @@ WIDTH_OF_FILES = 160
 
 
 def show(
-    jobs: Sequence[Job], entries: Mapping[str, Entry], extra: Mapping[str, Mapping[str, float]], raced: bool = False
+    jobs: Sequence[Job],
+    entries: Mapping[str, Entry],
+    extra: Mapping[str, Mapping[str, float]],
+    metric: str,
+    raced: bool = False,
 ) -> None:
     """Print the table of all runs; where several seeds were swept, a second one of means and deviations.
 
@@ -27,25 +31,28 @@ def show(
         jobs: of the sweep.
         entries: hash -> how it ended.
         extra: hash -> further results of a run, by name.
+        metric: what the results are.
         raced: see `by_point`.
     """
     console = Console(width=None if sys.stdout.isatty() else WIDTH_OF_FILES)
     with console.capture() as printed:
-        console.print(ranking(jobs, entries, extra))
+        console.print(ranking(jobs, entries, extra, metric))
         seeds = over_seeds(jobs, entries, raced)
         if seeds is not None:
             console.print(seeds)
     print("", *(line.rstrip() for line in printed.get().splitlines()), sep="\n", flush=True)
 
 
-def ranking(jobs: Sequence[Job], entries: Mapping[str, Entry], extra: Mapping[str, Mapping[str, float]]) -> Table:
+def ranking(
+    jobs: Sequence[Job], entries: Mapping[str, Entry], extra: Mapping[str, Mapping[str, float]], metric: str
+) -> Table:
     """One line per run: number, overrides, result, or the reason why there is none; best first."""
     keys = list(dict.fromkeys(one.partition("=")[0] for job in jobs for one in job.swept))
     table = Table(title=f"{len(jobs)} runs, best first", title_justify="left", title_style="bold", box=None)
     table.add_column("#", justify="right")
     for key in keys:
         table.add_column(key)
-    table.add_column("metric", justify="right", style="bold")
+    table.add_column(metric, justify="right", style="bold")
     names = list(dict.fromkeys(name for values in extra.values() for name in values))
     for name in names:
         table.add_column(name, justify="right")
@@ -55,11 +62,11 @@ def ranking(jobs: Sequence[Job], entries: Mapping[str, Entry], extra: Mapping[st
     for job, entry in best_first(jobs, entries):
         swept = dict(one.split("=", 1) for one in job.swept)
         status = "not run" if entry is None else entry.status
-        metric = "-" if entry is None or entry.metric is None else f"{entry.metric:.4f}"
+        value = "-" if entry is None or entry.metric is None else f"{entry.metric:.4f}"
         table.add_row(
             str(job.number),
             *(escape(printable(masked(swept.get(key, ""), key))) for key in keys),
-            metric,
+            value,
             *(f"{extra[job.hash][name]:.6g}" if name in extra.get(job.hash, {}) else "" for name in names),
             f"[{COLOURS.get(status, 'red')}]{status}[/]",
             "" if entry is None else duration(entry.seconds),
