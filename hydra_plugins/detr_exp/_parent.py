@@ -23,6 +23,7 @@ from detr_exp.writing import write
 from hydra_plugins.detr_exp._ledger import Entry, Ledger, by_point, score, setting_of
 
 if TYPE_CHECKING:
+    from detr_exp.metric.honest import Flattery
     from detr_exp.runs.past import PastRun
 
 LINK = "parent.json"
@@ -112,11 +113,18 @@ def best_values(folder: Path, ledger: Ledger, best: Sequence[Entry]) -> dict[str
     measured = [last_values(folder / entry.hash, "best/") for entry in best]
     common = [name for name in measured[0] if all(name in one for one in measured)]
     values |= {name: mean(one[name] for one in measured) for name in common}
+    chosen = choice_among(honest_runs(folder, ledger.latest()))
+    return values if chosen is None else values | {"best/luck": chosen.luck}
+
+
+def choice_among(runs: Mapping[str, PastRun]) -> Flattery | None:
+    """What became of choosing the best of `honest_runs`; None where there are none."""
+    if not runs:
+        return None
     from detr_exp.runs.chosen import honest
     from detr_exp.runs.settings import points
 
-    chosen = honest(points(list(honest_runs(folder, ledger.latest()).values())))
-    return values if chosen is None else values | {"best/luck": chosen.luck}
+    return honest(points(list(runs.values())))
 
 
 def honest_runs(folder: Path, entries: Mapping[str, Entry]) -> dict[str, PastRun]:

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.plugins import Plugins
@@ -35,12 +35,8 @@ from detr_exp.trainer.run_status import status_of
 from detr_exp.values import Values, flat, values_of
 from detr_exp.writing import LOCK, remove_left_overs
 from hydra_plugins.detr_exp._ledger import UNFINISHED, Entry, Job, by_point, first_line
-from hydra_plugins.detr_exp._parent import honest_runs, parent_run
+from hydra_plugins.detr_exp._parent import choice_among, honest_runs, parent_run
 from hydra_plugins.detr_exp._recorded import JOB_LOCK, RecordedTask
-
-if TYPE_CHECKING:
-    from detr_exp.metric.honest import Flattery
-    from detr_exp.runs.past import PastRun
 
 
 class SweepFailed(RuntimeError):
@@ -286,7 +282,7 @@ class Sweep:
             if run.choices is not None:
                 further.setdefault(name, {})[HELD_OUT] = run.choices[0].there
         show(jobs, {**entries, **elsewhere}, further, self._metric(entries), raced)
-        if runs and (chosen := _choice_among(list(runs.values()))) is not None:
+        if (chosen := choice_among(runs)) is not None:
             say(f"\nthe best was {chosen}")
         points = by_point([entries[job.hash] for job in jobs if job.hash in entries], raced)
         if points and not any((extra or {}).values()):  # of several objectives none is the best in all
@@ -311,13 +307,6 @@ class Sweep:
             with suppress(ValueError):  # damaged
                 return PastRun.load(folder).monitor
         return "result"
-
-
-def _choice_among(runs: Sequence[PastRun]) -> Flattery | None:
-    from detr_exp.runs.chosen import honest
-    from detr_exp.runs.settings import points
-
-    return honest(points(runs))
 
 
 def name_of(config: DictConfig) -> str:
