@@ -14,7 +14,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from measure import Row, Section, beside, interleaved, run, why_bf16_is_not_judged
+from measure import Row, Section, beside, interleaved, is_of_the_newer_gates, run, why_bf16_is_not_judged
 from training_step import FP32, config, rfdetr_network, transformers_network
 
 from detr_exp.trainer.hardware import cpu_has_bf16
@@ -33,13 +33,13 @@ One image as a tensor in, logits and boxes out; random weights. "Folded" has its
 (`Detector.folded`, as `predict` uses it) in float32 and channels-last; the peer runs its network as it comes, in
 evaluation mode. "Fastest" is folded, compiled, bf16 and channels-last (`compiled_bf16` of
 `python -m detr_exp.benchmark`), and ONNX Runtime runs the file that `python -m detr_exp.export` makes of the same
-network in float32. Its gates are meant for processors that multiply bf16 in tiles (AMX), and processors that do not
-know it are left out.
+network in float32. On AMD's processors with AVX-512 the products are oneDNN's and gates of their own hold; elsewhere
+those of bf16 are meant for processors that multiply it in tiles (AMX), and processors that do not know it are left out.
 """
 
 
 def rows_of(
-    name: str, words: tuple[str, ...], side: int, peer: str, gates: tuple[float, float], rounds: int
+    name: str, words: tuple[str, ...], side: int, peer: str, gate: float, beside_onnx: tuple[tuple, ...], rounds: int
 ) -> list[Row]:
     import torch
 
@@ -57,10 +57,11 @@ def rows_of(
         }
         calls[peer] = peers_call(peer, config(side, *words), images)
         times = interleaved(calls, rounds, warmup=2)
+    fastest, folded = beside_onnx[0 if is_of_the_newer_gates() else 1]
     return [
-        beside(f"{name}: folded, float32", times, "folded", peer, gate=gates[0]),
-        beside(f"{name}: fastest", times, "compiled_bf16", "onnx", gate=gates[1], skipped=SKIPPED),
-        beside(f"{name}: folded, float32", times, "folded", "onnx"),
+        beside(f"{name}: folded, float32", times, "folded", peer, gate=gate),
+        beside(f"{name}: fastest", times, "compiled_bf16", "onnx", gate=fastest, skipped=SKIPPED),
+        beside(f"{name}: folded, float32", times, "folded", "onnx", gate=folded),
     ]
 
 

@@ -97,18 +97,41 @@ class Section:
     made_by: str = ""
 
 
-def interleaved(calls: Mapping[str, Callable[[], object]], rounds: int, warmup: int = 1) -> dict[str, list[float]]:
-    """CPU seconds of each call in each round; every round calls all of them once, in turn."""
+def interleaved(
+    calls: Mapping[str, Callable[[], object]],
+    rounds: int,
+    warmup: int = 1,
+    prepare: Mapping[str, Callable[[], object]] | None = None,
+) -> dict[str, list[float]]:
+    """CPU seconds of each call in each round; every round calls all of them once, in turn.
+
+    Args:
+        prepare: called before the call of the same name, and not timed.
+    """
     for call in list(calls.values()) * warmup:
         call()
     times: dict[str, list[float]] = {name: [] for name in calls}
     for _ in range(rounds):
         for name, call in calls.items():
+            if prepare is not None and name in prepare:
+                prepare[name]()
             gc.collect()
             start = time.process_time()
             call()
             times[name].append(time.process_time() - start)
     return times
+
+
+def memory_as_it_comes() -> None:
+    """Undo what `keep_freed_memory` did to this process: what glibc adapts itself to where tensors are large."""
+    import ctypes
+
+    from detr_exp.trainer.memory import M_MMAP_THRESHOLD, M_TRIM_THRESHOLD
+
+    allocator = ctypes.CDLL(None)
+    for setting, value in ((M_MMAP_THRESHOLD, 32 << 20), (M_TRIM_THRESHOLD, 64 << 20)):
+        allocator.mallopt(setting, value)
+    allocator.malloc_trim(0)
 
 
 def ratio(times: Mapping[str, Sequence[float]], ours: str = "ours", peer: str = "peer") -> float:
@@ -222,8 +245,17 @@ def device() -> str:
     return f"{os.cpu_count()}-core {name} ({traits}), one thread"
 
 
+def is_of_the_newer_gates() -> bool:
+    """Whether this processor has AVX-512 without AMX and is AMD's, for which gates of their own are meant."""
+    from detr_exp.ops import products
+
+    return products.fastest() == "onednn"
+
+
 def why_bf16_is_not_judged() -> str:
-    """Empty where the processor multiplies bfloat16 matrices in tiles, for which its gates are meant."""
+    """Empty where the processor multiplies bfloat16 in a way for which there are gates."""
     import torch
 
+    if is_of_the_newer_gates():
+        return "" if torch.cpu._is_avx512_bf16_supported() else "this CPU has no AVX512-BF16"
     return "" if torch.cpu._is_amx_tile_supported() else "this CPU has no AMX"

@@ -41,6 +41,7 @@ TINY_RUN = [
     "tracker=none",
     "trainer/hardware=cpu",
     "trainer.hardware.amp=null",
+    "trainer.hardware.products=torch",
     "trainer.batch_size=4",
     "trainer.epochs=1",
     "trainer.max_steps=2",

@@ -11,6 +11,7 @@ from rtdetr_peer import SMALL
 from torch import nn
 
 from detr_exp.build import compose, network
+from detr_exp.ops import products
 from detr_exp.structures import Target, Targets
 
 
@@ -22,7 +23,9 @@ def make() -> Callable[..., nn.Module]:
     def build(*overrides: str, num_classes: int = 7) -> nn.Module:
         cfg = composed(f"data.num_classes={num_classes}", *overrides)
         torch.manual_seed(0)
-        return network(cfg)
+        made = network(cfg)
+        products.use(made.modules(), products.fastest())
+        return made
 
     return build
 

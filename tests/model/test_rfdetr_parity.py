@@ -9,6 +9,7 @@ import pytest
 import torch
 from rfdetr_peer import criterion_for, padded_batch, peer, peer_input, twin
 
+from detr_exp.ops import products
 from detr_exp.structures import Targets
 
 CLOSE = dict(atol=1e-5, rtol=0)
@@ -49,6 +50,7 @@ def family(request):
     }[request.param]
     theirs, *configs = peer(kind, train_kind, num_classes=2, **SMALL, **changes)
     ours = twin(theirs, configs[0])
+    products.use(ours.modules(), products.fastest())
     assert ours.image_size == (changes["resolution"],) * 2
     return Family(ours, theirs, tuple(configs), size, parts, BOX_LOSSES | losses)
 

@@ -38,6 +38,7 @@ SHAPES = (
     "tracker=none",
     "trainer/hardware=cpu",
     "trainer.hardware.amp=null",
+    "trainer.hardware.products=torch",
     "trainer.hardware.threads=1",
     "trainer.batch_size=2",
     "trainer.eval_batch_size=1",
