@@ -126,7 +126,8 @@ def linear(tokens: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         return F.linear(tokens, weight, bias)
     rows = tokens.reshape(-1, tokens.shape[-1])
     product = _Linear.apply if torch.is_grad_enabled() else _product
-    return product(rows, weight, bias).view(*tokens.shape[:-1], -1)
+    # not a view for autograd, as in `F.linear`: the hooks of FSDP would be lost if it were changed in place
+    return torch.ops.aten._unsafe_view(product(rows, weight, bias), (*tokens.shape[:-1], len(weight)))
 
 
 class _Linear(torch.autograd.Function):

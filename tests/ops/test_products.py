@@ -81,6 +81,7 @@ def test_forward_and_backward_are_those_of_torch(pair):
     torch.testing.assert_close(gradients(fast, tokens), gradients(plain, tokens), **CLOSE)
     assert seen(fast, tokens) == (5 * 3, {"Mkldnn"}), "of five products: forward, and two backward"
     assert seen(plain, tokens) == (0, {"Mkldnn", "Slow2d"})
+    assert not fast.wide(tokens)._is_view(), "which may be changed in place, under hooks"
     one, other = gradients(fast, tokens), gradients(fast, tokens)
     assert all(torch.equal(a, b) for a, b in zip(one, other))
 
