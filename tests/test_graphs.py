@@ -18,6 +18,7 @@ from torch import nn
 from detr_exp import build
 from detr_exp.config.compose import compose
 from detr_exp.structures import Targets
+from detr_exp.trainer.batch_size import loss_of
 from detr_exp.trainer.trainer import Trainer
 from detr_exp.training import train_in
 from tests.test_waits import LABELS, LOSSES, SMALL, TINY, fits
@@ -123,6 +124,14 @@ def test_gradients_pass_compiled_losses(monkeypatch: pytest.MonkeyPatch) -> None
         one(network(images, targets), targets, num_boxes=5)["total"].backward()
         gradients.append([parameter.grad for parameter in network.parameters()])
     torch.testing.assert_close(*gradients)
+
+
+def test_the_trial_of_memory_compiles_nothing(tmp_path: Path, tiny_run: list[str]) -> None:
+    cfg, graphs = compose(tiny_run), Graphs()
+    run, settings = build.run(cfg, tmp_path), build.trainer(cfg).settings
+    run.network.compile(backend=graphs)
+    assert loss_of(settings, run, run.network, 1).isfinite()
+    assert graphs.count == 0
 
 
 @pytest.mark.slow
