@@ -184,7 +184,7 @@ def _images(
         if number in index_of:
             problems.error("images need ids of their own", f"image {number}: its id occurs twice")
             continue
-        file = image_folder / entry["file_name"]
+        file = str(image_folder / entry["file_name"])
         index_of[number] = REFUSED
         if complaint := folder.complaint(file):
             problems.image(f"image {number}: {complaint}")
@@ -192,7 +192,7 @@ def _images(
         height, width = entry.get("height"), entry.get("width")
         if height is None or width is None:
             try:
-                height, width = folder.size(file)
+                height, width = folder.size(Path(file))
             except ValueError as error:
                 problems.image(f"image {number}: {error}")
                 continue
@@ -204,7 +204,7 @@ def _images(
             continue
         index_of[number] = len(images.ids)
         images.ids.append(number)
-        images.paths.append(str(file))
+        images.paths.append(file)
         images.sizes.append((int(height), int(width)))
     return images, index_of
 

@@ -17,7 +17,6 @@ from detr_exp.data.fields import LARGEST, are_numbers, are_points, is_int, is_nu
 from detr_exp.data.outlines import frames
 from detr_exp.data.problems import Problems, short
 from detr_exp.data.rows import Rows
-from detr_exp.values import Values
 
 _NAN = float("nan")
 _UNKNOWN = -(2**60)  # no id, and no index
@@ -47,21 +46,22 @@ class Annotations:
     def add(self, entry: object) -> None:
         """The next entry of the list."""
         rows, place = self.rows, len(self.rows)
-        category = entry.get("category_id") if isinstance(entry, dict) else None
+        get = entry.get if isinstance(entry, dict) else {}.get
+        image, category, box, crowd = get("image_id"), get("category_id"), get("bbox"), get("iscrowd") or 0
+        given = get("keypoints")
         if is_int(category):
             self.used.add(category)
-            given = entry.get("keypoints")  # type: ignore[attr-defined]
-            if isinstance(given, list) and len(given) % 3 == 0:
+            if given is not None and isinstance(given, list) and len(given) % 3 == 0:
                 self.most_points[category] = max(self.most_points.get(category, 0), len(given) // 3)
-        if not isinstance(entry, dict) or not is_int(category) or not _is_plain(entry):
+        if not (is_int(category) and is_int(image) and _is_box(box) and crowd in (0, 1)):
             self.odd[place] = entry
             rows.named[place] = _name(entry, place)
             rows.add(0, 0, (0.0, 0.0, 0.0, 0.0), 0)
             return
-        number, area, outline, seen = entry.get("id"), entry.get("area"), None, ()
+        number, area, outline, seen = get("id"), get("area"), None, ()
         if not is_int(number):
             number, rows.named[place] = 0, _name(entry, place)
-        if (segmentation := entry.get("segmentation")) is not None:
+        if (segmentation := get("segmentation")) is not None:
             outline, usable = segments(segmentation)
             if not usable:
                 self.unusable.append(place)
@@ -71,11 +71,11 @@ class Annotations:
             else:
                 self.poses[place] = given
         rows.add(
-            entry["image_id"],
+            image,
             category,
-            entry["bbox"],
+            box,
             number,
-            crowd=bool(entry.get("iscrowd")),
+            crowd=bool(crowd),
             area=area if is_number(area) else _NAN,
             outline=outline,
             points=seen,
@@ -85,11 +85,6 @@ class Annotations:
 def _name(entry: object, place: int) -> str:
     number = f"number {place + 1}"
     return f"annotation {short(entry.get('id', number) if isinstance(entry, dict) else number)}"
-
-
-def _is_plain(entry: Values) -> bool:
-    """Whether `image_id`, `bbox` and `iscrowd` are what they should be."""
-    return is_int(entry.get("image_id")) and _is_box(entry.get("bbox")) and (entry.get("iscrowd") or 0) in (0, 1)
 
 
 def _is_box(box: object) -> bool:

@@ -20,7 +20,7 @@ LARGEST = 2**53  # integers are smaller: floats are exact up to here
 
 
 def is_int(value: object) -> TypeGuard[int]:
-    return isinstance(value, int) and not isinstance(value, bool) and abs(value) < LARGEST
+    return type(value) is int and -LARGEST < value < LARGEST
 
 
 def is_number(value: object, finite: bool = True) -> TypeGuard[float]:

@@ -56,15 +56,16 @@ class Folder:
         real = os.path.realpath(path)
         return any(os.path.commonpath((real, root)) == str(root) for root in self.allowed)
 
-    def complaint(self, path: Path) -> str | None:
+    def complaint(self, path: Path | str) -> str | None:
         """Why `path` cannot be read as a file of this data set; None if it can."""
-        parent, seen = str(path.parent), self.seen
+        above, _, name = str(path).rpartition(os.sep)
+        parent, seen = above or str(Path(path).parent), self.seen
         try:
             mode = os.lstat(path).st_mode
             linked = stat.S_ISLNK(mode)
             mode = os.stat(path).st_mode if linked else mode
             if parent not in self._inside:
-                self._inside[parent] = self.inside(path.parent)
+                self._inside[parent] = self.inside(Path(parent))
             if parent not in seen.targets:
                 seen.targets[parent] = os.path.realpath(parent)
         except (OSError, ValueError):
@@ -74,8 +75,8 @@ class Folder:
             seen.file(path)
             seen.targets[str(path)] = os.path.realpath(path)
         else:
-            seen.plain[parent].append(path.name)
-        if not self._inside[parent] or (linked and not self.inside(path)):
+            seen.plain[parent].append(name)
+        if not self._inside[parent] or (linked and not self.inside(Path(path))):
             return (
                 f"{str(path)!r} lies outside data.root ({os.path.realpath(path)}); allow its folder with "
                 "data.source.extra_roots=[...]"

@@ -95,7 +95,8 @@ class Rows:
         if points:
             self.points.extend(points)
         self.point_ends.append(len(self.points))
-        self.file.append(len(self.files) - 1)
+        if self.files:
+            self.file.append(len(self.files) - 1)
         self.number.append(number)
 
     def __len__(self) -> int:
