@@ -18,6 +18,7 @@ from detr_exp.loss.box import quality
 from detr_exp.loss.matches import Matches, between
 from detr_exp.ops.boxes import EPS
 from detr_exp.ops.edges import edge_positions, edges_from_boxes
+from detr_exp.ops.transfer import to_device
 from detr_exp.structures import predicted
 
 
@@ -80,5 +81,5 @@ def _scores(logits: Tensor, activation: str) -> Tensor:
 
 @cache
 def _positions(num_bins: int, bound: float, scale: float, device: torch.device) -> Tensor:
-    """Copied to a device once, because a copy in every step would wait for it."""
-    return edge_positions(num_bins, bound, scale).to(device)
+    """Copied to a device once."""
+    return to_device(edge_positions(num_bins, bound, scale), device)
