@@ -24,16 +24,10 @@ BF16_IS_THERE, SKIPPED = cpu_has_bf16(), why_bf16_is_not_judged()
 # name, words, side, peer, gates: folded in float32 beside the peer; then fastest form and folded in float32 beside ONNX
 # Runtime, on AMD's processors with AVX-512 and on others
 NETWORKS = (
-<<<<<<< HEAD
     ("RT-DETRv2-R18, 640 px", ("model=rtdetrv2",), 640, "transformers", 0.80, ((0.50, 1.05), (0.35, None))),
+    ("D-FINE-S, 640 px", ("model=dfine_s",), 640, "transformers", 0.75, ((None, None), (0.35, None))),
     ("D-FINE-N, 640 px", ("model=dfine_n",), 640, "transformers", 0.75, ((None, None), (0.35, None))),
     ("RF-DETR Nano, 384 px", ("model=rfdetr", "loss=ia_bce"), 384, "rfdetr", 0.99, ((0.52, 1.00), (0.55, None))),
-=======
-    ("RT-DETRv2-R18, 640 px", ("model=rtdetrv2",), 640, "transformers", (0.80, 0.35)),
-    ("D-FINE-S, 640 px", ("model=dfine_s",), 640, "transformers", (0.75, 0.35)),
-    ("D-FINE-N, 640 px", ("model=dfine_n",), 640, "transformers", (0.80, 0.35)),
-    ("RF-DETR Nano, 384 px", ("model=rfdetr", "loss=ia_bce"), 384, "rfdetr", (0.99, 0.55)),
->>>>>>> 71bffab (Time training steps and inference of D-FINE-S and -N)
 )
 FORMS = ("folded", *(["compiled_bf16"] if BF16_IS_THERE else []), "onnx")
 TEXT = """
