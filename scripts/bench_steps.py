@@ -35,7 +35,7 @@ NETWORKS = (
     ("RT-DETRv2-R18, 320 px", RTDETR, 320, "transformers", ((0.68, 0.42), (0.92, 0.62))),
     ("RT-DETRv2-R18, 640 px", RTDETR, 640, "transformers", ((0.74, 0.52), (0.95, 0.52))),
     ("D-FINE-S, 320 px", DFINE, 320, "transformers", ((0.75, 0.62), (0.75, 0.62))),
-    ("D-FINE-N, 320 px", DFINE_N, 320, "transformers", ((0.90, 0.62), (0.90, 0.62))),
+    ("D-FINE-N, 320 px", DFINE_N, 320, "transformers", ((0.75, 0.62), (0.75, 0.62))),
     ("RF-DETR Nano, 384 px", RFDETR, 384, "rfdetr", ((0.60, 0.33), (0.98, 0.65))),
 )
 TEXT = """
