@@ -134,6 +134,9 @@ def networks(cfg: DictConfig) -> Iterator[tuple[str, Network]]:
         yield type_name(cfg), build.network(cfg, _labels(cfg, 80))
 
 
+LABELS = {"keypoint": 1, "_voc": 20, "_obj365": 366}  # in the data of recipes that are not for COCO
+
+
 def published() -> list[str]:
     """Recipes of published networks."""
     files = sorted((CONF_DIR / "experiment").glob("*.yaml"))
@@ -145,7 +148,8 @@ def of_recipe(name: str) -> Network:
     from detr_exp import build
 
     cfg = build.compose([f"experiment={name}", "model.weights=null", "model.backbone.pretrained=false"])
-    return build.network(cfg, _labels(cfg, 1 if "keypoint" in name else 20 if name.endswith("_voc") else 80))
+    labels = next((number for word, number in LABELS.items() if word in name), 80)
+    return build.network(cfg, _labels(cfg, labels))
 
 
 def measure(

@@ -32,6 +32,11 @@ ADDED: dict[str, object] = {  # keys that earlier versions did not have, with th
     "model.class_prior": None,
     "trainer.hardware.products": "auto",  # a run that is resumed keeps its library in any case
 }
+LATER: dict[str, Values] = {  # the same for parts of this package only, by target: a user's own may not know such keys
+    "detr_exp.data.dataset.DataSet": {"phases": dict.fromkeys(("strong", "mosaic", "mixup", "multi_scale"))},
+    "detr_exp.model.rtdetrv2.RTDETRv2": {"box_noise_fold": False, "head_activation": "relu", "position_layers": 2},
+    "detr_exp.trainer.settings.Settings": {"restart_epoch": None},
+}
 DECODERS = {  # network -> option of model/decoder for what earlier versions had in the network
     "detr_exp.model.rtdetrv2.RTDETRv2": "rtdetr",
     "detr_exp.model.rfdetr.RFDETR": "rfdetr",
@@ -82,7 +87,7 @@ def upgraded(config: Values) -> Values:
 
     Earlier versions had no table of losses, only `loss.class_loss` and weights; the decoder was part of the network.
     """
-    made = with_derived_nodes(_renamed(config, RENAMED), resolved=True)
+    made = with_derived_nodes(_with_later(_renamed(config, RENAMED)), resolved=True)
     for path, value in ADDED.items():
         made = _with(made, path.split("."), value)
     return made
@@ -113,16 +118,29 @@ def as_first_version(config: Values) -> Values:
     Args:
         config: plain values, resolved or not.
     """
-    made = _renamed(config, {now: once for once, now in RENAMED.items()})
+    made = _with_later(config)
     for group, name in DERIVED.items():
         values = made.get(group)
         if isinstance(values, dict) and name in values:
             rest = {key: value for key, value in values.items() if key != name}
-            if values[name] in (derived_node(group, rest, resolved) for resolved in (True, False)):
-                made[group] = rest
-    for path, value in ADDED.items():
+            for derived in (derived_node(group, rest, resolved) for resolved in (True, False)):
+                absent = derived if derived and group == "model" else {}  # keys of decoders that are older than these
+                if absent | values[name] == derived:
+                    made[group] = rest
+    later = {f"{group}.{key}": value for group, keys in _later(made) for key, value in keys.items()}
+    for path, value in (ADDED | later).items():
         made = _without(made, path.split("."), value)
-    return made
+    return _renamed(made, {now: once for once, now in RENAMED.items()})
+
+
+def _later(config: Values) -> list[tuple[str, Values]]:
+    """Groups with keys that their earlier versions did not have."""
+    targets = {group: node.get("_target_") for group, node in config.items() if isinstance(node, dict)}
+    return [(group, LATER[target]) for group, target in targets.items() if isinstance(target, str) and target in LATER]
+
+
+def _with_later(config: Values) -> Values:
+    return {**config, **{group: {**keys, **config[group]} for group, keys in _later(config)}}
 
 
 def _with(node: Values, path: Sequence[str], value: object) -> Values:

@@ -34,6 +34,7 @@ def contend(job: Job) -> tuple[list[Values], Facts]:
 
 
 def _overrides(job: Job) -> list[str]:
+    share = job.options.get("stop_share")
     return [
         "data=coco",
         *job.options["overrides"],
@@ -42,6 +43,7 @@ def _overrides(job: Job) -> list[str]:
         f"model.image_size=[{job.resolution},{job.resolution}]",
         f"trainer.batch_size={job.batch_size}",
         f"trainer.epochs={job.epochs}",
+        *([] if share is None else [f"data.stop_epoch={round(share * job.epochs)}"]),
         f"trainer.eval_interval={job.epochs}",
         f"seed={job.seed}",
         *("data.num_workers=0", "data.cache=ram", "trainer/hardware=cpu", "trainer.hardware.threads=1"),

@@ -135,7 +135,16 @@ class Augment:
                     "data.augment.operations=[{_target_: mine.Rain}]"
                 )
 
-    def layers(self, rng: np.random.Generator, image: int, count: int, out: tuple[int, int]) -> list[Tiles]:
+    def layers(
+        self,
+        rng: np.random.Generator,
+        image: int,
+        count: int,
+        out: tuple[int, int],
+        *,
+        mosaic: bool = True,
+        mixup: bool = True,
+    ) -> list[Tiles]:
         """Which images a training sample is made of: one layer of tiles, or two that are blended.
 
         Dense one-to-one matching (Huang et al. 2024, DEIM): more objects an image, so more of the queries learn.
@@ -145,15 +154,18 @@ class Augment:
             image: index of the requested image; it is always part of the sample.
             count: images to choose the others from.
             out: (height, width) of the output.
+            mosaic: False leaves them out.
+            mixup: likewise.
         """
-        layers = [self._tiles(rng, image, count, out)]
-        if self.mixup and rng.random() < self.mixup:
-            layers.append(self._tiles(rng, int(rng.integers(count)), count, out))
+        chance = self.mosaic if mosaic else 0.0
+        layers = [self._tiles(rng, chance, image, count, out)]
+        if mixup and self.mixup and rng.random() < self.mixup:
+            layers.append(self._tiles(rng, chance, int(rng.integers(count)), count, out))
         return layers
 
-    def _tiles(self, rng: np.random.Generator, image: int, count: int, out: tuple[int, int]) -> Tiles:
+    def _tiles(self, rng: np.random.Generator, chance: float, image: int, count: int, out: tuple[int, int]) -> Tiles:
         height, width = out
-        if not self.mosaic or rng.random() >= self.mosaic:
+        if not chance or rng.random() >= chance:
             return [(image, (0, 0, width, height))]
         x, y = (int(side * value) for side, value in zip((width, height), rng.uniform(*MOSAIC_CENTRE, 2)))
         corners = [(0, 0, x, y), (x, 0, width, y), (0, y, x, height), (x, y, width, height)]

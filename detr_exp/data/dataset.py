@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from copy import copy
 from dataclasses import replace
 from functools import cached_property
@@ -24,6 +24,7 @@ from detr_exp.data.headers import check_headers, unlisted
 from detr_exp.data.keypoints import FlipPairs, KeypointSchema, mirror_remarks, schema
 from detr_exp.data.loader import Loading, Samples
 from detr_exp.data.part import Part
+from detr_exp.data.phases import Phases
 from detr_exp.data.problems import DataError, Problems, listed
 from detr_exp.data.sampler import EvalSampler, TrainSampler, multi_scale_sizes
 from detr_exp.data.splits import HELD_OUT
@@ -47,14 +48,12 @@ class DataSet:
     Args:
         source: reads or generates it; see `coco.coco`, `yolo.yolo`, `shapes.shapes`, `auto.auto`.
         root: its folder.
-        train: location of the training split; its form depends on the layout.
-        val: likewise.
-        test: likewise.
+        train, val, test: locations of the splits; their form depends on the layout.
         category_ids: `contiguous` or `raw`; see `classes.ClassMap`.
         num_classes: None: from the data.
         augment: of training images.
         multi_scale: sizes of training batches; see `sampler.multi_scale_sizes`.
-        stop_epoch: strong augmentation and multi-scale end at this epoch; None: never.
+        stop_epoch, phases: epochs of strong augmentation and multi-scale; see `phases.Phases`.
         keypoint_flip_pairs: 0-based pairs of keypoints that are swapped when mirrored, for every class or by the name
             of a class; None: from their names.
         keypoint_sigmas: OKS scale per keypoint; None: COCO's for its 17 points, else 0.05.
@@ -90,6 +89,7 @@ class DataSet:
         augment: Augment,
         multi_scale: str | Sequence[int] | None = None,
         stop_epoch: int | None = None,
+        phases: Mapping[str, Sequence[int | None] | None] | None = None,
         keypoint_flip_pairs: FlipPairs | None = None,
         keypoint_sigmas: Sequence[float] | None = None,
         on_error: str = "error",
@@ -109,7 +109,9 @@ class DataSet:
         self.keypoints: KeypointSchema | None = schema(
             self.class_map.by_label, flip_pairs=keypoint_flip_pairs, sigmas=keypoint_sigmas
         )
-        self.augment, self.multi_scale, self.stop_epoch = augment, multi_scale, stop_epoch
+        self.augment, self.multi_scale = augment, multi_scale
+        used = {"mosaic": augment.mosaic, "mixup": augment.mixup, "multi_scale": multi_scale}
+        self.phases = Phases(stop_epoch, phases, [name for name, value in used.items() if not value])
         self.on_error = on_error
         missing = [name for name in SPLITS if name not in self.content.read]
         log.info("%s: %d classes: %s", self.content.origin, len(self.content.categories), self.class_map)
@@ -202,7 +204,7 @@ class DataSet:
             class_map=self.class_map,
             seed=seed,
             augment=self.augment if training else None,
-            stop_epoch=self.stop_epoch,
+            phases=self.phases,
             with_masks=with_masks,
             flip_order=self.keypoints.flip_order() if with_keypoints and self.keypoints else None,
             flippable=not with_keypoints or self.keypoints is None or self.keypoints.flippable,
@@ -218,7 +220,7 @@ class DataSet:
                 *(len(part), batch_size, seed, (height, width)),
                 sizes=sizes,
                 step_batches=step_batches,
-                stop_epoch=self.stop_epoch,
+                phases=self.phases,
                 rank=rank,
                 world_size=world_size,
             )

@@ -23,6 +23,7 @@ from detr_exp.data.classes import ClassMap
 from detr_exp.data.collate import Sample, collate
 from detr_exp.data.content import Objects, Split
 from detr_exp.data.image import ImageError
+from detr_exp.data.phases import Phases
 from detr_exp.data.render import blended, layer, needed, resized_plainly, target_of, together
 from detr_exp.data.sampler import EvalSampler, Key, TrainSampler
 from detr_exp.signals import held_back, leave_to_parent
@@ -133,7 +134,7 @@ class Samples(Dataset[Sample]):
         class_map: maps category ids to labels.
         seed: of the run.
         augment: None for evaluation: the whole image, resized.
-        stop_epoch: strong augmentation ends at this epoch; None: never.
+        phases: epochs of strong augmentation, mosaic and mixup.
         with_masks: rasterise masks.
         flip_order: `[C, K]` of the keypoint schema where keypoints are wanted; None: no keypoints.
         flippable: whether images may be mirrored.
@@ -148,7 +149,7 @@ class Samples(Dataset[Sample]):
         class_map: ClassMap,
         seed: int,
         augment: Augment | None,
-        stop_epoch: int | None,
+        phases: Phases,
         with_masks: bool,
         flip_order: np.ndarray | None,
         flippable: bool,
@@ -156,7 +157,7 @@ class Samples(Dataset[Sample]):
         skip: bool = False,
     ) -> None:
         self.split, self.class_map, self.seed, self.augment = split, class_map, seed, augment
-        self.stop_epoch, self.with_masks = stop_epoch, with_masks
+        self.phases, self.with_masks = phases, with_masks
         self.flip_order, self.flippable, self.skip = flip_order, flippable, skip
         self.image = split.image if cache is None else partial(cache.image, split)
 
@@ -201,9 +202,9 @@ class Samples(Dataset[Sample]):
 
     def _augmented(self, key: Key, augment: Augment) -> Sample:
         rng = np.random.default_rng((self.seed, _AUGMENT, key.epoch, key.image))
-        strong = self.stop_epoch is None or key.epoch < self.stop_epoch
+        strong, mosaic, mixup = (self.phases.has(name, key.epoch) for name in ("strong", "mosaic", "mixup"))
         first, out = key.image % len(self.split), (key.height, key.width)
-        tiles = augment.layers(rng, first, len(self.split), out) if strong else [[(first, (0, 0, out[1], out[0]))]]
+        tiles = augment.layers(rng, first, len(self.split), out, mosaic=mosaic, mixup=mixup)
         pixels, targets = [], []
         for part in tiles:
             pastes = []

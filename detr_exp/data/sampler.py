@@ -8,6 +8,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from detr_exp.data.phases import Phases
+
 _ORDER, _SIZE = 1, 2  # separate streams of random numbers
 
 
@@ -40,7 +42,7 @@ class TrainSampler:
         sizes: (height, width) to choose from for each optimiser step; empty: always `size`.
         step_batches: batches of an optimiser step, which share one size (as in RF-DETR): a step does not depend on how
             it is split into batches.
-        stop_epoch: from this epoch on every batch has `size`; None: never.
+        phases: epochs in which `sizes` apply; in others every batch has `size`.
         rank: of this process.
         world_size: processes that share the epoch.
     """
@@ -54,14 +56,14 @@ class TrainSampler:
         *,
         sizes: Sequence[tuple[int, int]] = (),
         step_batches: int = 1,
-        stop_epoch: int | None = None,
+        phases: Phases | None = None,
         rank: int = 0,
         world_size: int = 1,
     ) -> None:
         self.count, self.batch_size, self.seed = count, batch_size, seed
         self.step_batches = step_batches
         self.size, self.sizes = size, list(sizes) or [size]
-        self.stop_epoch, self.rank, self.world_size = stop_epoch, rank, world_size
+        self.phases, self.rank, self.world_size = phases or Phases(), rank, world_size
         self.epoch = 0
         self.start = 0
 
@@ -83,7 +85,7 @@ class TrainSampler:
             for turn in range(math.ceil(needed / self.count))
         ]
         order = np.concatenate(rounds)[:needed].reshape(len(self), self.world_size, self.batch_size)[:, self.rank]
-        sizes = [self.size] if self.stop_epoch is not None and self.epoch >= self.stop_epoch else self.sizes
+        sizes = self.sizes if self.phases.has("multi_scale", self.epoch) else [self.size]
         which = np.random.default_rng((self.seed, _SIZE, self.epoch)).integers(len(sizes), size=len(self))
         for batch in range(self.start, len(self)):
             height, width = sizes[which[batch // self.step_batches]]

@@ -50,7 +50,7 @@ class SetCriterion(nn.Module):
         num_classes: K.
         activation: "sigmoid" (K logits) or "softmax" (K + 1, background last).
         matcher: see `detr_exp.matcher.hungarian`; receives the weights of all terms, some of which also weigh costs.
-        terms: name -> loss; null removes one. It is logged as `loss_<name><suffix>`.
+        terms: name -> loss; null removes one. It is logged as `loss_<name><suffix>`, a statistic as `<name><suffix>`.
         share_matched_indices: terms with `pairs: own` use the last layer's pairs for all decoder layers.
         aux_loss: supervise the intermediate layers, the encoder and the denoising queries, not only the last layer.
         keypoint_counts: keypoints of each class slot, where keypoints are predicted.
@@ -75,7 +75,7 @@ class SetCriterion(nn.Module):
         self.share_matched_indices = share_matched_indices
         self.aux_loss = aux_loss
         self.keypoint_counts = tuple(keypoint_counts)
-        self.weights = {name: term.weight for name, term in self.terms.items()}
+        self.weights = {name: term.weight for name, term in self.terms.items() if term.weight is not None}
         self._compiled: Callable[..., Losses] | None = None
 
     def forward(
@@ -99,8 +99,8 @@ class SetCriterion(nn.Module):
                 it. None: this process is alone.
 
         Returns:
-            Weighted 0-dim terms `loss_<name><suffix>` and their sum `total`. Suffixes: none for the last layer,
-            `_aux_<i>`, `_enc`, `_dn_<i>`.
+            Weighted 0-dim terms `loss_<name><suffix>`, their sum `total`, and statistics `<name><suffix>`. Suffixes:
+            none for the last layer, `_aux_<i>`, `_pre`, `_enc`, `_dn_<i>`, `_dn_pre`.
         """
         with torch.autocast(outputs.layers.logits.device.type, enabled=False):
             unsupervised = None
@@ -113,12 +113,12 @@ class SetCriterion(nn.Module):
                 device = outputs.layers.boxes.device
                 counts = Counts(as_tensor(counts.boxes, device), as_tensor(counts.images, device), over_ranks)
             found = self._found(self._stacks(outputs, targets, counts), targets, counts)
-            total = torch.cat([vector for _, _, vector in found]).sum()
+            total = torch.cat([vector for name, _, vector in found if name.startswith("loss_")]).sum()
             if unsupervised is not None:
                 idle = [tensor.float().sum() for tensor in _differentiable(unsupervised)]
                 total = total + 0 * torch.stack(idle).sum()
         named = {
-            f"loss_{name}{suffix}": term
+            f"{name}{suffix}": term
             for name, suffixes, vector in found
             for suffix, term in zip(suffixes, vector.unbind(), strict=True)
         }
@@ -127,7 +127,7 @@ class SetCriterion(nn.Module):
     def names(self, tasks: Collection[str]) -> list[str]:
         """The terms that apply to a network that predicts `tasks`, of `masks` and `keypoints`, beside boxes."""
         missing = {"masks", "keypoints"} - set(tasks)
-        return [name for name, term in self.terms.items() if not missing & set(term.needs)]
+        return [name for name in self.weights if not missing & set(self.terms[name].needs)]
 
     def compile(self, **settings: Any) -> None:  # type: ignore[override]
         """Compile the matching costs and the losses, in place; `settings` are those of `torch.compile`.
@@ -172,7 +172,8 @@ class SetCriterion(nn.Module):
             matches = shared[rule, places]
             for stack, values in zip(mine, term.function(matches), strict=True):
                 sums = values if values.ndim == 1 else values.flatten(1).sum(1)
-                found.append((name, stack.suffixes, sums * (term.weight / _divisor(term, stack, counts))))
+                weight, known_as = (1.0, name) if term.weight is None else (term.weight, f"loss_{name}")
+                found.append((known_as, stack.suffixes, sums * (weight / _divisor(term, stack, counts))))
         return found
 
     def _rule(self, term: Term) -> str:

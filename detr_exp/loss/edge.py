@@ -1,13 +1,14 @@
 """Losses of distributions over the places of a box's edges (Peng et al. 2024, D-FINE, arXiv 2410.13842).
 
 Beside logits and boxes, predictions have `edges` `[l, B, Q, 4, K]`, logits of how far an edge is from that of the box
-`reference` `[l, B, Q, 4]`; see `ops.edges`. Both are terms (see `loss.term`).
+`reference` `[l, B, Q, 4]`; see `ops.edges`. All are terms (see `loss.term`).
 
 Legend: l layers of a stack, B images, Q queries, K positions of an edge, P pairs.
 """
 
 from __future__ import annotations
 
+import math
 from functools import cache, partial
 
 import torch
@@ -65,6 +66,13 @@ def distillation(matches: Matches, *, temperature: float) -> list[Tensor]:
         loss = (weight * divergence).flatten(1).sum(1) * temperature**2
         found.append(F.pad(loss, (0, 1)))  # the last layer teaches
     return found
+
+
+@torch.no_grad()
+def entropy(matches: Matches) -> list[Tensor]:
+    """Mean entropy of the edges of matched boxes, a statistic: 1 where all positions are as likely, 0 where one is."""
+    likelihood = matches.of_pairs(partial(predicted, name="edges")).log_softmax(-1)
+    return matches.by_layer(-(likelihood.exp() * likelihood).sum(-1).mean(-1) / math.log(likelihood.shape[-1]))
 
 
 def _counts(matches: Matches, index: int) -> tuple[float | Tensor, float | Tensor]:

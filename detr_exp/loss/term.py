@@ -21,7 +21,7 @@ class Term:
 
     Attributes:
         function: matches -> of each stack `[l, ...]`, unreduced; the criterion sums all axes but the first.
-        weight: of the term.
+        weight: of the term; None: a statistic, logged under its own name and no part of the loss.
         at: where it applies: `layers`, `initial` (what a network predicts before its first layer), `encoder`,
             `denoising`.
         pairs: `own`: those of each layer; `last`: those of the last layer for all decoder layers; `union`: those of all
@@ -37,7 +37,7 @@ class Term:
     """
 
     function: Callable[[Matches], Sequence[Tensor]]
-    weight: float
+    weight: float | None
     at: Sequence[str] = PLACES
     pairs: str = "own"
     divide: str = "objects"

@@ -18,6 +18,7 @@ from detr_exp.writing import write
 NEWEST = "checkpoint.pth"
 BEST = {"raw": "checkpoint_best_regular.pth", "ema": "checkpoint_best_ema.pth"}
 BEST_TOTAL = "checkpoint_best_total.pth"
+FIRST_STAGE = "checkpoint_first_stage.pth"  # the best of the first stage, to go back to
 SAFE = ".safetensors"
 
 

@@ -22,23 +22,23 @@ class NonFiniteError(RuntimeError):
     """Loss, gradients or weights were not finite."""
 
 
-def save_newest(run: Run, state: State) -> None:
-    """Write everything needed to resume to `checkpoint.pth`.
+def save_training(run: Run, state: State, name: str = files.NEWEST) -> None:
+    """Write everything needed to resume, to `checkpoint.pth` or under another name.
 
     Raises:
         NonFiniteError: the weights are not finite; the previous file is not changed.
     """
     saved = state.state_dict()
-    refuse_non_finite(saved["model"], files.NEWEST)
+    refuse_non_finite(saved["model"], name)
     counted = {"logged_lines": run.tracker.lines, "nonfinite_costs": nonfinite_costs(run)}
     content = common_content(run) | saved | counted | {"kind": "training"}
     if any(is_sharded(tensor) for tensor in saved["model"].values()):
         from detr_exp.trainer import shards  # torch.distributed.checkpoint is slow to import
 
-        shards.save(content, run.output_dir / files.NEWEST, files.save)
+        shards.save(content, run.output_dir / name, files.save)
         distributed.on_first_rank(files.remove_unnamed_parts, run.output_dir)
     else:
-        distributed.on_first_rank(files.save, content, run.output_dir / files.NEWEST)
+        distributed.on_first_rank(files.save, content, run.output_dir / name)
 
 
 def copy_as_numbered(run: Run, state: State, keep: int) -> None:

@@ -115,7 +115,7 @@ def restore(saved: Values, run: Run, state: State) -> list[str]:
             name: {which: best.state_dict() for which, best in getattr(state, name).items()}
             for name in ("best", "best_held_out")
         }
-        saved = saved | fresh | {"early_stopping": None}
+        saved = saved | fresh | {"early_stopping": None, "best_since_return": None}
     try:
         state.load_state_dict(saved)
     except (RuntimeError, KeyError, TypeError) as error:
@@ -231,6 +231,9 @@ def _without_best_file(run: Run, evaluated: list[str]) -> list[str]:
     """
     assert run.resume_from is not None
     lost = []
+    stage, source = (folder / files.FIRST_STAGE for folder in (run.output_dir, run.resume_from.parent))
+    if source.is_file() and not stage.exists():
+        files.save(files.load(source), stage)  # the parts of a sharded one become a whole
     for which in evaluated:
         here, there = run.output_dir / files.BEST[which], run.resume_from.parent / files.BEST[which]
         if not here.exists() and there.is_file():

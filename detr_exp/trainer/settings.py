@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 
 from detr_exp.trainer.hardware import Hardware
@@ -18,6 +19,7 @@ class Settings:
     hardware: Hardware
     # length
     epochs: int
+    restart_epoch: int | None = None
     max_steps: int | None
     overfit_batches: int | None
     early_stopping: bool
@@ -77,6 +79,12 @@ def _refuse_wrong(settings: Settings) -> None:
         raise ValueError(
             f"trainer.batch_size=auto decides how many batches are accumulated, but trainer.grad_accum_steps is "
             f"{accumulated}; leave it out, and set the effective batch size: trainer.auto_batch_target_effective=16"
+        )
+    if settings.restart_epoch is not None and settings.restart_epoch >= settings.epochs:
+        warnings.warn(
+            f"trainer.restart_epoch is {settings.restart_epoch}, but the run ends after {settings.epochs} epochs, so "
+            f"there is no second stage: trainer.restart_epoch={max(1, settings.epochs - 1)}",
+            stacklevel=2,
         )
     ranks = settings.resume_world_size
     _refuse_unless(ranks in ("same", "any"), "resume_world_size", ranks, "same or any", "same")

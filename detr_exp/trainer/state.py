@@ -23,6 +23,7 @@ from detr_exp.trainer.selection import BestMetric, EarlyStopping
 from detr_exp.trainer.sharding import optimizer_sharded_like, sharded_like
 
 DECIDED = ("batch_size", "grad_accum_steps")
+STAGES = ("first_stage_epoch", "best_since_return")  # later than the first checkpoints
 COUNTED = ("epoch", "batch", "step", "moved", "closed", "log_count", "term_names", "bad_in_a_row")
 
 
@@ -109,6 +110,8 @@ class State:
         good_buffers: batch statistics after the last interval without such a step.
         num_low_evaluations: evaluations in a row with almost no correct detections; starts at 0 when a run resumes.
         logged_lines: lines of `metrics.jsonl` when the state was stored.
+        first_stage_epoch: epochs finished at the best state of the first stage; see `second_stage`.
+        best_since_return: in the second stage, the best value since it last went back to that state.
     """
 
     network: Network
@@ -142,6 +145,8 @@ class State:
     good_buffers: list[Tensor] = field(default_factory=list)
     num_low_evaluations: int = 0
     logged_lines: int = 0
+    first_stage_epoch: int | None = None
+    best_since_return: float | None = None
 
     @property
     def position(self) -> int:
@@ -175,13 +180,14 @@ class State:
             "log_sums": self.log_sums,
             "world_size": distributed.world_size(),
             "products": self.products,
-            **{name: getattr(self, name) for name in (*DECIDED, *COUNTED)},
+            **{name: getattr(self, name) for name in (*DECIDED, *COUNTED, *STAGES)},
             "best": {name: best.state_dict() for name, best in self.best.items()},
             "best_held_out": {name: best.state_dict() for name, best in self.best_held_out.items()},
             "early_stopping": self.early_stopping.state_dict() if self.early_stopping else None,
         }
 
-    def load_state_dict(self, saved: Stored) -> None:
+    def load_learnt(self, saved: Stored) -> None:
+        """Load weights, averages and the moments of the optimiser, and no progress."""
         self.load_weights(saved["model"])
         if self.ema is not None and saved["ema"] is not None:
             average = sharded_like(saved["ema"]["average"], self.ema.state_dict()["average"])
@@ -192,9 +198,14 @@ class State:
             group.update(now)  # moments come from the file; rates, decays and all other settings from the config
         if saved["scaler"]:  # empty without loss scaling
             self.precision.scaler.load_state_dict(saved["scaler"])
+
+    def load_state_dict(self, saved: Stored) -> None:
+        self.load_learnt(saved)
         self.logged_lines = saved["logged_lines"]
         for name in COUNTED:
             setattr(self, name, saved[name])
+        for name in STAGES:
+            setattr(self, name, saved.get(name))
         self.log_sums = None if saved["log_sums"] is None else saved["log_sums"].to(self.precision.device)
         for name, best in self.best.items():
             best.load_state_dict(saved["best"][name])

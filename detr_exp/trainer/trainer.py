@@ -27,7 +27,7 @@ from detr_exp.tensor_files import Stored
 from detr_exp.trainer import distributed
 from detr_exp.trainer.batch_size import find_batch_size, refuse_too_large
 from detr_exp.trainer.checkpoint import NEWEST
-from detr_exp.trainer.checkpoint_content import NonFiniteError, copy_as_numbered, save_newest
+from detr_exp.trainer.checkpoint_content import NonFiniteError, copy_as_numbered, save_training
 from detr_exp.trainer.console import Console
 from detr_exp.trainer.diagnosis.sanity import refuse_wrong_evaluator, save_training_samples
 from detr_exp.trainer.diagnosis.skipped_images import record_skipped
@@ -36,6 +36,7 @@ from detr_exp.trainer.evaluation import as_float32, headline
 from detr_exp.trainer.garbage_collection import on_for_training
 from detr_exp.trainer.resume import copy_best_checkpoints, load_for_resuming, restore, why_best_is_incomparable
 from detr_exp.trainer.run_status import PrunedError
+from detr_exp.trainer.second_stage import begin_or_return
 from detr_exp.trainer.selection import BestMetric, EarlyStopping
 from detr_exp.trainer.settings import Settings
 from detr_exp.trainer.state import Run, State, floating_buffers, nonfinite_costs
@@ -195,10 +196,7 @@ class Trainer:
         return state.step > state.closed and (state.batch == 0 or self.is_exhausted(state))
 
     def end_epoch(self, run: Run, state: State, interrupt: Interrupt) -> None:
-        """Evaluate if due, then save the newest checkpoint, and a numbered one if due.
-
-        Metrics are printed after saving, because a user who reads them may end the run.
-        """
+        """Evaluate if due, save, and only then print metrics, because a user who reads them may end the run."""
         found: dict[str, dict[str, float]] = {}
         if self.has_ended(state) or state.epoch % self.settings.eval_interval == 0:
             try:
@@ -207,11 +205,11 @@ class Trainer:
                 self.save_newest(run, state)  # `closed` is unchanged, so the evaluation is repeated
                 raise
         state.closed = state.step
+        begin_or_return(self.settings, self.console, run, state, found)
         self.save_newest(run, state)
         for which, values in found.items():
-            self.console.metrics(
-                f"epoch {state.epoch_number}/{self.settings.epochs}  val, {which} weights", headline(values)
-            )
+            title = f"epoch {state.epoch_number}/{self.settings.epochs}  val, {which} weights"
+            self.console.metrics(title, headline(values))
         if state.early_stopping and state.early_stopping.is_reached:
             self.console.line(
                 f"early stopping: no improvement above {self.settings.early_stopping_min_delta} in "
@@ -226,7 +224,7 @@ class Trainer:
 
     def save_newest(self, run: Run, state: State) -> None:
         self.check_skipped_steps(state)
-        save_newest(run, state)
+        save_training(run, state)
 
     # -------------------------------------------------------------------------------------------------- one epoch
 

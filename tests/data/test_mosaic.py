@@ -13,6 +13,7 @@ import torch
 from detr_exp.data.augment import MIX_SHARE, MOSAIC_CENTRE, Augment
 from detr_exp.data.content import Category, Content, Objects
 from detr_exp.data.dataset import DataSet
+from detr_exp.data.phases import Phases
 from detr_exp.data.render import resized_plainly
 from detr_exp.data.sampler import Key
 from detr_exp.data.shapes import shapes
@@ -150,9 +151,38 @@ def test_what_is_known_of_a_whole_image_cannot_be_that_of_four(monkeypatch):
 
 def test_mosaics_and_mixes_end_with_the_strong_augmentation():
     data = flags(mosaic=1.0, mixup=1.0)
-    data.stop_epoch = 2
+    data.phases = Phases(2)
     assert [len(samples(data)[Key(epoch, 0, *OUT)].target.labels) for epoch in (2, 3)] == [1, 1]
     assert len(samples(data)[Key(1, 0, *OUT)].target.labels) == 8
+
+
+def test_each_part_has_its_epochs():
+    """DEIM's: nothing, then everything, then no mosaics and mixes, then nothing again."""
+    data = flags(mosaic=1.0, mixup=1.0, photometric=1.0)
+    data.phases = Phases(given={"strong": [1, 4], "mosaic": [1, 3], "mixup": [2, 3]})
+    made, plain = samples(data), samples(flags())
+    numbers = [len(made[Key(epoch, 0, *OUT)].target.labels) for epoch in range(5)]
+    assert numbers == [1, 4, 8, 1, 1]
+    as_it_is = [bool((made[Key(e, 0, *OUT)].image == plain[Key(e, 0, *OUT)].image).all()) for e in range(5)]
+    assert as_it_is == [True, False, False, False, True]
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"cutout": [0, 3]}, "may have strong, mosaic"),
+        ({"strong": [3, 3]}, r"strong is \[3, 3\].*data\.phases\.strong=\[4,64\]"),
+        ({"strong": [None, 3]}, "the first epoch with it"),
+        ({"strong": [3]}, "the first epoch with it"),
+        ({"mosaic": [0, 3]}, r"no mosaic; use it, data\.augment\.mosaic=0\.5"),
+        ({"multi_scale": [0, None]}, r"data\.multi_scale=rtdetr"),
+    ],
+)
+def test_phases_that_cannot_be_are_refused(given, words):
+    source = functools.partial(shapes, size=64, seed=0)
+    with pytest.raises(ValueError, match=words):
+        DataSet(source=source, train=12, val=0, test=0, augment=Augment(), phases=given)
+    assert DataSet(source=source, train=12, val=0, test=0, augment=Augment(), phases={"mosaic": None}).phases
 
 
 def test_a_sample_is_a_function_of_seed_epoch_and_index():

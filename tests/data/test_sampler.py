@@ -7,6 +7,7 @@ from itertools import chain
 
 import pytest
 
+from detr_exp.data.phases import Phases
 from detr_exp.data.sampler import EvalSampler, TrainSampler, multi_scale_sizes
 
 SIZES = [(64, 64), (96, 96), (128, 128)]
@@ -95,7 +96,7 @@ def test_sizes_are_sampled_per_batch_and_are_the_same_on_every_rank():
 
 
 def test_sizes_are_fixed_in_the_last_epochs():
-    sampler = TrainSampler(40, 2, 0, (80, 80), sizes=SIZES, stop_epoch=5)
+    sampler = TrainSampler(40, 2, 0, (80, 80), sizes=SIZES, phases=Phases(5))
     sampler.set_epoch(4)
     assert {key.height for batch in sampler for key in batch} <= {64, 96, 128}
     sampler.set_epoch(5)

@@ -28,6 +28,9 @@ TERMS = {
 }
 
 
+TERMS["edge_entropy"] = Term(function=edge.entropy, weight=None, at=["layers"], **UNION)
+
+
 class Edged(NamedTuple):
     logits: Tensor
     boxes: Tensor
@@ -152,6 +155,7 @@ def test_objects_beyond_all_bins_and_batches_without_objects_are_finite(criterio
     small = torch.tensor([0.01, 0.01, 1e-4, 1e-4]).expand_as(outputs.layers.boxes)
     outputs = outputs._replace(layers=outputs.layers._replace(reference=small))
     empty = Targets(torch.zeros(0, dtype=torch.int64), torch.zeros(0, 4), (0, 0))
+    outputs.layers.boxes.data[:, :, ::2, 2:] *= -1  # as far as distributions can shift edges
     for wanted in (targets, empty):
         found = criterion(outputs, wanted, num_boxes=float(len(wanted)))
         gradients = torch.autograd.grad(found["total"], [*outputs.layers[:3]], allow_unused=True)
@@ -159,6 +163,19 @@ def test_objects_beyond_all_bins_and_batches_without_objects_are_finite(criterio
         assert all(gradient.isfinite().all() for gradient in gradients if gradient is not None)
     assert found["loss_fgl"] == 0
     assert found["loss_ddf_aux_0"] > 0, "queries without an object learn from the last layer"
+
+
+def test_the_entropy_is_logged_and_no_loss(criterion, make_targets, make_edged) -> None:
+    targets = make_targets(3, 2)
+    found = {
+        spread: criterion(make_edged(targets, spread=spread), targets, num_boxes=5.0) for spread in (0.0, 1.0, 50.0)
+    }
+    values = [found[spread]["edge_entropy"].item() for spread in (0.0, 1.0, 50.0)]
+    assert values[0] == pytest.approx(1.0, abs=1e-5)
+    assert values[0] > values[1] > values[2] > 0
+    losses = [value for name, value in found[1.0].items() if name.startswith("loss_")]
+    torch.testing.assert_close(torch.stack(losses).sum(), found[1.0]["total"])
+    assert not found[1.0]["edge_entropy"].requires_grad
 
 
 def halves(outputs: Outputs, targets: Targets) -> list[tuple[Outputs, Targets]]:

@@ -135,7 +135,8 @@ def test_all_terms_and_gradients(option: str, quality: str, make_targets) -> Non
         expected = torch.autograd.grad(sum(theirs.values()), trained(outputs))
 
         ours = criterion(outputs, targets, num_boxes=float(sum(counts)))
-        assert set(ours) == {*map(renamed, theirs), "loss_ddf", "total"}
+        statistics = {f"edge_entropy{suffix}" for suffix in ("", "_aux_0", "_aux_1")}
+        assert set(ours) == {*map(renamed, theirs), "loss_ddf", "total", *statistics}
         assert len(theirs) == 38
         assert ours["loss_ddf"] == 0, "the last layer teaches itself nothing"
         for name, term in theirs.items():

@@ -79,6 +79,9 @@ class RTDETRDecoder(nn.Module):
         learn_query_content: learn the initial content of queries instead of using the features of the selected cells.
         look_forward_twice: each box also trains the previous layer (DINO, section 3.5).
         dropout, attention_dropout, activation_dropout, ffn_activation: of the layers.
+        head_activation: of the perceptrons that predict boxes, and of that for positions.
+        position_layers: of the perceptron from boxes to positions; 2: with 2 D channels between them, as in RT-DETR, 3:
+            with D, as in DEIM.
 
     Attributes:
         strides: of the levels that are read.
@@ -108,6 +111,8 @@ class RTDETRDecoder(nn.Module):
         attention_dropout: float,
         activation_dropout: float,
         ffn_activation: str,
+        head_activation: str = "relu",
+        position_layers: int = 2,
     ) -> None:
         super().__init__()
         layers = [
@@ -136,16 +141,17 @@ class RTDETRDecoder(nn.Module):
             self.denoising_class_embed = nn.Embedding(num_classes + 1, hidden_dim, padding_idx=num_classes)
         if learn_query_content:
             self.tgt_embed = nn.Embedding(num_queries, hidden_dim)
-        self.query_pos_head = MLP(4, 2 * hidden_dim, hidden_dim, 2)
+        position_width = hidden_dim * (2 if position_layers == 2 else 1)
+        self.query_pos_head = MLP(4, position_width, hidden_dim, position_layers, head_activation)
         self.enc_output = nn.Sequential(
             OrderedDict(proj=nn.Linear(hidden_dim, hidden_dim), norm=nn.LayerNorm(hidden_dim))
         )
         background = int(activation == "softmax")
         encoder_classes = 1 if query_select_method == "agnostic" else num_classes
         self.enc_score_head = nn.Linear(hidden_dim, encoder_classes + background)
-        self.enc_bbox_head = MLP(hidden_dim, hidden_dim, 4, 3)
+        self.enc_bbox_head = MLP(hidden_dim, hidden_dim, 4, 3, head_activation)
         self.dec_score_head = nn.ModuleList(nn.Linear(hidden_dim, num_classes + background) for _ in layers)
-        self.dec_bbox_head = nn.ModuleList(MLP(hidden_dim, hidden_dim, 4, 3) for _ in layers)
+        self.dec_bbox_head = nn.ModuleList(MLP(hidden_dim, hidden_dim, 4, 3, head_activation) for _ in layers)
         self._initialise()
 
     def _initialise(self) -> None:
