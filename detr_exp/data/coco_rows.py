@@ -9,6 +9,7 @@ from array import array
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import TypeGuard
 
 import numpy as np
 
@@ -58,7 +59,8 @@ class Annotations:
             rows.named[place] = _name(entry, place)
             rows.add(0, 0, (0.0, 0.0, 0.0, 0.0), 0)
             return
-        number, area, outline, seen = get("id"), get("area"), None, ()
+        seen: Sequence[float] = ()
+        number, area, outline = get("id"), get("area"), None
         if not is_int(number):
             number, rows.named[place] = 0, _name(entry, place)
         if (segmentation := get("segmentation")) is not None:
@@ -87,7 +89,7 @@ def _name(entry: object, place: int) -> str:
     return f"annotation {short(entry.get('id', number) if isinstance(entry, dict) else number)}"
 
 
-def _is_box(box: object) -> bool:
+def _is_box(box: object) -> TypeGuard[list[float]]:
     return isinstance(box, list) and len(box) == 4 and are_numbers(box, finite=False)
 
 

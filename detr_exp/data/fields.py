@@ -31,7 +31,7 @@ def are_numbers(values: Sequence[object], finite: bool = True) -> TypeGuard[Sequ
     """Whether all of them are; as `is_number`, and faster for many."""
     if not _NUMBERS.issuperset(map(type, values)):
         return False
-    if values and min(values) > -LARGEST and max(values) < LARGEST:  # type: ignore[type-var]
+    if values and min(values) > -LARGEST and max(values) < LARGEST:  # type: ignore[type-var, operator]
         return not finite or not any(map(math.isnan, values))  # type: ignore[arg-type]
     return all(is_number(v, finite) for v in values)
 
@@ -101,7 +101,7 @@ def _polygon(given: object) -> list[float] | None:
     """A list of coordinates as numbers, all finite; None if it is anything else."""
     try:
         plain = isinstance(given, list) and _NUMBERS.issuperset(map(type, given))
-        values = array("d", given) if plain else np.array(given, np.float64)  # type: ignore[arg-type]
+        values = array("d", given) if plain else np.array(given, np.float64)  # type: ignore[call-overload]
     except (ValueError, TypeError, OverflowError):
         return None
     if isinstance(values, array):

@@ -143,7 +143,7 @@ def _is_written(place: Path, values: Values, columns: Columns) -> bool:
             "type": data.dtype.str,
             "shape": data.shape,
             "start": end,
-            "crc": zlib.crc32(data.reshape(-1).view(np.uint8)),
+            "crc": zlib.crc32(data.reshape(-1).view(np.uint8).data),
         }
         end += -(-data.nbytes // _ALIGNED) * _ALIGNED
     header = json.dumps({**values, "columns": described, "bytes": end}).encode()

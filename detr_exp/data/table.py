@@ -121,7 +121,7 @@ class TableSplit:
 
     @property
     def image_ids(self) -> Sequence[int]:
-        return memoryview(self.columns["ids"])  # of numbers as Python has them
+        return self.columns["ids"].data  # of numbers as Python has them
 
     @cached_property
     def counts(self) -> np.ndarray:
