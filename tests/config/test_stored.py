@@ -19,11 +19,13 @@ from detr_exp.trainer.origin import identity
 
 def before(config: dict) -> dict:
     """As the first version wrote it: no table of losses, no decoder apart, settings of a training in its engine,
-    all validation images choosing, no choice of products, and classes starting as published."""
+    all validation images choosing, no choice of products, classes starting as published, one stage, no phases."""
     made = copy.deepcopy(config)
     del made["loss"]["terms"], made["model"]["decoder"], made["metric"]["honest_selection"]
     del made["trainer"]["hardware"]["products"]
-    made["model"].pop("class_prior", None)
+    for key in ("class_prior", "box_noise_fold", "head_activation", "position_layers"):
+        made["model"].pop(key, None)
+    del made["data"]["phases"], made["trainer"]["restart_epoch"]
     made["trainer"]["_target_"] = "detr_exp.trainer.trainer.Trainer"
     return made
 
