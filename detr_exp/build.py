@@ -77,7 +77,7 @@ def started(cfg: DictConfig, data: Labels | None = None, anew: Collection[str] |
     found = start.find(cfg.model.weights)
     made: Network = _instantiated(start.for_weights(cfg) if found else cfg, "model", only=arguments, **extra)
     refuse_wrong_size(made)
-    set_class_prior(made, cfg.model.get("class_prior"))
+    set_class_prior(made, extra["num_classes"], cfg.model.get("class_prior"))
     if found is None:
         return made, ""
     classes = None if data is None else data.classes or None

@@ -86,11 +86,14 @@ class Split(Protocol):
 
     has_masks: bool
     has_keypoints: bool
-    most_objects: int  # largest number of objects in an image
     fingerprint: str
 
     @property
     def image_ids(self) -> Sequence[int]: ...
+
+    @property
+    def most_objects(self) -> int:
+        """Largest number of objects in an image."""
 
     def __len__(self) -> int: ...
 

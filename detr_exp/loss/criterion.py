@@ -129,7 +129,7 @@ class SetCriterion(nn.Module):
         missing = {"masks", "keypoints"} - set(tasks)
         return [name for name in self.weights if not missing & set(self.terms[name].needs)]
 
-    def compile(self, **settings: Any) -> None:  # type: ignore[override]
+    def compile(self, **settings: Any) -> None:
         """Compile the matching costs and the losses, in place; `settings` are those of `torch.compile`.
 
         One graph serves batches of any number of objects. Terms of masks are left as they are: their matrix products
@@ -146,7 +146,8 @@ class SetCriterion(nn.Module):
         ragged = tuple(name for name, term in self.terms.items() if "masks" in term.needs)
         others = tuple(name for name in self.terms if name not in ragged)
         opened = {rule: [open_stack(stack) for stack in of_rule] for rule, of_rule in stacks.items()}
-        with _config.patch(use_duck_shape=False):  # numbers of objects that are equal by chance stay independent
+        # numbers of objects that are equal by chance stay independent
+        with _config.patch(use_duck_shape=False):  # type: ignore[attr-defined]
             found = self._compiled(opened, open_targets(targets), counts._replace(over_ranks=None), others)
         return found + self.losses(stacks, targets, counts, ragged)
 

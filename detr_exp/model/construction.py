@@ -24,12 +24,13 @@ def refuse_wrong_size(network: Network) -> None:
 
 
 @torch.no_grad()
-def set_class_prior(network: Network, prior: float | str | None) -> None:
+def set_class_prior(network: Network, num_classes: int, prior: float | str | None) -> None:
     """Start all class scores at one probability (focal loss, arXiv 1708.02002, section 4.1), in place.
 
     Args:
         network: with independent (sigmoid) class scores.
-        prior: in (0, 1), or "auto" for 1 / (number of classes + 1); None: as the network has them.
+        num_classes: of the data.
+        prior: in (0, 1), or "auto" for 1 / (num_classes + 1); None: as the network has them.
 
     Raises:
         ValueError: the scores of the classes are not independent.
@@ -41,7 +42,7 @@ def set_class_prior(network: Network, prior: float | str | None) -> None:
             f"model.class_prior is {prior}, but scores of a {network.activation} are not independent of each other: "
             "model.class_prior=null"
         )
-    score = 1 / (network.num_classes + 1) if prior == "auto" else float(prior)
+    score = 1 / (num_classes + 1) if prior == "auto" else float(prior)
     state = network.state_dict()
     for name in network.class_tensors():
         if name.endswith("bias"):

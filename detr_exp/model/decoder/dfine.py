@@ -51,8 +51,8 @@ class LocationQuality(nn.Module):
     def __init__(self, hidden_dim: int, act: str) -> None:
         super().__init__()
         self.reg_conf = MLP(4 * (SEEN + 1), hidden_dim, 1, 2, act)
-        nn.init.zeros_(self.reg_conf.layers[-1].weight)
-        nn.init.zeros_(self.reg_conf.layers[-1].bias)
+        for parameter in self.reg_conf.layers[-1].parameters():
+            nn.init.zeros_(parameter)
 
     def forward(self, shares: Tensor) -> Tensor:
         """Probabilities `[B, Q, 4, K]` -> `[B, Q, 1]`."""
