@@ -76,7 +76,7 @@ def child(moment: str, words: list[str]) -> None:
     """
     from detr_exp import train
     from detr_exp.structures import Detections
-    from detr_exp.trainer import checkpoint, trainer
+    from detr_exp.trainer import checkpoint, evaluation, trainer
 
     kind, *numbers = moment.split(":")
     left = [int(numbers[0])] if kind in ("step", "write", "evaluation") else [0]
@@ -88,7 +88,7 @@ def child(moment: str, words: list[str]) -> None:
     def die() -> None:
         os.kill(os.getpid(), signal.SIGKILL)
 
-    step, write, cpu = trainer.Trainer.train_step, checkpoint.write, Detections.cpu
+    step, write, on_host = trainer.Trainer.train_step, checkpoint.write, evaluation.on_host
 
     def step_or_die(self: Any, *args: Any) -> Any:
         if now("step"):
@@ -103,13 +103,13 @@ def child(moment: str, words: list[str]) -> None:
             write(path, lambda file: (file.write(part), file.flush(), os.fsync(file.fileno()), die()))
         write(path, content)
 
-    def cpu_or_die(self: Any) -> Any:
-        if now("evaluation"):
+    def on_host_or_die(detections: list[Detections]) -> list[Detections]:
+        if sum(now("evaluation") for _ in detections):
             die()
-        return cpu(self)
+        return on_host(detections)
 
     trainer.Trainer.train_step = step_or_die  # type: ignore[method-assign]
-    checkpoint.write, Detections.cpu = write_or_die, cpu_or_die  # type: ignore[method-assign]
+    checkpoint.write, evaluation.on_host = write_or_die, on_host_or_die
     if moment == "forget:rng":
         trainer.seed_step = lambda *_: None
     sys.argv = ["detr_exp", *words]

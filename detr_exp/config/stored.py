@@ -27,6 +27,7 @@ DERIVED = {
     "loss": "terms",
     "model": "decoder",
 }  # group -> node that can be derived from the other keys; earlier versions did not have it
+RTDETR = "detr_exp.model.rtdetrv2.RTDETRv2"
 ADDED: dict[str, object] = {  # keys that earlier versions did not have, with the values that mean the same
     f"metric.{SELECTION}": False,  # they chose on all images
     "model.class_prior": None,
@@ -34,11 +35,11 @@ ADDED: dict[str, object] = {  # keys that earlier versions did not have, with th
 }
 LATER: dict[str, Values] = {  # the same for parts of this package only, by target: a user's own may not know such keys
     "detr_exp.data.dataset.DataSet": {"phases": dict.fromkeys(("strong", "mosaic", "mixup", "multi_scale"))},
-    "detr_exp.model.rtdetrv2.RTDETRv2": {"box_noise_fold": False, "head_activation": "relu", "position_layers": 2},
+    RTDETR: {"box_noise_fold": False, "head_activation": "relu", "position_layers": 2},
     "detr_exp.trainer.settings.Settings": {"restart_epoch": None},
 }
 DECODERS = {  # network -> option of model/decoder for what earlier versions had in the network
-    "detr_exp.model.rtdetrv2.RTDETRv2": "rtdetr",
+    RTDETR: "rtdetr",
     "detr_exp.model.rfdetr.RFDETR": "rfdetr",
     "detr_exp.model.rfdetr_keypoint.RFDETRKeypoint": "rfdetr_keypoint",
 }
@@ -136,7 +137,14 @@ def as_first_version(config: Values) -> Values:
 def _later(config: Values) -> list[tuple[str, Values]]:
     """Groups with keys that their earlier versions did not have."""
     targets = {group: node.get("_target_") for group, node in config.items() if isinstance(node, dict)}
-    return [(group, LATER[target]) for group, target in targets.items() if isinstance(target, str) and target in LATER]
+    found = [(group, LATER[target]) for group, target in targets.items() if isinstance(target, str) and target in LATER]
+    return [(group, keys) for group, keys in found if group != "model" or _has_first_decoder(config[group])]
+
+
+def _has_first_decoder(model: Values) -> bool:
+    """Whether a network has the decoder of earlier versions; others are of versions with all keys."""
+    decoder = model.get("decoder")
+    return not isinstance(decoder, dict) or decoder.get("_target_") == "detr_exp.model.decoder.rtdetr.RTDETRDecoder"
 
 
 def _with_later(config: Values) -> Values:

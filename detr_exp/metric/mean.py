@@ -6,8 +6,6 @@ from collections.abc import Sequence
 from statistics import mean, stdev
 from typing import NamedTuple
 
-from scipy.special import stdtrit
-
 
 class Mean(NamedTuple):
     """The mean of several results.
@@ -31,5 +29,7 @@ def mean_of(results: Sequence[float], level: float = 0.95) -> Mean:
     if count < 2:
         return Mean(value, None, None, count)
     deviation = stdev(results)
+    from scipy.special import stdtrit  # loads numpy, for which help and plans do not wait
+
     half = float(stdtrit(count - 1, (1 + level) / 2)) * deviation / count**0.5
     return Mean(value, deviation, (value - half, value + half), count)

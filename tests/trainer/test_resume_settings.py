@@ -51,9 +51,9 @@ ACTS = (
     "loss",
     "matcher",
     *(f"optim.{name}" for name in OTHERS),
-    *(f"trainer.{name}" for name in OF_TRAINER),
+    *(f"trainer.{name}" for name in (*OF_TRAINER, "restart_epoch")),
     *(f"trainer.hardware.{name}" for name in (*OF_HARDWARE, "strategy", "sync_bn")),
-    *(f"data.{name}" for name in (*OF_DATA, "keypoint_flip_pairs", "keypoint_sigmas")),
+    *(f"data.{name}" for name in (*OF_DATA, "phases", "keypoint_flip_pairs", "keypoint_sigmas")),
 )
 
 
