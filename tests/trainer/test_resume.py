@@ -85,7 +85,7 @@ def stopped(one_step, tmp_path):
 def test_a_killed_run_reproduces_the_uninterrupted_one_bit_for_bit(small, small_words, fit, tmp_path, monkeypatch):
     """Before its first checkpoint and inside of one; leaving out position or random streams is noticed."""
     words = (*EXACT, "trainer.checkpoint_every_steps=2", "data.multi_scale=[64,96]", "trainer.grad_accum_steps=2")
-    words = (*words, "data.train=12")
+    words = (*words, "data.train=12", "trainer.hardware.products=torch")  # in the processes as here
     undisturbed = fit(*words, folder="undisturbed")
     folder = tmp_path / "killed"
     kill = lambda moment: rehearsal.start(folder, (*small_words, *words), moment)  # noqa: E731
