@@ -28,8 +28,8 @@ Write the weights of a checkpoint in another format.
   python -m detr_exp.export_weights checkpoint=weights.pth format=official       for the authors' code
 
   checkpoint          a file, a run folder (its best checkpoint) or a run id
-  format              safetensors: any network, read by all commands | hf: RT-DETR, RT-DETRv2, RF-DETR with a model
-                      card | official: RT-DETR and RT-DETRv2
+  format              safetensors: any network, read by all commands | hf: RT-DETR, RT-DETRv2, D-FINE, RF-DETR with a
+                      model card | official: RT-DETR and RT-DETRv2
   licence             of these weights, for the model card, such as apache-2.0; null: the card says that it is unknown
   push                repository owner/name on the hub, created if it is not there; needs HF_TOKEN
   private             who sees a repository that push creates: true: you alone

@@ -12,7 +12,7 @@ from detr_exp import cli, launch
 from detr_exp.folder import hydra_files
 
 USAGE = """\
-Train detection transformers: RT-DETR, RT-DETRv2, RF-DETR.
+Train detection transformers: RT-DETR, RT-DETRv2, D-FINE, DEIM, RF-DETR.
 
   python -m detr_exp.train [group=option ...] [key=value ...]
 
