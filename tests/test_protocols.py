@@ -224,7 +224,7 @@ def theirs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
         (["metric=forgetful"], "Forgetful has no reset, merge"),
         (["metric=careless"], "metric: their_parts.Careless has no reset, update, merge, compute"),
         (["matcher=idle"], "matcher: their_parts.Idle has no __call__"),
-        (["data=half"], "a list, has no has_masks, has_keypoints, most_objects, fingerprint, image_ids, name, size"),
+        (["data=half"], "a list, has no has_masks, has_keypoints, fingerprint, image_ids, most_objects, name, size"),
     ],
 )
 def test_what_is_missing_is_named_at_once(
