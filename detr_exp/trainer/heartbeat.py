@@ -92,7 +92,8 @@ class Peers:
         if self.values[0] == LEFT:
             return ""
         if now - self.answered >= self.timeout:
-            return f"the machine of rank 0 ({os.environ.get('MASTER_ADDR', 'this one')}) has not answered"
+            host = self.values[0].partition(" ")[0] or os.environ.get("MASTER_ADDR", "this one")
+            return f"the machine of rank 0 ({host}) has not answered"
         for rank, (value, heard) in enumerate(zip(self.values, self.heard, strict=True)):
             if rank != self.rank and value != LEFT and now - heard >= self.timeout:
                 host = value.partition(" ")[0]
