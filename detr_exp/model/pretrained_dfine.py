@@ -10,12 +10,19 @@ import re
 from itertools import product
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
 from detr_exp.model.backbone import hgnetv2
 from detr_exp.model.decoder.dfine import DFineDecoder
-from detr_exp.model.pretrained_rtdetr import SPELT_AS_V4, joined, renamed_by, split, swapped
+from detr_exp.model.pretrained_rtdetr import (
+    SPELT_AS_V4,
+    huggingface_sizes,
+    joined,
+    points_scales,
+    renamed_by,
+    split,
+    swapped,
+)
 from detr_exp.model.rtdetrv2 import RTDETRv2
 from detr_exp.protocols import Network
 from detr_exp.tensor_files import Stored
@@ -144,9 +151,8 @@ def from_huggingface(state: State) -> State:
 
 def to_huggingface(state: State, *, num_points: list[int]) -> State:
     """Our names -> those of the modules of transformers 5, with the constants that its files contain."""
-    scale = torch.tensor([1 / count for count in num_points for _ in range(count)])
-    names = {f"model.decoder.layers.{n}.encoder_attn.num_points_scale" for n in _layers(state)}
-    return renamed_by(split(state), _HUGGING_FACE) | {name: scale.clone() for name in sorted(names)}
+    scales = points_scales(state, num_points, "model.decoder.layers.{}.encoder_attn.num_points_scale")
+    return renamed_by(split(state), _HUGGING_FACE) | scales
 
 
 def to_huggingface_file(state: State, *, num_points: list[int]) -> State:
@@ -185,10 +191,6 @@ def _own(state: State) -> State:
     return {name: tensor for name, tensor in state.items() if not _DERIVED.search(name)}
 
 
-def _layers(state: State) -> set[str]:
-    return {match[1] for name in state if (match := re.match(r"decoder\.layers\.(\d+)\.", name))}
-
-
 def huggingface_config(model: Stored, classes: list[str]) -> Stored:
     """The `config.json` with which transformers builds the same network.
 
@@ -206,6 +208,7 @@ def huggingface_config(model: Stored, classes: list[str]) -> Stored:
     used = stages[: outputs[-1] + 1]
     inside, out, blocks, light, kernels = (list(column) for column in zip(*used))
     return {
+        **huggingface_sizes(model, classes),
         "architectures": ["DFineForObjectDetection"],
         "model_type": "d_fine",
         "backbone_config": {
@@ -225,41 +228,13 @@ def huggingface_config(model: Stored, classes: list[str]) -> Stored:
             "use_learnable_affine_block": backbone.get("affine", False),
             "out_indices": [index + 1 for index in outputs],
         },
-        "freeze_backbone_batch_norms": backbone["freeze_norm"],
         "encoder_in_channels": [out[index] for index in outputs],
-        "feat_strides": list(backbone["out_strides"]),
-        "encoder_hidden_dim": neck["hidden_dim"],
-        "encoder_ffn_dim": neck["dim_feedforward"],
-        "encoder_attention_heads": neck["num_heads"],
-        "encoder_layers": neck["num_encoder_layers"],
-        "encode_proj_layers": list(neck["use_encoder_idx"]),
-        "encoder_activation_function": neck["enc_act"],
-        "activation_function": neck["act"],
-        "positional_encoding_temperature": neck["pe_temperature"],
-        "hidden_expansion": neck["expansion"],
         "depth_mult": neck["depth_mult"],
-        "d_model": model["hidden_dim"],
-        "num_queries": model["num_queries"],
         "decoder_in_channels": [neck["hidden_dim"]] * len(outputs),
-        "decoder_ffn_dim": model["dim_feedforward"],
-        "num_feature_levels": len(points),
         "decoder_n_points": points,
-        "decoder_layers": model["eval_idx"] % model["num_layers"] + 1,
-        "decoder_attention_heads": model["num_heads"],
-        "decoder_activation_function": model["ffn_activation"],
-        "decoder_method": "discrete" if model["cross_attn_method"] == "discrete" else "default",
-        "decoder_offset_scale": model["offset_scale"],
         "max_num_bins": model["num_bins"],
         "up": float(model["edge_bound"]),
         "reg_scale": float(model["edge_scale"]),
-        "dropout": model["dropout"],
-        "attention_dropout": model["attention_dropout"],
-        "activation_dropout": model["activation_dropout"],
-        "num_denoising": model["num_denoising"],
-        "label_noise_ratio": model["label_noise_ratio"],
-        "box_noise_scale": model["box_noise_scale"],
-        "id2label": {str(index): name for index, name in enumerate(classes)},
-        "label2id": {name: index for index, name in enumerate(classes)},
     }
 
 

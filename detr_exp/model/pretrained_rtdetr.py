@@ -138,7 +138,7 @@ def to_official(
         "decoder.anchors": torch.where(valid, anchors, torch.inf)[None],
         "decoder.valid_mask": valid[None],
     }
-    scales = _points_scales(state, num_points, "decoder.decoder.layers.{}.cross_attn.num_points_scale")
+    scales = points_scales(state, num_points, "decoder.decoder.layers.{}.cross_attn.num_points_scale")
     return renamed | constants | scales
 
 
@@ -163,7 +163,7 @@ def from_huggingface(state: State) -> State:
 def to_huggingface(state: State, *, num_points: list[int]) -> State:
     """Our names -> those of the modules of transformers 5."""
     renamed = renamed_by(split(state), _HUGGING_FACE)
-    return renamed | _points_scales(state, num_points, "model.decoder.layers.{}.encoder_attn.n_points_scale")
+    return renamed | points_scales(state, num_points, "model.decoder.layers.{}.encoder_attn.n_points_scale")
 
 
 def to_huggingface_file(state: State, *, num_points: list[int]) -> State:
@@ -181,7 +181,7 @@ def without_layers_beyond(state: State, last: int) -> State:
     return {name: tensor for name, tensor in state.items() if not beyond(name)}
 
 
-def _points_scales(state: State, num_points: list[int], name: str) -> State:
+def points_scales(state: State, num_points: list[int], name: str) -> State:
     scale = torch.tensor([1 / count for count in num_points for _ in range(count)])
     layers = {int(match[1]) for key in state if (match := re.match(r"decoder\.layers\.(\d+)\.", key))}
     return {name.format(layer): scale.clone() for layer in sorted(layers)}
@@ -234,6 +234,41 @@ def joined(state: State) -> State:
     return packed
 
 
+def huggingface_sizes(model: Stored, classes: list[str]) -> Stored:
+    """The keys of `config.json` that transformers' RT-DETRv2 and D-FINE have in common; arguments as below."""
+    backbone, neck = model["backbone"], model["neck"]
+    return {
+        "feat_strides": list(backbone["out_strides"]),
+        "encoder_hidden_dim": neck["hidden_dim"],
+        "encoder_ffn_dim": neck["dim_feedforward"],
+        "encoder_attention_heads": neck["num_heads"],
+        "encoder_layers": neck["num_encoder_layers"],
+        "encode_proj_layers": list(neck["use_encoder_idx"]),
+        "encoder_activation_function": neck["enc_act"],
+        "activation_function": neck["act"],
+        "positional_encoding_temperature": neck["pe_temperature"],
+        "hidden_expansion": neck["expansion"],
+        "d_model": model["hidden_dim"],
+        "num_queries": model["num_queries"],
+        "decoder_ffn_dim": model["dim_feedforward"],
+        "num_feature_levels": len(model["num_points"]),
+        "decoder_attention_heads": model["num_heads"],
+        "decoder_activation_function": model["ffn_activation"],
+        "decoder_method": "discrete" if model["cross_attn_method"] == "discrete" else "default",
+        "decoder_offset_scale": model["offset_scale"],
+        "dropout": model["dropout"],
+        "attention_dropout": model["attention_dropout"],
+        "activation_dropout": model["activation_dropout"],
+        "num_denoising": model["num_denoising"],
+        "label_noise_ratio": model["label_noise_ratio"],
+        "box_noise_scale": model["box_noise_scale"],
+        "id2label": {str(index): name for index, name in enumerate(classes)},
+        "label2id": {name: index for index, name in enumerate(classes)},
+        "freeze_backbone_batch_norms": backbone["freeze_norm"],
+        "decoder_layers": model["eval_idx"] % model["num_layers"] + 1,
+    }
+
+
 def huggingface_config(model: Stored, classes: list[str]) -> Stored:
     """The `config.json` with which transformers builds the same network.
 
@@ -249,8 +284,8 @@ def huggingface_config(model: Stored, classes: list[str]) -> Stored:
     expansion = 1 if backbone["depth"] < 50 else 4
     widths = [width * expansion for width in backbone["widths"]]
     stages = [STRIDES.index(stride) for stride in backbone["out_strides"]]
-    layers = model["eval_idx"] % model["num_layers"] + 1
     return {
+        **huggingface_sizes(model, classes),
         "architectures": ["RTDetrV2ForObjectDetection"],
         "model_type": "rt_detr_v2",
         "backbone_config": {
@@ -261,39 +296,11 @@ def huggingface_config(model: Stored, classes: list[str]) -> Stored:
             "layer_type": "basic" if expansion == 1 else "bottleneck",
             "out_features": [f"stage{stage + 1}" for stage in stages],
         },
-        "freeze_backbone_batch_norms": backbone["freeze_norm"],
         "encoder_in_channels": [widths[stage] for stage in stages],
-        "feat_strides": list(backbone["out_strides"]),
-        "encoder_hidden_dim": neck["hidden_dim"],
-        "encoder_ffn_dim": neck["dim_feedforward"],
-        "encoder_attention_heads": neck["num_heads"],
-        "encoder_layers": neck["num_encoder_layers"],
-        "encode_proj_layers": list(neck["use_encoder_idx"]),
-        "encoder_activation_function": neck["enc_act"],
-        "activation_function": neck["act"],
-        "positional_encoding_temperature": neck["pe_temperature"],
-        "hidden_expansion": neck["expansion"],
-        "d_model": model["hidden_dim"],
-        "num_queries": model["num_queries"],
         "decoder_in_channels": [neck["hidden_dim"]] * len(stages),
-        "decoder_ffn_dim": model["dim_feedforward"],
-        "num_feature_levels": len(points),
         "decoder_n_levels": len(points),
         "decoder_n_points": points[0],
-        "decoder_layers": layers,
-        "decoder_attention_heads": model["num_heads"],
-        "decoder_activation_function": model["ffn_activation"],
-        "decoder_method": "discrete" if model["cross_attn_method"] == "discrete" else "default",
-        "decoder_offset_scale": model["offset_scale"],
-        "dropout": model["dropout"],
-        "attention_dropout": model["attention_dropout"],
-        "activation_dropout": model["activation_dropout"],
-        "num_denoising": model["num_denoising"],
-        "label_noise_ratio": model["label_noise_ratio"],
-        "box_noise_scale": model["box_noise_scale"],
         "learn_initial_query": model["learn_query_content"],
-        "id2label": {str(index): name for index, name in enumerate(classes)},
-        "label2id": {name: index for index, name in enumerate(classes)},
     }
 
 
