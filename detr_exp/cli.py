@@ -38,6 +38,7 @@ from detr_exp.folder import hydra_files, refuse_run_folder, remove_empty_folders
 from detr_exp.signals import Interrupt, Interrupted
 from detr_exp.streams import name_files_in_utf8
 from detr_exp.terminal import guard_messages, say
+from detr_exp.tracker.provenance import versions
 from detr_exp.trainer import run_status
 
 Task = Callable[[DictConfig], float | None]
@@ -70,8 +71,8 @@ def main(task: Task, config_name: str, usage: str) -> None:
     try:
         with Interrupt(raises=True):
             args = parse_arguments(renamed(config_name, sys.argv[1:]))
-            if args.help:
-                print(usage.format(groups=options(args.config_dir)))
+            if args.help or args.version:
+                print(usage.format(groups=options(args.config_dir)) if args.help else versions())
                 return
             refuse_before_start(args, config_name)
             app = hydra.main(version_base="1.3", config_path=str(CONF_DIR), config_name=config_name)
@@ -110,8 +111,8 @@ def of_words(task: Callable[[list[str]], object], usage: str) -> None:
     try:
         with Interrupt(raises=True):
             overrides = sys.argv[1:]
-            if {"--help", "-h"} & set(overrides):
-                print(usage)
+            if {"--help", "-h", "--version"} & set(overrides):
+                print(versions() if "--version" in overrides else usage)
                 return
             task(overrides)
     except ENDINGS as error:

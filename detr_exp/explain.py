@@ -16,6 +16,7 @@ from detr_exp.config.mistakes import ConfigError, parse_overrides
 from detr_exp.config.stored import literal
 from detr_exp.runs.past import PastRun, find_one
 from detr_exp.terminal import say
+from detr_exp.tracker.provenance import versions
 from detr_exp.tracker.secrets import masked
 from detr_exp.values import Values, flat, look_up, values_of, walk
 
@@ -171,7 +172,10 @@ def _aligned(rows: Sequence[tuple[str, ...]]) -> Iterator[str]:
 def main() -> None:
     args = get_args_parser().parse_args(sys.argv[1:])
     try:
-        say(USAGE if args.help or not args.overrides else explain(args.overrides, args.config_dir))
+        if args.version:
+            say(versions())
+        else:
+            say(USAGE if args.help or not args.overrides else explain(args.overrides, args.config_dir))
     except cli.ENDINGS as error:
         sys.exit(cli.report(error))
 

@@ -78,6 +78,6 @@ def test_the_commands_run_from_an_empty_folder(python: Path, tiny_run: list[str]
     assert done.returncode == 2
     assert "did you mean" in done.stderr
     done = subprocess.run(
-        [python.parent / "detr-exp", "--help"], cwd=tmp_path, capture_output=True, text=True, check=True
+        [python.parent / "detr-exp", "train", "--help"], cwd=tmp_path, capture_output=True, text=True, check=True
     )
     assert "rtdetrv2_tiny" in done.stdout

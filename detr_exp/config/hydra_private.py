@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from argparse import ArgumentParser
 from collections.abc import Sequence
 from typing import Any
 
+from hydra._internal import utils
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra._internal.config_repository import CachingConfigRepository, IConfigRepository
 from hydra._internal.defaults_list import DefaultsList, create_defaults_list
-from hydra._internal.utils import create_config_search_path, get_args_parser
+from hydra._internal.utils import create_config_search_path
 from hydra.core.default_element import ResultDefault
 from hydra.core.override_parser.types import Override
 from hydra.core.utils import JobReturn, JobStatus
@@ -29,6 +31,13 @@ __all__ = [
     "load_file",
     "returned",
 ]
+
+
+def get_args_parser() -> ArgumentParser:
+    """Hydra's parser, except that `--version` is a flag: a command has a version of its own."""
+    parser = ArgumentParser(add_help=False, parents=[utils.get_args_parser()], conflict_handler="resolve")
+    parser.add_argument("--version", action="store_true", help="versions of this package, torch, CUDA and Python")
+    return parser
 
 
 def extend_search_path(

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 import platform
+import runpy
 import subprocess
 from collections.abc import Iterable, Mapping
 from functools import cache
 from importlib import metadata
+from importlib.util import find_spec
 from pathlib import Path
 
 from detr_exp.values import Values, look_up
@@ -72,6 +74,22 @@ def environment() -> dict[str, str]:
         except metadata.PackageNotFoundError:
             continue
     return tags | git()
+
+
+def versions() -> str:
+    """What a bug report needs: versions of this package, torch, CUDA and Python; torch is not imported."""
+    found = git()
+    commit = (
+        f" (commit {found['git.commit'][:12]}{', changed' if found['git.dirty'] == 'true' else ''})" if found else ""
+    )
+    spec = find_spec("torch")
+    built = runpy.run_path(str(Path(spec.origin).with_name("version.py"))) if spec and spec.origin else {}
+    toolkits = [f"{name.upper()} {built[name]}" for name in ("cuda", "hip", "xpu") if built.get(name)]
+    return (
+        f"detr_exp {metadata.version('detr_exp')}{commit}\n"
+        f"torch {built.get('__version__', 'is not installed')} ({', '.join(toolkits) or 'without CUDA'})\n"
+        f"Python {platform.python_version()}, {platform.platform()}"
+    )
 
 
 def git() -> dict[str, str]:
