@@ -30,6 +30,7 @@ pip install -e '.[proof]' installs the other programs.
   data, sets         folder of the sets; root, folds (null) and batch_size (8) of each
   contenders         programs, their options and initial weights
   seeds, budget      seeds of each contender, and seconds of CPU time of each training
+  epochs             of each training, in place of those that fit the budget
   reference          contender that the others are compared with
   results, work      folders of finished cells, and of everything else
   page               Markdown file to write
@@ -62,7 +63,7 @@ def _train(values: Values, results: Path) -> None:
     chosen = {name: values["sets"][name] for name in _chosen(values, "sets")}
     sets = [read_set(name, one["root"], one.get("folds")) for name, one in chosen.items()]
     contenders = [Contender(name=name, **values["contenders"][name]) for name in _chosen(values, "contenders")]
-    settings = {name: values[name] for name in ("budget", "resolution", "resamples")}
+    settings = {name: values[name] for name in ("budget", "epochs", "resolution", "resamples")}
     settings["batch_size"] = {name: one.get("batch_size", BATCH_SIZE) for name, one in chosen.items()}
     spent = 0.0
     cells = list(in_order(sets, contenders, values["seeds"], settings))

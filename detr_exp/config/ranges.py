@@ -96,7 +96,7 @@ TABLE: tuple[tuple[str, Range, str], ...] = (
     ("", Range(0, above=True, valid=0.01), "margin?"),
     ("", POSITIVE, "budget"),
     ("", NOT_NEGATIVE, "minutes?"),
-    ("", COUNT, "resolution"),
+    ("", COUNT, "resolution epochs?"),
     ("", SEED, "seeds[]"),
     ("sets.*.", Range(2, whole=True, valid=5), "folds?"),
     ("sets.*.", COUNT, "batch_size"),

@@ -30,7 +30,16 @@ from detr_exp.tracker.provenance import environment
 from detr_exp.values import Values
 from detr_exp.writing import write
 
-OF_ALL = ("set", "held_out", "draws", "budget", "resolution", "batch_size", "cpu")  # the same in all cells of a set
+OF_ALL = (
+    "set",
+    "held_out",
+    "draws",
+    "budget",
+    "epochs",
+    "resolution",
+    "batch_size",
+    "cpu",
+)  # the same in all cells of a set
 OF_CONTENDER = ("program", "options", "weights", "versions")  # the same in all its cells
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "RAYON_NUM_THREADS")
 VERSIONS = "import sys, json, platform; from importlib.metadata import version; \
@@ -110,6 +119,7 @@ class Cell:
         contender: trains.
         seed: of the training.
         budget: seconds of CPU time of the training; each fold has its share.
+        given_epochs: length of the training in place of the budget; None: as many epochs as fit it.
         resolution: of the network's input.
         batch_size: images per step.
         resamples: of the images.
@@ -119,6 +129,7 @@ class Cell:
     contender: Contender
     seed: int
     budget: float
+    given_epochs: int | None
     resolution: int
     batch_size: int
     resamples: int
@@ -131,7 +142,8 @@ class Cell:
     def conditions(self) -> Values:
         images = len(self.data.truth["images"])
         known = {"set": self.data.fingerprint, "held_out": images, "draws": scores.draws_mark(images, self.resamples)}
-        known |= {"budget": self.budget, "resolution": self.resolution, "batch_size": self.batch_size, "cpu": cpu()}
+        length = {"budget": self.budget} if self.given_epochs is None else {"epochs": self.given_epochs}
+        known |= {**length, "resolution": self.resolution, "batch_size": self.batch_size, "cpu": cpu()}
         return known | self.contender.conditions
 
 
@@ -174,7 +186,7 @@ def refuse_mixed(cells: Sequence[Values], may_differ: Sequence[str] = ()) -> Non
         for kind, keys in (("set", OF_ALL), ("contender", OF_CONTENDER)):
             other = first.setdefault((kind, cell[kind]), cell)
             for key in keys:
-                here, there = cell["conditions"][key], other["conditions"][key]
+                here, there = cell["conditions"].get(key), other["conditions"].get(key)
                 if here != there and key not in may_differ:
                     raise ValueError(
                         f"{cell['file']} has {key} {here}, but {other['file']} has {there}: they cannot be compared; "
@@ -193,7 +205,8 @@ def make(cell: Cell, known: Sequence[Values], work: Path) -> Values:
     Raises:
         ValueError: the program failed, or its results cannot be used.
     """
-    epochs = next((one["epochs"] for one in known if _alike(one, cell)), None) or _rehearsed(cell, work)
+    same = next((one["epochs"] for one in known if _alike(one, cell)), None)
+    epochs = cell.given_epochs or same or _rehearsed(cell, work)
     detections: list[Values] = []
     facts = []
     for place, fold in enumerate(cell.data.folds):
@@ -274,12 +287,11 @@ def in_order(
         sets: of the config.
         contenders: of the config.
         seeds: of the config.
-        settings: `budget`, `resolution`, `resamples`, and `batch_size` by name of a set.
+        settings: `budget`, `epochs`, `resolution`, `resamples`, and `batch_size` by name of a set.
     """
     for seed in seeds:
         for contender in contenders:
             for data in sets:
-                batch_size = settings["batch_size"][data.name]
-                yield Cell(
-                    data, contender, seed, settings["budget"], settings["resolution"], batch_size, settings["resamples"]
-                )
+                length = settings["budget"], settings["epochs"]
+                shape = settings["resolution"], settings["batch_size"][data.name]
+                yield Cell(data, contender, seed, *length, *shape, settings["resamples"])

@@ -54,13 +54,17 @@ def render(cells: Sequence[Values], values: Values) -> str:
 
 
 def _rules(cells: Sequence[Values], values: Values) -> Iterator[str]:
-    budget, resolution = values["budget"] / 60, values["resolution"]
+    resolution, epochs = values["resolution"], values["epochs"]
+    if epochs is None:
+        equal, length = "CPU time", f"{values['budget'] / 60:g} minutes of CPU time"
+        chosen = "The number of epochs comes from a rehearsal of one and of two epochs, for everybody; the "
+    else:
+        equal, length, chosen = "number of epochs", f"{epochs} epochs", "The "
     yield (
-        f"Detectors of this project and of others, trained on the same images with the same CPU time. Each training "
-        f"has {budget:g} minutes of CPU time, one thread, and images of {resolution} x {resolution} pixels. The number "
-        f"of epochs comes from a rehearsal of one and of two epochs, for everybody; the schedule ends with the last "
-        f"epoch. The CPU time is measured in the process that trains, without imports and predictions. No program sees "
-        f"the images that are scored before it has ended: no epoch is selected, and the last weights count."
+        f"Detectors of this project and of others, trained on the same images with the same {equal}. Each training "
+        f"has {length}, one thread, and images of {resolution} x {resolution} pixels. {chosen}schedule ends with the "
+        f"last epoch. The CPU time is measured in the process that trains, without imports and predictions. No program "
+        f"sees the images that are scored before it has ended: no epoch is selected, and the last weights count."
     )
     yield ""
     yield (
@@ -151,7 +155,7 @@ def _different(cells: Sequence[Values]) -> Iterator[str]:
         for name in dict.fromkeys(cell[kind] for cell in cells):
             own = [cell["conditions"] for cell in cells if cell[kind] == name]
             for key in keys:
-                found = list(dict.fromkeys(str(one[key]) for one in own))
+                found = list(dict.fromkeys(str(one.get(key)) for one in own))
                 if len(found) > 1:
                     yield f"Cells of {name} differ in {key}: {'; '.join(found)}."
 

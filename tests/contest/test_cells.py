@@ -83,6 +83,14 @@ def test_every_cell_is_trained_once_for_the_epochs_that_fit(suite: Suite, tmp_pa
     assert page.count("bad has learned nothing") == 1
 
 
+def test_epochs_may_be_given_in_place_of_a_budget(suite: Suite, tmp_path: Path) -> None:
+    assert suite("seeds=[0]", "epochs=3") == 0
+    assert [line.split()[1] for line in trained(tmp_path)] == ["3", "3"], "without a rehearsal"
+    page = (tmp_path / "page.md").read_text()
+    assert "with the same number of epochs. Each training has 3 epochs, one thread" in page
+    assert suite("seeds=[0,1]") == 2, "not beside cells of a budget"
+
+
 def test_a_stopped_suite_resumes_with_the_same_command(
     suite: Suite, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
