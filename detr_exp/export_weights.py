@@ -29,7 +29,7 @@ Write the weights of a checkpoint in another format.
 
   checkpoint          a file, a run folder (its best checkpoint) or a run id
   format              safetensors: any network, read by all commands | hf: RT-DETR, RT-DETRv2, D-FINE, RF-DETR with a
-                      model card | official: RT-DETR and RT-DETRv2
+                      model card | official: RT-DETR, RT-DETRv2, D-FINE
   licence             of these weights, for the model card, such as apache-2.0; null: the card says that it is unknown
   push                repository owner/name on the hub, created if it is not there; needs HF_TOKEN
   private             who sees a repository that push creates: true: you alone
@@ -38,7 +38,6 @@ Write the weights of a checkpoint in another format.
 """
 FORMATS = ("safetensors", "hf", "official")
 IN_FOLDER = (*transformers_folder.FILES, CARD)  # of format=hf
-OFFICIAL = "rtdetrv2.pth"
 FORMER = {"huggingface": "hf"}  # names of formats in earlier versions
 
 
@@ -128,31 +127,37 @@ def write_hf(folder: Path, detector: Detector, licence: str | None, repo: str | 
 
 
 def write_official(folder: Path, detector: Detector) -> Path:
-    """`rtdetrv2.pth` with the key `model`, as the official code's tuning and export read it.
+    """A file with the key `model`, as the official code of RT-DETRv2, D-FINE and DEIM reads it for tuning and export.
+
+    Its name says with which activation the network was trained, as those of published files do.
 
     Raises:
-        ValueError: the network is not RT-DETR or RT-DETRv2 with its own decoder.
+        ValueError: the network is not RT-DETR, RT-DETRv2 or D-FINE with its own decoder.
     """
     import torch
 
+    from detr_exp.model import pretrained_dfine, pretrained_rtdetr
+    from detr_exp.model.decoder.dfine import DFineDecoder
     from detr_exp.model.decoder.rtdetr import RTDETRDecoder
-    from detr_exp.model.pretrained_rtdetr import to_official
     from detr_exp.model.rtdetrv2 import RTDETRv2
 
     network = detector.network
-    if not isinstance(network, RTDETRv2) or not isinstance(network.decoder, RTDETRDecoder):
+    if not isinstance(network, RTDETRv2) or not isinstance(network.decoder, (RTDETRDecoder, DFineDecoder)):
         part = network.decoder if isinstance(network, RTDETRv2) else network
         raise ValueError(
-            f"{detector.path} holds {type(part).__name__}, and format=official is only for RT-DETR with its own "
-            "decoder; give a checkpoint of model=rtdetrv2, or use format=safetensors"
+            f"{detector.path} holds {type(part).__name__}, and format=official is only for RT-DETR and D-FINE with "
+            "their own decoders; give a checkpoint of model=rtdetrv2 or model=dfine, or use format=safetensors"
         )
-    state = to_official(
+    name, names = "rtdetrv2.pth", pretrained_rtdetr
+    if isinstance(network.decoder, DFineDecoder):
+        name, names = pretrained_dfine.official_name(network.decoder), pretrained_dfine
+    state = names.to_official(
         network.state_dict(), num_points=list(detector.cfg.model.num_points), spatial_shapes=network.spatial_shapes()
     )
-    _refuse_present(folder, OFFICIAL)
+    _refuse_present(folder, name)
     folder.mkdir(parents=True, exist_ok=True)
-    write(folder / OFFICIAL, lambda file: torch.save({"model": state}, file))
-    return folder / OFFICIAL
+    write(folder / name, lambda file: torch.save({"model": state}, file))
+    return folder / name
 
 
 def main() -> None:

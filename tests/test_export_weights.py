@@ -12,20 +12,22 @@ from detr_exp.inference.detector import load
 from detr_exp.model.pretrained import load_weights
 from detr_exp.trainer import checkpoint as files
 
-WORDS = [
-    "model=rtdetrv2_tiny",
+SIZES = [
     "model.image_size=[96,96]",
     "model.backbone.widths=[8,12,16,24]",
     "model.num_queries=20",
     "model.eval_idx=1",
     "data.num_classes=3",
 ]
+WORDS = ["model=rtdetrv2_tiny", *SIZES]
+DFINE = ["model=dfine_tiny", *SIZES]
+DEIM = [*DFINE, "model.ffn_activation=silu", "model.head_activation=silu"]
 NAMES = ["ape", "bee", "cat"]
 
 
 @pytest.fixture
-def checkpoint(tmp_path):
-    cfg = compose(WORDS)
+def checkpoint(request, tmp_path):
+    cfg = compose(getattr(request, "param", WORDS))
     torch.manual_seed(0)
     made = network(cfg)
     with torch.no_grad():
@@ -47,15 +49,29 @@ def exported(checkpoint, folder, form):
     return export_weights_in(folder, OmegaConf.create(settings))
 
 
-def test_official(checkpoint, tmp_path):
+@pytest.mark.parametrize(
+    ("checkpoint", "name"),
+    [(WORDS, "rtdetrv2.pth"), (DFINE, "dfine.pth"), (DEIM, "deim_dfine.pth")],
+    indirect=["checkpoint"],
+    ids=["rtdetrv2", "dfine", "deim"],
+)
+def test_official(checkpoint, name, tmp_path):
     made, path = checkpoint
     written = exported(path, tmp_path / "out", "official")
+    assert written.name == name
     state = torch.load(written, weights_only=True)["model"]
     assert state["decoder.anchors"].shape == (1, 189, 4)
-    again = network(compose(WORDS)).eval()
+    again = network(load(path).cfg).eval()
     load_weights(again, written, NAMES)
     images = torch.rand(1, 3, 96, 96)
     torch.testing.assert_close(again(images).pred.logits, made(images).pred.logits, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("checkpoint", [[*DFINE, "model.head_activation=silu"]], indirect=True)
+def test_official_files_have_one_activation(checkpoint, tmp_path):
+    with pytest.raises(ValueError, match=r"relu in its layers and silu in its perceptrons.*format=safetensors"):
+        exported(checkpoint[1], tmp_path / "out", "official")
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_folder_for_transformers_is_read_again_with_the_same_numbers(checkpoint, tmp_path):

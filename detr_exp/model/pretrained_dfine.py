@@ -18,6 +18,7 @@ from detr_exp.model.pretrained_rtdetr import (
     SPELT_AS_V4,
     huggingface_sizes,
     joined,
+    official_constants,
     points_scales,
     renamed_by,
     split,
@@ -135,10 +136,10 @@ def from_official(state: State) -> State:
     return renamed_by(_own(state), swapped(_OFFICIAL))
 
 
-def to_official(state: State) -> State:
-    """Our names -> official ones, with the constants that stand twice in such files; anchors are left out."""
+def to_official(state: State, *, num_points: list[int], spatial_shapes: list[tuple[int, int]]) -> State:
+    """Our names -> official ones, with the constants that such files contain; arguments as in `official_constants`."""
     twice = {f"decoder.decoder.{name}": state[f"decoder.{name}"] for name in ("up", "reg_scale")}
-    return renamed_by(state, _OFFICIAL) | twice
+    return renamed_by(state, _OFFICIAL) | twice | official_constants(state, num_points, spatial_shapes)
 
 
 def from_huggingface(state: State) -> State:
@@ -185,6 +186,21 @@ def refuse_other_activations(path: Path, origin: str, network: Network) -> None:
             f"model.weights={path} was trained with {known}, as its name says, but the network has "
             f"{' and '.join(dict.fromkeys(chosen))}; set model.ffn_activation={known} model.head_activation={known}"
         )
+
+
+def official_name(decoder: DFineDecoder) -> str:
+    """A name for a file in official names, which says what only names say; see `refuse_other_activations`.
+
+    Raises:
+        ValueError: the official code has one activation for layers and perceptrons.
+    """
+    layers, perceptrons = decoder.activations
+    if layers != perceptrons or layers not in ("relu", "silu"):
+        raise ValueError(
+            f"the decoder has {layers} in its layers and {perceptrons} in its perceptrons, and official files are of "
+            "networks with relu (D-FINE) or silu (DEIM) in both; use format=safetensors"
+        )
+    return "dfine.pth" if layers == "relu" else "deim_dfine.pth"
 
 
 def _own(state: State) -> State:

@@ -125,21 +125,29 @@ def to_official(
     """Our names -> official ones, with the constants that such files contain.
 
     Args:
-        num_points: of each level.
-        spatial_shapes: of each level, at the size the network is evaluated with.
+        num_points, spatial_shapes: as in `official_constants`.
         version: 1 for RT-DETR, whose files contain no constants.
     """
     renamed = renamed_by(state, _OFFICIAL)
     renamed = {hgnetv2.to_official_names(n) if n.startswith(_HGNET) else n: tensor for n, tensor in renamed.items()}
     if version == 1:
         return renamed_by(renamed, _OFFICIAL_V1)
+    return renamed | official_constants(state, num_points, spatial_shapes)
+
+
+def official_constants(state: State, num_points: list[int], spatial_shapes: list[tuple[int, int]]) -> State:
+    """The constants in the files of RT-DETRv2 and D-FINE.
+
+    Args:
+        num_points: of each level.
+        spatial_shapes: of each level, at the size the network is evaluated with.
+    """
     anchors, valid = anchor_logits(spatial_shapes, torch.float32, torch.device("cpu"))
     constants = {
         "decoder.anchors": torch.where(valid, anchors, torch.inf)[None],
         "decoder.valid_mask": valid[None],
     }
-    scales = points_scales(state, num_points, "decoder.decoder.layers.{}.cross_attn.num_points_scale")
-    return renamed | constants | scales
+    return constants | points_scales(state, num_points, "decoder.decoder.layers.{}.cross_attn.num_points_scale")
 
 
 def is_huggingface(state: State) -> bool:

@@ -16,10 +16,11 @@ import torch
 from torch import Tensor, nn
 
 from detr_exp.model.adapter.slim import merge
-from detr_exp.model.decoder.rtdetr import Decoder, RawOutputs, padding_at
+from detr_exp.model.decoder.rtdetr import Decoder, RawOutputs
 from detr_exp.model.layer.conv import ConvNorm
 from detr_exp.model.layer.denoising import NoisyQueries, group_count, noisy_queries
 from detr_exp.model.layer.fusion import RepVggBlock
+from detr_exp.model.layer.memory import padding_at
 from detr_exp.model.neck.hybrid_encoder import HybridEncoder
 from detr_exp.model.postprocess import best_in_pixels
 from detr_exp.protocols import Backbone, complete

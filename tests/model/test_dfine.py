@@ -6,7 +6,7 @@ import logging
 
 import pytest
 import torch
-from dfine_peer import SILU, SMALL
+from dfine_peer import SILU, SMALL, official_of
 
 from detr_exp.build import compose, criterion
 from detr_exp.model.layer.conv import ConvNorm, ScaledReLU
@@ -16,7 +16,6 @@ from detr_exp.model.pretrained_dfine import (
     from_official,
     to_huggingface,
     to_huggingface_file,
-    to_official,
 )
 from detr_exp.ops.edges import boxes_from_edges, edge_positions
 
@@ -106,12 +105,12 @@ def test_a_scaled_relu_folds_into_its_convolution(scale):
 
 
 def test_weights_in_the_names_of_others_there_and_back(make):
-    state = make(*SMALL).state_dict()
-    official = to_official(state)
-    dropped = ("anchors", "valid_mask", "decoder.layers.0.cross_attn.num_points_scale")
-    extra = {f"decoder.{name}": torch.zeros(1) for name in dropped}
-    extra["encoder.feature_projector.0.weight"] = torch.zeros(1)
+    network = make(*SMALL)
+    state, official = network.state_dict(), official_of(network)
+    extra = {"encoder.feature_projector.0.weight": torch.zeros(1)}
+    assert official["decoder.anchors"].shape == (1, 12 * 16 + 6 * 8 + 3 * 4, 4)
     for name in (
+        "decoder.decoder.layers.0.cross_attn.num_points_scale",
         "backbone.stem.stem2a.lab.scale",
         "backbone.stages.3.blocks.0.aggregation.1.bn.weight",
         "encoder.downsample_convs.1.0.cv2.norm.bias",
@@ -137,7 +136,7 @@ def saved(folder, state, name):
 
 def test_files_of_the_authors_are_read(make, tmp_path):
     state = make(*SMALL).state_dict()
-    path = saved(tmp_path, to_official(state), "dfine_s_coco.pth")
+    path = saved(tmp_path, official_of(make(*SMALL)), "dfine_s_coco.pth")
     other = make(*SMALL, num_classes=7)
     with torch.no_grad():
         for parameter in other.parameters():
@@ -150,7 +149,7 @@ def test_files_of_the_authors_are_read(make, tmp_path):
 def test_weights_of_another_activation_are_refused(make, tmp_path, caplog):
     """Their tensors fit as well, and give nonsense."""
     relu, silu = make(*SMALL), make(*SMALL, *SILU)
-    state = to_official(relu.state_dict())
+    state = official_of(relu)
     with pytest.raises(ValueError, match=r"with silu.*has relu; set model\.ffn_activation=silu model\.head_act"):
         load_weights(relu, saved(tmp_path, state, "deim_dfine_hgnetv2_s_coco_120e.pth"))
     with pytest.raises(ValueError, match=r"with silu"):
@@ -165,7 +164,7 @@ def test_weights_of_another_activation_are_refused(make, tmp_path, caplog):
 
 def test_weights_of_another_scale_are_refused(make, tmp_path):
     """They would give plausible boxes, and wrong ones."""
-    path = saved(tmp_path, to_official(make(*SMALL, "model.edge_scale=8.0").state_dict()), "dfine_x.pth")
+    path = saved(tmp_path, official_of(make(*SMALL, "model.edge_scale=8.0")), "dfine_x.pth")
     with pytest.raises(ValueError, match=r"edge_scale 8, but model\.edge_scale is 4.*model\.edge_scale=8"):
         load_weights(make(*SMALL), path)
     load_weights(make(*SMALL, "model.edge_scale=8.0"), path)

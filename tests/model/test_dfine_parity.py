@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from dfine_peer import SILU, SMALL, libre_of, peer_of
+from dfine_peer import SILU, SMALL, libre_of, official_of, peer_of
 
 from detr_exp.build import compose
 
@@ -17,6 +17,7 @@ TOTALS = {
     "l": (31_244_152, 31_219_222, 13_507_680, 9_343_232, 8_393_240),
     "x": (62_621_560, 62_596_118, 33_231_840, 20_700_032, 8_689_688),
 }
+ENTRIES = {"n": 674, "s": 794, "m": 1053, "l": 1173, "x": 1441}  # of the official state dicts
 CLOSE = {"rtol": 0, "atol": 1e-6}
 
 
@@ -34,6 +35,7 @@ def test_parameters_of_published_networks(size, make):
     trained = sum(parameter.numel() for parameter in network.parameters() if parameter.requires_grad)
     backbone, encoder, decoder = counts.values()
     assert (sum(counts.values()) + 2, trained, backbone, encoder, decoder + 2) == TOTALS[size]
+    assert len(official_of(network)) == ENTRIES[size]
 
 
 @pytest.mark.parametrize(("size", "total"), [("l", 31_289_848), ("x", 62_715_480)])

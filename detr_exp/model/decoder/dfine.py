@@ -9,19 +9,25 @@ encoder, L decoder layers, K positions of an edge.
 
 from __future__ import annotations
 
-import math
 from collections import OrderedDict
 from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
 
-from detr_exp.model.decoder.rtdetr import RawOutputs, checked_layer, level_projections, read_maps
+from detr_exp.model.decoder.rtdetr import (
+    RawOutputs,
+    checked_layer,
+    class_tensors_of,
+    first_queries,
+    only,
+    start_heads,
+)
 from detr_exp.model.layer.decoder_layer import DecoderLayer
 from detr_exp.model.layer.denoising import NoisyQueries
-from detr_exp.model.layer.memory import Memory
+from detr_exp.model.layer.memory import Memory, level_projections, read_maps
 from detr_exp.model.layer.mlp import MLP
-from detr_exp.model.layer.query_selection import checked_selection, inverse_sigmoid, select_queries
+from detr_exp.model.layer.query_selection import checked_selection, inverse_sigmoid
 from detr_exp.ops.edges import boxes_from_edges, edge_positions
 from detr_exp.structures import Prediction
 
@@ -157,34 +163,16 @@ class DFineDecoder(nn.Module):
         self._initialise()
 
     def _initialise(self) -> None:
-        prior = -math.log(99) if self.activation == "sigmoid" else 0.0  # a probability of 1 %
-        for head in [self.enc_score_head, *self.dec_score_head]:
-            nn.init.constant_(head.bias, prior)
-        for head in [self.enc_bbox_head, self.pre_bbox_head, *self.dec_bbox_head]:
-            nn.init.zeros_(head.layers[-1].weight)
-            nn.init.zeros_(head.layers[-1].bias)
+        boxes = [self.enc_bbox_head, self.pre_bbox_head, *self.dec_bbox_head]
+        start_heads([self.enc_score_head, *self.dec_score_head], boxes, self.activation)
         for linear in [self.enc_output.proj, *self.query_pos_head.layers]:
             nn.init.xavier_uniform_(linear.weight)
 
     def forward(self, maps: list[Tensor], noisy: NoisyQueries | None, padding_mask: Tensor | None) -> RawOutputs:
         """Encoder maps `[B, E, h, w]` -> predictions; arguments as in `RTDETRv2.body`."""
         memory = read_maps(maps, self.input_proj, padding_mask)
-        features, reference, logits = select_queries(
-            memory,
-            self.enc_output,
-            self.enc_score_head,
-            self.enc_bbox_head,
-            self.num_queries,
-            self.query_select_method,
-            self.activation,
-        )
-        encoder = Prediction(logits, reference.sigmoid())
-        content, reference, allowed = features.detach(), reference.detach(), None
-        if noisy is not None:
-            content = torch.cat([self.denoising_class_embed(noisy.labels), content], dim=1)
-            reference = torch.cat([noisy.boxes, reference], dim=1)
-            allowed = noisy.allowed
-        layers, initial = self._decode(content, reference.sigmoid(), memory, allowed)
+        content, reference, allowed, encoder = first_queries(self, memory, noisy)
+        layers, initial = self._decode(content, reference, memory, allowed)
         return RawOutputs(cast(Prediction, layers), encoder, initial)
 
     def _decode(
@@ -223,17 +211,14 @@ class DFineDecoder(nn.Module):
 
     def class_tensors(self) -> dict[str, int]:
         """Names of the tensors that depend on the classes, with the axis along which the classes are."""
-        heads = ("dec_score_head.", "enc_score_head.", "denoising_class_embed.")
-        by_class = heads if self.query_select_method != "agnostic" else (heads[0], heads[2])
-        return {name: 0 for name, _ in self.named_parameters() if name.startswith(by_class)}
+        return class_tensors_of(self, self.query_select_method)
 
     def drop_training_parts(self) -> None:
         """Remove layers beyond `eval_idx`, heads that evaluation skips, and the denoising embedding."""
         count = self.eval_idx + 1
         self.layers, self.dec_bbox_head = self.layers[:count], self.dec_bbox_head[:count]
-        unused = [nn.Identity()] * self.eval_idx
-        self.dec_score_head = nn.ModuleList([*unused, self.dec_score_head[self.eval_idx]])
-        self.lqe_layers = nn.ModuleList([*unused, self.lqe_layers[self.eval_idx]])
+        self.dec_score_head = only(self.dec_score_head, self.eval_idx)
+        self.lqe_layers = only(self.lqe_layers, self.eval_idx)
         if hasattr(self, "denoising_class_embed"):
             del self.denoising_class_embed
 

@@ -8,18 +8,17 @@ from __future__ import annotations
 
 import math
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterable
 from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
 
-from detr_exp.model.layer.conv import ConvNorm
 from detr_exp.model.layer.decoder_layer import DecoderLayer
 from detr_exp.model.layer.denoising import NoisyQueries
-from detr_exp.model.layer.memory import Memory
+from detr_exp.model.layer.memory import Memory, level_projections, read_maps
 from detr_exp.model.layer.mlp import MLP
-from detr_exp.model.layer.query_selection import checked_selection, inverse_sigmoid, select_queries
+from detr_exp.model.layer.query_selection import anchor_logits, checked_selection, inverse_sigmoid, top_cells
 from detr_exp.structures import Prediction
 
 
@@ -55,6 +54,18 @@ class Decoder(Protocol):
 
     def drop_training_parts(self) -> None:
         """Remove what only training uses, in place."""
+
+
+class Selecting(Protocol):
+    """The parts of a decoder that make its first queries."""
+
+    activation: str
+    num_queries: int
+    query_select_method: str
+    enc_output: nn.Sequential  # features of cells
+    enc_score_head: nn.Linear
+    enc_bbox_head: MLP  # what is added to the logits of anchors
+    denoising_class_embed: nn.Embedding
 
 
 class RTDETRDecoder(nn.Module):
@@ -155,13 +166,9 @@ class RTDETRDecoder(nn.Module):
         self._initialise()
 
     def _initialise(self) -> None:
-        # Every class starts at a probability of 1 %, so that the many negatives do not dominate the first steps.
-        prior = -math.log(99) if self.activation == "sigmoid" else 0.0
-        for head in [self.enc_score_head, *self.dec_score_head]:
-            nn.init.constant_(head.bias, prior)
-        for head in [self.enc_bbox_head, *self.dec_bbox_head]:
-            nn.init.zeros_(head.layers[-1].weight)
-            nn.init.zeros_(head.layers[-1].bias)
+        start_heads(
+            [self.enc_score_head, *self.dec_score_head], [self.enc_bbox_head, *self.dec_bbox_head], self.activation
+        )
         linears = [self.enc_output.proj, *self.query_pos_head.layers, *(proj.conv for proj in self.input_proj)]
         if hasattr(self, "tgt_embed"):
             linears.append(self.tgt_embed)
@@ -171,25 +178,9 @@ class RTDETRDecoder(nn.Module):
     def forward(self, maps: list[Tensor], noisy: NoisyQueries | None, padding_mask: Tensor | None) -> RawOutputs:
         """Encoder maps `[B, E, h, w]` -> predictions; arguments as in `RTDETRv2.body`."""
         memory = read_maps(maps, self.input_proj, padding_mask)
-        features, reference, encoder_logits = select_queries(
-            memory,
-            self.enc_output,
-            self.enc_score_head,
-            self.enc_bbox_head,
-            self.num_queries,
-            self.query_select_method,
-            self.activation,
-        )
-        encoder = Prediction(encoder_logits, reference.sigmoid())
-        content = features.detach()
-        if hasattr(self, "tgt_embed"):
-            content = self.tgt_embed.weight.expand(content.shape[0], -1, -1)
-        reference, allowed = reference.detach(), None
-        if noisy is not None:
-            content = torch.cat([self.denoising_class_embed(noisy.labels), content], dim=1)
-            reference = torch.cat([noisy.boxes, reference], dim=1)
-            allowed = noisy.allowed
-        return RawOutputs(self._decode(content, reference.sigmoid(), memory, allowed), encoder)
+        learned = self.tgt_embed.weight if hasattr(self, "tgt_embed") else None
+        content, reference, allowed, encoder = first_queries(self, memory, noisy, learned)
+        return RawOutputs(self._decode(content, reference, memory, allowed), encoder)
 
     def _decode(self, content: Tensor, reference: Tensor, memory: Memory, allowed: Tensor | None) -> Prediction:
         """Refine queries and boxes layer by layer; the predictions of the layers that count, stacked.
@@ -217,73 +208,15 @@ class RTDETRDecoder(nn.Module):
 
     def class_tensors(self) -> dict[str, int]:
         """Names of the tensors that depend on the classes, with the axis along which the classes are."""
-        heads = (
-            ["dec_score_head."] if self.query_select_method == "agnostic" else ["dec_score_head.", "enc_score_head."]
-        )
-        names = [name for head in heads for name, _ in self.named_parameters() if name.startswith(head)]
-        if hasattr(self, "denoising_class_embed"):
-            names.append("denoising_class_embed.weight")
-        return dict.fromkeys(names, 0)
+        return class_tensors_of(self, self.query_select_method)
 
     def drop_training_parts(self) -> None:
         """Remove layers beyond `eval_idx`, heads that evaluation skips, and the denoising embedding."""
         self.layers = self.layers[: self.eval_idx + 1]
         self.dec_bbox_head = self.dec_bbox_head[: self.eval_idx + 1]
-        self.dec_score_head = nn.ModuleList([nn.Identity()] * self.eval_idx + [self.dec_score_head[self.eval_idx]])
+        self.dec_score_head = only(self.dec_score_head, self.eval_idx)
         if hasattr(self, "denoising_class_embed"):
             del self.denoising_class_embed
-
-
-def level_projections(
-    channels: list[int], strides: list[int], hidden_dim: int, num_levels: int, *, keep_equal: bool = False
-) -> tuple[nn.ModuleList, list[int]]:
-    """Convolutions from the encoder's maps to the levels of a decoder, and the strides of these.
-
-    Args:
-        channels, strides: of the encoder's maps, from fine to coarse.
-        hidden_dim: of the levels.
-        num_levels: those beyond the maps come from further convolutions, with stride 2.
-        keep_equal: pass on maps that have as many channels.
-
-    Raises:
-        ValueError: there are more maps than levels.
-    """
-    further = num_levels - len(channels)
-    if further < 0:
-        raise ValueError(
-            f"model.num_points has {num_levels} counts but the encoder makes {len(channels)} maps; give each "
-            "map its count, or leave strides out of model.backbone.out_strides"
-        )
-    projections = nn.ModuleList(
-        nn.Identity() if keep_equal and width == hidden_dim else ConvNorm(width, hidden_dim, 1) for width in channels
-    )
-    for width in [channels[-1], *[hidden_dim] * further][:further]:
-        projections.append(ConvNorm(width, hidden_dim, 3, 2))
-    return projections, [*strides, *(strides[-1] * 2**step for step in range(1, further + 1))]
-
-
-def read_maps(maps: list[Tensor], projections: nn.ModuleList, padding_mask: Tensor | None) -> Memory:
-    """All levels as rows, fine to coarse; a cell is padding where its centre pixel is.
-
-    Args:
-        maps: of the encoder, `[B, E, h, w]`.
-        projections: of `level_projections`.
-        padding_mask: `[B, H, W]` bool, True where there is no image.
-    """
-    levels = [project(level) for project, level in zip(projections, maps)]
-    source = maps[-1]
-    for project in projections[len(maps) :]:
-        levels.append(project(source))
-        source = levels[-1]
-    shapes = [(level.shape[-2], level.shape[-1]) for level in levels]
-    padding = None if padding_mask is None else [padding_at(padding_mask, shape) for shape in shapes]
-    return Memory(torch.cat([level.flatten(2).transpose(1, 2) for level in levels], dim=1), shapes, padding)
-
-
-def padding_at(padding_mask: Tensor, shape: Sequence[int]) -> Tensor:
-    """`[B, H, W]` at the centre pixel of every cell: `[B, h, w]`."""
-    height, width = padding_mask.shape[1] // shape[0], padding_mask.shape[2] // shape[1]
-    return padding_mask[:, height // 2 :: height, width // 2 :: width]
 
 
 def checked_layer(eval_idx: int, num_layers: int) -> int:
@@ -291,3 +224,57 @@ def checked_layer(eval_idx: int, num_layers: int) -> int:
     if not -num_layers <= eval_idx < num_layers:
         raise ValueError(f"model.eval_idx is {eval_idx} but there are {num_layers} layers; use -1 for the last one")
     return eval_idx % num_layers
+
+
+def start_heads(scores: Iterable[nn.Module], boxes: Iterable[nn.Module], activation: str) -> None:
+    """Initial values: every class at a probability of 1 %, so that the many negatives do not dominate the first steps,
+    and boxes without a change."""
+    for head in scores:
+        nn.init.constant_(head.get_parameter("bias"), -math.log(99) if activation == "sigmoid" else 0.0)
+    for mlp in boxes:
+        *_, weight, bias = mlp.parameters()
+        nn.init.zeros_(weight)
+        nn.init.zeros_(bias)
+
+
+def first_queries(
+    decoder: Selecting, memory: Memory, noisy: NoisyQueries | None, learned: Tensor | None = None
+) -> tuple[Tensor, Tensor, Tensor | None, Prediction]:
+    """The queries that enter the first layer: noisy ones, then those selected from the memory.
+
+    Boxes are computed for the selected cells only; the others would be discarded.
+
+    Args:
+        learned: `[Q, D]` content of the selected queries; None: the features of their cells.
+
+    Returns:
+        content `[B, N + Q, D]`, boxes `[B, N + Q, 4]` cxcywh in 0..1 without gradient, `allowed` as in `SelfAttention`,
+        and what the encoder predicts for the selected cells; in float32 at least, but the content.
+    """
+    exact = torch.promote_types(memory.cells.dtype, torch.float32)
+    anchors, valid = anchor_logits(memory.shapes, exact, memory.cells.device, memory.padded_cells())
+    features = decoder.enc_output(memory.cells * valid)
+    logits = decoder.enc_score_head(features)
+    chosen = top_cells(logits.detach(), decoder.num_queries, decoder.query_select_method, decoder.activation)[..., None]
+    logits = logits.gather(1, chosen.expand(-1, -1, logits.shape[-1])).to(exact)
+    features = features.gather(1, chosen.expand(-1, -1, features.shape[-1]))
+    anchors = anchors.expand(memory.cells.shape[0], -1, -1).gather(1, chosen.expand(-1, -1, 4))
+    boxes = anchors + decoder.enc_bbox_head(features)
+    content = features.detach() if learned is None else learned.expand(features.shape[0], -1, -1)
+    reference, allowed = boxes.detach(), None
+    if noisy is not None:
+        content = torch.cat([decoder.denoising_class_embed(noisy.labels), content], dim=1)
+        reference = torch.cat([noisy.boxes, reference], dim=1)
+        allowed = noisy.allowed
+    return content, reference.sigmoid(), allowed, Prediction(logits, boxes.sigmoid())
+
+
+def class_tensors_of(decoder: nn.Module, query_select_method: str) -> dict[str, int]:
+    """The parameters of heads and embedding that have an axis of classes, all the first one."""
+    heads = ("dec_score_head.", "denoising_class_embed.") + ("enc_score_head.",) * (query_select_method != "agnostic")
+    return {name: 0 for name, _ in decoder.named_parameters() if name.startswith(heads)}
+
+
+def only(heads: nn.ModuleList, index: int) -> nn.ModuleList:
+    """Without those before and after one head, which keeps its name."""
+    return nn.ModuleList([*[nn.Identity()] * index, heads[index]])

@@ -5,12 +5,14 @@ Legend: B images, S cells of all levels, D width.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
+from detr_exp.model.layer.conv import ConvNorm
 from detr_exp.ops.deformable import Shapes
 from detr_exp.ops.transfer import filled
 
@@ -74,3 +76,55 @@ class Memory(NamedTuple):
 def image_extent(padding: Tensor) -> Tensor:
     """`[B, h, w]` bool, True on padding -> `[B, 2]` (columns, rows) of cells inside the image."""
     return torch.stack([(~padding[:, 0]).sum(-1), (~padding[:, :, 0]).sum(-1)], dim=-1)
+
+
+def level_projections(
+    channels: list[int], strides: list[int], hidden_dim: int, num_levels: int, *, keep_equal: bool = False
+) -> tuple[nn.ModuleList, list[int]]:
+    """Convolutions from the encoder's maps to the levels of a decoder, and the strides of these.
+
+    Args:
+        channels, strides: of the encoder's maps, from fine to coarse.
+        hidden_dim: of the levels.
+        num_levels: those beyond the maps come from further convolutions, with stride 2.
+        keep_equal: pass on maps that have as many channels.
+
+    Raises:
+        ValueError: there are more maps than levels.
+    """
+    further = num_levels - len(channels)
+    if further < 0:
+        raise ValueError(
+            f"model.num_points has {num_levels} counts but the encoder makes {len(channels)} maps; give each "
+            "map its count, or leave strides out of model.backbone.out_strides"
+        )
+    projections = nn.ModuleList(
+        nn.Identity() if keep_equal and width == hidden_dim else ConvNorm(width, hidden_dim, 1) for width in channels
+    )
+    for width in [channels[-1], *[hidden_dim] * further][:further]:
+        projections.append(ConvNorm(width, hidden_dim, 3, 2))
+    return projections, [*strides, *(strides[-1] * 2**step for step in range(1, further + 1))]
+
+
+def read_maps(maps: list[Tensor], projections: nn.ModuleList, padding_mask: Tensor | None) -> Memory:
+    """All levels as rows, fine to coarse; a cell is padding where its centre pixel is.
+
+    Args:
+        maps: of the encoder, `[B, E, h, w]`.
+        projections: of `level_projections`.
+        padding_mask: `[B, H, W]` bool, True where there is no image.
+    """
+    levels = [project(level) for project, level in zip(projections, maps)]
+    source = maps[-1]
+    for project in projections[len(maps) :]:
+        levels.append(project(source))
+        source = levels[-1]
+    shapes = [(level.shape[-2], level.shape[-1]) for level in levels]
+    padding = None if padding_mask is None else [padding_at(padding_mask, shape) for shape in shapes]
+    return Memory(torch.cat([level.flatten(2).transpose(1, 2) for level in levels], dim=1), shapes, padding)
+
+
+def padding_at(padding_mask: Tensor, shape: Sequence[int]) -> Tensor:
+    """`[B, H, W]` at the centre pixel of every cell: `[B, h, w]`."""
+    height, width = padding_mask.shape[1] // shape[0], padding_mask.shape[2] // shape[1]
+    return padding_mask[:, height // 2 :: height, width // 2 :: width]

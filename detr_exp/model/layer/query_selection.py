@@ -6,9 +6,8 @@ Legend: B images, S cells of all levels, C logits per cell.
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from detr_exp.model.layer.memory import Memory
 from detr_exp.ops.deformable import Shapes
 
 SELECTIONS = ("default", "one2many", "agnostic")
@@ -72,30 +71,3 @@ def top_cells(logits: Tensor, count: int, method: str, activation: str) -> Tenso
     if method == "one2many":
         return scores.flatten(1).topk(count, dim=1).indices // scores.shape[-1]
     return scores.amax(-1).topk(count, dim=1).indices
-
-
-def select_queries(
-    memory: Memory, project: nn.Module, score: nn.Module, box: nn.Module, count: int, method: str, activation: str
-) -> tuple[Tensor, Tensor, Tensor]:
-    """The best cells of a memory.
-
-    Boxes are computed for the selected cells only; the others would be discarded.
-
-    Args:
-        project: cells `[B, S, D]`, zero where they have no anchor -> features `[B, S, D]`.
-        score: features -> class logits.
-        box: features -> what is added to the logits of anchors.
-        count, method, activation: as in `top_cells`.
-
-    Returns:
-        features `[B, count, D]`, logits of boxes `[B, count, 4]`, and class logits; in float32 at least, but features.
-    """
-    exact = torch.promote_types(memory.cells.dtype, torch.float32)
-    anchors, valid = anchor_logits(memory.shapes, exact, memory.cells.device, memory.padded_cells())
-    features = project(memory.cells * valid)
-    logits = score(features)
-    chosen = top_cells(logits.detach(), count, method, activation)[..., None]
-    logits = logits.gather(1, chosen.expand(-1, -1, logits.shape[-1])).to(exact)
-    features = features.gather(1, chosen.expand(-1, -1, features.shape[-1]))
-    anchors = anchors.expand(memory.cells.shape[0], -1, -1).gather(1, chosen.expand(-1, -1, 4))
-    return features, anchors + box(features), logits
