@@ -37,7 +37,7 @@ from detr_exp.config.renamed import renamed
 from detr_exp.folder import hydra_files, refuse_run_folder, remove_empty_folders, start_writing
 from detr_exp.signals import Interrupt, Interrupted
 from detr_exp.streams import name_files_in_utf8
-from detr_exp.terminal import guard_messages, say
+from detr_exp.terminal import ConsoleHandler, guard_messages, say
 from detr_exp.tracker.provenance import versions
 from detr_exp.trainer import run_status
 
@@ -106,7 +106,7 @@ def of_words(task: Callable[[list[str]], object], usage: str) -> None:
         SystemExit: unless everything went well.
     """
     name_files_in_utf8()
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s", handlers=[ConsoleHandler()])
     guard_messages()
     try:
         with Interrupt(raises=True):

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
 from pathlib import Path
 
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from detr_exp import cli
-from detr_exp.values import Values
 from detr_exp.writing import write
 
 USAGE = """\
@@ -30,9 +28,6 @@ Evaluate a checkpoint with COCO's metrics. Network, classes and, by default, dat
   trainer/hardware   auto, cpu, cuda, mps; null: the checkpoint's
   allow_targets      custom packages that the checkpoint's config may name
 """
-
-COLUMNS = {"objects": 9, "AP": 7, "AP50": 7, "f1": 7, "precision": 11, "recall": 8, "threshold": 11}  # and their widths
-TITLES = {"f1": "F1"}
 
 
 def evaluate(cfg: DictConfig) -> float:
@@ -61,7 +56,7 @@ def evaluate_in(folder: Path, cfg: DictConfig) -> dict[str, float]:
     from detr_exp.metric.backend import CocoEvaluation
     from detr_exp.metric.charts import save_charts
     from detr_exp.protocols import Metric, PerClass
-    from detr_exp.trainer.console import Console
+    from detr_exp.trainer.console import Console, class_table
     from detr_exp.trainer.evaluation import headline
 
     detector = open_detector(cfg, compiled=True)
@@ -88,21 +83,9 @@ def evaluate_in(folder: Path, cfg: DictConfig) -> dict[str, float]:
     if isinstance(metric, CocoEvaluation):
         save_charts(metric, folder)
     for iou_type, rows in rows_of.items():
-        console.line(per_class(iou_type, rows))
+        console.table(class_table(iou_type, rows))
     console.line(f"written to {folder}")
     return values
-
-
-def per_class(iou_type: str, rows: Sequence[Values]) -> str:
-    """A line per class that has objects: AP, and the threshold with its best F1."""
-    width = max(len(row["class"]) for row in rows)
-    columns = {name: space for name, space in COLUMNS.items() if name in rows[0]}
-    lines = [f"{iou_type:<{width}}" + "".join(f"{TITLES.get(name, name):>{space}}" for name, space in columns.items())]
-    for row in rows:
-        if row["objects"]:
-            cells = (f"{row[name]:>{space}{'' if name == 'objects' else '.3f'}}" for name, space in columns.items())
-            lines.append(f"{row['class']:<{width}}" + "".join(cells))
-    return "\n".join(lines)
 
 
 def main() -> None:

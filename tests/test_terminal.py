@@ -1,9 +1,11 @@
+import io
 import logging
+import sys
 import warnings
 
 import pytest
 
-from detr_exp.terminal import guard_messages, printable, say
+from detr_exp.terminal import ConsoleHandler, duration, guard_messages, printable, python, say
 
 
 @pytest.mark.parametrize(
@@ -49,3 +51,54 @@ def test_records_of_any_logger_are_guarded(guarded, caplog):
 def test_warnings_are_guarded(guarded):
     text = warnings.formatwarning(UserWarning("token=k1\x1b"), UserWarning, "file", 1)
     assert text == "warning: token=***\n"
+
+
+class Screen(io.StringIO):
+    def isatty(self):
+        return True
+
+
+LONG = "warning: " + " ".join(["a/path-with-hyphens/and_more.jpg: cannot be read; give another file,"] * 6)
+
+
+@pytest.mark.parametrize("columns", [40, 80, 200])
+def test_sentences_are_wrapped_at_words_on_a_terminal(monkeypatch, columns):
+    monkeypatch.setenv("COLUMNS", str(columns))
+    screen = Screen()
+    say(LONG, "  - " + LONG, "  python -m detr_exp.predict " + "x " * 200, file=screen)
+    *sentences, command = screen.getvalue().splitlines()
+    assert max(map(len, sentences)) <= columns
+    assert " ".join(" ".join(sentences).split()) == f"{LONG} - {LONG}"
+    assert command.split() == ["python", "-m", "detr_exp.predict", *["x"] * 200], "a command is copied as a whole"
+
+
+def test_files_get_whole_lines(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "40")
+    log = io.StringIO()
+    say(LONG, file=log)
+    assert log.getvalue() == LONG + "\n"
+
+
+def test_records_go_to_what_standard_error_is_now(monkeypatch):
+    handler = ConsoleHandler()
+    for _ in range(2):  # a progress bar replaces it while it is drawn
+        stream = io.StringIO()
+        monkeypatch.setattr(sys, "stderr", stream)
+        handler.handle(logging.LogRecord("somebody", logging.WARNING, "file", 1, "so\x1b", (), None))
+        assert stream.getvalue() == "so\\x1b\n"
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(0, "0.0 s"), (59.94, "59.9 s"), (60, "1:00"), (3599.6, "1:00:00"), (7833, "2:10:33")]
+)
+def test_durations(seconds, text):
+    assert duration(seconds) == text
+
+
+def test_the_word_that_starts_python(monkeypatch, tmp_path):
+    other = tmp_path / "python"
+    other.symlink_to(sys.executable)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert python() == sys.executable, "another environment, although it is the same program"
+    monkeypatch.setattr(sys, "executable", str(other))
+    assert python() == "python"

@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Iterable
+from pathlib import Path
 
 RENAMED = {  # primary config -> old key -> key
     "benchmark": {"benchmark.picture": "benchmark.image"},
@@ -16,12 +17,16 @@ RENAMED = {  # primary config -> old key -> key
     "predict": {"pictures": "draw"},
 }
 # a URL with characters that mean something else in Hydra's grammar, as in https://host/file.pth#sha256=...
-ADDRESS = re.compile(r"[\w.]+=https?://[^\s\"',]*[=#&~;!][^\s\"',]*")
+ADDRESS = re.compile(r"[\w.]+=(?:https?|rtsps?)://[^\s\"',]*[=#&~;!][^\s\"',]*")
+PATH = re.compile(r"[+]{0,2}[\w.]+=((?![\[{\"'])[^\"$]*[/\\][^\"$]*[^\\])")
+PLAIN = re.compile(r"[\w\s./\\:+%@?*-]*", re.ASCII)  # what Hydra's grammar takes as text
 OVERRIDE = re.compile(r"([+~]{0,2})([\w.]+)(=.*|$)", re.DOTALL)
 
 
 def renamed(config_name: str, overrides: Iterable[str]) -> list[str]:
-    """Overrides in which old names of keys are replaced, with a warning for each, and URLs are quoted.
+    """Overrides in which old names of keys are replaced, with a warning for each, and URLs and paths are quoted.
+
+    Paths are, if they exist and have characters that mean something else in Hydra's grammar.
 
     Args:
         config_name: primary config of the command.
@@ -35,8 +40,18 @@ def renamed(config_name: str, overrides: Iterable[str]) -> list[str]:
             key = keys[parts[2]]
             logging.getLogger(__name__).warning("%s has been renamed; use %s=...", parts[2], key)
             override = f"{parts[1]}{key}{parts[3]}"
-        if ADDRESS.fullmatch(override):
+        if ADDRESS.fullmatch(override) or _is_special_path(override):
             key, _, address = override.partition("=")
             override = f'{key}="{address}"'
         current.append(override)
     return current
+
+
+def _is_special_path(override: str) -> bool:
+    found = PATH.fullmatch(override)
+    if found is None or PLAIN.fullmatch(found[1]):
+        return False
+    try:
+        return Path(found[1]).exists()
+    except (OSError, ValueError):  # too long for a name
+        return False

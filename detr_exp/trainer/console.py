@@ -4,23 +4,42 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Protocol
 
-from detr_exp.terminal import say
+from rich.cells import cell_len
+
+from detr_exp.terminal import duration, is_drawable, is_terminal, say, width_of
+from detr_exp.values import Values
 
 BARS = ("rich", "tqdm", "none")
+REDRAWN = 0.2  # seconds between two status texts
+PRINTED = 30.0  # seconds between two lines without a terminal
+WIDE = 120  # columns from which a bar has its full length
+
+LONGEST_NAME = 32
+CLASS_COLUMNS = {  # keys of a class's row, and their titles
+    "objects": "objects",
+    "AP": "AP",
+    "AP50": "AP50",
+    "f1": "F1",
+    "precision": "precision",
+    "recall": "recall",
+    "threshold": "threshold",
+}
+
+Status = Callable[[], Sequence[str]]
 
 
 class Meter(Protocol):
-    """Counts steps, and shows a short status text next to the count."""
+    """Counts steps, and shows a status next to the count: texts, the most important first, called for when drawn."""
 
-    def __call__(self, status: str = "", advance: int = 1) -> None: ...
+    def __call__(self, status: Status | None = None, advance: int = 1) -> None: ...
 
 
 class Console:
-    """Progress bars and tables on a terminal, plain lines elsewhere.
+    """Progress bars on a terminal, plain lines elsewhere.
 
     Args:
         progress_bar: `rich`, `tqdm` or `none`; true means `rich`, false and null mean `none`.
@@ -35,37 +54,34 @@ class Console:
         if name not in BARS:
             raise ValueError(f"trainer.progress_bar is {progress_bar!r}; use {', '.join(BARS)}, true or false")
         self.is_enabled = is_enabled
-        self.terminal = sys.stdout is not None and sys.stdout.isatty()
-        self.bar = name if self.terminal else "none"
+        self.is_quiet = name == "none" and is_terminal(sys.stdout)  # elsewhere lines show that it is alive
+        self.bar = name if is_drawable(sys.stdout) else "none"
 
     def line(self, text: str) -> None:
         if self.is_enabled:
             say(text)
 
+    def fields(self, title: str, fields: Sequence[str]) -> None:
+        """A line of short texts, which stay whole."""
+        self.line(in_lines(title, fields))
+
     def summary(self, title: str, rows: Mapping[str, str]) -> None:
         """A title and aligned `name  value` lines."""
-        width = max(len(name) for name in rows)
         self.line(f"\n{title}")
-        for name, value in rows.items():
-            self.line(f"  {name:<{width}}  {value}")
+        self.table([[name, value] for name, value in rows.items()], left=2)
+
+    def table(self, rows: Sequence[Sequence[str]], left: int = 1) -> None:
+        """Indented rows with aligned cells, and an empty line; the first `left` columns are aligned to the left."""
+        widths = [max(map(cell_len, column)) for column in zip(*rows)]
+        for row in rows:
+            blanks = [" " * (width - cell_len(cell)) for cell, width in zip(row, widths)]
+            cells = [cell + blank if k < left else blank + cell for k, (cell, blank) in enumerate(zip(row, blanks))]
+            self.line("  " + "  ".join(cells).rstrip())
         self.line("")
 
-    def metrics(self, title: str, columns: Mapping[str, float]) -> None:
-        """One evaluation as a table of AP values in 0..1 (a plain line if the output is not a terminal)."""
-        if not self.is_enabled:
-            return
-        shown = {name: "-" if value < 0 else f"{value:.3f}" for name, value in columns.items()}
-        if not self.terminal:
-            self.line(f"{title}  " + "  ".join(f"{name} {value}" for name, value in shown.items()))
-            return
-        from rich.console import Console as Rich
-        from rich.table import Table
-
-        table = Table(title=title, title_justify="left", title_style="bold")
-        for name in shown:
-            table.add_column(name, justify="right")
-        table.add_row(*shown.values())
-        Rich().print(table)
+    def metrics(self, title: str, values: Mapping[str, float]) -> None:
+        """The values of one evaluation in a line."""
+        self.fields(title, metric_fields(values))
 
     @contextmanager
     def progress(self, title: str, total: int) -> Iterator[Meter]:
@@ -79,7 +95,52 @@ class Console:
             with _tqdm_bar(title, total) as meter:
                 yield meter
         else:
-            yield _LineMeter(title, total, quiet=self.terminal)
+            yield _LineMeter(title, total, quiet=self.is_quiet)
+
+
+def in_lines(title: str, fields: Sequence[str]) -> str:
+    """A line of short texts; on a terminal that is too narrow, several lines, broken between them."""
+    width = width_of(sys.stdout)
+    lines = [title]
+    for field in fields:
+        longer = f"{lines[-1]}  {field}"
+        if width is not None and cell_len(longer) > width:
+            lines.append(f"    {field}")
+        else:
+            lines[-1] = longer
+    return "\n".join(lines)
+
+
+def metric_fields(values: Mapping[str, float]) -> list[str]:
+    """`name value` of metrics in 0..1; a dash for one that has no value, such as the AP of sizes that do not occur."""
+    return [f"{name} {number(value)}" for name, value in values.items()]
+
+
+def number(value: float | None, digits: int = 3) -> str:
+    return "-" if value is None or value < 0 else f"{value:.{digits}f}"
+
+
+def class_table(kind: str, rows: Sequence[Values]) -> list[list[str]]:
+    """A head and a row per class that has objects: AP, and the threshold with its best F1.
+
+    Args:
+        kind: of the evaluation: `bbox`, `segm` or `keypoints`.
+        rows: of a metric; see `protocols.PerClass`.
+    """
+    columns = [name for name in CLASS_COLUMNS if rows and name in rows[0]]
+    return [
+        [kind, *(CLASS_COLUMNS[name] for name in columns)],
+        *(
+            [short(row["class"]), *(str(row[name]) if name == "objects" else number(row[name]) for name in columns)]
+            for row in rows
+            if row["objects"]
+        ),
+    ]
+
+
+def short(name: str) -> str:
+    """A name for a column."""
+    return name if len(name) <= LONGEST_NAME else f"{name[: LONGEST_NAME - 3]}..."
 
 
 class _LineMeter:
@@ -88,42 +149,59 @@ class _LineMeter:
         self.done, self.started = 0, time.monotonic()
         self.last_printed = self.started
 
-    def __call__(self, status: str = "", advance: int = 1) -> None:
+    def __call__(self, status: Status | None = None, advance: int = 1) -> None:
         self.done += advance
         now = time.monotonic()
-        if self.quiet or now - self.last_printed < 30:
+        if self.quiet or now - self.last_printed < PRINTED:
             return
         self.last_printed = now
-        left = (now - self.started) / max(self.done, 1) * (self.total - self.done)
-        say(f"{self.title}  {self.done}/{self.total}  {status}  {left:.0f} s left")
+        shown = [_left(self.started, self.done, self.total)] if status is None else status()
+        say(in_lines(f"{self.title}  {self.done}/{self.total}", shown))
+
+
+def _left(started: float, done: int, total: int) -> str:
+    """How long the rest takes at the pace so far."""
+    return f"{duration((time.monotonic() - started) / max(1, done) * (total - done))} left"
+
+
+def _that_fit(texts: Sequence[str], room: int) -> str:
+    """The first texts, as many as have room; a longer line would make the bar unreadable."""
+    shown = ""
+    for text in texts:
+        longer = f"{shown}  {text}" if shown else text
+        if cell_len(longer) > room:
+            break
+        shown = longer
+    return shown
 
 
 @contextmanager
 def _rich_bar(title: str, total: int) -> Iterator[Meter]:
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
+    from rich.console import Console as Rich
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
+    console = Rich()
+    length = 28 if console.width >= WIDE else 10
+    room = console.width - cell_len(title) - length - 2 * len(str(total)) - 5
     columns = (
-        TextColumn("{task.description}"),
-        BarColumn(bar_width=28),
+        TextColumn("{task.description}", markup=False),
+        BarColumn(bar_width=length),
         MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-        TextColumn("{task.fields[status]}"),
+        TextColumn("{task.fields[status]}", markup=False),
     )
-    with Progress(*columns, transient=True) as progress:
+    started = shown_at = time.monotonic()
+    # a log that standard error is sent to keeps its lines
+    with Progress(*columns, console=console, transient=True, redirect_stderr=is_terminal(sys.stderr)) as progress:
         task = progress.add_task(title, total=total, status="")
 
-        def meter(status: str = "", advance: int = 1) -> None:
+        def meter(status: Status | None = None, advance: int = 1) -> None:
+            nonlocal shown_at
             progress.update(task, advance=advance)
-            if status:
-                progress.update(task, status=status)
+            if time.monotonic() - shown_at >= REDRAWN:
+                shown_at = time.monotonic()
+                done = round(progress.tasks[task].completed)
+                shown = [_left(started, done, total)] if status is None else status()
+                progress.update(task, status=_that_fit(shown, room))
 
         yield meter
 
@@ -136,11 +214,14 @@ def _tqdm_bar(title: str, total: int) -> Iterator[Meter]:
         raise ValueError(
             "trainer.progress_bar is tqdm, which is not installed; pip install tqdm or set trainer.progress_bar=rich"
         ) from None
-    with tqdm(total=total, desc=title, leave=False) as bar:
+    shown_at = time.monotonic()
+    with tqdm(total=total, desc=title, leave=False, dynamic_ncols=True) as bar:
 
-        def meter(status: str = "", advance: int = 1) -> None:
-            if status:
-                bar.set_postfix_str(status, refresh=False)
+        def meter(status: Status | None = None, advance: int = 1) -> None:
+            nonlocal shown_at
+            if status is not None and time.monotonic() - shown_at >= REDRAWN:
+                shown_at = time.monotonic()
+                bar.set_postfix_str("  ".join(status()), refresh=False)
             bar.update(advance)
 
         yield meter

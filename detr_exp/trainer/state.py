@@ -105,6 +105,7 @@ class State:
         moved: offset of the position in the schedule from `step`, after the number of ranks has changed.
         closed: the step of the last end of an epoch that was completed: evaluated if due, and saved.
         log_sums: sums of the loss terms `term_names` since the last line of the log, on the device.
+        epoch_sums, epoch_count: the same of the steps of the current epoch.
         unread: (step, image ids, whether it was skipped) of the steps whose flag is not read from the device yet.
         bad_in_a_row: steps in a row that were skipped, as far as read.
         good_buffers: batch statistics after the last interval without such a step.
@@ -137,6 +138,8 @@ class State:
     closed: int = 0
     log_sums: Tensor | None = None
     log_count: int = 0
+    epoch_sums: Tensor | None = None
+    epoch_count: int = 0
     term_names: list[str] = field(default_factory=list)
     parameters: list[nn.Parameter] = field(default_factory=list)
     unread: list[tuple[int, list[int], Tensor]] = field(default_factory=list)
@@ -178,6 +181,8 @@ class State:
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.precision.scaler.state_dict(),
             "log_sums": self.log_sums,
+            "epoch_sums": self.epoch_sums,
+            "epoch_count": self.epoch_count,
             "world_size": distributed.world_size(),
             "products": self.products,
             **{name: getattr(self, name) for name in (*DECIDED, *COUNTED, *STAGES)},
@@ -206,7 +211,10 @@ class State:
             setattr(self, name, saved[name])
         for name in STAGES:
             setattr(self, name, saved.get(name))
-        self.log_sums = None if saved["log_sums"] is None else saved["log_sums"].to(self.precision.device)
+        self.epoch_count = saved.get("epoch_count", 0)  # later than the first checkpoints, as its sums are
+        for name in ("log_sums", "epoch_sums"):
+            sums = saved.get(name)
+            setattr(self, name, None if sums is None else sums.to(self.precision.device))
         for name, best in self.best.items():
             best.load_state_dict(saved["best"][name])
         for name, best in self.best_held_out.items():

@@ -2,14 +2,38 @@
 
 from __future__ import annotations
 
+import json
+import shlex
+from collections.abc import Mapping
+from importlib.util import find_spec
+from pathlib import Path
+
 from detr_exp.data.content import SPLITS
 from detr_exp.data.splits import HELD_OUT
+from detr_exp.data.table import TableSplit
 from detr_exp.published.table import named
+from detr_exp.runs.past import CLASSES
+from detr_exp.terminal import duration, python
 from detr_exp.trainer import checkpoint as files
 from detr_exp.trainer import distributed
-from detr_exp.trainer.console import Console
+from detr_exp.trainer.console import Console, class_table, metric_fields, number
+from detr_exp.trainer.evaluation import headline
+from detr_exp.trainer.pace import Pace
 from detr_exp.trainer.settings import Settings
 from detr_exp.trainer.state import Run, State
+from detr_exp.values import Values
+
+SAMPLES = "training_samples.png"
+PLACES = {  # name -> file or folder of a run
+    "checkpoint": files.BEST_TOTAL,
+    "metrics": "metrics.jsonl",
+    "classes": CLASSES,
+    "figures": "charts",
+    "predictions": "predictions",
+    "most errors": "worst",
+}
+MOST_CLASSES = 30
+EXPORT_PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 
 
 def print_start(console: Console, settings: Settings, run: Run, state: State) -> None:
@@ -37,6 +61,24 @@ def print_start(console: Console, settings: Settings, run: Run, state: State) ->
     )
 
 
+def print_epoch(
+    console: Console, settings: Settings, state: State, pace: Pace, found: Mapping[str, dict[str, float]]
+) -> None:
+    """Print a line about an epoch: loss, metrics if it was evaluated, learning rate, speed, memory, time left.
+
+    Args:
+        found: `ema`, `raw` or both -> their metrics on the validation split; a further line each if there are both.
+    """
+    count = len(str(settings.epochs))
+    loss = [f"loss {means['loss']:.4f}"] if (means := pace.means()) else []
+    metrics = metric_fields(headline(next(iter(found.values())))) if len(found) == 1 else []
+    left = [f"{duration(pace.seconds_left)} left"] if state.step < state.total_steps else []
+    title = f"epoch {state.epoch_number:>{count}}/{settings.epochs}"
+    console.fields(title, [*loss, *metrics, *pace.resources(), *left])
+    for which, values in found.items() if len(found) > 1 else ():
+        console.metrics(f"  {which:>3} weights", headline(values))
+
+
 def _start(run: Run) -> str:
     """What the weights are that training begins with."""
     if run.resume_from is not None:
@@ -49,9 +91,67 @@ def _start(run: Run) -> str:
     return f"{file}, {run.share}" if "weights" in run.start else f"random weights, the backbone from {file}"
 
 
-def print_result(console: Console, settings: Settings, run: Run, result: str) -> None:
-    """Print the result and the paths of its files."""
-    paths = {"run": run.output_dir, "checkpoint": run.output_dir / files.BEST_TOTAL}
-    if settings.num_pictures:
-        paths["figures"] = run.output_dir / "predictions"
-    console.summary(result, {name: str(path) for name, path in paths.items()})
+def print_result(console: Console, run: Run, result: str, tables: Mapping[str, Mapping[str, float]]) -> None:
+    """Print how a run ended: all metrics of the best epoch, its classes, where everything is, and what to do next.
+
+    Args:
+        result: a sentence about the best.
+        tables: split -> metrics of the best weights on it; empty where nothing was evaluated.
+    """
+    console.line(f"\n{result}\n")
+    if rows := _metric_rows(tables):
+        console.table(rows)
+    for kind, classes in _class_rows(run, tables.get("val", {})):
+        console.table(class_table(kind, classes[:MOST_CLASSES]))
+        if len(classes) > MOST_CLASSES:
+            console.line(f"  ... and {len(classes) - MOST_CLASSES} more classes, in {run.output_dir / CLASSES}\n")
+    paths = {"run": run.output_dir, **{name: run.output_dir / file for name, file in PLACES.items()}}
+    console.table([[name, str(path)] for name, path in paths.items() if path.exists()], left=2)
+    console.line("next:")
+    for words in next_commands(run):
+        console.line(f"  {shlex.join([python(), '-m', *words])}")
+    console.line("")
+
+
+def _metric_rows(tables: Mapping[str, Mapping[str, float]]) -> list[list[str]]:
+    """A row per metric that has a value on any split, and a column per split."""
+    names = dict.fromkeys(
+        name for found in tables.values() for name in found if "/" not in name and name != "nonfinite"
+    )
+    rows = [[name, *(number(found.get(name), 4) for found in tables.values())] for name in names]
+    rows = [row for row in rows if set(row[1:]) != {"-"}]
+    return [["metric", *tables], *rows] if rows else []
+
+
+def _class_rows(run: Run, found: Mapping[str, float]) -> list[tuple[str, list[Values]]]:
+    """Kinds of evaluation with a row per class that has objects; those with the lowest AP if there are many."""
+    path = run.output_dir / CLASSES
+    tables = json.loads(path.read_text(encoding="utf-8")) if found and path.exists() else {}
+    kinds = []
+    for kind, rows in tables.items():
+        rows = [row for row in rows if row["objects"]]
+        kinds.append((kind, sorted(rows, key=lambda row: row["AP"]) if len(rows) > MOST_CLASSES else rows))
+    return [(kind, rows) for kind, rows in kinds if rows]
+
+
+def next_commands(run: Run) -> list[list[str]]:
+    """Commands for the best checkpoint that run as they are: predict on an image that is there, and export or evaluate.
+
+    Without an image on the disk, as for synthetic data, they are evaluate and export.
+    """
+    words = [f"checkpoint={run.output_dir}"]
+    if allowed := run.config.get("allow_targets"):
+        words.append(f"allow_targets=[{','.join(allowed)}]")
+    known = [["detr_exp.evaluate", *words]]
+    if all(map(find_spec, EXPORT_PACKAGES)):
+        known.insert(0, ["detr_exp.export", *words])
+    if (image := example_image(run)) is not None:
+        known.insert(0, ["detr_exp.predict", *words, f"source={image}"])
+    return known[:2]
+
+
+def example_image(run: Run) -> Path | None:
+    """An image of the data, or a figure of the run for data without files; None: there is neither."""
+    splits = [split for name in ("val", "train") if (split := getattr(run.data, name)) is not None]
+    images = [Path(split.paths[0]).absolute() for split in splits if isinstance(split, TableSplit)]
+    return next((path for path in (*images, run.output_dir / SAMPLES) if path.is_file()), None)

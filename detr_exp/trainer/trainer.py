@@ -12,7 +12,6 @@ functions of `distributed`, which return their argument if there is only one ran
 from __future__ import annotations
 
 import math
-import time
 from copy import deepcopy
 from dataclasses import dataclass, replace
 
@@ -32,15 +31,16 @@ from detr_exp.trainer.console import Console
 from detr_exp.trainer.diagnosis.sanity import refuse_wrong_evaluator, save_training_samples
 from detr_exp.trainer.diagnosis.skipped_images import record_skipped
 from detr_exp.trainer.ema import EMA
-from detr_exp.trainer.evaluation import as_float32, headline
+from detr_exp.trainer.evaluation import as_float32
 from detr_exp.trainer.garbage_collection import on_for_training
+from detr_exp.trainer.pace import Pace
 from detr_exp.trainer.resume import copy_best_checkpoints, load_for_resuming, restore, why_best_is_incomparable
 from detr_exp.trainer.run_status import PrunedError
 from detr_exp.trainer.second_stage import begin_or_return
 from detr_exp.trainer.selection import BestMetric, EarlyStopping
 from detr_exp.trainer.settings import Settings
 from detr_exp.trainer.state import Run, State, floating_buffers, nonfinite_costs
-from detr_exp.trainer.summary import print_start
+from detr_exp.trainer.summary import print_epoch, print_start
 from detr_exp.trainer.validation import evaluate_epoch, finish
 from detr_exp.trainer.window import seed_step, windows
 
@@ -154,6 +154,7 @@ class Trainer:
                 self.console.line(sentence)
             self.refuse_run_without_best(saved, run, state)
         state.good_buffers = [buffer.clone() for buffer in floating_buffers(network)]
+        self.pace = Pace(state)
         print_start(self.console, settings, run, state)
         refuse_wrong_evaluator(run)
         return state
@@ -207,9 +208,7 @@ class Trainer:
         state.closed = state.step
         begin_or_return(self.settings, self.console, run, state, found)
         self.save_newest(run, state)
-        for which, values in found.items():
-            title = f"epoch {state.epoch_number}/{self.settings.epochs}  val, {which} weights"
-            self.console.metrics(title, headline(values))
+        print_epoch(self.console, self.settings, state, self.pace, found)
         if state.early_stopping and state.early_stopping.is_reached:
             self.console.line(
                 f"early stopping: no improvement above {self.settings.early_stopping_min_delta} in "
@@ -234,26 +233,21 @@ class Trainer:
         sampler = state.loader.batch_sampler
         sampler.set_epoch(state.epoch)
         sampler.set_start(state.batch)
-        images, started = 0, time.perf_counter()
+        self.pace.begin_epoch()
         done = state.batch // state.grad_accum_steps
-        with self.console.progress(
-            f"epoch {state.epoch + 1}/{self.settings.epochs}", state.steps_per_epoch - done
-        ) as meter:
+        with self.console.progress(f"epoch {state.epoch + 1}/{self.settings.epochs}", state.steps_per_epoch) as meter:
+            if done:
+                meter(advance=done)
             for window in windows(batches(state.loader), state.grad_accum_steps):
                 terms, skipped = self.train_step(run, state, window)
                 state.step += 1
                 state.batch += len(window)
-                images += sum(len(batch) for batch in window) * distributed.world_size()
                 record_skipped(run, state.step, window)
                 state.unread.append((state.step, [i for batch in window for i in batch.image_ids], skipped))
-                state.log_sums = terms if state.log_sums is None else state.log_sums + terms
-                state.log_count += 1
-                status = ""
+                self.pace.add(terms, sum(len(batch) for batch in window) * distributed.world_size())
                 if state.step % self.settings.log_every_steps == 0 or state.step == state.total_steps:
-                    rate = images / (time.perf_counter() - started)
-                    loss = self.log_train(run, state, rate)
-                    status = f"loss {loss:.3f}  {rate:.1f} images/s"
-                meter(status)
+                    self.log_train(run, state)
+                meter(self.pace.status)
                 if self.settings.checkpoint_every_steps and state.step % self.settings.checkpoint_every_steps == 0:
                     self.save_newest(run, state)
                 if number := distributed.signal_of_any_rank(interrupt.number):
@@ -298,7 +292,7 @@ class Trainer:
         state.term_names = [*sums, "grad_norm"]
         return torch.cat([terms, norm[None]]), skipped
 
-    def log_train(self, run: Run, state: State, rate: float) -> float:
+    def log_train(self, run: Run, state: State) -> None:
         """Log mean losses since the last line, learning rates, and skipped steps; reads the device once."""
         assert state.log_sums is not None
         means = (state.log_sums / state.log_count).tolist()
@@ -308,13 +302,12 @@ class Trainer:
         values["train/epoch"] = state.position / state.steps_per_epoch
         rates = [group["lr"] for group in state.optimizer.param_groups]
         values |= {"train/lr": max(rates), "train/lr_min": min(rates)}
-        values["time/images_per_second"] = rate
+        values["time/images_per_second"] = self.pace.rate
         if state.precision.device.type == "cuda":
-            values["system/gpu_memory_gib"] = torch.cuda.max_memory_allocated(state.precision.device) / 2**30
+            values["system/gpu_memory_gib"] = self.pace.memory
         values["train/nonfinite_steps"] = self.check_skipped_steps(state)
         values["train/nonfinite_costs"] = nonfinite_costs(run)
         run.tracker.log(state.step, values)
-        return values["train/loss"]
 
     def check_skipped_steps(self, state: State) -> int:
         """Read which steps since the last call were skipped, and undo their changes of batch statistics.

@@ -75,8 +75,10 @@ def evaluate_epoch(
         if state.best[which].update(monitored_values[which], epoch, held_out):
             content = inference_content(run, state, which, found) | ({HELD_OUT: beside} if beside else {})
             on_first_rank(files.save, content, run.output_dir / files.BEST[which])
-            on_first_rank(save_details, run, "val", run.make_metric("val"), found, state.step, settings.num_pictures)
-            on_first_rank(save_evaluation_charts, run, found, state.step)
+            if winner_of(state) == which:
+                metric = run.make_metric("val")
+                on_first_rank(save_details, run, "val", metric, found, state.step, settings.num_pictures)
+                on_first_rank(save_evaluation_charts, run, found, state.step)
         evaluated[which] = found
         on_first_rank(check_evaluation, console, run, state, which, found)
         image = on_first_rank(images.save, run.output_dir / "predictions", state.step)
@@ -140,8 +142,7 @@ def finish(settings: Settings, console: Console, run: Run, state: State, interru
         Interrupted: a signal came; a resumed run repeats this.
         NonFiniteError: no evaluation gave a finite value.
     """
-    evaluated = {which: best for which, best in state.best.items() if best.best_raw is not None}
-    winner = max(evaluated, key=lambda which: evaluated[which].best_raw or 0.0, default=None)
+    winner = winner_of(state)
     total = run.output_dir / files.BEST_TOTAL
     if winner is None and (lost := sum(best.lost for best in state.best.values())):
         raise NonFiniteError(
@@ -150,30 +151,40 @@ def finish(settings: Settings, console: Console, run: Run, state: State, interru
         )
     if winner is None:
         on_first_rank(files.save, inference_content(run, state, weights_to_evaluate(settings, state)[-1], {}), total)
-        print_result(console, settings, run, f"no evaluation counted; the last weights are in {total}")
+        print_result(console, run, f"no evaluation counted; the last weights are in {total}", {})
         return None
     on_first_rank(files.duplicate, run.output_dir / files.BEST[winner], total)
-    best = evaluated[winner]
+    best = state.best[winner]
     epoch = (best.best_epoch or 0) + 1
     values = {"best/epoch": float(epoch)}
     content = files.load(total)
     values |= {f"best/{name}": value for name, value in headline(content["metrics"]).items()}
-    result = f"best {best.best_raw:.4f} at epoch {epoch} ({winner} weights)"
+    name = f"val/{(settings.monitor or default_monitor(content['metrics'])).removeprefix('val/')}"
+    value = content["metrics"][name.removeprefix("val/")]
+    result = f"best epoch {epoch} of {state.epoch_number} ({winner} weights): {name} {value:.4f}"
+    tables = {"val": content["metrics"]}
     if state.best_held_out:
+        tables[HELD_OUT] = content[HELD_OUT]
         chosen = flattery(_choices(state.best), _choices(state.best_held_out))
         values |= {f"best/{HELD_OUT}_{name}": value for name, value in headline(content[HELD_OUT]).items()}
         values["best/luck"] = chosen.luck
-        result = f"best at epoch {epoch} ({winner} weights), {chosen}"
+        result += f"; {chosen}"
     if settings.run_test and run.data.test is not None:
         state.load_weights(content["model"])
         found = evaluate_split(
             settings, console, run, state, "test", "raw", settings.compute_test_loss, interrupt=interrupt
         )
-        console.metrics(f"test, best {winner} weights (epoch {epoch})", headline(found))
+        tables["test"] = found
         values |= named(settings, "test", found)
     run.tracker.log(state.step, values)
-    print_result(console, settings, run, result)
+    print_result(console, run, result, tables)
     return best.best_raw
+
+
+def winner_of(state: State) -> str | None:
+    """The weights, `raw` or `ema`, whose best evaluation is the best of the run; None before the first that counts."""
+    values = {which: best.best_raw for which, best in state.best.items() if best.best_raw is not None}
+    return max(values, key=lambda which: values[which], default=None)
 
 
 def _choices(bests: Mapping[str, BestMetric]) -> list[Choice]:

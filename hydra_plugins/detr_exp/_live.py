@@ -14,8 +14,7 @@ from rich.live import Live as RichLive
 from rich.markup import escape
 from rich.table import Table
 
-from detr_exp.terminal import printable, say
-from hydra_plugins.detr_exp._table import duration
+from detr_exp.terminal import duration, is_drawable, printable, say
 
 END_OF_LOG = 4096  # bytes that are searched for the last line
 MOST_SHOWN = 50
@@ -26,7 +25,7 @@ class Live:
 
     def __enter__(self) -> Live:
         self.rich, self.updated = None, 0.0
-        if sys.stdout.isatty():
+        if is_drawable(sys.stdout):
             self.rich = RichLive(console=Console(), auto_refresh=False, transient=True)
             self.rich.start()
         return self

@@ -10,7 +10,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from detr_exp.metric.mean import mean_of
-from detr_exp.terminal import printable
+from detr_exp.terminal import duration, printable
 from detr_exp.tracker.secrets import masked
 from hydra_plugins.detr_exp._ledger import Entry, Job, best_first, by_point, score, setting_of
 
@@ -100,11 +100,3 @@ def over_seeds(jobs: Sequence[Job], entries: Mapping[str, Entry], raced: bool = 
         setting = escape(printable(setting_of(group[0]))) or "all runs"
         table.add_row(setting, f"{of.value:.4f}", spread, between, str(of.runs))
     return table
-
-
-def duration(seconds: float) -> str:
-    """`8.2 s`, `3:05` or `2:10:33`."""
-    if seconds < 60:
-        return f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes // 60}:{minutes % 60:02}:{rest:02}" if minutes >= 60 else f"{minutes}:{rest:02}"

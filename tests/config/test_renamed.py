@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from pathlib import Path
 
 import pytest
 from omegaconf import OmegaConf
@@ -52,3 +53,25 @@ def test_only_overrides_of_that_command_change() -> None:
 def test_addresses_need_no_quotes(address: str) -> None:
     assert compose([f"model.weights={address}"]).model.weights == address
     assert renamed("config", [f'model.weights="{address}"']) == [f'model.weights="{address}"']
+
+
+@pytest.mark.parametrize(
+    "name", ["loss=focal,gamma=1.5-0a1b2c", "a (1)", "ünï", "it's", "x[1]{2}", "a;b&c~d#e!f", "plain"]
+)
+def test_paths_that_exist_need_no_quotes(name: str, tmp_path: Path) -> None:
+    (tmp_path / name).mkdir()
+    cfg = compose(["checkpoint=a.pth", f"source={tmp_path / name}"], config_name="predict")
+    assert cfg.source == str(tmp_path / name)
+    assert renamed("config", [f'source="{tmp_path / name}"']) == [f'source="{tmp_path / name}"']
+
+
+def test_what_is_no_path_keeps_its_meaning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "focal,vfl").mkdir()
+    words = [
+        "loss=focal,vfl",
+        f"data.root={tmp_path}/absent,other",
+        f"runs=[{tmp_path},{tmp_path}]",
+        "a=" + "/,x" * 3000,
+    ]
+    assert renamed("config", words) == words

@@ -199,7 +199,7 @@ def test_max_steps_ends_with_an_evaluation(fit, capsys):
     assert [line["step"] for line in logged if "val/mAP" in line] == [2, 3], "an epoch has two steps"
     said = capsys.readouterr().out
     assert "6 images a step (2 x 3 accumulated)" in said
-    assert "epoch 2/2  val, ema weights" in said
+    assert "epoch 2/2  loss " in said
 
 
 def test_a_set_smaller_than_a_batch_takes_steps(fit):

@@ -21,10 +21,10 @@ from detr_exp.structures import Detections, Target
 from detr_exp.trainer.distributed import on_first_rank
 from detr_exp.trainer.settings import Settings
 from detr_exp.trainer.state import Run, State
+from detr_exp.trainer.summary import SAMPLES
 from detr_exp.trainer.validation import refuse_unmeasured_monitor
 from detr_exp.writing import write
 
-SAMPLES = "training_samples.png"
 MOST_IMAGES = 64  # takes about a second for data sets of any size
 MAX_OBJECTS = 20  # of an image: the protocol evaluates at most so many poses
 MIN_SIDE = 8  # pixels; rounding changes smaller objects too much

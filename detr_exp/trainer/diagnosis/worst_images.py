@@ -15,6 +15,7 @@ from detr_exp.data.dataset import DataSet
 from detr_exp.ops.boxes import box_iou
 from detr_exp.ops.draw import draw_objects, sheet
 from detr_exp.protocols import ImageFindings, Metric, PerClass, PerImage
+from detr_exp.runs.past import CLASSES
 from detr_exp.trainer.state import Run
 from detr_exp.writing import write
 
@@ -45,7 +46,7 @@ def save_details(run: Run, split: str, metric: Metric, found: dict[str, float], 
     """
     if isinstance(metric, PerClass):
         tables = {iou_type: metric.table(iou_type) for iou_type in metric.iou_types}
-        path = run.output_dir / "classes.json"
+        path = run.output_dir / CLASSES
         write(path, json.dumps(tables, indent=1, ensure_ascii=False) + "\n")
         run.tracker.artifact(path, step)
     if not isinstance(metric, PerImage):
