@@ -11,7 +11,7 @@ ifneq ($(wildcard ../shared/data),)
 export DETR_EXP_TEST_DATA ?= $(abspath ../shared/data)
 endif
 
-.PHONY: help setup demo test test-all test-engines fix check bench proof ui
+.PHONY: help setup demo test test-all test-engines fix check docs bench proof ui
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 18
@@ -28,7 +28,7 @@ test-all: $(VENV)/.test ## all tests; takes long
 	$(BIN)/python -m pytest -n $(WORKERS) -m "not engines"
 
 test-engines: $(VENV)/.engines ## the tests with real schedulers, stores and machines; they skip what is not installed
-	$(BIN)/python -m pytest -m "$(ENGINES)" -rs tests/engines
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m "$(ENGINES)" -rs tests/engines
 
 fix: $(VENV)/.test ## mend formatting and what the linter can mend
 	$(BIN)/ruff check --fix .
@@ -39,6 +39,9 @@ check: $(VENV)/.test ## linter, formatter, types, and the rules of the house
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/python -m pytest tests/test_house.py tests/conf
+
+docs: $(VENV)/.docs ## the pages of docs/ as a site in outputs/site; needs Python 3.11
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
 
 bench: $(VENV)/.bench ## our speed beside others'; exit status 1 when a gate is missed
 	@failed=0; for script in scripts/bench_*.py; do $(BIN)/python $$script || failed=1; done; exit $$failed
@@ -67,6 +70,11 @@ $(VENV)/.test: $(VENV)/.run
 $(VENV)/.engines: $(VENV)/.test
 	@echo "installing what the tests of engines need"
 	$(PIP_INSTALL) -e ".[engines]"
+	@touch $@
+
+$(VENV)/.docs: pyproject.toml constraints.txt $(VENV)/.run
+	@echo "installing what the site needs"
+	$(PIP_INSTALL) -e ".[docs]"
 	@touch $@
 
 $(VENV)/.bench: $(VENV)/.test

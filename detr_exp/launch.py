@@ -209,7 +209,7 @@ def _on_ranks(job: Job, count: int) -> float | None:
 
     # not in the main thread, where the launcher would handle signals and give ranks only 30 seconds to save
     launcher = threading.Thread(target=launch, name="launcher")
-    with Interrupt(at_once=partial(_send, signal.SIGKILL)) as interrupt:
+    with Interrupt(at_once=partial(_send, getattr(signal, "SIGKILL", signal.SIGTERM))) as interrupt:
         launcher.start()
         delivered = False
         while launcher.is_alive():

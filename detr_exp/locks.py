@@ -1,15 +1,14 @@
 """Lock files: the only way to let one process at a time, on any machine, do something.
 
 A lock is the system's (`flock`), which ends with its process. Some disks refuse it: network disks without a lock
-service, Lustre without `flock`, some FUSE mounts. There a file `<lock>.held`, which only one process can create, stands
-for it while its content changes every few seconds. This is weaker: after the death of a machine others wait for
-`SILENCE`, and a process that was stopped for as long loses its lock, and ends.
+service, Lustre without `flock`, some FUSE mounts. Windows has none. There a file `<lock>.held`, which only one process
+can create, stands for it while its content changes every few seconds. This is weaker: after the death of a machine
+others wait for `SILENCE`, and a process that was stopped for as long loses its lock, and ends.
 """
 
 from __future__ import annotations
 
 import errno
-import fcntl
 import logging
 import os
 import socket
@@ -21,6 +20,11 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from detr_exp.signals import REQUEUE, end_at_once
+
+try:
+    import fcntl
+except ImportError:  # Windows: files stand for all locks
+    fcntl = None  # type: ignore[assignment]
 
 BEAT = 5.0  # seconds between changes of the file that stands for a lock
 SILENCE = 60.0  # seconds without a change after which its process counts as dead
@@ -72,6 +76,8 @@ def is_locked(path: Path) -> bool:
 
 def refusal_of_ranges(path: Path) -> str:
     """Why the disk of an existing file refuses locks of parts of files, which SQLite needs; "": it does not."""
+    if fcntl is None:  # there SQLite has others
+        return ""
     with open(path, "r+b") as file:
         try:
             fcntl.lockf(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
@@ -84,7 +90,7 @@ def _locked_file(path: Path, mark: _Mark) -> int | None:
     """Try to get a lock; returns the number of its open file, or None: another process has it."""
     number = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
     try:
-        fcntl.flock(number, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        _flock(number)
     except OSError as error:
         if error.errno not in CONTENTION and mark.is_created(error):
             return number
@@ -96,6 +102,12 @@ def _locked_file(path: Path, mark: _Mark) -> int | None:
             return number
     os.close(number)
     return None
+
+
+def _flock(number: int) -> None:
+    if fcntl is None:
+        raise OSError(errno.ENOTSUP, os.strerror(errno.ENOTSUP))
+    fcntl.flock(number, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 class _Mark:

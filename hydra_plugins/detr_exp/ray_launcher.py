@@ -41,7 +41,7 @@ WAITING = "Ray"  # the place of a run that has no node yet
 LINGER = 10.0  # seconds in which a sweep can ask how a run has ended
 ANSWER = 10.0  # seconds in which a cluster's address has to answer
 HOST_AND_PORT = re.compile(r"(?:ray://)?\[?([^/\]]+)\]?:(\d{1,5})")
-KILLED = -signal.SIGKILL  # by a user, or by a machine without memory
+KILLED = -9  # SIGKILL: by a user, or by a machine without memory
 
 
 class Host:

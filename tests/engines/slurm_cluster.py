@@ -50,6 +50,8 @@ MessageTimeout=20
 CommunicationParameters=NoAddrCache
 """
 
+ENDED = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "PREEMPTED", "OUT_OF_MEMORY", "")  # "": forgotten
+
 
 class SlurmCluster:
     """slurmctld and one slurmd for each machine, from entering the block to its end.
@@ -158,7 +160,7 @@ class SlurmCluster:
 
         def is_over() -> bool:
             self.hurry()
-            return self.field(job, "JobState") not in ("PENDING", "RUNNING", "COMPLETING", "CONFIGURING", "REQUEUED")
+            return self.field(job, "JobState") in ENDED
 
         wait_for(is_over, timeout, f"job {job} did not end")
         return self.field(job, "JobState")
