@@ -17,6 +17,8 @@ from detr_exp.tracker.base import RECORD
 from detr_exp.tracker.secrets import masked
 from detr_exp.writing import LOCK, write
 
+TICK = 0.05  # seconds by which the clock of a file system may be late
+
 
 def hydra_files(cfg: DictConfig) -> dict[str, str]:
     """The files that Hydra would write to `.hydra` for this job: file name -> content, without secrets."""
@@ -90,7 +92,7 @@ def remove_empty_folders(folder: Path, since: float) -> None:
     """
     changed = {path: path.stat().st_mtime for path in (folder, *folder.parents) if path.exists()}
     for path, when in changed.items():
-        if when < since or path == Path.cwd():
+        if when < since - TICK or path == Path.cwd():
             return
         try:
             path.rmdir()

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -42,10 +40,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from detr_exp.inference.detector import Detector
-    from detr_exp.inference.images import Item
     from detr_exp.structures import Detections
-
-log = logging.getLogger("detr_exp.predict")
 
 
 def predict(cfg: DictConfig) -> None:
@@ -67,7 +62,7 @@ def predict_in(folder: Path, cfg: DictConfig) -> Path:
         ValueError: the checkpoint cannot be used, or no image can be read.
         UnreadableError: some images could not be read; the others are done.
     """
-    from detr_exp.inference.images import UnreadableError, open_source
+    from detr_exp.inference.images import UnreadableError, open_source, readable
     from detr_exp.inference.on_data import open_detector
     from detr_exp.inference.writers import OUTPUTS, claimed
     from detr_exp.signals import Interrupt, Interrupted
@@ -111,16 +106,6 @@ def predict_in(folder: Path, cfg: DictConfig) -> Path:
         names = ", ".join(skipped[:8]) + (", ..." if len(skipped) > 8 else "")
         raise UnreadableError(f"{len(skipped)} of {images + len(skipped)} could not be read: {names}")
     return path
-
-
-def readable(items: Sequence[Item], skipped: list[str]) -> Iterator[tuple[Item, np.ndarray]]:
-    """The images that can be read; the others cause a warning, and their names are added to `skipped`."""
-    for item in items:
-        try:
-            yield item, item.read()
-        except ValueError as error:
-            log.warning("skipped: %s", error)
-            skipped.append(item.name)
 
 
 def draw(path: Path, image: np.ndarray, detections: Detections, detector: Detector) -> None:

@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any, TypeGuard, cast
 
 from omegaconf import Container, OmegaConf
 
 Values = dict[str, Any]  # name -> value of a config, of a line of a log, of an entry in a JSON file
+
+AVERAGE = re.compile(r"(^|[/_])m?A[PR]([0-9_/]|$)")  # metrics that COCO's tool gives as -1 where it has none
+
+
+def measured(values: Mapping[str, Any]) -> Values:
+    """The values of metrics without those that the ground truth cannot give, such as `mAP_small` without small objects.
+
+    COCO's tool gives -1 for these, which curves and means would take for a value.
+    """
+    return {name: value for name, value in values.items() if value != -1 or not AVERAGE.search(name)}
 
 
 def values_of(cfg: Container | Values, resolve: bool = True) -> Values:

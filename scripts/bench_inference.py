@@ -87,7 +87,7 @@ def accuracy(checkpoint: str) -> list[Row]:
 
     from detr_exp import build
     from detr_exp.benchmark import in_form
-    from detr_exp.export import evaluated
+    from detr_exp.deploy.export import evaluated
     from detr_exp.inference.detector import load
 
     detector = load(checkpoint)

@@ -16,9 +16,10 @@ import pytest
 import torch
 from PIL import Image
 
-from detr_exp import build, export
+from detr_exp import build
+from detr_exp import export as command_line
 from detr_exp.config.compose import compose
-from detr_exp.deploy import engines
+from detr_exp.deploy import engines, export
 from detr_exp.deploy.graph import Graph, sample_discretely
 from detr_exp.deploy.program import GateError, Program, differences
 from detr_exp.inference.detector import load
@@ -131,7 +132,7 @@ def test_the_gate_keeps_back_what_differs(
     monkeypatch.setattr(engines, "write", perturbed)
     assert not GateError.__module__.endswith("export")  # run as a command that module is `__main__`, and not known
     overrides = [f"checkpoint={trained}", "format=torchscript", "hydra.run.dir=out", "trainer/hardware=cpu"]
-    assert command(export.main, *overrides) == 1
+    assert command(command_line.main, *overrides) == 1
     assert "more than export.max_difference=0.001" in capfd.readouterr().err
     assert [path.name for path in Path("out").glob("model*")] == ["model_rejected.torchscript"]
 
@@ -157,7 +158,7 @@ def test_the_gate_keeps_back_what_loses_accuracy(
 def test_mistakes(
     command: Command, trained: Path, capfd: pytest.CaptureFixture[str], overrides: list[str], message: str
 ) -> None:
-    assert command(export.main, f"checkpoint={trained}", *overrides) == 2
+    assert command(command_line.main, f"checkpoint={trained}", *overrides) == 2
     assert message in capfd.readouterr().err
 
 

@@ -11,7 +11,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from detr_exp import fitting
 from detr_exp.config.compose import compose
+from detr_exp.fitting import Fitted
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = {path.name: path.read_text() for path in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))}
@@ -26,13 +28,18 @@ TABLES = ("README.md", "train.md", "several_gpus.md")  # of overrides
 
 @pytest.mark.parametrize("name", PYTHON)
 def test_the_python_examples_run(name: str, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a training that is done already."""
     monkeypatch.chdir(tmp_path)
     Image.fromarray(np.zeros((30, 40, 3), np.uint8)).save("photo.jpg")
+    asked: list[list[str]] = []
+    monkeypatch.setattr(fitting, "fit", lambda words: asked.append(words) or Fitted(trained, {"mAP": 0.0}))
     for example in PYTHON[name]:
         names: dict[str, object] = {}
-        exec(example.replace("outputs/<day>/<run>", str(trained)), names)
+        exec(example.replace("outputs/<day>/<run>", str(trained)).replace("=onnx", "=torchscript"), names)
         if "outputs" in names:
             assert tuple(names["outputs"].pred.logits.shape) == (2, 100, 6)  # type: ignore[attr-defined]
+    for words in asked:
+        compose(words)
 
 
 @pytest.mark.parametrize("command", [pair for pair in COMMANDS if OWN_PARTS not in pair[1]], ids=" ".join)

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import glob
+import logging
 import os
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from io import BufferedIOBase
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
+from PIL import Image
 
 from detr_exp.data.files import files_below, is_image
 from detr_exp.data.image import SUFFIXES
@@ -23,6 +27,8 @@ if TYPE_CHECKING:
     from av import VideoFrame
     from av.container import InputContainer
     from av.video.stream import VideoStream
+
+log = logging.getLogger("detr_exp.predict")
 
 VIDEOS = {".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm"}
 _RESULTS = (".jpg", ".txt")  # suffixes of the results of an image
@@ -63,6 +69,8 @@ def open_source(source: str, every: int = 1) -> tuple[Iterator[Item], int]:
     """
     if every < 1:
         raise ValueError(f"every is {every}; it must be >= 1: every=1")
+    if not source:
+        raise ValueError("source is empty; give an image, a folder, a pattern, a video or -: source=photo.jpg")
     if source == "-":
         return iter([Item("-", "stdin", _from_stdin)]), 1
     path = Path(source).expanduser()
@@ -71,6 +79,51 @@ def open_source(source: str, every: int = 1) -> tuple[Iterator[Item], int]:
     paths = find_images(path)
     items = [Item(str(one), stem, partial(as_image, one)) for one, stem in zip(paths, result_stems(paths))]
     return iter(items), len(paths)
+
+
+def items_of(source: object, every: int = 1) -> tuple[Iterator[Item], bool]:
+    """The images of everything that can be predicted on in Python.
+
+    Args:
+        source: see `open_source`; the content of a file, an open file, a PIL image, an array, a tensor, a stack of
+            arrays or tensors `[n, ...]`, or an iterable of any of these.
+        every: see `open_source`.
+
+    Returns:
+        the images, and whether they were found in one place, where some may be unreadable; others were named one by
+        one, so that there must be a result for each.
+    """
+    if isinstance(source, str | Path | int):
+        items, count = open_source(str(source), every)
+        return items, count != 1
+    parts = [source] if _is_one(source) or not isinstance(source, Iterable) else source
+    return _each(parts, every), False
+
+
+def _each(parts: Iterable[object], every: int) -> Iterator[Item]:
+    for place, part in enumerate(parts):
+        if isinstance(part, str | Path):
+            yield from open_source(str(part), every)[0]
+        else:
+            content = part.read() if isinstance(part, BufferedIOBase) else part
+            yield Item(str(place), str(place), partial(as_image, content))  # type: ignore[arg-type]
+
+
+def _is_one(source: object) -> bool:
+    """Whether this is one image, and not several."""
+    if isinstance(source, np.ndarray | torch.Tensor):
+        return source.ndim in (2, 3)
+    return isinstance(source, bytes | Image.Image | BufferedIOBase)
+
+
+def readable(items: Sequence[Item], skipped: list[str]) -> Iterator[tuple[Item, np.ndarray]]:
+    """The images that can be read; the others cause a warning, and their names are added to `skipped`."""
+    for item in items:
+        try:
+            yield item, item.read()
+        except ValueError as error:
+            log.warning("skipped: %s", error)
+            skipped.append(item.name)
 
 
 def result_stems(paths: Sequence[Path]) -> list[str]:

@@ -8,7 +8,7 @@ import json
 import math
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,6 +20,7 @@ from detr_exp.values import Values
 from detr_exp.writing import write
 
 if TYPE_CHECKING:
+    from detr_exp.data.classes import KnownLabels
     from detr_exp.inference.detector import Detector
     from detr_exp.structures import Detections
 
@@ -39,33 +40,10 @@ class Coco:
 
     def __init__(self, folder: Path, detector: Detector) -> None:
         self.file = Growing(claimed(folder / "detections.json"))
-        self.detector = detector
-        categories = [{"id": number, "name": name} for number, name in zip(detector.category_ids, detector.classes)]
-        self.result: Values = {"images": [], "categories": categories, "annotations": []}
+        self.detector, self.result = detector, coco_of(detector)
 
     def add(self, name: str, stem: str, size: tuple[int, int], detections: Detections) -> None:
-        image_id = len(self.result["images"]) + 1
-        image = {"id": image_id, "file_name": name, "width": size[1], "height": size[0]}
-        self.result["images"].append(image)
-        codes = None if detections.masks is None else encode(detections.masks)
-        for i, (score, label, box) in enumerate(
-            zip(detections.scores.tolist(), detections.labels.tolist(), detections.boxes.tolist())
-        ):
-            entry = {
-                "id": len(self.result["annotations"]) + 1,
-                "image_id": image_id,
-                "category_id": self.detector.category_ids[label],
-                "bbox": [box[0], box[1], box[2] - box[0], box[3] - box[1]],
-                "score": score,
-            }
-            if codes is not None and detections.masks is not None:
-                entry["segmentation"] = codes[i] | {"counts": codes[i]["counts"].decode()}
-                entry["polygons"] = polygons_of_mask(detections.masks[i].numpy())
-            points, covariance = _keypoints(detections, i, label, self.detector)
-            if points is not None and covariance is not None:
-                entry["keypoints"] = points.flatten().tolist()
-                entry["keypoint_covariance"] = _finite(covariance.tolist())
-            self.result["annotations"].append(entry)
+        add_to_coco(self.result, self.detector, name, size, detections)
         self.file.offer(self._text)
 
     def close(self) -> Path:
@@ -73,6 +51,39 @@ class Coco:
 
     def _text(self) -> str:
         return json.dumps(self.result, ensure_ascii=False) + "\n"
+
+
+def coco_of(labels: Detector | KnownLabels) -> Values:
+    """COCO's format without images; see `Coco`."""
+    categories = [{"id": number, "name": name} for number, name in zip(labels.category_ids, labels.classes)]
+    return {"images": [], "categories": categories, "annotations": []}
+
+
+def add_to_coco(
+    result: Values, labels: Detector | KnownLabels, name: str, size: tuple[int, int], detections: Detections
+) -> None:
+    """Add an image of size (height, width) and its detections to a mapping in COCO's format."""
+    image_id = len(result["images"]) + 1
+    result["images"].append({"id": image_id, "file_name": name, "width": size[1], "height": size[0]})
+    codes = None if detections.masks is None else encode(detections.masks)
+    for i, (score, label, box) in enumerate(
+        zip(detections.scores.tolist(), detections.labels.tolist(), detections.boxes.tolist())
+    ):
+        entry = {
+            "id": len(result["annotations"]) + 1,
+            "image_id": image_id,
+            "category_id": labels.category_ids[label],
+            "bbox": [box[0], box[1], box[2] - box[0], box[3] - box[1]],
+            "score": score,
+        }
+        if codes is not None and detections.masks is not None:
+            entry["segmentation"] = codes[i] | {"counts": codes[i]["counts"].decode()}
+            entry["polygons"] = polygons_of_mask(detections.masks[i].numpy())
+        points, covariance = _keypoints(detections, i, label, labels)
+        if points is not None and covariance is not None:
+            entry["keypoints"] = points.flatten().tolist()
+            entry["keypoint_covariance"] = _finite(covariance.tolist())
+        result["annotations"].append(entry)
 
 
 class Yolo:
@@ -120,9 +131,8 @@ class Table:
         self.rows: list[tuple[object, ...]] = [COLUMNS]
 
     def add(self, name: str, stem: str, size: tuple[int, int], detections: Detections) -> None:
-        for score, label, box in zip(detections.scores.tolist(), detections.labels.tolist(), detections.boxes.tolist()):
-            numbers = (round(number, DIGITS) for number in (score, *box))
-            self.rows.append((name, self.detector.classes[label], *numbers))
+        for label, numbers in rows_of(self.detector, detections):
+            self.rows.append((name, label, *(round(number, DIGITS) for number in numbers)))
         self.file.offer(self._text)
 
     def close(self) -> Path:
@@ -132,6 +142,12 @@ class Table:
         text = io.StringIO()
         csv.writer(text).writerows(self.rows)
         return text.getvalue()
+
+
+def rows_of(labels: Detector | KnownLabels, detections: Detections) -> Iterator[tuple[str, list[float]]]:
+    """Of every object its class, and score and box, as in `COLUMNS`."""
+    for score, label, box in zip(detections.scores.tolist(), detections.labels.tolist(), detections.boxes.tolist()):
+        yield labels.classes[label], [score, *box]
 
 
 class Growing:
@@ -191,12 +207,12 @@ def encoded(text: str) -> bytes:
 
 
 def _keypoints(
-    detections: Detections, i: int, label: int, detector: Detector
+    detections: Detections, i: int, label: int, labels: Detector | KnownLabels
 ) -> tuple[np.ndarray, np.ndarray] | tuple[None, None]:
     """Points `[k, 3]` and covariances `[k, 2, 2]` of the k keypoints that the object's class has."""
     if detections.keypoints is None or detections.keypoint_covariance is None:
         return None, None
-    count = len(detections.keypoints[i]) if detector.keypoints is None else detector.keypoints.counts[label]
+    count = len(detections.keypoints[i]) if labels.keypoints is None else labels.keypoints.counts[label]
     return detections.keypoints[i, :count].numpy(), detections.keypoint_covariance[i, :count].numpy()
 
 

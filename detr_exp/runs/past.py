@@ -21,7 +21,7 @@ from detr_exp.tracker.follower import METRICS
 from detr_exp.tracker.jsonl import JsonLines
 from detr_exp.tracker.mlflow import LINK
 from detr_exp.tracker.tracker import CLOCK, CONFIG
-from detr_exp.values import Values, flat
+from detr_exp.values import Values, flat, measured
 
 SHORTEST_ID = 6
 MONITORS = ("val/keypoint_mAP", "val/segm_mAP", "val/mAP")
@@ -42,7 +42,7 @@ class PastRun:
         folder: where it is.
         record: who and what it was.
         config: everything that was set, resolved, without secrets; in today's words, whatever version has written it.
-        lines: of `metrics.jsonl`.
+        lines: of `metrics.jsonl`, without metrics that could not be measured, which earlier versions wrote as -1.
         tables: a row per class of the best evaluation, by kind of evaluation, boxes first.
     """
 
@@ -57,7 +57,7 @@ class PastRun:
         """Raises: ValueError when `folder` is no run's, or one of its files is damaged."""
         record = RunRecord.load(folder)
         config = upgraded(mapping(folder / CONFIG, yaml.safe_load))
-        lines, tables = JsonLines.read(folder / METRICS), mapping(folder / CLASSES, json.loads)
+        lines, tables = list(map(measured, JsonLines.read(folder / METRICS))), mapping(folder / CLASSES, json.loads)
         if not all(map(_is_measured, lines)):
             raise ValueError(f"{folder / METRICS} is damaged (a line has no step, or no numbers); restore or remove it")
         if not all(isinstance(rows, list) and all(map(_is_row, rows)) for rows in tables.values()):

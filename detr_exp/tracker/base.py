@@ -9,11 +9,12 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Protocol
 
-from detr_exp.values import Values
+from detr_exp.values import Values, measured
 from detr_exp.writing import write
 
 RECORD = "run.json"
 FINISHED = ("ok", "pruned")  # statuses of runs with a result
+NOT_METRICS = ("step", "time/unix")
 SLOWEST = 1 << 20  # bytes per second of an upload, below which it counts as stuck
 
 # A loader worker that is forked while another thread imports a module inherits the lock of that module, which is then
@@ -23,6 +24,11 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(
         before=IMPORT_LOCK.acquire, after_in_parent=IMPORT_LOCK.release, after_in_child=IMPORT_LOCK.release
     )
+
+
+def metrics_of(line: Values) -> Values:
+    """What a line of `metrics.jsonl` has for views, without step, time, and what could not be measured."""
+    return {name: value for name, value in measured(line).items() if name not in NOT_METRICS}
 
 
 @dataclass

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from detr_exp.locks import lock, refusal_of_ranges
-from detr_exp.tracker.base import IMPORT_LOCK, SLOWEST, RefusedError, RunRecord
+from detr_exp.tracker.base import IMPORT_LOCK, SLOWEST, RefusedError, RunRecord, metrics_of
 from detr_exp.tracker.database import is_on_server, sole_access
 from detr_exp.tracker.secrets import masked
 from detr_exp.tracker.store import prepare
@@ -31,7 +31,6 @@ if TYPE_CHECKING:
 RUN_TAG = "detr_exp.run"
 LINK = "mlflow.json"  # in the run folder: ids of the run in the store
 PARENT_TAG = "mlflow.parentRunId"
-NOT_METRICS = ("step", "time/unix")
 BATCH = 1000  # largest number of metrics in one call
 LONGEST_TAG = 5000
 ENDINGS = {"ok": "FINISHED", "pruned": "FINISHED", "killed": "KILLED"}
@@ -91,8 +90,8 @@ class MlflowView:
         found = [
             Metric(name, math.nan if value is None else value, int(1000 * line["time/unix"]), line["step"])
             for line in lines
-            for name, value in line.items()
-            if name not in NOT_METRICS and line["step"] > self.held.get(name, -1)
+            for name, value in metrics_of(line).items()
+            if line["step"] > self.held.get(name, -1)
         ]
         for start in range(0, len(found), BATCH):
             self.client.log_batch(self.run_id, metrics=found[start : start + BATCH])

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from detr_exp.tracker.base import IMPORT_LOCK, RunRecord
+from detr_exp.tracker.base import IMPORT_LOCK, RunRecord, metrics_of
 from detr_exp.values import Values
-
-NOT_METRICS = ("step", "time/unix")
 
 
 class TensorBoardView:
@@ -27,8 +25,8 @@ class TensorBoardView:
 
     def metrics(self, lines: list[Values]) -> None:
         for line in lines:
-            for name, value in line.items():
-                if name not in NOT_METRICS and value is not None:
+            for name, value in metrics_of(line).items():
+                if value is not None:
                     self.writer.add_scalar(name, value, line["step"], walltime=line["time/unix"])
         self.writer.flush()
 

@@ -18,7 +18,7 @@ from detr_exp.tracker.jsonl import JsonLines
 from detr_exp.tracker.provenance import environment, parameters
 from detr_exp.tracker.secrets import masked
 from detr_exp.tracker.system import system_use
-from detr_exp.values import Values
+from detr_exp.values import Values, measured
 
 PARENT_VARIABLE = "DETR_EXP_PARENT_RUN"
 CLOCK = "time/unix"
@@ -104,8 +104,8 @@ class Tracker:
         self.follower = Follower([Tail(view, run_dir, record) for view in opened]) if opened else None
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
-        """Write one line of `metrics.jsonl`."""
-        self.metrics.append(step, {CLOCK: round(time.time(), 3), **values, **system_use()})
+        """Write one line of `metrics.jsonl`; metrics that could not be measured are absent."""
+        self.metrics.append(step, {CLOCK: round(time.time(), 3), **measured(values), **system_use()})
         if self.follower is not None:
             self.follower.start()
 

@@ -6,10 +6,8 @@ import logging
 import os
 from pathlib import Path
 
-from detr_exp.tracker.base import IMPORT_LOCK, RunRecord
+from detr_exp.tracker.base import IMPORT_LOCK, RunRecord, metrics_of
 from detr_exp.values import Values
-
-NOT_METRICS = ("step", "time/unix")
 
 
 class WandbView:
@@ -41,7 +39,7 @@ class WandbView:
     def metrics(self, lines: list[Values]) -> None:
         for line in lines:
             if line["step"] >= self.held:
-                values = {k: v for k, v in line.items() if k not in NOT_METRICS and v is not None}
+                values = {name: value for name, value in metrics_of(line).items() if value is not None}
                 self.run.log(values, step=line["step"])
 
     def artifact(self, path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -11,6 +12,7 @@ from typing import Protocol
 from rich.cells import cell_len
 
 from detr_exp.terminal import duration, is_drawable, is_terminal, say, width_of
+from detr_exp.trainer.notebook import Line, is_notebook
 from detr_exp.values import Values
 
 BARS = ("rich", "tqdm", "none")
@@ -39,7 +41,7 @@ class Meter(Protocol):
 
 
 class Console:
-    """Progress bars on a terminal, plain lines elsewhere.
+    """Progress bars on a terminal, a line that changes in a notebook, plain lines elsewhere.
 
     Args:
         progress_bar: `rich`, `tqdm` or `none`; true means `rich`, false and null mean `none`.
@@ -56,6 +58,7 @@ class Console:
         self.is_enabled = is_enabled
         self.is_quiet = name == "none" and is_terminal(sys.stdout)  # elsewhere lines show that it is alive
         self.bar = name if is_drawable(sys.stdout) else "none"
+        self.notebook = Line() if name != "none" and is_notebook() else None
 
     def line(self, text: str) -> None:
         if self.is_enabled:
@@ -85,17 +88,21 @@ class Console:
 
     @contextmanager
     def progress(self, title: str, total: int) -> Iterator[Meter]:
-        """A progress bar with the remaining time; without a terminal, a line at most every 30 seconds."""
+        """A progress bar, or a notebook's line, with the remaining time; elsewhere a line at most every 30 seconds."""
         if not self.is_enabled:
-            yield _LineMeter(title, total, quiet=True)
+            yield _LineMeter(title, total, every=math.inf)
         elif self.bar == "rich":
             with _rich_bar(title, total) as meter:
                 yield meter
         elif self.bar == "tqdm":
             with _tqdm_bar(title, total) as meter:
                 yield meter
+        elif self.notebook is not None:
+            line = _LineMeter(title, total, every=REDRAWN, show=self.notebook.show)
+            yield line
+            line.show_status(None)
         else:
-            yield _LineMeter(title, total, quiet=self.is_quiet)
+            yield _LineMeter(title, total, every=math.inf if self.is_quiet else PRINTED)
 
 
 def in_lines(title: str, fields: Sequence[str]) -> str:
@@ -144,19 +151,20 @@ def short(name: str) -> str:
 
 
 class _LineMeter:
-    def __init__(self, title: str, total: int, quiet: bool) -> None:
-        self.title, self.total, self.quiet = title, total, quiet
+    def __init__(self, title: str, total: int, every: float, show: Callable[[str], object] = say) -> None:
+        self.title, self.total, self.every, self.show = title, total, every, show
         self.done, self.started = 0, time.monotonic()
-        self.last_printed = self.started
+        self.shown_at = self.started
 
     def __call__(self, status: Status | None = None, advance: int = 1) -> None:
         self.done += advance
-        now = time.monotonic()
-        if self.quiet or now - self.last_printed < PRINTED:
-            return
-        self.last_printed = now
+        if time.monotonic() - self.shown_at >= self.every:
+            self.shown_at = time.monotonic()
+            self.show_status(status)
+
+    def show_status(self, status: Status | None) -> None:
         shown = [_left(self.started, self.done, self.total)] if status is None else status()
-        say(in_lines(f"{self.title}  {self.done}/{self.total}", shown))
+        self.show(in_lines(f"{self.title}  {self.done}/{self.total}", shown))
 
 
 def _left(started: float, done: int, total: int) -> str:

@@ -19,6 +19,7 @@ from detr_exp.metric.mean import mean_of
 from detr_exp.terminal import printable, say
 from detr_exp.tracker.base import FINISHED
 from detr_exp.tracker.secrets import masked
+from detr_exp.values import measured
 from detr_exp.writing import write
 from hydra_plugins.detr_exp._ledger import Entry, Ledger, by_point, score, setting_of
 
@@ -144,5 +145,5 @@ def last_values(folder: Path, prefix: str) -> dict[str, float]:
 
     values: dict[str, float] = {}
     for line in JsonLines.read(folder / "metrics.jsonl"):
-        values |= {name: value for name, value in line.items() if name.startswith(prefix) and value is not None}
+        values |= {k: v for k, v in measured(line).items() if k.startswith(prefix) and v is not None}
     return values

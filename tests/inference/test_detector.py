@@ -175,7 +175,7 @@ def test_arrays_that_are_no_images(detector: Detector, array: np.ndarray) -> Non
 
 
 def test_the_package_opens_checkpoints(trained: Path) -> None:
-    assert isinstance(detr_exp.load(trained), Detector)
+    assert isinstance(detr_exp.load(trained).opened, Detector)
     with pytest.raises(AttributeError, match="laod"):
         detr_exp.laod  # noqa: B018
 

@@ -11,7 +11,7 @@ from torch import nn
 
 from detr_exp import build
 from detr_exp.config.compose import compose
-from detr_exp.export import export_in
+from detr_exp.deploy.export import export_in
 from detr_exp.export_weights import write_safetensors
 from detr_exp.inference.detector import load
 from detr_exp.model.adapter.lora import LoRA
