@@ -11,7 +11,7 @@ ifneq ($(wildcard ../shared/data),)
 export DETR_EXP_TEST_DATA ?= $(abspath ../shared/data)
 endif
 
-.PHONY: help setup demo test test-all test-engines fix check docs bench proof ui
+.PHONY: help setup demo test test-all test-engines test-pythons fix check docs bench proof ui
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 18
@@ -29,6 +29,12 @@ test-all: $(VENV)/.test ## all tests; takes long
 
 test-engines: $(VENV)/.engines ## the tests with real schedulers, stores and machines; they skip what is not installed
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m "$(ENGINES)" -rs tests/engines
+
+test-pythons: ## the tests without the slow ones, by each Python from 3.10 to 3.13 that is here; takes long
+	@for version in 3.10 3.11 3.12 3.13; do \
+		python$$version -c '' 2>/dev/null || { echo "there is no python$$version here"; continue; }; \
+		$(MAKE) --no-print-directory test PYTHON=python$$version VENV=.venv-$$version || exit 1; \
+	done
 
 fix: $(VENV)/.test ## mend formatting and what the linter can mend
 	$(BIN)/ruff check --fix .

@@ -49,6 +49,12 @@ def run(python: Path, folder: Path, *words: str) -> subprocess.CompletedProcess[
     return subprocess.run([python, *words], cwd=folder, env=clean, capture_output=True, text=True, check=False)
 
 
+def test_its_page_can_be_shown(wheel: Path) -> None:
+    words = [sys.executable, "-m", "twine", "check", "--strict", str(wheel)]
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout
+
+
 def test_the_wheel_holds_configs_and_plugins(wheel: Path) -> None:
     names = set(zipfile.ZipFile(wheel).namelist())
     shipped = {f"detr_exp/conf/{path.relative_to(ROOT / 'conf')}" for path in (ROOT / "conf").rglob("*.yaml")}
