@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from detr_exp.model.adapter.slim import merge
+from detr_exp.model.backbone.dinov2_windowed import fold_scales
 from detr_exp.model.decoder.rfdetr import Decoder
 from detr_exp.model.head.detection import DetectionHead
 from detr_exp.model.head.mask import Head, finite_masks, masks_in_pixels
@@ -157,8 +158,9 @@ class RFDETR(nn.Module):
         return class_tensors()
 
     def deploy(self) -> RFDETR:
-        """Drop the query groups used only in training, in place. The network cannot be trained afterwards."""
+        """Fold scales and drop the query groups used only in training, in place; no training afterwards."""
         merge(self.eval())
+        fold_scales(self)
         self.queries.keep_groups(1)
         self.num_groups = 1
         return self

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from detr_exp.model.adapter.slim import merge
+from detr_exp.model.backbone.dinov2_windowed import fold_scales
 from detr_exp.model.decoder.rfdetr_keypoint import Decoder
 from detr_exp.model.head.detection import DetectionHead
 from detr_exp.model.head.keypoint import (
@@ -173,8 +174,9 @@ class RFDETRKeypoint(nn.Module):
         return class_tensors()
 
     def deploy(self) -> RFDETRKeypoint:
-        """Drop the query groups and heads used only in training, in place. The network cannot be trained afterwards."""
+        """Fold scales and drop the query groups and heads used only in training, in place; no training afterwards."""
         merge(self.eval())
+        fold_scales(self)
         self.queries.keep_groups(1)
         self.num_groups = 1
         del self.encoder_keypoint_queries, self.encoder_keypoint_head

@@ -21,8 +21,11 @@ from torch.nn.utils import parametrize
 
 LIBRARIES = ("torch", "onednn")
 SMALL = 1 << 21  # multiplications; for fewer the time goes into the call, and torch's is the shorter one
-# weights as oneDNN wants them, of layers in use; not in the layers, because such tensors cannot be copied or saved
-_packed: WeakKeyDictionary[nn.Module, Tensor] = WeakKeyDictionary()
+# activations that oneDNN computes while it writes a product, by its names
+FUSED: dict[type[nn.Module], str] = {nn.ReLU: "relu", nn.SiLU: "swish", nn.GELU: "gelu"}
+# weights as oneDNN wants them, of layers in use, by type; not in the layers, because such tensors cannot be copied or
+# saved
+_packed: WeakKeyDictionary[nn.Module, dict[torch.dtype, Tensor]] = WeakKeyDictionary()
 
 
 def is_there() -> bool:
@@ -60,7 +63,8 @@ def use(modules: Iterable[nn.Module], library: str) -> None:
 def pack(modules: Iterable[nn.Module]) -> None:
     """Let layers that compute by oneDNN lay their weights out for it once, at their first use, and not in every call.
 
-    For inference: weights must not change from then on. They stay in the module, too, for all other uses.
+    For inference, in float32 and under autocast in bfloat16: weights must not change from then on. They stay in the
+    module, too, for all other uses.
     """
     found = list(modules)
     if any(isinstance(module, Linear | Pointwise) for module in found):
@@ -71,9 +75,28 @@ def pack(modules: Iterable[nn.Module]) -> None:
                 module.is_packed = True
 
 
+def activated(layer: nn.Module, act: nn.Module, input: Tensor) -> Tensor:
+    """`act(layer(input))`; of a packed layer in one pass over memory, where oneDNN knows the activation."""
+    name = None if getattr(act, "approximate", "none") != "none" else FUSED.get(type(act))
+    if name is None or not isinstance(layer, Linear | Packed) or layer.packs(input) is None:
+        return act(layer(input))
+    return layer(input, name)
+
+
 def linear_like(layer: nn.Module) -> Callable[[Tensor, Tensor, Tensor | None], Tensor]:
     """`F.linear`, computed by the library of a linear layer."""
     return linear if isinstance(layer, Linear) else F.linear
+
+
+def are_worth_it(query: Tensor, key: Tensor, layer: nn.Module) -> bool:
+    """Whether products of matrices in `[B, heads, N, d]` are faster one by one, by the library of a linear layer."""
+    return (
+        isinstance(layer, Linear)
+        and not torch.is_grad_enabled()
+        and not torch.compiler.is_compiling()
+        and _fits(query, key)
+        and query.shape[-2] * key.shape[-2] * key.shape[-1] >= SMALL
+    )
 
 
 class Linear(nn.Linear):
@@ -85,15 +108,22 @@ class Linear(nn.Linear):
 
     is_packed = False
 
-    def forward(self, input: Tensor) -> Tensor:
-        if not (self.is_packed and _may_pack(input, self.weight)) or input.numel() * self.out_features < SMALL:
+    def forward(self, input: Tensor, act: str = "none") -> Tensor:
+        dtype = self.packs(input)
+        if dtype is None:
             return linear(input, self.weight, self.bias)
-        rows = input.reshape(-1, self.in_features)
-        if self not in _packed:
-            weight = self.weight.detach().contiguous()
-            _packed[self] = torch.ops.mkldnn._reorder_linear_weight(weight, len(rows))
-        made = torch.ops.mkldnn._linear_pointwise(rows, _packed[self], self.bias, "none", [], "")
+        rows = input.reshape(-1, self.in_features).to(dtype)
+        kept = _packed.setdefault(self, {})
+        if dtype not in kept:
+            weight = self.weight.detach().to(dtype).contiguous()
+            kept[dtype] = torch.ops.mkldnn._reorder_linear_weight(weight, len(rows))
+        bias = None if self.bias is None else self.bias.to(dtype)
+        made = torch.ops.mkldnn._linear_pointwise(rows, kept[dtype], bias, act, [], "none")
         return made.view(*input.shape[:-1], -1)
+
+    def packs(self, input: Tensor) -> torch.dtype | None:
+        """The type of the product of packed weights; None: they are not used."""
+        return _packing(input, self.weight) if self.is_packed and input.numel() * self.out_features >= SMALL else None
 
 
 class Pointwise(nn.Conv2d):
@@ -110,14 +140,21 @@ class Pointwise(nn.Conv2d):
 class Packed(nn.Conv2d):
     """A convolution for inference; see `pack`."""
 
-    def forward(self, input: Tensor) -> Tensor:
-        if not _may_pack(input, self.weight):
+    def forward(self, input: Tensor, act: str = "none") -> Tensor:
+        dtype = self.packs(input)
+        if dtype is None:
             return super().forward(input)
         shape = (list(self.padding), list(self.stride), list(self.dilation), self.groups)
-        if self not in _packed:
-            weight = self.weight.detach().contiguous()
-            _packed[self] = torch.ops.mkldnn._reorder_convolution_weight(weight, *shape, list(input.shape))
-        return torch.ops.mkldnn._convolution_pointwise(input, _packed[self], self.bias, *shape, "none", [], "")
+        kept = _packed.setdefault(self, {})
+        if dtype not in kept:
+            weight = self.weight.detach().to(dtype).contiguous()
+            kept[dtype] = torch.ops.mkldnn._reorder_convolution_weight(weight, *shape, list(input.shape))
+        bias = None if self.bias is None else self.bias.to(dtype)
+        return torch.ops.mkldnn._convolution_pointwise(input.to(dtype), kept[dtype], bias, *shape, act, [], "none")
+
+    def packs(self, input: Tensor) -> torch.dtype | None:
+        """The type of the product of packed weights; None: they are not used."""
+        return _packing(input, self.weight)
 
 
 def linear(tokens: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -170,16 +207,31 @@ def _product(rows: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 def _fits(tokens: Tensor, weight: Tensor) -> bool:
     """Whether oneDNN has this product: of plain float32 tensors on the CPU, neither traced nor under autocast."""
     return (
-        not (torch.jit.is_tracing() or torch.compiler.is_exporting())
-        and all(type(tensor) in (Tensor, nn.Parameter) and tensor.dtype is torch.float32 for tensor in (tokens, weight))
-        and tokens.device.type == weight.device.type == "cpu"
-        and tokens.numel() > 0 < weight.numel()
+        _is_plain(tokens)
+        and _is_plain(weight)
+        and tokens.dtype is weight.dtype is torch.float32
         and not torch.is_autocast_enabled("cpu")
     )
 
 
-def _may_pack(tokens: Tensor, weight: Tensor) -> bool:
-    return not torch.is_grad_enabled() and not torch.compiler.is_compiling() and _fits(tokens, weight)
+def _packing(tokens: Tensor, weight: Tensor) -> torch.dtype | None:
+    """The type of a product of packed weights; None where there is none."""
+    if torch.is_grad_enabled() or torch.compiler.is_compiling() or not (_is_plain(tokens) and _is_plain(weight)):
+        return None
+    if not torch.is_autocast_enabled("cpu"):
+        return torch.float32 if tokens.dtype is weight.dtype is torch.float32 else None
+    is_half = torch.get_autocast_dtype("cpu") is torch.bfloat16 and weight.dtype is torch.float32
+    return torch.bfloat16 if is_half and tokens.dtype in (torch.float32, torch.bfloat16) else None
+
+
+def _is_plain(tensor: Tensor) -> bool:
+    """Whether a tensor is one of torch's own on the CPU, with numbers in it, and not traced."""
+    return (
+        not (torch.jit.is_tracing() or torch.compiler.is_exporting())
+        and type(tensor) in (Tensor, nn.Parameter)
+        and tensor.device.type == "cpu"
+        and tensor.numel() > 0
+    )
 
 
 def _is_pointwise(layer: nn.Conv2d) -> bool:

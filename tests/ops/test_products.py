@@ -12,7 +12,7 @@ from torch.nn.utils import parametrize
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from detr_exp.model.adapter.lora import LowRank
-from detr_exp.model.layer.attention import SelfAttention
+from detr_exp.model.layer.attention import SelfAttention, attend
 from detr_exp.model.layer.conv import ConvNorm
 from detr_exp.ops import products
 
@@ -51,10 +51,13 @@ class Products(TorchDispatchMode):
 
     def __init__(self):
         super().__init__()
-        self.count, self.convolutions = 0, set()
+        self.count, self.convolutions, self.names, self.converted = 0, set(), set(), set()
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         self.count += func is torch.ops.mkldnn._linear_pointwise.default
+        self.names.add(str(func))
+        if func in (torch.ops.aten._to_copy.default, torch.ops.aten.to.dtype):
+            self.converted.add(args[0].shape)
         if func is torch.ops.aten.convolution.default:
             self.convolutions.add(torch._C._select_conv_backend(*args).name)
         return func(*args, **(kwargs or {}))
@@ -214,6 +217,61 @@ def test_packed_weights_give_the_same_in_every_use(pair):
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert torch.equal(fast.blur.conv(right), plain.blur.conv(right))
     assert fast.double()(tokens.double()).dtype is torch.float64
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("act", [nn.ReLU(), nn.SiLU(), nn.GELU(), nn.GELU("tanh"), nn.Tanh(), nn.Identity()])
+@pytest.mark.parametrize("layer", [nn.Linear(64, 256), nn.Conv2d(64, 96, 3, bias=False), nn.Conv2d(64, 32, 1)])
+def test_packed_layers_compute_activations_on_the_way(layer, act):
+    layer, inputs = copy.deepcopy(layer), torch.randn(1, 64, 256, 64)
+    right = act(layer(inputs))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        rounded = act(layer(inputs))
+    both = [layer, nn.Linear(1, 1)]
+    products.use(both, "onednn")
+    products.pack(both)
+    with Products() as found:
+        torch.testing.assert_close(products.activated(layer, act, inputs), right, **CLOSE)
+    passes = {"aten.relu.default", "aten.silu.default", "aten.gelu.default"} & found.names
+    assert bool(passes) == (isinstance(act, nn.GELU) and act.approximate == "tanh")
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = products.activated(layer, act, inputs)
+    assert found.dtype is rounded.dtype
+    torch.testing.assert_close(found, rounded, rtol=0.02, atol=0.02)
+
+
+@torch.inference_mode()
+def test_a_packed_network_in_bfloat16_converts_its_weights_once(pair):
+    plain, fast, tokens = pair
+    products.pack(fast.modules())
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        right = plain(tokens)
+        fast(tokens)
+        with Products() as found:
+            torch.testing.assert_close(fast(tokens), right, rtol=0.02, atol=0.02)
+    assert {kept for layer in (fast.wide, fast.blur.conv) for kept in products._packed[layer]} == {torch.bfloat16}
+    assert fast.wide.weight.shape not in found.converted
+    torch.testing.assert_close(fast(tokens), plain(tokens), **CLOSE)
+    assert set(products._packed[fast.wide]) == {torch.bfloat16, torch.float32}
+
+
+def test_long_attention_is_computed_head_by_head_without_gradients():
+    torch.manual_seed(0)
+    query, key, value = torch.randn(2, 260, 3, 4, 32).permute(2, 0, 3, 1, 4)
+    layer, ours = nn.Linear(8, 8), nn.Linear(8, 8)
+    products.use([ours], "onednn")
+    right = attend(query, key, value, None, 0.0, like=layer)
+    for like, length, count in ((layer, 260, 0), (ours, 260, 16), (ours, 100, 0)):
+        with Products() as found, torch.no_grad():
+            made = attend(query[:, :, :length], key[:, :, :length], value[:, :, :length], None, 0.0, like=like)
+        assert found.count == count
+        if length == 260:
+            torch.testing.assert_close(made, right, **CLOSE)
+    query.requires_grad_()
+    with Products() as found:
+        attend(query, key, value, None, 0.0, like=ours).sum().backward()
+    assert found.count == 0
+    assert query.grad is not None
 
 
 def test_only_networks_by_onednn_are_packed_and_they_still_train(pair):

@@ -23,6 +23,7 @@ from torch.utils.checkpoint import checkpoint
 
 from detr_exp.model.backbone.weights import WITHOUT, stored
 from detr_exp.model.layer.attention import attend
+from detr_exp.ops.products import activated
 from detr_exp.published.fetch import Found
 
 logger = logging.getLogger(__name__)
@@ -204,22 +205,33 @@ class Block(nn.Module):
         self.norm1 = nn.LayerNorm(width, eps=1e-6)
         self.qkv = nn.Linear(width, 3 * width)
         self.out = nn.Linear(width, width)
-        self.scale1 = nn.Parameter(torch.ones(width))
+        self.scale1: nn.Parameter | None = nn.Parameter(torch.ones(width))
         self.norm2 = nn.LayerNorm(width, eps=1e-6)
         self.fc1 = nn.Linear(width, 4 * width)
+        self.act = nn.GELU()
         self.fc2 = nn.Linear(4 * width, width)
-        self.scale2 = nn.Parameter(torch.ones(width))
+        self.scale2: nn.Parameter | None = nn.Parameter(torch.ones(width))
 
     def forward(self, tokens: Tensor, joined: int) -> Tensor:
         """`[B * n, t, C]` -> the same; attention spans `joined` consecutive windows."""
-        tokens = tokens + self._dropped(self.scale1 * self._attention(self.norm1(tokens), joined))
-        return tokens + self._dropped(self.scale2 * self.fc2(F.gelu(self.fc1(self.norm2(tokens)))))
+        tokens = tokens + self._dropped(_scaled(self._attention(self.norm1(tokens), joined), self.scale1))
+        hidden = activated(self.fc1, self.act, self.norm2(tokens))
+        return tokens + self._dropped(_scaled(self.fc2(hidden), self.scale2))
+
+    @torch.no_grad()
+    def fold(self) -> None:
+        """Fold the scales of both branches into their last layers; for inference only."""
+        for layer, scale in ((self.out, self.scale1), (self.fc2, self.scale2)):
+            if scale is not None:
+                layer.weight *= scale[:, None]
+                layer.bias *= scale
+        self.scale1 = self.scale2 = None
 
     def _attention(self, tokens: Tensor, joined: int) -> Tensor:
         windows, length, width = tokens.shape
         qkv = self.qkv(tokens).view(windows // joined, joined * length, 3, self.num_heads, width // self.num_heads)
         query, key, value = qkv.permute(2, 0, 3, 1, 4).unbind(0)
-        mixed = attend(query, key, value, None, 0.0)
+        mixed = attend(query, key, value, None, 0.0, like=self.qkv)
         return self.out(mixed.transpose(1, 2).reshape(windows, length, width))
 
     def _dropped(self, branch: Tensor) -> Tensor:
@@ -229,6 +241,17 @@ class Block(nn.Module):
         keep = 1 - self.drop_path
         mask = torch.rand(len(branch), 1, 1, dtype=branch.dtype, device=branch.device) < keep
         return branch * mask / keep
+
+
+def fold_scales(network: nn.Module) -> None:
+    """`Block.fold` of all blocks in a network."""
+    for module in network.modules():
+        if isinstance(module, Block):
+            module.fold()
+
+
+def _scaled(branch: Tensor, scale: Tensor | None) -> Tensor:
+    return branch if scale is None else scale * branch
 
 
 def resample_position(position: Tensor, grid: tuple[int, int] | torch.Size) -> Tensor:

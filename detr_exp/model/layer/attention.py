@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from detr_exp.ops import products
 from detr_exp.ops.products import linear_like
 
 
@@ -43,7 +44,7 @@ class SelfAttention(nn.Module):
         if query.device.type == "cpu" and query.dtype == torch.bfloat16:
             mixed = _by_matmul(query, key, value, allowed, dropout)
         else:
-            mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=allowed, dropout_p=dropout)
+            mixed = attend(query, key, value, allowed, dropout, like=self.out_proj)
         return self.out_proj(mixed.transpose(1, 2).flatten(2))
 
 
@@ -55,11 +56,17 @@ def _by_matmul(query: Tensor, key: Tensor, value: Tensor, allowed: Tensor | None
     return F.dropout(scores.softmax(-1), dropout) @ value
 
 
-def attend(query: Tensor, key: Tensor, value: Tensor, allowed: Tensor | None, dropout: float) -> Tensor:
+def attend(
+    query: Tensor, key: Tensor, value: Tensor, allowed: Tensor | None, dropout: float, *, like: nn.Module
+) -> Tensor:
     """Scaled dot-product attention of `[B, heads, N, d]`; `allowed` as in `SelfAttention`.
 
-    On CPU torch has no fast kernel for bfloat16: written out, forward and backward need less than half the time.
+    On CPU torch has no fast kernel for bfloat16: written out, forward and backward need less than half the time. For
+    float32 it asks the library of its own products, which may be the slower one; without gradients that of `like`, a
+    linear layer, multiplies.
     """
+    if allowed is None and not dropout and products.are_worth_it(query, key, like):
+        return _by_heads(query, key, value)
     if query.device.type != "cpu" or query.dtype != torch.bfloat16:
         return F.scaled_dot_product_attention(query, key, value, attn_mask=allowed, dropout_p=dropout)
     scores = (query * query.shape[-1] ** -0.5) @ key.transpose(-1, -2)
@@ -67,3 +74,10 @@ def attend(query: Tensor, key: Tensor, value: Tensor, allowed: Tensor | None, dr
         scores = scores + torch.zeros_like(allowed, dtype=scores.dtype).masked_fill(~allowed, -torch.inf)
     shares = scores.softmax(-1)
     return (F.dropout(shares, dropout) if dropout else shares) @ value
+
+
+def _by_heads(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    """Attention of one head after another; a layer of all heads would need a copy of all scores."""
+    parts = [part.contiguous().flatten(0, 1) for part in (query, key * query.shape[-1] ** -0.5, value)]
+    mixed = [products.linear(products.linear(q, k, None).softmax(-1), v.t(), None) for q, k, v in zip(*parts)]
+    return torch.stack(mixed).view(query.shape)

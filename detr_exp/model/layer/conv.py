@@ -10,6 +10,7 @@ from torch.nn import functional as F
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from detr_exp.model.layer.activation import activation
+from detr_exp.ops.products import activated
 
 
 class FrozenBatchNorm2d(nn.Module):
@@ -127,6 +128,8 @@ class ConvNorm(nn.Module):
         self.act = act if isinstance(act, nn.Module) else activation(act)
 
     def forward(self, maps: Tensor) -> Tensor:
+        if isinstance(self.norm, nn.Identity):
+            return activated(self.conv, self.act, maps)
         return self.act(self.norm(self.conv(maps)))
 
     @torch.no_grad()

@@ -9,6 +9,7 @@ from detr_exp.model.layer.activation import activation
 from detr_exp.model.layer.attention import SelfAttention
 from detr_exp.model.layer.deformable_attention import DeformableAttention
 from detr_exp.model.layer.memory import Memory
+from detr_exp.ops.products import activated
 
 
 class Gate(nn.Module):
@@ -86,7 +87,8 @@ class DecoderLayer(nn.Module):
         queries = self.norm1(queries + self.dropout(self.self_attn(queries, position, allowed)))
         read = self.dropout(self.cross_attn(queries + position, reference, memory))
         queries = self.gateway(queries, read) if self.gated else self.norm2(queries + read)
-        change = self.dropout(self.linear2(self.activation_dropout(self.act(self.linear1(queries)))))
+        hidden = self.activation_dropout(activated(self.linear1, self.act, queries))
+        change = self.dropout(self.linear2(hidden))
         # Values outside the range of half precision would become NaN in the norm. D-FINE limits all, in any precision.
         if self.gated:
             return self.norm3((queries + change).clamp(-65504.0, 65504.0))

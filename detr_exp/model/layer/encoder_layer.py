@@ -6,6 +6,7 @@ from torch import Tensor, nn
 
 from detr_exp.model.layer.activation import activation
 from detr_exp.model.layer.attention import SelfAttention
+from detr_exp.ops.products import activated
 
 
 class EncoderLayer(nn.Module):
@@ -24,5 +25,5 @@ class EncoderLayer(nn.Module):
     def forward(self, tokens: Tensor, position: Tensor, allowed: Tensor | None = None) -> Tensor:
         """Tokens `[B, N, D]` with positions `[N, D]` -> `[B, N, D]`; `allowed` as in `SelfAttention`."""
         tokens = self.norm1(tokens + self.dropout(self.self_attn(tokens, position, allowed)))
-        hidden = self.dropout(self.act(self.linear1(tokens)))
+        hidden = self.dropout(activated(self.linear1, self.act, tokens))
         return self.norm2(tokens + self.dropout(self.linear2(hidden)))

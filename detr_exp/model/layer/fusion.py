@@ -8,6 +8,7 @@ from torch.nn import functional as F
 
 from detr_exp.model.layer.activation import activation
 from detr_exp.model.layer.conv import ConvNorm, folded
+from detr_exp.ops.products import activated
 
 
 class RepVggBlock(nn.Module):
@@ -21,7 +22,9 @@ class RepVggBlock(nn.Module):
         self.act = activation(act)
 
     def forward(self, maps: Tensor) -> Tensor:
-        return self.act(self.conv1(maps) + self.conv2(maps) if self.fused is None else self.fused(maps))
+        if self.fused is not None:
+            return activated(self.fused, self.act, maps)
+        return self.act(self.conv1(maps) + self.conv2(maps))
 
     @torch.no_grad()
     def fold(self) -> None:

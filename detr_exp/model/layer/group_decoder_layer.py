@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from detr_exp.model.layer.attention import SelfAttention
 from detr_exp.model.layer.deformable_attention import DeformableAttention
 from detr_exp.model.layer.group_queries import Start
 from detr_exp.model.layer.memory import Memory
+from detr_exp.ops.products import activated
 
 
 class GroupDecoderLayer(nn.Module):
@@ -36,6 +36,7 @@ class GroupDecoderLayer(nn.Module):
         self.cross_attn = DeformableAttention(hidden_dim, num_cross_heads, points_per_level)
         self.linear1 = nn.Linear(hidden_dim, dim_feedforward)
         self.linear2 = nn.Linear(dim_feedforward, hidden_dim)
+        self.act = nn.ReLU()
         self.norm1 = nn.LayerNorm(hidden_dim)
         self.norm2 = nn.LayerNorm(hidden_dim)
         self.norm3 = nn.LayerNorm(hidden_dim)
@@ -54,4 +55,4 @@ class GroupDecoderLayer(nn.Module):
         mixed = self.self_attn(queries.reshape(apart), start.position.reshape(apart))
         queries = self.norm1(queries + mixed.view(shape))
         queries = self.norm2(queries + self.cross_attn(queries + start.position, start.seen, memory))
-        return self.norm3(queries + self.linear2(F.relu(self.linear1(queries))))
+        return self.norm3(queries + self.linear2(activated(self.linear1, self.act, queries)))

@@ -7,6 +7,7 @@ from itertools import pairwise
 from torch import Tensor, nn
 
 from detr_exp.model.layer.activation import activation
+from detr_exp.ops.products import activated
 
 
 class MLP(nn.Module):
@@ -21,5 +22,5 @@ class MLP(nn.Module):
     def forward(self, tokens: Tensor) -> Tensor:
         *hidden, last = self.layers
         for layer in hidden:
-            tokens = self.act(layer(tokens))
+            tokens = activated(layer, self.act, tokens)
         return last(tokens)

@@ -4,8 +4,9 @@ import pytest
 import timm
 import torch
 from safetensors.torch import save_file
+from torch import nn
 
-from detr_exp.model.backbone.dinov2_windowed import WindowedDinov2, from_timm
+from detr_exp.model.backbone.dinov2_windowed import WindowedDinov2, fold_scales, from_timm
 
 
 def small_vit(**changes):
@@ -107,6 +108,20 @@ def test_drop_path_grows_over_twelve_blocks_and_keeps_the_mean():
     assert dropped.mean() == pytest.approx(1, abs=0.05)
     assert (dropped == dropped[:, :1, :1]).all()
     assert (block.eval()._dropped(torch.ones(4, 2, 3)) == 1).all()
+
+
+@torch.no_grad()
+def test_folded_scales_change_no_map():
+    backbone = small_vit().double().eval()
+    for name, parameter in backbone.named_parameters():
+        if "scale" in name:
+            nn.init.normal_(parameter)
+    right = backbone(images().double())
+    for _ in range(2):  # folding again changes nothing
+        fold_scales(backbone)
+        for found, expected in zip(backbone(images().double()), right, strict=True):
+            torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
+    assert not any("scale" in name for name in backbone.state_dict())
 
 
 def test_freezing_stops_the_gradient():

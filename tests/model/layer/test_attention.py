@@ -28,8 +28,8 @@ def test_bfloat16_on_cpu_stays_close_to_float32(masked):
     torch.manual_seed(0)
     parts = [torch.randn(2, 3, 20, 8) for _ in range(3)]
     allowed = (torch.rand(20, 20) < 0.5) | torch.eye(20, dtype=torch.bool) if masked else None
-    exact = attend(*parts, allowed, 0.0)
-    rounded = attend(*(part.bfloat16() for part in parts), allowed, 0.0)
+    exact = attend(*parts, allowed, 0.0, like=nn.Linear(8, 8))
+    rounded = attend(*(part.bfloat16() for part in parts), allowed, 0.0, like=nn.Linear(8, 8))
     assert rounded.dtype == torch.bfloat16
     torch.testing.assert_close(rounded.float(), exact, rtol=0.05, atol=0.05)
 
