@@ -94,7 +94,7 @@ TABLE: tuple[tuple[str, Range, str], ...] = (
     ("", SHARE, "threshold?"),
     ("", Range(0, 1, above=True, below=True, valid=0.95), "level"),
     ("", Range(0, above=True, valid=0.01), "margin?"),
-    ("", POSITIVE, "budget"),
+    ("", POSITIVE, "budget megabytes"),
     ("", NOT_NEGATIVE, "minutes?"),
     ("", COUNT, "resolution epochs?"),
     ("", SEED, "seeds[]"),

@@ -11,7 +11,6 @@ from functools import cached_property
 from itertools import islice
 from typing import Protocol
 
-import numpy as np
 from torch.utils.data import DataLoader
 
 from detr_exp.data.augment import Augment
@@ -19,7 +18,7 @@ from detr_exp.data.cache import image_cache
 from detr_exp.data.classes import ClassMap, confusable
 from detr_exp.data.collate import Sample
 from detr_exp.data.content import SPLITS, Source, Split
-from detr_exp.data.halves import halves
+from detr_exp.data.halves import halves, shown_by
 from detr_exp.data.headers import check_headers, unlisted
 from detr_exp.data.keypoints import FlipPairs, KeypointSchema, mirror_remarks, schema
 from detr_exp.data.loader import Loading, Samples
@@ -28,7 +27,7 @@ from detr_exp.data.phases import Phases
 from detr_exp.data.problems import DataError, Problems, listed
 from detr_exp.data.sampler import EvalSampler, TrainSampler, multi_scale_sizes
 from detr_exp.data.splits import HELD_OUT
-from detr_exp.data.table import TableSplit, flat
+from detr_exp.data.table import TableSplit
 from detr_exp.protocols import missing
 
 log = logging.getLogger(__name__)
@@ -259,6 +258,13 @@ class DataSet:
         few.augment, few.multi_scale = Augment(), None
         return few
 
+    def only(self, name: str, indices: Sequence[int]) -> DataSet:
+        """The same with a part of the images of a split."""
+        part, few = Part(self.split(name), indices), copy(self)
+        vars(few).pop(name, None)
+        few.content = replace(self.content, read={**self.content.read, name: lambda: part})
+        return few
+
     def halved(self) -> DataSet:
         """The same with half of the validation images as `val`, and the others as `held_out`; see `halves.halves`.
 
@@ -266,9 +272,7 @@ class DataSet:
             DataError: there are too few images with objects.
         """
         whole = self.split("val")
-        all_of = flat(whole)
-        parts_of = np.split(all_of.categories, np.cumsum(all_of.counts)[:-1])
-        shown = [set(categories.tolist()) for categories in parts_of]
+        shown = shown_by(whole)
         if (count := sum(map(bool, shown))) < 2:
             raise DataError(
                 f"{self.content.origin}: {count} validation image{'' if count == 1 else 's'} with objects cannot both "
@@ -282,11 +286,9 @@ class DataSet:
                 "%s: only one half of the validation images shows %s; the halves are means over other classes",
                 *(self.content.origin, listed([names[number] for number in lone], ", ")),
             )
-        made = copy(self)
-        vars(made).pop("val", None)
+        made = self.only("val", parts[0])
         made.fingerprint = self.fingerprint  # the data are the same
-        half, other = (Part(whole, part) for part in parts)
-        made.content = replace(self.content, read={**self.content.read, "val": lambda: half, HELD_OUT: lambda: other})
+        made.content = replace(made.content, read={**made.content.read, HELD_OUT: lambda: Part(whole, parts[1])})
         return made
 
     def check(self, needed: Sequence[str] = ("train", "val")) -> None:

@@ -6,6 +6,11 @@ import hashlib
 from collections import Counter
 from collections.abc import Collection, Sequence
 
+import numpy as np
+
+from detr_exp.data.content import Split
+from detr_exp.data.table import flat
+
 
 def halves(image_ids: Sequence[int], classes: Sequence[Collection[int]]) -> tuple[list[int], list[int]]:
     """Indices of the images of both halves, in their order.
@@ -33,3 +38,9 @@ def halves(image_ids: Sequence[int], classes: Sequence[Collection[int]]) -> tupl
             counts.subtract(shown)
     first, second = ([i for i in range(len(image_ids)) if half_of[i] == half] for half in (0, 1))
     return first, second
+
+
+def shown_by(split: Split) -> list[set[int]]:
+    """The category ids that each image shows."""
+    all_of = flat(split)
+    return [set(part.tolist()) for part in np.split(all_of.categories, np.cumsum(all_of.counts)[:-1])]

@@ -39,8 +39,8 @@ def confusion(metric: CocoEvaluation) -> np.ndarray:
         ranked = np.argsort(-found.scores, kind="stable")
         ranked = ranked[found.scores[ranked] >= thresholds[found.labels[ranked]]]
         labels, boxes = found.labels[ranked], found.boxes[ranked]
-        taken_for = _assigned(_iou(boxes, _boxes(there)), labels[:, None] == truth)
-        ignored = (_shared(boxes, crowds) > LEAST_IOU * boxes[:, 2:].prod(1)[:, None]).any(1) & (taken_for < 0)
+        taken_for = _assigned(iou(boxes, _boxes(there)), labels[:, None] == truth)
+        ignored = (shared(boxes, crowds) > LEAST_IOU * boxes[:, 2:].prod(1)[:, None]).any(1) & (taken_for < 0)
         hit = taken_for >= 0
         np.add.at(matrix, (truth[taken_for[hit]], labels[hit]), 1)
         np.add.at(matrix[nothing], labels[~hit & ~ignored], 1)
@@ -48,13 +48,13 @@ def confusion(metric: CocoEvaluation) -> np.ndarray:
     return matrix
 
 
-def _assigned(iou: np.ndarray, same: np.ndarray) -> np.ndarray:
+def _assigned(overlap: np.ndarray, same: np.ndarray) -> np.ndarray:
     """`[n]` the object of each detection, or -1; detections in the order of matching."""
-    result = np.full(len(iou), -1)
-    if not iou.size:
+    result = np.full(len(overlap), -1)
+    if not overlap.size:
         return result
     for allowed in (same, ~same):
-        free = np.where(allowed & (iou >= LEAST_IOU), iou, 0)
+        free = np.where(allowed & (overlap >= LEAST_IOU), overlap, 0)
         free[:, result[result >= 0]] = 0
         for i in np.flatnonzero((result < 0) & free.any(1)):
             best = int(free[i].argmax())
@@ -68,13 +68,14 @@ def _boxes(annotations: list[Values]) -> np.ndarray:
     return np.array([annotation["bbox"] for annotation in annotations], float).reshape(-1, 4)
 
 
-def _shared(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+def shared(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """`[n, m]` intersection areas of boxes x, y, width, height."""
     start = np.maximum(a[:, None, :2], b[:, :2])
     end = np.minimum(a[:, None, :2] + a[:, None, 2:], b[:, :2] + b[:, 2:])
     return (end - start).clip(0).prod(-1)
 
 
-def _iou(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    shared = _shared(a, b)
-    return shared / np.maximum(a[:, 2:].prod(1)[:, None] + b[:, 2:].prod(1) - shared, 1e-12)
+def iou(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """`[n, m]` IoU of boxes x, y, width, height."""
+    common = shared(a, b)
+    return common / np.maximum(a[:, 2:].prod(1)[:, None] + b[:, 2:].prod(1) - common, 1e-12)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import io
 import json
 import logging
 import shlex
@@ -18,6 +16,7 @@ from detr_exp.metric.mean import Mean, mean_of
 from detr_exp.runs import svg
 from detr_exp.runs.analysis import Cost, effects, front, noise_of
 from detr_exp.runs.chosen import honest
+from detr_exp.runs.html import filled, jpeg_address
 from detr_exp.runs.past import PastRun
 from detr_exp.runs.settings import SEED, Setting, points, settings
 from detr_exp.tracker.follower import is_image
@@ -82,15 +81,11 @@ def render(runs: Sequence[PastRun], *, title: str, about: str, now: datetime) ->
         about: what the user asked for.
         now: when it was made.
     """
-    from jinja2 import Environment, PackageLoader
-
     ranked, differing = _ranked(runs)
     ordered = [run for point in ranked for run in point.runs]
-    template = Environment(
-        loader=PackageLoader("detr_exp.runs", "."), autoescape=True, trim_blocks=True, lstrip_blocks=True
-    ).get_template(TEMPLATE)
     best = ranked[0].runs[0]
-    return template.render(
+    return filled(
+        TEMPLATE,
         title=title,
         about=about,
         now=f"{now:%Y-%m-%d %H:%M}",
@@ -281,9 +276,7 @@ def _embedded(path: Path) -> str:
 
     with Image.open(path) as image:
         image.thumbnail((IMAGE_WIDTH, 4 * IMAGE_WIDTH))
-        buffer = io.BytesIO()
-        image.convert("RGB").save(buffer, "JPEG", quality=IMAGE_QUALITY)
-    return f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+        return jpeg_address(image, IMAGE_QUALITY)
 
 
 def _hours(runs: Sequence[PastRun]) -> list[tuple[str, int, float]]:
