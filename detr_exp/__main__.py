@@ -23,6 +23,7 @@ COMMANDS = {
     "benchmark": "latency, throughput, FLOPs and memory of a network",
     "check_data": "what a data set contains, and its errors",
     "weights": "list, download and verify published weights",
+    "review": "one page to look at the mistakes of a detector, and at labels that may be wrong",
     "report": "one page about a sweep or any runs",
     "compare": "whether the difference of two runs is significant",
     "reproduce": "train a run again, and compare every metric",

@@ -77,7 +77,7 @@ def review_in(folder: Path, cfg: DictConfig) -> Path:
         entry["pixels"] = review_page.thumbnail(pixels, room / len(entries))
     facts = {
         "title": f"Review of {_title(names)} on {cfg.data.split}",
-        "about": " ".join(str(one.path) for one in [done.opened.detector]) if len(names) == 1 else " ".join(names),
+        "about": " ".join(names),
         "classes": [list(pair) for pair in zip(done.metric.classes, done.metric.category_ids)],
         "threshold": round(float(threshold), 2),
         "least": least,

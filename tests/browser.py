@@ -118,8 +118,9 @@ class Browser:
     def click(self, selector: str) -> None:
         """The middle of the first element that fits, by the mouse."""
         at = self.run(
-            f"(() => {{ const one = document.querySelector({json.dumps(selector)}); one.scrollIntoView({{block: 'center'}});"
-            "const box = one.getBoundingClientRect(); return [box.x + box.width / 2, box.y + box.height / 2]; })()"
+            f"(() => {{ const one = document.querySelector({json.dumps(selector)});"
+            "one.scrollIntoView({block: 'center'}); const box = one.getBoundingClientRect();"
+            "return [box.x + box.width / 2, box.y + box.height / 2]; })()"
         )
         assert isinstance(at, list)
         for kind in ("mousePressed", "mouseReleased"):

@@ -44,9 +44,11 @@ def cross_fitted(cfg: DictConfig, checkpoints: Sequence[str]) -> CrossFitted:
         checkpoints: at least one. With several, the data of their trainings have to be readable.
 
     Raises:
-        ValueError: a checkpoint or its data cannot be read, or they have different classes.
+        ValueError: there is none, one or its data cannot be read, or they have different classes.
     """
     split = cfg.data.split
+    if not checkpoints:
+        raise ValueError("checkpoint is an empty list; name a file, a run, or several of them: checkpoint=RUN_FOLDER")
     detectors = [open_detector(cfg, name) for name in checkpoints]
     for one in detectors[1:]:
         if one.classes != detectors[0].classes:

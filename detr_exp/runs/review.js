@@ -19,7 +19,7 @@ const SORTS = {
 const SMALL = 32 ** 2, LARGE = 96 ** 2, PAGE = 60, FOUND_BY = ["hit", "class", "box"];
 const many = (number, word) => `${number.toLocaleString("en")} ${word}${number === 1 ? "" : /[sx]$/.test(word) ? "es" : "s"}`;
 const state = { view: data.suspects.length ? "suspects" : "errors", threshold: data.threshold, kind: "", class: "", size: "", marked: "", sort: "", search: "", truths: true, founds: true };
-let shown = [], drawn = 0, at = -1, whole = false;
+let shown = [], drawn = 0, at = -1, enlarged = -1, whole = false;
 
 // ---- marks: kept by the browser where it allows that
 const KEY = `detr_exp-review-${data.mark}`;
@@ -259,7 +259,7 @@ new IntersectionObserver((seen) => { if (seen.some((one) => one.isIntersecting))
 function enlarge(place) {
   if (place < 0 || place >= shown.length) return;
   while (drawn <= place) more();
-  at = place;
+  at = enlarged = place;
   const one = shown[at], side = $("side");
   if (!$("dialog").open) $("dialog").showModal();
   const all = [0, 0, ...one.image.size], view = one.kind === "image" || whole ? all : around(one, 4);
@@ -301,7 +301,7 @@ function put(mark) {
   facts();
   if ($("dialog").open) enlarge(at);
 }
-$("dialog").addEventListener("close", () => { const card = $("grid").children[at]; if (card && card.focus) card.focus(); });
+$("dialog").addEventListener("close", () => { const card = $("grid").children[enlarged]; if (card && card.focus) card.focus(); });  // not where it was opened
 
 // ---- export
 function exported() {
