@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import threading
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -15,6 +16,7 @@ from detr_exp.writing import write
 RECORD = "run.json"
 FINISHED = ("ok", "pruned")  # statuses of runs with a result
 NOT_METRICS = ("step", "time/unix")
+NUMBER = re.compile(r"-?(0|[1-9]\d{0,17})(\.\d+)?(e[+-]?\d{1,2})?")
 SLOWEST = 1 << 20  # bytes per second of an upload, below which it counts as stuck
 
 # A loader worker that is forked while another thread imports a module inherits the lock of that module, which is then
@@ -29,6 +31,11 @@ if hasattr(os, "register_at_fork"):
 def metrics_of(line: Values) -> Values:
     """What a line of `metrics.jsonl` has for views, without step, time, and what could not be measured."""
     return {name: value for name, value in measured(line).items() if name not in NOT_METRICS}
+
+
+def number_in(text: str) -> float | str:
+    """A parameter as a number where it is one: charts order numbers, and not their texts."""
+    return json.loads(text) if NUMBER.fullmatch(text) else text
 
 
 @dataclass

@@ -32,7 +32,10 @@ RUN_TAG = "detr_exp.run"
 LINK = "mlflow.json"  # in the run folder: ids of the run in the store
 PARENT_TAG = "mlflow.parentRunId"
 BATCH = 1000  # largest number of metrics in one call
+PARAMS, LONGEST_PARAM = 100, 6000  # likewise, and the largest length of a value
 LONGEST_TAG = 5000
+NOTE_TAG = "detr_exp.note"  # as it was written, so that changes by hand are seen
+NOTE = "mlflow.note.content"  # the description that a run's page shows
 ENDINGS = {"ok": "FINISHED", "pruned": "FINISHED", "killed": "KILLED"}
 SETTINGS = {
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",  # by default calls to a server that is down are retried for four minutes
@@ -139,16 +142,26 @@ class MlflowView:
 
     def _describe(self, record: RunRecord, known_params: dict[str, str], tags: dict[str, str]) -> None:
         """Parameters and tags; a parameter that a resumed run changes keeps its first value, as stores require."""
-        from mlflow.entities import Param, RunTag
+        from mlflow.entities import RunTag
 
-        params = [Param(key, value) for key, value in record.params.items() if key not in known_params]
-        self.client.log_batch(self.run_id, params=params, tags=[RunTag(key, value) for key, value in tags.items()])
+        self.client.log_batch(self.run_id, tags=[RunTag(key, value) for key, value in tags.items()])
+        _log_params(self.client, self.run_id, record.params, known_params)
 
     def _load_existing(self, run_id: str, names: dict[str, float]) -> None:
         """Load which metrics and images the store has, because stores cannot delete them: these are not sent again."""
         self.held = {name: max(m.step for m in self.client.get_metric_history(run_id, name)) for name in names}
         paths = [Path(found.path).name for found in self.client.list_artifacts(run_id, "images")]
         self.images = {match.group() for path in paths if (match := re.match(r".+?\+step\+\d+\+", path))}
+
+
+def _log_params(client: MlflowClient, run_id: str, params: dict[str, str], known: dict[str, str]) -> None:
+    """Add parameters; stores refuse other values of known ones, and some characters in names."""
+    from mlflow.entities import Param
+
+    named = {re.sub(r"[^\w.\-/: ]", "_", key): value[:LONGEST_PARAM] for key, value in params.items()}
+    new = [Param(key, value) for key, value in named.items() if key not in known]
+    for start in range(0, len(new), PARAMS):
+        client.log_batch(run_id, params=new[start : start + PARAMS])
 
 
 def _tags(record: RunRecord) -> dict[str, str]:
@@ -246,33 +259,57 @@ def _location(artifact_root: str | None, file: Path | None, tracking_uri: str) -
 
 
 def start_parent(
-    tracking_uri: str, project: str, name: str, tags: dict[str, str], identity: str, artifact_root: str | None = None
+    tracking_uri: str,
+    project: str,
+    name: str,
+    tags: dict[str, str],
+    identity: str,
+    artifact_root: str | None = None,
+    params: dict[str, str] | None = None,
 ) -> str:
     """Start the parent run of a sweep; the sweep passes its id to its runs as `DETR_EXP_PARENT_RUN`.
 
     Args:
         identity: of the sweep; an existing parent run of it is resumed.
         artifact_root: see `open_store`.
+        params: what is swept.
     """
     client, experiment = open_store(tracking_uri, project, artifact_root)
     known = client.search_runs([experiment], f"tags.`{RUN_TAG}` = '{identity}'", max_results=1)
     if known:
         client.update_run(known[0].info.run_id, status="RUNNING")
-        return known[0].info.run_id
-    return client.create_run(experiment, tags={**tags, RUN_TAG: identity}, run_name=name).info.run_id
+        run = known[0]
+    else:
+        run = client.create_run(experiment, tags={**tags, RUN_TAG: identity}, run_name=name)
+    _log_params(client, run.info.run_id, params or {}, run.data.params)
+    return run.info.run_id
 
 
 def finish_parent(
-    tracking_uri: str, project: str, run_id: str, status: str, metrics: dict[str, float], tags: dict[str, str]
+    tracking_uri: str,
+    project: str,
+    run_id: str,
+    status: str,
+    metrics: dict[str, float],
+    tags: dict[str, str],
+    note: str = "",
 ) -> None:
-    """End the parent run of a sweep with the metrics of its best setting, and with tags that name it."""
-    client, _ = open_store(tracking_uri, project)
-    held = client.get_run(run_id).data.metrics
+    """End the parent run of a sweep with the metrics of its best setting, and with tags and a note that name it.
+
+    Args:
+        note: Markdown; `{experiment}` in it is replaced by the id of the experiment. A description that somebody has
+            written stays.
+    """
+    client, experiment = open_store(tracking_uri, project)
+    held = client.get_run(run_id).data
     for name, value in metrics.items():
-        if held.get(name) != value:
+        if held.metrics.get(name) != value:
             client.log_metric(run_id, name, value, timestamp=int(1000 * time.time()))
+    note = note.replace("{experiment}", experiment)
+    if note and held.tags.get(NOTE, "") == held.tags.get(NOTE_TAG, ""):
+        tags = {**tags, NOTE: note, NOTE_TAG: note}
     for name, text in {**tags, "status": status}.items():
-        client.set_tag(run_id, name, text)
+        client.set_tag(run_id, name, text[:LONGEST_TAG])
     client.set_terminated(run_id, ENDINGS.get(status, "FAILED"))
 
 

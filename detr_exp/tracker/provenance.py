@@ -45,16 +45,21 @@ MAIN_KEYS = (
 )
 
 
-def parameters(config: Values, overrides: Iterable[str] = ()) -> dict[str, str]:
-    """Parameters of a run for trackers: a fixed list of keys, and those set by overrides.
+def parameters(
+    config: Values, overrides: Iterable[str] = (), choices: Mapping[str, str] | None = None
+) -> dict[str, str]:
+    """Parameters of a run for trackers: a fixed list of keys, those set by overrides, and the option of every group.
+
+    With these, everything that the runs of a sweep may differ in can be compared.
 
     Args:
         config: the resolved config.
-        overrides: of the command line, e.g. `loss.focal_gamma=2.0`; chosen options and sections are skipped.
+        overrides: of the command line, e.g. `loss.focal_gamma=2.0`.
+        choices: group -> option, e.g. `loss` -> `focal`.
     """
     overridden = [override.partition("=")[0].lstrip("+~") for override in overrides if not override.startswith("~")]
     found = {key: _at(config, key) for key in dict.fromkeys([*MAIN_KEYS, *overridden])}
-    return {key: str(value) for key, value in found.items() if value is not None and not isinstance(value, Mapping)}
+    return {key: str(value) for key, value in (found | dict(choices or {})).items() if value is not None}
 
 
 def _at(config: Values, key: str) -> object:

@@ -89,10 +89,10 @@ class Tracker:
             record.parent = os.environ.get(PARENT_VARIABLE)
         views = {"tracking_uri": self.tracking_uri, "artifact_root": self.artifact_root}
         record.views = masked({**views, "tensorboard": self.tensorboard, "wandb": self.wandb})
-        chosen = {k: v for k, v in (choices or {}).items() if v is not None and not k.startswith("hydra/")}
-        record.tags |= environment() | {k: str(v) for k, v in masked({**chosen, **(tags or {})}).items()}
+        chosen = {k: str(v) for k, v in (choices or {}).items() if v is not None and not k.startswith("hydra/")}
+        record.tags |= environment() | masked({**chosen, **(tags or {})})
         record.words = masked(list(overrides))
-        record.params = parameters(masked(dict(config)), record.words)
+        record.params = parameters(masked(dict(config)), record.words, chosen)
         record.status, record.message = "running", None
         record.save(run_dir)
         self.record, self.started = record, time.monotonic()

@@ -6,7 +6,7 @@ import logging
 import os
 from pathlib import Path
 
-from detr_exp.tracker.base import IMPORT_LOCK, RunRecord, metrics_of
+from detr_exp.tracker.base import IMPORT_LOCK, RunRecord, metrics_of, number_in
 from detr_exp.values import Values
 
 
@@ -28,19 +28,20 @@ class WandbView:
             name=record.name,
             id=record.id,
             dir=str(folder),
-            config=record.params,
+            config={key: number_in(text) for key, text in record.params.items()},
             tags=[f"{key}={value}"[:64] for key, value in record.tags.items() if key in ("model", "loss", "data")],
             resume="allow",
             mode="offline" if offline else None,
             settings=wandb.Settings(console="off", silent=True),
         )
-        self.held = self.run.step  # it refuses steps before its last one
+        self.held = self.step = self.run.step  # it refuses steps before its last one
 
     def metrics(self, lines: list[Values]) -> None:
         for line in lines:
             if line["step"] >= self.held:
                 values = {name: value for name, value in metrics_of(line).items() if value is not None}
-                self.run.log(values, step=line["step"])
+                self.step = line["step"]
+                self.run.log(values, step=self.step)
 
     def artifact(self, path: Path) -> None:
         self.run.save(str(path), base_path=str(path.parent), policy="now")
@@ -48,8 +49,9 @@ class WandbView:
     def image(self, path: Path, name: str, step: int) -> None:
         import wandb
 
-        # images arrive after metrics of later steps, when their step would be refused, so the step is in the caption
-        self.run.log({name: wandb.Image(str(path), caption=f"step {step}")})
+        # images arrive after metrics of later steps, when their step would be refused, so it is in the caption; without
+        # any step the run would go to the next one, and refuse metrics that are still to come for this one
+        self.run.log({name: wandb.Image(str(path), caption=f"step {step}")}, step=self.step)
 
     def model(self, path: Path, name: str) -> None:
         self.run.log_model(str(path), name=name)

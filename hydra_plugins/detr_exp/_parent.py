@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import math
+import shlex
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from importlib.util import find_spec
@@ -12,12 +13,13 @@ from pathlib import Path
 from statistics import mean
 from typing import TYPE_CHECKING
 
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
 
 from detr_exp.data.splits import HELD_OUT
 from detr_exp.metric.mean import mean_of
 from detr_exp.terminal import printable, say
-from detr_exp.tracker.base import FINISHED
+from detr_exp.tracker.base import FINISHED, RunRecord
 from detr_exp.tracker.secrets import masked
 from detr_exp.values import measured
 from detr_exp.writing import write
@@ -59,6 +61,7 @@ def parent_run(config: DictConfig, folder: Path, environment: dict[str, str], le
             folder,
             {"sweep": str(folder), "words": " ".join(masked(list(config.hydra.overrides.task)))},
             root,
+            {f"swept/{key}": text for key, text in ranges_of(config).items()},
         )
     except Exception as error:
         say(f"warning: no run for this sweep in {uri} ({printable(error)[:200]}); its runs will have no parent")
@@ -77,10 +80,51 @@ def parent_run(config: DictConfig, folder: Path, environment: dict[str, str], le
         with contextlib.suppress(Exception):
             best = next(iter(by_point(ledger.latest().values(), raced)), [])
             tags = {"best.run": str(folder / best[0].hash), "best.setting": setting_of(best[0])} if best else {}
-            finish_parent(uri, project, run_id, status, best_values(folder, ledger, best), tags)
+            values = best_values(folder, ledger, best)
+            child = described(Path(tags["best.run"])) if best else {}
+            note = note_of(ranges_of(config), best[0], values, child) if best else ""
+            finish_parent(uri, project, run_id, status, values, tags | child, note)
 
 
-def opened(uri: str, project: str, folder: Path, tags: dict[str, str], artifact_root: str | None) -> str:
+def ranges_of(config: DictConfig) -> dict[str, str]:
+    """What a sweep tries: key -> the values as they were given, on the command line or in a file."""
+    words = OverridesParser.create().parse_overrides(list(config.hydra.overrides.task))
+    given = {one.key_or_group: str(one.input_line).partition("=")[2] for one in words if one.is_sweep_override()}
+    return masked(
+        {key: str(text) for key, text in (OmegaConf.select(config, "hydra.sweeper.params") or {}).items()} | given
+    )
+
+
+def described(folder: Path) -> dict[str, str]:
+    """The best run of a sweep in tags: its words, and its id in the store."""
+    from detr_exp.runs.past import mapping
+    from detr_exp.tracker.mlflow import LINK as RUN
+
+    words = shlex.join(RunRecord.load(folder).words)
+    return {"best.words": words, "best.mlflow_run": str(mapping(folder / RUN, json.loads).get("run_id", ""))}
+
+
+def note_of(ranges: Mapping[str, str], best: Entry, values: Mapping[str, float], child: Mapping[str, str]) -> str:
+    """What the page of a sweep's run says first, in Markdown."""
+    won = dict(word.lstrip("+").partition("=")[::2] for word in best.overrides)
+    rows = [
+        "| " + " | ".join(f"`{cell}`" if cell else "" for cell in (key, text, won.get(key, ""))) + " |"
+        for key, text in ((key, text.replace("|", "\\|")) for key, text in ranges.items())
+    ]
+    link = f"[its run](#/experiments/{{experiment}}/runs/{child['best.mlflow_run']})"
+    seeds = f", mean of {values['best/seeds']:.0f} seeds" if "best/seeds" in values else ""
+    return "\n".join(
+        [
+            f"**Best: {values['best/monitor']:.4f}**{seeds}, {link}",
+            *("", "| swept | values | best |", "|---|---|---|", *rows),
+            *("", "```", f"python -m detr_exp.train {child['best.words']}", "```"),
+        ]
+    )
+
+
+def opened(
+    uri: str, project: str, folder: Path, tags: dict[str, str], artifact_root: str | None, params: dict[str, str]
+) -> str:
     """The id of the sweep's run: that of an earlier start in the folder, or a new one.
 
     Raises:
@@ -94,7 +138,7 @@ def opened(uri: str, project: str, folder: Path, tags: dict[str, str], artifact_
         known = {"id": uuid.uuid4().hex, "tracking_uri": masked(uri)}
         # before the run exists: a sweep killed now finds it when it resumes
         write(folder / LINK, json.dumps(known) + "\n")
-    return start_parent(uri, project, "/".join(folder.parts[-2:]), tags, known["id"], artifact_root)
+    return start_parent(uri, project, "/".join(folder.parts[-2:]), tags, known["id"], artifact_root, params)
 
 
 def best_values(folder: Path, ledger: Ledger, best: Sequence[Entry]) -> dict[str, float]:

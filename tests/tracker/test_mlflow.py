@@ -17,10 +17,10 @@ from PIL import Image
 from detr_exp.sync import OutOfReachError, synchronise
 from detr_exp.tracker import mlflow as mlflow_view
 from detr_exp.tracker import tracker as module
-from detr_exp.tracker.mlflow import TIMEOUT, MlflowView, finish_parent, open_store, start_parent
+from detr_exp.tracker.mlflow import NOTE, TIMEOUT, MlflowView, finish_parent, open_store, start_parent
 from detr_exp.tracker.tracker import PARENT_VARIABLE, Tracker
 
-METRICS = {"val/mAP": 0.5, "val/AP/größe x": float("nan"), "time/images_per_second": 12.5}
+METRICS = {"val/mAP": 0.5, "val/mAP_small": -1.0, "val/AP/größe x": float("nan"), "time/images_per_second": 12.5}
 
 
 @pytest.fixture(scope="module")
@@ -58,12 +58,12 @@ def test_a_finished_run_is_whole(tmp_path, store):
     tracker.finish()
     client, run = stored(store, tmp_path)
     assert (run.info.status, run.info.run_name) == ("FINISHED", "name")
-    assert run.data.params == {"seed": "3"}
+    assert run.data.params == {"seed": "3", "optim/scheduler": "cosine"}
     assert run.data.tags.items() >= {"optim/scheduler": "cosine", "data.fingerprint": "f", "status": "ok"}.items()
     assert history(client, run, "train/loss") == [(1, 1.0), (2, 0.5), (3, 1 / 3)]
     assert history(client, run, "m499") == [(1, 499.0), (2, 499.0), (3, 499.0)]
     assert run.data.metrics["val/AP/größe x"] != run.data.metrics["val/AP/größe x"]
-    assert "time/unix" not in run.data.metrics
+    assert not {"time/unix", "val/mAP_small"} & set(run.data.metrics), "no small objects, no value"
     assert any(a.path.endswith("config.yaml") for a in client.list_artifacts(run.info.run_id))
     assert any("predictions+step+3" in a.path for a in client.list_artifacts(run.info.run_id, "images"))
     assert "/sub/mlartifacts/" in run.info.artifact_uri
@@ -123,19 +123,30 @@ def test_checkpoints_and_registered_models_on_demand(tmp_path, store, checkpoint
 
 
 def test_a_sweep_has_a_parent_run(tmp_path, store, monkeypatch):
-    parent = start_parent(store, "ours", "sweep", {"sweep": "focal_gamma"}, "s" * 32)
-    assert start_parent(store, "ours", "sweep", {}, "s" * 32) == parent, "a sweep that goes on goes on with it"
+    ranges = {"swept/loss": "focal,vfl", "swept/data/augment@x": "a,b"}
+    parent = start_parent(store, "ours", "sweep", {"sweep": "focal_gamma"}, "s" * 32, params=ranges)
+    again = start_parent(store, "ours", "sweep", {}, "s" * 32, params={"swept/loss": "focal,vfl,mal"})
+    assert again == parent, "a sweep that goes on goes on with it"
     monkeypatch.setenv(PARENT_VARIABLE, parent)
     tracker = start(tmp_path, store)
     tracker.finish("oom", "out of memory")
-    finish_parent(store, "ours", parent, "ok", {"best/mAP": 0.5}, {"best.run": "sweep/a"})
+    note = "[its run](#/experiments/{experiment}/runs/a)"
+    finish_parent(store, "ours", parent, "ok", {"best/mAP": 0.5}, {"best.run": "sweep/a"}, note)
     client, run = stored(store, tmp_path)
     assert run.data.tags["mlflow.parentRunId"] == parent
     assert run.data.tags["message"] == "out of memory"
     assert run.info.status == "FAILED"
     finish_parent(store, "ours", parent, "ok", {"best/mAP": 0.5}, {})  # again
     assert history(client, client.get_run(parent), "best/mAP") == [(0, 0.5)]
-    assert client.get_run(parent).data.tags["best.run"] == "sweep/a"
+    stored_parent = client.get_run(parent)
+    assert stored_parent.data.tags["best.run"] == "sweep/a"
+    assert stored_parent.data.params == {"swept/loss": "focal,vfl", "swept/data/augment_x": "a,b"}
+    assert stored_parent.data.tags[NOTE] == note.replace("{experiment}", stored_parent.info.experiment_id)
+    finish_parent(store, "ours", parent, "ok", {}, {}, "better")
+    assert client.get_run(parent).data.tags[NOTE] == "better"
+    client.set_tag(parent, NOTE, "by hand")
+    finish_parent(store, "ours", parent, "ok", {}, {}, note)
+    assert client.get_run(parent).data.tags[NOTE] == "by hand"
 
 
 def test_a_refusing_server_costs_nothing_and_the_run_can_be_sent_later(tmp_path, store, monkeypatch, caplog):

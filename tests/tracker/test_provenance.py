@@ -14,14 +14,17 @@ def test_parameters_are_curated_and_swept_values():
         "model=rtdetrv2",
         "+model.backbone.depth=18",
         "~loss.hidden",
-        "model.backbone={}",
+        "optim={lr_backbone:null}",
     ]
-    assert parameters(CONFIG, overrides) == {
+    assert parameters(CONFIG, overrides, {"model": "rtdetrv2", "optim/scheduler": "cosine"}) == {
+        "model": "rtdetrv2",
+        "optim/scheduler": "cosine",
         "seed": "0",
         "model.image_size": "[160, 160]",
         "optim.lr": "0.0001",
         "loss.focal_gamma": "2.0",
         "model.backbone.depth": "18",
+        "optim": "{'lr': 0.0001, 'lr_backbone': None}",
     }
 
 

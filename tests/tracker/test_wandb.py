@@ -55,7 +55,7 @@ def test_a_run_is_sent(tmp_path, wandb):
     assert wandb.settings["project"] == "blood"
     assert wandb.settings["name"] == "first"
     assert wandb.settings["id"] == tracker.record.id
-    assert wandb.settings["config"] == {"seed": "0"}
+    assert wandb.settings["config"] == {"seed": 0, "model": "rfdetr"}
     assert wandb.settings["tags"] == ["model=rfdetr"]
     assert wandb.settings["mode"] is None
     logged = [
@@ -64,7 +64,7 @@ def test_a_run_is_sent(tmp_path, wandb):
     assert logged == [
         ({"train/loss": 2.0}, 1),
         ({"val/mAP": 0.5}, 2),
-        ({"predictions": (str(image), "step 2")}, None),
+        ({"predictions": (str(image), "step 2")}, 2),
     ]
     assert wandb.run.summary == {"status": "failed"}
     assert wandb.run.exit_code == 1
