@@ -37,6 +37,7 @@ import os, time
 from pathlib import Path
 from hydra.core.utils import JobStatus
 from omegaconf import OmegaConf
+from detr_exp.runs.swept import folder_of
 from detr_exp import cli
 from detr_exp.config.compose import compose
 from detr_exp.config.hydra_private import ended_with
@@ -60,7 +61,7 @@ def at_once(pool, jobs, ended):
     for number, overrides, shown in jobs:
         job = task.jobs[next(reversed(task.jobs))]
         if config["tracker"]["tracking_uri"]:
-            track(task.folder / job.hash, config | {"seed": number}, job.overrides)
+            track(folder_of(task.folder, job.hash, job.swept), config | {"seed": number}, job.overrides)
         of_runs.record(job, time.monotonic(), "ok", number / 1e6)
         print(f"#{number} ended: {ended(number, ended_with(JobStatus.COMPLETED, 0.5), time.monotonic())}")
 

@@ -42,13 +42,14 @@ class Flat:
         return np.repeat(np.arange(len(self.counts)), self.counts)
 
 
-def flat(split: Split) -> Flat:
-    """The objects of any split."""
-    if isinstance(split, TableSplit):
+def flat(split: Split, indices: Sequence[int] | None = None) -> Flat:
+    """The objects of any split, or of some of its images."""
+    if isinstance(split, TableSplit) and indices is None:
         return split.flat()
-    found = [split.objects(index) for index in range(len(split))]
+    indices = range(len(split)) if indices is None else indices
+    found = [split.objects(index) for index in indices]
     return Flat(
-        np.array([split.size(index) for index in range(len(split))]).reshape(-1, 2),
+        np.array([split.size(index) for index in indices]).reshape(-1, 2),
         np.array([len(objects) for objects in found], np.int64),
         np.concatenate([np.zeros(0, np.int64), *(objects.categories for objects in found)]),
         np.concatenate([np.zeros((0, 4)), *(objects.boxes_xyxy for objects in found)]),

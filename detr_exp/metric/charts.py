@@ -54,7 +54,9 @@ def pr_figure(metric: CocoEvaluation, path: Path, iou_type: str = "bbox") -> Non
     for row in sorted(rows, key=lambda row: -row["AP50"]):
         precision = curves.precision[0, :, of_class[row["class"]], 0, limit]
         shown.append(precision)
-        words: Values = {"label": f"{_plain(row['class'])}  {row['AP50']:.3f}"} if len(rows) <= MOST_LABELLED else {}
+        words: Values = (
+            {"label": f"{plain_name(row['class'])}  {row['AP50']:.3f}"} if len(rows) <= MOST_LABELLED else {}
+        )
         (line,) = axes.plot(recall, precision, linewidth=1.2, color=None if words else "0.75", **words)
         if words and row["f1"] > 0:
             axes.plot(row["recall"], row["precision"], "o", markersize=5, color=line.get_color())
@@ -75,7 +77,7 @@ def confusion_figure(metric: CocoEvaluation, path: Path) -> None:
         (matrix.sum(0) + matrix.sum(1))[:-1]
     )  # without classes that are neither annotated nor detected
     matrix = matrix[np.ix_([*present, -1], [*present, -1])]
-    names = [_plain(metric.classes[k]) for k in present]
+    names = [plain_name(metric.classes[k]) for k in present]
     parts = matrix / np.maximum(matrix.sum(1, keepdims=True), 1)
     side = min(4 + 0.32 * len(matrix), 22)
     figure, axes = _figure(side + 1, side)
@@ -100,6 +102,6 @@ def _figure(width: float, height: float) -> tuple[Figure, Axes]:
     return figure, figure.add_subplot()
 
 
-def _plain(name: str) -> str:
+def plain_name(name: str) -> str:
     """A class name as a label: shortened, and without dollar signs, which start a formula."""
     return (name[:24] + "..." if len(name) > 27 else name).replace("$", r"\$")

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import colorsys
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+CAPTION = 22  # pixels of a line above an image
 SHOWN_FROM = 0.5  # lowest confidence of a keypoint that is drawn; annotated ones have visibility 1 or 2
 
 
@@ -88,21 +89,46 @@ def _draw_keypoints(
             canvas.ellipse((x - radius, y - radius, x + radius, y + radius), fill=(255, 255, 255), outline=ink)
 
 
-def sheet(images: Sequence[Image.Image], *, columns: int | None = None, tile: int = 480) -> Image.Image:
-    """Images side by side on a dark background, each scaled to fit a square of `tile` pixels."""
+def sheet(
+    images: Sequence[Image.Image],
+    captions: Sequence[str] | None = None,
+    *,
+    columns: int | None = None,
+    tile: int = 480,
+) -> Image.Image:
+    """Images side by side on a dark background, each scaled to fit a square of `tile` pixels.
+
+    Args:
+        images: of any sizes.
+        captions: a text above each image; shortened where it is too long.
+    """
     columns = columns or max(1, math.ceil(math.sqrt(len(images))))
-    gap = 4
+    gap, head = 4, 0 if captions is None else CAPTION
+    font = ImageFont.load_default(size=CAPTION - 8)
     scaled = []
     for image in images:
         factor = tile / max(image.size)
         size = (max(1, round(image.width * factor)), max(1, round(image.height * factor)))
         scaled.append(image.resize(size, Image.Resampling.LANCZOS))
     rows = [scaled[i : i + columns] for i in range(0, len(scaled), columns)]
-    heights = [max(image.height for image in row) + gap for row in rows]
+    heights = [max(image.height for image in row) + head + gap for row in rows]
     canvas = Image.new("RGB", (columns * (tile + gap) + gap, sum(heights) + gap), (24, 24, 24))
+    ink = ImageDraw.Draw(canvas)
     y = gap
-    for row, height in zip(rows, heights):
+    for k, (row, height) in enumerate(zip(rows, heights)):
         for i, image in enumerate(row):
-            canvas.paste(image, (gap + i * (tile + gap) + (tile - image.width) // 2, y))
+            x = gap + i * (tile + gap)
+            if captions is not None:
+                text = _shortened(captions[k * columns + i], lambda word: font.getlength(word) <= tile)
+                ink.text((x, y), text, font=font, fill=(230, 230, 230))
+            canvas.paste(image, (x + (tile - image.width) // 2, y + head))
         y += height
     return canvas
+
+
+def _shortened(text: str, fits: Callable[[str], bool]) -> str:
+    """A line of text; the start is left out where it is too long, because names of files differ at their end."""
+    text = " ".join(text.split())
+    if fits(text):
+        return text
+    return next((f"...{text[start:]}" for start in range(len(text)) if fits(f"...{text[start:]}")), "")

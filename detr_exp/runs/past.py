@@ -16,6 +16,7 @@ import yaml
 from detr_exp.config.stored import as_first_version, upgraded
 from detr_exp.data.splits import HELD_OUT
 from detr_exp.metric.honest import Choice
+from detr_exp.runs.swept import folder_of
 from detr_exp.tracker.base import FINISHED, RECORD, RunRecord
 from detr_exp.tracker.follower import METRICS
 from detr_exp.tracker.jsonl import JsonLines
@@ -193,7 +194,7 @@ def load_all(folders: Sequence[Path], words: str | Sequence[str] = ()) -> list[P
         sweep = Path(str(word)).expanduser()
         latest = {entry["hash"]: entry for entry in JsonLines.read(sweep / LEDGER) if _is_entry(entry)}
         for entry in latest.values():
-            folder = (sweep / entry["hash"]).resolve()
+            folder = folder_of(sweep, entry["hash"], entry["overrides"]).resolve()
             facts = {"status": entry["status"], "message": entry["reason"]}
             if folder not in runs:
                 record = RunRecord(id=entry["hash"], project="", name=entry["hash"], words=entry["overrides"], **facts)

@@ -44,6 +44,7 @@ class Pace:
         begun: the first step of this process, and when.
         images: trained on in this epoch by this process.
         since, last: when this epoch began, and when its last step ended.
+        earlier: seconds that earlier processes have trained.
         late: the sum that is on its way, and of how many steps.
         loss: the newest mean that is here.
     """
@@ -53,6 +54,7 @@ class Pace:
     images: int = 0
     since: float = 0.0
     last: float = 0.0
+    earlier: float = 0.0
     late: tuple[Late, int] | None = None
     loss: float | None = None
 
@@ -109,6 +111,19 @@ class Pace:
             return {}
         means = dict(zip(self.state.term_names, (sums / self.state.epoch_count).tolist()))
         return {"loss": means.pop("total"), **means}
+
+    def row(self) -> dict[str, float]:
+        """The epoch's row of `results.csv`, without metrics; waits for the device."""
+        _, started = self.begun or (0, time.perf_counter())
+        return {
+            "epoch": self.state.epoch_number,
+            "step": self.state.step,
+            "seconds": round(self.earlier + time.perf_counter() - started, 1),
+            **{f"train/{name}": value for name, value in self.means().items()},
+            "lr": self.learning_rate,
+            "images_per_second": round(self.rate, 2),
+            "memory_gib": round(self.memory, 3),
+        }
 
     def status(self) -> list[str]:
         """Words beside a progress bar, the most important first."""

@@ -19,6 +19,7 @@ from detr_exp.trainer import distributed
 from detr_exp.trainer.console import Console, class_table, metric_fields, number
 from detr_exp.trainer.evaluation import headline
 from detr_exp.trainer.pace import Pace
+from detr_exp.trainer.results import FILE as RESULTS
 from detr_exp.trainer.settings import Settings
 from detr_exp.trainer.state import Run, State
 from detr_exp.values import Values
@@ -26,6 +27,7 @@ from detr_exp.values import Values
 SAMPLES = "training_samples.png"
 PLACES = {  # name -> file or folder of a run
     "checkpoint": files.BEST_TOTAL,
+    "results": RESULTS,
     "metrics": "metrics.jsonl",
     "classes": CLASSES,
     "figures": "charts",

@@ -28,12 +28,15 @@ from detr_exp.trainer.batch_size import find_batch_size, refuse_too_large
 from detr_exp.trainer.checkpoint import NEWEST
 from detr_exp.trainer.checkpoint_content import NonFiniteError, copy_as_numbered, save_training
 from detr_exp.trainer.console import Console
+from detr_exp.trainer.diagnosis.curves import Curves, save_label_statistics
 from detr_exp.trainer.diagnosis.sanity import refuse_wrong_evaluator, save_training_samples
 from detr_exp.trainer.diagnosis.skipped_images import record_skipped
+from detr_exp.trainer.distributed import on_first_rank
 from detr_exp.trainer.ema import EMA
 from detr_exp.trainer.evaluation import as_float32
 from detr_exp.trainer.garbage_collection import on_for_training
 from detr_exp.trainer.pace import Pace
+from detr_exp.trainer.results import Results
 from detr_exp.trainer.resume import copy_best_checkpoints, load_for_resuming, restore, why_best_is_incomparable
 from detr_exp.trainer.run_status import PrunedError
 from detr_exp.trainer.second_stage import begin_or_return
@@ -72,6 +75,9 @@ class Trainer:
         for sentence in copy_best_checkpoints(run, state):
             self.console.line(sentence)
         save_training_samples(self.settings, run, state)
+        save_label_statistics(self.settings, run)
+        self.results, self.curves = Results(run.output_dir, state.closed), Curves(self.settings)
+        self.pace.earlier = self.results.seconds
         if run.resume_from == run.output_dir / NEWEST and state.closed == state.step > 0:
             self.save_numbered(run, state)  # a killed run may or may not have done this
         with on_for_training(), Interrupt(is_owned=True if distributed.world_size() > 1 else None) as interrupt:
@@ -199,16 +205,19 @@ class Trainer:
     def end_epoch(self, run: Run, state: State, interrupt: Interrupt) -> None:
         """Evaluate if due, save, and only then print metrics, because a user who reads them may end the run."""
         found: dict[str, dict[str, float]] = {}
+        logged: dict[str, float] = {}
         if self.has_ended(state) or state.epoch % self.settings.eval_interval == 0:
             try:
-                found = evaluate_epoch(self.settings, self.console, run, state, interrupt)
+                found, logged = evaluate_epoch(self.settings, self.console, run, state, interrupt)
             except Interrupted:
                 self.save_newest(run, state)  # `closed` is unchanged, so the evaluation is repeated
                 raise
+        on_first_rank(self.results.add, self.pace.row() | logged)
         state.closed = state.step
         begin_or_return(self.settings, self.console, run, state, found)
         self.save_newest(run, state)
         print_epoch(self.console, self.settings, state, self.pace, found)
+        on_first_rank(self.curves.draw, run, self.results, state.step, self.has_ended(state))
         if state.early_stopping and state.early_stopping.is_reached:
             self.console.line(
                 f"early stopping: no improvement above {self.settings.early_stopping_min_delta} in "

@@ -18,7 +18,7 @@ from detr_exp.trainer import checkpoint as files
 from detr_exp.trainer.checkpoint_content import NonFiniteError, inference_content
 from detr_exp.trainer.console import Console
 from detr_exp.trainer.diagnosis.no_detections import check_evaluation
-from detr_exp.trainer.diagnosis.predictions import PredictionSheet, save_evaluation_charts
+from detr_exp.trainer.diagnosis.predictions import PredictionSheet, names_in, save_evaluation_charts
 from detr_exp.trainer.diagnosis.skipped_images import record_skipped
 from detr_exp.trainer.diagnosis.worst_images import save_details
 from detr_exp.trainer.distributed import on_first_rank, sync_buffers
@@ -35,11 +35,11 @@ DEFAULT_MONITORS = ("keypoint_mAP", "segm_mAP", "mAP")
 
 def evaluate_epoch(
     settings: Settings, console: Console, run: Run, state: State, interrupt: Interrupt
-) -> dict[str, dict[str, float]]:
+) -> tuple[dict[str, dict[str, float]], dict[str, float]]:
     """Evaluate on the validation split, log, save the best checkpoint, and update early stopping.
 
     Returns:
-        all metrics of the evaluated weights: `ema`, `raw` or both.
+        all metrics of the evaluated weights: `ema`, `raw` or both; and the logged values.
 
     Raises:
         Interrupted: a signal came; the state is unchanged.
@@ -51,7 +51,9 @@ def evaluate_epoch(
     before = [(best, best.state_dict()) for of in (state.best, state.best_held_out) for best in of.values()]
     epoch = state.epoch_number - 1
     for which in weights_to_evaluate(settings, state):
-        images = PredictionSheet(run.data, settings.num_pictures, settings.picture_threshold)
+        images = PredictionSheet(
+            run.data, names_in(run.data.split("val")), settings.num_pictures, settings.picture_threshold
+        )
         with_loss = needs_val_loss(settings)
         try:
             found = evaluate_split(settings, console, run, state, "val", which, with_loss, images, interrupt)
@@ -90,7 +92,7 @@ def evaluate_epoch(
         state.is_pruned = on_first_rank(run.should_prune, state.epoch_number, monitored_values[which])
     if state.early_stopping:
         state.early_stopping.update(stopping_value(settings, monitored_values), epoch)
-    return evaluated
+    return evaluated, values
 
 
 def evaluate_split(

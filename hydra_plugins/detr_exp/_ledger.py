@@ -31,7 +31,7 @@ class Job(NamedTuple):
         number: its index among the combinations.
         overrides: all overrides of its command line.
         swept: the overrides that differ between the runs.
-        hash: of the swept overrides; the name of its folder.
+        hash: of the swept overrides; the name of its folder ends with it.
     """
 
     number: int

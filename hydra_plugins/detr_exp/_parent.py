@@ -18,6 +18,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from detr_exp.data.splits import HELD_OUT
 from detr_exp.metric.mean import mean_of
+from detr_exp.runs.swept import folder_of
 from detr_exp.terminal import printable, say
 from detr_exp.tracker.base import FINISHED, RunRecord
 from detr_exp.tracker.secrets import masked
@@ -79,9 +80,10 @@ def parent_run(config: DictConfig, folder: Path, environment: dict[str, str], le
     finally:
         with contextlib.suppress(Exception):
             best = next(iter(by_point(ledger.latest().values(), raced)), [])
-            tags = {"best.run": str(folder / best[0].hash), "best.setting": setting_of(best[0])} if best else {}
+            place = folder_of(folder, best[0].hash, best[0].overrides) if best else folder
+            tags = {"best.run": str(place), "best.setting": setting_of(best[0])} if best else {}
             values = best_values(folder, ledger, best)
-            child = described(Path(tags["best.run"])) if best else {}
+            child = described(place) if best else {}
             note = note_of(ranges_of(config), best[0], values, child) if best else ""
             finish_parent(uri, project, run_id, status, values, tags | child, note)
 
@@ -155,7 +157,7 @@ def best_values(folder: Path, ledger: Ledger, best: Sequence[Entry]) -> dict[str
     values: dict[str, float] = {"best/monitor": of.value}
     if of.deviation is not None:
         values |= {"best/deviation": of.deviation, "best/seeds": of.runs}
-    measured = [last_values(folder / entry.hash, "best/") for entry in best]
+    measured = [last_values(folder_of(folder, entry.hash, entry.overrides), "best/") for entry in best]
     common = [name for name in measured[0] if all(name in one for one in measured)]
     values |= {name: mean(one[name] for one in measured) for name in common}
     chosen = choice_among(honest_runs(folder, ledger.latest()))
@@ -178,8 +180,9 @@ def honest_runs(folder: Path, entries: Mapping[str, Entry]) -> dict[str, PastRun
 
     found = {}
     for name, entry in entries.items():
-        if math.isfinite(score(entry)) and last_values(folder / name, f"best/{HELD_OUT}_"):
-            found[name] = PastRun.load(folder / name)
+        place = folder_of(folder, entry.hash, entry.overrides)
+        if math.isfinite(score(entry)) and last_values(place, f"best/{HELD_OUT}_"):
+            found[name] = PastRun.load(place)
     return found
 
 

@@ -14,6 +14,7 @@ from hydra.core.utils import env_override
 from omegaconf import DictConfig
 
 from detr_exp.locks import LockedError, lock
+from detr_exp.runs.swept import hash_in
 from detr_exp.signals import EXIT_STATUS, Interrupt, Interrupted
 from detr_exp.tracker.base import FINISHED, RECORD, RunRecord
 from detr_exp.trainer.run_status import PrunedError, status_of
@@ -76,7 +77,7 @@ class RecordedTask:
         if self.is_to_stop():
             raise JobError("not started: a run before it has failed (sweep_fail_fast=true)")
         folder = Path(HydraConfig.get().runtime.output_dir)
-        job, started = self.jobs[folder.name], time.monotonic()
+        job, started = self.jobs[hash_in(folder.name)], time.monotonic()
         try:
             with (
                 env_override(self.environment | self.environment_of.get(job.hash, {})),

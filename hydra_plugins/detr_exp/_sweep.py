@@ -28,13 +28,14 @@ from detr_exp.config.ranges import refuse_out_of_range
 from detr_exp.config.stored import as_first_version
 from detr_exp.data.splits import HELD_OUT
 from detr_exp.locks import LockedError, is_locked, lock
-from detr_exp.terminal import say
+from detr_exp.runs.swept import folder_of
+from detr_exp.terminal import python, say
 from detr_exp.tracker.base import FINISHED, RECORD
 from detr_exp.tracker.secrets import masked
 from detr_exp.trainer.run_status import status_of
 from detr_exp.values import Values, flat, values_of
 from detr_exp.writing import LOCK, remove_left_overs
-from hydra_plugins.detr_exp._ledger import UNFINISHED, Entry, Job, by_point, first_line
+from hydra_plugins.detr_exp._ledger import UNFINISHED, Entry, Job, by_point, first_line, score
 from hydra_plugins.detr_exp._parent import choice_among, honest_runs, parent_run
 from hydra_plugins.detr_exp._recorded import JOB_LOCK, RecordedTask
 
@@ -140,13 +141,16 @@ class Sweep:
             return False
         return entry.status in FINISHED or not self.retry_failed
 
+    def folder_of(self, job: Job) -> Path:
+        return folder_of(self.folder, job.hash, job.swept)
+
     def launched(self, job: Job) -> list[str]:
         """The overrides that a launcher needs to start a job."""
         self.task.jobs[job.hash] = job
         return [
             *job.overrides,
             "hydra.sweep.dir='{}'".format(str(self.folder).replace("'", r"\'")),
-            f"hydra.sweep.subdir='{job.hash}'",  # a string, even if it looks like a number
+            f"hydra.sweep.subdir='{self.folder_of(job).name}'",  # a string, even if it looks like a number
         ]
 
     def refuse_another_config(self, jobs: Iterable[Job], composed: Callable[[Job], DictConfig]) -> None:
@@ -157,7 +161,7 @@ class Sweep:
         """
         alike: dict[tuple[str, ...], list[str]] = {}  # overrides but for numbers -> lines of a config that is the same
         for job in jobs:
-            stored = self.folder / job.hash / ".hydra" / "config.yaml"
+            stored = self.folder_of(job) / ".hydra" / "config.yaml"
             if not stored.exists():
                 continue
             kind = tuple(word for word in job.swept if number_in(word) is None)
@@ -246,12 +250,12 @@ class Sweep:
         try:
             self.launcher.launch([self.launched(job) for job in batch], initial_job_idx=batch[0].number)
         except Exception as error:
-            begun = [job for job in batch if (self.folder / job.hash / JOB_LOCK).exists()]
+            begun = [job for job in batch if (self.folder_of(job) / JOB_LOCK).exists()]
             if not begun:
                 raise
             for job in begun:
                 # others may still run; each holds its lock
-                with lock(self.folder / job.hash / JOB_LOCK):
+                with lock(self.folder_of(job) / JOB_LOCK):
                     if self.entry_of(job) is None:
                         self.ledger.record(job, started, "killed", reason=f"its process is gone: {first_line(error)}")
 
@@ -273,7 +277,7 @@ class Sweep:
         Raises:
             SweepFailed: any of the other jobs is not finished.
         """
-        from hydra_plugins.detr_exp._table import show  # imports rich, which takes time
+        from hydra_plugins.detr_exp._table import show, winner  # imports rich, which takes time
 
         entries, elsewhere = self.ledger.latest(), elsewhere or {}
         runs = honest_runs(self.folder, {job.hash: entries[job.hash] for job in jobs if job.hash in entries})
@@ -286,10 +290,10 @@ class Sweep:
             say(f"\nthe best was {chosen}")
         points = by_point([entries[job.hash] for job in jobs if job.hash in entries], raced)
         if points and not any((extra or {}).values()):  # of several objectives none is the best in all
-            best = shlex.quote(str(self.folder / points[0][0].hash))
-            say(f"\nbest run of the best setting: {' '.join(points[0][0].overrides)}")
-            say(f"  python -m detr_exp.predict checkpoint={best} source=/path/to/images")
-        say(f"\nall runs on one page:\n  python -m detr_exp.report runs={shlex.quote(str(self.folder))}")
+            best = next(job for job in jobs if job.hash == points[0][0].hash)
+            result = f"{self._metric(entries)} {score(points[0][0]):.4f}"
+            say("", *winner(best, self.folder_of(best), result, self.config.hydra.runtime.config_sources))
+        say(f"\nall runs on one page:\n  {python()} -m detr_exp.report {shlex.quote(f'runs={self.folder}')}")
         own = [job for job in jobs if job.hash not in elsewhere]
         bad = [job for job in own if job.hash not in entries or entries[job.hash].status not in FINISHED]
         if bad:
@@ -302,7 +306,7 @@ class Sweep:
         """What the runs of this folder were judged by."""
         from detr_exp.runs.past import PastRun
 
-        done = (self.folder / name for name, entry in entries.items() if entry.status in FINISHED)
+        done = (folder_of(self.folder, e.hash, e.overrides) for e in entries.values() if e.status in FINISHED)
         for folder in (folder for folder in done if (folder / RECORD).exists()):
             with suppress(ValueError):  # damaged
                 return PastRun.load(folder).monitor

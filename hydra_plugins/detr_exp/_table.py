@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
+from hydra.conf import ConfigSourceInfo
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
 from detr_exp.metric.mean import mean_of
-from detr_exp.terminal import duration, printable
+from detr_exp.terminal import duration, printable, python
 from detr_exp.tracker.secrets import masked
 from hydra_plugins.detr_exp._ledger import Entry, Job, best_first, by_point, score, setting_of
 
 COLOURS = {"ok": "green", "pruned": "cyan", "killed": "yellow", "not run": "yellow", "running": "yellow"}
 WIDTH_OF_FILES = 160
+MOST_VALUES = 8
 
 
 def show(
@@ -37,9 +41,10 @@ def show(
     console = Console(width=None if sys.stdout.isatty() else WIDTH_OF_FILES)
     with console.capture() as printed:
         console.print(ranking(jobs, entries, extra, metric))
-        seeds = over_seeds(jobs, entries, raced)
+        seeds = over_seeds(jobs, entries, metric, raced)
         if seeds is not None:
             console.print(seeds)
+        console.print(f"\nswept: {escape(printable('; '.join(values_of(jobs))))}", highlight=False)
     print("", *(line.rstrip() for line in printed.get().splitlines()), sep="\n", flush=True)
 
 
@@ -48,7 +53,7 @@ def ranking(
 ) -> Table:
     """One line per run: number, overrides, result, or the reason why there is none; best first."""
     keys = list(dict.fromkeys(one.partition("=")[0] for job in jobs for one in job.swept))
-    table = Table(title=f"{len(jobs)} runs, best first", title_justify="left", title_style="bold", box=None)
+    table = Table(title=f"{len(jobs)} runs, best first by {metric}", title_justify="left", title_style="bold", box=None)
     table.add_column("#", justify="right")
     for key in keys:
         table.add_column(key)
@@ -75,14 +80,31 @@ def ranking(
     return table
 
 
-def over_seeds(jobs: Sequence[Job], entries: Mapping[str, Entry], raced: bool = False) -> Table | None:
+def values_of(jobs: Sequence[Job]) -> list[str]:
+    """What was swept: `loss: focal, vfl`; of many values their number and the first and last."""
+    values: dict[str, dict[str, None]] = {}
+    for job in jobs:
+        for key, _, value in (one.partition("=") for one in job.swept):
+            values.setdefault(key, {})[str(masked(value, key))] = None
+    shown = {key: list(found) for key, found in values.items()}
+    return [
+        f"{key}: {', '.join(found)}"
+        if len(found) <= MOST_VALUES
+        else f"{key}: {len(found)} values, {found[0]} to {found[-1]}"
+        for key, found in shown.items()
+    ] or ["nothing"]
+
+
+def over_seeds(jobs: Sequence[Job], entries: Mapping[str, Entry], metric: str, raced: bool = False) -> Table | None:
     """Mean, deviation and 95 % interval of the mean of the runs that differ only in their seed, best mean first; None
     if no seeds were swept."""
     found = [entry for job in jobs if (entry := entries.get(job.hash)) is not None]
     groups = by_point(found, raced)
     if not any(len(group) > 1 for group in groups):
         return None
-    title = "\nmeans over seeds, best first" + (": who stayed in the race, then who left it" if raced else "")
+    title = f"\nmeans of {metric} over seeds, best first" + (
+        ": who stayed in the race, then who left it" if raced else ""
+    )
     table = Table(title=title, title_justify="left", title_style="bold", box=None)
     table.caption_justify = "left"
     if len(groups) > 1:
@@ -100,3 +122,15 @@ def over_seeds(jobs: Sequence[Job], entries: Mapping[str, Entry], raced: bool = 
         setting = escape(printable(setting_of(group[0]))) or "all runs"
         table.add_row(setting, f"{of.value:.4f}", spread, between, str(of.runs))
     return table
+
+
+def winner(best: Job, folder: Path, result: str, sources: Sequence[ConfigSourceInfo]) -> list[str]:
+    """Lines that say which run was the best, where it is, and how it is used and repeated."""
+    custom = [word for one in sources if one.provider == "command-line" for word in ("--config-dir", one.path)]
+    start = f"{python()} -m detr_exp"
+    return [
+        f"best run of the best setting: {' '.join(best.swept)} ({result})",
+        f"  folder  {folder}",
+        f"  use     {start}.predict {shlex.quote(f'checkpoint={folder}')} source=/path/to/images",
+        f"  repeat  {start}.train {shlex.join([*custom, *best.overrides])}",
+    ]

@@ -305,7 +305,7 @@ class OptunaSweeper(Sweeper):
     def _further(self, job: Job) -> dict[str, float]:
         """The objectives besides the monitored metric: the last value of a metric, or a value of the run's record."""
         names = [name for name in self.objectives if name != MONITOR]
-        folder = self.shared.folder / job.hash
+        folder = self.shared.folder_of(job)
         values = {name: last_values(folder, name).get(name) for name in names}
         for name in (name for name in names if values[name] is None):
             try:

@@ -13,6 +13,8 @@ import pytest
 from slurm_cluster import SlurmCluster, wait_for
 from slurm_sweep import APP_WORDS, LAUNCHER, LIMIT, Sweep
 
+from detr_exp.runs.swept import hash_in
+
 
 def test_a_run_that_dies_takes_nothing_with_it(sweep: Callable[..., Sweep]) -> None:
     one = sweep(*APP_WORDS, *LAUNCHER, "seed=100,101,2")
@@ -59,7 +61,7 @@ def through_the_worst(
         slurm.boot(dying)
     assert "ended by SIGUSR1" in (one.folder / "s" / limited / "job.log").read_text()
     assert {slurm.field(ids[name], "Restarts") for name in (*lost, limited)} == {"1"}
-    assert {line["hash"]: line["status"] for line in one.ledger()} == dict.fromkeys(ids, "ok")
+    assert {line["hash"]: line["status"] for line in one.ledger()} == dict.fromkeys(map(hash_in, ids), "ok")
     return lost, cancelled, limited
 
 
@@ -79,7 +81,9 @@ def test_everything_at_once(sweep: Callable[..., Sweep], slurm: SlurmCluster) ->
     )
     again = {name: len(ids) - 1 for name, ids in one.jobs().items()}
     assert again == dict.fromkeys(lost, 0) | {limited: 0, cancelled: 1}, "only a cancelled one is submitted again"
-    assert sorted(line["hash"] for line in one.ledger() if line["status"] == "killed") == sorted((cancelled, limited))
+    assert sorted(line["hash"] for line in one.ledger() if line["status"] == "killed") == sorted(
+        map(hash_in, (cancelled, limited))
+    )
     ranked = [int(line.split()[0]) for line in one.log().split("best first")[1].splitlines()[2:6]]
     assert ranked == [3, 2, 1, 0]
     for name in (cancelled, limited):

@@ -46,7 +46,9 @@ def test_a_failure_is_written_down_and_repeated_only_when_asked_for(sweep: Sweep
     assert first.lines[1]["reason"] == "it called sys.exit('leaving')"
     assert first.lines[3]["metric"] == 0.4
     assert first.lines[3]["overrides"] == ["optim.lr=0.004"]
-    assert {path.name for path in Path("s").iterdir() if path.is_dir()} == {line["hash"] for line in first.lines}
+    assert {path.name for path in Path("s").iterdir() if path.is_dir()} == {
+        f"{line['overrides'][0].removeprefix('optim.')}-{line['hash']}" for line in first.lines
+    }
     ranked = [line.split()[:2] for line in first.out.split("best first")[1].splitlines()[2:6]]
     assert ranked == [["3", "0.004"], ["0", "0.001"], ["1", "0.002"], ["2", "0.003"]]
     assert "3 of 4 runs failed" in first.err

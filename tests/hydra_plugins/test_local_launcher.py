@@ -73,7 +73,7 @@ def test_a_run_that_dies_takes_nothing_with_it(app: list[str], tmp_path: Path) -
     assert reasons == ["KeyError: 'no such thing'", "it called sys.exit('leaving')", "its process was ended by SIGKILL"]
     ranked = [int(line.split()[0]) for line in done.stdout.split("best first")[1].splitlines()[2:8]]
     assert ranked == [5, 4, 3, 0, 1, 2]
-    log = next((tmp_path / "s").glob(f"{lines[0]['hash']}/job.log")).read_text()
+    log = next((tmp_path / "s").glob(f"*-{lines[0]['hash']}/job.log")).read_text()
     assert "KeyError" in log, "what a run prints is in its folder"
 
     again = swept(app, tmp_path, *overrides, "sweep_retry=failed", MENDED="1")

@@ -5,7 +5,7 @@ from itertools import pairwise
 import numpy as np
 from PIL import Image
 
-from detr_exp.ops.draw import colour, draw_objects, sheet
+from detr_exp.ops.draw import CAPTION, colour, draw_objects, sheet
 
 GREY = np.full((100, 200, 3), 128, np.uint8)
 
@@ -53,3 +53,15 @@ def test_sheet_holds_every_image_in_its_proportions():
     images = [Image.new("RGB", size, (255, 0, 0)) for size in ((200, 100), (100, 200), (50, 50))]
     pixels = np.asarray(sheet(images, columns=2, tile=100))
     assert (pixels[..., 0] == 255).sum() == 100 * 50 + 50 * 100 + 100 * 100
+
+
+def test_captions_stand_above_their_images() -> None:
+    images = [Image.new("RGB", (100, 50), (0, 0, 255))] * 3
+    plain = np.asarray(sheet(images, columns=2, tile=100))
+    captioned = np.asarray(sheet(images, ["a.jpg: 3 annotated", "x/" * 200 + "end.jpg", ""], columns=2, tile=100))
+    assert captioned.shape[0] - plain.shape[0] == 2 * CAPTION
+    assert captioned.shape[1] == plain.shape[1]
+    rows = [slice(4, 4 + CAPTION), slice(4 + CAPTION, 54 + CAPTION)]
+    assert captioned[rows[0], 4:104].max() > 200, "words"
+    assert (captioned[rows[1], 4:104] == (0, 0, 255)).all(), "the image is not written on"
+    assert (captioned[rows[0], 104:108] == 24).all(), "a long caption stays above its image"

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 from torch import Tensor
 
+from detr_exp.data.content import Split
 from detr_exp.metric.backend import CocoEvaluation
 from detr_exp.metric.charts import save_charts
 from detr_exp.ops.boxes import cxcywh_to_xyxy
@@ -34,18 +36,30 @@ def save_evaluation_charts(run: Run, found: dict[str, float], step: int) -> None
             run.tracker.image(path, path.stem, step)
 
 
+def names_in(split: Split) -> Callable[[int], str]:
+    """Image id -> the name of its file."""
+    return lambda image_id: split.name(list(split.image_ids).index(image_id))
+
+
+def captions(name: str, objects: int, detections: int, threshold: float) -> list[str]:
+    """Texts above the two drawings of an image: its ground truth, and its predictions."""
+    return [f"{Path(name).name}: {objects} annotated", f"{detections} predicted, scores from {threshold:.2f}"]
+
+
 class PredictionSheet:
     """Collects the first `count` images of an evaluation, then writes one sheet: ground truth left, predictions right.
 
     Args:
         data: the data set; gives class names and the keypoint schema.
+        names: image id -> name of its file.
         count: images on the sheet; 0 writes none.
         threshold: detections with a lower score are not drawn.
     """
 
-    def __init__(self, data: Labels, count: int, threshold: float) -> None:
-        self.data, self.count, self.threshold = data, count, threshold
+    def __init__(self, data: Labels, names: Callable[[int], str], count: int, threshold: float) -> None:
+        self.data, self.names, self.count, self.threshold = data, names, count, threshold
         self.pairs: list[Image.Image] = []
+        self.captions: list[str] = []
 
     def add(self, batch: Batch, detections: list[Detections]) -> None:
         start = 0
@@ -54,8 +68,10 @@ class PredictionSheet:
                 return
             end = start + count
             image = np.asarray(_on_canvas(batch.images[i], batch.image_sizes[i]))
+            found = detections[i].above(self.threshold)
+            self.captions += captions(self.names(batch.image_ids[i]), count, len(found), self.threshold)
             self.pairs.append(self._ground_truth(image, batch, start, end))
-            self.pairs.append(self._prediction(image, batch.image_sizes[i], detections[i].above(self.threshold)))
+            self.pairs.append(self._prediction(image, batch.image_sizes[i], found))
             start = end
 
     def save(self, folder: Path, step: int) -> Path | None:
@@ -64,7 +80,7 @@ class PredictionSheet:
             return None
         folder.mkdir(exist_ok=True)
         path = folder / f"step_{step:07d}.png"
-        drawn = sheet(self.pairs, columns=4)
+        drawn = sheet(self.pairs, self.captions, columns=4)
         write(path, lambda file: drawn.save(file, "PNG"))
         return path
 

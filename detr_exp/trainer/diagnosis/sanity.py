@@ -18,6 +18,7 @@ from detr_exp.ops.boxes import cxcywh_to_xyxy
 from detr_exp.ops.draw import draw_objects, sheet
 from detr_exp.protocols import Labels, PerClass
 from detr_exp.structures import Detections, Target
+from detr_exp.trainer.diagnosis.predictions import names_in
 from detr_exp.trainer.distributed import on_first_rank
 from detr_exp.trainer.settings import Settings
 from detr_exp.trainer.state import Run, State
@@ -43,11 +44,13 @@ def save_sample_sheet(path: Path, data: Labels, loader: Any, count: int) -> Path
     """
     keys = islice((key for batch in loader.batch_sampler for key in batch), count)
     skeletons = [] if data.keypoints is None else data.keypoints.skeletons
-    images = []
+    images, texts = [], []
+    name_of = names_in(loader.dataset.split)
     for key in keys:
         sample = loader.dataset[key]
+        texts.append(Path(name_of(sample.image_id)).name)
         images.append(_draw(sample.image.numpy(), sample.target, data.classes, skeletons))
-    drawn = sheet(images, tile=360)
+    drawn = sheet(images, texts, tile=360)
     write(path, lambda file: drawn.save(file, "PNG"))
     return path
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -97,17 +98,19 @@ def error_sheet(
 ) -> Image.Image:
     """A figure of images: ground truth left, predictions right."""
     label_of = {number: label for label, number in enumerate(data.category_ids)}
-    pairs = []
-    for _, _, index in errors:
+    pairs, texts = [], []
+    for missed, false, index in errors:
         objects, boxes, labels, scores = _shown(data, split, images, index, threshold)
         pixels, _ = data.split(split).load(index)
         expected = [label_of[number] for number in objects.categories.tolist()]
+        name = Path(data.split(split).name(index)).name
+        texts += [f"{name}: {missed} missed", f"{false} false, scores from {threshold:.2f}"]
         for ink in (
             {"boxes_xyxy_px": objects.boxes_xyxy, "labels": expected},
             {"boxes_xyxy_px": boxes, "labels": labels.tolist(), "scores": scores.tolist()},
         ):
             pairs.append(draw_objects(pixels, names=data.classes, **ink))
-    return sheet(pairs, columns=4)
+    return sheet(pairs, texts, columns=4)
 
 
 def _shown(
