@@ -56,7 +56,7 @@ def draw_curves(path: Path, results: Results) -> None:
     curves = results.curves()
     train = [name for name in curves if name.startswith("train/loss_") and not OF_OTHER_LAYERS.search(name)]
     totals = [name for name in ("train/loss", "val/loss") if name in curves]
-    metrics = [name for name in curves if name.startswith("val/") and name.rpartition("_")[2] in MAIN]
+    metrics = [name for name in curves if name[:4] == "val/" and name[4:].rpartition("_")[2] in MAIN]
     figure, axes = _figure(13, 4, 1, 3)
     for title, names, part in zip(("loss", "loss terms", "metrics"), (totals, train[:MOST_CURVES], metrics), axes.flat):
         for name in names:
@@ -67,6 +67,7 @@ def draw_curves(path: Path, results: Results) -> None:
             )
         part.set_title(title)
         part.set_xlabel("epoch")
+        part.xaxis.get_major_locator().set_params(integer=True)
         part.grid(color="0.92")
         if names:
             part.legend(frameon=False, fontsize=8)

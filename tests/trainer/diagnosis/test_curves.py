@@ -23,6 +23,21 @@ def test_curves_of_a_run_without_evaluations(tmp_path: Path) -> None:
     assert Image.open(tmp_path / "curves.png").width > 1000
 
 
+def test_the_metrics_of_every_task_and_kind_of_weights_are_drawn(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn: list[str] = []
+    monkeypatch.setattr("matplotlib.axes.Axes.plot", lambda axes, *values, label, marker: drawn.append(label))
+    results = Results(tmp_path)
+    terms = ("train/loss", "train/loss_bbox", "train/loss_bbox_aux_0", "train/loss_bbox_enc", "train/loss_bbox_dn_1")
+    names = ("val/mAP", "val/segm_mAP50", "val/ema_mAP75", "val/mAP_small", "val/mAR", "val/loss", "train/grad_norm")
+    results.add({"epoch": 1, "step": 1, **dict.fromkeys((*terms, *names), 0.5)})
+    draw_curves(tmp_path / "curves.png", results)
+    assert drawn == [
+        *("train/loss", "val/loss", "train/loss_bbox", "val/mAP", "val/segm_mAP50", "val/ema_mAP75"),
+    ]
+
+
 def test_labels_of_synthetic_data(tmp_path: Path) -> None:
     data = build.data(build.compose(["model=rtdetrv2_tiny", "data=shapes", "data.source.size=64", "data.train=6"]))
     draw_labels(tmp_path / "charts" / "labels.png", data)
