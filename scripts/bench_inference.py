@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from statistics import median
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from bench_profile import ceilings
 from measure import Row, Section, beside, interleaved, is_of_the_newer_gates, run, why_bf16_is_not_judged
 from training_step import FP32, config, rfdetr_network, transformers_network
 
@@ -29,24 +31,34 @@ NETWORKS = (
     ("D-FINE-N, 640 px", ("model=dfine_n",), 640, "transformers", 0.75, ((None, None), (0.35, None))),
     ("RF-DETR Nano, 384 px", ("model=rfdetr", "loss=ia_bce"), 384, "rfdetr", 0.99, ((0.52, 1.00), (0.55, None))),
 )
-FORMS = ("folded", *(["compiled_bf16"] if BF16_IS_THERE else []), "onnx")
+FASTEST = "bf16" if is_of_the_newer_gates() else "compiled_bf16"
+FORMS = ("folded", *([FASTEST] if BF16_IS_THERE else []), "onnx")
 TEXT = """
 One image as a tensor in, logits and boxes out; random weights. "Folded" has its norms folded into convolutions
 (`Detector.folded`, as `predict` uses it) in float32 and channels-last; the peer runs its network as it comes, in
-evaluation mode. "Fastest" is folded, compiled, bf16 and channels-last (`compiled_bf16` of
-`python -m detr_exp.benchmark`), and ONNX Runtime runs the file that `python -m detr_exp.export` makes of the same
-network in float32. On AMD's processors with AVX-512 the products are oneDNN's and gates of their own hold; elsewhere
-those of bf16 are meant for processors that multiply it in tiles (AMX), and processors that do not know it are left out.
+evaluation mode. "Fastest" is folded, bf16 and channels-last, and compiled except on AMD's processors with AVX-512
+(`bf16` and `compiled_bf16` of `python -m detr_exp.benchmark`), and ONNX Runtime runs the file that
+`python -m detr_exp.export` makes of the same network in float32. On AMD's processors with AVX-512 the products are
+oneDNN's and gates of their own hold; elsewhere those of bf16 are meant for processors that multiply it in tiles (AMX),
+and processors that do not know it are left out. "Products alone" is the floor: what products and convolutions of the
+network would take at the highest rate of the type that a product or convolution reached in the same run.
 """
 
 
 def rows_of(
-    name: str, words: tuple[str, ...], side: int, peer: str, gate: float, beside_onnx: tuple[tuple, ...], rounds: int
+    name: str,
+    words: tuple[str, ...],
+    side: int,
+    peer: str,
+    gate: float,
+    beside_onnx: tuple[tuple, ...],
+    rates: Mapping[str, float],
+    rounds: int,
 ) -> list[Row]:
     import torch
 
     from detr_exp import build
-    from detr_exp.benchmark import in_form
+    from detr_exp.benchmark import gigaflops, in_form
 
     torch.manual_seed(0)
     cfg = config(side, *words, *FP32)
@@ -59,12 +71,21 @@ def rows_of(
         }
         calls[peer] = peers_call(peer, config(side, *words), images)
         times = interleaved(calls, rounds, warmup=2)
+        work = gigaflops(forms["folded"].graph.network)
     fastest, folded = beside_onnx[0 if is_of_the_newer_gates() else 1]
     return [
         beside(f"{name}: folded, float32", times, "folded", peer, gate=gate),
-        beside(f"{name}: fastest", times, "compiled_bf16", "onnx", gate=fastest, skipped=SKIPPED),
+        beside(f"{name}: fastest", times, FASTEST, "onnx", gate=fastest, skipped=SKIPPED),
         beside(f"{name}: folded, float32", times, "folded", "onnx", gate=folded),
+        *(floor(f"{name}: products alone, {kind}", work, rate, median(times["onnx"])) for kind, rate in rates.items()),
     ]
+
+
+def floor(part: str, work: float, rate: float, peer: float) -> Row:
+    """What `work` GFLOP take at `rate` FLOP/s, beside seconds of ONNX Runtime."""
+    seconds = work * 1e9 / rate
+    detail = f"{seconds * 1e3:.4g} / {peer * 1e3:.4g} ms; {work:.3g} GFLOP at {rate / 1e9:.0f} GFLOP/s"
+    return Row(part, seconds / peer, "onnx", detail=detail)
 
 
 def peers_call(peer: str, cfg: Any, images: Any) -> Callable[[], object]:
@@ -104,8 +125,9 @@ def accuracy(checkpoint: str) -> list[Row]:
 
 def bench(rounds: int) -> Section:
     rows: list[Row] = []
+    _, rates = ceilings(rounds)
     for network in NETWORKS:
-        rows += rows_of(*network, rounds)
+        rows += rows_of(*network, rates, rounds)
     if CHECKPOINT in os.environ:
         rows += accuracy(os.environ[CHECKPOINT])
     return Section("Inference", rows, TEXT, packages=("torch", "transformers", "rfdetr", "onnxruntime"))

@@ -54,8 +54,8 @@ class Work(TorchDispatchMode):
         return found
 
 
-def ceilings(rounds: int) -> tuple[str, float]:
-    """A table of GFLOP/s, one thread, and the highest rate of fp32 in FLOP/s."""
+def ceilings(rounds: int) -> tuple[str, dict[str, float]]:
+    """A table of GFLOP/s, one thread, and the highest rate of each type in FLOP/s."""
     calls: dict[str, Callable[[], object]] = {}
     work: dict[str, float] = {}
     for name, dtype in DTYPES.items():
@@ -84,7 +84,8 @@ def ceilings(rounds: int) -> tuple[str, float]:
             label = f"{kernel}{channels}{side}{layout}"
             name = f"convolution {kernel}x{kernel}, {channels} channels, {side} x {side}, {layout}"
             rows.append([name, *(rate[f"{label} {dtype}"] for dtype in DTYPES)])
-    return table(["GFLOP/s", *DTYPES], rows), max(work[name] / seconds[name] for name in calls if name.endswith("fp32"))
+    highest = {kind: max(work[name] / seconds[name] for name in calls if name.endswith(kind)) for kind in DTYPES}
+    return table(["GFLOP/s", *DTYPES], rows), highest
 
 
 def shares(step: Step) -> list[tuple[str, float]]:
@@ -98,7 +99,7 @@ def shares(step: Step) -> list[tuple[str, float]]:
 
 
 def bench(rounds: int) -> Section:
-    ceiling, rate = ceilings(rounds)
+    ceiling, rates = ceilings(rounds)
     rows, columns = [], []
     gate = 1.9 if is_of_the_newer_gates() else None
     for name, side, words in STEPS:
@@ -109,7 +110,13 @@ def bench(rounds: int) -> Section:
         work = counted.total
         detail = f"{work / 1e9:.0f} GFLOP in {seconds * 1e3:.0f} ms"
         rows.append(
-            Row(f"{name}, float32", seconds * rate / work, "its products at full rate", gate=gate, detail=detail)
+            Row(
+                f"{name}, float32",
+                seconds * rates["fp32"] / work,
+                "its products at full rate",
+                gate=gate,
+                detail=detail,
+            )
         )
         columns.append([f"{operator} {share:.1%}" for operator, share in shares(step)])
     profiles = table([name for name, *_ in STEPS], list(zip(*columns)))
