@@ -21,23 +21,26 @@ Detect objects. Writes COCO-style JSON with scores, and each image with boxes, m
   cat photo.jpg | python -m detr_exp.predict checkpoint=RUN_FOLDER source=-
 
   checkpoint         a file, a run folder (its best checkpoint) or a run id
-  source             an image, a folder, a glob pattern, a video (pip install 'detr_exp[video]'), or - for stdin
-  every              of a video, use every n-th frame
+  source             an image, a folder, a glob pattern, a video (pip install 'detr_exp[video]'), - for stdin,
+                     https://... of an image or a video (kept in the cache), a camera (0), or rtsp://...
+  every              of a video, a camera or a stream, use every n-th frame
   threshold          lowest score; null: the threshold with the best F1 in the checkpoint's evaluation
   batch_size         images at a time
   output             coco: detections.json | yolo: labels/*.txt, without scores | csv: detections.csv
   draw               true: save each image with its detections drawn, in drawings/
+  show               true: show each drawing in a window, by Tk; q closes it, which ends the command
   trainer/hardware   auto, cpu, cuda, mps; null: the checkpoint's
   allow_targets      custom packages that the checkpoint's config may name
 
 No file is overwritten: if a name exists, a number is appended. Subfolders of the source are preserved. Images whose
 names differ only in the suffix keep it (a.jpg.txt, a.png.txt). Images and parts of videos that cannot be read are
 skipped and listed at the end; the exit status is then 1, or 2 if no image could be read. If an error or a signal ends
-the command, the detections so far are on disk.
+the command, the detections so far are on disk: Ctrl-C ends a camera.
 """
 
 if TYPE_CHECKING:
     import numpy as np
+    from PIL import Image
 
     from detr_exp.inference.detector import Detector
     from detr_exp.structures import Detections
@@ -64,13 +67,16 @@ def predict_in(folder: Path, cfg: DictConfig) -> Path:
     """
     from detr_exp.inference.images import UnreadableError, open_source, readable
     from detr_exp.inference.on_data import open_detector
+    from detr_exp.inference.window import Window
     from detr_exp.inference.writers import OUTPUTS, claimed
     from detr_exp.signals import Interrupt, Interrupted
     from detr_exp.trainer.console import Console
 
     if cfg.output not in OUTPUTS:
         raise ValueError(f"output is {cfg.output!r}; use one of {', '.join(OUTPUTS)}")
+    window = Window("detr_exp") if cfg.show else None
     items, count = open_source(str(cfg.source), cfg.every)
+    at_once = cfg.batch_size if count else 1  # what is live is shown at once
     detector = open_detector(cfg).folded()
     output = OUTPUTS[cfg.output](folder, detector)
     drawings = claimed(folder / "drawings", Path.mkdir) if cfg.draw else None
@@ -79,19 +85,28 @@ def predict_in(folder: Path, cfg: DictConfig) -> Path:
     skipped: list[str] = []
     try:
         with console.progress("predicting", count) as meter, Interrupt() as interrupt:
-            while interrupt.number is None and (chunk := list(islice(items, cfg.batch_size))):
+            while interrupt.number is None and (chunk := list(islice(items, at_once))):
                 opened = list(readable(chunk, skipped))
                 predictions = detector.predict([image for _, image in opened], cfg.threshold)
                 for (item, image), detections in zip(opened, predictions):
                     output.add(item.name, item.stem, image.shape[:2], detections)
                     objects += len(detections)
-                for (item, image), detections in zip(opened, predictions):
-                    if drawings is not None:
-                        draw(drawings / f"{item.stem}.jpg", image, detections, detector)
                 images += len(opened)
                 meter(advance=len(chunk))
+                for (item, image), detections in zip(opened, predictions):
+                    if drawings is None and window is None:
+                        continue
+                    drawing = drawn(image, detections, detector)
+                    if drawings is not None:
+                        save(drawings / f"{item.stem}.jpg", drawing)
+                    if window is not None and interrupt.number is None:
+                        window.show(drawing, item.name, None if item.moves else interrupt)
+                if window is not None and not window.is_open:
+                    break
     finally:
         path = output.close()
+        if window is not None:
+            window.close()
     if interrupt.number is not None:
         raise Interrupted(interrupt.number)
     if not images:
@@ -108,12 +123,11 @@ def predict_in(folder: Path, cfg: DictConfig) -> Path:
     return path
 
 
-def draw(path: Path, image: np.ndarray, detections: Detections, detector: Detector) -> None:
-    """Save the image with its detections drawn on it."""
+def drawn(image: np.ndarray, detections: Detections, detector: Detector) -> Image.Image:
+    """The image with its detections drawn on it."""
     from detr_exp.ops.draw import draw_objects
 
-    path.parent.mkdir(parents=True, exist_ok=True)
-    drawing = draw_objects(
+    return draw_objects(
         image,
         boxes_xyxy_px=detections.boxes.numpy(),
         labels=detections.labels.tolist(),
@@ -123,6 +137,10 @@ def draw(path: Path, image: np.ndarray, detections: Detections, detector: Detect
         keypoints_px=None if detections.keypoints is None else detections.keypoints.numpy(),
         skeletons=[] if detector.keypoints is None else detector.keypoints.skeletons,
     )
+
+
+def save(path: Path, drawing: Image.Image) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
     write(path, lambda file: drawing.save(file, "JPEG", quality=92))
 
 

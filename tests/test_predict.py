@@ -177,3 +177,65 @@ def test_sources_without_images(
     Path("empty").mkdir()
     assert command(predict.main, f"checkpoint={trained}", f"source={source}") == 2
     assert message in capfd.readouterr().err
+
+
+def test_a_camera(
+    command: Command, trained: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    frames = iter(np.full((3, 40, 60, 3), 90, np.uint8))
+
+    class Capture:
+        isOpened = staticmethod(lambda: True)
+        release = staticmethod(lambda: None)
+        frame = None
+
+        def __init__(self, number: int) -> None:
+            assert number == 0
+
+        def grab(self) -> bool:
+            self.frame = next(frames, None)
+            return self.frame is not None
+
+        def retrieve(self) -> tuple[bool, np.ndarray | None]:
+            return True, self.frame
+
+    monkeypatch.setattr("cv2.VideoCapture", Capture)
+    assert command(predict.main, f"checkpoint={trained}", "source=0", "threshold=0.0") == 0
+    folder, result = output()
+    assert [image["file_name"] for image in result["images"]] == ["0#0", "0#1", "0#2"]
+    assert len(list(folder.glob("drawings/camera0_*.jpg"))) == 3
+
+
+def test_a_window_without_a_display_is_refused_before_anything_is_done(
+    command: Command, photos: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delenv("DISPLAY", raising=False)
+    monkeypatch.delenv("WAYLAND_DISPLAY", raising=False)
+    assert command(predict.main, "checkpoint=absent.pth", f"source={photos}", "show=true") == 2
+    assert "show=true needs a display" in capfd.readouterr().err
+    assert not list(Path("outputs").rglob("*.json"))
+
+
+def test_closing_the_window_ends_the_command(
+    command: Command, trained: Path, photos: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    shown: list[str] = []
+
+    class Window:
+        is_open = True
+
+        def __init__(self, title: str) -> None: ...
+
+        def show(self, image: Image.Image, name: str, interrupt: object) -> None:
+            assert interrupt is not None, "a still image waits"
+            shown.append(Path(name).name)
+            self.is_open = False
+
+        def close(self) -> None:
+            shown.append("closed")
+
+    monkeypatch.setattr("detr_exp.inference.window.Window", Window)
+    words = (f"checkpoint={trained}", f"source={photos}", "show=true", "draw=false", "batch_size=1")
+    assert command(predict.main, *words) == 0
+    assert shown == ["a.jpg", "closed"]
+    assert len(output()[1]["images"]) == 1, "what has been seen is kept"

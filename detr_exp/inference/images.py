@@ -22,6 +22,10 @@ from detr_exp.data.files import files_below, is_image
 from detr_exp.data.image import SUFFIXES
 from detr_exp.data.whole import is_cut_short
 from detr_exp.inference.detector import as_image
+from detr_exp.inference.live import frames, is_live, stem_of
+from detr_exp.published.download import DownloadError
+from detr_exp.published.fetch import fetch_file
+from detr_exp.tracker.secrets import masked
 
 if TYPE_CHECKING:
     from av import VideoFrame
@@ -31,6 +35,16 @@ if TYPE_CHECKING:
 log = logging.getLogger("detr_exp.predict")
 
 VIDEOS = {".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm"}
+VIDEO_HEADS = (
+    b"RIFF",
+    b"\x1aE\xdf\xa3",
+    b"\x00\x00\x01\xba",
+    b"\x00\x00\x01\xb3",
+    b"FLV",
+    b"OggS",
+)  # AVI, Matroska, MPEG
+ADDRESSES = ("http://", "https://")
+LARGEST_DOWNLOAD = 1 << 30  # bytes
 _RESULTS = (".jpg", ".txt")  # suffixes of the results of an image
 _LONGEST, _SHORT = (
     255,
@@ -50,19 +64,22 @@ class Item:
         name: its name in results: its path; for a video the path and the number of the frame.
         stem: path of its result files, relative to their folder and without suffix; unique.
         read: returns it upright, `[H, W, 3]` uint8 RGB; raises ValueError if it cannot be read.
+        moves: whether it is a frame, followed by others.
     """
 
     name: str
     stem: str
     read: Callable[[], np.ndarray]
+    moves: bool = False
 
 
 def open_source(source: str, every: int = 1) -> tuple[Iterator[Item], int]:
-    """The images of `source`, and their approximate number.
+    """The images of `source`, and their approximate number; 0 for what has no known end.
 
     Args:
-        source: an image, a video, a folder with images in it and below, a pattern with `*` or `?`, or `-`.
-        every: n reads every n-th frame of a video.
+        source: an image, a video, a folder with images in it and below, a pattern with `*` or `?`, `-`, an address
+            (`https://...`) of an image or a video, the number of a camera (`0`), or a stream (`rtsp://...`).
+        every: n reads every n-th frame of a video, a camera or a stream.
 
     Raises:
         ValueError: there are none.
@@ -73,12 +90,45 @@ def open_source(source: str, every: int = 1) -> tuple[Iterator[Item], int]:
         raise ValueError("source is empty; give an image, a folder, a pattern, a video or -: source=photo.jpg")
     if source == "-":
         return iter([Item("-", "stdin", _from_stdin)]), 1
+    if source.startswith(ADDRESSES):
+        return _from_address(source, every)
     path = Path(source).expanduser()
+    if is_live(source) and not path.exists():
+        stem, shown = stem_of(source), str(masked(source))
+        read = frames(source, every)
+        return (Item(f"{shown}#{number}", f"{stem}_{number:06d}", one, moves=True) for number, one in read), 0
     if path.suffix.lower() in VIDEOS and path.is_file():
         return _frames(path, every)
     paths = find_images(path)
     items = [Item(str(one), stem, partial(as_image, one)) for one, stem in zip(paths, result_stems(paths))]
     return iter(items), len(paths)
+
+
+def _from_address(url: str, every: int) -> tuple[Iterator[Item], int]:
+    """What a server sends, which is kept in the cache: one image, or a video."""
+    path = fetch_file(url, _refuse_other_kinds, LARGEST_DOWNLOAD)
+    if not _is_image(path):
+        return _frames(path, every)
+    return iter([Item(str(masked(url)), path.name.partition("-")[2] or "download", partial(as_image, path))]), 1
+
+
+def _is_image(path: Path) -> bool:
+    try:
+        with Image.open(path):
+            return True
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+        return False
+
+
+def _refuse_other_kinds(path: Path) -> None:
+    """
+    Raises:
+        DownloadError: it is neither an image nor a video.
+    """
+    with path.open("rb") as file:
+        head = file.read(16)
+    if not (_is_image(path) or head[4:8] == b"ftyp" or head.startswith(VIDEO_HEADS)):
+        raise DownloadError(f"it is neither an image nor a video (it begins with {head[:12]!r})")
 
 
 def items_of(source: object, every: int = 1) -> tuple[Iterator[Item], bool]:
@@ -183,8 +233,8 @@ def find_images(source: str | Path) -> list[Path]:
     if not images:
         what = "matches" if is_pattern else "holds" if path.is_dir() else "does not exist, so it holds"
         raise ValueError(
-            f"source={source} {what} no image; give an image, a video, -, or a folder or pattern of "
-            f"{', '.join(sorted(SUFFIXES))} files"
+            f"source={source} {what} no image; give an image, a video, -, an address (https://...), a camera (0), or a "
+            f"folder or pattern of {', '.join(sorted(SUFFIXES))} files"
         )
     return images
 
@@ -217,7 +267,7 @@ def _frames(path: Path, every: int) -> tuple[Iterator[Item], int]:
                     damaged += 1
                     continue
                 if number % every == 0:
-                    yield Item(f"{path}#{number}", f"{path.stem}_{number:06d}", partial(_upright, frame))
+                    yield Item(f"{path}#{number}", f"{path.stem}_{number:06d}", partial(_upright, frame), moves=True)
                 number += 1
         with path.open("rb") as file:
             problem = (

@@ -42,6 +42,10 @@ class UnreachableError(DownloadError):
     """There is no network, or the host is not there."""
 
 
+class RefusedError(DownloadError):
+    """What a server sends is not the file meant; nothing of it is kept."""
+
+
 class _Cut(Exception):
     """A transfer ended before the file was whole, and may go on."""
 
@@ -66,13 +70,22 @@ class _Redirects(urllib.request.HTTPRedirectHandler):
         return super().redirect_request(req, fp, code, msg, headers, newurl)
 
 
-def download(url: str, target: Path, expected: Callable[[dict[str, str], int], None]) -> dict[str, str]:
+def download(
+    url: str,
+    target: Path,
+    expected: Callable[[dict[str, str], int], None],
+    *,
+    check: Callable[[Path], None] | None = None,
+    limit: int = LIMIT,
+) -> dict[str, str]:
     """Fetch `url` to `target`, which is not there yet; nobody else may do so at the same time.
 
     Args:
         url: of http or https.
         target: in a folder that is there.
         expected: (digests, size) -> nothing, or a `DownloadError` where the file is not the one meant.
+        check: raises a `DownloadError` for a file that is not whole or of another kind; None: `refuse_broken`.
+        limit: most bytes.
 
     Returns:
         MD5 and SHA-256 of the file.
@@ -83,9 +96,13 @@ def download(url: str, target: Path, expected: Callable[[dict[str, str], int], N
     part = target.with_name(f"{target.name}.part")
     while True:
         was_begun = part.exists()
-        _transfer(url, part)
         try:
-            refuse_broken(part)
+            _transfer(url, part, limit)
+        except RefusedError:
+            _drop(part)
+            raise
+        try:
+            (check or refuse_broken)(part)
             found = digests(part)
             expected(found, part.stat().st_size)
         except DownloadError:
@@ -130,13 +147,13 @@ def refuse_unreachable(url: str) -> None:
         raise UnreachableError(f"{host}:{port} takes no connection ({error})") from None
 
 
-def _transfer(url: str, part: Path) -> None:
+def _transfer(url: str, part: Path, limit: int) -> None:
     """Fill `part` until it is whole, however often that is cut."""
     failed = 0
     while True:
         before = part.stat().st_size if part.exists() else 0
         try:
-            _go_on(url, part)
+            _go_on(url, part, limit)
             return
         except _Cut as cut:
             now = part.stat().st_size if part.exists() else 0
@@ -148,7 +165,7 @@ def _transfer(url: str, part: Path) -> None:
             time.sleep(PAUSE * 2 ** max(0, failed - 1))
 
 
-def _go_on(url: str, part: Path) -> None:
+def _go_on(url: str, part: Path, limit: int) -> None:
     """One request for what `part` lacks.
 
     Raises:
@@ -166,7 +183,7 @@ def _go_on(url: str, part: Path) -> None:
             request.add_header("If-Range", note.etag)
     try:
         with urllib.request.build_opener(_Redirects).open(request, timeout=SILENCE) as answer:
-            _receive(answer, url, part, have, note)
+            _receive(answer, url, part, have, note, limit)
     except urllib.error.HTTPError as error:
         if error.code == 416:
             _drop(part)
@@ -184,7 +201,7 @@ def _go_on(url: str, part: Path) -> None:
         raise _Cut(f"the connection broke ({reason or type(error).__name__})") from None
 
 
-def _receive(answer: HTTPResponse, url: str, part: Path, have: int, note: _Note) -> None:
+def _receive(answer: HTTPResponse, url: str, part: Path, have: int, note: _Note, limit: int) -> None:
     """Append what a server sends, or begin anew where it sends the whole."""
     length = answer.headers.get("Content-Length")
     size = int(length) if length and length.isdigit() else None
@@ -196,7 +213,7 @@ def _receive(answer: HTTPResponse, url: str, part: Path, have: int, note: _Note)
             raise _Cut("the server sent another part than was asked for")
     else:
         have = 0
-    _refuse_too_large(size, have, part)
+    _refuse_too_large(size, have, part, limit)
     etag = answer.headers.get("ETag")
     with _own_disk(part):
         if not have:
@@ -209,9 +226,9 @@ def _receive(answer: HTTPResponse, url: str, part: Path, have: int, note: _Note)
         while block := answer.read1(BLOCK):  # what is there, so that a cut loses none of it
             received += len(block)
             if received == len(block) and block.lstrip()[:1] == b"<":
-                raise DownloadError("the server sent a page of the web in place of the file")
-            if received > LIMIT:
-                raise DownloadError(f"it is larger than {LIMIT >> 30} GiB, the most that is fetched")
+                raise RefusedError("the server sent a page of the web in place of the file")
+            if received > limit:
+                raise RefusedError(f"it is larger than {limit / 2**30:g} GiB, the most that is fetched")
             with _own_disk(part):
                 file.write(block)
             advance(len(block))
@@ -222,11 +239,11 @@ def _receive(answer: HTTPResponse, url: str, part: Path, have: int, note: _Note)
         raise _Cut(f"the connection ended after {received} of {size} bytes")
 
 
-def _refuse_too_large(size: int | None, have: int, part: Path) -> None:
+def _refuse_too_large(size: int | None, have: int, part: Path, limit: int) -> None:
     if size is None:
         return
-    if size > LIMIT:
-        raise DownloadError(f"it has {size} bytes, and at most {LIMIT >> 30} GiB are fetched")
+    if size > limit:
+        raise DownloadError(f"it has {size} bytes, and at most {limit / 2**30:g} GiB are fetched")
     if size - have > (free := shutil.disk_usage(part.parent).free):
         raise DownloadError(f"it needs {size - have} bytes, and {part.parent} has {free} left; free space")
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import os
-from collections.abc import Iterator
+import re
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import NamedTuple
+from urllib.parse import unquote, urlsplit
 
 from detr_exp.locks import LockedError, lock
 from detr_exp.published.download import DownloadError, UnreachableError, download, refuse_broken, refuse_unreachable
@@ -66,6 +69,35 @@ def fetch(word: str, kind: str | None = None) -> Found | None:
     with _naming_the_key(kind):
         path, sha256 = local(sources) or _from_network(word, sources)
     return Found(word, path, sha256, title, network)
+
+
+def fetch_file(url: str, check: Callable[[Path], None], limit: int) -> Path:
+    """A file other than weights: from the cache, or downloaded into it.
+
+    Args:
+        url: of http or https.
+        check: raises a `DownloadError` for a file of another kind.
+        limit: most bytes.
+
+    Raises:
+        ValueError: it cannot be had; nothing of it is kept.
+    """
+    readable = re.sub(r"[^A-Za-z0-9._-]+", "_", unquote(urlsplit(url).path.rpartition("/")[2]))[-80:].lstrip(".")
+    place = cache_folder().with_name("sources") / f"{hashlib.sha256(url.encode()).hexdigest()[:12]}-{readable}"
+    otherwise = "or give a file on this machine"
+    if place.is_file():
+        logger.warning("%s was downloaded before; to do it again, remove %s", url, place)
+        return place
+    if is_kept_offline():
+        raise ValueError(f"{url} is not on this machine, and {OFFLINE} is set; unset it, {otherwise}")
+    try:
+        refuse_unreachable(url)
+        with alone(place):
+            if not place.is_file():
+                download(url, place, lambda digests, size: None, check=check, limit=limit)
+    except DownloadError as error:
+        raise ValueError(f"{url} cannot be had: {error}; give another address, {otherwise}") from None
+    return place
 
 
 def refuse_out_of_reach(word: str, kind: str) -> None:
@@ -199,7 +231,7 @@ def _downloaded(source: Source) -> tuple[Path, str]:
     """Into our cache; one process at a time, the others find it there."""
     place = own_place(source)
     place = place.parent / place.name if not place.is_symlink() else place.resolve()  # a link of the user stays
-    with _alone(place):
+    with alone(place):
         if place.is_file():  # another process was sooner
             problem, sha256 = checked(source, place)
             if problem:
@@ -214,7 +246,7 @@ def _downloaded(source: Source) -> tuple[Path, str]:
 
 
 @contextmanager
-def _alone(place: Path) -> Iterator[None]:
+def alone(place: Path) -> Iterator[None]:
     path = place.with_name(f".{place.name}.lock")
     with ExitStack() as held:
         try:

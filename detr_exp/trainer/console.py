@@ -164,11 +164,13 @@ class _LineMeter:
 
     def show_status(self, status: Status | None) -> None:
         shown = [_left(self.started, self.done, self.total)] if status is None else status()
-        self.show(in_lines(f"{self.title}  {self.done}/{self.total}", shown))
+        self.show(in_lines(f"{self.title}  {self.done}/{self.total or '?'}", shown))
 
 
 def _left(started: float, done: int, total: int) -> str:
-    """How long the rest takes at the pace so far."""
+    """How long the rest takes at the pace so far; without a known end the pace."""
+    if not total:
+        return f"{done / max(1e-9, time.monotonic() - started):.1f} a second"
     return f"{duration((time.monotonic() - started) / max(1, done) * (total - done))} left"
 
 
@@ -200,7 +202,7 @@ def _rich_bar(title: str, total: int) -> Iterator[Meter]:
     started = shown_at = time.monotonic()
     # a log that standard error is sent to keeps its lines
     with Progress(*columns, console=console, transient=True, redirect_stderr=is_terminal(sys.stderr)) as progress:
-        task = progress.add_task(title, total=total, status="")
+        task = progress.add_task(title, total=total or None, status="")
 
         def meter(status: Status | None = None, advance: int = 1) -> None:
             nonlocal shown_at
@@ -223,7 +225,7 @@ def _tqdm_bar(title: str, total: int) -> Iterator[Meter]:
             "trainer.progress_bar is tqdm, which is not installed; pip install tqdm or set trainer.progress_bar=rich"
         ) from None
     shown_at = time.monotonic()
-    with tqdm(total=total, desc=title, leave=False, dynamic_ncols=True) as bar:
+    with tqdm(total=total or None, desc=title, leave=False, dynamic_ncols=True) as bar:
 
         def meter(status: Status | None = None, advance: int = 1) -> None:
             nonlocal shown_at
