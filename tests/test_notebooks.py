@@ -75,6 +75,6 @@ def test_it_runs(
     assert "AP50" in html if name == "finetune" else "<iframe" in html
     texts = "".join(output.get("text", "") for output in shown)
     if name == "finetune":
-        assert "optim.lr" in texts, "the mistake suggests the key"
+        assert "did you mean trainer.epochs" in texts, "the mistake suggests the key"
         lines = [output for output in shown if "epoch 1/1" in output.get("data", {}).get("text/plain", "")]
         assert len(lines) <= 1, "one line that changes"

@@ -125,7 +125,7 @@ class CocoMetric:
             As in the official tool, -1 where the ground truth has no such object. `nonfinite` counts the predictions
             that were dropped because they are not finite.
         """
-        values = {"nonfinite": float(sum(found.nonfinite for found in self.images.values()))}
+        values: dict[str, float] = {}
         for iou_type in self.iou_types:
             curves = self.curves[iou_type] = self._curves(iou_type)
             summary = _keypoint_summary(curves) if iou_type == "keypoints" else self._summary(curves)
@@ -134,7 +134,7 @@ class CocoMetric:
             summary["F1_threshold"] = point.threshold
             summary |= {f"AP/{name}": row["AP"] for name, row in zip(self.metric_names(), self.table(iou_type))}
             values |= {PREFIX[iou_type] + name: value for name, value in summary.items()}
-        return values
+        return values | {"nonfinite": float(sum(found.nonfinite for found in self.images.values()))}
 
     def table(self, iou_type: str = "bbox") -> list[Values]:
         """One row per label: class, objects, AP, AP50, AR, and F1, precision, recall at the best `threshold`.

@@ -307,7 +307,7 @@ class Trainer:
         means = (state.log_sums / state.log_count).tolist()
         state.log_sums, state.log_count = None, 0
         values = {f"train/{name}": value for name, value in zip(state.term_names, means)}
-        values["train/loss"] = values.pop("train/total")
+        values = {"train/loss": values.pop("train/total"), **values}  # compare pages begin with the first metric
         values["train/epoch"] = state.position / state.steps_per_epoch
         rates = [group["lr"] for group in state.optimizer.param_groups]
         values |= {"train/lr": max(rates), "train/lr_min": min(rates)}

@@ -107,20 +107,13 @@ def described(folder: Path) -> dict[str, str]:
 
 
 def note_of(ranges: Mapping[str, str], best: Entry, values: Mapping[str, float], child: Mapping[str, str]) -> str:
-    """What the page of a sweep's run says first, in Markdown."""
-    won = dict(word.lstrip("+").partition("=")[::2] for word in best.overrides)
-    rows = [
-        "| " + " | ".join(f"`{cell}`" if cell else "" for cell in (key, text, won.get(key, ""))) + " |"
-        for key, text in ((key, text.replace("|", "\\|")) for key, text in ranges.items())
-    ]
+    """What the page of a sweep's run says first, in Markdown; two lines, because it folds longer ones."""
     link = f"[its run](#/experiments/{{experiment}}/runs/{child['best.mlflow_run']})"
     seeds = f", mean of {values['best/seeds']:.0f} seeds" if "best/seeds" in values else ""
-    return "\n".join(
-        [
-            f"**Best: {values['best/monitor']:.4f}**{seeds}, {link}",
-            *("", "| swept | values | best |", "|---|---|---|", *rows),
-            *("", "```", f"python -m detr_exp.train {child['best.words']}", "```"),
-        ]
+    swept = "; ".join(f"`{key}` {text}" for key, text in ranges.items())
+    return (
+        f"**Best: {values['best/monitor']:.4f}**{seeds}, {link}: `{' '.join(best.overrides)}`\n\nSwept: {swept}\n\n"
+        f"```\npython -m detr_exp.train {child['best.words']}\n```"
     )
 
 

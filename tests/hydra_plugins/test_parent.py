@@ -43,5 +43,6 @@ def test_the_best_run_by_its_words_its_value_and_a_link(tmp_path: Path) -> None:
     assert note.startswith(
         f"**Best: 0.5000**, mean of 3 seeds, [its run](#/experiments/{{experiment}}/runs/{'b' * 32})"
     )
-    assert "| `optim.lr` | `1e-3,1e-4` | `1e-3` |" in note
+    assert "): `loss=focal +optim.lr=1e-3 seed=1`\n" in note
+    assert "Swept: `loss` focal,vfl; `optim.lr` 1e-3,1e-4\n" in note
     assert f"python -m detr_exp.train {child['best.words']}" in note
