@@ -30,9 +30,11 @@ def test_forms_side_by_side(command: Callable[..., int], trained: Path, capsys: 
     assert "with all steps" in capsys.readouterr().out
 
 
-def test_overrides_instead_of_a_checkpoint(tmp_path: Path) -> None:
+@pytest.mark.parametrize("model", ["rtdetrv2_tiny", "dfine_tiny"])
+def test_overrides_instead_of_a_checkpoint(model: str, tmp_path: Path) -> None:
     overrides = [
-        *TINY,
+        f"model={model}",
+        *TINY[1:],
         "data.num_classes=3",
         "benchmark.forms=[bf16]",
         "benchmark.rounds=1",

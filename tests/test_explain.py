@@ -39,6 +39,14 @@ def test_a_section_names_the_file_of_every_value() -> None:
     assert ["model.backbone.freeze_at", "0", "command", "line:", "model.backbone.freeze_at=0"] in printed
 
 
+@pytest.mark.parametrize("recipe", ["dfine_s_coco", "deim_dfine_s_coco"])
+def test_a_loss_with_a_sub_group_names_its_files(recipe: str) -> None:
+    printed = rows(say([f"experiment={recipe}", "key=loss", "loss.weight_fgl=0.2"]))
+    assert ["loss.weight_fgl", "0.2", "command", "line:", "loss.weight_fgl=0.2"] in printed
+    assert ["loss.weight_ddf", "1.5", "conf/loss/terms/dfine.yaml"] in printed
+    assert ["loss.weight_bbox", "5.0", "conf/loss/terms/detr.yaml"] in printed
+
+
 def test_the_differences_from_a_recipe() -> None:
     printed = say([RECIPE, "data.root=/x", "loss=focal", "trainer.epochs=3"])
     assert f"from its recipe, {RECIPE}" in printed

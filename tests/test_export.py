@@ -191,6 +191,19 @@ def test_detections_from_the_graph_are_those_of_the_network(name: str) -> None:
             assert (one.masks == other.masks).float().mean() > 0.999
 
 
+@pytest.mark.parametrize("name", NETWORKS)
+def test_half_precision_changes_little(name: str) -> None:
+    """All weights and constants in float16; what needs more digits, such as boxes, is computed with them."""
+    graph = Graph(network(name), preprocess=False, postprocess=True).eval()
+    given = noise_images((40, 60), (96, 80))
+    program = Program(graph, engines.in_torch(graph))
+    expected = program.outputs(given)
+    graph.half()
+    apart = differences(expected, program.outputs(given), np.array([image.shape[:2] for image in given]))
+    assert np.median(apart["scores"]) < 1e-3
+    assert np.median(apart["boxes"]) < 1e-3
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("form", "name"),

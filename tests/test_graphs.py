@@ -104,16 +104,16 @@ def test_losses_after_matching_are_one_graph_for_all_batches(model: str, monkeyp
 @pytest.mark.slow
 @pytest.mark.parametrize("loss", LOSSES)
 def test_every_loss_is_one_graph(loss: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    if not fits("rtdetrv2_tiny", loss):
-        pytest.skip(f"loss={loss} is for other networks")
+    model = next(one for one in ("rtdetrv2_tiny", *TINY) if fits(one, loss))
     monkeypatch.setattr("detr_exp.matcher.hungarian.HungarianMatcher.compile", lambda self: None)
-    assert_one_graph("model=rtdetrv2_tiny", f"loss={loss}")
+    assert_one_graph(f"model={model}", f"loss={loss}")
 
 
 @pytest.mark.slow
-def test_gradients_pass_compiled_losses(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("model", "loss"), [("rtdetrv2_tiny", "vfl"), ("dfine_tiny", "dfine")])
+def test_gradients_pass_compiled_losses(model: str, loss: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("detr_exp.matcher.hungarian.HungarianMatcher.compile", lambda self: None)
-    network, plain = parts_of("model=rtdetrv2_tiny")
+    network, plain = parts_of(f"model={model}", f"loss={loss}")
     criterion = deepcopy(plain)
     criterion.compile(backend=Graphs())
     images, targets = batch_of(network, COUNTS[0])

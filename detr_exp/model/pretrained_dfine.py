@@ -194,13 +194,13 @@ def official_name(decoder: DFineDecoder) -> str:
     Raises:
         ValueError: the official code has one activation for layers and perceptrons.
     """
-    layers, perceptrons = decoder.activations
-    if layers != perceptrons or layers not in ("relu", "silu"):
+    names = {("relu", "relu"): "dfine.pth", ("silu", "silu"): "deim_dfine.pth"}
+    if decoder.activations not in names:
         raise ValueError(
-            f"the decoder has {layers} in its layers and {perceptrons} in its perceptrons, and official files are of "
-            "networks with relu (D-FINE) or silu (DEIM) in both; use format=safetensors"
+            f"the decoder has {' in its layers and '.join(decoder.activations)} in its perceptrons, and official files "
+            "are of networks with relu (D-FINE) or silu (DEIM) in both; use format=safetensors"
         )
-    return "dfine.pth" if layers == "relu" else "deim_dfine.pth"
+    return names[decoder.activations]
 
 
 def _own(state: State) -> State:

@@ -51,6 +51,18 @@ def small():
     return make
 
 
+@pytest.fixture(params=["rtdetrv2_tiny", pytest.param("dfine_tiny", marks=pytest.mark.slow)])
+def family(request):
+    """Overrides of a small network of a family with the loss of its recipes."""
+    return family_words(request.param)
+
+
+def family_words(model: str) -> tuple[str, ...]:
+    """Overrides of `model` as small as the usual one."""
+    loss = ("loss=dfine",) if model.startswith("dfine") else ()
+    return (f"model={model}", *loss, *(word for word in SMALL if word.startswith("model.")))
+
+
 @pytest.fixture
 def fit(small, tmp_path):
     """Words -> the run folder of a finished training."""

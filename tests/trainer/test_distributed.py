@@ -50,6 +50,18 @@ def alone(tmp_path_factory):
     return step
 
 
+@pytest.fixture(scope="module")
+def wanted_of(alone):
+    """The step that two ranks have to take: of one process with accumulation, or with one batch."""
+
+    def step(name, **how):
+        if name in two_ranks.COUNTED:
+            return alone(name, "trainer.batch_size=4", frozen_norms=True, **how)
+        return alone(name, ACCUMULATED, **how)
+
+    return step
+
+
 def assert_same_step(found, wanted):
     scale = max(gradient.abs().max().item() for gradient in wanted["gradient"].values())
     assert scale > 1e-3
@@ -66,10 +78,10 @@ def assert_same_bits(found, wanted):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", two_ranks.NETWORKS)
-def test_two_ranks_take_the_step_of_one_process(pair, alone, name):
+def test_two_ranks_take_the_step_of_one_process(pair, wanted_of, name):
     """Accumulation has the same micro-batches and the same random draws, so norms may see them."""
     _, (first, second), _ = pair
-    wanted = alone(name, ACCUMULATED)
+    wanted = wanted_of(name)
     for found in (first[name], second[name]):
         assert_same_step(found, wanted)
         assert set(found["gradient"]) == set(wanted["gradient"])
@@ -77,9 +89,9 @@ def test_two_ranks_take_the_step_of_one_process(pair, alone, name):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", two_ranks.NETWORKS)
-def test_a_rank_may_have_no_objects(pair, alone, name):
+def test_a_rank_may_have_no_objects(pair, wanted_of, name):
     _, (first, _), _ = pair
-    assert_same_step(first[f"{name}, one rank without objects"], alone(name, ACCUMULATED, emptied=1))
+    assert_same_step(first[f"{name}, one rank without objects"], wanted_of(name, emptied=1))
 
 
 @pytest.mark.slow
@@ -144,10 +156,10 @@ def test_the_rank_that_failed_first_gives_the_reason(pair):
 
 
 @pytest.mark.slow
-def test_fsdp_takes_the_step_of_whole_tensors(pair, alone):
+def test_fsdp_takes_the_step_of_whole_tensors(pair, wanted_of):
     _, (first, second), _ = pair
-    for name, network in (("fsdp", "boxes"), ("fsdp, masks", "masks")):
-        wanted = alone(network, ACCUMULATED)
+    for name, network in (("fsdp", "boxes"), ("fsdp, masks", "masks"), ("fsdp, edges", "edges")):
+        wanted = wanted_of(network)
         for found in (first[name], second[name]):
             assert_same_step(found, wanted)
             for key, value in wanted["evaluation"].items():

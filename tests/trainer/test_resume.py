@@ -90,13 +90,16 @@ def stopped(one_step, tmp_path):
 
 
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="this system has no SIGKILL")
-def test_a_killed_run_reproduces_the_uninterrupted_one_bit_for_bit(small, small_words, fit, tmp_path, monkeypatch):
+def test_a_killed_run_reproduces_the_uninterrupted_one_bit_for_bit(
+    small, small_words, family, fit, tmp_path, monkeypatch
+):
     """Before its first checkpoint and inside of one; leaving out position or random streams is noticed."""
     words = (*EXACT, "trainer.checkpoint_every_steps=2", "data.multi_scale=[64,96]", "trainer.grad_accum_steps=2")
-    words = (*words, "data.train=12", "trainer.hardware.products=torch")  # in the processes as here
+    words = (*family, *words, "data.train=12", "trainer.hardware.products=torch")  # in the processes as here
+    of_process = tuple(dict.fromkeys((*small_words, *words)))
     undisturbed = fit(*words, folder="undisturbed")
     folder = tmp_path / "killed"
-    kill = lambda moment: rehearsal.start(folder, (*small_words, *words), moment)  # noqa: E731
+    kill = lambda moment: rehearsal.start(folder, of_process, moment)  # noqa: E731
     assert kill("step:2:0") == -signal.SIGKILL
     assert not (folder / files.NEWEST).exists()
     first = identity(folder)

@@ -53,8 +53,11 @@ def assert_same(found, wanted) -> None:
     torch.testing.assert_close(found, wanted, rtol=0, atol=0)
 
 
-def test_it_goes_back_and_a_run_that_is_stopped_there_too(prescribed, fit, small, tmp_path, monkeypatch) -> None:
-    whole = fit(*WORDS)
+def test_it_goes_back_and_a_run_that_is_stopped_there_too(
+    prescribed, fit, small, family, tmp_path, monkeypatch
+) -> None:
+    words = (*family, *WORDS)
+    whole = fit(*words)
     assert returns(whole) == [(3 * STEPS, 2.0), (5 * STEPS, 2.0)]
     for epoch in (3, 5):
         assert_same(learnt(whole, epoch), learnt(whole, 2))
@@ -84,8 +87,8 @@ def test_it_goes_back_and_a_run_that_is_stopped_there_too(prescribed, fit, small
             else:
                 patch.setattr(trainer, "save_training", how)
             with pytest.raises(ending):
-                train_in(folder, small(*WORDS))
-        train_in(folder, small(*WORDS, "trainer.resume=auto"))
+                train_in(folder, small(*words))
+        train_in(folder, small(*words, "trainer.resume=auto"))
         assert_same(learnt(folder, 7), learnt(whole, 7))
         assert returns(folder) == returns(whole)
 

@@ -74,10 +74,14 @@ RFDETR = (
 )
 NETWORKS = {
     "boxes": ("model=rtdetrv2_tiny", *RTDETR),
+    "edges": ("model=dfine_tiny", "loss=dfine", *RTDETR),
     "rfdetr": ("model=rfdetr", *RFDETR),
     "masks": ("model=rfdetr_seg", *RFDETR),
     "keypoints": ("model=rfdetr_keypoint", *RFDETR),
 }
+# Their loss divides by a number that is known after the matching only. Ranks exchange it, micro-batches do not: two
+# ranks take the step of one large batch, and norms, which see a batch each, stay as they are.
+COUNTED = {"edges"}
 RUN = (
     *(word for word in SHAPES if not word.startswith(("data.train", "data/augment"))),
     "data.train=16",
@@ -94,15 +98,16 @@ RUN = (
 )
 
 
-def empty(batch: Batch) -> Batch:
-    """The same pictures without objects."""
-    targets = batch.targets
-    none = {
-        name: value[:0]
+def empty(batch: Batch, first: int = 0) -> Batch:
+    """The same pictures without objects, from the `first` one."""
+    counts = batch.targets.counts
+    kept = sum(counts[:first])
+    rest = {
+        name: value[:kept]
         for name in ("labels", "boxes", "masks", "keypoints")
-        if (value := getattr(targets, name)) is not None
+        if (value := getattr(batch.targets, name)) is not None
     }
-    return replace(batch, targets=Targets(**none, counts=(0,) * len(targets.counts)))
+    return replace(batch, targets=Targets(**rest, counts=(*counts[:first], *[0] * len(counts[first:]))))
 
 
 def one_step(
@@ -113,7 +118,8 @@ def one_step(
     Args:
         words: of the command line.
         folder: of the run.
-        emptied: part of the step (a micro-batch of one process, or a rank) whose pictures have no objects.
+        emptied: part of the step (a micro-batch of one process, half of its only one, or a rank) whose pictures have
+            no objects.
         poisoned: part of the step whose loss is not a number.
         frozen_norms: leave batch norms as they are.
     """
@@ -131,6 +137,8 @@ def one_step(
     part = {distributed.rank(): 0} if distributed.world_size() > 1 else {i: i for i in range(len(window))}
     if emptied in part:
         window[part[emptied]] = empty(window[part[emptied]])
+    elif emptied is not None and len(part) == 1 == distributed.world_size():
+        window[0] = empty(window[0], len(window[0].images) // 2)
     if poisoned in part:
         window[part[poisoned]].images = window[part[poisoned]].images.float() * float("nan")
     evaluation = evaluate_split(trainer.settings, trainer.console, run, state, "val", "raw", True)
@@ -173,13 +181,15 @@ def main(folder: Path) -> None:
     found: dict[str, Any] = {}
     with distributed.process_group(torch.device("cpu"), 60, status_of):
         for name, words in NETWORKS.items():
-            found[name] = one_step(*words, folder=folder)
-            found[f"{name}, one rank without objects"] = one_step(*words, folder=folder, emptied=1)
+            norms = {"frozen_norms": name in COUNTED}
+            found[name] = one_step(*words, folder=folder, **norms)
+            found[f"{name}, one rank without objects"] = one_step(*words, folder=folder, emptied=1, **norms)
         found["frozen"] = one_step(*NETWORKS["boxes"], folder=folder, frozen_norms=True)
         found["bad"] = one_step(*NETWORKS["boxes"], folder=folder, poisoned=1)
         fsdp = ("trainer.hardware.strategy=fsdp",)
         found["fsdp"] = one_step(*NETWORKS["boxes"], *fsdp, folder=folder)
         found["fsdp, masks"] = one_step(*NETWORKS["masks"], *fsdp, folder=folder)
+        found["fsdp, edges"] = one_step(*NETWORKS["edges"], *fsdp, folder=folder, frozen_norms=True)
         run_in(folder / "undisturbed")
         try:
             run_in(folder / "resumed", ends_at=3)

@@ -204,7 +204,7 @@ class DFineDecoder(nn.Module):
             shares = edges.softmax(-1)
             boxes = boxes_from_edges((shares * self.positions.to(exact)).sum(-1), frozen, self.edge_scale)
             if self.training or index == last:
-                logits = self.dec_score_head[index](content) + self.lqe_layers[index](shares)
+                logits = self.dec_score_head[index](content) + self.lqe_layers[index](shares.to(content.dtype))
                 found.append(EdgePrediction(logits.to(exact), boxes, edges, frozen))
             before, reference = content.detach(), boxes.detach()
         return EdgePrediction(*(torch.stack(parts) for parts in zip(*found))), initial

@@ -232,9 +232,8 @@ def start_heads(scores: Iterable[nn.Module], boxes: Iterable[nn.Module], activat
     for head in scores:
         nn.init.constant_(head.get_parameter("bias"), -math.log(99) if activation == "sigmoid" else 0.0)
     for mlp in boxes:
-        *_, weight, bias = mlp.parameters()
-        nn.init.zeros_(weight)
-        nn.init.zeros_(bias)
+        for parameter in list(mlp.parameters())[-2:]:
+            nn.init.zeros_(parameter)
 
 
 def first_queries(

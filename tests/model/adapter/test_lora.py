@@ -10,6 +10,8 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrize
 
+from detr_exp import build
+from detr_exp.config.compose import compose
 from detr_exp.model.adapter.lora import LoRA, LowRank
 from detr_exp.model.adapter.slim import load_own_state, merge, own_state
 from detr_exp.model.backbone.dinov2_windowed import WindowedDinov2
@@ -136,6 +138,24 @@ def test_merged_computes_the_same_bits(dtype: torch.dtype) -> None:
     changed = {name for name, tensor in network.state_dict().items() if not torch.equal(tensor, base[name])}
     assert changed == set(ADAPTED)
     assert not any(parametrize.is_parametrized(module) for module in network.modules())
+
+
+@pytest.mark.parametrize("family", ["rtdetrv2_tiny", "dfine_tiny", "rfdetr_seg_tiny"])
+def test_a_network_of_each_family_is_adapted_and_merged(family: str) -> None:
+    cfg = compose(["data.num_classes=2", f"model={family}", "model.image_size=[96,96]", "model.num_queries=10"])
+    torch.manual_seed(0)
+    network = build.network(cfg).eval()
+    pixels, names = torch.rand(1, 3, 96, 96), set(network.state_dict())
+    with torch.no_grad():
+        before = network(pixels).pred
+        lora().adapt(network, list(network.class_tensors()))
+        assert torch.equal(network(pixels).pred.logits, before.logits)
+        adapted = filled(network)(pixels).pred
+        merged = merge(network)(pixels).pred
+    assert not torch.equal(adapted.boxes, before.boxes)
+    assert torch.equal(merged.logits, adapted.logits)
+    assert torch.equal(merged.boxes, adapted.boxes)
+    assert set(network.state_dict()) == names
 
 
 def test_a_shared_weight_stays_shared() -> None:

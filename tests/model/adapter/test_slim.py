@@ -24,6 +24,22 @@ KNOWN = ["arrow", "kite", "house"]  # of the six shapes; the base calls the othe
 EXACT = ("trainer.deterministic=true", "trainer.num_pictures=0", "trainer.evaluate_weights=both")
 
 
+@pytest.fixture(scope="module", params=["rtdetrv2_tiny", pytest.param("dfine_tiny", marks=pytest.mark.slow)])
+def tiny_run(request: pytest.FixtureRequest, tiny_run: list[str]) -> list[str]:
+    """Overrides for a training of a second, of each family."""
+    return [f"model={request.param}", *tiny_run[1:]] + ["loss=dfine"] * request.param.startswith("dfine")
+
+
+@pytest.fixture(scope="module")
+def trained(trained: Path, tiny_run: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a finished tiny run."""
+    if tiny_run[0] == "model=rtdetrv2_tiny":
+        return trained
+    folder = tmp_path_factory.mktemp("trained")
+    train_in(folder, compose(tiny_run))
+    return folder
+
+
 @pytest.fixture(scope="module")
 def base(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A checkpoint that knows half of the classes."""
