@@ -6,7 +6,7 @@ import math
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout
 from typing import Protocol
 
 from rich.cells import cell_len
@@ -30,6 +30,8 @@ CLASS_COLUMNS = {  # keys of a class's row, and their titles
     "recall": "recall",
     "threshold": "threshold",
 }
+
+ABSENT = -1.0  # what COCO's metrics give for sizes and classes that do not occur
 
 Status = Callable[[], Sequence[str]]
 
@@ -124,7 +126,7 @@ def metric_fields(values: Mapping[str, float]) -> list[str]:
 
 
 def number(value: float | None, digits: int = 3) -> str:
-    return "-" if value is None or value < 0 else f"{value:.{digits}f}"
+    return "-" if value is None or value == ABSENT else f"{value:.{digits}f}"
 
 
 def class_table(kind: str, rows: Sequence[Values]) -> list[list[str]]:
@@ -220,12 +222,17 @@ def _rich_bar(title: str, total: int) -> Iterator[Meter]:
 def _tqdm_bar(title: str, total: int) -> Iterator[Meter]:
     try:
         from tqdm import tqdm
+        from tqdm.contrib import DummyTqdmFile
     except ModuleNotFoundError:
         raise ValueError(
             "trainer.progress_bar is tqdm, which is not installed; pip install tqdm or set trainer.progress_bar=rich"
         ) from None
-    shown_at = time.monotonic()
-    with tqdm(total=total or None, desc=title, leave=False, dynamic_ncols=True) as bar:
+    shown_at, screen = time.monotonic(), sys.stderr
+    with ExitStack() as stack:
+        for redirect, stream in ((redirect_stdout, sys.stdout), (redirect_stderr, sys.stderr)):
+            if is_terminal(stream):  # lines are printed above the bar, as rich does
+                stack.enter_context(redirect(DummyTqdmFile(stream)))
+        bar = stack.enter_context(tqdm(total=total or None, desc=title, leave=False, dynamic_ncols=True, file=screen))
 
         def meter(status: Status | None = None, advance: int = 1) -> None:
             nonlocal shown_at

@@ -8,10 +8,10 @@ import math
 from collections.abc import Mapping
 from pathlib import Path
 
+from detr_exp.trainer.console import ABSENT
 from detr_exp.writing import write
 
 FILE = "results.csv"
-ABSENT = -1.0  # what COCO's metrics give for sizes and classes that do not occur
 HIDDEN = ("time/", "val/epoch", "val/nonfinite")
 
 

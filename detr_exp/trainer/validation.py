@@ -16,7 +16,7 @@ from detr_exp.signals import Interrupt, Interrupted
 from detr_exp.structures import Batch, Detections
 from detr_exp.trainer import checkpoint as files
 from detr_exp.trainer.checkpoint_content import NonFiniteError, inference_content
-from detr_exp.trainer.console import Console
+from detr_exp.trainer.console import Console, number
 from detr_exp.trainer.diagnosis.no_detections import check_evaluation
 from detr_exp.trainer.diagnosis.predictions import PredictionSheet, names_in, save_evaluation_charts
 from detr_exp.trainer.diagnosis.skipped_images import record_skipped
@@ -163,7 +163,7 @@ def finish(settings: Settings, console: Console, run: Run, state: State, interru
     values |= {f"best/{name}": value for name, value in headline(content["metrics"]).items()}
     name = f"val/{(settings.monitor or default_monitor(content['metrics'])).removeprefix('val/')}"
     value = content["metrics"][name.removeprefix("val/")]
-    result = f"best epoch {epoch} of {state.epoch_number} ({winner} weights): {name} {value:.4f}"
+    result = f"best epoch {epoch} of {state.epoch_number} ({winner} weights): {name} {number(value, 4)}"
     tables = {"val": content["metrics"]}
     if state.best_held_out:
         tables[HELD_OUT] = content[HELD_OUT]

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import io
+import logging
 import re
 import sys
 from collections.abc import Callable
 
 import pytest
 
+from detr_exp.terminal import ConsoleHandler, say
 from detr_exp.trainer import console as module
 from detr_exp.trainer.console import Console, class_table
 
@@ -106,3 +108,45 @@ def test_wide_characters_are_aligned(capsys: pytest.CaptureFixture[str]) -> None
     assert [line.split()[1:] for line in lines] == [["3", "0.500", "-"]] * 3
     assert lines[0].index("3") == lines[1].index("3") - 1  # one character of two columns
     assert len(lines[2].split()[0]) == 32
+
+
+@pytest.mark.parametrize("bar", ["rich", "tqdm"])
+def test_messages_stand_above_the_bar_and_are_whole(
+    screen: Callable[..., Screen], monkeypatch: pytest.MonkeyPatch, bar: str
+) -> None:
+    """Whoever prints them: the console, or a logger whose handler was made before the bar."""
+    shown = screen(80)
+    monkeypatch.setattr(sys, "stderr", shown)
+    handler = ConsoleHandler()
+    with Console(bar).progress("epoch 1/2", 4) as meter:
+        for step in range(4):
+            meter(lambda: FIELDS[:1])
+            say(f"printed {step}")
+            handler.handle(logging.LogRecord("somebody", logging.WARNING, "file", 1, f"logged {step}", (), None))
+    text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", shown.getvalue())
+    lines = [line.rpartition("\r")[2].strip() for line in text.split("\n")]
+    assert [line for line in lines if line.startswith(("printed", "logged"))] == [
+        f"{kind} {step}" for step in range(4) for kind in ("printed", "logged")
+    ]
+    assert sys.stderr is shown
+
+
+def test_a_log_keeps_its_lines_while_a_bar_is_drawn(
+    screen: Callable[..., Screen], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shown, log = screen(80), io.StringIO()
+    monkeypatch.setattr(sys, "stderr", log)
+    with Console("rich").progress("epoch 1/2", 4) as meter:
+        meter()
+        ConsoleHandler().handle(logging.LogRecord("somebody", logging.WARNING, "file", 1, "logged", (), None))
+    assert log.getvalue() == "logged\n"
+    assert "logged" not in shown.getvalue()
+
+
+def test_without_a_known_end_the_pace_is_shown(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(module, "PRINTED", 0.0)
+    with Console("rich").progress("predicting", 0) as meter:
+        meter()
+    assert re.fullmatch(r"predicting  1/\?  [0-9.]+ a second\n", capsys.readouterr().out)
