@@ -49,7 +49,7 @@ class TensorBoardView:
         """With the parameters for the page HPARAMS, beside the best values, or the last ones where there are none."""
         from torch.utils.tensorboard.summary import hparams
 
-        best = {name for name in self.measured if name.startswith("best/")}
+        best = {name for name in self.measured if name.startswith("best/")} - {"best/epoch"}
         metrics = dict.fromkeys(sorted(best or self.measured & {"val/mAP", "train/loss"}), 0.0)
         for summary in hparams({key: number_in(text) for key, text in self.params.items()}, metrics):
             self.writer._get_file_writer().add_summary(summary)

@@ -81,7 +81,7 @@ def test_without_views_the_folder_holds_everything(tmp_path, monkeypatch):
         {"step": 2, "val/mAP": 0.5},
     ]
     record = RunRecord.load(tmp_path)
-    assert (record.status, record.params) == ("ok", {"seed": "0"})
+    assert (record.status, record.params) == ("ok", {"seed": "0", "model": "rtdetrv2"})
     assert record.tags["model"] == "rtdetrv2"
     assert not set(record.tags) & {"experiment", "hydra/help"}
     assert record.tags["data.fingerprint"] == "abc"
