@@ -127,6 +127,17 @@ def test_accumulation_gives_the_gradient_of_the_whole_batch(small):
     torch.testing.assert_close(parts, whole, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("family", ["dfine_tiny"], indirect=True)
+def test_statistics_of_a_loss_are_logged_with_its_terms(fit, family):
+    folder = fit(*family, "trainer.max_steps=1")
+    (logged,) = [line for line in lines(folder) if "train/loss" in line]
+    assert {"train/loss_fgl", "train/loss_fgl_dn_0", "train/loss_ddf_aux_0", "train/loss_class_pre"} <= logged.keys()
+    assert logged["train/edge_entropy"] == pytest.approx(1, abs=1e-4), "all positions are as likely before training"
+    losses = [value for name, value in logged.items() if name.startswith("train/loss_")]
+    assert logged["train/loss"] == pytest.approx(sum(losses), rel=1e-5)
+    assert len(list((folder / "predictions").glob("*.png"))) == 1
+
+
 def test_gradient_checkpointing_changes_no_bit(fit):
     plain = fit("trainer.max_steps=2", folder="plain")
     checkpointed = fit("trainer.max_steps=2", "trainer.hardware.gradient_checkpointing=true", folder="checkpointed")
@@ -151,8 +162,8 @@ def test_memory_layout_of_activations(fit, monkeypatch, word):
     assert seen == {word == "true"}
 
 
-def test_bf16_trains(fit):
-    folder = fit("trainer.hardware.amp=bf16", "trainer.max_steps=2")
+def test_bf16_trains(fit, family):
+    folder = fit(*family, "trainer.hardware.amp=bf16", "trainer.max_steps=2")
     assert all(math.isfinite(line["train/loss"]) for line in lines(folder) if "train/loss" in line)
 
 
