@@ -1,6 +1,7 @@
 """How many planted label errors `review` finds: plant them, train one detector per fold, rank, count.
 
-python scripts/measure_review.py --data FOLDER_OF_SETS --work FOLDER [--sets cards_voc bccd_coco] [--train-only]
+python scripts/measure_review.py --data FOLDER_OF_SETS --work FOLDER --backbone FILE [--sets cards_voc bccd_coco]
+python scripts/measure_review.py --data FOLDER_OF_SETS --proof outputs/proof     # without a training
 
 In each set, 5 % of the objects get an error, a quarter of each kind: another class, a shifted box, a deleted object, an
 invented object. Images are split into folds, and a detector is trained on the other folds of each: on labels with
@@ -17,6 +18,7 @@ import os
 import random
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -26,11 +28,15 @@ import numpy as np
 
 from detr_exp.contest.sets import ImageSet, read_set
 from detr_exp.data.part import restricted
+from detr_exp.inference.detector import load
 from detr_exp.metric.confusion import iou
+from detr_exp.metric.errors import Judged, judge
+from detr_exp.metric.suspects import suspects
 from detr_exp.trainer.checkpoint import NEWEST
 from detr_exp.values import Values
 from detr_exp.writing import write
 
+PROOF_NAMES, PLANTINGS = {"cards_voc": "cards", "bccd_coco": "bccd"}, 8
 KINDS = ("class", "shifted", "deleted", "invented")
 SHARE, FOLDS, TRIES = 0.05, 3, 1000
 FREE, SHIFTED = 0.1, (0.1, 0.5)  # IoU of an invented box with any object, and of a shifted one with its object
@@ -134,24 +140,130 @@ def trained(made: ImageSet, content: Values, root: Path, epochs: int, backbone: 
     return runs
 
 
+def judged_by(content: Values, detections: Sequence[Values]) -> dict[int, Judged]:
+    """The images of a COCO file with COCO results, by image id; objects in the order of their annotations."""
+    label_of = {category["id"]: label for label, category in enumerate(content["categories"])}
+    truth, found = _by_image(content["annotations"]), _by_image(detections)
+    nothing = np.zeros(0, int), np.zeros((0, 4))
+    images = {}
+    for image in content["images"]:
+        best = sorted(found.get(image["id"], []), key=lambda one: -one["score"])
+        labels, boxes = _arrays(best, label_of)
+        scores = np.array([one["score"] for one in best])
+        images[image["id"]] = judge(scores, labels, boxes, _arrays(truth.get(image["id"], []), label_of), nothing)
+    return images
+
+
+def _by_image(rows: Sequence[Values]) -> dict[int, list[Values]]:
+    result: dict[int, list[Values]] = {}
+    for row in rows:
+        result.setdefault(row["image_id"], []).append(row)
+    return result
+
+
+def _arrays(rows: Sequence[Values], label_of: dict[int, int]) -> tuple[np.ndarray, np.ndarray]:
+    boxes = np.array([row["bbox"] for row in rows], float).reshape(-1, 4)
+    return np.array([label_of[row["category_id"]] for row in rows], int), boxes
+
+
+def kinds_found(content: Values, errors: Sequence[Values], images: dict[int, Judged], first: int) -> list[str]:
+    """For each of the first suspects the kind of the planted error that it names, which counts once; "" for none."""
+    ids = {number: [one["id"] for one in rows] for number, rows in _by_image(content["annotations"]).items()}
+    left = dict(enumerate(errors))
+    result = []
+    for one in suspects(images)[:first]:
+        if one.object >= 0:
+            named = ids[one.image_id][one.object]
+            fits = (
+                place for place, error in left.items() if error["kind"] != "deleted" and error["annotation_id"] == named
+            )
+        else:
+            box = images[one.image_id].boxes[one.detection]
+            here = {place: error for place, error in left.items() if error["image_id"] == one.image_id}
+            fits = (
+                place
+                for place, error in here.items()
+                if error["kind"] == "deleted" and iou(box[None], np.array([error["bbox"]]))[0, 0] >= 0.5
+            )
+        place = next(fits, None)
+        result.append("" if place is None else left.pop(place)["kind"])
+    return result
+
+
+def row_of(name: str, trials: Sequence[tuple[Values, list[Values], dict[int, Judged]]]) -> str:
+    """A row of the table: precision of the first N suspects, in all and how many of each kind were found."""
+    hits, planted_of, found_of, chance = [], Counter[str](), Counter[str](), []
+    for content, errors, images in trials:
+        found = kinds_found(content, errors, images, len(errors))
+        hits.append(sum(map(bool, found)) / len(errors))
+        found_of.update(kind for kind in found if kind)
+        planted_of.update(error["kind"] for error in errors)
+        wrong = sum(error["kind"] != "deleted" for error in errors)
+        chance.append(wrong / len(content["annotations"]))
+    kinds = " | ".join(f"{found_of[kind]} of {planted_of[kind]}" for kind in KINDS)
+    spread = f" ({min(hits):.2f} to {max(hits):.2f})" if len(hits) > 1 else ""
+    sizes = f"{len(trials[0][0]['images'])} | {len(trials[0][1])} | {len(trials)}"
+    return f"| {name} | {sizes} | {np.mean(hits):.2f}{spread} | {np.mean(chance):.3f} | {kinds} |"
+
+
+def cross_fitted(name: str, given: argparse.Namespace) -> list[tuple[Values, list[Values], dict[int, Judged]]]:
+    """A set whose images are judged by detectors that were trained on the other folds, with their errors."""
+    made = read_set(name, str(given.data / name), FOLDS)
+    content, errors = planted(made.content, given.seed)
+    folder = given.work.resolve() / f"{name}-{given.seed}"
+    folder.mkdir(parents=True, exist_ok=True)
+    runs = trained(made, content, given.data / name, EPOCHS[name], given.backbone, folder)
+    detections: list[Values] = []
+    for place, run in enumerate(runs):
+        detections += _detections(run, folder / f"fold{place}_val.json")
+    return [(content, errors, judged_by(content, detections))]
+
+
+def _detections(checkpoint: Path, truth: Path) -> list[Values]:
+    """COCO results of a run on its held-out images, which are not computed twice."""
+    path = checkpoint.parent / "held_out.json"
+    if not path.exists():
+        detector, rows = load(checkpoint), []
+        for image in json.loads(truth.read_text("utf-8"))["images"]:
+            (found,) = detector.predict(image["file_name"], threshold=0.0)
+            sizes = found.boxes[:, 2:] - found.boxes[:, :2]
+            for score, label, box, size in zip(
+                *(part.tolist() for part in (found.scores, found.labels, found.boxes, sizes))
+            ):
+                category = detector.category_ids[label]
+                row = {"image_id": image["id"], "category_id": category, "bbox": [*box[:2], *size], "score": score}
+                rows.append(row)
+        write(path, json.dumps(rows))
+    return json.loads(path.read_text("utf-8"))
+
+
+def held_out(name: str, given: argparse.Namespace) -> list[tuple[Values, list[Values], dict[int, Judged]]]:
+    """Held-out images of the proof suite, with errors planted there, judged by its detectors."""
+    made = read_set(name, str(given.data / name), None)
+    trials = []
+    for path in sorted(given.proof.glob(f"{PROOF_NAMES[name]}-ours-[0-9]*/0/detections.json")):
+        detections = json.loads(path.read_text("utf-8"))
+        for seed in range(PLANTINGS):
+            content, errors = planted(made.truth, seed)
+            trials.append((content, errors, judged_by(content, detections)))
+    return trials
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", required=True, type=Path, help="folder of the sets")
-    parser.add_argument("--work", required=True, type=Path, help="folder for runs, which is used again")
-    parser.add_argument("--backbone", required=True, help="file with weights of tf_efficientnet_lite0")
+    parser.add_argument("--work", type=Path, help="folder for trainings, which is used again")
+    parser.add_argument("--backbone", help="file with weights of tf_efficientnet_lite0")
+    parser.add_argument(
+        "--proof", type=Path, help="work folder of the proof suite: its detections instead of trainings"
+    )
     parser.add_argument("--sets", nargs="+", default=list(EPOCHS))
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--train-only", action="store_true")
     given = parser.parse_args()
+    print("| set | images | N | trials | precision of the first N | any label | class | shifted | deleted | invented |")
+    print("|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|")
     for name in given.sets:
-        made = read_set(name, str(given.data / name), FOLDS)
-        content, errors = planted(made.content, given.seed)
-        folder = given.work.resolve() / f"{name}-{given.seed}"
-        folder.mkdir(parents=True, exist_ok=True)
-        write(folder / "errors.json", json.dumps(errors))
-        write(folder / "planted.json", json.dumps(content))
-        runs = trained(made, content, given.data / name, EPOCHS[name], given.backbone, folder)
-        print(name, len(errors), runs)
+        print(row_of(name, held_out(name, given) if given.proof else cross_fitted(name, given)), flush=True)
 
 
 if __name__ == "__main__":

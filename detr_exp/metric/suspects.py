@@ -1,16 +1,15 @@
 """Label errors that detections give reason to suspect, most suspicious first.
 
 A detector that has not seen an image contradicts its labels where they are wrong, but also where it is wrong itself.
-How often it is, the same split shows: a suspect is ranked by the share of objects (or of detections) that look at least
-as bad. That makes the kinds of suspects comparable, without a threshold and whatever the quality of the detector.
+How often it is, the same split shows: within its kind, a suspect is ranked by the score of the contradiction, and among
+the kinds by the share of objects that are contradicted at least as much. No threshold has to be chosen.
 
-Legend: n detections of an image, m labelled objects. The confidence of a detection is the share of the objects of its
-class that are found with a lower score: 0.5 is usual, whatever scores the class has.
+Legend: n detections of an image, m labelled objects.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -30,7 +29,7 @@ class Suspect(NamedTuple):
         image_id: of the image.
         kind: class: the object is found as another class; box: it is found beside its box; invented: it is not found at
             all; missing: something is found where there is no label.
-        rate: share of objects, or of detections, that look at least as bad: the lower, the more suspicious.
+        rate: share of objects that are contradicted at least as much: the lower, the more suspicious.
         object: place in `Judged.truth_labels`; -1: none.
         detection: place in `Judged.scores` of the detection that contradicts; -1: none.
     """
@@ -46,17 +45,18 @@ class _Evidence(NamedTuple):
     """Of one image.
 
     Attributes:
-        own, other, loose: `[2, m]` confidence and place of the best detection of an object's class, of another class,
-            and of its class beside it.
-        alone: places of detections without any object.
-        confidence: `[n]`.
+        own: `[m]` highest score of a detection that finds an object.
+        other, beside: `[2, m]` score and place of the best detection of another class at an object, and of its class
+            beside it.
+        support: `[m]` highest score of any detection near an object, lowered where they overlap by less than half.
+        alone: places of detections without any object, the best of each place.
     """
 
     own: np.ndarray
     other: np.ndarray
-    loose: np.ndarray
+    beside: np.ndarray
+    support: np.ndarray
     alone: np.ndarray
-    confidence: np.ndarray
 
 
 def suspects(images: Mapping[int, Judged]) -> list[Suspect]:
@@ -65,20 +65,22 @@ def suspects(images: Mapping[int, Judged]) -> list[Suspect]:
     Args:
         images: from `errors.judged`, by detectors that were not trained on these images.
     """
-    usual = _usual([*images.values()])
-    seen = {number: _evidence(one, usual) for number, one in images.items()}
+    seen = {number: _evidence(one) for number, one in images.items()}
     owners = [(number, place) for number, one in images.items() for place in range(len(one.truth_labels))]
-    own, other, loose = (
-        np.concatenate([np.zeros((2, 0)), *(part[which] for part in seen.values())], 1) for which in range(3)
+    if not owners:
+        return []
+    own, other, beside, support = (np.concatenate([part[k] for part in seen.values()], -1) for k in range(4))
+    nobody = np.full(len(own), -1)
+    contradictions = (
+        (CLASS, other[0] - own, other[1], other[0] > own),
+        (BOX, beside[0] - own, beside[1], beside[0] > own),
+        (INVENTED, -support, nobody, nobody < 0),
     )
-    contradicted = {CLASS: other[0] - own[0], BOX: loose[0] - own[0]}
-    found: list[Suspect] = []
-    for kind, evidence in (*contradicted.items(), (INVENTED, -np.maximum(np.maximum(own[0], other[0]), loose[0]))):
-        rates = _share_of_higher(evidence, evidence)
-        by = {CLASS: other[1], BOX: loose[1], INVENTED: np.full(len(evidence), -1)}[kind]
-        for i in np.flatnonzero((rates <= LARGEST) & ((evidence > 0) | (kind == INVENTED))):
+    found = _missing(images, seen, own)
+    for kind, strength, by, holds in contradictions:
+        rates = (len(own) - np.searchsorted(np.sort(strength), strength, side="left")) / len(own)
+        for i in np.flatnonzero(holds & (rates <= LARGEST)):
             found.append(Suspect(owners[i][0], kind, float(rates[i]), owners[i][1], int(by[i])))
-    found += _missing(seen, own[0])
     found.sort(key=lambda one: one.rate)
     named: set[tuple[int, str, int]] = set()
     first = []
@@ -91,41 +93,27 @@ def suspects(images: Mapping[int, Judged]) -> list[Suspect]:
     return first
 
 
-def _usual(images: Sequence[Judged]) -> dict[int, np.ndarray]:
-    """For each label the scores with which its objects are found, ascending."""
-    scores: dict[int, list[float]] = {}
-    for one in images:
-        near = (iou(one.boxes, one.truth_boxes) >= LEAST_IOU) & (one.labels[:, None] == one.truth_labels)
-        best = np.where(near, one.scores[:, None], 0).max(0, initial=0)
-        for label, score in zip(one.truth_labels.tolist(), best.tolist()):
-            if score > 0:
-                scores.setdefault(label, []).append(score)
-    return {label: np.sort(of_label) for label, of_label in scores.items()}
-
-
-def _evidence(one: Judged, usual: Mapping[int, np.ndarray]) -> _Evidence:
-    confidence = np.zeros(len(one.scores))
-    for label, scores in usual.items():
-        of_class = one.labels == label
-        confidence[of_class] = np.searchsorted(scores, one.scores[of_class], side="right") / len(scores)
-    overlap = iou(one.boxes, one.truth_boxes)
+def _evidence(one: Judged) -> _Evidence:
+    overlap, scores = iou(one.boxes, one.truth_boxes), one.scores[:, None]
     same, near = one.labels[:, None] == one.truth_labels, overlap >= LEAST_IOU
-    is_free = ~(same & near).any(1)[:, None]
-    beside = same & (overlap >= BACKGROUND_IOU) & ~near & is_free
+    is_alone = ~near.any(1)
+    beside = same & (overlap >= BACKGROUND_IOU) & is_alone[:, None]
 
     def best(allowed: np.ndarray) -> np.ndarray:
         if not allowed.size:
-            return np.stack([np.zeros(len(one.truth_labels)), np.full(len(one.truth_labels), -1)])
-        by = np.where(allowed, confidence[:, None], -1)
+            return np.stack([np.zeros(allowed.shape[1]), np.full(allowed.shape[1], -1)])
+        by = np.where(allowed, scores, -1)
         return np.stack([by.max(0).clip(0), np.where(by.max(0) < 0, -1, by.argmax(0))])
 
-    alone = np.flatnonzero(~near.any(1) & (confidence > 0))
-    alone = alone[np.argsort(-confidence[alone], kind="stable")]
-    return _Evidence(best(same & near), best(~same & near), best(beside), _distinct(alone, one.boxes), confidence)
+    own, by = best(same & near)[0], best(beside)
+    is_alone[by[1, by[0] > own].astype(int)] = False  # it contradicts the place of a label
+    support = (scores * (overlap / LEAST_IOU).clip(0, 1) ** 2).max(0, initial=0)
+    alone = _distinct(np.flatnonzero(is_alone & (one.scores > 0)), one.boxes)
+    return _Evidence(own, best(~same & near), by, support, alone)
 
 
 def _distinct(places: np.ndarray, boxes: np.ndarray) -> np.ndarray:
-    """Of detections of the same thing, the first."""
+    """Of detections of the same thing, best first, the first."""
     overlap = iou(boxes[places], boxes[places]) >= LEAST_IOU
     kept: list[int] = []
     for i in range(len(places)):
@@ -134,19 +122,13 @@ def _distinct(places: np.ndarray, boxes: np.ndarray) -> np.ndarray:
     return places[kept]
 
 
-def _missing(seen: Mapping[int, _Evidence], found: np.ndarray) -> list[Suspect]:
-    """Detections without an object, by their share of all that are at least as confident."""
+def _missing(images: Mapping[int, Judged], seen: Mapping[int, _Evidence], own: np.ndarray) -> list[Suspect]:
+    """Detections without an object, as far as detections with such scores are right more often than not."""
     alone = [(number, int(place)) for number, part in seen.items() for place in part.alone]
-    confidence = np.array([seen[number].confidence[place] for number, place in alone])
-    order = np.argsort(-confidence, kind="stable")
-    among = np.searchsorted(np.sort(-found), -confidence[order], side="right")  # objects found as confidently
-    ranks = np.arange(1, len(order) + 1)
-    rates = np.maximum.accumulate(ranks / (ranks + among)) if len(order) else ranks
-    return [
-        Suspect(alone[i][0], MISSING, float(rate), -1, alone[i][1]) for i, rate in zip(order, rates) if rate <= LARGEST
-    ]
-
-
-def _share_of_higher(values: np.ndarray, among: np.ndarray) -> np.ndarray:
-    """For each value the share of `among` that is at least as high."""
-    return (len(among) - np.searchsorted(np.sort(among), values, side="left")) / max(1, len(among))
+    scores = np.array([images[number].scores[place] for number, place in alone])
+    result = []
+    for rank, i in enumerate(np.argsort(-scores, kind="stable"), start=1):
+        if rank > LARGEST * len(own) or rank > np.count_nonzero(own >= scores[i]):
+            break
+        result.append(Suspect(alone[i][0], MISSING, rank / len(own), -1, alone[i][1]))
+    return result
