@@ -269,7 +269,7 @@ function enlarge(place) {
   const add = (name, text, given) => side.appendChild(Object.assign(document.createElement(name), { textContent: text, ...given }));
   add("h2", caption(one));
   add("p", `${one.image.name}, ${one.image.size.join(" × ")} px`, { className: "soft small" });
-  if (one.rate !== undefined) add("p", `${SUSPECTS[one.kind]} Predictions contradict ${(100 * one.rate).toFixed(1)} % of the labels in this way at least as much.`, { className: "small" });
+  if (one.rate !== undefined) add("p", `${SUSPECTS[one.kind]} ${one.rate < 0.001 ? "Less than 0.1" : (100 * one.rate).toFixed(1)} % of the labels are contradicted as much in this way.`, { className: "small" });
   else if (MEANING[one.kind]) add("p", `${NAMES[one.kind]}: ${MEANING[one.kind]}`, { className: "small" });
   if (data.judges.length > 1) add("p", `judged by ${data.judges[one.image.judge]}`, { className: "small soft" });
   if (one.image.seen) add("p", "All checkpoints were trained on this image.", { className: "small" });
