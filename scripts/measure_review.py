@@ -20,6 +20,7 @@ import subprocess
 import sys
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -212,7 +213,10 @@ def cross_fitted(name: str, given: argparse.Namespace) -> list[tuple[Values, lis
     content, errors = planted(made.content, given.seed)
     folder = given.work.resolve() / f"{name}-{given.seed}"
     folder.mkdir(parents=True, exist_ok=True)
+    made = replace(made, folds=made.folds[: given.folds])
     runs = trained(made, content, given.data / name, EPOCHS[name], given.backbone, folder)
+    shown = {number for fold in made.folds for number in fold.held_out}
+    content, errors = restricted(content, shown), [error for error in errors if error["image_id"] in shown]
     detections: list[Values] = []
     for place, run in enumerate(runs):
         detections += _detections(run, folder / f"fold{place}_val.json")
@@ -259,6 +263,7 @@ def main() -> None:
     )
     parser.add_argument("--sets", nargs="+", default=list(EPOCHS))
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--folds", type=int, default=FOLDS, help="judge the images of the first ones only")
     given = parser.parse_args()
     print("| set | images | N | trials | precision of the first N | any label | class | shifted | deleted | invented |")
     print("|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|")

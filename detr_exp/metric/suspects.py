@@ -106,7 +106,8 @@ def _evidence(one: Judged) -> _Evidence:
         return np.stack([by.max(0).clip(0), np.where(by.max(0) < 0, -1, by.argmax(0))])
 
     own, by = best(same & near)[0], best(beside)
-    is_alone[by[1, by[0] > own].astype(int)] = False  # it contradicts the place of a label
+    claimed = by[1, by[0] > own].astype(int)  # contradict the place of a label, as does what overlaps them
+    is_alone &= ~(iou(one.boxes, one.boxes[claimed]) >= LEAST_IOU).any(1)
     support = (scores * (overlap / LEAST_IOU).clip(0, 1) ** 2).max(0, initial=0)
     alone = _distinct(np.flatnonzero(is_alone & (one.scores > 0)), one.boxes)
     return _Evidence(own, best(~same & near), by, support, alone)
