@@ -35,7 +35,8 @@ def render(cells: Sequence[Values], values: Values) -> str:
     """
     reference = values["reference"]
     tables = standings(cells, reference, values["margin"])
-    lines = [HEAD, "", *_rules(cells, values)]
+    epochs = values["epochs"]
+    lines = [HEAD if epochs is None else f"{HEAD}: {epochs} epochs", "", *_rules(cells, values)]
     for name in sorted(tables, key=[*values["sets"], *tables].index):
         about = values["sets"].get(name, {}).get("about") or name
         objects = f"{tables[name][0].cells[0]['images']} images are scored"
@@ -79,8 +80,8 @@ def _rules(cells: Sequence[Values], values: Values) -> Iterator[str]:
     made = sum(cell["cpu_seconds"] for cell in cells) / 60
     machines = ", ".join(sorted({cell["conditions"]["cpu"] for cell in cells}))
     yield (
-        f"{len(cells)} trainings with {made:.0f} CPU minutes; {machines}, one thread. `python -m detr_exp.proof` makes "
-        f"the missing ones, and this page."
+        f"{len(cells)} trainings with {made:.0f} CPU minutes; {machines}, one thread. `python -m detr_exp.proof"
+        f"{'' if epochs is None else f' epochs={epochs}'}` makes the missing ones, and this page."
     )
 
 

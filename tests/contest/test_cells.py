@@ -152,7 +152,14 @@ def test_only_names_what_there_is(suite: Suite, capsys: pytest.CaptureFixture) -
     assert "only names sqares; there are" in capsys.readouterr().err
 
 
-def test_the_page_in_docs_is_that_of_the_cells_in_docs(command: Callable[..., int], tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("words", "cells", "page"),
+    [((), "proof", "proof.md"), (("epochs=14",), "proof/epochs", "proof_epochs.md")],
+    ids=["budget", "epochs"],
+)
+def test_the_pages_in_docs_are_those_of_the_cells_in_docs(
+    command: Callable[..., int], tmp_path: Path, words: tuple[str, ...], cells: str, page: str
+) -> None:
     docs = Path(__file__).resolve().parents[2] / "docs"
-    assert command(proof.main, "train=false", f"results={docs / 'proof'}", "page=page.md") == 0
-    assert (tmp_path / "page.md").read_text() == (docs / "proof.md").read_text(), "python -m detr_exp.proof train=false"
+    assert command(proof.main, *words, "train=false", f"results={docs / cells}", "page=page.md") == 0
+    assert (tmp_path / "page.md").read_text() == (docs / page).read_text(), "python -m detr_exp.proof train=false"
