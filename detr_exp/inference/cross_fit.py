@@ -59,18 +59,20 @@ def cross_fitted(cfg: DictConfig, checkpoints: Sequence[str]) -> CrossFitted:
     opened = on_data(detectors[0], cfg)
     part = opened.data.split(split)
     judges, seen = _judges(detectors, opened, split)
-    done: list[CocoEvaluation] = []
+    done: list[Metric] = []
+    kept: list[CocoEvaluation] = []  # the same, as what they are besides
     values: dict[str, float] = {}
     for place, detector in enumerate(detectors):
         indices = [index for index, number in enumerate(part.image_ids) if judges[number] == place]
         if indices or not len(part):
             data = opened.data if len(indices) == len(part) else opened.data.only(split, indices)
-            metric, values = _evaluated(OnData(detector, opened.cfg, data), opened.metric(split), cfg)
-            done.append(metric)
+            done.append(opened.metric(split))
+            metric, values = _evaluated(OnData(detector, opened.cfg, data), done[-1], cfg)
+            kept.append(metric)
     if len(done) > 1:
-        done[0].merge(lambda images: [images, *(metric.images for metric in done[1:])])
+        done[0].merge(lambda images: [images, *(metric.images for metric in kept[1:])])
         values = done[0].compute()
-    return CrossFitted(opened, done[0], values, judges, seen)
+    return CrossFitted(opened, kept[0], values, judges, seen)
 
 
 def _evaluated(own: OnData, metric: Metric, cfg: DictConfig) -> tuple[CocoEvaluation, dict[str, float]]:
