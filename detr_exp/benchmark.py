@@ -110,7 +110,7 @@ def benchmark_in(folder: Path, cfg: DictConfig) -> list[Measured]:
             hardware.place(network).eval()
             for form in wanted:
                 rows.append(measure(name, network, form, image, cfg.benchmark.batch_sizes, cfg.benchmark.rounds))
-                meter(lambda text=f"{name} {form}": [text])
+                meter(partial(list, [f"{name} {form}"]))
     folder.mkdir(parents=True, exist_ok=True)
     write(folder / "benchmark.json", json.dumps([asdict(row) for row in rows], indent=1) + "\n")
     console.line(table(rows))

@@ -14,6 +14,7 @@ from detr_exp import cli, transformers_folder
 from detr_exp.model_card import model_card, refuse_licence
 from detr_exp.published.push import CARD, push, refuse_push, signed
 from detr_exp.terminal import say
+from detr_exp.values import Values
 from detr_exp.writing import write
 
 if TYPE_CHECKING:
@@ -148,12 +149,12 @@ def write_official(folder: Path, detector: Detector) -> Path:
             f"{detector.path} holds {type(part).__name__}, and format=official is only for RT-DETR and D-FINE with "
             "their own decoders; give a checkpoint of model=rtdetrv2 or model=dfine, or use format=safetensors"
         )
-    name, names = "rtdetrv2.pth", pretrained_rtdetr
+    state = network.state_dict()
+    constants: Values = {"num_points": list(detector.cfg.model.num_points), "spatial_shapes": network.spatial_shapes()}
     if isinstance(network.decoder, DFineDecoder):
-        name, names = pretrained_dfine.official_name(network.decoder), pretrained_dfine
-    state = names.to_official(
-        network.state_dict(), num_points=list(detector.cfg.model.num_points), spatial_shapes=network.spatial_shapes()
-    )
+        name, state = pretrained_dfine.official_name(network.decoder), pretrained_dfine.to_official(state, **constants)
+    else:
+        name, state = "rtdetrv2.pth", pretrained_rtdetr.to_official(state, **constants)
     _refuse_present(folder, name)
     folder.mkdir(parents=True, exist_ok=True)
     write(folder / name, lambda file: torch.save({"model": state}, file))

@@ -12,6 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from detr_exp import cli
 from detr_exp.terminal import say
+from detr_exp.values import Values
 from detr_exp.writing import write
 
 USAGE = """\
@@ -67,15 +68,15 @@ def review_in(folder: Path, cfg: DictConfig) -> Path:
     entries, indices = [], []
     for index, number in enumerate(split.image_ids):
         if number in shown:
-            facts = {"seen": number in done.seen, "judge": done.judges[number]}
+            more: Values = {"seen": number in done.seen, "judge": done.judges[number]}
             name, size = _name(split.name(index), done.opened.cfg.data.get("root")), split.size(index)
-            entries.append(review_page.image_entry(number, name, size, images[number], least, **facts))
+            entries.append(review_page.image_entry(number, name, size, images[number], least, **more))
             indices.append(index)
     room = cfg.megabytes * 1e6 - OVERHEAD - sum(len(str(entry)) for entry in entries)
     for entry, index in zip(entries, indices):
         pixels = split.image(index, (min(1280, split.size(index)[0]), min(1280, split.size(index)[1])))
         entry["pixels"] = review_page.thumbnail(pixels, room / len(entries))
-    facts = {
+    facts: Values = {
         "title": f"Review of {_title(names)} on {cfg.data.split}",
         "about": " ".join(names),
         "classes": [list(pair) for pair in zip(done.metric.classes, done.metric.category_ids)],

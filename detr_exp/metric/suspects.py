@@ -96,7 +96,7 @@ def suspects(images: Mapping[int, Judged]) -> list[Suspect]:
 def _evidence(one: Judged) -> _Evidence:
     overlap, scores = iou(one.boxes, one.truth_boxes), one.scores[:, None]
     same, near = one.labels[:, None] == one.truth_labels, overlap >= LEAST_IOU
-    is_alone = ~near.any(1)
+    is_alone = np.logical_not(near.any(1))
     beside = same & (overlap >= BACKGROUND_IOU) & is_alone[:, None]
 
     def best(allowed: np.ndarray) -> np.ndarray:

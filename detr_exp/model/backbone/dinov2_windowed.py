@@ -223,8 +223,8 @@ class Block(nn.Module):
         """Fold the scales of both branches into their last layers; for inference only."""
         for layer, scale in ((self.out, self.scale1), (self.fc2, self.scale2)):
             if scale is not None:
-                layer.weight *= scale[:, None]
-                layer.bias *= scale
+                layer.weight.mul_(scale[:, None])
+                layer.bias.mul_(scale)
         self.scale1 = self.scale2 = None
 
     def _attention(self, tokens: Tensor, joined: int) -> Tensor:

@@ -55,10 +55,11 @@ def draw_curves(path: Path, results: Results) -> None:
     """Total loss, loss terms and metrics over epochs."""
     curves = results.curves()
     train = [name for name in curves if name.startswith("train/loss_") and not OF_OTHER_LAYERS.search(name)]
-    totals = [name for name in ("train/loss", "val/loss") if name in curves]
+    totals = [name for name in curves if name in ("train/loss", "val/loss")]
     metrics = [name for name in curves if name[:4] == "val/" and name[4:].rpartition("_")[2] in MAIN]
     figure, axes = _figure(13, 4, 1, 3)
-    for title, names, part in zip(("loss", "loss terms", "metrics"), (totals, train[:MOST_CURVES], metrics), axes.flat):
+    panels = {"loss": totals, "loss terms": train[:MOST_CURVES], "metrics": metrics}
+    for (title, names), part in zip(panels.items(), axes.flat):
         for name in names:
             epochs, values = zip(*curves[name])
             marker = "o" if len(epochs) == 1 else None

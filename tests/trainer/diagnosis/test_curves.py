@@ -34,7 +34,7 @@ def test_the_metrics_of_every_task_and_kind_of_weights_are_drawn(
     results.add({"epoch": 1, "step": 1, **dict.fromkeys((*terms, *names), 0.5)})
     draw_curves(tmp_path / "curves.png", results)
     assert drawn == [
-        *("train/loss", "val/loss", "train/loss_bbox", "val/mAP", "val/segm_mAP50", "val/ema_mAP75"),
+        *("train/loss", "val/loss", "loss_bbox", "val/mAP", "val/segm_mAP50", "val/ema_mAP75"),
     ]
 
 

@@ -25,6 +25,9 @@ class Part:
         ids, boxes = TRUTH[self.image_ids[index]]
         return Objects(np.array(ids, dtype=np.int64), np.array(boxes, dtype=float).reshape(-1, 4))
 
+    def name(self, index):
+        return f"{self.image_ids[index]}.jpg"
+
     def load(self, index):
         return np.zeros((60, 80, 3), np.uint8), self.objects(index)
 
