@@ -92,8 +92,9 @@ class Browser:
         self.send("Emulation.setEmulatedMedia", features=features)
 
     def open(self, path: Path) -> None:
-        self.send("Page.navigate", url=path.resolve().as_uri())
-        self.until("document.readyState === 'complete'")
+        address = path.resolve().as_uri()
+        self.send("Page.navigate", url=address)
+        self.until(f"document.readyState === 'complete' && location.href === {json.dumps(address)}")
 
     def run(self, script: str) -> object:
         """The value of an expression in the page."""
@@ -103,9 +104,17 @@ class Browser:
 
     def until(self, condition: str) -> None:
         end = time.monotonic() + SECONDS
-        while not self.run(condition):
+        while not self._holds(condition):
             assert time.monotonic() < end, f"never true: {condition}"
             time.sleep(0.02)
+
+    def _holds(self, condition: str) -> bool:
+        try:
+            return bool(self.run(condition))
+        except AssertionError as error:
+            if "navigated" in str(error):  # from the page before
+                return False
+            raise
 
     def press(self, key: str) -> None:
         """A key as `KeyboardEvent.key` names it."""

@@ -139,10 +139,11 @@ def test_a_video_that_is_truncated(
 def test_a_signal_keeps_the_detections(
     command: Command, trained: Path, photos: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def drawn_and_ended(*_: object) -> None:
+    def drawn_and_ended(*_: object) -> Image.Image:
         os.kill(os.getpid(), signal.SIGTERM)
+        return Image.new("RGB", (8, 8))
 
-    monkeypatch.setattr(predict, "draw", drawn_and_ended)
+    monkeypatch.setattr(predict, "drawn", drawn_and_ended)
     assert command(predict.main, f"checkpoint={trained}", f"source={photos}", "batch_size=1") == 143
     assert [Path(image["file_name"]).name for image in output()[1]["images"]] == ["a.jpg"]
 
@@ -150,14 +151,14 @@ def test_a_signal_keeps_the_detections(
 def test_a_fault_keeps_the_detections(
     command: Command, trained: Path, photos: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    drawn: list[Path] = []
+    drawings = iter([Image.new("RGB", (8, 8))])
 
-    def fails_later(path: Path, *_: object) -> None:
-        drawn.append(path)
-        if len(drawn) == 2:
+    def fails_later(*_: object) -> Image.Image:
+        if (drawing := next(drawings, None)) is None:
             raise MemoryError
+        return drawing
 
-    monkeypatch.setattr(predict, "draw", fails_later)
+    monkeypatch.setattr(predict, "drawn", fails_later)
     assert command(predict.main, f"checkpoint={trained}", f"source={photos}", "batch_size=1") == 1
     assert [Path(image["file_name"]).name for image in output()[1]["images"]] == ["a.jpg", "b.png"]
 

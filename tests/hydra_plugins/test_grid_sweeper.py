@@ -146,7 +146,7 @@ def test_one_sweep_at_a_time_in_a_folder(sweep: Sweep) -> None:
 
 def test_seeds_give_a_mean_and_a_deviation(sweep: Sweep) -> None:
     done = sweep(lambda cfg: cfg.seed + 10 * cfg.optim.lr, "seed=1,2,3", "optim.lr=1e-3,2e-3")
-    first, second = (line.split() for line in done.out.split("means over seeds")[1].splitlines()[2:4])
+    first, second = (line.split() for line in done.out.split("over seeds, best first")[1].splitlines()[2:4])
     assert first == ["optim.lr=0.002", "2.0200", "1.0000", "-0.4641", "..", "4.5041", "3"]
     assert second == ["optim.lr=0.001", "2.0100", "1.0000", "-0.4741", "..", "4.4941", "3"]
 

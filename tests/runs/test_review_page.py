@@ -113,7 +113,7 @@ def test_enlarge_mark_and_export_by_keyboard(page: Browser) -> None:
     page.press("Escape")
     page.until("!document.getElementById('dialog').open")
     assert page.run("marks") == {first: "wrong", page.run("shown[1].key"): "unsure"}
-    assert page.run("document.activeElement === document.getElementById('grid').children[2]")
+    page.until("document.activeElement === document.getElementById('grid').children[2]")  # after the event
     choose(page, "marked", "wrong")
     assert count(page) == 1
     page.run("location.reload()")
