@@ -191,7 +191,8 @@ def test_a_broken_cable_ends_the_ranks_on_both_sides(
         machines.cable("up")
     assert [process.returncode for process in pair] == [75, 75], told
     assert f"nothing was heard of rank 1 on machine2 for {TIMEOUT} s" in told[0]
-    assert f"the machine of rank 0 (machine1) has not answered for {TIMEOUT} s" in told[1]
+    silences = ("the machine of rank 0 (machine1) has not answered", "nothing was heard of rank 0 on machine1")
+    assert any(f"{silence} for {TIMEOUT} s" in told[1] for silence in silences), told[1]  # its last answer may be older
     assert time.monotonic() - began < 200, "torchrun has waited for the machine"
     assert "Traceback" not in "".join(told)
 
