@@ -6,6 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 # at the top, since spawned workers run it too
 WITHOUT = """
 import multiprocessing, os, runpy, signal, sys
@@ -21,6 +23,7 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.slow
 def test_a_training_runs_without_locks_and_signals_of_unix_and_with_spawned_workers(
     tmp_path: Path, tiny_run: list[str]
 ) -> None:

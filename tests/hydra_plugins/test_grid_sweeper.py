@@ -104,7 +104,7 @@ def test_another_configuration_is_refused_with_the_difference(sweep: Sweep) -> N
 
 
 def test_another_configuration_of_any_of_many_runs_is_refused(sweep: Sweep) -> None:
-    words = ("seed=0,1,2,3,4", "optim.lr=1e-3,2e-3")
+    words = ("seed=0,3,4", "optim.lr=1e-3,2e-3")  # 3 is no extreme
     assert sweep(fixed, *words).status == 0
     assert sweep(fixed, *words).status == 0, "their numbers differ as they are to"
     (third,) = [path for path in Path("s").glob("*/.hydra/config.yaml") if is_third(path.read_text())]
