@@ -163,7 +163,7 @@ def finish(settings: Settings, console: Console, run: Run, state: State, interru
     values |= {f"best/{name}": value for name, value in headline(content["metrics"]).items()}
     name = f"val/{(settings.monitor or default_monitor(content['metrics'])).removeprefix('val/')}"
     value = content["metrics"][name.removeprefix("val/")]
-    result = f"best epoch {epoch} of {state.epoch_number} ({winner} weights): {name} {number(value, 4)}"
+    result = f"best {name} {number(value, 4)} at epoch {epoch} of {state.epoch_number} ({winner} weights)"
     tables = {"val": content["metrics"]}
     if state.best_held_out:
         tables[HELD_OUT] = content[HELD_OUT]

@@ -52,7 +52,7 @@ def test_all_metrics_and_classes_of_the_best_are_shown(tmp_path: Path, capsys: p
     (tmp_path / "classes.json").write_text(json.dumps(tables))
     found = {"nonfinite": 0.0, "mAP": 0.5, "mAP_large": -1.0, "AP/cat": 0.5, "time/network_ms": 3.0}
     test = {"mAP": 0.25, "loss": 1.5}
-    print_result(Console("none"), run_in(tmp_path), "best epoch 2 of 3", {"val": found, "test": test})  # type: ignore[arg-type]
+    print_result(Console("none"), run_in(tmp_path), "best val/mAP 0.5 at epoch 2 of 3", {"val": found, "test": test})  # type: ignore[arg-type]
     lines = [line.split() for line in capsys.readouterr().out.splitlines()]
     assert ["metric", "val", "test"] in lines
     assert ["mAP", "0.5000", "0.2500"] in lines
