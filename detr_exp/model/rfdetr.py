@@ -20,12 +20,14 @@ import torch
 from torch import Tensor, nn
 
 from detr_exp.model.adapter.slim import merge
-from detr_exp.model.backbone.dinov2_windowed import fold_scales
+from detr_exp.model.backbone.dinov2_windowed import fit_positions, fold_scales
 from detr_exp.model.decoder.rfdetr import Decoder
 from detr_exp.model.head.detection import DetectionHead
 from detr_exp.model.head.mask import Head, finite_masks, masks_in_pixels
+from detr_exp.model.layer.depth import Layered, layer_by_layer
 from detr_exp.model.layer.group_queries import GroupQueries
 from detr_exp.model.layer.memory import Memory
+from detr_exp.model.member import Extent, Member, refuse_impossible, refuse_rigid
 from detr_exp.model.postprocess import best_in_pixels
 from detr_exp.protocols import Backbone, Neck, Strided, complete
 from detr_exp.structures import Detections, Outputs, Prediction, Targets
@@ -82,6 +84,7 @@ class RFDETR(nn.Module):
         self.image_size = (image_size[0], image_size[1])
         self.num_queries = num_queries
         self.num_groups = num_groups
+        self.own, self.member = Extent(num_layers, num_queries, self.image_size), Member()
         self.tasks: tuple[str, ...] = ("boxes",) if mask_head is None else ("boxes", "masks")
         self.keypoint_counts: tuple[int, ...] = ()
         mean, std = pixel_mean or backbone.pixel_mean, pixel_std or backbone.pixel_std
@@ -120,19 +123,52 @@ class RFDETR(nn.Module):
             targets: not used; there are no denoising queries.
             padding_mask: `[B, H, W]` bool, True where there is no image.
         """
+        return self.decode(self.encode(images, padding_mask), padding_mask, images.shape[-2:])
+
+    def encode(self, images: Tensor, padding_mask: Tensor | None) -> list[Tensor]:
+        """See `model.member.Elastic`; padding is seen in the maps only by the decoder."""
+        return self.neck(self.backbone((images - self.pixel_mean) / self.pixel_std))
+
+    def decode(self, maps: list[Tensor], padding_mask: Tensor | None, size: torch.Size) -> Outputs:
+        """See `model.member.Elastic`; also in training."""
         groups = self.num_groups if self.training else 1
-        maps = self.neck(self.backbone((images - self.pixel_mean) / self.pixel_std))
         memory = Memory.of(maps, padding_mask)
         selected, start = self.queries(memory, groups)
         hidden = self.norm(self.layers(start, memory))
-        layers = Prediction(*self.head(hidden, start.reference))
+        logits, boxes = layer_by_layer(lambda states: self.head(states, start.reference), hidden, self.training)
+        layers = Prediction(logits, boxes)
         encoder = Prediction(selected.logits, selected.boxes) if self.training else None
         if self.mask_head is not None:
-            pixels = self.mask_head.start(maps[0], images.shape[-2:])
+            pixels = self.mask_head.start(maps[0], size)
             layers = layers._replace(masks=self.mask_head(pixels, hidden))
             if encoder is not None:
                 encoder = encoder._replace(masks=self.mask_head.of_encoder(pixels, selected.tokens))
         return Outputs(layers, encoder, groups=groups)
+
+    @property
+    def most_layers(self) -> int:
+        """See `model.member.Elastic`."""
+        return self.layers.num_layers if isinstance(self.layers, Layered) else self.own.layers
+
+    def set_member(self, member: Member, *, every_layer: bool = False) -> None:
+        """See `model.member.Elastic`."""
+        parts = [self.layers, *([] if self.mask_head is None else [self.mask_head])]
+        for part in parts:
+            refuse_rigid(member, part, Layered, "layers")
+        refuse_impossible(
+            member,
+            self.own,
+            most_layers=self.most_layers,
+            stride=self.stride,
+            strides=self.neck.out_strides,
+            may_lack_cells=True,
+        )
+        self.member = member
+        _, self.num_queries, self.image_size = member.of(self.own)
+        self.queries.num_queries = self.num_queries
+        for part in parts:
+            if isinstance(part, Layered):
+                part.depth, part.every_layer = member.layers, every_layer
 
     @torch.no_grad()
     def postprocess(self, outputs: Outputs, image_sizes: Tensor, max_detections: int | None = None) -> list[Detections]:
@@ -163,6 +199,11 @@ class RFDETR(nn.Module):
         fold_scales(self)
         self.queries.keep_groups(1)
         self.num_groups = 1
+        for part in (self.layers, self.mask_head):
+            if isinstance(part, Layered):
+                part.shorten()
+        fit_positions(self, self.image_size)
+        self.own = self.member.of(self.own)
         return self
 
 

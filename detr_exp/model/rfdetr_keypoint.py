@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from detr_exp.model.adapter.slim import merge
-from detr_exp.model.backbone.dinov2_windowed import fold_scales
+from detr_exp.model.backbone.dinov2_windowed import fit_positions, fold_scales
 from detr_exp.model.decoder.rfdetr_keypoint import Decoder
 from detr_exp.model.head.detection import DetectionHead
 from detr_exp.model.head.keypoint import (
@@ -23,10 +23,12 @@ from detr_exp.model.head.keypoint import (
     placed_keypoints,
     with_keypoints,
 )
+from detr_exp.model.layer.depth import Layered, layer_by_layer
 from detr_exp.model.layer.group_queries import GroupMLP, GroupQueries, Selection
 from detr_exp.model.layer.keypoint_decoder_layer import KeypointStart
 from detr_exp.model.layer.memory import Memory
 from detr_exp.model.layer.mlp import MLP
+from detr_exp.model.member import Extent, Member, refuse_impossible, refuse_rigid
 from detr_exp.model.postprocess import best_in_pixels
 from detr_exp.model.rfdetr import class_tensors
 from detr_exp.ops.transfer import to_device
@@ -83,6 +85,7 @@ class RFDETRKeypoint(nn.Module):
         self.image_size = (image_size[0], image_size[1])
         self.num_queries = num_queries
         self.num_groups = num_groups
+        self.own, self.member = Extent(num_layers, num_queries, self.image_size), Member()
         self.tasks: tuple[str, ...] = ("boxes", "keypoints")
         mean, std = pixel_mean or backbone.pixel_mean, pixel_std or backbone.pixel_std
         for name, values in (("pixel_mean", mean), ("pixel_std", std)):
@@ -127,16 +130,26 @@ class RFDETRKeypoint(nn.Module):
             targets: not used; there are no denoising queries.
             padding_mask: `[B, H, W]` bool, True where there is no image.
         """
-        groups = self.num_groups if self.training else 1
+        return self.decode(self.encode(images, padding_mask), padding_mask, images.shape[-2:])
+
+    def encode(self, images: Tensor, padding_mask: Tensor | None) -> list[Tensor]:
+        """See `model.member.Elastic`: the maps for boxes, then as many for keypoints."""
         maps = self.backbone((images - self.pixel_mean) / self.pixel_std)
-        memory = Memory.of(self.neck(maps), padding_mask)
-        keypoint_memory = Memory.of(self.keypoint_neck(maps), padding_mask)
+        return [*self.neck(maps), *self.keypoint_neck(maps)]
+
+    def decode(self, maps: list[Tensor], padding_mask: Tensor | None, size: torch.Size) -> Outputs:
+        """See `model.member.Elastic`; also in training."""
+        groups, half = self.num_groups if self.training else 1, len(maps) // 2
+        memory, keypoint_memory = (Memory.of(part, padding_mask) for part in (maps[:half], maps[half:]))
         selected, start = self.queries(memory, groups)
         content = self.keypoint_queries(start.content)
         keypoint_start = KeypointStart(content, self.keypoint_position, self.allowed, keypoint_memory)
         hidden, keypoints = self.layers(start, keypoint_start, memory)
-        logits, boxes = self.head(self.norm(hidden), start.reference)
-        layers = self._predicted(logits, boxes, self.keypoint_head(keypoints), start.reference)
+        logits, boxes = layer_by_layer(
+            lambda states: self.head(self.norm(states), start.reference), hidden, self.training
+        )
+        (output,) = layer_by_layer(lambda states: (self.keypoint_head(states),), keypoints, self.training)
+        layers = self._predicted(logits, boxes, output, start.reference)
         return Outputs(layers, self._of_encoder(selected, groups) if self.training else None, groups=groups)
 
     def _of_encoder(self, selected: Selection, groups: int) -> Prediction:
@@ -150,6 +163,28 @@ class RFDETRKeypoint(nn.Module):
         keypoints = placed_keypoints(output, reference, self.keypoint_counts)
         evidence = class_evidence(keypoints, self.keypoint_counts, logits.shape[-1])
         return Prediction(logits + evidence, boxes, keypoints=keypoints)
+
+    @property
+    def most_layers(self) -> int:
+        """See `model.member.Elastic`."""
+        return self.layers.num_layers if isinstance(self.layers, Layered) else self.own.layers
+
+    def set_member(self, member: Member, *, every_layer: bool = False) -> None:
+        """See `model.member.Elastic`."""
+        refuse_rigid(member, self.layers, Layered, "layers")
+        refuse_impossible(
+            member,
+            self.own,
+            most_layers=self.most_layers,
+            stride=self.stride,
+            strides=self.neck.out_strides,
+            may_lack_cells=True,
+        )
+        self.member = member
+        _, self.num_queries, self.image_size = member.of(self.own)
+        self.queries.num_queries = self.num_queries
+        if isinstance(self.layers, Layered):
+            self.layers.depth, self.layers.every_layer = member.layers, every_layer
 
     @torch.no_grad()
     def postprocess(self, outputs: Outputs, image_sizes: Tensor, max_detections: int | None = None) -> list[Detections]:
@@ -180,6 +215,10 @@ class RFDETRKeypoint(nn.Module):
         self.queries.keep_groups(1)
         self.num_groups = 1
         del self.encoder_keypoint_queries, self.encoder_keypoint_head
+        if isinstance(self.layers, Layered):
+            self.layers.shorten()
+        fit_positions(self, self.image_size)
+        self.own = self.member.of(self.own)
         return self
 
 

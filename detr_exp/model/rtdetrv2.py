@@ -16,11 +16,12 @@ import torch
 from torch import Tensor, nn
 
 from detr_exp.model.adapter.slim import merge
-from detr_exp.model.decoder.rtdetr import Decoder, RawOutputs
+from detr_exp.model.decoder.rtdetr import Decoder, RawOutputs, Stopping
 from detr_exp.model.layer.conv import ConvNorm
 from detr_exp.model.layer.denoising import NoisyQueries, group_count, noisy_queries
 from detr_exp.model.layer.fusion import RepVggBlock
 from detr_exp.model.layer.memory import padding_at
+from detr_exp.model.member import Extent, Member, refuse_impossible, refuse_rigid
 from detr_exp.model.neck.hybrid_encoder import HybridEncoder
 from detr_exp.model.postprocess import best_in_pixels
 from detr_exp.protocols import Backbone, complete
@@ -92,6 +93,8 @@ class RTDETRv2(nn.Module):
         )
         self.decoder = complete(made, Decoder, "model.decoder", type(made).__name__)
         self.stride = max(self.encoder.out_strides)
+        layers = self.decoder.eval_idx + 1 if isinstance(self.decoder, Stopping) else num_layers
+        self.own, self.member = Extent(layers, num_queries, self.image_size), Member()
         cells = sum(height * width for height, width in self.spatial_shapes())
         if num_queries > cells:
             raise ValueError(
@@ -153,6 +156,10 @@ class RTDETRv2(nn.Module):
 
     def body(self, images: Tensor, noisy: NoisyQueries | None, padding_mask: Tensor | None) -> RawOutputs:
         """The network proper: no host-side decisions on values, so that it compiles as one graph."""
+        return self.decoder(self.encode(images, padding_mask), noisy, padding_mask)
+
+    def encode(self, images: Tensor, padding_mask: Tensor | None) -> list[Tensor]:
+        """See `model.member.Elastic`."""
         images = images.to(self.pixel_mean.dtype)
         if self.normalizes:
             images = (images - self.pixel_mean) / self.pixel_std
@@ -160,7 +167,34 @@ class RTDETRv2(nn.Module):
         masks = None
         if padding_mask is not None:
             masks = [padding_at(padding_mask, level.shape[-2:]) for level in maps]
-        return self.decoder(self.encoder(maps, masks), noisy, padding_mask)
+        return self.encoder(maps, masks)
+
+    def decode(self, maps: list[Tensor], padding_mask: Tensor | None, size: torch.Size) -> Outputs:
+        """See `model.member.Elastic`."""
+        return Outputs(self.decoder(maps, None, padding_mask).layers)
+
+    @property
+    def most_layers(self) -> int:
+        """See `model.member.Elastic`."""
+        return self.decoder.num_layers if isinstance(self.decoder, Stopping) else self.own.layers
+
+    def set_member(self, member: Member, *, every_layer: bool = False) -> None:
+        """See `model.member.Elastic`."""
+        refuse_rigid(member, self.decoder, Stopping, "layers", "queries")
+        refuse_impossible(
+            member,
+            self.own,
+            most_layers=self.most_layers,
+            stride=self.stride,
+            strides=self.decoder.strides,
+            may_lack_cells=False,
+        )
+        self.member = member
+        chosen = member.of(self.own)
+        self.num_queries, self.image_size = chosen.queries, chosen.image_size
+        if isinstance(self.decoder, Stopping):
+            self.decoder.num_queries = chosen.queries
+            self.decoder.depth, self.decoder.every_layer = member.layers, every_layer
 
     def spatial_shapes(self) -> list[tuple[int, int]]:
         """(height, width) of each level the decoder reads, for images of `image_size`."""
@@ -193,4 +227,5 @@ class RTDETRv2(nn.Module):
             if isinstance(module, (ConvNorm, RepVggBlock)):
                 module.fold()
         self.decoder.drop_training_parts()
+        self.own = self.member.of(self.own)
         return self

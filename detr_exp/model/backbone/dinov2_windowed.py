@@ -250,6 +250,14 @@ def fold_scales(network: nn.Module) -> None:
             module.fold()
 
 
+def fit_positions(network: nn.Module, image_size: tuple[int, int]) -> None:
+    """Resample the position embeddings of a network once, in place, for images of (height, width) pixels."""
+    for module in network.modules():
+        if isinstance(module, WindowedDinov2):
+            grid = (image_size[0] // module.patch_size, image_size[1] // module.patch_size)
+            module.embedding.position = nn.Parameter(resample_position(module.embedding.position.detach(), grid))
+
+
 def _scaled(branch: Tensor, scale: Tensor | None) -> Tensor:
     return branch if scale is None else scale * branch
 

@@ -20,6 +20,7 @@ from detr_exp.model.decoder.rtdetr import (
     checked_layer,
     class_tensors_of,
     first_queries,
+    last_layer,
     only,
     start_heads,
 )
@@ -81,6 +82,7 @@ class DFineDecoder(nn.Module):
     Attributes:
         strides: of the levels that are read.
         activations: of the layers and of the perceptrons.
+        depth, every_layer: see `layer.depth.Layered`.
     """
 
     def __init__(
@@ -114,6 +116,8 @@ class DFineDecoder(nn.Module):
         self.activation = activation
         self.activations = (ffn_activation, head_activation)
         self.num_queries = num_queries
+        self.depth: int | None = None
+        self.every_layer = False
         self.query_select_method = checked_selection(query_select_method)
         self.eval_idx = checked_layer(eval_idx, num_layers)
         self.edge_scale = edge_scale
@@ -187,7 +191,7 @@ class DFineDecoder(nn.Module):
             reference: `[B, N + Q, 4]` boxes cxcywh in 0..1, without gradient.
             allowed: as in `SelfAttention`.
         """
-        last = len(self.layers) - 1 if self.training else self.eval_idx
+        last = last_layer(self)
         exact, started = reference.dtype, inverse_sigmoid(reference)
         found, initial = [], None
         frozen = edges = before = reference.new_zeros(())
@@ -203,7 +207,7 @@ class DFineDecoder(nn.Module):
             edges = edges + change.unflatten(-1, (4, -1)).to(exact)
             shares = edges.softmax(-1)
             boxes = boxes_from_edges((shares * self.positions.to(exact)).sum(-1), frozen, self.edge_scale)
-            if self.training or index == last:
+            if self.training or self.every_layer or index == last:
                 logits = self.dec_score_head[index](content) + self.lqe_layers[index](shares.to(content.dtype))
                 found.append(EdgePrediction(logits.to(exact), boxes, edges, frozen))
             before, reference = content.detach(), boxes.detach()
@@ -213,12 +217,21 @@ class DFineDecoder(nn.Module):
         """Names of the tensors that depend on the classes, with the axis along which the classes are."""
         return class_tensors_of(self, self.query_select_method)
 
-    def drop_training_parts(self) -> None:
-        """Remove layers beyond `eval_idx`, heads that evaluation skips, and the denoising embedding."""
+    @property
+    def num_layers(self) -> int:
+        return len(self.layers)
+
+    def shorten(self) -> None:
+        """Remove layers that evaluation does not compute, and heads that it skips."""
+        self.eval_idx = last_layer(self.eval())
         count = self.eval_idx + 1
         self.layers, self.dec_bbox_head = self.layers[:count], self.dec_bbox_head[:count]
         self.dec_score_head = only(self.dec_score_head, self.eval_idx)
         self.lqe_layers = only(self.lqe_layers, self.eval_idx)
+
+    def drop_training_parts(self) -> None:
+        """As `shorten`, and remove the denoising embedding."""
+        self.shorten()
         if hasattr(self, "denoising_class_embed"):
             del self.denoising_class_embed
 

@@ -5,6 +5,7 @@ Legend: B images, G groups of Q queries, L layers, D width.
 
 from __future__ import annotations
 
+from itertools import islice
 from typing import Protocol
 
 import torch
@@ -56,11 +57,21 @@ class GroupDecoder(nn.ModuleList):
             )
             for _ in range(num_layers)
         )
+        self.depth: int | None = None
+        self.every_layer = False
+
+    @property
+    def num_layers(self) -> int:
+        return len(self)
+
+    def shorten(self) -> None:
+        """Drop the layers that evaluation does not compute, in place."""
+        del self[self.depth or len(self) :]
 
     def forward(self, start: Start, memory: Memory) -> Tensor:
         """Queries after each layer `[L, B, G * Q, D]`; in evaluation only after the last one, L = 1."""
         queries, hidden = start.content, []
-        for layer in self:
+        for layer in islice(self, self.depth):
             queries = layer(queries, start, memory)
             hidden.append(queries)
-        return torch.stack(hidden if self.training else hidden[-1:])
+        return torch.stack(hidden if self.training or self.every_layer else hidden[-1:])

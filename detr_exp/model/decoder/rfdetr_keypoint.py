@@ -5,6 +5,7 @@ Legend: as there, and N keypoints of all classes.
 
 from __future__ import annotations
 
+from itertools import islice
 from typing import Protocol
 
 import torch
@@ -49,13 +50,23 @@ class KeypointDecoder(nn.ModuleList):
             )
             for _ in range(num_layers)
         )
+        self.depth: int | None = None
+        self.every_layer = False
+
+    @property
+    def num_layers(self) -> int:
+        return len(self)
+
+    def shorten(self) -> None:
+        """Drop the layers that evaluation does not compute, in place."""
+        del self[self.depth or len(self) :]
 
     def forward(self, start: Start, keypoint_start: KeypointStart, memory: Memory) -> tuple[Tensor, Tensor]:
         """Queries `[L, B, G * Q, D]` and keypoints `[L, B, G * Q, N, D]` after each layer, or only after the last."""
         queries, keypoints, hidden, keypoint_hidden = start.content, keypoint_start.content, [], []
-        for layer in self:
+        for layer in islice(self, self.depth):
             queries, keypoints = layer(queries, keypoints, start, keypoint_start, memory)
             hidden.append(queries)
             keypoint_hidden.append(keypoints)
-        first = 0 if self.training else -1
+        first = 0 if self.training or self.every_layer else -1
         return torch.stack(hidden[first:]), torch.stack(keypoint_hidden[first:])

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections import OrderedDict
 from collections.abc import Iterable
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -56,6 +56,20 @@ class Decoder(Protocol):
         """Remove what only training uses, in place."""
 
 
+@runtime_checkable
+class Stopping(Protocol):
+    """A decoder that can be stopped after any of its layers, and given fewer queries; as `layer.depth.Layered`."""
+
+    eval_idx: int  # the layer whose predictions count in evaluation
+    num_queries: int
+    depth: int | None
+    every_layer: bool
+    training: bool
+
+    @property
+    def num_layers(self) -> int: ...
+
+
 class Selecting(Protocol):
     """The parts of a decoder that make its first queries."""
 
@@ -96,6 +110,7 @@ class RTDETRDecoder(nn.Module):
 
     Attributes:
         strides: of the levels that are read.
+        depth, every_layer: see `layer.depth.Layered`.
     """
 
     def __init__(
@@ -143,6 +158,8 @@ class RTDETRDecoder(nn.Module):
         ]
         self.activation = activation
         self.num_queries = num_queries
+        self.depth: int | None = None
+        self.every_layer = False
         self.query_select_method = checked_selection(query_select_method)
         self.look_forward_twice = look_forward_twice
         self.eval_idx = checked_layer(eval_idx, num_layers)
@@ -178,7 +195,7 @@ class RTDETRDecoder(nn.Module):
     def forward(self, maps: list[Tensor], noisy: NoisyQueries | None, padding_mask: Tensor | None) -> RawOutputs:
         """Encoder maps `[B, E, h, w]` -> predictions; arguments as in `RTDETRv2.body`."""
         memory = read_maps(maps, self.input_proj, padding_mask)
-        learned = self.tgt_embed.weight if hasattr(self, "tgt_embed") else None
+        learned = self.tgt_embed.weight[: self.num_queries] if hasattr(self, "tgt_embed") else None
         content, reference, allowed, encoder = first_queries(self, memory, noisy, learned)
         return RawOutputs(self._decode(content, reference, memory, allowed), encoder)
 
@@ -190,7 +207,7 @@ class RTDETRDecoder(nn.Module):
             reference: `[B, N + Q, 4]` boxes cxcywh in 0..1, without gradient.
             allowed: as in `SelfAttention`.
         """
-        last = len(self.layers) - 1 if self.training else self.eval_idx
+        last = last_layer(self)
         logits, boxes = [], []
         previous = reference
         for index, layer in enumerate(self.layers[: last + 1]):
@@ -198,7 +215,7 @@ class RTDETRDecoder(nn.Module):
             content = layer(content, position, reference, memory, allowed)
             change = self.dec_bbox_head[index](content)
             refined = (change + inverse_sigmoid(reference)).sigmoid()
-            if self.training or index == last:
+            if self.training or self.every_layer or index == last:
                 # The same numbers, but this box also trains the previous layer, whose box is not detached.
                 twice = index > 0 and self.look_forward_twice and self.training
                 boxes.append((change + inverse_sigmoid(previous)).sigmoid() if twice else refined)
@@ -210,13 +227,24 @@ class RTDETRDecoder(nn.Module):
         """Names of the tensors that depend on the classes, with the axis along which the classes are."""
         return class_tensors_of(self, self.query_select_method)
 
-    def drop_training_parts(self) -> None:
-        """Remove layers beyond `eval_idx`, heads that evaluation skips, and the denoising embedding."""
+    @property
+    def num_layers(self) -> int:
+        return len(self.layers)
+
+    def shorten(self) -> None:
+        """Remove layers that evaluation does not compute, and heads that it skips."""
+        self.eval_idx = last_layer(self.eval())
         self.layers = self.layers[: self.eval_idx + 1]
         self.dec_bbox_head = self.dec_bbox_head[: self.eval_idx + 1]
         self.dec_score_head = only(self.dec_score_head, self.eval_idx)
+
+    def drop_training_parts(self) -> None:
+        """As `shorten`, and remove the denoising embedding and the content of queries that are not used."""
+        self.shorten()
         if hasattr(self, "denoising_class_embed"):
             del self.denoising_class_embed
+        if hasattr(self, "tgt_embed"):
+            self.tgt_embed = nn.Embedding.from_pretrained(self.tgt_embed.weight[: self.num_queries].clone())
 
 
 def checked_layer(eval_idx: int, num_layers: int) -> int:
@@ -224,6 +252,13 @@ def checked_layer(eval_idx: int, num_layers: int) -> int:
     if not -num_layers <= eval_idx < num_layers:
         raise ValueError(f"model.eval_idx is {eval_idx} but there are {num_layers} layers; use -1 for the last one")
     return eval_idx % num_layers
+
+
+def last_layer(decoder: Stopping) -> int:
+    """Index of the last layer that is computed."""
+    if decoder.depth is not None:
+        return decoder.depth - 1
+    return decoder.num_layers - 1 if decoder.training else decoder.eval_idx
 
 
 def start_heads(scores: Iterable[nn.Module], boxes: Iterable[nn.Module], activation: str) -> None:

@@ -7,12 +7,14 @@ Legend: B images, Q queries, L decoder layers, D width, (h, w) size of the masks
 
 from __future__ import annotations
 
+from itertools import islice
 from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from detr_exp.model.layer.depth import layer_by_layer
 from detr_exp.structures import MaskLogits
 
 MASKS_AT_ONCE = 32  # masks of an image that are resized together; bounds the memory of large images
@@ -38,11 +40,16 @@ class MaskHead(nn.Module):
         hidden_dim: D.
         num_layers: L.
         downsample: pixels of the image on a side of a pixel of the masks.
+
+    Attributes:
+        depth, every_layer: see `layer.depth.Layered`; the queries say how many layers are asked for.
     """
 
     def __init__(self, *, hidden_dim: int, num_layers: int, downsample: int) -> None:
         super().__init__()
         self.downsample = downsample
+        self.depth: int | None = None
+        self.every_layer = False
         self.blocks = nn.ModuleList(Block(hidden_dim) for _ in range(num_layers))
         self.feature_proj = nn.Conv2d(hidden_dim, hidden_dim, 1)
         self.query_mlp = nn.Sequential(
@@ -61,13 +68,22 @@ class MaskHead(nn.Module):
 
     def forward(self, pixels: Tensor, queries: Tensor) -> MaskLogits:
         """Pixels of `start` and queries `[l, B, Q, D]` of the last l layers -> masks stacked over these layers."""
-        first = len(self.blocks) - len(queries)
+        first = (self.depth or len(self.blocks)) - len(queries)
         features = []
-        for index, block in enumerate(self.blocks):
+        for index, block in enumerate(islice(self.blocks, self.depth)):
             pixels = block(pixels)
             if index >= first:
                 features.append(self.feature_proj(pixels))
-        return MaskLogits(torch.stack(features), self._projected(queries), self.bias)
+        (projected,) = layer_by_layer(lambda states: (self._projected(states),), queries, self.training)
+        return MaskLogits(torch.stack(features), projected, self.bias)
+
+    @property
+    def num_layers(self) -> int:
+        return len(self.blocks)
+
+    def shorten(self) -> None:
+        """Drop the blocks that evaluation does not compute, in place."""
+        del self.blocks[self.depth or len(self.blocks) :]
 
     def of_encoder(self, pixels: Tensor, tokens: Tensor) -> MaskLogits:
         """Pixels of `start` and selected encoder tokens `[B, Q, D]` -> their masks; no block is applied."""

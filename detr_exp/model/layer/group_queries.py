@@ -92,9 +92,9 @@ class GroupQueries(nn.Module):
         return selected, Start(content, position, reference, seen, groups)
 
     def keep_groups(self, count: int) -> None:
-        """Drop all groups but the first `count`, in place."""
-        self.content = nn.Parameter(self.content[:count].clone())
-        self.delta = nn.Parameter(self.delta[:count].clone())
+        """Drop all groups but the first `count`, and queries that are not used, in place."""
+        self.content = nn.Parameter(self.content[:count, : self.num_queries].clone())
+        self.delta = nn.Parameter(self.delta[:count, : self.num_queries].clone())
         for part in (self.project, self.norm, self.class_head, *self.box_head.layers):
             part.keep_groups(count)
 
