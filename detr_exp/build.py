@@ -118,24 +118,29 @@ def base(cfg: DictConfig) -> BaseFile | None:
     return None if found is None else BaseFile(str(found.path.resolve()), found.sha256)
 
 
-def criterion(cfg: DictConfig, data: Labels | None = None) -> SetCriterion:
+def criterion(cfg: DictConfig, data: DataSet | None = None) -> SetCriterion:
     """The losses: `criterion(outputs, targets, num_boxes)` gives weighted terms and their `total`.
 
     Args:
         cfg: see `compose`.
-        data: has classes and keypoints; see `network`.
+        data: has classes, keypoints, and for `loss.class_weights` training objects; see `network`.
     """
+    from detr_exp.loss.class_weights import class_weights
     from detr_exp.loss.criterion import SetCriterion
 
-    if data is None and cfg.data.num_classes is None:
-        data = _instantiated(cfg, "data")
     terms = _instantiated(cfg, "loss")
+    weights = terms.pop("class_weights", None)
+    if data is None and (cfg.data.num_classes is None or weights is not None):
+        data = _instantiated(cfg, "data")
+    if data is not None:
+        weights = class_weights(weights, data)
     accepted = inspect.signature(SetCriterion).parameters
     schema = None if data is None else data.keypoints
     return SetCriterion(
         num_classes=_num_classes(cfg, data),
         matcher=_instantiated(cfg, "matcher", activation=cfg.loss.activation),
         keypoint_counts=() if schema is None else schema.counts,
+        class_weights=weights,
         **{name: term for name, term in terms.items() if name in accepted},
     )
 

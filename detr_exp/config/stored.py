@@ -30,11 +30,16 @@ DERIVED = {
 RTDETR = "detr_exp.model.rtdetrv2.RTDETRv2"
 ADDED: dict[str, object] = {  # keys that earlier versions did not have, with the values that mean the same
     f"metric.{SELECTION}": False,  # they chose on all images
+    "loss.class_weights": None,
     "model.class_prior": None,
     "trainer.hardware.products": "auto",  # a run that is resumed keeps its library in any case
 }
 LATER: dict[str, Values] = {  # the same for parts of this package only, by target: a user's own may not know such keys
-    "detr_exp.data.dataset.DataSet": {"phases": dict.fromkeys(("strong", "mosaic", "mixup", "multi_scale"))},
+    "detr_exp.data.dataset.DataSet": {
+        "phases": dict.fromkeys(("strong", "mosaic", "mixup", "multi_scale")),
+        "repeat_threshold": None,
+        "keep_empty": 1.0,
+    },
     RTDETR: {"box_noise_fold": False, "head_activation": "relu", "position_layers": 2},
     "detr_exp.trainer.settings.Settings": {"restart_epoch": None},
 }

@@ -11,14 +11,16 @@ from functools import cached_property
 from itertools import islice
 from typing import Protocol
 
+import numpy as np
 from torch.utils.data import DataLoader
 
 from detr_exp.data.augment import Augment
+from detr_exp.data.balance import Balance
 from detr_exp.data.cache import image_cache
 from detr_exp.data.classes import ClassMap, confusable
 from detr_exp.data.collate import Sample
 from detr_exp.data.content import SPLITS, Source, Split
-from detr_exp.data.halves import halves, shown_by
+from detr_exp.data.halves import halves_of
 from detr_exp.data.headers import check_headers, unlisted
 from detr_exp.data.keypoints import FlipPairs, KeypointSchema, mirror_remarks, schema
 from detr_exp.data.loader import Loading, Samples
@@ -27,7 +29,7 @@ from detr_exp.data.phases import Phases
 from detr_exp.data.problems import DataError, Problems, listed
 from detr_exp.data.sampler import EvalSampler, TrainSampler, multi_scale_sizes
 from detr_exp.data.splits import HELD_OUT
-from detr_exp.data.table import TableSplit
+from detr_exp.data.table import TableSplit, flat
 from detr_exp.protocols import missing
 
 log = logging.getLogger(__name__)
@@ -53,6 +55,7 @@ class DataSet:
         augment: of training images.
         multi_scale: sizes of training batches; see `sampler.multi_scale_sizes`.
         stop_epoch, phases: epochs of strong augmentation and multi-scale; see `phases.Phases`.
+        repeat_threshold, keep_empty: how often an epoch uses each training image; see `balance.Balance`.
         keypoint_flip_pairs: 0-based pairs of keypoints that are swapped when mirrored, for every class or by the name
             of a class; None: from their names.
         keypoint_sigmas: OKS scale per keypoint; None: COCO's for its 17 points, else 0.05.
@@ -89,6 +92,8 @@ class DataSet:
         multi_scale: str | Sequence[int] | None = None,
         stop_epoch: int | None = None,
         phases: Mapping[str, Sequence[int | None] | None] | None = None,
+        repeat_threshold: float | None = None,
+        keep_empty: float = 1.0,
         keypoint_flip_pairs: FlipPairs | None = None,
         keypoint_sigmas: Sequence[float] | None = None,
         on_error: str = "error",
@@ -111,6 +116,7 @@ class DataSet:
         self.augment, self.multi_scale = augment, multi_scale
         used = {"mosaic": augment.mosaic, "mixup": augment.mixup, "multi_scale": multi_scale}
         self.phases = Phases(stop_epoch, phases, [name for name, value in used.items() if not value])
+        self.balance = Balance(repeat_threshold, keep_empty)
         self.on_error = on_error
         missing = [name for name in SPLITS if name not in self.content.read]
         log.info("%s: %d classes: %s", self.content.origin, len(self.content.categories), self.class_map)
@@ -143,6 +149,10 @@ class DataSet:
         """A hash of all annotations, their images' paths and their sizes."""
         parts = [f"{name} {split.fingerprint}" for name in SPLITS if (split := getattr(self, name)) is not None]
         return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
+
+    def object_counts(self) -> list[int]:
+        """Training objects of each label."""
+        return np.bincount(self.class_map.labels(flat(self.train).categories), minlength=self.num_classes).tolist()
 
     def split(self, name: str) -> Split:
         """The split `train`, `val`, `test` or `held_out`.
@@ -220,6 +230,7 @@ class DataSet:
                 sizes=sizes,
                 step_batches=step_batches,
                 phases=self.phases,
+                uses=self.balance.uses(part),
                 rank=rank,
                 world_size=world_size,
             )
@@ -255,7 +266,7 @@ class DataSet:
         for name in (*SPLITS, "fingerprint"):
             vars(few).pop(name, None)  # cached values of the full data set
         few.content = replace(self.content, read={"train": lambda: part, "val": lambda: part})
-        few.augment, few.multi_scale = Augment(), None
+        few.augment, few.multi_scale, few.balance = Augment(), None, Balance()
         return few
 
     def only(self, name: str, indices: Sequence[int]) -> DataSet:
@@ -272,20 +283,7 @@ class DataSet:
             DataError: there are too few images with objects.
         """
         whole = self.split("val")
-        shown = shown_by(whole)
-        if (count := sum(map(bool, shown))) < 2:
-            raise DataError(
-                f"{self.content.origin}: {count} validation image{'' if count == 1 else 's'} with objects cannot both "
-                "choose and judge; add validation images, or choose on all there are: metric.honest_selection=false"
-            )
-        parts = halves(whole.image_ids, shown)
-        in_half = [set[int]().union(*(shown[i] for i in part)) for part in parts]
-        names = dict(zip(self.category_ids, self.classes))
-        if lone := sorted(in_half[0] ^ in_half[1]):
-            log.warning(
-                "%s: only one half of the validation images shows %s; the halves are means over other classes",
-                *(self.content.origin, listed([names[number] for number in lone], ", ")),
-            )
+        parts = halves_of(whole, dict(zip(self.category_ids, self.classes)), self.content.origin)
         made = self.only("val", parts[0])
         made.fingerprint = self.fingerprint  # the data are the same
         made.content = replace(made.content, read={**made.content.read, HELD_OUT: lambda: Part(whole, parts[1])})

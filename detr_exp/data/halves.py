@@ -3,13 +3,44 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
 
 from detr_exp.data.content import Split
+from detr_exp.data.problems import DataError, listed
 from detr_exp.data.table import flat
+
+log = logging.getLogger(__name__)
+
+
+def halves_of(split: Split, names: Mapping[int, str], origin: str) -> tuple[list[int], list[int]]:
+    """Indices of the images of both halves of a split; says which classes only one of them shows.
+
+    Args:
+        split: the validation images.
+        names: category id -> name.
+        origin: of the data, for messages.
+
+    Raises:
+        DataError: there are too few images with objects.
+    """
+    shown = shown_by(split)
+    if (count := sum(map(bool, shown))) < 2:
+        raise DataError(
+            f"{origin}: {count} validation image{'' if count == 1 else 's'} with objects cannot both "
+            "choose and judge; add validation images, or choose on all there are: metric.honest_selection=false"
+        )
+    parts = halves(split.image_ids, shown)
+    in_half = [set[int]().union(*(shown[i] for i in part)) for part in parts]
+    if lone := sorted(in_half[0] ^ in_half[1]):
+        log.warning(
+            "%s: only one half of the validation images shows %s; the halves are means over other classes",
+            *(origin, listed([names[number] for number in lone], ", ")),
+        )
+    return parts
 
 
 def halves(image_ids: Sequence[int], classes: Sequence[Collection[int]]) -> tuple[list[int], list[int]]:

@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from detr_exp.data.balance import UNIT, earlier_uses, sampled_uses
 from detr_exp.data.phases import Phases
 
 _ORDER, _SIZE = 1, 2  # separate streams of random numbers
@@ -32,7 +33,8 @@ class Key(NamedTuple):
 class TrainSampler:
     """Shuffled batches without a remainder; a set smaller than a batch is repeated until it fills one.
 
-    All ranks shuffle in the same order and take turns, so the images of a step do not depend on the number of ranks.
+    An epoch uses every image once, or as often as `uses` says; its length is the same in every epoch. All ranks shuffle
+    in the same order and take turns, so the images of a step do not depend on the number of ranks.
 
     Args:
         count: images.
@@ -43,6 +45,7 @@ class TrainSampler:
         step_batches: batches of an optimiser step, which share one size (as in RF-DETR): a step does not depend on how
             it is split into batches.
         phases: epochs in which `sizes` apply; in others every batch has `size`.
+        uses: `[count]` how often an epoch uses each image on average (see `balance.Balance.uses`); None: once.
         rank: of this process.
         world_size: processes that share the epoch.
     """
@@ -57,6 +60,7 @@ class TrainSampler:
         sizes: Sequence[tuple[int, int]] = (),
         step_batches: int = 1,
         phases: Phases | None = None,
+        uses: np.ndarray | None = None,
         rank: int = 0,
         world_size: int = 1,
     ) -> None:
@@ -64,11 +68,12 @@ class TrainSampler:
         self.step_batches = step_batches
         self.size, self.sizes = size, list(sizes) or [size]
         self.phases, self.rank, self.world_size = phases or Phases(), rank, world_size
+        self.uses, self.per_round = uses, count if uses is None else int(uses.sum() // UNIT)
         self.epoch = 0
         self.start = 0
 
     def __len__(self) -> int:
-        return max(1, self.count // (self.batch_size * self.world_size))
+        return max(1, self.per_round // (self.batch_size * self.world_size))
 
     def set_epoch(self, epoch: int) -> None:
         """Set the epoch of the next pass, which starts at its first batch."""
@@ -79,17 +84,23 @@ class TrainSampler:
         self.start = batch
 
     def __iter__(self) -> Iterator[list[Key]]:
-        needed = len(self) * self.batch_size * self.world_size
-        rounds = [
-            np.random.default_rng((self.seed, _ORDER, self.epoch, turn)).permutation(self.count) + turn * self.count
-            for turn in range(math.ceil(needed / self.count))
-        ]
-        order = np.concatenate(rounds)[:needed].reshape(len(self), self.world_size, self.batch_size)[:, self.rank]
+        order = self._order().reshape(len(self), self.world_size, self.batch_size)[:, self.rank]
         sizes = self.sizes if self.phases.has("multi_scale", self.epoch) else [self.size]
         which = np.random.default_rng((self.seed, _SIZE, self.epoch)).integers(len(sizes), size=len(self))
         for batch in range(self.start, len(self)):
             height, width = sizes[which[batch // self.step_batches]]
             yield [Key(self.epoch, image, height, width) for image in order[batch].tolist()]
+
+    def _order(self) -> np.ndarray:
+        """`[n]` the images of the epoch as `Key` counts them, for all ranks."""
+        needed = len(self) * self.batch_size * self.world_size
+        rounds = []
+        for turn in range(math.ceil(needed / self.per_round)):
+            rng = np.random.default_rng((self.seed, _ORDER, self.epoch, turn))
+            images = np.arange(self.count)
+            rounds.append(rng.permutation(images if self.uses is None else images.repeat(sampled_uses(self.uses, rng))))
+        order = np.concatenate(rounds)[:needed]
+        return order + self.count * earlier_uses(order)
 
 
 class EvalSampler:

@@ -25,6 +25,9 @@ def of_queries(matches: Matches, *, loss: Callable[..., Tensor], overlap: str | 
 
     A prediction with fewer classes than the data is class-agnostic: any object is its class 0.
 
+    The weight of a class multiplies what a query with an object of this class loses at its own logit; with a softmax,
+    all it loses. Negatives and divisors do not change: a match of weight 2 counts as two.
+
     Args:
         loss: one of those below, with its shape bound.
         overlap: the target of the scores; see `loss.box.quality`.
@@ -34,9 +37,14 @@ def of_queries(matches: Matches, *, loss: Callable[..., Tensor], overlap: str | 
     for stack, labels, overlaps in zip(matches.stacks, matches.labels, placed):
         logits = stack.prediction.logits
         num_classes = logits.shape[-1] - (matches.activation == "softmax")
+        weights = None if matches.class_weights is None else matches.class_weights[labels.flatten()]
         if num_classes < matches.num_classes:
             labels = (labels == matches.num_classes).to(labels.dtype)
         values = loss(logits.flatten(0, 2), labels.flatten(), overlaps.flatten(), num_classes=num_classes)
+        if weights is not None and values.ndim == 1:
+            values = values * weights
+        elif weights is not None:
+            values = torch.where(_is_class(labels.flatten(), num_classes, logits), values * weights[:, None], values)
         found.append(values.view(len(logits), -1))
     return found
 

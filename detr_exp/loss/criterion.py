@@ -54,7 +54,10 @@ class SetCriterion(nn.Module):
         share_matched_indices: terms with `pairs: own` use the last layer's pairs for all decoder layers.
         aux_loss: supervise the intermediate layers, the encoder and the denoising queries, not only the last layer.
         keypoint_counts: keypoints of each class slot, where keypoints are predicted.
+        class_weights: `[K]` how much a match counts in the class loss by its class (see `loss.class_weights`); None: 1.
     """
+
+    class_weights: Tensor | None
 
     def __init__(
         self,
@@ -66,6 +69,7 @@ class SetCriterion(nn.Module):
         share_matched_indices: bool,
         aux_loss: bool,
         keypoint_counts: Sequence[int] = (),
+        class_weights: Sequence[float] | None = None,
     ) -> None:
         super().__init__()
         self.num_classes = num_classes
@@ -76,6 +80,8 @@ class SetCriterion(nn.Module):
         self.aux_loss = aux_loss
         self.keypoint_counts = tuple(keypoint_counts)
         self.weights = {name: term.weight for name, term in self.terms.items() if term.weight is not None}
+        weights = None if class_weights is None else torch.tensor([*class_weights, 1.0])
+        self.register_buffer("class_weights", weights, persistent=False)
         self._compiled: Callable[..., Losses] | None = None
 
     def forward(
@@ -168,8 +174,10 @@ class SetCriterion(nn.Module):
                 continue
             mine = [stacks[rule][i] for i in places]
             if (rule, places) not in shared:
-                made = Matches(mine, targets, self.num_classes, self.activation, self.keypoint_counts)
-                shared[rule, places] = made
+                shared[rule, places] = Matches(
+                    *(mine, targets, self.num_classes, self.activation, self.keypoint_counts),
+                    class_weights=self.class_weights,
+                )
             matches = shared[rule, places]
             for stack, values in zip(mine, term.function(matches), strict=True):
                 sums = values if values.ndim == 1 else values.flatten(1).sum(1)

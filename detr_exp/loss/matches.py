@@ -67,6 +67,8 @@ class Matches:
         num_classes: of the data set; the label of a query without an object.
         activation: `sigmoid` or `softmax`.
         keypoint_counts: keypoints of each class slot.
+        class_weights: `[num_classes + 1]` how much a match counts in the class loss by the class of its object, 1 for
+            the label without one; None: all count 1.
     """
 
     stacks: Sequence[Stack]
@@ -74,6 +76,7 @@ class Matches:
     num_classes: int
     activation: str
     keypoint_counts: tuple[int, ...] = ()
+    class_weights: Tensor | None = None
     _once: dict[Any, Any] = field(default_factory=dict, repr=False)
 
     @Once

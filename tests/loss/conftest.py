@@ -49,7 +49,9 @@ def make_criterion():
             activation=activation, cost_class=2.0, cost_bbox=5.0, cost_giou=2.0, alpha=0.25, gamma=2.0
         )
         settings = {"share_matched_indices": False, "aux_loss": True}
-        settings |= {name: changes.pop(name) for name in [*settings, "keypoint_counts"] if name in changes}
+        settings |= {
+            name: changes.pop(name) for name in [*settings, "keypoint_counts", "class_weights"] if name in changes
+        }
         loss = changes.pop("class_loss", None) or partial(getattr(classification, name), **SHAPES[name])
         eos_coef = changes.pop("eos_coef", 0.1 if name == "ce" else None)
         table = make_terms(loss, changes.pop("boxes_weight_format", None), eos_coef, **changes)

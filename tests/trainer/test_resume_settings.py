@@ -53,7 +53,10 @@ ACTS = (
     *(f"optim.{name}" for name in OTHERS),
     *(f"trainer.{name}" for name in (*OF_TRAINER, "restart_epoch")),
     *(f"trainer.hardware.{name}" for name in (*OF_HARDWARE, "strategy", "sync_bn")),
-    *(f"data.{name}" for name in (*OF_DATA, "phases", "keypoint_flip_pairs", "keypoint_sigmas")),
+    *(
+        f"data.{name}"
+        for name in (*OF_DATA, "phases", "repeat_threshold", "keep_empty", "keypoint_flip_pairs", "keypoint_sigmas")
+    ),
 )
 
 

@@ -1,0 +1,121 @@
+"""How often an epoch uses each training image: more often with a rare class, less often without objects."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+
+import numpy as np
+
+from detr_exp.data.content import Split
+from detr_exp.data.table import Flat, flat
+
+log = logging.getLogger(__name__)
+UNIT = 2**20  # parts of one use: sums of whole numbers are exact, in any order
+
+
+@dataclass(frozen=True)
+class Balance:
+    """Settings of the balance.
+
+    Attributes:
+        repeat_threshold: images with a class that a smaller share of all images has are repeated; None: none are.
+        keep_empty: share of the images without objects that an epoch uses.
+
+    Raises:
+        ValueError: a value out of its range.
+    """
+
+    repeat_threshold: float | None = None
+    keep_empty: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.repeat_threshold is not None and not 0 < self.repeat_threshold <= 1:
+            raise ValueError(
+                f"data.repeat_threshold is {self.repeat_threshold}; it must be a share of the images above 0, at most "
+                "1, or null for no repeats: data.repeat_threshold=0.001"
+            )
+        if not 0 <= self.keep_empty <= 1:
+            raise ValueError(
+                f"data.keep_empty is {self.keep_empty}; it must be a share of the images without objects, from 0 to 1: "
+                "data.keep_empty=0.5"
+            )
+
+    def uses(self, split: Split) -> np.ndarray | None:
+        """How often an epoch uses each image of a split, on average.
+
+        Returns:
+            `[I]` int64 in parts of `UNIT`; None: each image once.
+
+        Raises:
+            ValueError: no image is left.
+        """
+        if self.repeat_threshold is None and self.keep_empty == 1:
+            return None
+        found = flat(split)
+        factors = np.ones(len(found.counts))
+        if self.repeat_threshold is not None:
+            factors = repeat_factors(found, self.repeat_threshold)
+        factors[found.counts == 0] = self.keep_empty
+        uses = np.round(factors * UNIT).astype(np.int64)
+        if uses.sum() < UNIT:
+            raise ValueError(
+                f"data.keep_empty is {self.keep_empty}, but only {(found.counts > 0).sum()} of {len(uses)} training "
+                "images have objects, so that none is left to train on; use images without objects: data.keep_empty=1"
+            )
+        log.info(
+            "an epoch uses %d images of %d: %d are repeated, up to %.2f times, and %.3g of the %d without objects are "
+            "used",
+            *(uses.sum() // UNIT, len(uses), (uses > UNIT).sum(), uses.max() / UNIT),
+            *(self.keep_empty, (found.counts == 0).sum()),
+        )
+        return None if (uses == UNIT).all() else uses
+
+
+def repeat_factors(objects: Flat, threshold: float) -> np.ndarray:
+    """Repeat factors of images (Gupta et al. 2019, LVIS, section 5.2): `r = max(1, sqrt(t / f))`.
+
+    `f` is the share of the images that have a class; an image has the largest factor of its classes.
+
+    Args:
+        objects: of the I images.
+        threshold: t.
+
+    Returns:
+        `[I]`, at least 1.
+    """
+    pairs = np.unique(np.stack([objects.owner, objects.categories]), axis=1)  # each image and class once
+    _, place, having = np.unique(pairs[1], return_inverse=True, return_counts=True)
+    of_class = np.sqrt(threshold * len(objects.counts) / having)
+    factors = np.ones(len(objects.counts))
+    np.maximum.at(factors, pairs[0], of_class[place])
+    return factors
+
+
+def sampled_uses(uses: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Whole numbers of uses: each its own average rounded down or up, with the chance that the average says.
+
+    One random number, and the images in random order, decide for all (systematic sampling), so that their sum is that
+    of the averages, rounded down or up: every epoch has the same length.
+
+    Args:
+        uses: `[I]` averages in parts of `UNIT`.
+        rng: of the epoch.
+
+    Returns:
+        `[I]` int64.
+    """
+    order = rng.permutation(len(uses))
+    ends = (np.cumsum(uses[order]) + rng.integers(UNIT)) // UNIT
+    counts = np.empty_like(uses)
+    counts[order] = np.diff(ends, prepend=0)
+    return counts
+
+
+def earlier_uses(images: np.ndarray) -> np.ndarray:
+    """`[n]` int64: how often the image of each entry of `[n]` has occurred before it."""
+    order = np.argsort(images, kind="stable")
+    _, first, counts = np.unique(images[order], return_index=True, return_counts=True)
+    earlier = np.empty_like(images)
+    earlier[order] = np.arange(len(images)) - np.repeat(first, counts)
+    return earlier

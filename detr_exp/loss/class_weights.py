@@ -1,0 +1,63 @@
+"""How much matches count in the class loss, by the class of their object."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+from detr_exp.data.dataset import DataSet
+from detr_exp.values import is_number
+
+AUTO = "auto"
+
+
+def class_weights(given: object, data: DataSet) -> list[float] | None:
+    """A weight per label from what the configuration says.
+
+    Args:
+        given: `loss.class_weights`: a list with a number per label; numbers by the names of classes, 1 for others;
+            `auto`: in proportion to `1 / sqrt(objects of the class)`, with a mean of 1 over the training objects; None.
+        data: has the classes, and for `auto` the training objects.
+
+    Raises:
+        ValueError: another value, a name that no class has, or another number of weights than classes.
+    """
+    if given is None:
+        return None
+    if given == AUTO:
+        return _balanced(data.object_counts())
+    classes, num_classes = data.classes, data.num_classes
+    if isinstance(given, Mapping):
+        if unknown := [str(name) for name in given if str(name) not in classes]:
+            raise ValueError(
+                f"loss.class_weights has {', '.join(map(repr, unknown))}, but the classes are "
+                f"{', '.join(map(repr, classes))}; use their names: loss.class_weights={{{classes[0]}: 2}}, or a list"
+            )
+        named = {str(name): value for name, value in given.items()}
+        weights = [named.get(name, 1.0) for name in classes]
+    elif isinstance(given, Sequence) and not isinstance(given, str):
+        weights = list(given)
+        if len(weights) != num_classes:
+            raise ValueError(
+                f"loss.class_weights has {len(weights)} numbers, but there are {num_classes} classes; give one for "
+                "each, or some by name: loss.class_weights={name: 2}"
+            )
+    else:
+        raise ValueError(
+            f"loss.class_weights is {given!r}; use a list with a number for each class, {{name: number}}, auto, or "
+            "null: loss.class_weights=auto"
+        )
+    for label, weight in enumerate(weights):
+        if not is_number(weight) or not 0 <= weight < math.inf:
+            raise ValueError(
+                f"loss.class_weights has {weight!r} for class {classes[label]!r}; a weight is a number from 0: "
+                f"loss.class_weights={{{classes[label]}: 2}}"
+            )
+    return [float(weight) for weight in weights]
+
+
+def _balanced(counts: Sequence[int]) -> list[float]:
+    """`1 / sqrt(n)`, scaled to a mean of 1 over all objects; a class without objects has the weight of one object."""
+    raw = [1 / math.sqrt(max(1, count)) for count in counts]
+    total = sum(count * weight for count, weight in zip(counts, raw))
+    return [weight * sum(counts) / total if total else 1.0 for weight in raw]
