@@ -30,7 +30,7 @@ Write the weights of a checkpoint in another format.
 
   checkpoint          a file, a run folder (its best checkpoint) or a run id
   format              safetensors: any network, read by all commands | hf: RT-DETR, RT-DETRv2, D-FINE, RF-DETR with a
-                      model card | official: RT-DETR, RT-DETRv2, D-FINE
+                      model card | official: RT-DETR, RT-DETRv2, D-FINE, DEIMv2
   licence             of these weights, for the model card, such as apache-2.0; null: the card says that it is unknown
   push                repository owner/name on the hub, created if it is not there; needs HF_TOKEN
   private             who sees a repository that push creates: true: you alone
@@ -128,7 +128,7 @@ def write_hf(folder: Path, detector: Detector, licence: str | None, repo: str | 
 
 
 def write_official(folder: Path, detector: Detector) -> Path:
-    """A file with the key `model`, as the official code of RT-DETRv2, D-FINE and DEIM reads it for tuning and export.
+    """A file with the key `model`, as the code of RT-DETRv2, D-FINE, DEIM and DEIMv2 reads it for tuning and export.
 
     Its name says with which activation the network was trained, as those of published files do.
 
@@ -137,7 +137,7 @@ def write_official(folder: Path, detector: Detector) -> Path:
     """
     import torch
 
-    from detr_exp.model import pretrained_dfine, pretrained_rtdetr
+    from detr_exp.model import pretrained_deimv2, pretrained_dfine, pretrained_rtdetr
     from detr_exp.model.decoder.dfine import DFineDecoder
     from detr_exp.model.decoder.rtdetr import RTDETRDecoder
     from detr_exp.model.rtdetrv2 import RTDETRv2
@@ -146,13 +146,14 @@ def write_official(folder: Path, detector: Detector) -> Path:
     if not isinstance(network, RTDETRv2) or not isinstance(network.decoder, (RTDETRDecoder, DFineDecoder)):
         part = network.decoder if isinstance(network, RTDETRv2) else network
         raise ValueError(
-            f"{detector.path} holds {type(part).__name__}, and format=official is only for RT-DETR and D-FINE with "
-            "their own decoders; give a checkpoint of model=rtdetrv2 or model=dfine, or use format=safetensors"
+            f"{detector.path} holds {type(part).__name__}, and format=official is only for RT-DETR, D-FINE and DEIMv2 "
+            "with their own decoders; give a checkpoint of model=rtdetrv2 or model=dfine, or use format=safetensors"
         )
     state = network.state_dict()
     constants: Values = {"num_points": list(detector.cfg.model.num_points), "spatial_shapes": network.spatial_shapes()}
     if isinstance(network.decoder, DFineDecoder):
-        name, state = pretrained_dfine.official_name(network.decoder), pretrained_dfine.to_official(state, **constants)
+        names = pretrained_deimv2 if network.decoder.activations[0] == "swiglu" else pretrained_dfine
+        name, state = names.official_name(network.decoder), names.to_official(state, **constants)
     else:
         name, state = "rtdetrv2.pth", pretrained_rtdetr.to_official(state, **constants)
     _refuse_present(folder, name)

@@ -22,6 +22,7 @@ SIZES = [
 WORDS = ["model=rtdetrv2_tiny", *SIZES]
 DFINE = ["model=dfine_tiny", *SIZES]
 DEIM = [*DFINE, "model.ffn_activation=silu", "model.head_activation=silu"]
+ATTO = ["model=deimv2_atto", *(word for word in SIZES if "widths" not in word)]
 NAMES = ["ape", "bee", "cat"]
 
 
@@ -50,17 +51,22 @@ def exported(checkpoint, folder, form):
 
 
 @pytest.mark.parametrize(
-    ("checkpoint", "name"),
-    [(WORDS, "rtdetrv2.pth"), (DFINE, "dfine.pth"), (DEIM, "deim_dfine.pth")],
+    ("checkpoint", "name", "cells"),
+    [
+        (WORDS, "rtdetrv2.pth", 189),
+        (DFINE, "dfine.pth", 189),
+        (DEIM, "deim_dfine.pth", 189),
+        (ATTO, "deimv2.pth", 45),
+    ],
     indirect=["checkpoint"],
-    ids=["rtdetrv2", "dfine", "deim"],
+    ids=["rtdetrv2", "dfine", "deim", "deimv2"],
 )
-def test_official(checkpoint, name, tmp_path):
+def test_official(checkpoint, name, cells, tmp_path):
     made, path = checkpoint
     written = exported(path, tmp_path / "out", "official")
     assert written.name == name
     state = torch.load(written, weights_only=True)["model"]
-    assert state["decoder.anchors"].shape == (1, 189, 4)
+    assert state["decoder.anchors"].shape == (1, cells, 4)
     again = network(load(path).cfg).eval()
     load_weights(again, written, NAMES)
     images = torch.rand(1, 3, 96, 96)

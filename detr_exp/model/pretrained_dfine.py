@@ -13,7 +13,7 @@ from pathlib import Path
 from torch import Tensor
 
 from detr_exp.model.backbone import hgnetv2
-from detr_exp.model.decoder.dfine import DFineDecoder
+from detr_exp.model.decoder.dfine import DFineDecoder, Traits
 from detr_exp.model.pretrained_rtdetr import (
     SPELT_AS_V4,
     huggingface_sizes,
@@ -58,7 +58,7 @@ def _backbone(stem: str, stages: str, conv: str, norm: str) -> list[tuple[str, s
     return [(f"backbone.{ours}.{a}", f"{theirs}.{b}") for (ours, theirs), (a, b) in product(places, kinds)]
 
 
-_OFFICIAL = [
+OFFICIAL = [
     *_backbone("backbone.stem", "backbone.stages", "conv", "bn"),
     ("encoder.downsample_convs.{}.cv1", "encoder.downsample_convs.{}.0.cv1"),
     ("encoder.downsample_convs.{}.cv2", "encoder.downsample_convs.{}.0.cv2"),
@@ -133,18 +133,18 @@ def is_dfine(state: State) -> bool:
 
 def from_official(state: State) -> State:
     """Official names -> ours."""
-    return renamed_by(_own(state), swapped(_OFFICIAL))
+    return renamed_by(without_derived(state), swapped(OFFICIAL))
 
 
 def to_official(state: State, *, num_points: list[int], spatial_shapes: list[tuple[int, int]]) -> State:
     """Our names -> official ones, with the constants that such files contain; arguments as in `official_constants`."""
     twice = {f"decoder.decoder.{name}": state[f"decoder.{name}"] for name in ("up", "reg_scale")}
-    return renamed_by(state, _OFFICIAL) | twice | official_constants(state, num_points, spatial_shapes)
+    return renamed_by(state, OFFICIAL) | twice | official_constants(state, num_points, spatial_shapes)
 
 
 def from_huggingface(state: State) -> State:
     """Names of transformers, in either spelling -> ours."""
-    current = renamed_by(_own(state), swapped(_HUGGING_FACE_V4))
+    current = renamed_by(without_derived(state), swapped(_HUGGING_FACE_V4))
     # Heads appear under a second name at the top.
     plain = {re.sub(r"^(class_embed|bbox_embed)\.", r"model.decoder.\1.", name): t for name, t in current.items()}
     return joined(renamed_by(plain, swapped(_HUGGING_FACE)))
@@ -174,7 +174,7 @@ def refuse_other_activations(path: Path, origin: str, network: Network) -> None:
     """
     if not origin.endswith("D-FINE") or not isinstance(network, RTDETRv2):
         return
-    if not isinstance(network.decoder, DFineDecoder):
+    if not isinstance(network.decoder, DFineDecoder) or network.decoder.traits != Traits():
         return
     chosen, name = network.decoder.activations, path.name.lower()
     known = "relu" if origin.startswith("Hugging Face") or re.search(r"d-?fine", name) else None
@@ -195,15 +195,16 @@ def official_name(decoder: DFineDecoder) -> str:
         ValueError: the official code has one activation for layers and perceptrons.
     """
     names = {("relu", "relu"): "dfine.pth", ("silu", "silu"): "deim_dfine.pth"}
-    if decoder.activations not in names:
+    if decoder.activations not in names or decoder.traits != Traits():
         raise ValueError(
             f"the decoder has {' in its layers and '.join(decoder.activations)} in its perceptrons, and official files "
-            "are of networks with relu (D-FINE) or silu (DEIM) in both; use format=safetensors"
+            "are of networks with relu (D-FINE) or silu (DEIM) in both, and model/decoder=dfine; use format=safetensors"
         )
     return names[decoder.activations]
 
 
-def _own(state: State) -> State:
+def without_derived(state: State) -> State:
+    """Without constants, and without what only training uses in the code of others."""
     return {name: tensor for name, tensor in state.items() if not _DERIVED.search(name)}
 
 
@@ -257,6 +258,7 @@ def huggingface_config(model: Stored, classes: list[str]) -> Stored:
 def _refuse_unknown_to_huggingface(model: Stored) -> None:
     backbone, neck = model["backbone"], model["neck"]
     known = {
+        "model.decoder": all(model.get(key, value) == value for key, value in Traits()._asdict().items()),
         "model.neck": (neck.get("fusion"), neck.get("lateral_act"), neck.get("down")) == ("elan", False, "separable"),
         "model.backbone": str(backbone.get("_target_")).endswith(".HGNetv2"),
         "model.num_points": len(model["num_points"]) == len(backbone.get("out_strides", ())),

@@ -51,6 +51,13 @@ DFINE = {
         ("dfine_tiny", "tiny", 96, 3, 256, 4, 96, 256, 24, 1),
     )
 }
+# DEIMv2: channels, layers and feed-forward channels of the decoder -> option of `model`.
+DEIMV2 = {
+    (64, 3, 160): "deimv2_atto",
+    (96, 3, 256): "deimv2_femto",
+    (112, 3, 320): "deimv2_pico",
+    (128, 3, 512): "deimv2_n",
+}
 # ResNet-vd: option of `model/backbone` -> widths, blocks, and whether the blocks are bottlenecks.
 RESNETS = {f"r{depth}vd": ([64, 128, 256, 512], list(BLOCKS[depth]), depth >= 50) for depth in BLOCKS}
 RESNETS["tiny"] = ([32, 64, 128, 256], [1, 1, 1, 1], False)
@@ -65,6 +72,10 @@ def network_of(state: State) -> str:
     if PATCHES in state:
         return _rfdetr(state)
     try:
+        if "decoder.layers.0.norm1.scale" in state:
+            wide, narrow = state["decoder.layers.0.linear1.weight"].shape
+            name = DEIMV2.get((narrow, _count(state, "decoder.layers."), wide))
+            return f"model={name}" if name else ""
         if "decoder.layers.0.gateway.gate.weight" in state:
             return _dfine(state)
         model = "rtdetrv2_tiny" if len(state["decoder.enc_output.proj.weight"]) == 128 else "rtdetrv2"

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -22,10 +22,25 @@ from detr_exp.model.layer.denoising import NoisyQueries, group_count, noisy_quer
 from detr_exp.model.layer.fusion import RepVggBlock
 from detr_exp.model.layer.memory import padding_at
 from detr_exp.model.member import Extent, Member, refuse_impossible, refuse_rigid
-from detr_exp.model.neck.hybrid_encoder import HybridEncoder
 from detr_exp.model.postprocess import best_in_pixels
 from detr_exp.protocols import Backbone, complete
 from detr_exp.structures import Denoising, Detections, Outputs, Targets, mapped
+
+
+class Neck(Protocol):
+    """What `RTDETRv2` needs of its encoder; an `nn.Module`.
+
+    Attributes:
+        out_channels, out_strides: of the maps that it makes, from fine to coarse.
+        gradient_checkpointing: whether blocks are computed again instead of stored.
+    """
+
+    out_channels: list[int]
+    out_strides: list[int]
+    gradient_checkpointing: bool
+
+    def __call__(self, maps: list[Tensor], padding: list[Tensor] | None = None) -> list[Tensor]:
+        """`forward`: maps of the backbone `[B, C_i, h_i, w_i]` and their padding `[B, h_i, w_i]` bool -> maps."""
 
 
 class RTDETRv2(nn.Module):
@@ -52,7 +67,7 @@ class RTDETRv2(nn.Module):
         num_classes: int,
         activation: str,
         backbone: Backbone,
-        neck: Callable[..., HybridEncoder],
+        neck: Callable[..., Neck],
         decoder: Callable[..., Decoder],
         image_size: list[int],
         pixel_mean: list[float] | None,

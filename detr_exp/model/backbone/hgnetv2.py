@@ -13,14 +13,11 @@ from detr_exp.model.backbone.weights import load_pretrained
 from detr_exp.model.layer.checkpoint import checkpointed
 from detr_exp.model.layer.conv import ConvNorm, ScaledReLU, freeze_batch_norms, freeze_stages
 
+_SMALL = [(16, 64, 1, False, 3), (32, 256, 1, False, 3)]  # the first two stages of B0
 # Stem channels (middle, out); of each stage: channels inside and out, blocks, whether light, kernel size; convolutions
 # in a block.
 SIZES = {
-    "B0": (
-        (16, 16),
-        [(16, 64, 1, False, 3), (32, 256, 1, False, 3), (64, 512, 2, True, 5), (128, 1024, 1, True, 5)],
-        3,
-    ),
+    "B0": ((16, 16), [*_SMALL, (64, 512, 2, True, 5), (128, 1024, 1, True, 5)], 3),
     "B1": (
         (24, 32),
         [(32, 64, 1, False, 3), (48, 256, 1, False, 3), (96, 512, 2, True, 5), (192, 1024, 1, True, 5)],
@@ -52,6 +49,12 @@ SIZES = {
         6,
     ),
 }
+PARTS = {  # of B0, in DEIMv2
+    "Atto": ((16, 16), [*_SMALL, (64, 256, 1, True, 3)], 3),
+    "Femto": ((16, 16), [*_SMALL, (64, 512, 1, True, 5)], 3),
+    "Pico": ((16, 16), [*_SMALL, (64, 512, 2, True, 5)], 3),
+}
+SIZES |= PARTS
 OF_RTDETR = {"L": "B4", "X": "B5", "H": "B6"}  # what RT-DETR calls three of them, with weights of another training
 Act = Callable[[], nn.Module]
 STRIDES = (4, 8, 16, 32)
@@ -188,7 +191,8 @@ class HGNetv2(nn.Module):
     """HGNetV2.
 
     Args:
-        size: "B0" to "B6"; "L", "X" and "H" are B4, B5 and B6 with the weights that RT-DETR starts from.
+        size: "B0" to "B6", or "Atto", "Femto" and "Pico", which have three stages; "L", "X" and "H" are B4, B5 and B6
+            with the weights that RT-DETR starts from.
         out_strides, freeze_at, freeze_norm, pretrained: as in `PResNet`.
         affine: a scale and a shift after each activation, as D-FINE has it in B0 to B2.
     """
@@ -206,9 +210,10 @@ class HGNetv2(nn.Module):
         super().__init__()
         if size not in (*SIZES, *OF_RTDETR):
             raise ValueError(f"model.backbone.size is {size!r}; use one of {', '.join((*SIZES, *OF_RTDETR))}")
-        if not out_strides or not set(out_strides) <= set(STRIDES):
-            raise ValueError(f"model.backbone.out_strides is {out_strides}; choose some of {list(STRIDES)}")
         (middle, channels), stages, num_layers = SIZES[OF_RTDETR.get(size, size)]
+        known = STRIDES[: len(stages)]
+        if not out_strides or not set(out_strides) <= set(known):
+            raise ValueError(f"model.backbone.out_strides is {out_strides}; choose some of {list(known)}")
         act: Act = ScaledReLU if affine else nn.ReLU
         self.out_strides = sorted(out_strides)
         self.stem = Stem(middle, channels, act)
@@ -223,8 +228,11 @@ class HGNetv2(nn.Module):
         freeze_stages(self.stem, self.stages, freeze_at)
         if freeze_norm:
             freeze_batch_norms(self)
-        published = f"hgnetv2_{size.lower()}_{'ssld' if size in OF_RTDETR else 'stage1'}"
-        self.initial = load_pretrained(self, pretrained, published, to_our_names) if pretrained else None
+        is_part = size in PARTS  # what fits of B0's weights is a start
+        published = f"hgnetv2_{'b0' if is_part else size.lower()}_{'ssld' if size in OF_RTDETR else 'stage1'}"
+        self.initial = None
+        if pretrained:
+            self.initial = load_pretrained(self, pretrained, published, to_our_names, parts=is_part)
 
     def _initialise(self) -> None:
         for module in self.modules():

@@ -58,7 +58,7 @@ def tensors_of(content: Stored) -> dict[str, Tensor]:
 
 
 def load_pretrained(
-    backbone: nn.Module, source: bool | str, published: str, rename: Callable[[str], str] = str
+    backbone: nn.Module, source: bool | str, published: str, rename: Callable[[str], str] = str, *, parts: bool = False
 ) -> Found:
     """Load weights into `backbone`; classifier weights and statistics that frozen norms do not have are ignored.
 
@@ -66,6 +66,7 @@ def load_pretrained(
         source: see `stored`.
         published: see `stored`.
         rename: a name in the file -> ours.
+        parts: take what has the same name and shape, if that is most of the backbone's tensors.
 
     Returns:
         the file.
@@ -78,6 +79,11 @@ def load_pretrained(
     wanted = backbone.state_dict()
     missing = [key for key in wanted if key not in state and not key.endswith("num_batches_tracked")]
     unfit = [key for key in wanted if key in state and state[key].shape != wanted[key].shape]
+    if parts and 2 * len(missing + unfit) < len(wanted):
+        fitting = {key: state[key] for key in wanted if key in state and key not in unfit}
+        backbone.load_state_dict(fitting, strict=False)
+        logger.info("backbone: %d of %d tensors fit", len(fitting), len(wanted))
+        return found
     if missing or unfit:
         raise ValueError(
             f"{found.path} does not fit the backbone: it lacks {some(missing)} and "

@@ -9,7 +9,6 @@ encoder, L decoder layers, K positions of an edge.
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from typing import NamedTuple, cast
 
 import torch
@@ -52,6 +51,17 @@ class EdgePrediction(NamedTuple):
     reference: Tensor
 
 
+class Traits(NamedTuple):
+    """See `DFineDecoder`; the defaults are those of D-FINE."""
+
+    norm_type: str = "layer"
+    position_layers: int = 2
+    position_once: bool = False
+    encoder_output: bool = True
+    gated: bool = True
+    share_box_head: bool = False
+
+
 class LocationQuality(nn.Module):
     """One number for each box, added to all its class logits: how peaked the distributions of its edges are."""
 
@@ -76,6 +86,12 @@ class DFineDecoder(nn.Module):
         attention_dropout, activation_dropout, ffn_activation: as in `RTDETRDecoder`; maps that have D channels are read
             as they are.
         head_activation: of all perceptrons.
+        position_layers: as in `RTDETRDecoder`.
+        position_once: whether all layers have the positions of the first one's boxes, as in DEIMv2.
+        encoder_output: whether cells are projected before queries are selected from them; DEIMv2 reads them as they
+            are.
+        share_box_head: whether one perceptron predicts the edges of all layers.
+        gated, norm_type: of the layers.
         num_bins, edge_bound, edge_scale: see `edge_positions`. Weights are trained for them, so weights for others are
             refused.
 
@@ -83,6 +99,7 @@ class DFineDecoder(nn.Module):
         strides: of the levels that are read.
         activations: of the layers and of the perceptrons.
         depth, every_layer: see `layer.depth.Layered`.
+        traits: what else a network of the same tensors may do differently, or one of a similar name.
     """
 
     def __init__(
@@ -111,10 +128,17 @@ class DFineDecoder(nn.Module):
         num_bins: int,
         edge_bound: float,
         edge_scale: float,
+        position_layers: int = 2,
+        position_once: bool = False,
+        encoder_output: bool = True,
+        share_box_head: bool = False,
+        gated: bool = True,
+        norm_type: str = "layer",
     ) -> None:
         super().__init__()
         self.activation = activation
         self.activations = (ffn_activation, head_activation)
+        self.traits = Traits(norm_type, position_layers, position_once, encoder_output, gated, share_box_head)
         self.num_queries = num_queries
         self.depth: int | None = None
         self.every_layer = False
@@ -142,7 +166,9 @@ class DFineDecoder(nn.Module):
                 attention_dropout=attention_dropout,
                 activation_dropout=activation_dropout,
                 act=ffn_activation,
-                gated=True,
+                project=False,
+                gated=gated,
+                norm_type=norm_type,
             )
 
         def box_head(outputs: int) -> MLP:
@@ -153,24 +179,26 @@ class DFineDecoder(nn.Module):
         self.lqe_layers = nn.ModuleList(LocationQuality(64, head_activation) for _ in each_layer)
         if denoising:
             self.denoising_class_embed = nn.Embedding(num_classes + 1, hidden_dim, padding_idx=num_classes)
-        self.query_pos_head = MLP(4, 2 * hidden_dim, hidden_dim, 2, head_activation)
-        self.enc_output = nn.Sequential(
-            OrderedDict(proj=nn.Linear(hidden_dim, hidden_dim), norm=nn.LayerNorm(hidden_dim))
-        )
+        position_width = hidden_dim * (2 if position_layers == 2 else 1)
+        self.query_pos_head = MLP(4, position_width, hidden_dim, position_layers, head_activation)
+        self.enc_output = nn.Sequential()
+        if encoder_output:
+            self.enc_output.proj, self.enc_output.norm = nn.Linear(hidden_dim, hidden_dim), nn.LayerNorm(hidden_dim)
         background = int(activation == "softmax")
         encoder_classes = 1 if query_select_method == "agnostic" else num_classes
         self.enc_score_head = nn.Linear(hidden_dim, encoder_classes + background)
         self.enc_bbox_head = box_head(4)
         self.pre_bbox_head = box_head(4)
         self.dec_score_head = nn.ModuleList(nn.Linear(hidden_dim, num_classes + background) for _ in each_layer)
-        self.dec_bbox_head = nn.ModuleList(box_head(4 * (num_bins + 1)) for _ in each_layer)
+        heads = range(1 if share_box_head else num_layers)
+        self.dec_bbox_head = nn.ModuleList(box_head(4 * (num_bins + 1)) for _ in heads)
         self._initialise()
 
     def _initialise(self) -> None:
         boxes = [self.enc_bbox_head, self.pre_bbox_head, *self.dec_bbox_head]
         start_heads([self.enc_score_head, *self.dec_score_head], boxes, self.activation)
-        for linear in [self.enc_output.proj, *self.query_pos_head.layers]:
-            nn.init.xavier_uniform_(linear.weight)
+        for linear in [*self.enc_output[:1], *self.query_pos_head.layers]:
+            nn.init.xavier_uniform_(linear.get_parameter("weight"))
 
     def forward(self, maps: list[Tensor], noisy: NoisyQueries | None, padding_mask: Tensor | None) -> RawOutputs:
         """Encoder maps `[B, E, h, w]` -> predictions; arguments as in `RTDETRv2.body`."""
@@ -194,16 +222,17 @@ class DFineDecoder(nn.Module):
         last = last_layer(self)
         exact, started = reference.dtype, inverse_sigmoid(reference)
         found, initial = [], None
-        frozen = edges = before = reference.new_zeros(())
+        frozen = edges = before = position = reference.new_zeros(())
         for index, layer in enumerate(self.layers[: last + 1]):
-            position = self.query_pos_head(reference.to(content.dtype)).clamp(-FARTHEST, FARTHEST)
+            if index == 0 or not self.traits.position_once:
+                position = self.query_pos_head(reference.to(content.dtype)).clamp(-FARTHEST, FARTHEST)
             content = layer(content, position, reference, memory, allowed)
             if index == 0:
                 boxes = (self.pre_bbox_head(content) + started).sigmoid()
                 frozen = boxes.detach()
                 if self.training:
                     initial = Prediction(self.dec_score_head[0](content).to(exact), boxes)
-            change = self.dec_bbox_head[index](content + before if index else content)
+            change = self.dec_bbox_head[index % len(self.dec_bbox_head)](content + before if index else content)
             edges = edges + change.unflatten(-1, (4, -1)).to(exact)
             shares = edges.softmax(-1)
             boxes = boxes_from_edges((shares * self.positions.to(exact)).sum(-1), frozen, self.edge_scale)

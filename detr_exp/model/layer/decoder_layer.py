@@ -5,20 +5,21 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from detr_exp.model.layer.activation import activation
+from detr_exp.model.layer.activation import feed_forward_activation
 from detr_exp.model.layer.attention import SelfAttention
 from detr_exp.model.layer.deformable_attention import DeformableAttention
 from detr_exp.model.layer.memory import Memory
+from detr_exp.model.layer.norm import norm
 from detr_exp.ops.products import activated
 
 
 class Gate(nn.Module):
     """Mixes queries and what they read, channel by channel, in place of a sum (D-FINE, arXiv 2410.13842, "gateway")."""
 
-    def __init__(self, dim: int) -> None:
+    def __init__(self, dim: int, norm_type: str) -> None:
         super().__init__()
         self.gate = nn.Linear(2 * dim, 2 * dim)
-        self.norm = nn.LayerNorm(dim)
+        self.norm = norm(norm_type, dim)
         nn.init.zeros_(self.gate.weight)
         nn.init.zeros_(self.gate.bias)
 
@@ -32,7 +33,11 @@ class DecoderLayer(nn.Module):
     """Self-attention among queries, deformable attention to the memory, feed-forward network; norms after the sums.
 
     Args:
-        gated: a `Gate` replaces the sum and norm after the deformable attention, which has no projections then.
+        project: whether the deformable attention has projections, as in RT-DETR. Without, values are limited to the
+            range of half precision in any precision, as in D-FINE.
+        gated: a `Gate` replaces the sum and norm after the deformable attention.
+        norm_type: of all norms, see `layer.norm`.
+        act: of the feed-forward network; "swiglu" leaves half of its `dim_feedforward` channels.
     """
 
     def __init__(
@@ -48,23 +53,25 @@ class DecoderLayer(nn.Module):
         attention_dropout: float,
         activation_dropout: float,
         act: str,
+        project: bool = True,
         gated: bool = False,
+        norm_type: str = "layer",
     ) -> None:
         super().__init__()
-        self.gated = gated
+        self.gated, self.is_limited = gated, not project
         self.self_attn = SelfAttention(hidden_dim, num_heads, attention_dropout)
         self.cross_attn = DeformableAttention(
-            hidden_dim, num_heads, points_per_level, method, offset_scale, project=not gated
+            hidden_dim, num_heads, points_per_level, method, offset_scale, project=project
         )
+        self.act, width = feed_forward_activation(act, dim_feedforward)
         self.linear1 = nn.Linear(hidden_dim, dim_feedforward)
-        self.linear2 = nn.Linear(dim_feedforward, hidden_dim)
-        self.norm1 = nn.LayerNorm(hidden_dim)
+        self.linear2 = nn.Linear(width, hidden_dim)
+        self.norm1 = norm(norm_type, hidden_dim)
         if gated:
-            self.gateway = Gate(hidden_dim)
+            self.gateway = Gate(hidden_dim, norm_type)
         else:
-            self.norm2 = nn.LayerNorm(hidden_dim)
-        self.norm3 = nn.LayerNorm(hidden_dim)
-        self.act = activation(act)
+            self.norm2 = norm(norm_type, hidden_dim)
+        self.norm3 = norm(norm_type, hidden_dim)
         self.dropout = nn.Dropout(dropout)
         self.activation_dropout = nn.Dropout(activation_dropout)
         nn.init.xavier_uniform_(self.linear1.weight)
@@ -90,7 +97,7 @@ class DecoderLayer(nn.Module):
         hidden = self.activation_dropout(activated(self.linear1, self.act, queries))
         change = self.dropout(self.linear2(hidden))
         # Values outside the range of half precision would become NaN in the norm. D-FINE limits all, in any precision.
-        if self.gated:
+        if self.is_limited:
             return self.norm3((queries + change).clamp(-65504.0, 65504.0))
         if change.dtype == torch.float16:
             change = change.clamp(-65504.0, 65504.0)

@@ -51,24 +51,53 @@ class CSPRepLayer(nn.Module):
         return self.conv3(self.bottlenecks(self.conv1(maps)) + self.conv2(maps))
 
 
+class SplitRepLayer(nn.Module):
+    """A `CSPRepLayer` that makes both branches by one convolution."""
+
+    def __init__(self, in_channels: int, channels: int, *, num_blocks: int, act: str) -> None:
+        super().__init__()
+        self.conv1 = ConvNorm(in_channels, 2 * channels, 1, act=act)
+        self.bottlenecks = nn.Sequential(*(RepVggBlock(channels, act) for _ in range(num_blocks)))
+
+    def forward(self, maps: Tensor) -> Tensor:
+        kept, changed = self.conv1(maps).chunk(2, dim=1)
+        return kept + self.bottlenecks(changed)
+
+
 class ElanLayer(nn.Module):
     """Half of the channels pass two CSP layers in a row; input and all results are reduced together (GELAN, YOLOv9).
 
     Args:
-        channels: of the output; the input has twice as many.
+        in_channels, channels: of input and output.
         hidden: of the CSP layers.
         num_blocks: in each of them.
         act: of all convolutions.
+        split: whether the CSP layers are `SplitRepLayer`s.
+        closing: whether a 3x3 convolution follows each of them.
     """
 
-    def __init__(self, channels: int, *, hidden: int, num_blocks: int, act: str) -> None:
+    def __init__(
+        self,
+        in_channels: int,
+        channels: int,
+        *,
+        hidden: int,
+        num_blocks: int,
+        act: str,
+        split: bool = False,
+        closing: bool = True,
+    ) -> None:
         super().__init__()
 
         def csp(in_channels: int) -> nn.Sequential:
-            layer = CSPRepLayer(in_channels, hidden, num_blocks=num_blocks, expansion=1.0, act=act)
-            return nn.Sequential(layer, ConvNorm(hidden, hidden, 3, act=act))
+            layer: nn.Module
+            if split:
+                layer = SplitRepLayer(in_channels, hidden, num_blocks=num_blocks, act=act)
+            else:
+                layer = CSPRepLayer(in_channels, hidden, num_blocks=num_blocks, expansion=1.0, act=act)
+            return nn.Sequential(layer, *([ConvNorm(hidden, hidden, 3, act=act)] if closing else []))
 
-        self.cv1 = ConvNorm(2 * channels, 2 * channels, 1, act=act)
+        self.cv1 = ConvNorm(in_channels, 2 * channels, 1, act=act)
         self.cv2 = csp(channels)
         self.cv3 = csp(hidden)
         self.cv4 = ConvNorm(2 * channels + 2 * hidden, channels, 1, act=act)

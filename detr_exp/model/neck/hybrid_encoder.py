@@ -17,6 +17,13 @@ from detr_exp.model.layer.encoder_layer import EncoderLayer
 from detr_exp.model.layer.fusion import CSPRepLayer, ElanLayer, SeparableDown
 from detr_exp.model.layer.position import sine_position_embedding
 
+FUSIONS = ("csp", "elan", "elan4", "elan5")
+
+
+def elan_width(expansion: float, hidden_dim: int) -> int:
+    """Channels within an `ElanLayer`, rounded as D-FINE does: 21 for 0.34 of 128."""
+    return int(expansion * hidden_dim // 2)
+
 
 class TransformerEncoder(nn.Module):
     """Encoder layers over the cells of one map."""
@@ -58,9 +65,11 @@ class HybridEncoder(nn.Module):
         expansion: hidden channels of the fusion blocks, as a share of E.
         depth_mult: RepVGG blocks in a fusion block, in units of three.
         act: activation of the convolutions.
-        fusion: fusion blocks, "csp" (of RT-DETR) or "elan" (of D-FINE).
+        fusion: fusion blocks, "csp" (of RT-DETR), "elan" (of D-FINE), or "elan4" and "elan5" (of DEIMv2), which add the
+            two maps instead of stacking them; "elan5" is the one with fewer convolutions.
         lateral_act: whether lateral convolutions have it, too.
         down: how the way up halves a map, "conv", or "separable" without an activation.
+        keep_equal: pass on maps of the backbone that have E channels, without a projection.
     """
 
     def __init__(
@@ -84,11 +93,12 @@ class HybridEncoder(nn.Module):
         fusion: str = "csp",
         lateral_act: bool = True,
         down: str = "conv",
+        keep_equal: bool = False,
     ) -> None:
         super().__init__()
         _require_equal("in_channels", in_channels, channels)
         _require_equal("feat_strides", feat_strides, strides)
-        for key, value, known in (("fusion", fusion, ("csp", "elan")), ("down", down, ("conv", "separable"))):
+        for key, value, known in (("fusion", fusion, FUSIONS), ("down", down, ("conv", "separable"))):
             if value not in known:
                 raise ValueError(
                     f"model.neck.{key} is {value!r}; use {' or '.join(known)}: model.neck.{key}={known[0]}"
@@ -98,10 +108,14 @@ class HybridEncoder(nn.Module):
                 f"the backbone's strides are {strides} but each must be twice the one before; "
                 "change model.backbone.out_strides"
             )
+        self.adds = fusion in ("elan4", "elan5")
         self.use_encoder_idx = list(use_encoder_idx)
         self.out_channels = [hidden_dim] * len(channels)
         self.out_strides = list(strides)
-        self.input_proj = nn.ModuleList(ConvNorm(channel, hidden_dim, 1) for channel in channels)
+        self.input_proj = nn.ModuleList(
+            nn.Identity() if keep_equal and channel == hidden_dim else ConvNorm(channel, hidden_dim, 1)
+            for channel in channels
+        )
 
         def attention() -> TransformerEncoder:
             layers = [
@@ -112,10 +126,17 @@ class HybridEncoder(nn.Module):
 
         def fused() -> nn.Module:
             num_blocks = round(3 * depth_mult)
-            if fusion == "elan":
-                hidden = int(expansion * hidden_dim // 2)
-                return ElanLayer(hidden_dim, hidden=hidden, num_blocks=num_blocks, act=act)
-            return CSPRepLayer(2 * hidden_dim, hidden_dim, num_blocks=num_blocks, expansion=expansion, act=act)
+            if fusion == "csp":
+                return CSPRepLayer(2 * hidden_dim, hidden_dim, num_blocks=num_blocks, expansion=expansion, act=act)
+            return ElanLayer(
+                hidden_dim if self.adds else 2 * hidden_dim,
+                hidden_dim,
+                hidden=elan_width(expansion, hidden_dim),
+                num_blocks=num_blocks,
+                act=act,
+                split=self.adds,
+                closing=fusion != "elan5",
+            )
 
         def halved() -> nn.Module:
             return SeparableDown(hidden_dim) if down == "separable" else ConvNorm(hidden_dim, hidden_dim, 3, 2, act=act)
@@ -146,12 +167,15 @@ class HybridEncoder(nn.Module):
             top = lateral(top)
             lateral_maps.append(top)
             enlarged = F.interpolate(top, scale_factor=2.0, mode="nearest")
-            top = self._run(fuse, torch.cat([enlarged, fine], dim=1))
+            top = self._run(fuse, self._joined(enlarged, fine))
 
         outputs = [top]
         for shrink, fuse, coarse in zip(self.downsample_convs, self.pan_blocks, reversed(lateral_maps)):
-            outputs.append(self._run(fuse, torch.cat([shrink(outputs[-1]), coarse], dim=1)))
+            outputs.append(self._run(fuse, self._joined(shrink(outputs[-1]), coarse)))
         return outputs
+
+    def _joined(self, first: Tensor, second: Tensor) -> Tensor:
+        return first + second if self.adds else torch.cat([first, second], dim=1)
 
     def _run(self, module: nn.Module, *inputs: Tensor | None) -> Tensor:
         return checkpointed(module, *inputs) if self.gradient_checkpointing and self.training else module(*inputs)
