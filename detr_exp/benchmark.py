@@ -28,6 +28,8 @@ Measure the speed of a network: eager, folded, compiled and exported.
   python -m detr_exp.benchmark published=true benchmark.forms=[folded]             every published recipe in one table
 
   checkpoint              a file, a run folder (its best checkpoint) or a run id
+  at                      at.layers=2 at.queries=100 at.image_size=[320,320]: a smaller member of the network, without
+                          training; or at.name=..., of a point that detr_exp.pareto has found
   benchmark.forms         eager: as trained, float32 | folded: norms folded into convolutions | bf16: folded, bfloat16
                           compiled, compiled_bf16: folded, by torch.compile, which takes minutes
                           onnx, torchscript, openvino: exported files, on the CPU
@@ -122,16 +124,20 @@ def networks(cfg: DictConfig) -> Iterator[tuple[str, Network]]:
     """The networks to measure, with their names, one at a time."""
     from detr_exp import build
     from detr_exp.inference.detector import load
+    from detr_exp.inference.members import chosen
+    from detr_exp.model.member import become
 
-    if cfg.published:
-        for name in published():
-            yield name, of_recipe(name)
-    elif cfg.checkpoint is not None:
-        detector = load(cfg.checkpoint, hardware=build.hardware(cfg), allow_targets=cfg.allow_targets)
-        yield detector.path.stem, detector.network
-    else:
+    if cfg.checkpoint is not None and not cfg.published:
+        detector = load(cfg.checkpoint, hardware=build.hardware(cfg), allow_targets=cfg.allow_targets, at=cfg.at)
+        yield " ".join(filter(None, (detector.path.stem, detector.at))), detector.network
+        return
+    asked = chosen(cfg.at, None)
+    if not cfg.published:
         cfg.model.weights = None
-        yield type_name(cfg), build.network(cfg, _labels(cfg, 80))
+    built = map(of_recipe, published()) if cfg.published else [build.network(cfg, _labels(cfg, 80))]
+    for name, network in zip(published() if cfg.published else [type_name(cfg)], built):
+        become(network, asked.member)
+        yield " ".join(filter(None, (name, asked.name))), network
 
 
 LABELS = {"keypoint": 1, "_voc": 20, "_obj365": 366}  # in the data of recipes that are not for COCO

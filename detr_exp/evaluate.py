@@ -20,6 +20,8 @@ Evaluate a checkpoint with COCO's metrics. Network, classes and, by default, dat
 
   checkpoint         a file, a run folder (its best checkpoint) or a run id, also MLflow's
   weights            ema or raw; null: the weights of the file
+  at                 at.layers=2 at.queries=100 at.image_size=[320,320]: a smaller member of the network, without
+                     training; or at.name=..., of a point that detr_exp.pareto has found
   data.split         val, train or test; held_out: the half of val that has not chosen the checkpoint
   data, data.root    another data set, or its new folder; also data.num_workers
   batch_size         null: as in training, which gives exactly the same numbers

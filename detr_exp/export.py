@@ -19,6 +19,8 @@ Write a file that runs without this project, and compare its outputs with those 
   python -m detr_exp.export checkpoint=RUN_FOLDER export.preprocess=true export.postprocess=true   uint8 in, boxes out
 
   checkpoint              a file, a run folder (its best checkpoint) or a run id
+  at                      at.layers=2 at.queries=100 at.image_size=[320,320]: a smaller member of the network, without
+                          training; or at.name=..., of a point that detr_exp.pareto has found
   format                  onnx, torchscript, openvino, tensorrt
   export.batch_size       null: any batch size; a number: exactly this batch size
   export.half             true: float16

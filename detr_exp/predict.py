@@ -21,6 +21,8 @@ Detect objects. Writes COCO-style JSON with scores, and each image with boxes, m
   cat photo.jpg | python -m detr_exp.predict checkpoint=RUN_FOLDER source=-
 
   checkpoint         a file, a run folder (its best checkpoint) or a run id
+  at                 at.layers=2 at.queries=100 at.image_size=[320,320]: a smaller member of the network, without
+                     training; or at.name=..., of a point that detr_exp.pareto has found
   source             an image, a folder, a glob pattern, a video (pip install 'detr_exp[video]'), - for stdin,
                      https://... of an image or a video (kept in the cache), a camera (0), or rtsp://...
   every              of a video, a camera or a stream, use every n-th frame
@@ -112,7 +114,9 @@ def predict_in(folder: Path, cfg: DictConfig) -> Path:
     if not images:
         raise ValueError(f"source={cfg.source}: none of {len(skipped)} images could be read; see the warnings above")
     lowest = detector.threshold if cfg.threshold is None else cfg.threshold
-    console.line(f"{objects} objects in {images} images, scores above {lowest:.2f}: {path}")
+    remark = detector.remark if cfg.threshold is None else ""
+    with_member = f" by {detector.title}" if detector.at else ""
+    console.line(f"{objects} objects in {images} images{with_member}, scores above {lowest:.2f}{remark}: {path}")
     if detector.nonfinite:
         console.line(f"{detector.nonfinite} predictions were not finite: the network has diverged, train it again")
     if drawings is not None:

@@ -24,10 +24,17 @@ if TYPE_CHECKING:
     from detr_exp.data.classes import KnownLabels
     from detr_exp.inference import detector as inference
     from detr_exp.inference.images import Item
+    from detr_exp.inference.members import At
     from detr_exp.inference.results import Result, Results
     from detr_exp.trainer.hardware import Hardware
 
-OF_THE_DETECTOR = ("checkpoint", "weights", "trainer/hardware", "allow_targets")  # words of commands that `load` has
+OF_THE_DETECTOR = (
+    "checkpoint",
+    "weights",
+    "trainer/hardware",
+    "allow_targets",
+    "at",
+)  # words of commands that `load` has
 
 
 def load(
@@ -37,6 +44,7 @@ def load(
     allow_targets: Sequence[str] = (),
     weights: str | None = None,
     compiled: bool = False,
+    at: At | None = None,
 ) -> Detector:
     """Open a checkpoint.
 
@@ -46,18 +54,22 @@ def load(
         allow_targets: user-defined packages that its config may name.
         weights: "ema" or "raw"; None: those of the file; the averaged ones of a training checkpoint.
         compiled: also compile the network if the training did, for exactly its numbers; takes minutes.
+        at: a smaller member of the network: `{"layers": 2, "queries": 100, "image_size": [320, 320]}` or some of these,
+            or the name of a point that `python -m detr_exp.pareto` has found.
 
     Raises:
-        ValueError: the file is absent, damaged, of another program or version, or names packages that are not allowed.
+        ValueError: the file is absent, damaged, of another program or version, or names packages that are not allowed;
+            or the network has no such member.
     """
     from detr_exp import build
     from detr_exp.inference import detector
 
     if isinstance(hardware, str):
         hardware = build.hardware(build.compose([f"trainer/hardware={hardware}"]))
-    return Detector(
-        detector.load(checkpoint, hardware=hardware, allow_targets=allow_targets, weights=weights, compiled=compiled)
+    opened = detector.load(
+        checkpoint, hardware=hardware, allow_targets=allow_targets, weights=weights, compiled=compiled, at=at
     )
+    return Detector(opened)
 
 
 @dataclass(frozen=True)
@@ -92,7 +104,7 @@ class Detector:
     opened: inference.Detector
 
     def __repr__(self) -> str:
-        return f"Detector({str(self.path)!r}, classes={self.classes!r:.200})"
+        return f"Detector({self.opened.title!r}, classes={self.classes!r:.200})"
 
     @property
     def classes(self) -> list[str]:
@@ -101,7 +113,8 @@ class Detector:
 
     @property
     def threshold(self) -> float:
-        """The lowest score by default: where F1 was best in the evaluation of the checkpoint."""
+        """The lowest score by default: where F1 was best in the evaluation of the checkpoint, as a whole, or of a point
+        that has a name."""
         return self.opened.threshold
 
     @property
@@ -211,7 +224,7 @@ class Detector:
     def _config(self, command: str, overrides: Sequence[str], config_dir: str | Path | None) -> DictConfig:
         """The config of a command on this detector."""
         for word in overrides:
-            if (key := word.partition("=")[0]) in OF_THE_DETECTOR:
+            if (key := word.partition("=")[0].partition(".")[0]) in OF_THE_DETECTOR:
                 name = key.rpartition("/")[2]
                 raise ConfigError(f"{word} is settled when a detector is opened: detr_exp.load(..., {name}=...)")
         cfg = composition(config_loader(config_dir), command, overrides).cfg

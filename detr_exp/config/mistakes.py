@@ -32,6 +32,12 @@ METRICS = (
     *("F1", "F1_threshold", "precision", "recall"),
 )
 OUR_PACKAGES = ("detr_exp", "hydra_plugins")
+MEMBERS = {  # keys of the model -> what commands on a checkpoint take instead
+    "model.eval_idx": "at.layers=N computes the first N layers of the decoder, N = eval_idx + 1",
+    "model.num_layers": "at.layers=N computes the first N layers of the decoder",
+    "model.num_queries": "at.queries=N",
+    "model.image_size": "at.image_size=[height,width]",
+}
 FOLDERS = ("hydra.run.dir", "hydra.sweep.dir")
 
 
@@ -220,6 +226,11 @@ def unknown_key(
     """A message with other options that have the key, or with similar keys."""
     group = _owner(key, choices)
     known = [name for name, value in walk(values) if "${" not in str(value)]  # the key they refer to is set instead
+    if (member := MEMBERS.get(key)) and "at" in values:
+        return (
+            f"there is no key {key}: the network is the checkpoint's. A smaller member of it is read without training: "
+            f"{member}"
+        )
     if not group:
         return f"there is no key {key}; {_similar_keys(key, known, groups)}--cfg job shows all keys"
     option, inside = choices[group], key[len(group) + 1 :]

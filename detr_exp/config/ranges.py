@@ -100,6 +100,7 @@ TABLE: tuple[tuple[str, Range, str], ...] = (
     ("", SEED, "seeds[]"),
     ("sets.*.", Range(2, whole=True, valid=5), "folds?"),
     ("sets.*.", COUNT, "batch_size"),
+    ("at.", COUNT, "layers? queries? image_size[2]?"),
     ("benchmark.", COUNT, "batch_sizes[] rounds"),
     ("export.", COUNT, "batch_size? images"),
     ("export.", NOT_NEGATIVE, "max_difference? max_map_drop?"),

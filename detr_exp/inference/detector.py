@@ -28,7 +28,9 @@ from detr_exp.data.classes import KnownLabels
 from detr_exp.data.image import FIRST_FRAME, has_more_frames, pixels_of, pixels_of_array, read_image
 from detr_exp.data.keypoints import KeypointSchema
 from detr_exp.data.render import resized_plainly
+from detr_exp.inference.members import At, chosen
 from detr_exp.model.adapter.slim import find_base, load_own_state, merge
+from detr_exp.model.member import become
 from detr_exp.ops import products
 from detr_exp.protocols import Network
 from detr_exp.structures import Batch, Detections, Targets, on_host
@@ -53,7 +55,8 @@ class Detector:
         network: on its device, in evaluation mode.
         classes: a name per label.
         category_ids: the id of each label in the annotations it was trained on.
-        threshold: lowest score of a detection by default, where F1 was highest.
+        threshold: lowest score of a detection by default, where F1 was highest; measured with the whole network, unless
+            `measured_at` says otherwise.
         precision: device and type of its computations.
         cfg: the config it was trained with.
         path: the checkpoint.
@@ -61,6 +64,8 @@ class Detector:
         nonfinite: number of predictions so far that were not finite, which are no detections.
         batch_size: images per batch in the training's evaluations.
         data_fingerprint: of the data it was trained on.
+        at: name of the member that the network computes as; empty: as it was trained.
+        measured_at: name of the member with which `threshold` was measured.
     """
 
     network: Network
@@ -74,6 +79,18 @@ class Detector:
     nonfinite: int = 0
     batch_size: int = 1
     data_fingerprint: str = ""
+    at: str = ""
+    measured_at: str = ""
+
+    @property
+    def title(self) -> str:
+        """The checkpoint, and the member where one is chosen."""
+        return f"{self.path}{self.at and f' at {self.at}'}"
+
+    @property
+    def remark(self) -> str:
+        """What has to be said of `threshold`; empty where nothing has."""
+        return "" if self.at == self.measured_at else f" (best F1 of the whole network, not measured at {self.at})"
 
     def folded(self) -> Detector:
         """This detector with norms folded into convolutions: faster, and not equal to the last digit."""
@@ -126,6 +143,7 @@ def load(
     allow_targets: Sequence[str] = (),
     weights: str | None = None,
     compiled: bool = False,
+    at: At | None = None,
 ) -> Detector:
     """Open a checkpoint.
 
@@ -135,11 +153,14 @@ def load(
         allow_targets: user-defined packages that its config may name.
         weights: "ema" or "raw"; None: those of the file; the averaged ones of a training checkpoint.
         compiled: also compile the network if the training did, for exactly its numbers; takes minutes.
+        at: a member of the network; see `members.chosen`.
 
     Raises:
-        ValueError: the file is absent, damaged, of another program or version, or names packages that are not allowed.
+        ValueError: the file is absent, damaged, of another program or version, or names packages that are not allowed;
+            or the network has no such member.
     """
     path = find(checkpoint, weights)
+    asked = chosen(at, path)
     state = files.load(path, needs=("config", "classes", "category_ids"))
     config = state["config"]
     base = find_base(state["base"], path) if "base" in state else None
@@ -158,6 +179,7 @@ def load(
         if hardware is None:
             hardware = build.hardware(stored({"trainer": {"hardware": _hardware_of(config)}}, path))
             hardware = replace(hardware, compile=hardware.compile and compiled, gradient_checkpointing=False)
+    become(network, asked.member)
     network = hardware.place(network).eval()
     if base is not None:
         merge(network)  # on its device, where the training computed it, too
@@ -165,13 +187,15 @@ def load(
         network=network,
         classes=state["classes"],
         category_ids=state["category_ids"],
-        threshold=state.get("threshold", state.get("metrics", {}).get("F1_threshold", DEFAULT_THRESHOLD)),
+        threshold=_threshold_of(state) if asked.threshold is None else asked.threshold,
         precision=hardware.precision(evaluating=True),
         cfg=cfg,
         path=path,
         keypoints=keypoints,
         batch_size=_batch_size_of(cfg, state),
         data_fingerprint=state.get("data_fingerprint", ""),
+        at=asked.name,
+        measured_at="" if asked.threshold is None else asked.name,
     )
 
 
@@ -215,6 +239,11 @@ def _no_larger_than(tensors: dict[str, torch.Tensor], base: Path | None) -> Iter
     finally:
         for hook in hooks:
             hook.remove()
+
+
+def _threshold_of(state: Stored) -> float:
+    """Where F1 was highest in the evaluation of the checkpoint."""
+    return state.get("threshold", state.get("metrics", {}).get("F1_threshold", DEFAULT_THRESHOLD))
 
 
 def _batch_size_of(cfg: DictConfig, state: Stored) -> int:

@@ -47,7 +47,7 @@ def evaluate_in(folder: Path, cfg: DictConfig, detector: Detector | None = None)
         metric, loader = opened.metric(split), opened.loader(split, cfg.batch_size)
         with console.progress(f"evaluating {split}", len(loader)) as meter:
             values = opened.evaluate(loader, metric, on_batch=lambda batch, detections: meter())
-        console.metrics(f"{detector.path}  {split}", headline(values))
+        console.metrics(f"{detector.title}  {split}", headline(values))
         return metric, values
 
     metric, values = evaluated(cfg.data.split)
@@ -58,7 +58,8 @@ def evaluate_in(folder: Path, cfg: DictConfig, detector: Detector | None = None)
     plain = {name: value if math.isfinite(value) else None for name, value in values.items()}
     rows_of = {kind: metric.table(kind) for kind in metric.iou_types} if isinstance(metric, PerClass) else {}
     folder.mkdir(parents=True, exist_ok=True)
-    write(folder / "metrics.json", json.dumps(plain, indent=1) + "\n")
+    member = {"member": detector.at} if detector.at else {}
+    write(folder / "metrics.json", json.dumps(member | plain, indent=1) + "\n")
     if rows_of:
         write(folder / "classes.json", json.dumps(rows_of, indent=1, ensure_ascii=False) + "\n")
     if isinstance(metric, CocoEvaluation):

@@ -26,7 +26,7 @@ def open_detector(cfg: DictConfig, checkpoint: str | Path | None = None, *, comp
 
     Args:
         cfg: of the command: `checkpoint`, `trainer.hardware` (null: the checkpoint's), `allow_targets`, and `weights`
-            where the command has that key.
+            and `at` where the command has these keys.
         checkpoint: instead of `cfg.checkpoint`.
         compiled: see `inference.detector.load`.
 
@@ -39,6 +39,7 @@ def open_detector(cfg: DictConfig, checkpoint: str | Path | None = None, *, comp
         allow_targets=cfg.allow_targets,
         weights=cfg.get("weights"),
         compiled=compiled,
+        at=cfg.get("at"),
     )
 
 
