@@ -42,9 +42,11 @@ Train, compare and use real-time detection transformers: RT-DETR, RT-DETRv2, D-F
   detr-exp COMMAND --help    groups, keys and examples
   detr-exp model=...         without a command: train
   detr-exp --version         versions for a bug report
-  eval "$(detr-exp --shell-completion install=bash)"    completes commands, groups, options and keys; zsh, too
+  eval "$(detr-exp --shell-completion install=bash)"    completes commands, groups, options and keys; or install=zsh
   detr-exp --shell-completion install=fish | source     the same for fish
 """
+# Hydra's completion for zsh is that for bash, and needs these
+ZSH = "(( $+functions[compdef] )) || { autoload -Uz compinit && compinit }\nautoload -Uz bashcompinit && bashcompinit"
 
 
 def main() -> None:
@@ -63,6 +65,9 @@ def main() -> None:
         say(versions())
     elif first in ("--shell-completion", "-sc") and words[1:2] and words[1].startswith("query="):
         complete(os.environ.get("COMP_LINE", ""), words[1])
+    elif first in ("--shell-completion", "-sc") and words[1:] == ["install=zsh"]:
+        say(ZSH)
+        import_module("detr_exp.train").main()
     elif first in COMMANDS:
         del sys.argv[1]
         import_module(f"detr_exp.{first}").main()

@@ -103,8 +103,7 @@ def train(
             return train_in(folder, cfg, choices=choices, overrides=overrides, hydra_files=hydra_files)
     if distributed.started_as_rank():
         folder = _folder_at_restart(folder, cfg)
-    config, logs = (values_of(node) for node in (cfg, log))
-    job = Job(str(folder), config, dict(choices), list(overrides), logs, hydra_files or {})
+    job = Job(str(folder), values_of(cfg), dict(choices), list(overrides), log, hydra_files or {})
     if distributed.started_as_rank():
         if HydraConfig.get().mode is RunMode.MULTIRUN:
             raise ConfigError(

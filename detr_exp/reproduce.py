@@ -17,7 +17,7 @@ from detr_exp.terminal import say
 from detr_exp.tracker.provenance import environment
 from detr_exp.tracker.secrets import MASK
 from detr_exp.tracker.tracker import CONFIG
-from detr_exp.values import Values
+from detr_exp.values import Values, values_of
 
 USAGE = """\
 Train with exactly the config of an earlier run, in a new folder, and compare the metrics.
@@ -66,7 +66,7 @@ def reproduce(cfg: DictConfig) -> float | None:
         say(f"  {line}")
     say("")
     folder = Path(job.runtime.output_dir)
-    result = launch.train(folder, config, groups(run), run.record.words, job.job_logging)
+    result = launch.train(folder, config, groups(run), run.record.words, values_of(job.job_logging))
     again = PastRun.load(folder)
     differing = differences(run.lines, again.lines)
     say(verdict(run, again, differing))

@@ -10,6 +10,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from detr_exp import cli, launch
 from detr_exp.folder import hydra_files
+from detr_exp.values import values_of
 
 USAGE = """\
 Train detection transformers: RT-DETR, RT-DETRv2, D-FINE, DEIM, RF-DETR.
@@ -38,7 +39,8 @@ def train(cfg: DictConfig) -> float | None:
     job = HydraConfig.get()
     choices = {group: option for group, option in job.runtime.choices.items() if option and "hydra/" not in group}
     folder, overrides = Path(job.runtime.output_dir), OmegaConf.to_container(job.overrides.task, resolve=False)
-    return launch.train(folder, cfg, choices, cast(list[str], overrides), job.job_logging, hydra_files(cfg))
+    log = values_of(job.job_logging)
+    return launch.train(folder, cfg, choices, cast(list[str], overrides), log, hydra_files(cfg))
 
 
 def main() -> None:

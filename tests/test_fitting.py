@@ -10,14 +10,17 @@ import subprocess
 import sys
 import threading
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 import yaml
 
 import detr_exp
+from detr_exp import launch
 from detr_exp.config.compose import CONF_DIR
 from detr_exp.config.mistakes import ConfigError
+from detr_exp.fitting import LOGGING
 from detr_exp.trainer import checkpoint as files
 
 NO_TRAINING = ["data.root=/nowhere", "data=coco"]
@@ -125,6 +128,22 @@ def test_the_package_is_imported_at_no_cost(tmp_path: Path) -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=tmp_path)
     assert done.stdout.strip() == "1 []"
+
+
+def test_ranks_get_what_can_be_sent_to_them(
+    tiny_run: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Sent(Exception):
+        pass
+
+    def start(job: launch.Job, ranks: int) -> None:
+        raise Sent(json.dumps(asdict(job)), ranks)
+
+    monkeypatch.setattr(launch, "_on_ranks", start)
+    with pytest.raises(Sent) as found:
+        detr_exp.fit([*tiny_run, "trainer.hardware.devices=2"], folder="run")
+    job, ranks = json.loads(found.value.args[0]), found.value.args[1]
+    assert (job["folder"], job["logging"], ranks) == (str(tmp_path / "run"), LOGGING, 2)
 
 
 @pytest.mark.slow

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import os
+import re
+import select
 import shutil
-import subprocess
+import signal
 import sys
+import time
 from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
@@ -90,18 +93,45 @@ def test_what_may_follow(
     assert set(capfd.readouterr().out.split()) == expected
 
 
-@pytest.mark.skipif(shutil.which("bash") is None, reason="no bash")
-def test_bash_completes_what_is_typed(tmp_path: Path) -> None:
-    program = tmp_path / "detr-exp"
+COMPLETION = {  # shell -> where its settings are, and what stands there
+    "bash": (".bashrc", 'eval "$(detr-exp --shell-completion install=bash)"'),
+    "zsh": (".zshrc", 'eval "$(detr-exp --shell-completion install=zsh)"'),
+    "fish": ("fish/config.fish", "detr-exp --shell-completion install=fish | source"),
+}
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no pseudo-terminals")
+@pytest.mark.parametrize("shell", COMPLETION)
+def test_a_shell_completes_what_is_typed(shell: str, tmp_path: Path) -> None:
+    """In a terminal, with the tabulator key."""
+    import pty
+
+    if shutil.which(shell) is None:
+        pytest.skip(f"no {shell}")
+    program, settings = tmp_path / "detr-exp", tmp_path / COMPLETION[shell][0]
     program.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m detr_exp "$@"\n')
     program.chmod(0o755)
-    script = """
-        eval "$(detr-exp --shell-completion install=bash)"
-        COMP_LINE="detr-exp train model=rtdetrv2_t" COMP_POINT=31 COMP_CWORD=2 COMP_WORDS=($COMP_LINE)
-        hydra_bash_completion
-        echo "${COMPREPLY[@]}"
-    """
-    env = os.environ | {"PATH": f"{tmp_path}{os.pathsep}{os.environ['PATH']}"}
-    env["PYTHONPATH"] = str(Path(front.__file__).parents[1])
-    done = subprocess.run(["bash", "-c", script], env=env, text=True, capture_output=True, check=True, cwd=tmp_path)
-    assert done.stdout.split() == ["model=rtdetrv2_tiny"], done.stderr
+    settings.parent.mkdir(exist_ok=True)
+    settings.write_text(f"{COMPLETION[shell][1]}\necho read the settings\n")
+    home = {name: str(tmp_path) for name in ("HOME", "ZDOTDIR", "XDG_CONFIG_HOME", "XDG_DATA_HOME", "XDG_CACHE_HOME")}
+    env = os.environ | home | {"PATH": f"{tmp_path}{os.pathsep}{os.environ['PATH']}", "TERM": "xterm"}
+    child, terminal = pty.fork()
+    if child == 0:
+        os.chdir(tmp_path)
+        os.execvpe(shell, [shell, "-i"], env | {"PYTHONPATH": str(Path(front.__file__).parents[1])})
+    try:
+        read_until(terminal, b"read the settings")
+        os.write(terminal, b"detr-exp train model=rtdetrv2_t\t")
+        read_until(terminal, b"model=rtdetrv2_tiny")
+    finally:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+        os.close(terminal)
+
+
+def read_until(terminal: int, words: bytes) -> None:
+    shown, end = b"", time.monotonic() + 60
+    while words not in re.sub(rb"\x1b\[[0-9;?]*[A-Za-z]|\x1b\([A-Z]", b"", shown):
+        assert time.monotonic() < end, shown.decode(errors="replace")
+        if select.select([terminal], [], [], 0.1)[0]:
+            shown += os.read(terminal, 65536)
