@@ -10,6 +10,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from detr_exp import cli
+from detr_exp.terminal import counted
 from detr_exp.writing import write
 
 USAGE = """\
@@ -116,7 +117,8 @@ def predict_in(folder: Path, cfg: DictConfig) -> Path:
     lowest = detector.threshold if cfg.threshold is None else cfg.threshold
     remark = detector.remark if cfg.threshold is None else ""
     with_member = f" by {detector.title}" if detector.at else ""
-    console.line(f"{objects} objects in {images} images{with_member}, scores above {lowest:.2f}{remark}: {path}")
+    found = f"{counted(objects, 'object')} in {counted(images, 'image')}{with_member}"
+    console.line(f"{found}, scores above {lowest:.2f}{remark}: {path}")
     if detector.nonfinite:
         console.line(f"{detector.nonfinite} predictions were not finite: the network has diverged, train it again")
     if drawings is not None:

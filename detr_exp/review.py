@@ -11,7 +11,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from detr_exp import cli
-from detr_exp.terminal import say
+from detr_exp.terminal import counted, say
 from detr_exp.values import Values
 from detr_exp.writing import write
 
@@ -91,7 +91,7 @@ def review_in(folder: Path, cfg: DictConfig) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "review.html"
     write(path, review_page.render(entries, doubtful, facts, datetime.now()))
-    say(f"{len(images)} images, {len(doubtful)} suspected labels; written to {path}")
+    say(f"{counted(len(images), 'image')}, {counted(len(doubtful), 'suspected label')}; written to {path}")
     return path
 
 

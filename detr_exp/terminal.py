@@ -76,6 +76,11 @@ def python() -> str:
     return "python" if found is not None and os.path.abspath(found) == sys.executable else sys.executable
 
 
+def counted(number: int, noun: str) -> str:
+    """`1 image`, `2 images`, `3 classes`."""
+    return f"{number:,} {noun}{'' if number == 1 else 'es' if noun.endswith('s') else 's'}"
+
+
 def duration(seconds: float) -> str:
     """`8.2 s`, `3:05` or `2:10:33`."""
     if seconds < 60:

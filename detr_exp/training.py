@@ -96,8 +96,10 @@ def train_in(
 
 def _tags(run: Run, hardware: Hardware) -> dict[str, str]:
     """Tags to search runs by."""
+    from detr_exp.runs.next_commands import IMAGE_TAG
     from detr_exp.start import tags as start_tags
     from detr_exp.trainer.origin import IDENTITY_TAG
+    from detr_exp.trainer.summary import example_image
 
     tags = {
         IDENTITY_TAG: run.identity,
@@ -106,6 +108,8 @@ def _tags(run: Run, hardware: Hardware) -> dict[str, str]:
         "hardware": hardware.describe(),
         "parameters": str(sum(parameter.numel() for parameter in run.network.parameters())),
     }
+    if (image := example_image(run)) is not None:
+        tags[IMAGE_TAG] = image
     return tags | start_tags(run.start) | ({} if run.resume_from is None else {"resumed.from": str(run.resume_from)})
 
 

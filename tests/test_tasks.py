@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from detr_exp import train
+from detr_exp.runs.next_commands import IMAGE_TAG
 
 BOX = {"bbox": [2, 2, 20, 12]}
 MASK = {"segmentation": [[2, 2, 22, 2, 22, 14, 2, 14]]}
@@ -123,6 +124,9 @@ def test_both_are_trained_where_the_data_have_them(model: str, layout: str, comm
     assert {"val/mAP", f"val/{task}_mAP", f"val/{task}_mAP50", f"val/{task}_mAP75"} <= measured
     assert {f"train/loss_{part}" for part in parts} <= measured
     assert list((tmp_path / "run/predictions").glob("*.png"))
+    image = json.loads((tmp_path / "run/run.json").read_text())["tags"][IMAGE_TAG]
+    assert root in Path(image).parents, "commands that are named after a sweep predict on it"
+    assert Path(image).is_file()
 
 
 @pytest.mark.parametrize(

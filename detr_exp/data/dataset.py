@@ -119,7 +119,7 @@ class DataSet:
         self.balance = Balance(repeat_threshold, keep_empty)
         self.on_error = on_error
         missing = [name for name in SPLITS if name not in self.content.read]
-        log.info("%s: %d classes: %s", self.content.origin, len(self.content.categories), self.class_map)
+        log.info("%s: classes (%d): %s", self.content.origin, len(self.content.categories), self.class_map)
         if missing:
             log.info("%s: no %s split", self.content.origin, " and no ".join(missing))
 

@@ -12,6 +12,7 @@ from torch import Tensor
 from detr_exp.data.classes import KnownLabels
 from detr_exp.inference.writers import COLUMNS, add_to_coco, coco_of, rows_of
 from detr_exp.structures import Detections
+from detr_exp.terminal import counted
 from detr_exp.values import Values
 
 if TYPE_CHECKING:
@@ -130,7 +131,8 @@ class Results(Sequence[Result]):
         return iter(self.results)
 
     def __repr__(self) -> str:
-        return f"Results({sum(map(len, self.results))} objects in {len(self.results)} images)"
+        objects = counted(sum(map(len, self.results)), "object")
+        return f"Results({objects} in {counted(len(self.results), 'image')})"
 
     def to_supervision(self) -> list[sv.Detections]:
         """One `supervision.Detections` per image; see `Result.to_supervision`."""

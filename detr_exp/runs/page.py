@@ -17,6 +17,7 @@ from detr_exp.runs import svg
 from detr_exp.runs.analysis import Cost, effects, front, noise_of
 from detr_exp.runs.chosen import honest
 from detr_exp.runs.html import filled, jpeg_address
+from detr_exp.runs.next_commands import commands_of
 from detr_exp.runs.past import PastRun
 from detr_exp.runs.settings import SEED, Setting, points, settings
 from detr_exp.tracker.follower import is_image
@@ -92,6 +93,7 @@ def render(runs: Sequence[PastRun], *, title: str, about: str, now: datetime) ->
         monitor=best.monitor,
         best=best if best.score is not None else None,
         use=shlex.quote(str(best.folder)),
+        commands=[shlex.join(words) for words in commands_of(best) if words[0] != "detr_exp.evaluate"],
         points=ranked,
         count=len(ordered),
         seeds=[(point, run, run.config.get(SEED)) for point in ranked if len(point.runs) > 1 for run in point.runs],

@@ -9,6 +9,7 @@ from torch import nn
 
 from detr_exp.ops import products
 from detr_exp.protocols import Network
+from detr_exp.terminal import counted
 from detr_exp.trainer import distributed
 from detr_exp.trainer.memory import keep_freed_memory
 from detr_exp.trainer.precision import Precision
@@ -226,7 +227,7 @@ class Hardware:
         name = (
             torch.cuda.get_device_name(device)
             if device.type == "cuda"
-            else f"{self.threads or torch.get_num_threads()} threads"
+            else counted(self.threads or torch.get_num_threads(), "thread")
         )
         names = {None: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
         layout = "channels-last" if self.memory_format is torch.channels_last else "channels-first"

@@ -5,15 +5,15 @@ from __future__ import annotations
 import json
 import shlex
 from collections.abc import Mapping
-from importlib.util import find_spec
 from pathlib import Path
 
 from detr_exp.data.content import SPLITS
 from detr_exp.data.splits import HELD_OUT
 from detr_exp.data.table import TableSplit
 from detr_exp.published.table import named
+from detr_exp.runs.next_commands import next_commands
 from detr_exp.runs.past import CLASSES
-from detr_exp.terminal import duration, python
+from detr_exp.terminal import counted, duration, python
 from detr_exp.trainer import checkpoint as files
 from detr_exp.trainer import distributed
 from detr_exp.trainer.console import Console, class_table, metric_fields, number
@@ -24,8 +24,7 @@ from detr_exp.trainer.settings import Settings
 from detr_exp.trainer.state import Run, State
 from detr_exp.values import Values
 
-SAMPLES = "training_samples.png"
-PLACES = {  # name -> file or folder of a run
+PLACES = {  # name -> file or folder in that of the run
     "checkpoint": files.BEST_TOTAL,
     "results": RESULTS,
     "metrics": "metrics.jsonl",
@@ -35,7 +34,6 @@ PLACES = {  # name -> file or folder of a run
     "most errors": "worst",
 }
 MOST_CLASSES = 30
-EXPORT_PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 
 
 def print_start(console: Console, settings: Settings, run: Run, state: State) -> None:
@@ -55,9 +53,9 @@ def print_start(console: Console, settings: Settings, run: Run, state: State) ->
             "data": f"{run.data.content.origin}: {sizes} images",
             "classes": f"{run.data.num_classes}: {names}",
             "device": settings.hardware.describe(),
-            "batch": f"{state.batch_size * state.grad_accum_steps * ranks} images a step "
+            "batch": f"{counted(state.batch_size * state.grad_accum_steps * ranks, 'image')} a step "
             f"({state.batch_size} x {state.grad_accum_steps} accumulated{f' x {ranks} ranks' if ranks > 1 else ''})",
-            "length": f"{settings.epochs} epochs, {state.total_steps} steps, seed {run.seed}",
+            "length": f"{counted(settings.epochs, 'epoch')}, {counted(state.total_steps, 'step')}, seed {run.seed}",
             "folder": str(run.output_dir),
         },
     )
@@ -107,10 +105,10 @@ def print_result(console: Console, run: Run, result: str, tables: Mapping[str, M
         console.table(class_table(kind, classes[:MOST_CLASSES]))
         if len(classes) > MOST_CLASSES:
             console.line(f"  ... and {len(classes) - MOST_CLASSES} more classes, in {run.output_dir / CLASSES}\n")
-    paths = {"run": run.output_dir, **{name: run.output_dir / file for name, file in PLACES.items()}}
-    console.table([[name, str(path)] for name, path in paths.items() if path.exists()], left=2)
+    there = {name: file for name, file in PLACES.items() if (run.output_dir / file).exists()}
+    console.table([[name, file] for name, file in {"run": str(run.output_dir), **there}.items()], left=2)
     console.line("next:")
-    for words in next_commands(run):
+    for words in next_commands(run.output_dir, example_image(run), run.config.get("allow_targets")):
         console.line(f"  {shlex.join([python(), '-m', *words])}")
     console.line("")
 
@@ -136,24 +134,7 @@ def _class_rows(run: Run, found: Mapping[str, float]) -> list[tuple[str, list[Va
     return [(kind, rows) for kind, rows in kinds if rows]
 
 
-def next_commands(run: Run) -> list[list[str]]:
-    """Commands for the best checkpoint that run as they are: predict on an image that is there, and export or evaluate.
-
-    Without an image on the disk, as for synthetic data, they are evaluate and export.
-    """
-    words = [f"checkpoint={run.output_dir}"]
-    if allowed := run.config.get("allow_targets"):
-        words.append(f"allow_targets=[{','.join(allowed)}]")
-    known = [["detr_exp.evaluate", *words]]
-    if all(map(find_spec, EXPORT_PACKAGES)):
-        known.insert(0, ["detr_exp.export", *words])
-    if (image := example_image(run)) is not None:
-        known.insert(0, ["detr_exp.predict", *words, f"source={image}"])
-    return known[:2]
-
-
-def example_image(run: Run) -> Path | None:
-    """An image of the data, or a figure of the run for data without files; None: there is neither."""
+def example_image(run: Run) -> str | None:
+    """An image of the data; None: they have no files."""
     splits = [split for name in ("val", "train") if (split := getattr(run.data, name)) is not None]
-    images = [Path(split.paths[0]).absolute() for split in splits if isinstance(split, TableSplit)]
-    return next((path for path in (*images, run.output_dir / SAMPLES) if path.is_file()), None)
+    return next((str(Path(split.paths[0]).absolute()) for split in splits if isinstance(split, TableSplit)), None)

@@ -13,7 +13,9 @@ from rich.markup import escape
 from rich.table import Table
 
 from detr_exp.metric.mean import mean_of
-from detr_exp.terminal import duration, printable, python
+from detr_exp.runs.next_commands import commands_of
+from detr_exp.runs.past import PastRun
+from detr_exp.terminal import counted, duration, printable, python
 from detr_exp.tracker.secrets import masked
 from hydra_plugins.detr_exp._ledger import Entry, Job, best_first, by_point, score, setting_of
 
@@ -53,7 +55,8 @@ def ranking(
 ) -> Table:
     """One line per run: number, overrides, result, or the reason why there is none; best first."""
     keys = list(dict.fromkeys(one.partition("=")[0] for job in jobs for one in job.swept))
-    table = Table(title=f"{len(jobs)} runs, best first by {metric}", title_justify="left", title_style="bold", box=None)
+    title = f"{counted(len(jobs), 'run')}, best first by {metric}"
+    table = Table(title=title, title_justify="left", title_style="bold", box=None)
     table.add_column("#", justify="right")
     for key in keys:
         table.add_column(key)
@@ -127,10 +130,18 @@ def over_seeds(jobs: Sequence[Job], entries: Mapping[str, Entry], metric: str, r
 def winner(best: Job, folder: Path, result: str, sources: Sequence[ConfigSourceInfo]) -> list[str]:
     """Lines that say which run was the best, where it is, and how it is used and repeated."""
     custom = [word for one in sources if one.provider == "command-line" for word in ("--config-dir", one.path)]
-    start = f"{python()} -m detr_exp"
     return [
         f"best run of the best setting: {' '.join(best.swept)} ({result})",
         f"  folder  {folder}",
-        f"  use     {start}.predict {shlex.quote(f'checkpoint={folder}')} source=/path/to/images",
-        f"  repeat  {start}.train {shlex.join([*custom, *best.overrides])}",
+        *_use(folder),
+        f"  repeat  {python()} -m detr_exp.train {shlex.join([*custom, *best.overrides])}",
     ]
+
+
+def _use(folder: Path) -> list[str]:
+    """A line with a command for a run; none where its files are damaged or not there."""
+    try:
+        (words, *_) = commands_of(PastRun.load(folder))
+    except ValueError:
+        return []
+    return [f"  use     {python()} -m {shlex.join(words)}"]

@@ -8,11 +8,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from detr_exp.config.compose import compose
 from detr_exp.data.table import TableSplit
-from detr_exp.trainer import summary
 from detr_exp.trainer.console import Console
-from detr_exp.trainer.summary import next_commands, print_result
+from detr_exp.trainer.summary import print_result
 
 
 def run_in(folder: Path, image: Path | None = None, **config: object) -> SimpleNamespace:
@@ -21,26 +19,6 @@ def run_in(folder: Path, image: Path | None = None, **config: object) -> SimpleN
         split = object.__new__(TableSplit)
         split.paths = [str(image)]  # type: ignore[assignment]
     return SimpleNamespace(output_dir=folder, data=SimpleNamespace(val=split, train=None), config=config)
-
-
-@pytest.mark.parametrize("name", ["a.jpg", "im, 0 (x)=1.jpg", "it's ü.png"])
-@pytest.mark.parametrize("allowed", [[], ["my_parts", "theirs"]])
-def test_the_next_commands_compose_as_they_are_printed(tmp_path: Path, name: str, allowed: list[str]) -> None:
-    folder, image = tmp_path / "loss=focal,gamma=1.5-0a", tmp_path / name
-    folder.mkdir()
-    image.touch()
-    predict, other = next_commands(run_in(folder, image, allow_targets=allowed))  # type: ignore[arg-type]
-    assert (predict[0], other[0]) in {("detr_exp.predict", f"detr_exp.{name}") for name in ("export", "evaluate")}
-    for module, *words in (predict, other):
-        cfg = compose(words, config_name=module.partition(".")[2])
-        assert cfg.checkpoint == str(folder)
-        assert list(cfg.allow_targets) == allowed
-    assert compose(predict[1:], config_name="predict").source == str(image)
-
-
-def test_without_an_image_or_onnx_evaluate_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(summary, "find_spec", lambda name: None)
-    assert [words[0] for words in next_commands(run_in(tmp_path))] == ["detr_exp.evaluate"]  # type: ignore[arg-type]
 
 
 def row(name: str, objects: int, ap: float) -> dict[str, object]:
@@ -60,8 +38,9 @@ def test_all_metrics_and_classes_of_the_best_are_shown(tmp_path: Path, capsys: p
     assert ["cat", "3", "0.500", "0.500", "0.500", "0.250"] in lines
     assert ["cat", "3", "0.250", "0.250", "0.500", "0.250"] in lines
     assert not [line for line in lines if line[:1] in (["absent"], ["mAP_large"], ["nonfinite"], ["time/network_ms"])]
-    assert ["classes", str(tmp_path / "classes.json")] in lines
-    assert ["results", str(tmp_path / "results.csv")] not in lines, "it is not there"
+    assert ["run", str(tmp_path)] in lines
+    assert ["classes", "classes.json"] in lines
+    assert ["results", "results.csv"] not in lines, "it is not there"
 
 
 def test_of_many_classes_the_worst_are_shown(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -17,12 +17,12 @@ from detr_exp.data.loader import Samples
 from detr_exp.ops.boxes import cxcywh_to_xyxy
 from detr_exp.ops.draw import draw_objects, sheet
 from detr_exp.protocols import Labels, PerClass
+from detr_exp.runs.next_commands import SAMPLES
 from detr_exp.structures import Detections, Target
 from detr_exp.trainer.diagnosis.predictions import names_in
 from detr_exp.trainer.distributed import on_first_rank
 from detr_exp.trainer.settings import Settings
 from detr_exp.trainer.state import Run, State
-from detr_exp.trainer.summary import SAMPLES
 from detr_exp.trainer.validation import refuse_unmeasured_monitor
 from detr_exp.writing import write
 
