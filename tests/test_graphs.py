@@ -135,6 +135,24 @@ def test_the_trial_of_memory_compiles_nothing(tmp_path: Path, tiny_run: list[str
 
 
 @pytest.mark.slow
+def test_a_training_compiles_network_and_losses(tmp_path: Path, tiny_run: list[str], monkeypatch) -> None:
+    compiled, graphs, seen = torch.compile, Graphs(), []
+
+    def traced(function: Callable, **settings: object) -> Callable:
+        seen.append(function.__name__)
+        return compiled(function, backend=graphs, **settings) if function.__name__ == "losses" else function
+
+    monkeypatch.setattr(torch, "compile", traced)
+    monkeypatch.setattr("detr_exp.matcher.hungarian.HungarianMatcher.compile", lambda self: None)
+    words = [*tiny_run, "trainer.monitor=val/loss"]
+    plain = train_in(tmp_path / "plain", compose(words))
+    found = train_in(tmp_path / "compiled", compose([*words, "trainer.hardware.compile=true"]))
+    assert found == pytest.approx(plain, rel=1e-4)
+    assert set(seen) == {"body", "losses"}
+    assert graphs.count
+
+
+@pytest.mark.slow
 def test_tensors_do_not_become_more_with_the_epochs(tmp_path: Path, tiny_run: list[str], monkeypatch) -> None:
     counted, epoch = [], Trainer.train_one_epoch
 

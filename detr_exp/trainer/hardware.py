@@ -31,7 +31,7 @@ class Hardware:
             convolutions are slow without it) and is on for CUDA.
         products: library of the float32 matrix products on a CPU: `torch`, `onednn` or `auto`; see `ops.products`.
         gradient_checkpointing: recompute backbone and encoder activations in the backward pass.
-        compile: `torch.compile` the network and, in training, the matching cost.
+        compile: `torch.compile` the network and, in training, the matching cost and the losses.
         threads: CPU threads; null: one per core, shared by the ranks of this machine.
         devices: ranks on this machine, one per device: a number, or `auto` for all CUDA devices. Under `torchrun` its
             number of ranks is used.

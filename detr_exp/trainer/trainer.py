@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from detr_exp.data.loader import WorkerError, batches
-from detr_exp.protocols import Compiling, Network
+from detr_exp.protocols import Network
 from detr_exp.signals import Interrupt, Interrupted
 from detr_exp.structures import Batch
 from detr_exp.tensor_files import Stored
@@ -113,8 +113,8 @@ class Trainer:
         run.criterion.to(hardware.torch_device)
         run.start = run.start if saved is None else saved.get("start")
         batch_size, grad_accum_steps = self.batch(run, network, saved)
-        if hardware.compile and isinstance(run.criterion.matcher, Compiling):
-            run.criterion.matcher.compile()
+        if hardware.compile:
+            run.criterion.compile()
         forward = distributed.parallel(network, settings.hardware.strategy)
         loader = run.loader("train", batch_size, grad_accum_steps)
         steps_per_epoch = math.ceil(len(loader) / grad_accum_steps)
