@@ -26,6 +26,7 @@ from detr_exp.values import Values, values_of
 
 if TYPE_CHECKING:
     import torch
+    from torch import nn
 
     from detr_exp.data.dataset import DataSet
     from detr_exp.loss.criterion import SetCriterion
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from detr_exp.protocols import Labels, Metric, Network
     from detr_exp.trainer.hardware import Hardware
     from detr_exp.trainer.state import Run
+    from detr_exp.trainer.teaching import Teaching
     from detr_exp.trainer.trainer import Trainer
 
 RATES = ("lr", "lr_backbone", "weight_decay")  # arguments of parameter groups
@@ -145,6 +147,26 @@ def criterion(cfg: DictConfig, data: DataSet | None = None) -> SetCriterion:
     )
 
 
+def teaching(cfg: DictConfig, network: Network, losses: SetCriterion, data: Labels) -> Teaching | None:
+    """The teacher of a training, with what connects it with the network; None: without a teacher.
+
+    Raises:
+        ValueError: teacher, loss, network and data do not fit each other.
+    """
+    if cfg.get("teacher") is None:
+        if names := losses.of("teacher"):
+            raise ConfigError(
+                f"loss.terms.{names[0]} compares with a teacher, but there is none; give one, teacher=run "
+                "teacher.checkpoint=..., or leave such terms out: loss/teacher=none"
+            )
+        return None
+    from detr_exp.trainer.teaching import connected
+
+    takes = arguments_of(_settings(cfg, "teacher"))
+    extra = {"allow_targets": list(cfg.allow_targets)} if "allow_targets" in takes else {}
+    return connected(_instantiated(cfg, "teacher", **extra), network, data.classes, losses)
+
+
 def trainer(cfg: DictConfig) -> Trainer:
     """The trainer, with its settings."""
     from detr_exp.trainer.trainer import Trainer
@@ -199,10 +221,11 @@ def run(cfg: DictConfig, output_dir: Path, *, identity: str = "", resume_from: P
     made, share = started(start.for_checkpoint(cfg) if has_all else cfg, data_set)
     for split in ("train", "val"):
         data_set.refuse(split, made)
+    losses = criterion(cfg, data_set)
     made_run = Run(
         data=data_set,
         network=made,
-        criterion=criterion(cfg, data_set),
+        criterion=losses,
         make_optimizer=make_optimizer,
         make_schedule=make_schedule,
         make_metric=metric(cfg, data_set, made),
@@ -216,13 +239,14 @@ def run(cfg: DictConfig, output_dir: Path, *, identity: str = "", resume_from: P
         base=base_file,
         start=None if has_all else start.record(cfg.model.weights, made),
         share=share,
+        teaching=teaching(cfg, made, losses, data_set),
     )
     refuse_unknown_monitor(made_run, *(cfg.trainer.get(name) for name in ("monitor", "compute_val_loss")))
     return made_run
 
 
-def optimizer(cfg: DictConfig) -> Callable[[Network], torch.optim.Optimizer]:
-    """Network -> optimiser over its parameter groups.
+def optimizer(cfg: DictConfig) -> Callable[..., torch.optim.Optimizer]:
+    """Network, and parameters trained beside it -> optimiser over its parameter groups and one for these.
 
     Raises:
         ValueError: the optimiser does not accept the keys or values given to it.
@@ -234,9 +258,9 @@ def optimizer(cfg: DictConfig) -> Callable[[Network], torch.optim.Optimizer]:
     refuse_wrong_optimizer(optim["optimizer"], optim)
     split = getattr(optim["optimizer"].func, "split", None)  # of optimisers that treat kinds of parameters differently
 
-    def make(network: Network) -> torch.optim.Optimizer:
+    def make(network: Network, beside: Sequence[nn.Parameter] = ()) -> torch.optim.Optimizer:
         rates = {name: optim[name] for name in RATES}
-        groups = parameter_groups(network, optim["param_groups"], may_idle=has_adapter(cfg), **rates)
+        groups = parameter_groups(network, optim["param_groups"], may_idle=has_adapter(cfg), beside=beside, **rates)
         return optim["optimizer"](groups if split is None else split(groups, network))
 
     return make
@@ -266,6 +290,7 @@ def metric(
         network: has the predicted tasks.
         category_ids: category id of every label, if the network was trained on another data set; None: those of `data`.
     """
+    from detr_exp.data.keypoints import sigmas_for
     from detr_exp.data.part import restricted
 
     make = _instantiated(cfg, "metric", only=[name for name in _settings(cfg, "metric") if name != SELECTION])
@@ -273,15 +298,7 @@ def metric(
         refuse_missing_members(make.func, "metric", cfg.metric[TARGET])
     iou_types = [name for name, task in IOU_TYPES.items() if task in network.tasks]
     ids = data.category_ids if category_ids is None else category_ids
-    names, schema = dict(zip(data.category_ids, data.classes)), data.keypoints
-    of_id = {} if schema is None else dict(zip(data.category_ids, schema.counts))
-    sigmas = None if schema is None else [schema.sigmas[: of_id.get(number, 0)] for number in ids]
-    for number, predicted in zip(ids, network.keypoint_counts):
-        if of_id.get(number, predicted) != predicted:
-            raise ValueError(
-                f"class {names[number]!r} has {of_id[number]} keypoints in the data, but the network predicts "
-                f"{predicted}; evaluate it on data with the keypoints it was trained on"
-            )
+    names, sigmas = dict(zip(data.category_ids, data.classes)), sigmas_for(data, ids, network.keypoint_counts)
 
     @functools.cache
     def of_split(split: str, image_ids: tuple[int, ...] | None = None) -> Metric:
@@ -296,26 +313,13 @@ def metric(
 
 
 def _keypoint_counts(cfg: DictConfig, data: Labels | None) -> list[int]:
-    """Keypoints of each label.
+    """Keypoints of each label; see `data.keypoints.counts_for`."""
+    from detr_exp.data.keypoints import counts_for
 
-    Raises:
-        ValueError: the data have no keypoints, or other ones than the model.
-    """
     given = cfg.model.get("keypoint_counts")
     if data is None and given is not None:
         return given
-    data = _instantiated(cfg, "data") if data is None else data
-    if data.keypoints is None:
-        raise ValueError(
-            f"{cfg.model._target_} predicts keypoints, but the data have none; use data with keypoints, or model=rfdetr"
-        )
-    counts = data.keypoints.counts
-    if given is not None and list(given) != counts:
-        raise ValueError(
-            f"model.keypoint_counts is {list(given)}, but the classes of the data have {counts} keypoints; "
-            "model.keypoint_counts=null uses those"
-        )
-    return counts
+    return counts_for(_instantiated(cfg, "data") if data is None else data, given, cfg.model._target_)
 
 
 def _num_classes(cfg: DictConfig, data: Labels | None) -> int:

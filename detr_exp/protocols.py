@@ -128,6 +128,15 @@ class KeypointScored(Protocol):
     score_alpha: float  # how much; see `model.head.keypoint`
 
 
+@runtime_checkable
+class ShowingMaps(Protocol):
+    """A network whose outputs contain the maps of its encoder where that is requested."""
+
+    shows_maps: bool  # requested; false at first
+    map_channels: list[int]  # of each map
+    map_strides: list[int]  # pixels of a cell of each map, ascending
+
+
 class Backbone(Protocol):
     """Images to feature maps; an `nn.Module`."""
 

@@ -253,6 +253,7 @@ class Outputs(NamedTuple):
         denoising: None in evaluation.
         groups: query groups G that are matched independently (group-DETR); query axis is group-major.
         initial: of networks that predict before their first layer: logits `[B, G * Q, C]`; None in evaluation.
+        maps: of the encoder, `[B, D, h, w]` each; None unless requested, see `protocols.ShowingMaps`.
     """
 
     layers: Prediction
@@ -260,6 +261,7 @@ class Outputs(NamedTuple):
     denoising: Denoising | None = None
     groups: int = 1
     initial: Prediction | None = None
+    maps: list[Tensor] | None = None
 
     @property
     def pred(self) -> Prediction:

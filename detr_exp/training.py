@@ -110,6 +110,9 @@ def _tags(run: Run, hardware: Hardware) -> dict[str, str]:
     }
     if (image := example_image(run)) is not None:
         tags[IMAGE_TAG] = image
+    if run.teaching is not None:
+        record = run.teaching.teacher.record
+        tags |= {"teacher": record["teacher"], "teacher.sha256": record["sha256"]}
     return tags | start_tags(run.start) | ({} if run.resume_from is None else {"resumed.from": str(run.resume_from)})
 
 

@@ -15,8 +15,8 @@ from omegaconf import DictConfig
 from detr_exp import cli, folder
 from detr_exp.config.mistakes import ConfigError
 from detr_exp.signals import Interrupted
+from detr_exp.trainer.checkpoint_content import NonFiniteError
 from detr_exp.trainer.hardware import Hardware
-from detr_exp.trainer.trainer import NonFiniteError
 
 
 def a_mistake() -> None:

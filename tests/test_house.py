@@ -49,6 +49,7 @@ LAYERS = {
     "trainer": 5,
     "build": 6,
     "inference": 7,
+    "teacher": 8,
     "training": 7,
     "deploy": 8,
     "contest": 8,

@@ -18,7 +18,8 @@ from omegaconf import OmegaConf
 from detr_exp import evaluate, export_weights, predict, train, training
 from detr_exp.config.compose import compose
 from detr_exp.folder import exclusive_access
-from detr_exp.trainer.trainer import NonFiniteError, Trainer
+from detr_exp.trainer.checkpoint_content import NonFiniteError
+from detr_exp.trainer.trainer import Trainer
 
 Command = Callable[..., int]
 

@@ -128,6 +128,8 @@ TABLE: tuple[tuple[str, Range, str], ...] = (
     # losses and matching
     ("loss.", NOT_NEGATIVE, "weight_class weight_bbox weight_giou weight_mask_ce weight_mask_dice"),
     ("loss.", NOT_NEGATIVE, "weight_fgl weight_ddf"),
+    ("loss.", NOT_NEGATIVE, "weight_teacher_class weight_teacher_bbox weight_teacher_giou weight_teacher_edges"),
+    ("loss.", NOT_NEGATIVE, "weight_teacher_maps"),
     ("loss.", POSITIVE, "ddf_temperature"),
     ("loss.", NOT_NEGATIVE._replace(valid=1), "class_weights[]?*"),
     ("loss.", NOT_NEGATIVE, "weight_keypoint_l1 weight_keypoint_findable weight_keypoint_visible weight_keypoint_nll"),
@@ -178,6 +180,8 @@ TABLE: tuple[tuple[str, Range, str], ...] = (
     ("optim.optimizer.", POSITIVE, "etas[2] step_sizes[2]"),
     ("optim.scheduler.", SHARE, "min_factor"),
     ("optim.scheduler.", NOT_NEGATIVE, "flat_epochs? final_epochs milestones[] gamma drop_epoch factor"),
+    ("teacher.", SHARE, "threshold"),
+    ("teacher.", COUNT, "image_size[2]? out_strides[]"),
     # training
     ("trainer.", COUNT, "epochs grad_accum_steps auto_batch_target_effective auto_batch_max_targets_per_image"),
     ("trainer.", COUNT, "ema_update_interval eval_interval checkpoint_interval log_every_steps"),

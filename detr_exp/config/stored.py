@@ -32,6 +32,7 @@ ADDED: dict[str, object] = {  # keys that earlier versions did not have, with th
     f"metric.{SELECTION}": False,  # they chose on all images
     "loss.class_weights": None,
     "model.class_prior": None,
+    "teacher": None,
     "trainer.hardware.products": "auto",  # a run that is resumed keeps its library in any case
 }
 LATER: dict[str, Values] = {  # the same for parts of this package only, by target: a user's own may not know such keys

@@ -10,6 +10,7 @@ from typing import TypeAlias
 import numpy as np
 
 from detr_exp.data.content import Category
+from detr_exp.protocols import Labels
 
 # Ronchi & Perona 2017, as used by the COCO keypoint evaluation: nose, eyes, ears, shoulders, elbows, wrists, hips,
 # knees, ankles.
@@ -191,3 +192,50 @@ def _sigmas(by_label: Sequence[Category | None], most: int) -> list[float]:
         return list(longest.sigmas)
     is_person = most == len(COCO_SIGMAS) and longest.keypoints[0].lower() == "nose"
     return list(COCO_SIGMAS) if is_person else [DEFAULT_SIGMA] * most
+
+
+def sigmas_for(data: Labels, category_ids: Sequence[int], predicted: Sequence[int]) -> list[list[float]] | None:
+    """OKS scales of the keypoints of each label of a network; None: the data have no keypoints.
+
+    Args:
+        data: has the classes and their keypoints.
+        category_ids: the data's category id of each label.
+        predicted: keypoints that the network predicts for each label; empty: none.
+
+    Raises:
+        ValueError: a class has another number of keypoints than the network predicts.
+    """
+    schema = data.keypoints
+    of_id = {} if schema is None else dict(zip(data.category_ids, schema.counts))
+    for number, count in zip(category_ids, predicted):
+        if of_id.get(number, count) != count:
+            name = dict(zip(data.category_ids, data.classes))[number]
+            raise ValueError(
+                f"class {name!r} has {of_id[number]} keypoints in the data, but the network predicts "
+                f"{count}; evaluate it on data with the keypoints it was trained on"
+            )
+    return None if schema is None else [list(schema.sigmas[: of_id.get(number, 0)]) for number in category_ids]
+
+
+def counts_for(data: Labels, given: Sequence[int] | None, network: str) -> list[int]:
+    """Keypoints of each label that a network is to predict.
+
+    Args:
+        data: has the classes and their keypoints.
+        given: `model.keypoint_counts`.
+        network: its class, for messages.
+
+    Raises:
+        ValueError: the data have no keypoints, or other ones than the model.
+    """
+    if data.keypoints is None:
+        raise ValueError(
+            f"{network} predicts keypoints, but the data have none; use data with keypoints, or model=rfdetr"
+        )
+    counts = data.keypoints.counts
+    if given is not None and list(given) != counts:
+        raise ValueError(
+            f"model.keypoint_counts is {list(given)}, but the classes of the data have {counts} keypoints; "
+            "model.keypoint_counts=null uses those"
+        )
+    return counts

@@ -16,31 +16,25 @@ takes its own pairs per object for those of the whole step. With the ranks it is
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.fx.experimental import _config
 
-from detr_exp.loss.matches import Matches, Stack, between, full_precision, last_pairs, layer_of, union_pairs
+from detr_exp.loss.matches import Matches, Stack, between, last_pairs, layer_of, union_pairs
 from detr_exp.loss.open_sizes import as_tensor, open_stack, open_targets
-from detr_exp.loss.term import Term
+from detr_exp.loss.stacks import Counts, denoising_stacks, maps_stack, matched_predictions, without_tasks
+from detr_exp.loss.teacher import Taught
+from detr_exp.loss.term import MAPS, Term
 from detr_exp.matcher.hungarian import Assignment, Matcher
 from detr_exp.ops.boxes import EPS
 from detr_exp.ops.transfer import to_device
 from detr_exp.protocols import Compiling
-from detr_exp.structures import Denoising, Outputs, Prediction, Targets, leaves, mapped, predicted
+from detr_exp.structures import Outputs, Prediction, Targets, leaves, mapped, predicted
 
 Losses = list[tuple[str, list[str], Tensor]]
-
-
-class Counts(NamedTuple):
-    """Numbers of objects and images of the whole effective batch, and how other counts become such."""
-
-    boxes: float | Tensor
-    images: float | Tensor
-    over_ranks: Callable[[Tensor], Tensor] | None
 
 
 class SetCriterion(nn.Module):
@@ -91,6 +85,7 @@ class SetCriterion(nn.Module):
         num_boxes: float | Tensor,
         num_images: float | Tensor | None = None,
         over_ranks: Callable[[Tensor], Tensor] | None = None,
+        taught: Taught | None = None,
     ) -> dict[str, Tensor]:
         """Losses in float32 (float64 stays), whatever precision the network ran in.
 
@@ -103,6 +98,7 @@ class SetCriterion(nn.Module):
                 is the effective batch.
             over_ranks: the mean of a tensor over the ranks, all of which call it; only terms that divide by pairs need
                 it. None: this process is alone.
+            taught: what a teacher says about this batch; None: terms against a teacher are left out.
 
         Returns:
             Weighted 0-dim terms `loss_<name><suffix>`, their sum `total`, and statistics `<name><suffix>`. Suffixes:
@@ -118,7 +114,9 @@ class SetCriterion(nn.Module):
             if self._compiled is not None:
                 device = outputs.layers.boxes.device
                 counts = Counts(as_tensor(counts.boxes, device), as_tensor(counts.images, device), over_ranks)
-            found = self._found(self._stacks(outputs, targets, counts), targets, counts)
+            found = self._found(self._stacks(outputs, targets, counts, self.of("objects")), targets, counts)
+            if taught is not None:
+                found = found + self._against_teacher(outputs, taught, counts)
             total = torch.cat([vector for name, _, vector in found if name.startswith("loss_")]).sum()
             if unsupervised is not None:
                 idle = [tensor.float().sum() for tensor in _differentiable(unsupervised)]
@@ -133,7 +131,11 @@ class SetCriterion(nn.Module):
     def names(self, tasks: Collection[str]) -> list[str]:
         """The terms that apply to a network that predicts `tasks`, of `masks` and `keypoints`, beside boxes."""
         missing = {"masks", "keypoints"} - set(tasks)
-        return [name for name in self.weights if not missing & set(self.terms[name].needs)]
+        return [name for name in self.of("objects") if name in self.weights and not missing & {*self.terms[name].needs}]
+
+    def of(self, against: str) -> tuple[str, ...]:
+        """The names of the terms against the `objects` or a `teacher`."""
+        return tuple(name for name, term in self.terms.items() if term.against == against)
 
     def compile(self, **settings: Any) -> None:
         """Compile the matching costs and the losses, in place; `settings` are those of `torch.compile`.
@@ -148,9 +150,9 @@ class SetCriterion(nn.Module):
     def _found(self, stacks: dict[str, list[Stack]], targets: Targets, counts: Counts) -> Losses:
         """The losses, compiled where that was asked for."""
         if self._compiled is None:
-            return self.losses(stacks, targets, counts, tuple(self.terms))
-        ragged = tuple(name for name, term in self.terms.items() if "masks" in term.needs)
-        others = tuple(name for name in self.terms if name not in ragged)
+            return self.losses(stacks, targets, counts, self.of("objects"))
+        ragged = tuple(name for name in self.of("objects") if "masks" in self.terms[name].needs)
+        others = tuple(name for name in self.of("objects") if name not in ragged)
         opened = {rule: [open_stack(stack) for stack in of_rule] for rule, of_rule in stacks.items()}
         # numbers of objects that are equal by chance stay independent
         with _config.patch(use_duck_shape=False):  # type: ignore[attr-defined]
@@ -185,20 +187,45 @@ class SetCriterion(nn.Module):
                 found.append((known_as, stack.suffixes, sums * (weight / _divisor(term, stack, counts))))
         return found
 
+    def _against_teacher(self, outputs: Outputs, taught: Taught, counts: Counts) -> Losses:
+        """The losses against a teacher, whose queries take the place of the objects."""
+        names = self.of("teacher")
+        of_queries = tuple(name for name in names if MAPS not in self.terms[name].at)
+        places = {place for name in of_queries for place in self.terms[name].at}
+        chosen = Outputs(
+            without_tasks(outputs.layers),
+            without_tasks(outputs.encoder) if outputs.encoder is not None and "encoder" in places else None,
+            groups=outputs.groups,
+            initial=outputs.initial if "initial" in places else None,
+        )
+        found: Losses = []
+        if of_queries:
+            stacks = self._stacks(chosen, taught.targets, counts, of_queries)
+            found += self.losses(stacks, taught.targets, counts, of_queries)
+        if taught.maps is not None:
+            of_maps = tuple(name for name in names if name not in of_queries)
+            stack = [maps_stack(taught.maps)]
+            found += self.losses({self._rule(self.terms[n]): stack for n in of_maps}, taught.targets, counts, of_maps)
+        return found
+
     def _rule(self, term: Term) -> str:
         return "last" if self.share_matched_indices and term.pairs == "own" else term.pairs
 
-    def _stacks(self, outputs: Outputs, targets: Targets, counts: Counts) -> dict[str, list[Stack]]:
-        """The predictions with their pairs, for each value of `pairs` in the terms."""
-        predictions = _matched_predictions(outputs)
+    def _stacks(
+        self, outputs: Outputs, targets: Targets, counts: Counts, names: Sequence[str]
+    ) -> dict[str, list[Stack]]:
+        """The predictions with their pairs, for each value of `pairs` in the terms of these names."""
+        predictions = matched_predictions(outputs)
         layers, *others = [prediction for _, _, prediction in predictions]
-        rules = list(dict.fromkeys(self._rule(term) for term in self.terms.values()))  # all ranks in the same order
-        counted = {self._rule(term) for term in self.terms.values() if term.divide in ("pairs", "none")}
+        terms = [self.terms[name] for name in names]
+        rules = list(dict.fromkeys(map(self._rule, terms)))  # all ranks in the same order
+        counted = {self._rule(term) for term in terms if term.divide in ("pairs", "none")}
         last = len(layers.boxes) - 1
         if rules == ["last"]:  # the others need not be matched
             layers, last = mapped(layers, lambda tensor: tensor[-1:]), 0
-        solved = self.matcher([layers, *others], targets, outputs.groups, self.weights, self.keypoint_counts)
-        denoising = [] if outputs.denoising is None else _denoising_stacks(outputs.denoising, counts)
+        weights = {name: self.weights[name] for name in names if name in self.weights}
+        solved = self.matcher([layers, *others], targets, outputs.groups, weights, self.keypoint_counts)
+        denoising = [] if outputs.denoising is None else denoising_stacks(outputs.denoising, counts)
         num_queries = layers.boxes.shape[2] * counts.images
         stacks: dict[str, list[Stack]] = {}
         for rule in rules:
@@ -243,45 +270,14 @@ class SetCriterion(nn.Module):
                 )
 
 
-def _matched_predictions(outputs: Outputs) -> list[tuple[str, list[str], Prediction]]:
-    """(place, suffixes, stacked predictions in full precision) of the predictions to match."""
-    layers = full_precision(outputs.layers)
-    found = [("layers", [*(f"_aux_{i}" for i in range(len(layers.boxes) - 1)), ""], layers)]
-    for place, suffix, one in (("initial", "_pre", outputs.initial), ("encoder", "_enc", outputs.encoder)):
-        if one is not None:
-            found.append((place, [suffix], _stacked(one)))
-    return found
-
-
-def _denoising_stacks(denoising: Denoising, counts: Counts) -> list[Stack]:
-    """The denoising queries, whose objects are known."""
-
-    def stack(place: str, prediction: Prediction, suffixes: list[str]) -> Stack:
-        image, query, target = (
-            index.expand(len(suffixes), -1) for index in (denoising.image, denoising.query, denoising.target)
-        )
-        pairs, copies = Assignment(image, query, target, counts=()), denoising.groups
-        num_pairs, num_queries = between(1, counts.boxes) * copies, prediction.boxes.shape[2] * counts.images
-        return Stack(frozenset(["denoising", place]), prediction, pairs, suffixes, copies, num_pairs, num_queries)
-
-    layers = full_precision(denoising.layers)
-    stacks = [stack("layers", layers, [f"_dn_{i}" for i in range(len(layers.boxes))])]
-    if denoising.initial is not None:
-        stacks.append(stack("initial", _stacked(denoising.initial), ["_dn_pre"]))
-    return stacks
-
-
-def _stacked(prediction: Prediction) -> Prediction:
-    """A single prediction as a stack of one layer, in full precision."""
-    return mapped(full_precision(prediction), lambda tensor: tensor[None])
-
-
 def _divisor(term: Term, stack: Stack, counts: Counts) -> float | Tensor:
     if term.divide == "queries":
         assert term.background is not None
         return _sum_of_weights(stack.num_queries, counts.boxes * stack.copies, term.background)
     if term.divide == "pairs":
         return between(1, stack.num_pairs)
+    if term.divide == "images":
+        return between(1, counts.images) * stack.copies
     return 1.0 if term.divide == "none" else between(1, counts.boxes) * stack.copies
 
 

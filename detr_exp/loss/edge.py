@@ -32,7 +32,7 @@ def focal(matches: Matches, *, num_bins: int, bound: float, scale: float) -> lis
         num_bins, bound, scale: of the network; see `ops.edges.edge_positions`.
     """
     edges, reference = (matches.of_pairs(partial(predicted, name=name)) for name in ("edges", "reference"))
-    positions = _positions(num_bins, bound, scale, edges.device)
+    positions = positions_on(num_bins, bound, scale, edges.device)
     lower, share = edges_from_boxes(matches.target_boxes, reference, positions, scale)
     near = edges.log_softmax(-1).gather(-1, torch.stack([lower, lower + 1], -1))
     entropy = -torch.lerp(near[..., 0], near[..., 1], share).sum(-1)
@@ -88,6 +88,6 @@ def _scores(logits: Tensor, activation: str) -> Tensor:
 
 
 @cache
-def _positions(num_bins: int, bound: float, scale: float, device: torch.device) -> Tensor:
+def positions_on(num_bins: int, bound: float, scale: float, device: torch.device) -> Tensor:
     """Copied to a device once."""
     return to_device(edge_positions(num_bins, bound, scale), device)

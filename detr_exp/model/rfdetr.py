@@ -92,6 +92,8 @@ class RFDETR(nn.Module):
             self.register_buffer(name, torch.tensor(values, dtype=torch.float32).view(3, 1, 1), persistent=False)
         self.backbone = backbone
         self.neck = neck(channels=backbone.out_channels, strides=backbone.out_strides, hidden_dim=hidden_dim)
+        self.map_channels, self.map_strides = self.neck.out_channels, self.neck.out_strides
+        self.shows_maps = False
         self.stride = backbone.stride if isinstance(backbone, Strided) else max(self.neck.out_strides)
         num_logits = num_classes + (activation == "softmax")
         self.queries = GroupQueries(
@@ -143,7 +145,7 @@ class RFDETR(nn.Module):
             layers = layers._replace(masks=self.mask_head(pixels, hidden))
             if encoder is not None:
                 encoder = encoder._replace(masks=self.mask_head.of_encoder(pixels, selected.tokens))
-        return Outputs(layers, encoder, groups=groups)
+        return Outputs(layers, encoder, groups=groups, maps=maps if self.shows_maps else None)
 
     @property
     def most_layers(self) -> int:

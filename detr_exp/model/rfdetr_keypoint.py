@@ -93,6 +93,8 @@ class RFDETRKeypoint(nn.Module):
         self.backbone = backbone
         made_for = dict(channels=backbone.out_channels, strides=backbone.out_strides, hidden_dim=hidden_dim)
         self.neck, self.keypoint_neck = neck(**made_for), neck(**made_for)
+        self.map_channels, self.map_strides = self.neck.out_channels, self.neck.out_strides
+        self.shows_maps = False
         self.stride = backbone.stride if isinstance(backbone, Strided) else max(self.neck.out_strides)
         num_logits = num_classes + (activation == "softmax")
         self.queries = GroupQueries(
@@ -150,7 +152,8 @@ class RFDETRKeypoint(nn.Module):
         )
         (output,) = layer_by_layer(lambda states: (self.keypoint_head(states),), keypoints, self.training)
         layers = self._predicted(logits, boxes, output, start.reference)
-        return Outputs(layers, self._of_encoder(selected, groups) if self.training else None, groups=groups)
+        encoder = self._of_encoder(selected, groups) if self.training else None
+        return Outputs(layers, encoder, groups=groups, maps=maps[:half] if self.shows_maps else None)
 
     def _of_encoder(self, selected: Selection, groups: int) -> Prediction:
         """Predictions of the selected cells, with keypoints by each group's own head."""

@@ -96,6 +96,8 @@ class RTDETRv2(nn.Module):
         self.fixed_denoising_size = False
         self.backbone = backbone
         self.encoder = neck(channels=backbone.out_channels, strides=backbone.out_strides)
+        self.map_channels, self.map_strides = self.encoder.out_channels, self.encoder.out_strides
+        self.shows_maps = False
         made = decoder(
             num_classes=num_classes,
             activation=activation,
@@ -137,16 +139,16 @@ class RTDETRv2(nn.Module):
         noisy = self.noisy_queries(targets) if self.training and targets is not None else None
         raw = self.body(images, noisy, padding_mask)
         if not self.training:
-            return Outputs(raw.layers)
+            return Outputs(raw.layers, maps=raw.maps)
         if noisy is None:
-            return Outputs(raw.layers, raw.encoder, initial=raw.initial)
+            return Outputs(raw.layers, raw.encoder, initial=raw.initial, maps=raw.maps)
         first = noisy.labels.shape[1]
         layers = mapped(raw.layers, lambda tensor: tensor[:, :, first:])
         copies = mapped(raw.layers, lambda tensor: tensor[:, :, : noisy.supervised])
         initial = mapped(raw.initial, lambda tensor: tensor[:, first:])
         before = mapped(raw.initial, lambda tensor: tensor[:, : noisy.supervised])
         denoising = Denoising(copies, noisy.image, noisy.query, noisy.target, noisy.groups, before)
-        return Outputs(layers, raw.encoder, denoising, initial=initial)
+        return Outputs(layers, raw.encoder, denoising, initial=initial, maps=raw.maps)
 
     def noisy_queries(self, targets: Targets) -> NoisyQueries | None:
         """Denoising queries of a batch; made outside of `body`, because their number depends on the batch."""
@@ -171,7 +173,9 @@ class RTDETRv2(nn.Module):
 
     def body(self, images: Tensor, noisy: NoisyQueries | None, padding_mask: Tensor | None) -> RawOutputs:
         """The network proper: no host-side decisions on values, so that it compiles as one graph."""
-        return self.decoder(self.encode(images, padding_mask), noisy, padding_mask)
+        maps = self.encode(images, padding_mask)
+        outputs = self.decoder(maps, noisy, padding_mask)
+        return outputs._replace(maps=maps) if self.shows_maps else outputs
 
     def encode(self, images: Tensor, padding_mask: Tensor | None) -> list[Tensor]:
         """See `model.member.Elastic`."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 
 from torch import nn
@@ -77,6 +77,7 @@ def parameter_groups(
     lr_backbone: float | None = None,
     weight_decay: float = 0.0,
     may_idle: bool = False,
+    beside: Sequence[nn.Parameter] = (),
 ) -> list[Values]:
     """Trainable parameters sorted into optimiser groups.
 
@@ -90,6 +91,7 @@ def parameter_groups(
         lr_backbone: base learning rate of the backbone; None: `lr`.
         weight_decay: for parameters whose rule does not set it.
         may_idle: whether rules and rates may apply to frozen parameters only, since an adapter has frozen them.
+        beside: parameters that are trained but not part of the network, as a last group `beside`.
 
     Returns:
         groups for a `torch.optim.Optimizer`: `name`, `params`, `lr`, `initial_lr`, `weight_decay`.
@@ -127,7 +129,7 @@ def parameter_groups(
             "whose rule sets no lr of its own: optim.lr_backbone=null"
         )
     order = [*parsed, "rest_backbone", "rest"]
-    return [
+    groups = [
         {
             "name": name if len(sorted_[name]) == 1 else f"{name}_{i}",
             "params": parameters,
@@ -139,6 +141,8 @@ def parameter_groups(
         if name in sorted_
         for i, (values, parameters) in enumerate(sorted_[name].items())
     ]
+    own = {"name": "beside", "params": list(beside), "lr": lr, "initial_lr": lr, "weight_decay": weight_decay}
+    return [*groups, own] if beside else groups
 
 
 def norm_parameters(network: Network) -> set[str]:

@@ -158,8 +158,11 @@ def loss_of(settings: Settings, run: Run, network: Network, images: int) -> Tens
     network.train()
     with torch.compiler.set_stance("force_eager"):  # what is compiled would be compiled for this batch, too
         with precision.autocast():
-            outputs = network(batch.pixels(precision.memory_format), batch.targets, batch.padding_mask)
-        losses = run.criterion(as_float32(outputs), batch.targets, num_boxes=len(batch.targets), num_images=images)
+            pixels = batch.pixels(precision.memory_format)
+            outputs = network(pixels, batch.targets, batch.padding_mask)
+        taught = run.teaching(batch, pixels, outputs, precision) if run.teaching is not None else None
+        boxes = len(batch.targets)
+        losses = run.criterion(as_float32(outputs), batch.targets, boxes, num_images=images, taught=taught)
     return losses["total"]
 
 

@@ -88,6 +88,7 @@ def common_content(run: Run) -> Stored:
         "data_fingerprint": run.data.fingerprint,
         **({} if run.base is None else {"base": asdict(run.base)}),
         **({} if run.start is None else {"start": run.start}),
+        **({} if run.teaching is None else {"teacher": run.teaching.teacher.record}),
     }
 
 

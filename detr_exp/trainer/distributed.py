@@ -11,9 +11,8 @@ import functools
 import os
 import time
 import uuid
-import warnings
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
@@ -21,13 +20,11 @@ from typing import NamedTuple, TypeVar
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
+from torch import Tensor
 
 from detr_exp.protocols import Network
 from detr_exp.structures import Batch
 from detr_exp.trainer.heartbeat import PeerSilentError, connected, heartbeat, key_of
-from detr_exp.trainer.sharding import is_fsdp_module, shard
 
 T = TypeVar("T")
 CLOSING = timedelta(seconds=20)
@@ -315,36 +312,8 @@ def mean_over_ranks(values: Tensor) -> Tensor:
     return values
 
 
-def gradient_exchange(forward: nn.Module, last: bool) -> AbstractContextManager[None]:
-    """Forward and backward pass of a micro-batch; gradients are exchanged in the `last` micro-batch of a window."""
-    if isinstance(forward, DistributedDataParallel) and not last:
-        return forward.no_sync()
-    if is_fsdp_module(forward):
-        forward.set_requires_gradient_sync(last)
-    return nullcontext()
-
-
 def sync_buffers(buffers: list[Tensor]) -> None:
     """Copy the batch statistics of rank 0 to all ranks; during training each rank has its own."""
     if world_size() > 1:
         for buffer in buffers:
             dist.broadcast(buffer, src=0)
-
-
-def parallel(network: Network, strategy: str) -> nn.Module:
-    """The module that training steps call: gradients are averaged over ranks.
-
-    Args:
-        network: on its device; with `fsdp` its parameters are split in place.
-        strategy: `ddp` or `fsdp`.
-    """
-    assert isinstance(network, nn.Module)
-    if world_size() == 1:
-        return network
-    if strategy == "fsdp":
-        return shard(network)
-    # raised for depthwise weights, whose memory layout has two equal descriptions; users cannot change it
-    warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # newer versions of torch rename the argument
-        return DistributedDataParallel(network, broadcast_buffers=False, gradient_as_bucket_view=True)

@@ -108,6 +108,7 @@ def restore(saved: Values, run: Run, state: State) -> list[str]:
     """
     assert run.resume_from is not None
     _refuse_other_base(run.resume_from, saved.get("base"), run.base)
+    _refuse_other_teacher(run.resume_from, saved, state)
     _refuse_other_groups(run.resume_from, saved["optimizer"]["param_groups"], state.optimizer.param_groups)
     reason = why_best_is_incomparable(saved, run)
     if reason is not None:
@@ -184,6 +185,27 @@ def _refuse_other_base(path: Path, before: Values | None, now: BaseFile | None) 
         raise ValueError(
             f"{path} holds an adapter for the base with sha256 {str(before.get('sha256'))[:12]}..., but {now.path} is "
             f"another one ({now.sha256[:12]}...); restore that base there"
+        )
+
+
+def _refuse_other_teacher(path: Path, saved: Values, state: State) -> None:
+    """Refuse another file under the name of the teacher, and a teacher whose projection was not trained.
+
+    Raises:
+        ValueError: they differ.
+    """
+    before, now = saved.get("teacher"), None if state.teaching is None else state.teaching.teacher.record
+    if before is not None and now is not None and before["sha256"] != now["sha256"]:
+        raise ValueError(
+            f"{path} was trained with the teacher {before['teacher']} with sha256 {before['sha256'][:12]}..., but "
+            f"{now['teacher']} is another one ({now['sha256'][:12]}...); give that one: teacher.checkpoint=..."
+        )
+    if ("projection" in saved) != (state.projection is not None):
+        trained = "has a" if "projection" in saved else "has no"
+        raise ValueError(
+            f"{path} {trained} projection between the maps of the network and those of a teacher, which this config "
+            f"would {'not train' if 'projection' in saved else 'begin anew'}; restore teacher and loss, or start a new "
+            f"run from its weights with model.weights={path}"
         )
 
 

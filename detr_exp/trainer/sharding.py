@@ -46,7 +46,8 @@ def _blocks(network: nn.Module) -> list[nn.Module]:
     """Innermost modules of sequences in the backbone that have enough parameters to be a unit."""
     smallest = MIN_UNIT_SHARE * sum(parameter.numel() for parameter in network.parameters())
     chosen: list[nn.Module] = []
-    for parent in reversed(list(network.get_submodule("backbone").modules())):
+    backbone = dict(network.named_children()).get("backbone", nn.Module())
+    for parent in reversed(list(backbone.modules())):
         for child in parent.children() if isinstance(parent, nn.Sequential | nn.ModuleList) else ():
             inside = set(child.modules())
             if isinstance(child, nn.ModuleList) or any(block in inside for block in chosen):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from detr_exp.trainer.ema import EMA
 from detr_exp.trainer.precision import Precision
 from detr_exp.trainer.selection import BestMetric, EarlyStopping
 from detr_exp.trainer.sharding import optimizer_sharded_like, sharded_like
+from detr_exp.trainer.teaching import Teaching
 
 DECIDED = ("batch_size", "grad_accum_steps")
 STAGES = ("first_stage_epoch", "best_since_return")  # later than the first checkpoints
@@ -35,7 +36,7 @@ class Run:
         data: the data set; `data.loader(...)` gives batches.
         network: on the CPU, with its starting weights.
         criterion: outputs, targets, num_boxes -> weighted terms and `total`.
-        make_optimizer: network -> optimiser; called once the network is on its device.
+        make_optimizer: network, and parameters trained beside it -> optimiser; called once they are on their device.
         make_schedule: (steps per epoch, total steps) -> (step -> factor of every base learning rate).
         make_metric: split name -> metric with the ground truth of this split; with image ids, only of these images.
         tracker: records metrics and files.
@@ -48,12 +49,13 @@ class Run:
         base: the file with the frozen parameters if an adapter is trained; None: checkpoints contain all parameters.
         start: `weights` (the word) and `sha256` of the initial weights, or `backbone` and `sha256`; None: random ones.
         share: how much of the network is from the file of initial weights, in words.
+        teaching: by a teacher, or None.
     """
 
     data: DataSet
     network: Network
     criterion: SetCriterion
-    make_optimizer: Callable[[Network], torch.optim.Optimizer]
+    make_optimizer: Callable[[Network, Sequence[nn.Parameter]], torch.optim.Optimizer]
     make_schedule: Callable[[int, int], Callable[[int], float]]
     make_metric: Callable[..., Metric]
     tracker: Tracker
@@ -66,6 +68,7 @@ class Run:
     base: BaseFile | None = None
     start: dict[str, str] | None = None
     share: str = ""
+    teaching: Teaching | None = None
 
     def loader(self, split: str, batch_size: int, step_batches: int = 1) -> Any:
         """This rank's batches of a split; see `data.dataset.DataSet.loader`."""
@@ -113,6 +116,7 @@ class State:
         logged_lines: lines of `metrics.jsonl` when the state was stored.
         first_stage_epoch: epochs finished at the best state of the first stage; see `second_stage`.
         best_since_return: in the second stage, the best value since it last went back to that state.
+        teaching: see `Run`.
     """
 
     network: Network
@@ -150,6 +154,7 @@ class State:
     logged_lines: int = 0
     first_stage_epoch: int | None = None
     best_since_return: float | None = None
+    teaching: Teaching | None = None
 
     @property
     def position(self) -> int:
@@ -189,11 +194,25 @@ class State:
             "best": {name: best.state_dict() for name, best in self.best.items()},
             "best_held_out": {name: best.state_dict() for name, best in self.best_held_out.items()},
             "early_stopping": self.early_stopping.state_dict() if self.early_stopping else None,
+            **({} if self.projection is None else {"projection": self.projection.state_dict()}),
         }
+
+    @property
+    def trained(self) -> list[nn.Module]:
+        """The modules that training steps call and that average their gradients over ranks."""
+        beside = None if self.teaching is None else self.teaching.forward
+        return [self.forward] if beside is None else [self.forward, beside]
+
+    @property
+    def projection(self) -> nn.Module | None:
+        """What is trained beside the network, see `teaching`; None if nothing is."""
+        return self.teaching.projection if self.teaching is not None and self.teaching.parameters else None
 
     def load_learnt(self, saved: Stored) -> None:
         """Load weights, averages and the moments of the optimiser, and no progress."""
         self.load_weights(saved["model"])
+        if self.projection is not None:
+            self.projection.load_state_dict(sharded_like(saved["projection"], self.projection.state_dict()))
         if self.ema is not None and saved["ema"] is not None:
             average = sharded_like(saved["ema"]["average"], self.ema.state_dict()["average"])
             self.ema.load_state_dict(saved["ema"] | {"average": average})

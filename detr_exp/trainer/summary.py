@@ -50,6 +50,7 @@ def print_start(console: Console, settings: Settings, run: Run, state: State) ->
         {
             "network": f"{parameters:,} parameters ({trained:,} trained), {height} x {width} px",
             "start": _start(run),
+            **({} if run.teaching is None else {"teacher": _teacher(run.teaching.teacher.record)}),
             "data": f"{run.data.content.origin}: {sizes} images",
             "classes": f"{run.data.num_classes}: {names}",
             "device": settings.hardware.describe(),
@@ -89,6 +90,10 @@ def _start(run: Run) -> str:
     entry = named(word)
     file = f"{word if entry is None else entry.title}, sha256 {run.start['sha256'][:12]}"
     return f"{file}, {run.share}" if "weights" in run.start else f"random weights, the backbone from {file}"
+
+
+def _teacher(record: Mapping[str, str]) -> str:
+    return f"{record['teacher']}, sha256 {record['sha256'][:12]}"
 
 
 def print_result(console: Console, run: Run, result: str, tables: Mapping[str, Mapping[str, float]]) -> None:

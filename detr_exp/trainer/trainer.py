@@ -12,6 +12,7 @@ functions of `distributed`, which return their argument if there is only one ran
 from __future__ import annotations
 
 import math
+import time
 from copy import deepcopy
 from dataclasses import dataclass, replace
 
@@ -26,7 +27,7 @@ from detr_exp.tensor_files import Stored
 from detr_exp.trainer import distributed
 from detr_exp.trainer.batch_size import find_batch_size, refuse_too_large
 from detr_exp.trainer.checkpoint import NEWEST
-from detr_exp.trainer.checkpoint_content import NonFiniteError, copy_as_numbered, save_training
+from detr_exp.trainer.checkpoint_content import copy_as_numbered, save_training
 from detr_exp.trainer.console import Console
 from detr_exp.trainer.diagnosis.curves import Curves, save_label_statistics
 from detr_exp.trainer.diagnosis.sanity import refuse_wrong_evaluator, save_training_samples
@@ -36,12 +37,14 @@ from detr_exp.trainer.ema import EMA
 from detr_exp.trainer.evaluation import as_float32
 from detr_exp.trainer.garbage_collection import on_for_training
 from detr_exp.trainer.pace import Pace
+from detr_exp.trainer.parallel import gradient_exchange, parallel
 from detr_exp.trainer.results import Results
 from detr_exp.trainer.resume import copy_best_checkpoints, load_for_resuming, restore, why_best_is_incomparable
 from detr_exp.trainer.run_status import PrunedError
 from detr_exp.trainer.second_stage import begin_or_return
 from detr_exp.trainer.selection import BestMetric, EarlyStopping
 from detr_exp.trainer.settings import Settings
+from detr_exp.trainer.skipped_steps import check_skipped_steps
 from detr_exp.trainer.state import Run, State, floating_buffers, nonfinite_costs
 from detr_exp.trainer.summary import print_epoch, print_start
 from detr_exp.trainer.validation import evaluate_epoch, finish
@@ -111,11 +114,16 @@ class Trainer:
         settings = self.settings = replace(self.settings, hardware=hardware)
         network = hardware.place(run.network)
         run.criterion.to(hardware.torch_device)
+        if run.teaching is not None:
+            run.teaching.place(hardware)
         run.start = run.start if saved is None else saved.get("start")
         batch_size, grad_accum_steps = self.batch(run, network, saved)
         if hardware.compile:
             run.criterion.compile()
-        forward = distributed.parallel(network, settings.hardware.strategy)
+        forward = parallel(network, settings.hardware.strategy)
+        if run.teaching is not None:
+            run.teaching.wrap(settings.hardware.strategy)
+        beside = [] if run.teaching is None else run.teaching.parameters
         loader = run.loader("train", batch_size, grad_accum_steps)
         steps_per_epoch = math.ceil(len(loader) / grad_accum_steps)
         total_steps = steps_per_epoch * settings.epochs
@@ -125,7 +133,7 @@ class Trainer:
         state = State(
             network=network,
             forward=forward,
-            optimizer=run.make_optimizer(network),
+            optimizer=run.make_optimizer(network, beside),
             ema=EMA(
                 network,
                 decay=settings.ema_decay,
@@ -151,9 +159,10 @@ class Trainer:
             )
             if settings.early_stopping
             else None,
-            parameters=[p for p in network.parameters() if p.requires_grad],
+            parameters=[p for p in (*network.parameters(), *beside) if p.requires_grad],
             is_slim=run.base is not None,
             products=hardware.library,
+            teaching=run.teaching,
         )
         if saved is not None:
             for sentence in restore(saved, run, state):
@@ -231,7 +240,7 @@ class Trainer:
             copy_as_numbered(run, state, self.settings.keep_checkpoints)
 
     def save_newest(self, run: Run, state: State) -> None:
-        self.check_skipped_steps(state)
+        check_skipped_steps(self.settings, state)
         save_training(run, state)
 
     # -------------------------------------------------------------------------------------------------- one epoch
@@ -267,7 +276,7 @@ class Trainer:
             else:
                 state.epoch += 1
                 state.batch = 0
-        self.check_skipped_steps(state)
+        check_skipped_steps(self.settings, state)
 
     def train_step(self, run: Run, state: State, window: list[Batch]) -> tuple[Tensor, Tensor]:
         """One optimiser step over the micro-batches of `window`.
@@ -275,6 +284,7 @@ class Trainer:
         Returns:
             the loss terms and the gradient norm `[N + 1]`, and whether the step was not finite `[]`; on the device.
         """
+        began, teaching = time.process_time(), state.teaching
         factor = state.schedule(state.position)
         for group in state.optimizer.param_groups:
             group["lr"] = group["initial_lr"] * factor
@@ -285,11 +295,12 @@ class Trainer:
             seed_step(run.seed, state.step, micro)
             batch = batch.to(state.precision.device, non_blocking=True)
             distributed.sync_denoising(state.network, most_objects[micro])
-            with distributed.gradient_exchange(state.forward, last=micro == len(window) - 1):
+            with gradient_exchange(state.trained, last=micro == len(window) - 1):
                 with state.precision.autocast():
                     images = batch.pixels(state.precision.memory_format)
                     outputs = state.forward(images, batch.targets, batch.padding_mask)
-                losses = run.criterion(as_float32(outputs), batch.targets, num_boxes, num_images, over_ranks)
+                taught = None if teaching is None else teaching(batch, images, outputs, state.precision)
+                losses = run.criterion(as_float32(outputs), batch.targets, num_boxes, num_images, over_ranks, taught)
                 state.precision.backward(losses["total"])
             for name, value in losses.items():
                 sums[name] = sums[name] + value.detach() if micro else value.detach()
@@ -299,6 +310,8 @@ class Trainer:
         if state.ema is not None:
             state.ema.update(skipped)
         state.term_names = [*sums, "grad_norm"]
+        if teaching is not None:
+            teaching.step_seconds += time.process_time() - began
         return torch.cat([terms, norm[None]]), skipped
 
     def log_train(self, run: Run, state: State) -> None:
@@ -314,37 +327,8 @@ class Trainer:
         values["time/images_per_second"] = self.pace.rate
         if state.precision.device.type == "cuda":
             values["system/gpu_memory_gib"] = self.pace.memory
-        values["train/nonfinite_steps"] = self.check_skipped_steps(state)
+        if state.teaching is not None:
+            values["time/teacher_share"] = state.teaching.share_of_time()
+        values["train/nonfinite_steps"] = check_skipped_steps(self.settings, state)
         values["train/nonfinite_costs"] = nonfinite_costs(run)
         run.tracker.log(state.step, values)
-
-    def check_skipped_steps(self, state: State) -> int:
-        """Read which steps since the last call were skipped, and undo their changes of batch statistics.
-
-        Returns:
-            the number of skipped steps.
-
-        Raises:
-            NonFiniteError: `nonfinite_limit` skipped steps in a row, or all steps of a shorter run.
-        """
-        if not state.unread:
-            return 0
-        flags = torch.stack([skipped for _, _, skipped in state.unread]).tolist()
-        buffers = floating_buffers(state.network)
-        if any(flags):
-            # forward passes with NaN put it into the running statistics; restore those of the last interval without one
-            for buffer, good in zip(buffers, state.good_buffers):
-                buffer.copy_(good)
-        else:
-            state.good_buffers = [buffer.clone() for buffer in buffers]
-        for (step, image_ids, _), flag in zip(state.unread, flags):
-            state.bad_in_a_row = state.bad_in_a_row + 1 if flag else 0
-            if state.bad_in_a_row >= min(self.settings.nonfinite_limit, state.total_steps):
-                all_ids = [i for ids in distributed.gather(image_ids[:16]) for i in ids]
-                raise NonFiniteError(
-                    f"loss or gradients were not finite in {state.bad_in_a_row} steps in a row, the last at step "
-                    f"{step} on images {all_ids}; the weights are those before these steps. Lower optim.lr, or try "
-                    "trainer.hardware.amp=null"
-                )
-        state.unread.clear()
-        return int(sum(flags))

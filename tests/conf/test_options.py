@@ -22,6 +22,8 @@ TAKEN_OUT_BY_BUILD = {"model": {"weights", "adapter", "class_prior"}, "metric": 
 # words that an option needs beside it, because it refers to keys that the default of another group does not have
 EDGES = [f"loss.terms.fgl.function.{word}" for word in ("num_bins=32", "bound=0.5", "scale=4.0")]
 BESIDE = {"loss=dfine": EDGES, "loss=deim": EDGES, "loss/terms=dfine": EDGES}
+EDGES_OF_TEACHER = [word.replace("fgl.function", "teacher_edges.function.loss") for word in EDGES]
+BESIDE |= {"loss/teacher=dfine": EDGES_OF_TEACHER}
 READ_BY_A_NODE_INSIDE = "model"  # a group with a constructor of its own, and words that nodes inside refer to
 
 

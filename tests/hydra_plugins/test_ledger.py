@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from detr_exp.signals import Interrupted
+from detr_exp.trainer.checkpoint_content import NonFiniteError
 from detr_exp.trainer.run_status import PrunedError, status_of
-from detr_exp.trainer.trainer import NonFiniteError
 from hydra_plugins.detr_exp._ledger import Entry, Job, Ledger, best_first, by_point, first_line, judged
 from hydra_plugins.detr_exp._parent import best_values
 

@@ -164,7 +164,7 @@ def test_what_is_predicted_before_the_first_layer_is_supervised_too(make_targets
     ("wrong", "words"),
     [
         ({"pairs": "best"}, "own, last, union"),
-        ({"divide": "images"}, "objects, pairs, queries"),
+        ({"divide": "pixels"}, "objects, pairs, queries"),
         ({"at": ["decoder"]}, "layers, initial"),
         ({"divide": "queries"}, "background: 0.1"),
     ],

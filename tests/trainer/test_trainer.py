@@ -12,7 +12,8 @@ from detr_exp import build
 from detr_exp.signals import Interrupted
 from detr_exp.tracker.base import RunRecord
 from detr_exp.trainer import checkpoint as files
-from detr_exp.trainer.trainer import NonFiniteError, Trainer
+from detr_exp.trainer.checkpoint_content import NonFiniteError
+from detr_exp.trainer.trainer import Trainer
 from detr_exp.training import train_in
 
 

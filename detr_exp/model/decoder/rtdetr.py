@@ -29,11 +29,13 @@ class RawOutputs(NamedTuple):
         layers: logits `[L, B, N + Q, C]`, boxes `[L, B, N + Q, 4]`; further predictions have the same axes.
         encoder: logits `[B, Q, C]`, or of one class, and boxes `[B, Q, 4]` of the chosen cells.
         initial: of decoders that predict before their layers, logits `[B, N + Q, C]`; None in evaluation.
+        maps: see `Outputs.maps`; the network adds them.
     """
 
     layers: Prediction
     encoder: Prediction
     initial: Prediction | None = None
+    maps: list[Tensor] | None = None
 
 
 class Decoder(Protocol):

@@ -1,0 +1,1 @@
+"""Teachers: trained networks whose predictions and maps are targets in a training."""
