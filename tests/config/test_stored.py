@@ -23,6 +23,7 @@ def before(config: dict) -> dict:
     balance of classes."""
     made = copy.deepcopy(config)
     del made["loss"]["terms"], made["model"]["decoder"], made["metric"]["honest_selection"]
+    made.pop("teacher", None)
     del made["trainer"]["hardware"]["products"]
     for key in ("class_prior", "box_noise_fold", "head_activation", "position_layers"):
         made["model"].pop(key, None)

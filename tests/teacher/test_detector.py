@@ -152,6 +152,7 @@ def test_only_checkpoints_to_resume_from_know_the_projection_and_none_the_teache
     assert not [name for name in logged(tmp_path / "alone")[0] if "teacher" in name]
 
 
+@pytest.mark.slow
 def test_the_teacher_does_not_change_and_the_initial_weights_are_those_without_it(words, taught, tmp_path):
     run = build.run(build.compose(taught("rtdetr", "rtdetr")), tmp_path)
     torch.manual_seed(0)
@@ -209,6 +210,7 @@ def test_a_resumed_run_repeats_the_undisturbed_one(taught, tmp_path, monkeypatch
         assert all(map(torch.equal, found, wanted)), part
 
 
+@pytest.mark.slow
 def test_accumulation_takes_the_step_of_the_whole_batch(taught, tmp_path):
     """Norms see the micro-batches, so they are frozen; the projection is trained, too."""
 
@@ -279,6 +281,7 @@ def test_a_teacher_that_lacks_a_class_is_refused(taught, teachers, tmp_path):
     assert run.teaching.columns == []
 
 
+@pytest.mark.slow
 def test_a_run_resumes_with_its_own_teacher(taught, teachers, words, tmp_path):
     wide = ("model.hidden_dim=48", "model.neck.hidden_dim=48", "trainer.max_steps=2")
     train_in(tmp_path / "run", build.compose(taught("rtdetr", "rtdetr", *wide, "trainer.max_steps=1")))

@@ -22,6 +22,7 @@ ACCUMULATED = "trainer.grad_accum_steps=2"
 def pair(tmp_path_factory):
     """The folder that two ranks have filled, what each has found, printed and said at its end."""
     folder = tmp_path_factory.mktemp("pair")
+    two_ranks.make_teacher(folder)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
@@ -85,6 +86,19 @@ def test_two_ranks_take_the_step_of_one_process(pair, wanted_of, name):
     for found in (first[name], second[name]):
         assert_same_step(found, wanted)
         assert set(found["gradient"]) == set(wanted["gradient"])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["taught", "fsdp, taught"])
+def test_two_ranks_with_a_teacher_take_the_step_of_one_process(pair, tmp_path, name):
+    """The gradient of the projection is averaged, too."""
+    _, (first, second), _ = pair
+    two_ranks.make_teacher(tmp_path)
+    wanted = two_ranks.one_step(*two_ranks.taught_words(tmp_path), ACCUMULATED, folder=tmp_path)
+    assert wanted["gradient"]["projection.levels.0.weight"].norm() > 1e-3
+    assert {"loss_teacher_maps", "loss_teacher_class"} <= wanted["terms"].keys()
+    for found in (first[name], second[name]):
+        assert_same_step(found, wanted)
 
 
 @pytest.mark.slow

@@ -50,6 +50,7 @@ OF_DATA = ("_target_", "root", "source", "augment", "train", "val", "test", "mul
 ACTS = (
     "loss",
     "matcher",
+    "teacher",
     *(f"optim.{name}" for name in OTHERS),
     *(f"trainer.{name}" for name in (*OF_TRAINER, "restart_epoch")),
     *(f"trainer.hardware.{name}" for name in (*OF_HARDWARE, "strategy", "sync_bn")),

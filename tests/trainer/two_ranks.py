@@ -79,6 +79,8 @@ NETWORKS = {
     "masks": ("model=rfdetr_seg", *RFDETR),
     "keypoints": ("model=rfdetr_keypoint", *RFDETR),
 }
+TEACHER = "teacher"  # folder of the run that teaches, in the folder of all
+TAUGHT = ("teacher=run", "teacher.threshold=0.01", "model.hidden_dim=48", "model.neck.hidden_dim=48")
 # Their loss divides by a number that is known after the matching only. Ranks exchange it, micro-batches do not: two
 # ranks take the step of one large batch, and norms, which see a batch each, stay as they are.
 COUNTED = {"edges"}
@@ -96,6 +98,16 @@ RUN = (
     "trainer.deterministic=true",
     "optim.lr=1e-3",
 )
+
+
+def taught_words(folder: Path) -> tuple[str, ...]:
+    """Overrides of the network of boxes with a teacher, and a projection to its maps."""
+    return (*NETWORKS["boxes"], *TAUGHT, f"teacher.checkpoint={folder / TEACHER}")
+
+
+def make_teacher(folder: Path) -> None:
+    """The same one, wherever it is made."""
+    train_in(folder / TEACHER, build.compose([*SHAPES, *NETWORKS["boxes"], "trainer.max_steps=1", "seed=1"]))
 
 
 def empty(batch: Batch, first: int = 0) -> Batch:
@@ -128,7 +140,7 @@ def one_step(
     trainer = build.trainer(cfg)
     run = build.run(cfg, folder)
     state = trainer.start(run)
-    state.optimizer = torch.optim.SGD(state.network.parameters(), lr=1.0)
+    state.optimizer = torch.optim.SGD(state.parameters, lr=1.0)
     for group in state.optimizer.param_groups:
         group["initial_lr"] = 1.0
     state.schedule = lambda step: 1.0
@@ -148,9 +160,12 @@ def one_step(
     for module in state.network.modules():
         if frozen_norms and isinstance(module, nn.modules.batchnorm._BatchNorm):
             module.eval()
-    before = {name: full_tensor(p).detach().clone() for name, p in state.network.named_parameters()}
+    trained = dict(state.network.named_parameters())
+    if state.projection is not None:
+        trained |= {f"projection.{name}": p for name, p in state.projection.named_parameters()}
+    before = {name: full_tensor(p).detach().clone() for name, p in trained.items()}
     terms, skipped = trainer.train_step(run, state, window)
-    after = {name: full_tensor(p).detach() for name, p in state.network.named_parameters()}
+    after = {name: full_tensor(p).detach() for name, p in trained.items()}
     return {
         "gradient": {name: before[name] - after[name] for name in before},
         "terms": dict(zip(state.term_names, terms.tolist())),
@@ -184,10 +199,12 @@ def main(folder: Path) -> None:
             norms = {"frozen_norms": name in COUNTED}
             found[name] = one_step(*words, folder=folder, **norms)
             found[f"{name}, one rank without objects"] = one_step(*words, folder=folder, emptied=1, **norms)
+        found["taught"] = one_step(*taught_words(folder), folder=folder)
         found["frozen"] = one_step(*NETWORKS["boxes"], folder=folder, frozen_norms=True)
         found["bad"] = one_step(*NETWORKS["boxes"], folder=folder, poisoned=1)
         fsdp = ("trainer.hardware.strategy=fsdp",)
         found["fsdp"] = one_step(*NETWORKS["boxes"], *fsdp, folder=folder)
+        found["fsdp, taught"] = one_step(*taught_words(folder), *fsdp, folder=folder)
         found["fsdp, masks"] = one_step(*NETWORKS["masks"], *fsdp, folder=folder)
         found["fsdp, edges"] = one_step(*NETWORKS["edges"], *fsdp, folder=folder, frozen_norms=True)
         run_in(folder / "undisturbed")
