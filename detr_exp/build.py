@@ -153,15 +153,11 @@ def teaching(cfg: DictConfig, network: Network, losses: SetCriterion, data: Labe
     Raises:
         ValueError: teacher, loss, network and data do not fit each other.
     """
-    if cfg.get("teacher") is None:
-        if names := losses.of("teacher"):
-            raise ConfigError(
-                f"loss.terms.{names[0]} compares with a teacher, but there is none; give one, teacher=run "
-                "teacher.checkpoint=..., or leave such terms out: loss/teacher=none"
-            )
-        return None
-    from detr_exp.trainer.teaching import connected
+    from detr_exp.trainer.teaching import connected, refuse_absent
 
+    if cfg.get("teacher") is None:
+        refuse_absent(losses)
+        return None
     takes = arguments_of(_settings(cfg, "teacher"))
     extra = {"allow_targets": list(cfg.allow_targets)} if "allow_targets" in takes else {}
     return connected(_instantiated(cfg, "teacher", **extra), network, data.classes, losses)

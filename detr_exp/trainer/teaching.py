@@ -203,6 +203,15 @@ def connected(teacher: Teacher, network: Network, classes: Sequence[str], criter
     return Teaching(teacher, criterion, columns, levels, Projection(channels))
 
 
+def refuse_absent(criterion: SetCriterion) -> None:
+    """Raises: ValueError when losses compare with a teacher although there is none."""
+    if names := criterion.of("teacher"):
+        raise ValueError(
+            f"loss.terms.{names[0]} compares with a teacher, but there is none; give one, teacher=run "
+            "teacher.checkpoint=..., or leave such terms out: loss/teacher=none"
+        )
+
+
 def _nearest(stride: int, strides: Sequence[int]) -> int:
     return min(range(len(strides)), key=lambda level: max(stride, strides[level]) / min(stride, strides[level]))
 
