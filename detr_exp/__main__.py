@@ -21,6 +21,7 @@ COMMANDS = {
     "export": "write ONNX, OpenVINO, TorchScript or TensorRT files, and check them",
     "export_weights": "write weights for other code (safetensors, Hugging Face), and send them to the hub",
     "benchmark": "latency, throughput, FLOPs and memory of a network",
+    "pareto": "which smaller, quicker networks a checkpoint holds, and what they reach",
     "check_data": "what a data set contains, and its errors",
     "weights": "list, download and verify published weights",
     "review": "one page to look at the mistakes of a detector, and at labels that may be wrong",

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ctypes
 import json
-import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -17,6 +16,7 @@ from omegaconf import DictConfig
 
 from detr_exp import cli
 from detr_exp.config.compose import CONF_DIR
+from detr_exp.deploy.forms import FORMS, image_to_time, in_form, interleaved
 from detr_exp.writing import write
 
 USAGE = """\
@@ -45,12 +45,7 @@ count two per multiply-add. The table is also written as benchmark.json.
 if TYPE_CHECKING:
     import numpy as np
 
-    from detr_exp.deploy.program import Program
     from detr_exp.protocols import Labels, Network
-
-IN_TORCH = ("eager", "folded", "bf16", "compiled", "compiled_bf16")
-EXPORTED = ("onnx", "torchscript", "openvino")
-WARMUP = 3
 
 
 @dataclass(frozen=True)
@@ -100,10 +95,10 @@ def benchmark_in(folder: Path, cfg: DictConfig) -> list[Measured]:
 
     wanted = list(cfg.benchmark.forms)
     for form in wanted:
-        if form not in (*IN_TORCH, *EXPORTED):
-            raise ValueError(f"benchmark.forms has {form!r}; use some of {', '.join((*IN_TORCH, *EXPORTED))}")
+        if form not in FORMS:
+            raise ValueError(f"benchmark.forms has {form!r}; use some of {', '.join(FORMS)}")
     hardware, console = build.hardware(cfg), Console("rich")
-    image = _image(cfg.benchmark.image)
+    image = image_to_time(cfg.benchmark.image)
     rows: list[Measured] = []
     height, width = image.shape[:2]
     console.line(f"{hardware.describe()}; {width} x {height} px image; {cfg.benchmark.rounds} rounds")
@@ -168,11 +163,11 @@ def measure(
         program = in_form(network, form, Path(folder))
         inputs = program.inputs([image])
         memory = peak_memory(partial(program.run, inputs))
-        alone = _times(partial(program.run, inputs), rounds)
-        whole = _times(partial(program.detect, [image]), rounds)
+        (alone,) = interleaved([partial(program.run, inputs)], rounds)
+        (whole,) = interleaved([partial(program.detect, [image])], rounds)
         batches = {size: program.inputs([image] * size) for size in batch_sizes}
         throughput = {
-            size: size / float(np.median(_times(partial(program.run, batch), rounds)))
+            size: size / float(np.median(interleaved([partial(program.run, batch)], rounds)))
             for size, batch in batches.items()
         }
     return Measured(
@@ -187,34 +182,6 @@ def measure(
         throughput=throughput,
         memory=memory,
     )
-
-
-def in_form(network: Network, form: str, folder: Path) -> Program:
-    """A copy of the network in a form, ready to run."""
-    import copy
-
-    import torch
-
-    from detr_exp.deploy import engines
-    from detr_exp.deploy.graph import Graph
-    from detr_exp.deploy.program import Program
-    from detr_exp.ops import products
-
-    copied = copy.deepcopy(network)
-    if form != "eager":
-        copied.deploy()
-    graph = Graph(copied, preprocess=False, postprocess=False).eval()
-    if form in EXPORTED:
-        copied.cpu().to(memory_format=torch.contiguous_format)
-        path = folder / f"model{engines.SUFFIX[form]}"
-        engines.write(form, graph, path, facts={})
-        return Program(graph, engines.open_file(form, path, torch.get_num_threads()))
-    if form != "eager":
-        copied.to(memory_format=torch.channels_last)
-        products.pack(copied.modules())
-    if form.startswith("compiled"):
-        copied.compile()
-    return Program(graph, engines.in_torch(graph, torch.bfloat16 if form.endswith("bf16") else None))
 
 
 def peak_memory(call: Callable[[], object]) -> float | None:
@@ -304,27 +271,6 @@ def _labels(cfg: DictConfig, number: int) -> Labels:
     names = [[str(point) for point in range(count)] for count in counts]
     keypoints = KeypointSchema(names, [[]] * len(names), [[]] * len(names), [DEFAULT_SIGMA] * max(counts), False)
     return KnownLabels(cfg.data.num_classes or number, keypoints=keypoints)
-
-
-def _image(path: str | None) -> np.ndarray:
-    import numpy as np
-
-    from detr_exp.inference.detector import as_image
-
-    noise = np.random.default_rng(0).integers(0, 256, (480, 640, 3), dtype=np.uint8)
-    return noise if path is None else as_image(path)
-
-
-def _times(call: Callable[[], object], rounds: int) -> list[float]:
-    """Seconds of each round, after a few that are not measured."""
-    for _ in range(WARMUP):
-        call()
-    times = []
-    for _ in range(rounds):
-        start = time.perf_counter()
-        call()
-        times.append(time.perf_counter() - start)
-    return times
 
 
 def _status(name: str) -> int:

@@ -57,7 +57,8 @@ def rows_of(
     import torch
 
     from detr_exp import build
-    from detr_exp.benchmark import gigaflops, in_form
+    from detr_exp.benchmark import gigaflops
+    from detr_exp.deploy.forms import in_form
 
     torch.manual_seed(0)
     cfg = config(side, *words, *FP32)
@@ -106,8 +107,8 @@ def accuracy(checkpoint: str) -> list[Row]:
     import torch
 
     from detr_exp import build
-    from detr_exp.benchmark import in_form
     from detr_exp.deploy.export import evaluated
+    from detr_exp.deploy.forms import in_form
     from detr_exp.inference.detector import load
 
     detector = load(checkpoint)

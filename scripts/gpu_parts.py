@@ -283,8 +283,8 @@ def engines(size: Size) -> Iterator[Row]:
     import torch
 
     from detr_exp import build
-    from detr_exp.benchmark import in_form
     from detr_exp.deploy import engines as files
+    from detr_exp.deploy.forms import in_form
 
     if reason := missing("onnxruntime", "onnxscript"):
         yield Row("ONNX Runtime", math.nan, skipped=reason)

@@ -102,6 +102,8 @@ TABLE: tuple[tuple[str, Range, str], ...] = (
     ("sets.*.", COUNT, "batch_size"),
     ("at.", COUNT, "layers? queries? image_size[2]?"),
     ("benchmark.", COUNT, "batch_sizes[] rounds"),
+    ("pareto.", COUNT, "layers[]? queries[]? image_sizes[]? rounds"),
+    ("pareto.", Range(2, whole=True, valid=300), "resamples"),
     ("export.", COUNT, "batch_size? images"),
     ("export.", NOT_NEGATIVE, "max_difference? max_map_drop?"),
     ("hydra.launcher.", Range(1, 1024, whole=True), "slots? threads?"),

@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
+from itertools import product
 from pathlib import Path
 from typing import NamedTuple
 
 from detr_exp.config.mistakes import ConfigError, did_you_mean
-from detr_exp.model.member import Member
+from detr_exp.model.member import Elastic, Member, become
+from detr_exp.protocols import Network
 from detr_exp.published.places import digests
 from detr_exp.values import Values, is_number
 
@@ -68,16 +70,89 @@ def file_of(checkpoint: Path) -> Path:
     return checkpoint.with_name(f"{checkpoint.stem}.members.json")
 
 
+def grid_of(
+    network: Network,
+    layers: Sequence[object] | None,
+    queries: Sequence[object] | None,
+    image_sizes: Sequence[object] | None,
+) -> list[Member]:
+    """All combinations that a network can compute without training.
+
+    Args:
+        network: with its weights.
+        layers: None: each that it has.
+        queries: None: shares of its own.
+        image_sizes: numbers, or [height, width]; None: shares of its own.
+
+    Raises:
+        ValueError: it has no members, or a value that was asked for is impossible.
+    """
+    if not isinstance(network, Elastic):
+        become(network, Member(layers=1))  # refuses
+        return []
+    own = network.own
+
+    def axis(
+        key: str, given: Sequence[object] | None, usual: Sequence[object], queries: int | None = None
+    ) -> list[Member]:
+        wanted = [_member({key: value}) for value in given or usual]
+        wanted = [replace(member, queries=queries or member.queries) for member in wanted]
+        for member in wanted if given else ():
+            become(network, member)
+        return [member for member in dict.fromkeys(wanted) if given or _can(network, member)] or [Member()]
+
+    of_queries = axis("queries", queries, _shares(own.queries))
+    of_layers = axis("layers", layers, range(1, network.most_layers + 1))
+    sizes = [
+        [size, size] if is_number(size) else size for size in image_sizes or _sizes(own.image_size, network.stride)
+    ]
+    fewest = min((one.queries for one in of_queries if one.queries), default=None)
+    of_sizes = axis("image_size", sizes if image_sizes else None, sizes, fewest)
+    network.set_member(Member())
+    every = product(of_sizes, of_queries, of_layers)
+    members = [Member(layer.layers, query.queries, size.image_size) for size, query, layer in every]
+    return [member for member in members if _has_cells(network, member)]
+
+
+def _shares(own: int) -> list[int]:
+    return [max(1, round(own * share)) for share in (1, 2 / 3, 1 / 3, 1 / 6)]
+
+
+def _sizes(own: tuple[int, int], stride: int) -> list[list[int]]:
+    return [[max(1, round(side * eighths / 8 / stride)) * stride for side in own] for eighths in (8, 7, 6, 5, 4)]
+
+
+def _can(network: Network, member: Member) -> bool:
+    """Whether a network can be a member; it is it afterwards."""
+    try:
+        become(network, member)
+    except ValueError:
+        return False
+    return True
+
+
+def _has_cells(network: Elastic, member: Member) -> bool:
+    """Whether images of the size of a member have a cell for each of its queries."""
+    try:
+        network.set_member(member)
+    except ValueError:
+        return False
+    finally:
+        network.set_member(Member())
+    return True
+
+
 def _member(given: Mapping[str, object]) -> Member:
     found: Values = {}
     for key, value in given.items():
         if key not in KEYS:
             raise ConfigError(f"at has {key!r}; {did_you_mean(key, KEYS)}it takes {', '.join(KEYS)}, or name alone")
         wanted, example = (2, "[320,320], height and width") if key == "image_size" else (1, "2")
-        numbers = list(value) if wanted == 2 and isinstance(value, Sequence) else [value]
-        if len(numbers) != wanted or not all(is_number(number) and number == int(number) >= 1 for number in numbers):
+        values = list(value) if wanted == 2 and isinstance(value, Sequence) else [value]
+        numbers = [int(number) for number in values if is_number(number) and number == int(number) >= 1]
+        if not len(numbers) == len(values) == wanted:
             raise ConfigError(f"at.{key} is {value!r}; it needs whole numbers >= 1: at.{key}={example}")
-        found[key] = tuple(map(int, numbers)) if wanted == 2 else int(numbers[0])
+        found[key] = tuple(numbers) if wanted == 2 else numbers[0]
     return Member(**found)
 
 

@@ -58,13 +58,17 @@ class OnData:
     data: DataSet
 
     def metric(self, split: str) -> Metric:
-        """A metric with the annotations of a split, for the labels of the network.
+        """A metric with the annotations of a split, for the labels of the network; see `metrics`."""
+        return self.metrics(split, 1)[0]
+
+    def metrics(self, split: str, count: int) -> list[Metric]:
+        """As many metrics, each of which has detections of its own.
 
         Raises:
             ValueError: network and data have no class in common.
         """
         ids = category_ids_by_name(self.detector, self.data)
-        return build.metric(self.cfg, self.data, self.detector.network, ids)(split)
+        return [build.metric(self.cfg, self.data, self.detector.network, ids)(split) for _ in range(count)]
 
     def loader(self, split: str, batch_size: int | None = None) -> DataLoader[Sample]:
         """Batches of a split; by default of the size that the training's evaluations used."""

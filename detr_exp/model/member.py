@@ -212,7 +212,7 @@ def outputs_of(
     """
     before = network.member
     try:
-        network.set_member(replace(members[0], layers=None, queries=None))
+        network.set_member(replace(members[0], layers=None))
         maps = network.encode(images, padding_mask)
         for queries in dict.fromkeys(member.queries for member in members):
             depths = {one: one.of(network.own).layers for one in members if one.queries == queries}

@@ -130,6 +130,36 @@ def front(points: Sequence[Cost], freedom: float = math.inf) -> list[int]:
     return sorted(kept, key=lambda place: (points[place].cost, points[place].gain))
 
 
+def told_apart(points: Sequence[Cost], spread: np.ndarray, freedom: float = math.inf) -> list[int]:
+    """Places of the points of a front whose gains and costs can be told apart, cheapest first.
+
+    From the best gain down: of the points that cannot be told to gain less than the best one, those that cannot be
+    told to cost more than the cheapest of them, and of these the one that gains most; then the same among the points
+    that surely cost less. A chance winner of many is so replaced by what is as good and cheaper.
+
+    Args:
+        points: of one kind of cost.
+        spread: `[n, n]` standard errors of the differences of gains; zero where they are exact.
+        freedom: degrees of freedom of the noise of all costs.
+    """
+    sure, sure_gain = float(stats.t.ppf(1 - ALPHA / 2, freedom)), float(stats.norm.ppf(1 - ALPHA / 2))
+    left, kept = list(range(len(points))), []
+
+    def surely_cheaper(one: int, other: int) -> bool:
+        apart = sure * math.hypot(points[one].noise, points[other].noise)
+        return points[one].cost < points[other].cost - apart
+
+    while left:
+        best = max(left, key=lambda place: (points[place].gain, -points[place].cost))
+        alike = [one for one in left if points[best].gain - points[one].gain <= sure_gain * spread[best, one]]
+        cheapest = min(alike, key=lambda place: points[place].cost)
+        level = [one for one in alike if not surely_cheaper(cheapest, one)]
+        chosen = max(level, key=lambda place: (points[place].gain, -points[place].cost))
+        kept.append(chosen)
+        left = [one for one in left if surely_cheaper(one, chosen)]
+    return kept[::-1]
+
+
 def noise_of(costs: Sequence[Sequence[float]]) -> Noise | None:
     """How much the cost of one run scatters around that of its network.
 

@@ -56,9 +56,28 @@ def lines(series: Sequence[Series], x_label: str, y_label: str) -> str:
     return _chart(scales, body, x_label, y_label)
 
 
-def scatter(series: Sequence[Series], front: Sequence[tuple[float, float]], x_label: str, y_label: str) -> str:
-    """Points, and a staircase through the best of them."""
-    scales = _scales([point for one in series for point in one.points])
+def scatter(
+    series: Sequence[Series],
+    front: Sequence[tuple[float, float]],
+    x_label: str,
+    y_label: str,
+    errors: Sequence[tuple[float, float]] = (),
+) -> str:
+    """Points, and a staircase through the best of them.
+
+    Args:
+        series: of points.
+        front: corners of the staircase, from left to right.
+        x_label, y_label: of the axes.
+        errors: of each series how far its points may be off in x and y; shown as bars.
+    """
+    bars = [
+        (one.style, (x - across, x + across), (y - up, y + up))
+        for one, (across, up) in zip(series, errors)
+        for x, y in one.points
+    ]
+    ends = [end for _, xs, ys in bars for end in zip(xs, ys)]
+    scales = _scales([*ends, *(point for one in series for point in one.points)])
     corners = []
     for place, (x, y) in enumerate(front):
         if place:
@@ -66,6 +85,10 @@ def scatter(series: Sequence[Series], front: Sequence[tuple[float, float]], x_la
         corners.append((x, y))
     path = " ".join(f"{scales[0](x)},{scales[1](y)}" for x, y in corners)
     body = [f'<polyline class="front" points="{path}"/>'] if len(corners) > 1 else []
+    for style, xs, ys in bars:
+        left, right, low, high = *(scales[0](x) for x in xs), *(scales[1](y) for y in ys)
+        middle, level = scales[0](sum(xs) / 2), scales[1](sum(ys) / 2)
+        body.append(f'<path class="noise {style}" d="M{left} {level}H{right}M{middle} {low}V{high}"/>')
     body += [_dot(scales, point, one.style, one.name) for one in series for point in one.points]
     return _chart(scales, body, x_label, y_label)
 
