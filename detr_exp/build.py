@@ -74,11 +74,12 @@ def started(cfg: DictConfig, data: Labels | None = None, anew: Collection[str] |
     if "keypoint_counts" in arguments:
         extra["keypoint_counts"] = _keypoint_counts(cfg, data)
     from detr_exp import start
-    from detr_exp.model.construction import refuse_wrong_size, set_class_prior
+    from detr_exp.model.construction import refuse_padding, refuse_wrong_size, set_class_prior
 
     found = start.find(cfg.model.weights)
     made: Network = _instantiated(start.for_weights(cfg) if found else cfg, "model", only=arguments, **extra)
     refuse_wrong_size(made)
+    refuse_padding(made, OmegaConf.select(cfg, "data.fit"))
     set_class_prior(made, extra["num_classes"], cfg.model.get("class_prior"))
     if found is None:
         return made, ""

@@ -19,6 +19,8 @@ from detr_exp.values import Values
 from detr_exp.writing import write
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from detr_exp.data.dataset import DataSet
     from detr_exp.data.inspection import Finding, Inspection
 
@@ -125,16 +127,20 @@ class Canvas:
 
     image_size: tuple[int, int]
     tasks: tuple[str, ...]
+    pixel_mean: Tensor
     stride: int = 1
 
 
 def draw(folder: Path, cfg: DictConfig, data: DataSet) -> Path:
     """Training images after augmentation, as a network of this size receives them."""
+    import torch
+
     from detr_exp.trainer.diagnosis.sanity import save_sample_sheet
 
     height, width = cfg.image_size
     tasks = ("boxes", *["masks"] * data.has_masks, *["keypoints"] * (data.keypoints is not None))
-    loader = data.loader("train", network=Canvas((height, width), tasks), batch_size=1, seed=cfg.seed, training=True)
+    canvas = Canvas((height, width), tasks, pixel_mean=torch.zeros(3))
+    loader = data.loader("train", network=canvas, batch_size=1, seed=cfg.seed, training=True)
     folder.mkdir(parents=True, exist_ok=True)
     return save_sample_sheet(folder / "training_samples.png", data, loader, cfg.images)
 

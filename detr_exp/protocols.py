@@ -89,6 +89,7 @@ class Network(Protocol):
         """Detections of each image in pixels.
 
         `image_sizes` is `[B, 2]` (height, width) of the original images, on the host: on a device, masks would wait.
+        With padding it is what the padded canvas measures in original pixels, which need not be a whole number.
         """
 
     def class_tensors(self) -> dict[str, int]:
@@ -150,6 +151,14 @@ class Backbone(Protocol):
 
     def set_gradient_checkpointing(self, enabled: bool = True) -> None:
         """Recompute activations in the backward pass instead of storing them."""
+
+
+@runtime_checkable
+class Attending(Protocol):
+    """A backbone in which distant cells attend to each other, and not to padded ones."""
+
+    def forward_padded(self, images: Tensor, padding_mask: Tensor) -> list[Tensor]:
+        """As `forward`, with the padding `[B, H, W]` bool of the images, True where there is none."""
 
 
 class Neck(Protocol):

@@ -43,6 +43,12 @@ def write_in(folder: Path, detector: Detector) -> Values:
     """
     from safetensors.torch import save
 
+    if detector.fit.pads:
+        raise ValueError(
+            f"{detector.path} was trained with data.fit={detector.fit.name}, but the processors of transformers "
+            "stretch images, and its networks attend to padding: use format=safetensors, or detr_exp.export "
+            "export.preprocess=true"
+        )
     config, state = _for_transformers(detector)
     network = detector.network
     height, width = network.image_size

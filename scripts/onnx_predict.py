@@ -29,23 +29,33 @@ def main(model: str, photo: str, drawn: str, threshold: str = "") -> None:
     size = np.array([[image.height, image.width]])
     images = pixels[None]
     if session.get_inputs()[0].type == "tensor(float)":  # else it resizes inside
-        height, width = facts["image_size"]
-        resized = image.resize((width, height), Image.Resampling.BILINEAR)
-        images = np.asarray(resized, dtype=np.float32).transpose(2, 0, 1)[None] / 255
+        height, width = content_of(size[0], facts)
+        canvas = Image.new("RGB", facts["image_size"][::-1], tuple(facts["fill"]))
+        canvas.paste(image.resize((width, height), Image.Resampling.BILINEAR))
+        images = np.asarray(canvas, dtype=np.float32).transpose(2, 0, 1)[None] / 255
     given = {"images": images, "image_sizes": size}
     found = session.run(facts["outputs"], {entry.name: given[entry.name] for entry in session.get_inputs()})
     outputs = {name: value[0] for name, value in zip(facts["outputs"], found)}
     if "scores" not in outputs:
         outputs = detections(outputs["logits"], outputs["boxes"], size[0], facts)
-    canvas = ImageDraw.Draw(image)
+    drawing = ImageDraw.Draw(image)
     for score, label, box in zip(outputs["scores"], outputs["labels"], outputs["boxes"]):
         if score > float(threshold or facts["threshold"]):
             corners = [round(float(side), 1) for side in box]
             word = f"{facts['classes'][label]} {score:.2f}"
-            canvas.rectangle(corners, outline="red", width=2)
-            canvas.text((corners[0] + 3, corners[1] + 2), word, fill="red")
+            drawing.rectangle(corners, outline="red", width=2)
+            drawing.text((corners[0] + 3, corners[1] + 2), word, fill="red")
             print(word, *corners)
     image.save(drawn)
+
+
+def content_of(size: Any, facts: dict[str, Any]) -> tuple[int, int]:
+    """(height, width) of an image of (height, width) `size` in the input: all of it, or what keeps its proportions."""
+    height, width = facts["image_size"]
+    if facts.get("fit") != "letterbox":
+        return height, width
+    across, down = (2 * size[1] * height + size[0]) // (2 * size[0]), (2 * size[0] * width + size[1]) // (2 * size[1])
+    return max(1, min(int(down), height)), max(1, min(int(across), width))
 
 
 def detections(logits: Any, boxes: Any, size: Any, facts: dict[str, Any]) -> dict[str, Any]:
@@ -60,7 +70,8 @@ def detections(logits: Any, boxes: Any, size: Any, facts: dict[str, Any]) -> dic
     best = np.argsort(-scores[queries, labels], kind="stable")[: len(logits)]
     queries, labels = queries[best], labels[best]
     center, half = boxes[queries, :2], boxes[queries, 2:].clip(0) / 2
-    corners = np.concatenate([center - half, center + half], axis=1) * np.tile(size[::-1], 2)
+    whole = size * facts["image_size"] / content_of(size, facts)  # what the input measures in pixels of the image
+    corners = np.concatenate([center - half, center + half], axis=1) * np.tile(whole[::-1], 2)
     if facts["cuts_boxes"]:
         corners = corners.clip(0, np.tile(size[::-1], 2))
     return {"scores": scores[queries, labels], "labels": labels, "boxes": corners}

@@ -19,6 +19,7 @@ from PIL import Image
 from detr_exp import build
 from detr_exp import export as command_line
 from detr_exp.config.compose import compose
+from detr_exp.data.fit import fit_of
 from detr_exp.deploy import engines, export
 from detr_exp.deploy.graph import Graph, sample_discretely
 from detr_exp.deploy.program import GateError, Program, differences
@@ -189,6 +190,38 @@ def test_detections_from_the_graph_are_those_of_the_network(name: str) -> None:
                 assert torch.allclose(getattr(one, part), getattr(other, part), atol=1e-3, equal_nan=True)
         if one.masks is not None and other.masks is not None:
             assert (one.masks == other.masks).float().mean() > 0.999
+
+
+@pytest.mark.parametrize("name", ["rtdetrv2", "rfdetr_seg", "rfdetr_keypoint"])
+def test_images_with_their_proportions_inside_the_graph(name: str) -> None:
+    """With all steps inside, with some, and with none, the detections are those of the network."""
+    made, given = network(name), noise_images((40, 90), (150, 31))
+    fit = fit_of("letterbox", made)
+    found = []
+    for before, after in ((False, False), (False, True), (True, True)):
+        graph = Graph(made, preprocess=before, postprocess=after, fit=fit)
+        assert graph.inputs == (["images"] if before else ["images", "image_sizes"])
+        found.append(Program(graph, engines.in_torch(graph)).detect(given))
+    for first, *others in zip(*found):
+        for one in others:
+            assert torch.allclose(one.scores, first.scores, atol=5e-3)  # a level of a pixel's 255
+            assert torch.allclose(one.boxes[0], first.boxes[0], atol=0.5)
+            for part in ("keypoints", "masks"):
+                assert (getattr(one, part) is None) == (getattr(first, part) is None)
+            if one.masks is not None:
+                assert (one.masks[0] == first.masks[0]).float().mean() > 0.96
+
+
+@pytest.mark.parametrize("form", ["torchscript", pytest.param("onnx", marks=pytest.mark.slow)])
+def test_a_file_fits_images_of_any_shape(form: str, tmp_path: Path) -> None:
+    made = network("rtdetrv2")
+    graph = Graph(made, preprocess=True, postprocess=True, fit=fit_of("letterbox", made)).eval()
+    path = tmp_path / f"model{engines.SUFFIX[form]}"
+    engines.write(form, graph, path, facts={})
+    run, given = engines.open_file(form, path, threads=1), noise_images((40, 90), (96, 80), (150, 31), (64, 64))
+    expected = Program(graph, engines.in_torch(graph)).outputs(given)
+    apart = differences(expected, Program(graph, run).outputs(given), np.array([image.shape[:2] for image in given]))
+    assert max(np.quantile(gaps, 0.9) for gaps in apart.values()) < 1e-3
 
 
 @pytest.mark.parametrize("name", NETWORKS)

@@ -17,6 +17,7 @@ from functools import partial
 import numpy as np
 
 from detr_exp.data.colour import Colour
+from detr_exp.data.fit import STRETCH, Fit
 from detr_exp.protocols import Operation
 from detr_exp.structures import Target, leaves
 
@@ -44,7 +45,8 @@ class Plan:
         size: (height, width) of the image.
         out: (height, width) of the output.
         source: rectangle of the image that is seen.
-        target: rectangle of the output it fills; the rest is black.
+        target: rectangle of the output it fills.
+        frame: rectangle of the output that what is seen fills, with the black around a zoomed-out image.
         mirrored: left and right are exchanged.
         upended: top and bottom are exchanged.
         keep: `[m]` int64, the objects that are still there.
@@ -56,6 +58,7 @@ class Plan:
     out: tuple[int, int]
     source: Rect
     target: Rect
+    frame: Rect
     mirrored: bool
     upended: bool
     keep: np.ndarray
@@ -182,6 +185,7 @@ class Augment:
         tile: Rect | None = None,
         strong: bool = True,
         flippable: bool = True,
+        fit: Fit = STRETCH,
     ) -> Plan:
         """Sample one plan.
 
@@ -193,6 +197,7 @@ class Augment:
             tile: the rectangle of the output that it fills, for a part of a mosaic; None: all of it.
             strong: False leaves only the flips and the resize-crop, as in the last epochs of a run.
             flippable: False leaves out the flips (keypoints whose mirror pairs are not known).
+            fit: what is seen of the image to the output, or to its tile.
         """
         colour = Colour.draw(rng, self.photometric) if strong else None
         height, width = size
@@ -207,7 +212,7 @@ class Augment:
             view = _resize_crop(rng, size)
         flips = rng.random(2) < (self.flip, self.vertical_flip)
         mirrored, upended = (flips & flippable).tolist()
-        return planned(size, boxes_xyxy, out, view, centred, mirrored, upended, colour, tile)
+        return planned(size, boxes_xyxy, out, view, centred, mirrored, upended, colour, tile, fit)
 
     def operated(self, rng: np.random.Generator, image: np.ndarray, target: Target) -> tuple[np.ndarray, Target]:
         """Apply the user-defined operations to an image `[H, W, 3]` uint8 and its objects.
@@ -238,10 +243,10 @@ def _refuse_spoiled(operation: Operation, shape: tuple[int, ...], image: np.ndar
         raise ValueError(f"data.augment.operations: {name} gives back {wrong}")
 
 
-def plain(size: tuple[int, int], boxes_xyxy: np.ndarray, out: tuple[int, int]) -> Plan:
+def plain(size: tuple[int, int], boxes_xyxy: np.ndarray, out: tuple[int, int], fit: Fit = STRETCH) -> Plan:
     """The plan of evaluation: the whole image, resized."""
     everything = np.ones(len(boxes_xyxy), bool)
-    return planned(size, boxes_xyxy, out, (0, 0, size[1], size[0]), everything, False, False, None)
+    return planned(size, boxes_xyxy, out, (0, 0, size[1], size[0]), everything, False, False, None, fit=fit)
 
 
 def planned(
@@ -254,14 +259,17 @@ def planned(
     upended: bool,
     colour: Colour | None,
     tile: Rect | None = None,
+    fit: Fit = STRETCH,
 ) -> Plan:
-    """The plan that fills `tile` (None: the output) with `view`, a rectangle that may reach beyond the image.
+    """The plan that fits `view`, a rectangle that may reach beyond the image, into `tile` (None: the output).
 
     Objects stay when `wanted` and when at least a pixel of them is seen, before and after the resize.
     """
     height, width = size
     x0, y0, x1, y1 = view
     start_x, start_y, end_x, end_y = tile or (0, 0, out[1], out[0])
+    content_height, content_width = fit.content((y1 - y0, x1 - x0), (end_y - start_y, end_x - start_x))
+    end_x, end_y = start_x + content_width, start_y + content_height
     source = (max(x0, 0), max(y0, 0), min(x1, width), min(y1, height))
     to_out = np.array([(end_x - start_x) / (x1 - x0), (end_y - start_y) / (y1 - y0)] * 2)
     tile_start = np.array([start_x, start_y] * 2)
@@ -272,8 +280,8 @@ def planned(
         left, right = start_x + end_x - right, start_x + end_x - left
     if upended:
         top, bottom = start_y + end_y - bottom, start_y + end_y - top
-    target = (left, top, right, bottom)
-    plan = Plan(size, out, source, target, mirrored, upended, np.zeros(0, np.int64), np.zeros((0, 4)), colour)
+    target, frame, nothing = (left, top, right, bottom), (start_x, start_y, end_x, end_y), np.zeros(0, np.int64)
+    plan = Plan(size, out, source, target, frame, mirrored, upended, nothing, np.zeros((0, 4)), colour)
     if len(boxes_xyxy):
         seen = np.clip(boxes_xyxy, (source[0], source[1]) * 2, (source[2], source[3]) * 2)
         corners = plan.moved(seen.reshape(-1, 2, 2))

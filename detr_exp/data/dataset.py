@@ -12,6 +12,7 @@ from itertools import islice
 from typing import Protocol
 
 import numpy as np
+from torch import Tensor
 from torch.utils.data import DataLoader
 
 from detr_exp.data.augment import Augment
@@ -20,6 +21,7 @@ from detr_exp.data.cache import image_cache
 from detr_exp.data.classes import ClassMap, confusable
 from detr_exp.data.collate import Sample
 from detr_exp.data.content import SPLITS, Source, Split
+from detr_exp.data.fit import checked_fit, fit_of
 from detr_exp.data.halves import halves_of
 from detr_exp.data.headers import check_headers, unlisted
 from detr_exp.data.keypoints import FlipPairs, KeypointSchema, mirror_remarks, schema
@@ -41,6 +43,7 @@ class Network(Protocol):
     image_size: tuple[int, int]
     stride: int
     tasks: tuple[str, ...]
+    pixel_mean: Tensor
 
 
 class DataSet:
@@ -53,6 +56,7 @@ class DataSet:
         category_ids: `contiguous` or `raw`; see `classes.ClassMap`.
         num_classes: None: from the data.
         augment: of training images.
+        fit: of images to the network's input, of `fit.FITS`; None: `stretch`.
         multi_scale: sizes of training batches; see `sampler.multi_scale_sizes`.
         stop_epoch, phases: epochs of strong augmentation and multi-scale; see `phases.Phases`.
         repeat_threshold, keep_empty: how often an epoch uses each training image; see `balance.Balance`.
@@ -63,14 +67,10 @@ class DataSet:
             own for what they read of an image.
         cache: where decoded images are cached, `none`, `ram` or `disk`; see `cache.image_cache`.
         cache_gb: upper limit of its size.
-        num_workers: processes that load; see `loader.Loading` for this and the next three.
-        pin_memory: page-locked batches.
-        persistent_workers: keep the workers from epoch to epoch.
-        prefetch_factor: batches that a worker prepares ahead.
+        num_workers, pin_memory, persistent_workers, prefetch_factor: of processes that load; see `loader.Loading`.
 
     Attributes:
-        classes: a name per label.
-        category_ids: the original id per label.
+        classes, category_ids: a name and the original id per label.
         num_classes: number of labels.
         keypoints: the keypoint schema, or None.
 
@@ -89,6 +89,7 @@ class DataSet:
         category_ids: str = "contiguous",
         num_classes: int | None = None,
         augment: Augment,
+        fit: str | None = None,
         multi_scale: str | Sequence[int] | None = None,
         stop_epoch: int | None = None,
         phases: Mapping[str, Sequence[int | None] | None] | None = None,
@@ -113,7 +114,7 @@ class DataSet:
         self.keypoints: KeypointSchema | None = schema(
             self.class_map.by_label, flip_pairs=keypoint_flip_pairs, sigmas=keypoint_sigmas
         )
-        self.augment, self.multi_scale = augment, multi_scale
+        self.augment, self.fit, self.multi_scale = augment, checked_fit(fit), multi_scale
         used = {"mosaic": augment.mosaic, "mixup": augment.mixup, "multi_scale": multi_scale}
         self.phases = Phases(stop_epoch, phases, [name for name, value in used.items() if not value])
         self.balance = Balance(repeat_threshold, keep_empty)
@@ -218,6 +219,7 @@ class DataSet:
             flip_order=self.keypoints.flip_order() if with_keypoints and self.keypoints else None,
             flippable=not with_keypoints or self.keypoints is None or self.keypoints.flippable,
             cache=self.cache,
+            fit=fit_of(self.fit, network),
             skip=self.on_error == "skip",
         )
         if training and with_keypoints and self.keypoints and (self.augment.flip or self.augment.vertical_flip):

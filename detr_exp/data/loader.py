@@ -6,7 +6,7 @@ import errno
 import os
 import signal
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from multiprocessing.queues import Queue
@@ -22,9 +22,10 @@ from detr_exp.data.cache import ImageCache
 from detr_exp.data.classes import ClassMap
 from detr_exp.data.collate import Sample, collate
 from detr_exp.data.content import Objects, Split
+from detr_exp.data.fit import STRETCH, Fit
 from detr_exp.data.image import ImageError
 from detr_exp.data.phases import Phases
-from detr_exp.data.render import blended, layer, needed, resized_plainly, target_of, together
+from detr_exp.data.render import blended, fitted, layer, needed, target_of, together
 from detr_exp.data.sampler import EvalSampler, Key, TrainSampler
 from detr_exp.signals import held_back, leave_to_parent
 from detr_exp.structures import Batch, Target
@@ -139,6 +140,7 @@ class Samples(Dataset[Sample]):
         flip_order: `[C, K]` of the keypoint schema where keypoints are wanted; None: no keypoints.
         flippable: whether images may be mirrored.
         cache: holds decoded images; None: they are decoded every time.
+        fit: of images to the size of the network's input.
         skip: replace an image that cannot be decoded: by the next one in training, by a black one in evaluation.
     """
 
@@ -154,11 +156,12 @@ class Samples(Dataset[Sample]):
         flip_order: np.ndarray | None,
         flippable: bool,
         cache: ImageCache | None = None,
+        fit: Fit = STRETCH,
         skip: bool = False,
     ) -> None:
         self.split, self.class_map, self.seed, self.augment = split, class_map, seed, augment
         self.phases, self.with_masks = phases, with_masks
-        self.flip_order, self.flippable, self.skip = flip_order, flippable, skip
+        self.flip_order, self.flippable, self.fit, self.skip = flip_order, flippable, fit, skip
         self.image = split.image if cache is None else partial(cache.image, split)
 
     def __len__(self) -> int:
@@ -186,7 +189,7 @@ class Samples(Dataset[Sample]):
         return target_of(plan, objects, labels, with_masks=self.with_masks, flip_order=self.flip_order)
 
     def _plain(self, key: Key) -> Sample:
-        return self._sample(key, resized_plainly(self.image(key.image), (key.height, key.width)))
+        return self._sample(key, fitted(self.image(key.image), (key.height, key.width), self.fit))
 
     def _black(self, key: Key, skipped: list[str]) -> Sample:
         """A black sample for an image that cannot be read: its objects count as missed."""
@@ -197,30 +200,44 @@ class Samples(Dataset[Sample]):
     def _sample(self, key: Key, pixels: np.ndarray) -> Sample:
         index, size = key.image, self.split.size(key.image)
         objects = self.split.objects(index)
-        plan = plain(size, objects.boxes_xyxy, (key.height, key.width))
-        return Sample(_tensor(pixels), self.target(objects, plan), size, self.split.image_ids[index])
+        plan = plain(size, objects.boxes_xyxy, (key.height, key.width), self.fit)
+        target, content = self.target(objects, plan), self._content([[plan]])
+        return Sample(_tensor(pixels), target, size, self.split.image_ids[index], content)
 
     def _augmented(self, key: Key, augment: Augment) -> Sample:
         rng = np.random.default_rng((self.seed, _AUGMENT, key.epoch, key.image))
         strong, mosaic, mixup = (self.phases.has(name, key.epoch) for name in ("strong", "mosaic", "mixup"))
         first, out = key.image % len(self.split), (key.height, key.width)
         tiles = augment.layers(rng, first, len(self.split), out, mosaic=mosaic, mixup=mixup)
-        pixels, targets = [], []
+        pixels, targets, plans = [], [], []
         for part in tiles:
-            pastes = []
+            pastes: list[tuple[Plan, np.ndarray]] = []
             for index, tile in part:
                 size, objects = self.split.size(index), self.split.objects(index)
                 plan = augment.plan(
-                    rng, size, objects.boxes_xyxy, out, tile=tile, strong=strong, flippable=self.flippable
+                    *(rng, size, objects.boxes_xyxy, out),
+                    tile=tile,
+                    strong=strong,
+                    flippable=self.flippable,
+                    fit=self.fit,
                 )
                 pastes.append((plan, self.image(index, needed(plan))))
                 targets.append(self.target(objects, plan))
-            pixels.append(layer(pastes))
+            pixels.append(layer(pastes, self.fit))
+            plans.append([plan for plan, _ in pastes])
         image = blended(pixels, rng.uniform(*MIX_SHARE)) if len(pixels) > 1 else pixels[0]
         target = together(targets)
         if strong:
             image, target = augment.operated(rng, image, target)
-        return Sample(_tensor(image), target, self.split.size(first), self.split.image_ids[first])
+        image_id, content = self.split.image_ids[first], self._content(plans)
+        return Sample(_tensor(image), target, self.split.size(first), image_id, content)
+
+    def _content(self, layers: Sequence[Sequence[Plan]]) -> tuple[int, int] | None:
+        """(height, width) of all that is seen; a mosaic fills its output, a mix is as large as the larger image."""
+        if not self.fit.pads:
+            return None
+        ends = [part[0].out if len(part) > 1 else part[0].frame[:1:-1] for part in layers]
+        return max(height for height, _ in ends), max(width for _, width in ends)
 
 
 def _tensor(pixels: np.ndarray) -> torch.Tensor:

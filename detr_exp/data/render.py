@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from detr_exp.data.augment import Plan
 from detr_exp.data.content import Objects, Segment
+from detr_exp.data.fit import STRETCH, Fit
 from detr_exp.structures import Target, Targets
 from detr_exp.values import Values
 
@@ -30,13 +31,16 @@ def render(plan: Plan, image: np.ndarray) -> np.ndarray:
     return layer([(plan, image)])
 
 
-def layer(pastes: Sequence[tuple[Plan, np.ndarray]]) -> np.ndarray:
-    """`[H, W, 3]` uint8: several images in one output, each in the rectangle of its plan."""
+def layer(pastes: Sequence[tuple[Plan, np.ndarray]], fit: Fit = STRETCH) -> np.ndarray:
+    """`[H, W, 3]` uint8: several images in one output, each in the rectangle of its plan, the rest filled."""
     plan, image = pastes[0]
     if plan.target == (0, 0, plan.out[1], plan.out[0]):
         return _seen(plan, image)
-    canvas = np.zeros((*plan.out, 3), np.uint8)
+    canvas = _filled(plan.out, fit)
     for plan, image in pastes:
+        if fit.pads and plan.frame != plan.target:
+            left, top, right, bottom = plan.frame
+            canvas[top:bottom, left:right] = 0
         left, top, right, bottom = plan.target
         canvas[top:bottom, left:right] = _seen(plan, image)
     return canvas
@@ -65,6 +69,24 @@ def _seen(plan: Plan, image: np.ndarray) -> np.ndarray:
     if plan.colour is not None and not colour_first:
         part = plan.colour.on(part, image)
     return part
+
+
+def fitted(image: np.ndarray, out: tuple[int, int], fit: Fit) -> np.ndarray:
+    """`[H, W, 3]` uint8: an image as evaluation shows it to a network of this input size."""
+    height, width = fit.content((image.shape[0], image.shape[1]), out)
+    pixels = resized_plainly(image, (height, width))
+    if (height, width) == out:
+        return pixels
+    canvas = _filled(out, fit)
+    canvas[:height, :width] = pixels
+    return canvas
+
+
+def _filled(out: tuple[int, int], fit: Fit) -> np.ndarray:
+    canvas = np.zeros((*out, 3), np.uint8)
+    if any(fit.fill):
+        canvas[:] = fit.fill
+    return canvas
 
 
 def resized_plainly(image: np.ndarray, out: tuple[int, int]) -> np.ndarray:

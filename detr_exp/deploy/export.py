@@ -96,7 +96,8 @@ def graphs(detector: Detector, settings: DictConfig) -> tuple[Graph, Graph]:
     for network in (copy.deepcopy(detector.network), copy.deepcopy(detector.network).deploy()):
         if settings.sampling == "discrete":
             sample_discretely(network)
-        both.append(Graph(network, preprocess=settings.preprocess, postprocess=settings.postprocess).eval())
+        inside = {"preprocess": bool(settings.preprocess), "postprocess": bool(settings.postprocess)}
+        both.append(Graph(network, **inside, fit=detector.fit).eval())
     return both[0], both[1]
 
 
@@ -104,7 +105,14 @@ def description(detector: Detector, graph: Graph, settings: DictConfig) -> Value
     """Metadata of the file for other programs."""
     height, width = detector.network.image_size
     batch = settings.batch_size or "B"
-    images = f"float32 [{batch}, 3, {height}, {width}], RGB in 0..1, resized by Pillow's bilinear without keeping shape"
+    fit = detector.fit
+    shape = "without keeping shape"
+    if fit.pads:
+        shape = (
+            f"as large as it fits with its shape, by the same factor in both directions and rounded to the nearest "
+            f"pixel, in the top left corner; the rest is RGB {list(fit.fill)} of 255"
+        )
+    images = f"float32 [{batch}, 3, {height}, {width}], RGB in 0..1, resized by Pillow's bilinear {shape}"
     if settings.preprocess:
         images = f"uint8 [{batch}, H, W, 3], RGB, of any size"
     inputs = {"images": images, "image_sizes": f"int64 [{batch}, 2], height and width of the original images"}
@@ -120,9 +128,11 @@ def description(detector: Detector, graph: Graph, settings: DictConfig) -> Value
         "activation": detector.network.activation,
         "cuts_boxes": detector.network.cuts_boxes,
         "image_size": [height, width],
+        "fit": fit.name,
+        "fill": list(fit.fill),
         "inputs": {name: inputs[name] for name in graph.inputs},
         "outputs": graph.outputs,
-        "boxes": "xyxy in pixels" if settings.postprocess else "cxcywh in 0..1",
+        "boxes": "xyxy in pixels" if settings.postprocess else "cxcywh in 0..1" + " of the padded input" * fit.pads,
         "keypoints": None if schema is None else schema.names,
     }
 
@@ -196,7 +206,8 @@ def compare_map(cfg: DictConfig, opened: OnData, exported: Program) -> dict[str,
     from detr_exp.deploy.graph import Graph
     from detr_exp.deploy.program import GateError, Program
 
-    plain = Graph(opened.detector.network, preprocess=False, postprocess=False).eval()
+    detector = opened.detector
+    plain = Graph(detector.network, preprocess=False, postprocess=False, fit=detector.fit).eval()
     metric = opened.metric(cfg.data.split)
     split = opened.data.split(cfg.data.split)
     before = evaluated(metric, split, Program(plain, engines.in_torch(plain)), "checkpoint")

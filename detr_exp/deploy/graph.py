@@ -8,7 +8,9 @@ Legend: B images, Q queries, C logits, n detections of an image, K keypoints, (h
 | postprocess | `logits` `[B, Q, C]`, `boxes` `[B, Q, 4]` cxcywh in 0..1, `masks` `[B, Q, mh, mw]` logits, `keypoints` `[B, Q, C * K, 8]` | `scores` `[B, n]` best first, `labels` `[B, n]`, `boxes` `[B, n, 4]` xyxy in pixels, `masks` `[B, n, mh, mw]` logits, `keypoints` `[B, n, K, 3]` x, y in pixels and confidence, `keypoint_covariance` `[B, n, K, 2, 2]` |
 
 With postprocess but without preprocess there is a second input, `image_sizes` `[B, 2]` int64: (height, width) of the
-original images. Normalisation by mean and standard deviation is always inside.
+original images; likewise without postprocess, for a network whose images keep their proportions (`data.fit=letterbox`),
+because it has to know where they end. Such images lie in the top left corner of (h, w), and `boxes` in 0..1, `masks` and
+`keypoints` in 0..1 are relative to all of it. Normalisation by mean and standard deviation is always inside.
 """  # noqa: E501 - a table
 
 from __future__ import annotations
@@ -17,9 +19,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from detr_exp.data.fit import STRETCH, Fit
 from detr_exp.model.head.keypoint import rows, with_keypoints
 from detr_exp.model.layer.deformable_attention import DeformableAttention
-from detr_exp.model.postprocess import best_in_pixels
+from detr_exp.model.postprocess import best_in_pixels, cut
+from detr_exp.ops.canvas import canvas_sizes, content_size, padding_mask
 from detr_exp.protocols import KeypointScored, Network
 from detr_exp.structures import Prediction, predicted
 
@@ -31,18 +35,20 @@ class Graph(nn.Module):
         network: in evaluation mode.
         preprocess: the input is images of any size as bytes, which it resizes.
         postprocess: the output is detections, as many as the network has queries.
+        fit: of images to the network's input.
 
     Attributes:
         inputs, outputs: names, in order.
     """
 
-    def __init__(self, network: Network, *, preprocess: bool, postprocess: bool) -> None:
+    def __init__(self, network: Network, *, preprocess: bool, postprocess: bool, fit: Fit = STRETCH) -> None:
         super().__init__()
-        self.network = network
+        self.network, self.fit = network, fit
         self.preprocess, self.postprocess = preprocess, postprocess
         masks = [task for task in network.tasks if task == "masks"]
         keypoints = [task for task in network.tasks if task == "keypoints"]
-        self.inputs = ["images", "image_sizes"] if postprocess and not preprocess else ["images"]
+        needs_sizes = (postprocess or fit.pads) and not preprocess
+        self.inputs = ["images", "image_sizes"] if needs_sizes else ["images"]
         self.outputs = ["logits", "boxes", *masks, *keypoints]
         if postprocess:
             self.outputs = [
@@ -56,12 +62,19 @@ class Graph(nn.Module):
 
     def forward(self, images: Tensor, image_sizes: Tensor | None = None) -> tuple[Tensor, ...]:
         """See the table of the module."""
+        canvas = self.network.image_size
         if self.preprocess:
             sides = [images.new_full((images.shape[0], 1), side, dtype=torch.int64) for side in images.shape[1:3]]
-            image_sizes = torch.cat(sides, dim=1) if self.postprocess else None
-            images = resized(images, self.network.image_size)
-        pred = self.network(images.to(self.network.pixel_mean.dtype)).pred
-        outputs = self._detections(pred, image_sizes) if image_sizes is not None else _plain(pred)
+            image_sizes = torch.cat(sides, dim=1) if self.postprocess or self.fit.pads else None
+            images = fitted(images, canvas, self.fit)
+        contents = padding = None
+        if image_sizes is not None and self.fit.pads:
+            contents = torch.stack(content_size((image_sizes[:, 0], image_sizes[:, 1]), canvas), dim=1)
+            padding = padding_mask(contents, canvas)
+        pred = self.network(images.to(self.network.pixel_mean.dtype), padding_mask=padding).pred
+        outputs = _plain(pred)
+        if self.postprocess and image_sizes is not None:
+            outputs = self._detections(pred, image_sizes, contents)
         return tuple(tensor.float() if tensor.is_floating_point() else tensor for tensor in outputs)
 
     def example(self, batch_size: int) -> tuple[Tensor, ...]:
@@ -72,11 +85,15 @@ class Graph(nn.Module):
             return (torch.randint(0, 256, (batch_size, height + 7, width + 3, 3), dtype=torch.uint8, device=device),)
         images = torch.rand(batch_size, 3, height, width, device=device)
         sizes = torch.tensor([[height, width]], device=device).repeat(batch_size, 1)
-        return (images, sizes) if self.postprocess else (images,)
+        return (images, sizes) if "image_sizes" in self.inputs else (images,)
 
-    def _detections(self, pred: Prediction, image_sizes: Tensor) -> tuple[Tensor, ...]:
-        network = self.network
+    def _detections(self, pred: Prediction, image_sizes: Tensor, contents: Tensor | None) -> tuple[Tensor, ...]:
+        network, ends = self.network, image_sizes.flip(1).tile(2)[:, None]
+        if contents is not None:
+            image_sizes = canvas_sizes(image_sizes, contents, network.image_size)
         best = best_in_pixels(network, pred, image_sizes)
+        if contents is not None and network.cuts_boxes:
+            best = best._replace(boxes=cut(best.boxes, ends.to(best.boxes)))
         masks, keypoints = predicted(pred, "masks"), predicted(pred, "keypoints")
         if masks is not None:
             return *best[:3], masks._replace(queries=rows(masks.queries, best.queries)).dense()
@@ -86,13 +103,18 @@ class Graph(nn.Module):
         return with_keypoints(best, keypoints, pred.boxes, network.keypoint_counts, image_sizes, alpha)
 
 
-def resized(images: Tensor, size: tuple[int, int]) -> Tensor:
-    """Bytes `[B, H, W, 3]` -> `[B, 3, h, w]` in 0..1: evaluation's resize, but not rounded to integers.
+def fitted(images: Tensor, size: tuple[int, int], fit: Fit = STRETCH) -> Tensor:
+    """Bytes `[B, H, W, 3]` -> `[B, 3, h, w]` in 0..1: as evaluation shows them, but not rounded to integers.
 
     Engines differ in the last digits, which rounding could enlarge to 1.
     """
-    planes = F.interpolate(images.permute(0, 3, 1, 2).float(), size=size, mode="bilinear", antialias=True)
-    return planes.clamp(0, 255) / 255
+    height, width = fit.content((images.shape[1], images.shape[2]), size)
+    planes = images.permute(0, 3, 1, 2).float()
+    planes = F.interpolate(planes, size=(height, width), mode="bilinear", antialias=True).clamp(0, 255)
+    if fit.pads:
+        fill = torch.tensor(fit.fill, dtype=planes.dtype, device=planes.device)[:, None, None]
+        planes = F.pad(planes - fill, (0, size[1] - width, 0, size[0] - height)) + fill
+    return planes / 255
 
 
 def sample_discretely(network: Network) -> None:

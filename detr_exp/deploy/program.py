@@ -10,10 +10,11 @@ import torch
 from scipy.optimize import linear_sum_assignment
 from torch.nn import functional as F
 
-from detr_exp.data.render import resized_plainly
+from detr_exp.data.render import fitted
 from detr_exp.deploy.engines import Run
 from detr_exp.deploy.graph import Graph
 from detr_exp.model.head.mask import MASKS_AT_ONCE
+from detr_exp.model.postprocess import detect
 from detr_exp.structures import Detections, MaskLogits, Outputs, Prediction
 from detr_exp.values import Values
 
@@ -42,10 +43,10 @@ class Program:
         """Arrays in the graph's order, from images `[H, W, 3]` uint8; of one size where the graph resizes."""
         if self.graph.preprocess:
             return [np.stack(images)]
-        resized = np.stack([resized_plainly(image, self.graph.network.image_size) for image in images])
+        resized = np.stack([fitted(image, self.graph.network.image_size, self.graph.fit) for image in images])
         pixels = np.ascontiguousarray(resized.transpose(0, 3, 1, 2), dtype=np.float32) / 255
         sizes = np.array([image.shape[:2] for image in images])
-        return [pixels, sizes] if self.graph.postprocess else [pixels]
+        return [pixels, sizes] if "image_sizes" in self.graph.inputs else [pixels]
 
     def outputs(self, images: Sequence[np.ndarray]) -> Arrays:
         """Outputs by name, for any number of images of any sizes."""
@@ -61,9 +62,9 @@ class Program:
     def detect(self, images: Sequence[np.ndarray]) -> list[Detections]:
         """Detections of each image in its pixels."""
         outputs = {name: torch.from_numpy(value) for name, value in self.outputs(images).items()}
-        sizes = [image.shape[:2] for image in images]
+        sizes = [(image.shape[0], image.shape[1]) for image in images]
         if self.graph.postprocess:
-            return [_of_image(outputs, index, size) for index, size in enumerate(sizes)]
+            return [_of_image(outputs, index, size, self.graph) for index, size in enumerate(sizes)]
         masks = None
         if "masks" in outputs:
             # dense masks are the inner products of themselves with unit vectors
@@ -71,16 +72,19 @@ class Program:
             masks = MaskLogits(outputs["masks"][None], torch.eye(count).expand(1, len(sizes), -1, -1), torch.zeros(1))
         keypoints = outputs["keypoints"][None] if "keypoints" in outputs else None
         layers = Prediction(outputs["logits"][None], outputs["boxes"][None], masks, keypoints)
-        return self.graph.network.postprocess(Outputs(layers), torch.tensor(sizes))
+        padding = self.graph.fit.padding(sizes, self.graph.network.image_size)
+        return detect(self.graph.network, Outputs(layers), torch.tensor(sizes), padding)
 
 
-def _of_image(outputs: dict[str, torch.Tensor], index: int, size: tuple[int, int]) -> Detections:
+def _of_image(outputs: dict[str, torch.Tensor], index: int, size: tuple[int, int], graph: Graph) -> Detections:
     """Detections of one image from the outputs of a graph with postprocessing."""
+    canvas = graph.network.image_size
+    whole = [round(side * all_of / seen) for side, all_of, seen in zip(size, canvas, graph.fit.content(size, canvas))]
     parts = {name: value[index] for name, value in outputs.items()}
     if "masks" in parts:
         chunks = parts["masks"][:, None].split(MASKS_AT_ONCE)
-        large = [F.interpolate(chunk, size=size, mode="bilinear", align_corners=False)[:, 0] > 0 for chunk in chunks]
-        parts["masks"] = torch.cat(large)
+        large = [F.interpolate(chunk, size=whole, mode="bilinear", align_corners=False)[:, 0] > 0 for chunk in chunks]
+        parts["masks"] = torch.cat(large)[:, : size[0], : size[1]]
     return Detections(**parts)
 
 

@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -25,12 +26,14 @@ from detr_exp.config.mistakes import is_raised_by_us
 from detr_exp.config.stored import stored
 from detr_exp.config.targets import WrongArgumentsError
 from detr_exp.data.classes import KnownLabels
+from detr_exp.data.fit import Fit, fit_of
 from detr_exp.data.image import FIRST_FRAME, has_more_frames, pixels_of, pixels_of_array, read_image
 from detr_exp.data.keypoints import KeypointSchema
-from detr_exp.data.render import resized_plainly
+from detr_exp.data.render import fitted
 from detr_exp.inference.members import At, chosen
 from detr_exp.model.adapter.slim import find_base, load_own_state, merge
 from detr_exp.model.member import become
+from detr_exp.model.postprocess import detect
 from detr_exp.ops import products
 from detr_exp.protocols import Network
 from detr_exp.structures import Batch, Detections, Targets, on_host
@@ -92,6 +95,11 @@ class Detector:
         """What has to be said of `threshold`; empty where nothing has."""
         return "" if self.at == self.measured_at else f" (best F1 of the whole network, not measured at {self.at})"
 
+    @cached_property
+    def fit(self) -> Fit:
+        """How images are brought to the size of the network's input: as in its training."""
+        return fit_of(self.cfg.data.get("fit"), self.network)
+
     def folded(self) -> Detector:
         """This detector with norms folded into convolutions: faster, and not equal to the last digit."""
         self.network.deploy()
@@ -118,13 +126,14 @@ class Detector:
         if not opened:
             return []
         size = self.network.image_size
-        pixels = np.stack([resized_plainly(image, size) for image in opened])
-        image_sizes = torch.tensor([image.shape[:2] for image in opened])
+        pixels = np.stack([fitted(image, size, self.fit) for image in opened])
+        sizes = [(image.shape[0], image.shape[1]) for image in opened]
+        image_sizes, mask = torch.tensor(sizes), self.fit.padding(sizes, size)
         no_targets = Targets(torch.zeros(0, dtype=torch.int64), torch.zeros(0, 4), (0,) * len(opened))
-        batch = Batch(torch.from_numpy(pixels), no_targets, image_sizes).to(self.precision.device)
+        batch = Batch(torch.from_numpy(pixels), no_targets, image_sizes, padding_mask=mask).to(self.precision.device)
         with self.precision.autocast():
-            outputs = self.network(batch.pixels(self.precision.memory_format))
-        raw = on_host(self.network.postprocess(as_float32(outputs), image_sizes))
+            outputs = self.network(batch.pixels(self.precision.memory_format), padding_mask=batch.padding_mask)
+        raw = on_host(detect(self.network, as_float32(outputs), image_sizes, mask))
         finite = [one.finite() for one in raw]
         if count := sum(map(len, raw)) - sum(map(len, finite)):
             if not self.nonfinite:

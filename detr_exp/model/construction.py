@@ -7,7 +7,8 @@ import math
 import torch
 from torch import nn
 
-from detr_exp.protocols import Network
+from detr_exp.data.fit import STRETCH, checked_fit
+from detr_exp.protocols import Attending, Network
 
 
 def refuse_wrong_size(network: Network) -> None:
@@ -21,6 +22,23 @@ def refuse_wrong_size(network: Network) -> None:
         nearest = [[max(1, side // stride + up) * stride for side in size] for up in (0, 1)]
         valid = " or ".join(f"model.image_size=[{height},{width}]" for height, width in nearest)
         raise ValueError(f"model.image_size is {size}, but its sides must be multiples of {stride}; use {valid}")
+
+
+def refuse_padding(network: Network, fit: str | None) -> None:
+    """Refuse a fit that pads images, for a backbone that would attend to the padding.
+
+    Raises:
+        ValueError: it has attention and does not know the padding.
+    """
+    backbone = dict(network.named_modules()).get("backbone")
+    if backbone is None or isinstance(backbone, Attending) or checked_fit(fit) == STRETCH.name:
+        return
+    attends = {type(one).__name__ for one in backbone.modules() if type(one).__name__.endswith("Attention")}
+    if attends:
+        raise ValueError(
+            f"data.fit is {fit}, but the {', '.join(sorted(attends))} of model.backbone would attend to the padding; "
+            "choose a backbone of convolutions or model/backbone=dinov2_windowed_small, or data.fit=stretch"
+        )
 
 
 @torch.no_grad()

@@ -14,9 +14,10 @@ import torch
 from torch import Tensor
 
 from detr_exp.ops.boxes import cxcywh_to_xyxy
+from detr_exp.ops.canvas import canvas_sizes, contents_of
 from detr_exp.ops.transfer import to_device
 from detr_exp.protocols import Network
-from detr_exp.structures import Detections, Prediction
+from detr_exp.structures import Detections, Outputs, Prediction
 
 
 def best_detections(logits: Tensor, count: int, activation: str) -> tuple[Tensor, Tensor, Tensor]:
@@ -50,6 +51,32 @@ def boxes_in_pixels(boxes: Tensor, queries: Tensor, image_sizes: Tensor) -> Tens
     chosen = cxcywh_to_xyxy(boxes.gather(1, queries[..., None].expand(-1, -1, 4)))
     sizes = image_sizes.to(boxes).flip(1).tile(2)
     return chosen * sizes[:, None] + 0 * chosen
+
+
+def detect(
+    network: Network, outputs: Outputs, image_sizes: Tensor, padding_mask: Tensor | None = None
+) -> list[Detections]:
+    """Detections of each image in its original pixels, from outputs that are relative to the canvas.
+
+    Args:
+        image_sizes: `[B, 2]` (height, width) of the original images, on the host.
+        padding_mask: `[B, H, W]` bool of the canvases, on the host; None: the images fill them.
+    """
+    if padding_mask is None:
+        return network.postprocess(outputs, image_sizes)
+    canvas = (padding_mask.shape[1], padding_mask.shape[2])
+    found = network.postprocess(outputs, canvas_sizes(image_sizes, contents_of(padding_mask), canvas))
+    for detections, (height, width) in zip(found, image_sizes.tolist()):
+        if network.cuts_boxes:
+            detections.boxes = cut(detections.boxes, detections.boxes.new_tensor([width, height] * 2))
+        if detections.masks is not None:
+            detections.masks = detections.masks[:, :height, :width].contiguous()
+    return found
+
+
+def cut(boxes: Tensor, ends: Tensor) -> Tensor:
+    """Boxes xyxy without what lies outside of an image that ends at `ends` (x, y, x, y)."""
+    return torch.minimum(boxes.clamp(min=0), ends)
 
 
 class Best(NamedTuple):
@@ -88,5 +115,5 @@ def best_in_pixels(network: Network, pred: Prediction, image_sizes: Tensor, coun
     scores, labels, queries = best_detections(logits, count or network.num_queries, network.activation)
     boxes = boxes_in_pixels(boxes, queries, image_sizes)
     if network.cuts_boxes:
-        boxes = torch.minimum(boxes.clamp(min=0), image_sizes.to(boxes).flip(1).tile(2)[:, None])
+        boxes = cut(boxes, image_sizes.to(boxes).flip(1).tile(2)[:, None])
     return Best(scores, labels, boxes, queries)

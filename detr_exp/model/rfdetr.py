@@ -26,7 +26,7 @@ from detr_exp.model.head.detection import DetectionHead
 from detr_exp.model.head.mask import Head, finite_masks, masks_in_pixels
 from detr_exp.model.layer.depth import Layered, layer_by_layer
 from detr_exp.model.layer.group_queries import GroupQueries
-from detr_exp.model.layer.memory import Memory
+from detr_exp.model.layer.memory import Memory, seen_by
 from detr_exp.model.member import Extent, Member, refuse_impossible, refuse_rigid
 from detr_exp.model.postprocess import best_in_pixels
 from detr_exp.protocols import Backbone, Neck, Strided, complete
@@ -128,8 +128,8 @@ class RFDETR(nn.Module):
         return self.decode(self.encode(images, padding_mask), padding_mask, images.shape[-2:])
 
     def encode(self, images: Tensor, padding_mask: Tensor | None) -> list[Tensor]:
-        """See `model.member.Elastic`; padding is seen in the maps only by the decoder."""
-        return self.neck(self.backbone((images - self.pixel_mean) / self.pixel_std))
+        """See `model.member.Elastic`."""
+        return self.neck(seen_by(self.backbone, (images - self.pixel_mean) / self.pixel_std, padding_mask))
 
     def decode(self, maps: list[Tensor], padding_mask: Tensor | None, size: torch.Size) -> Outputs:
         """See `model.member.Elastic`; also in training."""
@@ -185,8 +185,9 @@ class RFDETR(nn.Module):
         best = best_in_pixels(self, pred, image_sizes, max_detections)
         detections = best.detections()
         if pred.masks is not None:
-            for image, (height, width) in enumerate(image_sizes.tolist()):
-                detections[image].masks = masks_in_pixels(pred.masks, image, best.queries[image], (height, width))
+            for image, (height, width) in enumerate(image_sizes.round().tolist()):
+                size = (int(height), int(width))
+                detections[image].masks = masks_in_pixels(pred.masks, image, best.queries[image], size)
                 is_finite = finite_masks(pred.masks, image, best.queries[image])
                 detections[image].scores = torch.where(is_finite, detections[image].scores, torch.nan)
         return detections

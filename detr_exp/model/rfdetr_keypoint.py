@@ -26,7 +26,7 @@ from detr_exp.model.head.keypoint import (
 from detr_exp.model.layer.depth import Layered, layer_by_layer
 from detr_exp.model.layer.group_queries import GroupMLP, GroupQueries, Selection
 from detr_exp.model.layer.keypoint_decoder_layer import KeypointStart
-from detr_exp.model.layer.memory import Memory
+from detr_exp.model.layer.memory import Memory, seen_by
 from detr_exp.model.layer.mlp import MLP
 from detr_exp.model.member import Extent, Member, refuse_impossible, refuse_rigid
 from detr_exp.model.postprocess import best_in_pixels
@@ -136,7 +136,7 @@ class RFDETRKeypoint(nn.Module):
 
     def encode(self, images: Tensor, padding_mask: Tensor | None) -> list[Tensor]:
         """See `model.member.Elastic`: the maps for boxes, then as many for keypoints."""
-        maps = self.backbone((images - self.pixel_mean) / self.pixel_std)
+        maps = seen_by(self.backbone, (images - self.pixel_mean) / self.pixel_std, padding_mask)
         return [*self.neck(maps), *self.keypoint_neck(maps)]
 
     def decode(self, maps: list[Tensor], padding_mask: Tensor | None, size: torch.Size) -> Outputs:

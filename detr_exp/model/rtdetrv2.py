@@ -20,7 +20,7 @@ from detr_exp.model.decoder.rtdetr import Decoder, RawOutputs, Stopping
 from detr_exp.model.layer.conv import ConvNorm
 from detr_exp.model.layer.denoising import NoisyQueries, group_count, noisy_queries
 from detr_exp.model.layer.fusion import RepVggBlock
-from detr_exp.model.layer.memory import padding_at
+from detr_exp.model.layer.memory import padding_of, seen_by
 from detr_exp.model.member import Extent, Member, refuse_impossible, refuse_rigid
 from detr_exp.model.postprocess import best_in_pixels
 from detr_exp.protocols import Backbone, complete
@@ -182,10 +182,10 @@ class RTDETRv2(nn.Module):
         images = images.to(self.pixel_mean.dtype)
         if self.normalizes:
             images = (images - self.pixel_mean) / self.pixel_std
-        maps = self.backbone(images)
+        maps = seen_by(self.backbone, images, padding_mask)
         masks = None
         if padding_mask is not None:
-            masks = [padding_at(padding_mask, level.shape[-2:]) for level in maps]
+            masks = padding_of(padding_mask, [(level.shape[-2], level.shape[-1]) for level in maps])
         return self.encoder(maps, masks)
 
     def decode(self, maps: list[Tensor], padding_mask: Tensor | None, size: torch.Size) -> Outputs:

@@ -9,6 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from detr_exp.data.fit import STRETCH
 from detr_exp.data.sampler import multi_scale_sizes
 from detr_exp.protocols import Network
 from detr_exp.structures import Batch, Target, Targets
@@ -186,6 +187,7 @@ def worst_case_batch(run: Run, network: Network, images: int, most_targets: int)
         images=torch.full((images, height, width, 3), 127, dtype=torch.uint8),
         targets=Targets.pack([target] * images),
         image_sizes=torch.tensor([[height, width]] * images),
+        padding_mask=torch.zeros(images, height, width, dtype=torch.bool) if run.data.fit != STRETCH.name else None,
     )
 
 

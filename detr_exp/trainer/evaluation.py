@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from detr_exp.data.loader import batches
+from detr_exp.model.postprocess import detect
 from detr_exp.protocols import Metric, Network
 from detr_exp.signals import Interrupt, Interrupted
 from detr_exp.structures import Batch, Detections, Outputs, mapped, on_host
@@ -63,7 +64,7 @@ def evaluate(
             with precision.autocast():
                 outputs: Outputs = network(moved.pixels(precision.memory_format), padding_mask=moved.padding_mask)
             outputs = as_float32(outputs)
-            detections = on_host(network.postprocess(outputs, batch.image_sizes))
+            detections = on_host(detect(network, outputs, batch.image_sizes, batch.padding_mask))
             network_seconds += time.perf_counter() - began
             metric.update(batch.image_ids, detections)
             if criterion is not None:

@@ -24,7 +24,9 @@ from detr_exp.config.compose import compose
 from detr_exp.data.image import read_image
 from detr_exp.export_weights import export_weights_in
 from detr_exp.inference.detector import Detector, _without_downloads, as_image, load
+from detr_exp.inference.on_data import on_data
 from detr_exp.structures import Detections
+from detr_exp.training import train_in
 
 
 @pytest.fixture
@@ -70,6 +72,37 @@ def test_boxes_are_in_pixels_of_each_image(detector: Detector) -> None:
     assert small.boxes[:, [0, 2]].max() <= 20
     assert small.boxes[:, [1, 3]].max() <= 40
     assert large.boxes[:, 2].max() > 40
+
+
+@pytest.fixture(scope="module")
+def letterboxed(tiny_run: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run whose input is wider than its square images."""
+    folder = tmp_path_factory.mktemp("letterboxed")
+    train_in(folder, compose([*tiny_run, "data.fit=letterbox", "model.image_size=[64,128]", "data.multi_scale=[160]"]))
+    return folder
+
+
+def test_a_checkpoint_keeps_the_fit_of_its_training(letterboxed: Path) -> None:
+    """Prediction and evaluation show the network the same, whatever the data of the command."""
+    detector = load(letterboxed)
+    assert detector.fit.pads
+    overrides = ["checkpoint=x", "data=shapes", "data.source.size=64", "data.val=4"]
+    opened = on_data(detector, compose(overrides, config_name="evaluate"))
+    assert opened.data.fit == "letterbox"
+    seen: list[Detections] = []
+    opened.evaluate(opened.loader("val"), opened.metric("val"), on_batch=lambda batch, found: seen.extend(found))
+    images = [opened.data.split("val").image(index) for index in range(4)]
+    for one, other in zip(seen, detector.predict(images, threshold=0.0)):
+        assert torch.allclose(one.boxes, other.boxes, atol=1e-3)
+        assert torch.allclose(one.scores, other.scores, atol=1e-5)
+    explicit = on_data(detector, compose([*overrides, "data.fit=stretch"], config_name="evaluate"))
+    assert explicit.data.fit == "stretch"
+
+
+def test_a_letterboxed_network_does_not_fit_the_processors_of_transformers(letterboxed: Path, tmp_path: Path) -> None:
+    cfg = compose([f"checkpoint={letterboxed}", "format=hf"], config_name="export_weights")
+    with pytest.raises(ValueError, match=r"data\.fit=letterbox.*format=safetensors"):
+        export_weights_in(tmp_path, cfg)
 
 
 def test_the_threshold(detector: Detector) -> None:

@@ -103,22 +103,16 @@ def twin(network, config):
     return ours
 
 
-def peer_input(ours, images, padding_mask=None):
+def peer_input(ours, images):
     """Images as the package takes them: normalised, with a mask."""
     from rfdetr.utilities.tensors import NestedTensor
 
-    if padding_mask is None:
-        padding_mask = torch.zeros(len(images), *images.shape[-2:], dtype=torch.bool)
-    return NestedTensor((images - ours.pixel_mean) / ours.pixel_std, padding_mask)
+    no_padding = torch.zeros(len(images), *images.shape[-2:], dtype=torch.bool)
+    return NestedTensor((images - ours.pixel_mean) / ours.pixel_std, no_padding)
 
 
-def padded_batch(height, width):
-    """Two images, the second smaller than its canvas, and the padding mask."""
-    images = torch.rand(2, 3, height, width, generator=torch.Generator().manual_seed(7))
-    mask = torch.zeros(2, height, width, dtype=torch.bool)
-    mask[1, int(0.75 * height) :] = True
-    mask[1, :, int(0.65 * width) :] = True
-    return images, mask
+def two_images(height, width):
+    return torch.rand(2, 3, height, width, generator=torch.Generator().manual_seed(7))
 
 
 def criterion_for(num_classes, keypoint_counts=(), **weights):

@@ -40,3 +40,12 @@ def test_nothing_else_changes() -> None:
 def test_scores_that_depend_on_each_other_have_none() -> None:
     with pytest.raises(ValueError, match=r"softmax are not independent of each other: model\.class_prior=null"):
         build.network(compose(["data.num_classes=3", "model=rtdetrv2_tiny", "loss=ce", "model.class_prior=0.1"]))
+
+
+def test_a_backbone_that_would_attend_to_padding_is_refused() -> None:
+    words = ["model=rfdetr", "data.num_classes=3", "model/backbone=timm", "model.image_size=[64,64]"]
+    words += ["model.backbone.name=test_vit", "model.backbone.out_strides=[16]", "model.num_queries=4"]
+    build.network(compose(words))
+    with pytest.raises(ValueError, match=r"data\.fit is letterbox, but the \w*Attention of model\.backbone"):
+        build.network(compose([*words, "data.fit=letterbox"]))
+    build.network(compose(["model=rtdetrv2_tiny", "data.num_classes=3", "data.fit=letterbox"]))

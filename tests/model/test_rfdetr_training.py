@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from rfdetr_peer import criterion_for, padded_batch, peer, peer_input, twin
+from rfdetr_peer import criterion_for, peer, peer_input, twin, two_images
 
 from detr_exp.structures import Targets
 
@@ -32,7 +32,7 @@ def trained():
     criteria[0].matcher.forward = _noting(criteria[0].matcher.forward, matched[0])
     criteria[1].matcher = _noting(criteria[1].matcher, matched[1])
     optimizers = [torch.optim.AdamW(network.parameters(), lr=1e-4) for network in (theirs, ours)]
-    images = padded_batch(144, 144)[0]
+    images = two_images(144, 144)
     for step in range(STEPS):
         torch.manual_seed(step)  # points on masks are sampled
         terms = criteria[0](theirs(peer_input(ours, images)), their_targets)

@@ -46,7 +46,19 @@ OF_HARDWARE = (
     *("_target_", "device", "amp", "eval_amp", "channels_last", "gradient_checkpointing", "compile", "threads"),
     "products",
 )
-OF_DATA = ("_target_", "root", "source", "augment", "train", "val", "test", "multi_scale", "stop_epoch", "on_error")
+OF_DATA = (
+    "_target_",
+    "root",
+    "source",
+    "augment",
+    "train",
+    "val",
+    "test",
+    "multi_scale",
+    "stop_epoch",
+    "on_error",
+    "fit",
+)
 ACTS = (
     "loss",
     "matcher",

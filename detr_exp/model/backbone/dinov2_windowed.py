@@ -23,6 +23,7 @@ from torch.utils.checkpoint import checkpoint
 
 from detr_exp.model.backbone.weights import WITHOUT, stored
 from detr_exp.model.layer.attention import attend
+from detr_exp.model.layer.windows import attended, merge_windows, split_windows
 from detr_exp.ops.products import activated
 from detr_exp.published.fetch import Found
 
@@ -101,19 +102,31 @@ class WindowedDinov2(nn.Module):
 
     def forward(self, images: Tensor) -> list[Tensor]:
         """Normalised images `[B, 3, H, W]` -> one map `[B, C, H / P, W / P]` for each of `out_blocks`."""
+        return self._maps(images, None)
+
+    def forward_padded(self, images: Tensor, padding_mask: Tensor) -> list[Tensor]:
+        """As `forward`; no token attends to patches outside of the image.
+
+        Args:
+            padding_mask: `[B, H, W]` bool, True where there is no image; a patch is outside if all of it is.
+        """
+        return self._maps(images, padding_mask[:, :: self.patch_size, :: self.patch_size])
+
+    def _maps(self, images: Tensor, padded: Tensor | None) -> list[Tensor]:
         self._check_size(*images.shape[-2:])
         patches, class_token = self.embedding(images)
-        tokens = _split_windows(patches, self.num_windows)
+        tokens = split_windows(patches, self.num_windows)
         tokens = torch.cat([class_token.expand(tokens.shape[0], -1, -1), tokens], dim=1)
+        within, across = (None, None) if padded is None else attended(padded, self.num_windows)
         maps = []
         for index, block in enumerate(self.blocks):
-            joined = self.num_windows**2 if index in self.out_blocks else 1
+            joined, allowed = (self.num_windows**2, across) if index in self.out_blocks else (1, within)
             if self.gradient_checkpointing and self.training:
-                tokens = checkpoint(block, tokens, joined, use_reentrant=False)
+                tokens = checkpoint(block, tokens, joined, allowed, use_reentrant=False)
             else:
-                tokens = block(tokens, joined)
+                tokens = block(tokens, joined, allowed)
             if index + 1 in self.out_blocks:
-                merged = _merge_windows(self.norm(tokens)[:, 1:], self.num_windows, patches.shape[1:3])
+                merged = merge_windows(self.norm(tokens)[:, 1:], self.num_windows, patches.shape[1:3])
                 maps.append(merged.permute(0, 3, 1, 2))
         return maps
 
@@ -212,9 +225,13 @@ class Block(nn.Module):
         self.fc2 = nn.Linear(4 * width, width)
         self.scale2: nn.Parameter | None = nn.Parameter(torch.ones(width))
 
-    def forward(self, tokens: Tensor, joined: int) -> Tensor:
-        """`[B * n, t, C]` -> the same; attention spans `joined` consecutive windows."""
-        tokens = tokens + self._dropped(_scaled(self._attention(self.norm1(tokens), joined), self.scale1))
+    def forward(self, tokens: Tensor, joined: int, allowed: Tensor | None = None) -> Tensor:
+        """`[B * n, t, C]` -> the same; attention spans `joined` consecutive windows.
+
+        Args:
+            allowed: `[B * n / joined, joined * t]` bool, the tokens to attend to; None: all.
+        """
+        tokens = tokens + self._dropped(_scaled(self._attention(self.norm1(tokens), joined, allowed), self.scale1))
         hidden = activated(self.fc1, self.act, self.norm2(tokens))
         return tokens + self._dropped(_scaled(self.fc2(hidden), self.scale2))
 
@@ -227,11 +244,12 @@ class Block(nn.Module):
                 layer.bias.mul_(scale)
         self.scale1 = self.scale2 = None
 
-    def _attention(self, tokens: Tensor, joined: int) -> Tensor:
+    def _attention(self, tokens: Tensor, joined: int, allowed: Tensor | None) -> Tensor:
         windows, length, width = tokens.shape
         qkv = self.qkv(tokens).view(windows // joined, joined * length, 3, self.num_heads, width // self.num_heads)
         query, key, value = qkv.permute(2, 0, 3, 1, 4).unbind(0)
-        mixed = attend(query, key, value, None, 0.0, like=self.qkv)
+        keys = None if allowed is None else allowed[:, None, None]
+        mixed = attend(query, key, value, keys, 0.0, like=self.qkv)
         return self.out(mixed.transpose(1, 2).reshape(windows, length, width))
 
     def _dropped(self, branch: Tensor) -> Tensor:
@@ -307,19 +325,6 @@ def _check_depths(out_blocks: list[int]) -> None:
             f"model.backbone.out_blocks is {list(out_blocks)}; it needs ascending depths in 1..{DEPTH}, "
             "such as model.backbone.out_blocks=[3,6,9,12]"
         )
-
-
-def _split_windows(patches: Tensor, num_windows: int) -> Tensor:
-    """`[B, h, w, C]` -> `[B * n, h * w / n, C]`, windows and the patches within them row by row."""
-    cells = patches.unflatten(2, (num_windows, -1)).unflatten(1, (num_windows, -1))
-    return cells.transpose(2, 3).flatten(3, 4).flatten(0, 2)
-
-
-def _merge_windows(tokens: Tensor, num_windows: int, grid: torch.Size) -> Tensor:
-    """`[B * n, h * w / n, C]` -> `[B, h, w, C]`, the reverse of `_split_windows`."""
-    rows, columns = grid[0] // num_windows, grid[1] // num_windows
-    cells = tokens.view(-1, num_windows, num_windows, rows, columns, tokens.shape[-1])
-    return cells.transpose(2, 3).flatten(3, 4).flatten(1, 2)
 
 
 def _initialise(module: nn.Module) -> None:

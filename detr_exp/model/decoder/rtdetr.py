@@ -288,10 +288,12 @@ def first_queries(
         and what the encoder predicts for the selected cells; in float32 at least, but the content.
     """
     exact = torch.promote_types(memory.cells.dtype, torch.float32)
-    anchors, valid = anchor_logits(memory.shapes, exact, memory.cells.device, memory.padded_cells())
+    padded = memory.padded_cells()
+    anchors, valid = anchor_logits(memory.shapes, exact, memory.cells.device, padded)
     features = decoder.enc_output(memory.cells * valid)
     logits = decoder.enc_score_head(features)
-    chosen = top_cells(logits.detach(), decoder.num_queries, decoder.query_select_method, decoder.activation)[..., None]
+    ranked = (logits.detach(), decoder.num_queries, decoder.query_select_method, decoder.activation)
+    chosen = top_cells(*ranked, padded)[..., None]
     logits = logits.gather(1, chosen.expand(-1, -1, logits.shape[-1])).to(exact)
     features = features.gather(1, chosen.expand(-1, -1, features.shape[-1]))
     anchors = anchors.expand(memory.cells.shape[0], -1, -1).gather(1, chosen.expand(-1, -1, 4))

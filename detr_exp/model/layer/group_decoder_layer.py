@@ -54,5 +54,5 @@ class GroupDecoderLayer(nn.Module):
         apart = (shape[0] * start.groups, -1, shape[-1])
         mixed = self.self_attn(queries.reshape(apart), start.position.reshape(apart))
         queries = self.norm1(queries + mixed.view(shape))
-        queries = self.norm2(queries + self.cross_attn(queries + start.position, start.seen, memory))
+        queries = self.norm2(queries + self.cross_attn(queries + start.position, start.reference, memory))
         return self.norm3(queries + self.linear2(activated(self.linear1, self.act, queries)))

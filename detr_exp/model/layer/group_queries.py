@@ -18,6 +18,7 @@ from torch.nn import functional as F
 
 from detr_exp.model.layer.memory import Memory
 from detr_exp.model.layer.mlp import MLP
+from detr_exp.model.layer.query_selection import best_cells
 from detr_exp.model.layer.reference import embed_boxes, refine_boxes
 
 
@@ -40,16 +41,14 @@ class Start(NamedTuple):
 
     Attributes:
         content: `[B, G * Q, D]`.
-        position: `[B, G * Q, D]`, of `seen`.
-        reference: `[B, G * Q, 4]` boxes cxcywh relative to the image, without gradient into the image.
-        seen: `[B, G * Q, 4]` the same relative to the canvas.
+        position: `[B, G * Q, D]`, of `reference`.
+        reference: `[B, G * Q, 4]` boxes cxcywh, without gradient into the image.
         groups: G, which do not see each other.
     """
 
     content: Tensor
     position: Tensor
     reference: Tensor
-    seen: Tensor
     groups: int
 
 
@@ -87,9 +86,8 @@ class GroupQueries(nn.Module):
         per_group = selected.boxes.shape[1] // groups
         reference = refine_boxes(self.delta[:groups, :per_group].flatten(0, 1), selected.boxes.detach())
         content = self.content[:groups, :per_group].flatten(0, 1).expand(memory.cells.shape[0], -1, -1)
-        seen = memory.on_canvas(reference)
-        position = self.position_mlp(embed_boxes(seen, content.shape[-1] // 2).to(content.dtype))
-        return selected, Start(content, position, reference, seen, groups)
+        position = self.position_mlp(embed_boxes(reference, content.shape[-1] // 2).to(content.dtype))
+        return selected, Start(content, position, reference, groups)
 
     def keep_groups(self, count: int) -> None:
         """Drop all groups but the first `count`, and queries that are not used, in place."""
@@ -109,7 +107,8 @@ class GroupQueries(nn.Module):
         proposals = proposals.masked_fill(~valid[..., None], 0.0).expand(cells.shape[0], -1, -1)
         with torch.no_grad():
             scores = self.class_head(self._seen(cells.expand(groups, -1, -1, -1))).amax(-1)
-            best = scores.topk(min(self.num_queries, cells.shape[1]), dim=-1).indices  # [G, B, Q]
+            padded = memory.padded_cells()
+            best = best_cells(scores, min(self.num_queries, cells.shape[1]), padded)  # [G, B, Q]
         first = torch.arange(cells.shape[0], device=cells.device)[:, None] * cells.shape[1]
         rows = (best + first).flatten()
         tokens = self._seen(cells.flatten(0, 1).index_select(0, rows).view(*best.shape, -1))

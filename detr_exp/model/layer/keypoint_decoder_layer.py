@@ -99,7 +99,7 @@ class KeypointDecoderLayer(nn.Module):
         keypoints = self.norm1(keypoints + mixed[:, :, 1:])
 
         located = (keypoints + start.position[:, :, None]).flatten(1, 2)
-        boxes = start.seen.repeat_interleave(num_keypoints, dim=1)
+        boxes = start.reference.repeat_interleave(num_keypoints, dim=1)
         read = self.cross_attn(located, boxes, keypoint_start.memory)
         keypoints = self.norm2(keypoints + read.view(keypoints.shape))
 

@@ -5,16 +5,15 @@ Legend: B images, S cells of all levels, D width.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from detr_exp.model.layer.conv import ConvNorm
 from detr_exp.ops.deformable import Shapes
 from detr_exp.ops.transfer import filled
+from detr_exp.protocols import Attending, Backbone
 
 
 class Memory(NamedTuple):
@@ -34,48 +33,29 @@ class Memory(NamedTuple):
     def of(cls, maps: list[Tensor], padding_mask: Tensor | None) -> Memory:
         """Maps `[B, D, height, width]` and the padding `[B, H, W]` bool of the images they were made from."""
         shapes = [(level.shape[-2], level.shape[-1]) for level in maps]
-        padding = None
-        if padding_mask is not None:
-            pixels = padding_mask[:, None].float()
-            padding = [F.interpolate(pixels, size=shape)[:, 0].bool() for shape in shapes]
+        padding = None if padding_mask is None else padding_of(padding_mask, shapes)
         return cls(torch.cat([level.flatten(2).transpose(1, 2) for level in maps], dim=1), shapes, padding)
 
     def padded_cells(self) -> Tensor | None:
         """`[B, S]` bool, True for padded cells."""
         return None if self.padding is None else torch.cat([level.flatten(1) for level in self.padding], dim=1)
 
-    def on_canvas(self, boxes: Tensor) -> Tensor:
-        """Boxes `[B, Q, 4]` relative to the image -> relative to the padded canvas it lies on."""
-        if self.padding is None:
-            return boxes
-        finest = self.padding[0]
-        canvas = filled([finest.shape[2], finest.shape[1]], boxes.device)
-        return boxes * (image_extent(finest) / canvas).repeat(1, 2)[:, None]
-
     def proposals(self) -> tuple[Tensor, Tensor]:
-        """A square box on every cell, 0.05 of the image on the first level and twice as large on each further one.
+        """A square box on every cell, 0.05 of the canvas on the first level and twice as large on each further one.
 
         Returns:
-            boxes `[B or 1, S, 4]` cxcywh, and `[B or 1, S]` whether they are valid: all of it within 0.01..0.99, and
-            not on padding.
+            boxes `[1, S, 4]` cxcywh, and `[B or 1, S]` whether they are valid: all of it within 0.01..0.99, and not on
+            padding.
         """
         device, boxes = self.cells.device, []
         for level, (height, width) in enumerate(self.shapes):
-            extent = filled([width, height], device)[None]
-            if self.padding is not None:
-                extent = image_extent(self.padding[level])
             x = torch.arange(width, device=device).expand(height, width)
             y = torch.arange(height, device=device)[:, None].expand(height, width)
-            center = (torch.stack([x, y], dim=-1) + 0.5) / extent[:, None, None].float()
-            boxes.append(torch.cat([center, torch.full_like(center, 0.05 * 2**level)], dim=-1).flatten(1, 2))
-        proposals, padded = torch.cat(boxes, dim=1), self.padded_cells()
+            center = (torch.stack([x, y], dim=-1) + 0.5) / filled([width, height], device).float()
+            boxes.append(torch.cat([center, torch.full_like(center, 0.05 * 2**level)], dim=-1).flatten(0, 1))
+        proposals, padded = torch.cat(boxes)[None], self.padded_cells()
         valid = ((proposals > 0.01) & (proposals < 0.99)).all(-1)
         return proposals, valid if padded is None else valid & ~padded
-
-
-def image_extent(padding: Tensor) -> Tensor:
-    """`[B, h, w]` bool, True on padding -> `[B, 2]` (columns, rows) of cells inside the image."""
-    return torch.stack([(~padding[:, 0]).sum(-1), (~padding[:, :, 0]).sum(-1)], dim=-1)
 
 
 def level_projections(
@@ -107,7 +87,7 @@ def level_projections(
 
 
 def read_maps(maps: list[Tensor], projections: nn.ModuleList, padding_mask: Tensor | None) -> Memory:
-    """All levels as rows, fine to coarse; a cell is padding where its centre pixel is.
+    """All levels as rows, fine to coarse.
 
     Args:
         maps: of the encoder, `[B, E, h, w]`.
@@ -120,11 +100,30 @@ def read_maps(maps: list[Tensor], projections: nn.ModuleList, padding_mask: Tens
         levels.append(project(source))
         source = levels[-1]
     shapes = [(level.shape[-2], level.shape[-1]) for level in levels]
-    padding = None if padding_mask is None else [padding_at(padding_mask, shape) for shape in shapes]
+    padding = None if padding_mask is None else padding_of(padding_mask, shapes)
     return Memory(torch.cat([level.flatten(2).transpose(1, 2) for level in levels], dim=1), shapes, padding)
 
 
-def padding_at(padding_mask: Tensor, shape: Sequence[int]) -> Tensor:
-    """`[B, H, W]` at the centre pixel of every cell: `[B, h, w]`."""
-    height, width = padding_mask.shape[1] // shape[0], padding_mask.shape[2] // shape[1]
-    return padding_mask[:, height // 2 :: height, width // 2 :: width]
+def padding_of(padding_mask: Tensor, shapes: Shapes) -> list[Tensor]:
+    """The padding of each level, `[B, h, w]`: a cell is padded if no pixel of the image lies in it.
+
+    So its first pixel is enough, because an image lies in the top left corner of its canvas; and every image has a cell
+    on every level.
+
+    Args:
+        padding_mask: `[B, H, W]` bool, True where there is no image.
+        shapes: (height, width) of each level. One that does not divide H x W is half of the level before, rounded up.
+    """
+    levels: list[Tensor] = []
+    for height, width in shapes:
+        rows, columns = padding_mask.shape[1], padding_mask.shape[2]
+        divides = rows % height == 0 and columns % width == 0
+        levels.append(padding_mask[:, :: rows // height, :: columns // width] if divides else levels[-1][:, ::2, ::2])
+    return levels
+
+
+def seen_by(backbone: Backbone, images: Tensor, padding_mask: Tensor | None) -> list[Tensor]:
+    """Maps of a backbone, which does not attend to padding where it attends to anything."""
+    if padding_mask is not None and isinstance(backbone, Attending):
+        return backbone.forward_padded(images, padding_mask)
+    return backbone(images)

@@ -58,7 +58,7 @@ def checked_selection(method: str) -> str:
     return method
 
 
-def top_cells(logits: Tensor, count: int, method: str, activation: str) -> Tensor:
+def top_cells(logits: Tensor, count: int, method: str, activation: str, padded: Tensor | None = None) -> Tensor:
     """Indices `[B, count]` of the best cells, best first.
 
     Args:
@@ -66,8 +66,24 @@ def top_cells(logits: Tensor, count: int, method: str, activation: str) -> Tenso
         method: "default" ranks cells by their best class; "one2many" ranks pairs of cell and class, so that a cell
             can be chosen several times; "agnostic" means logits of a single class and ranks like "default".
         activation: "sigmoid", or "softmax" with the background in the last column, which does not count.
+        padded: `[B, S]` bool, cells that are not chosen; see `best_cells`.
     """
     scores = logits if activation == "sigmoid" else logits.softmax(-1)[..., :-1]
     if method == "one2many":
-        return scores.flatten(1).topk(count, dim=1).indices // scores.shape[-1]
-    return scores.amax(-1).topk(count, dim=1).indices
+        per_cell = scores.shape[-1]
+        pairs = None if padded is None else padded.repeat_interleave(per_cell, dim=1)
+        return best_cells(scores.flatten(1), count, pairs) // per_cell
+    return best_cells(scores.amax(-1), count, padded)
+
+
+def best_cells(scores: Tensor, count: int, padded: Tensor | None) -> Tensor:
+    """Indices `[..., B, count]` of the highest scores `[..., B, S]`.
+
+    Args:
+        padded: `[B, S]` bool, cells outside of the image, which are not chosen: with fewer others than `count`, the
+            best one is chosen again.
+    """
+    if padded is None:
+        return scores.topk(count, dim=-1).indices
+    best = scores.masked_fill(padded, -FAR).topk(count, dim=-1).indices
+    return torch.where(padded.expand_as(scores).gather(-1, best), best[..., :1], best)

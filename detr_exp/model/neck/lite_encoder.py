@@ -72,11 +72,16 @@ class LiteEncoder(nn.Module):
         """`[B, C, h, w]` of the backbone -> `[B, E, h, w]` and `[B, E, h / 2, w / 2]`; both sides are even.
 
         Args:
-            padding: not used, as no cell reads others by choice.
+            padding: `[B, h, w]` bool of the map, True for padded cells, which do not count in the mean of an image.
         """
         fine = self.input_proj[0](maps[0])
         coarse = self.down1(fine)
-        coarse = self.bi_fusion(coarse + coarse.mean((2, 3), keepdim=True))
+        if padding is None:
+            mean = coarse.mean((2, 3), keepdim=True)
+        else:
+            seen = ~padding[0][:, None, ::2, ::2]
+            mean = (coarse * seen).sum((2, 3), keepdim=True) / seen.sum((2, 3), keepdim=True)
+        coarse = self.bi_fusion(coarse + mean)
         fine = self._run(self.fpn_block, fine + F.interpolate(coarse, scale_factor=2.0, mode="nearest"))
         return [fine, self._run(self.pan_block, coarse + self.down2(fine))]
 

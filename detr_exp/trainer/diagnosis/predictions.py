@@ -13,6 +13,7 @@ from detr_exp.data.content import Split
 from detr_exp.metric.backend import CocoEvaluation
 from detr_exp.metric.charts import save_charts
 from detr_exp.ops.boxes import cxcywh_to_xyxy
+from detr_exp.ops.canvas import contents_of
 from detr_exp.ops.draw import draw_objects, sheet
 from detr_exp.protocols import Labels
 from detr_exp.structures import Batch, Detections
@@ -67,10 +68,11 @@ class PredictionSheet:
             if len(self.pairs) // 2 >= self.count:
                 return
             end = start + count
-            image = np.asarray(_on_canvas(batch.images[i], batch.image_sizes[i]))
+            height, width = content = _content(batch, i)
+            image = np.asarray(_in_shape(batch.images[i, :height, :width], batch.image_sizes[i]))
             found = detections[i].above(self.threshold)
             self.captions += captions(self.names(batch.image_ids[i]), count, len(found), self.threshold)
-            self.pairs.append(self._ground_truth(image, batch, start, end))
+            self.pairs.append(self._ground_truth(image, batch, content, start, end))
             self.pairs.append(self._prediction(image, batch.image_sizes[i], found))
             start = end
 
@@ -84,13 +86,20 @@ class PredictionSheet:
         write(path, lambda file: drawn.save(file, "PNG"))
         return path
 
-    def _ground_truth(self, image: np.ndarray, batch: Batch, start: int, end: int) -> Image.Image:
-        height, width = image.shape[:2]
+    def _ground_truth(
+        self, image: np.ndarray, batch: Batch, content: tuple[int, int], start: int, end: int
+    ) -> Image.Image:
+        seen_height, seen_width = content
+        # of the whole canvas, to which the objects are relative
+        height, width = (a * b / c for a, b, c in zip(image.shape, batch.images.shape[1:3], content))
         targets = batch.targets
         keypoints = None
         if targets.keypoints is not None:
             keypoints = targets.keypoints[start:end].numpy() * np.array([width, height, 1], np.float32)
-        masks = None if targets.masks is None else _resized_masks(targets.masks[start:end], width, height)
+        masks = None
+        if targets.masks is not None:
+            seen = targets.masks[start:end, :seen_height, :seen_width]
+            masks = _resized_masks(seen, image.shape[1], image.shape[0])
         return draw_objects(
             image,
             boxes_xyxy_px=cxcywh_to_xyxy(targets.boxes[start:end]).numpy() * np.array([width, height, width, height]),
@@ -122,8 +131,16 @@ class PredictionSheet:
         return [] if self.data.keypoints is None else self.data.keypoints.skeletons
 
 
-def _on_canvas(pixels: Tensor, size: Tensor) -> Image.Image:
-    """The network's square input in the aspect ratio of the original image, large enough for labels."""
+def _content(batch: Batch, index: int) -> tuple[int, int]:
+    """(height, width) of an image on its canvas."""
+    if batch.padding_mask is None:
+        return batch.images.shape[1], batch.images.shape[2]
+    height, width = contents_of(batch.padding_mask[index : index + 1])[0].tolist()
+    return height, width
+
+
+def _in_shape(pixels: Tensor, size: Tensor) -> Image.Image:
+    """What the network sees of an image, in the aspect ratio of the original image, large enough for labels."""
     height, width = size.tolist()
     scale = LONGEST_SIDE / max(height, width)
     shape = (max(1, round(width * scale)), max(1, round(height * scale)))

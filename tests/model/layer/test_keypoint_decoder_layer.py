@@ -40,7 +40,7 @@ def inputs():
 def passed(made, queries, keypoints, position, keypoint_position, allowed, reference, memory, keypoint_memory):
     """Queries and their keypoints after the layer."""
     own, theirs = (Memory(cells, [(4, 5)], None) for cells in (memory, keypoint_memory))
-    start = Start(queries, position, reference, reference, groups=2)
+    start = Start(queries, position, reference, groups=2)
     return made(queries, keypoints, start, KeypointStart(keypoints, keypoint_position, allowed, theirs), own)
 
 

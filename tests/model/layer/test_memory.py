@@ -1,6 +1,6 @@
 import torch
 
-from detr_exp.model.layer.memory import Memory
+from detr_exp.model.layer.memory import Memory, padding_of
 
 
 def padding():
@@ -35,7 +35,7 @@ def test_proposals_too_close_to_the_border_are_invalid():
     assert valid.view(3, 60).sum(0).tolist() == [0, *[3] * 58, 0]
 
 
-def test_padding_is_measured_in_cells():
+def test_cells_without_a_pixel_of_the_image_are_padded():
     memory = Memory.of(maps(), padding())
     boxes, valid = memory.proposals()
     padded = memory.padded_cells()
@@ -43,13 +43,14 @@ def test_padding_is_measured_in_cells():
     expected = torch.ones(5, 8, dtype=torch.bool)
     expected[:3, :6] = False
     assert torch.equal(padded[1, :40].view(5, 8), expected)
+    assert torch.equal(padded[1, 40:].view(3, 4), expected[::2, ::2])
     assert not (valid & padded).any()
-    torch.testing.assert_close(boxes[1, 2 * 8 + 3], torch.tensor([3.5 / 6, 2.5 / 3, 0.05, 0.05]))
-    torch.testing.assert_close(boxes[0, 2 * 8 + 3], torch.tensor([3.5 / 8, 2.5 / 5, 0.05, 0.05]))
+    assert torch.equal(boxes, Memory.of(maps(), None).proposals()[0])
 
 
-def test_boxes_of_the_image_on_the_canvas():
-    boxes = torch.tensor([[[0.5, 0.5, 1.0, 1.0]], [[0.5, 0.5, 1.0, 1.0]]])
-    placed = Memory.of(maps(), padding()).on_canvas(boxes)
-    torch.testing.assert_close(placed, torch.tensor([[[0.5, 0.5, 1, 1]], [[0.375, 0.3, 0.75, 0.6]]]))
-    assert Memory.of(maps(), None).on_canvas(boxes) is boxes
+def test_every_image_has_a_cell_on_every_level():
+    mask = torch.ones(1, 96, 160, dtype=torch.bool)
+    mask[:, :1, :1] = False
+    for level in padding_of(mask, [(12, 20), (6, 10), (3, 5), (2, 3)]):
+        assert (~level).sum() == 1
+        assert not level[0, 0, 0]
