@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
@@ -14,6 +15,11 @@ from detr_exp import cli
 from detr_exp.terminal import counted, say
 from detr_exp.values import Values
 from detr_exp.writing import write
+
+if TYPE_CHECKING:
+    from detr_exp.data.content import Split
+    from detr_exp.inference.cross_fit import CrossFitted
+    from detr_exp.metric.errors import Judged
 
 USAGE = """\
 Write one self-contained HTML page to look at what a detector gets wrong, and at labels that may be wrong.
@@ -36,6 +42,7 @@ Write one self-contained HTML page to look at what a detector gets wrong, and at
   allow_targets      custom packages that the checkpoint's config may name
 """
 OVERHEAD = 200_000  # bytes of the page beside images and boxes
+OUTLINES = 0.3  # share of the page that masks and keypoints may take
 
 
 def review(cfg: DictConfig) -> None:
@@ -65,13 +72,8 @@ def review_in(folder: Path, cfg: DictConfig) -> Path:
     doubtful = [one for one in doubtful if one.image_id in shown]
     split = done.opened.data.split(cfg.data.split)
     least = min(review_page.LEAST_SCORE, threshold / 2)
-    entries, indices = [], []
-    for index, number in enumerate(split.image_ids):
-        if number in shown:
-            more: Values = {"seen": number in done.seen, "judge": done.judges[number]}
-            name, size = _name(split.name(index), done.opened.cfg.data.get("root")), split.size(index)
-            entries.append(review_page.image_entry(number, name, size, images[number], least, **more))
-            indices.append(index)
+    indices = [index for index, number in enumerate(split.image_ids) if number in shown]
+    entries = _entries(done, split, indices, images, least, OUTLINES * cfg.megabytes * 1e6 / max(1, len(shown)))
     room = cfg.megabytes * 1e6 - OVERHEAD - sum(len(str(entry)) for entry in entries)
     for entry, index in zip(entries, indices):
         pixels = split.image(index, (min(1280, split.size(index)[0]), min(1280, split.size(index)[1])))
@@ -93,6 +95,35 @@ def review_in(folder: Path, cfg: DictConfig) -> Path:
     write(path, review_page.render(entries, doubtful, facts, datetime.now()))
     say(f"{counted(len(images), 'image')}, {counted(len(doubtful), 'suspected label')}; written to {path}")
     return path
+
+
+def _entries(
+    done: CrossFitted, split: Split, indices: Sequence[int], images: Mapping[int, Judged], least: float, most: float
+) -> list[Values]:
+    """What the page knows of some images; `most` letters of each are outlines."""
+    from detr_exp.metric.errors import annotations_of
+    from detr_exp.runs.review_page import image_entry
+    from detr_exp.runs.shapes import outlines
+
+    annotations, data, entries = annotations_of(done.metric), done.opened.data, []
+    skeletons = {} if data.keypoints is None else dict(zip(data.category_ids, data.keypoints.skeletons))
+    for index in indices:
+        number = split.image_ids[index]
+        one, own = images[number], annotations[number]
+        entries.append(
+            image_entry(
+                number,
+                _name(split.name(index), done.opened.cfg.data.get("root")),
+                split.size(index),
+                one,
+                least,
+                annotations=[annotation["number"] for annotation in own],
+                outlines=outlines(done.metric, number, own, one.order[one.scores >= least], skeletons, most),
+                seen=number in done.seen,
+                judge=done.judges[number],
+            )
+        )
+    return entries
 
 
 def _name(path: str, root: str | None) -> str:

@@ -13,6 +13,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from detr_exp.config.published import settle_published
 from detr_exp.folder import exclusive_access, start_writing
+from detr_exp.signals import Interrupted
 from detr_exp.terminal import say
 from detr_exp.trainer.run_status import status_of
 from detr_exp.writing import remove_left_overs, write
@@ -89,6 +90,8 @@ def train_in(
         except BaseException as error:
             with suppress(OSError):  # if a full disk ended the run
                 run.tracker.finish(status_of(error), str(error))
+            if isinstance(error, Interrupted) and rank() == 0:
+                say(f"saved in {folder}; the same command with trainer.resume=auto goes on")
             raise
         run.tracker.finish()
     return best

@@ -155,13 +155,14 @@ def tabulated(
     keep = keep[np.argsort(owner[keep], kind="stable")]
     places, owner, boxes, areas, category = places[keep], owner[keep], boxes[keep], areas[keep], category[keep]
     where = _Some(rows, places)
-    crowd = np.asarray(rows.crowd)[places] > 0
+    crowd, number = np.asarray(rows.crowd)[places] > 0, np.asarray(rows.number)[places]
     columns = {
         "ids": np.array(images.ids, np.int64),
         "sizes": sizes,
         "starts": np.searchsorted(owner, np.arange(len(sizes) + 1)),
         "boxes_xywh": boxes,
         "category": category,
+        "number": number if len(np.unique(number)) == len(number) else np.arange(1, len(number) + 1),
         "crowd": crowd,
         "area": np.where(np.isfinite(areas) & (areas > 0), areas, boxes[:, 2:].prod(1)),
     }

@@ -95,8 +95,9 @@ class TableSplit:
         paths: of the images, in the order of the split.
         columns: of the I images `ids` `[I]`, `sizes` `[I, 2]` (height, width), and `starts` `[I + 1]`: image `i` has
             the objects `starts[i]` to `starts[i + 1]`. Of the n objects `boxes_xywh` `[n, 4]` float64, `category`
-            `[n]`, `crowd` `[n]` bool, `area` `[n]` float64. Where there are any, `keypoints` `[n, K, 3]` float32, and
-            `outlines` `[b]` uint8 (see `outlines.packed`) with `outline_starts` and `outline_lengths` `[n]`.
+            `[n]`, `number` `[n]` (unique; that of the annotation in its file, where these are), `crowd` `[n]` bool,
+            `area` `[n]` float64. Where there are any, `keypoints` `[n, K, 3]` float32, and `outlines` `[b]` uint8 (see
+            `outlines.packed`) with `outline_starts` and `outline_lengths` `[n]`.
         categories: of the training split.
         fingerprint: a hash of the annotations.
         account: numbers of images and annotations and what was searched, for the message without objects to train on.
@@ -171,7 +172,7 @@ class TableSplit:
             for i in range(self.starts[index], self.starts[index + 1]):
                 x, y, w, h = self.boxes_xywh[i].tolist()
                 annotation: Values = {
-                    "id": i + 1,
+                    "id": int(self.columns["number"][i]),
                     "image_id": image_id,
                     "category_id": int(self.category[i]),
                     "bbox": [x, y, w, h],

@@ -301,14 +301,15 @@ def _joined(parts: dict[int, tuple[protocol.Curves, int]], category_ids: list[in
 def _completed(annotations: Sequence[Values], category_ids: set[int], iou_types: tuple[str, ...]) -> list[Values]:
     """Copies of the annotations with every field that the protocol reads.
 
-    Ids are renumbered from 1: the protocol treats an object with id 0 as not matched.
+    Ids are renumbered from 1: the protocol treats an object with id 0 as not matched. `number` is the one given.
     """
     completed: list[Values] = []
     for annotation in annotations:
         if annotation["category_id"] not in category_ids:
             continue
         width, height = annotation["bbox"][2:]
-        copy = {"iscrowd": 0, "area": width * height, **annotation, "id": len(completed) + 1}
+        number = annotation.get("id")
+        copy = {"iscrowd": 0, "area": width * height, **annotation, "id": len(completed) + 1, "number": number}
         if "segm" in iou_types and not copy.get("segmentation"):
             raise ValueError(
                 f"annotation {annotation.get('id')} of image {annotation['image_id']} has no mask, but masks are to be "

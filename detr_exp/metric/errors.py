@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -41,6 +41,7 @@ class Judged:
         objects: `[n]` the object that a detection finds, or would find without its error; -1: none.
         truth_labels: `[m]`.
         truth_boxes: `[m, 4]`.
+        order: `[n]` places among all detections of the image that there are.
     """
 
     scores: np.ndarray
@@ -50,6 +51,7 @@ class Judged:
     objects: np.ndarray
     truth_labels: np.ndarray
     truth_boxes: np.ndarray
+    order: np.ndarray
 
     def is_found(self, *kinds: int) -> np.ndarray:
         """`[m]` bool: whether an object belongs to a detection of one of these kinds."""
@@ -66,23 +68,29 @@ class Judged:
 def judged(metric: CocoEvaluation) -> dict[int, Judged]:
     """The box detections of every image that a metric was given, by image id."""
     label_of = {category: label for label, category in enumerate(metric.category_ids)}
-    objects: dict[int, list[Values]] = defaultdict(list)
-    for annotation in metric.truth.dataset["annotations"]:
-        objects[annotation["image_id"]].append(annotation)
+    truth = [annotations_of(metric, crowd) for crowd in (0, 1)]
     result = {}
     for image_id, found in metric.images.items():
-        truth = [
+        rows = [
             (
-                np.array(
-                    [label_of[one["category_id"]] for one in objects[image_id] if one["iscrowd"] == crowd], np.int64
-                ),
-                np.array([one["bbox"] for one in objects[image_id] if one["iscrowd"] == crowd], float).reshape(-1, 4),
+                np.array([label_of[one["category_id"]] for one in of[image_id]], np.int64),
+                np.array([one["bbox"] for one in of[image_id]], float).reshape(-1, 4),
             )
-            for crowd in (0, 1)
+            for of in truth
         ]
         order = _counted(found.scores, found.labels)
-        result[image_id] = judge(found.scores[order], found.labels[order], found.boxes[order], *truth)
+        one = judge(found.scores[order], found.labels[order], found.boxes[order], *rows)
+        result[image_id] = replace(one, order=order)
     return result
+
+
+def annotations_of(metric: CocoEvaluation, crowd: int = 0) -> dict[int, list[Values]]:
+    """By image id its annotations, in the order of `Judged.truth_labels`; or its crowd regions."""
+    found: dict[int, list[Values]] = defaultdict(list)
+    for annotation in metric.truth.dataset["annotations"]:
+        if annotation["iscrowd"] == crowd:
+            found[annotation["image_id"]].append(annotation)
+    return found
 
 
 def _counted(scores: np.ndarray, labels: np.ndarray) -> np.ndarray:
@@ -136,7 +144,7 @@ def judge(
             chosen = is_open & holds
             kinds[chosen], targets[chosen] = kind, by.argmax(1)[chosen]
             is_open &= ~holds
-    return Judged(scores, labels, boxes, kinds, targets, truth, truth_boxes)
+    return Judged(scores, labels, boxes, kinds, targets, truth, truth_boxes, np.arange(len(scores)))
 
 
 def costs(images: Sequence[Judged], num_labels: int) -> tuple[float, dict[str, float]]:

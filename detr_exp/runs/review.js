@@ -210,14 +210,15 @@ function picture(one, view, words) {
   const { image } = one, svg = svgOf("svg", { viewBox: view.join(" "), role: "img", "aria-label": caption(one) });
   svg.append(svgOf("image", { href: address(image), width: image.size[0], height: image.size[1], preserveAspectRatio: "none" }));
   const missed = new Set(missedAt(image, state.threshold)), boxes = [];
-  image.objects.forEach((row, place) => { if (state.truths || place === one.object) boxes.push([box(row, 1), missed.has(place) ? "lost" : "truth", place === one.object, className(row[0])]); });
+  image.objects.forEach((row, place) => { if (state.truths || place === one.object) boxes.push([box(row, 1), missed.has(place) ? "lost" : "truth", place === one.object, className(row[0]), row[6]]); });
   image.found.forEach((row, place) => {
-    if (place === one.found || (state.founds && row[1] >= state.threshold && row[6] !== "ignored")) boxes.push([box(row, 2), row[6] === "hit" ? "hit" : "wrong", place === one.found, `${className(row[0])} ${row[1].toFixed(2)}`]);
+    if (place === one.found || (state.founds && row[1] >= state.threshold && row[6] !== "ignored")) boxes.push([box(row, 2), row[6] === "hit" ? "hit" : "wrong", place === one.found, `${className(row[0])} ${row[1].toFixed(2)}`, row[8]]);
   });
   boxes.sort((a, b) => a[2] - b[2]);
   const chosen = boxes.some((row) => row[2]), texts = [], used = [];
-  for (const [[x, y, width, height], style, isChosen, text] of boxes) {
+  for (const [[x, y, width, height], style, isChosen, text, outline] of boxes) {
     const more = isChosen ? " chosen" : chosen ? " faint" : "";
+    if (outline) svg.append(svgOf("path", { d: outline, class: `shape ${style}${more}` }));
     for (const under of [" under", ""]) svg.append(svgOf("rect", { x, y, width, height, class: `box ${under ? "" : style}${under}${more}` }));
     if (words && (isChosen || !chosen)) texts.push([x, y, text, style]);
   }
@@ -308,13 +309,14 @@ function exported() {
   const items = [...suspects, ...errors(0), ...data.images.map((image) => item(image, "image", -1, -1))], first = new Map();
   for (const one of items) if (marks[one.key] && !first.has(one.key)) first.set(one.key, one);
   const images = new Map(), annotations = [];
+  let free = Math.max(0, ...data.images.flatMap((image) => image.objects.map((row) => row[5] ?? 0)));  // ids of labels are those of their file
   const coco = (row, start) => ({ category_id: data.classes[row[0]][1], bbox: box(row, start) });
   for (const [key, one] of first) {
     const { image } = one;
     if (!images.has(image.id)) images.set(image.id, { id: image.id, file_name: image.name, width: image.size[0], height: image.size[1] });
     if (one.kind === "image") { images.get(image.id).mark = marks[key]; continue; }
     const label = one.label && one.object >= 0 ? coco(one.label, 1) : null, made = one.made ? { ...coco(one.made, 2), score: one.made[1] } : null, main = label || made;
-    annotations.push({ id: annotations.length + 1, image_id: image.id, category_id: main.category_id, bbox: main.bbox, area: main.bbox[2] * main.bbox[3], iscrowd: 0, mark: marks[key], kind: one.kind, label, prediction: made });
+    annotations.push({ id: (label && one.label[5]) ?? ++free, image_id: image.id, category_id: main.category_id, bbox: main.bbox, area: main.bbox[2] * main.bbox[3], iscrowd: 0, mark: marks[key], kind: one.kind, label, prediction: made });
   }
   return { info: { description: document.title }, images: [...images.values()], annotations, categories: data.classes.map(([name, id]) => ({ id, name })) };
 }

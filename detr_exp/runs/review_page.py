@@ -21,7 +21,17 @@ LEAST_SCORE = 0.05  # of detections on the page, or half of the threshold where 
 SIDES, QUALITY = (1280, 960, 720, 560, 440, 340, 260, 200, 150), 80
 
 
-def image_entry(number: int, name: str, size: tuple[int, int], one: Judged, least: float, **facts: object) -> Values:
+def image_entry(
+    number: int,
+    name: str,
+    size: tuple[int, int],
+    one: Judged,
+    least: float,
+    *,
+    annotations: Sequence[int | None],
+    outlines: tuple[Sequence[str], Sequence[str]],
+    **facts: object,
+) -> Values:
     """What the page knows of an image.
 
     Args:
@@ -30,6 +40,8 @@ def image_entry(number: int, name: str, size: tuple[int, int], one: Judged, leas
         size: (height, width) in pixels.
         one: its detections and objects.
         least: lowest score of detections on the page.
+        annotations: the number of each object in its file; None: not known.
+        outlines: a path of SVG, or "", for each object and for each of those detections.
         **facts: further values.
     """
     height, width = size
@@ -39,10 +51,13 @@ def image_entry(number: int, name: str, size: tuple[int, int], one: Judged, leas
         "id": number,
         "name": name,
         "size": [width, height],
-        "objects": [[int(label), *_rounded(box)] for label, box in zip(one.truth_labels, one.truth_boxes)],
+        "objects": [
+            [int(label), *_rounded(box), annotation, path]
+            for label, box, annotation, path in zip(one.truth_labels, one.truth_boxes, annotations, outlines[0])
+        ],
         "found": [
-            [int(label), round(float(score), 3), *_rounded(box), KINDS[kind], int(owner)]
-            for label, score, box, kind, owner in zip(*columns)
+            [int(label), round(float(score), 3), *_rounded(box), KINDS[kind], int(owner), path]
+            for label, score, box, kind, owner, path in zip(*columns, outlines[1])
         ],
         **facts,
     }

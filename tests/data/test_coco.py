@@ -26,6 +26,13 @@ def test_boxes_are_clipped_in_training_but_not_in_the_ground_truth(roboflow):
     assert [i["id"] for i in truth["images"]] == [11, 12]
 
 
+@pytest.mark.parametrize(("numbers", "expected"), [((905, 17), [905, 17]), ((4, 4), [1, 2]), ((None, 8), [0, 8])])
+def test_annotations_keep_their_numbers_where_these_are_unique(roboflow, numbers, expected):
+    annotations = [{**one, "id": number} for one, number in zip(document()["annotations"], numbers)]
+    truth = read(roboflow(train=document(annotations=annotations))).truth()
+    assert [a["id"] for a in truth["annotations"]] == expected
+
+
 def test_crowds_are_ground_truth_but_not_targets(roboflow):
     crowd = {"id": 3, "image_id": 12, "category_id": 3, "bbox": [0, 0, 30, 30], "iscrowd": 1}
     split = read(roboflow(train=document(annotations=[crowd])))

@@ -38,10 +38,15 @@ def facts_of(images: dict[int, Judged], **more: object) -> Values:
 def page_of(images: dict[int, Judged], path: Path, **facts: object) -> Path:
     pixels = thumbnail(np.full((150, 150, 3), 90, np.uint8), 10_000)
     names = {number: f"some/folder/{number}&.jpg" for number in images}
-    entries = [
-        image_entry(number, names[number], (150, 150), one, 0.05, pixels=pixels, seen=False, judge=0)
-        for number, one in images.items()
-    ]
+    entries = []
+    for number, one in images.items():
+        annotations = [1000 * number + place for place in range(len(one.truth_labels))]
+        shapes = (
+            ["M1 1L9 1L9 9Z" for _ in one.truth_labels],
+            ["M3 3L12 3L12 12Z" for score in one.scores if score >= 0.05],
+        )
+        shown = dict(annotations=annotations, outlines=shapes, pixels=pixels, seen=False, judge=0)
+        entries.append(image_entry(number, names[number], (150, 150), one, 0.05, **shown))
     path.write_text(render(entries, suspects(images), facts_of(images, **facts), datetime(2026, 1, 2)))
     return path
 
@@ -130,6 +135,10 @@ def test_enlarge_mark_and_export_by_keyboard(page: Browser) -> None:
         assert one["area"] == pytest.approx(one["bbox"][2] * one["bbox"][3])
         assert one["category_id"] in (3, 5, 9)
         assert one["label"] or one["prediction"]
+        if one["label"]:
+            assert one["id"] // 1000 == one["image_id"], "the annotation's own"
+        else:
+            assert one["id"] > 1000 * max(images) + 100
     page.run("localStorage.clear()")
 
 
@@ -153,6 +162,9 @@ def test_mouse_enlarges_and_labels_stay_inside_the_image(page: Browser) -> None:
     )
     assert texts
     assert page.run("document.querySelectorAll('#large text').length") >= 8
+    paint = "getComputedStyle(document.querySelector('#large path.shape.hit'))"
+    assert page.run(f"[{paint}.fill === {paint}.stroke, Number({paint}.fillOpacity)]") == [True, 0.22]
+    assert page.run("getComputedStyle(document.querySelector('#large rect.hit')).fill") == "none"
     page.press("t")
     page.until("!state.truths && document.querySelectorAll('#large .truth, #large .lost').length === 0")
     page.press("Escape")
