@@ -207,6 +207,14 @@ class Compiling(Protocol):
     def compile(self) -> Any: ...
 
 
+@runtime_checkable
+class Epochal(Protocol):
+    """A matcher that is another one in other epochs."""
+
+    def begin_epoch(self, epoch: int) -> None:
+        """Before training and evaluation of an epoch, counted from 0."""
+
+
 class Operation(Protocol):
     """A random change of a training image and of the fields of its objects."""
 

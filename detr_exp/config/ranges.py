@@ -126,7 +126,7 @@ TABLE: tuple[tuple[str, Range, str], ...] = (
     ("data.source.", Range(1, 8192, whole=True), "size"),
     ("data.source.", SEED, "seed"),
     ("data.augment.", SHARE, "photometric zoom_out iou_crop resize_crop flip vertical_flip mosaic mixup"),
-    ("data.augment.", Range(1), "zoom_out_max"),
+    ("data.augment.", Range(1), "zoom_out_max least_side"),
     # losses and matching
     ("loss.", NOT_NEGATIVE, "weight_class weight_bbox weight_giou weight_mask_ce weight_mask_dice"),
     ("loss.", NOT_NEGATIVE, "weight_fgl weight_ddf"),
@@ -141,6 +141,8 @@ TABLE: tuple[tuple[str, Range, str], ...] = (
     ("loss.class_loss.", BELOW_ONE, "label_smoothing"),
     ("matcher.", NOT_NEGATIVE, "cost_class cost_bbox cost_giou gamma"),
     ("matcher.", SHARE, "alpha"),
+    ("matcher.", WHOLE, "late_epoch"),
+    ("matcher.", NOT_NEGATIVE, "late_power"),
     ("metric.", COUNT, "eval_max_dets"),
     # the network
     ("model.", COUNT, "image_size[2] hidden_dim num_layers num_heads num_cross_heads num_points[] dim_feedforward"),

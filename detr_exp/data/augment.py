@@ -29,7 +29,7 @@ CROP_TRIES = 40
 # RF-DETR's (and DETR's) resize-crop: short side after a first resize, then a square of this side is cut out.
 RESIZE_SIDES = (400, 500, 600)
 SQUARE = (384, 600)
-LEAST_SIDE = 1.0  # pixels; smaller boxes are dropped
+LEAST_SIDE = 1.0  # pixels; smaller boxes are dropped, or those below another value that is chosen
 MOSAIC_CENTRE = (0.3, 0.7)  # where the four tiles of a mosaic meet, in sides of the output
 MIX_SHARE = (0.45, 0.55)  # of the first image in a mix (Huang et al. 2024, DEIM)
 
@@ -89,6 +89,7 @@ class Augment:
         vertical_flip: mirror top and bottom; for images without an up, such as microscopy or aerial views.
         mosaic: four images in one, each in a tile of its own, cropped and coloured but not zoomed out.
         mixup: a second image (or mosaic) is blended in, with its objects.
+        least_side: pixels; objects of which less is seen, in the image or in the output, are dropped.
         operations: user-defined, applied after all others; part of the strong augmentation.
 
     Raises:
@@ -107,6 +108,7 @@ class Augment:
         vertical_flip: float = 0.0,
         mosaic: float = 0.0,
         mixup: float = 0.0,
+        least_side: float = LEAST_SIDE,
         operations: Sequence[Operation] | None = None,
     ) -> None:
         chances = {
@@ -130,6 +132,7 @@ class Augment:
         self.iou_crop, self.resize_crop = iou_crop, resize_crop
         self.flip, self.vertical_flip = flip, vertical_flip
         self.mosaic, self.mixup = mosaic, mixup
+        self.least_side = least_side
         self.operations = tuple(operations or ())
         for operation in self.operations:
             if not callable(operation):
@@ -212,7 +215,7 @@ class Augment:
             view = _resize_crop(rng, size)
         flips = rng.random(2) < (self.flip, self.vertical_flip)
         mirrored, upended = (flips & flippable).tolist()
-        return planned(size, boxes_xyxy, out, view, centred, mirrored, upended, colour, tile, fit)
+        return planned(size, boxes_xyxy, out, view, centred, mirrored, upended, colour, tile, fit, self.least_side)
 
     def operated(self, rng: np.random.Generator, image: np.ndarray, target: Target) -> tuple[np.ndarray, Target]:
         """Apply the user-defined operations to an image `[H, W, 3]` uint8 and its objects.
@@ -260,10 +263,12 @@ def planned(
     colour: Colour | None,
     tile: Rect | None = None,
     fit: Fit = STRETCH,
+    least_side: float = LEAST_SIDE,
 ) -> Plan:
     """The plan that fits `view`, a rectangle that may reach beyond the image, into `tile` (None: the output).
 
-    Objects stay when `wanted` and when at least a pixel of them is seen, before and after the resize.
+    Objects stay when `wanted` and when both sides of what is seen of them have `least_side` pixels, before and after
+    the resize.
     """
     height, width = size
     x0, y0, x1, y1 = view
@@ -286,7 +291,7 @@ def planned(
         seen = np.clip(boxes_xyxy, (source[0], source[1]) * 2, (source[2], source[3]) * 2)
         corners = plan.moved(seen.reshape(-1, 2, 2))
         moved = np.concatenate([corners.min(1), corners.max(1)], 1)
-        large = np.minimum(seen[:, 2:] - seen[:, :2], moved[:, 2:] - moved[:, :2]).min(1) >= LEAST_SIDE
+        large = np.minimum(seen[:, 2:] - seen[:, :2], moved[:, 2:] - moved[:, :2]).min(1) >= least_side
         plan.keep = np.flatnonzero(wanted & large)
         plan.boxes_xyxy = moved[plan.keep]
     return plan

@@ -31,7 +31,7 @@ from detr_exp.loss.term import MAPS, Term
 from detr_exp.matcher.hungarian import Assignment, Matcher
 from detr_exp.ops.boxes import EPS
 from detr_exp.ops.transfer import to_device
-from detr_exp.protocols import Compiling
+from detr_exp.protocols import Compiling, Epochal
 from detr_exp.structures import Outputs, Prediction, Targets, leaves, mapped, predicted
 
 Losses = list[tuple[str, list[str], Tensor]]
@@ -127,6 +127,11 @@ class SetCriterion(nn.Module):
             for suffix, term in zip(suffixes, vector.unbind(), strict=True)
         }
         return {**named, "total": total}
+
+    def begin_epoch(self, epoch: int) -> None:
+        """See `protocols.Epochal`."""
+        if isinstance(self.matcher, Epochal):
+            self.matcher.begin_epoch(epoch)
 
     def names(self, tasks: Collection[str]) -> list[str]:
         """The terms that apply to a network that predicts `tasks`, of `masks` and `keypoints`, beside boxes."""

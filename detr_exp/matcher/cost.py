@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from detr_exp.ops.boxes import EPS
+from detr_exp.ops.boxes import EPS, cxcywh_to_xyxy, iou_and_giou
 from detr_exp.ops.keypoints import existing_keypoints, keypoint_errors, slot_keypoints
 from detr_exp.ops.points import PIXELS_PER_POINT, sample_bilinear, sample_nearest
 from detr_exp.structures import MaskLogits, Targets
@@ -94,6 +94,18 @@ def box_cost(planes: Tensor, target_boxes: Tensor, image: Tensor, *, cost_bbox: 
     gap = (hull - union).div_(hull.clamp_(min=EPS))
     giou = intersection.div_(union.clamp_(min=EPS)).sub_(gap)
     return cost.sub_(giou, alpha=cost_giou)
+
+
+def quality_cost(probability: Tensor, planes: Tensor, target_boxes: Tensor, image: Tensor, power: float) -> Tensor:
+    """Negative probability of each object's class, times the IoU to a power (DEIMv2, arXiv 2509.20787).
+
+    Args:
+        probability: `[S, T, Q]`.
+        planes, target_boxes, image: as in `box_cost`.
+    """
+    boxes = planes.index_select(2, image).movedim(0, -1)
+    both = torch.stack((boxes, target_boxes[:, None].expand_as(boxes)))
+    return iou_and_giou(*cxcywh_to_xyxy(both))[0].pow_(power).mul_(probability).neg_()
 
 
 def _area(sides: Tensor) -> Tensor:

@@ -20,6 +20,7 @@ from detr_exp.matcher.cost import (
     keypoint_cost,
     mask_cost,
     object_logits,
+    quality_cost,
     sigmoid_class_cost,
     softmax_class_cost,
 )
@@ -78,6 +79,8 @@ class HungarianMatcher:
         cost_giou: weight of the negative generalised IoU.
         alpha: balance of positives in the focal class cost; sigmoid only.
         gamma: focusing exponent of the focal class cost; sigmoid only.
+        late_epoch: from this one on, counted from 0, the cost is only the probability of the class times the IoU to
+            the power `late_power`, which ranks pairs as the targets of such losses do; None: never.
 
     Attributes:
         num_non_finite: number of costs that were not finite, since the start. Counted on the host, without a
@@ -93,6 +96,8 @@ class HungarianMatcher:
         cost_giou: float,
         alpha: float,
         gamma: float,
+        late_epoch: int | None = None,
+        late_power: float = 4.0,
     ) -> None:
         if activation not in ("sigmoid", "softmax"):
             raise ValueError(f"activation is {activation!r}; the matcher knows 'sigmoid' and 'softmax'")
@@ -107,6 +112,8 @@ class HungarianMatcher:
         self.cost_giou = cost_giou
         self.alpha = alpha
         self.gamma = gamma
+        self.late_epoch, self.late_power = late_epoch, late_power
+        self.is_late = False
         self.num_non_finite = 0
 
     @torch.no_grad()
@@ -145,6 +152,10 @@ class HungarianMatcher:
         matched_image, query, target = to_device(pairs, boxes.device)
         return Assignment(matched_image, query, target, pairs_per_image, pairs)
 
+    def begin_epoch(self, epoch: int) -> None:
+        """See `protocols.Epochal`."""
+        self.is_late = self.late_epoch is not None and epoch >= self.late_epoch
+
     def compile(self) -> None:
         """Compile the cost of class and box, during the first steps."""
         self._pair_costs = torch.compile(self._pair_costs, dynamic=True)  # type: ignore[method-assign]
@@ -158,8 +169,9 @@ class HungarianMatcher:
         agnostic = torch.zeros_like(targets.labels)
         labels = [targets.labels if item.shape[-1] == logits[0].shape[-1] else agnostic for item in logits]
         chunks = _chunks(len(targets), boxes.shape[0] * boxes.shape[2], boxes.device)
+        of_pairs = self._late_costs if self.is_late else self._pair_costs
         costs = [
-            self._pair_costs(logits, [item[chunk] for item in labels], planes, target_boxes[chunk], image[chunk])
+            of_pairs(logits, [item[chunk] for item in labels], planes, target_boxes[chunk], image[chunk])
             for chunk in chunks
         ]
         return torch.cat(costs, dim=1)
@@ -175,6 +187,14 @@ class HungarianMatcher:
             class_cost = sigmoid_class_cost(evidence, self.alpha, self.gamma)
         pair_cost = box_cost(planes, target_boxes, image, cost_bbox=self.cost_bbox, cost_giou=self.cost_giou)
         return pair_cost.add_(class_cost, alpha=self.cost_class)
+
+    def _late_costs(
+        self, logits: list[Tensor], labels: list[Tensor], planes: Tensor, target_boxes: Tensor, image: Tensor
+    ) -> Tensor:
+        """As `_pair_costs`, from `late_epoch` on."""
+        evidence = torch.cat([object_logits(a, image, b) for a, b in zip(logits, labels)])
+        probability = evidence.exp() if self.activation == "softmax" else evidence.sigmoid()
+        return quality_cost(probability, planes, target_boxes, image, self.late_power)
 
     def _finite(self, costs: np.ndarray) -> np.ndarray:
         finite = np.isfinite(costs)

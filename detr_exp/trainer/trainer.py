@@ -250,12 +250,12 @@ class Trainer:
         state.network.train()
         sampler = state.loader.batch_sampler
         sampler.set_epoch(state.epoch)
+        run.criterion.begin_epoch(state.epoch)
         sampler.set_start(state.batch)
         self.pace.begin_epoch()
-        done = state.batch // state.grad_accum_steps
         with self.console.progress(f"epoch {state.epoch + 1}/{self.settings.epochs}", state.steps_per_epoch) as meter:
-            if done:
-                meter(advance=done)
+            if state.batch:
+                meter(advance=state.batch // state.grad_accum_steps)
             for window in windows(batches(state.loader), state.grad_accum_steps):
                 terms, skipped = self.train_step(run, state, window)
                 state.step += 1

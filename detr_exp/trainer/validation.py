@@ -50,6 +50,7 @@ def evaluate_epoch(
     monitored_values: dict[str, float] = {}
     before = [(best, best.state_dict()) for of in (state.best, state.best_held_out) for best in of.values()]
     epoch = state.epoch_number - 1
+    run.criterion.begin_epoch(epoch)
     for which in weights_to_evaluate(settings, state):
         images = PredictionSheet(
             run.data, names_in(run.data.split("val")), settings.num_pictures, settings.picture_threshold

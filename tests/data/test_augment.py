@@ -304,3 +304,13 @@ def test_an_operation_that_spoils_its_sample_is_named(spoil, said):
 
     with pytest.raises(ValueError, match=f"Spoiled gives back .*{said}"):
         Augment(operations=[Spoiled()]).operated(np.random.default_rng(0), np.zeros((8, 8, 3), np.uint8), whole(3))
+
+
+def test_objects_of_which_little_is_seen_are_dropped():
+    """In pixels of the image and of the output; the smaller of both counts."""
+    rng = np.random.default_rng(0)
+    assert Augment(least_side=10).plan(rng, SIZE, BOXES, OUT).keep.tolist() == [0, 1]
+    assert Augment(least_side=6).plan(rng, SIZE, BOXES, OUT).keep.tolist() == [0, 1, 2, 3]
+    assert Augment(least_side=12).plan(rng, SIZE, BOXES, (24, 32)).keep.tolist() == [1]
+    tile = Augment(least_side=12).plan(rng, SIZE, BOXES, OUT, tile=(0, 0, 32, 32))
+    assert tile.keep.tolist() == [1], "of a mosaic, in its tile"

@@ -3,6 +3,7 @@ from itertools import permutations
 import numpy as np
 import pytest
 import torch
+from torchvision.ops import box_convert, box_iou
 
 from detr_exp.matcher import hungarian
 from detr_exp.matcher.hungarian import HungarianMatcher, solve
@@ -167,3 +168,26 @@ def test_compiled_costs_give_the_same_pairs():
         targets = objects(*counts, seed=seed)
         expected, found = eager(predictions, targets), compiled(predictions, targets)
         assert all(torch.equal(a, b) for a, b in zip(expected[:3], found[:3]))
+
+
+def test_late_in_a_training_only_score_and_overlap_decide():
+    """As libreyolo has it: the probability of the class times the fourth power of the IoU."""
+    found, targets = prediction(2, 2, 6, 5), objects(3, 2)
+    late = HungarianMatcher(
+        activation="sigmoid", cost_class=2.0, cost_bbox=5.0, cost_giou=2.0, alpha=0.25, gamma=2.0, late_epoch=3
+    )
+    early = matcher()([found], targets)
+    for epoch, same in ((0, True), (2, True), (3, False), (9, False), (1, True)):
+        late.begin_epoch(epoch)
+        pairs = late([found], targets)
+        assert np.array_equal(pairs.host, early.host) == same
+        if not same:
+            for layer in range(2):
+                for image, (first, count) in enumerate(((0, 3), (3, 2))):
+                    mine = slice(first, first + count)
+                    probability = found.logits[layer, image][:, targets.labels[mine]].sigmoid()
+                    boxes = box_convert(found.boxes[layer, image], "cxcywh", "xyxy")
+                    overlap = box_iou(boxes, box_convert(targets.boxes[mine], "cxcywh", "xyxy"))
+                    costs = -(probability * overlap**4).numpy()
+                    chosen = pairs.host[:, layer, pairs.host[0, layer] == image]
+                    assert costs[chosen[1], chosen[2] - first].sum() == pytest.approx(cheapest(costs), abs=1e-6)
