@@ -61,6 +61,7 @@ class Target:
         keypoints: `[n, K, 3]` float32 (x, y in 0..1, visibility 0/1/2; unlabelled points are all zero), or None.
         extra: `[n, ...]`, by name: further data of the objects, for user-defined loss terms.
         image_extra: `[...]`, by name: further data of the whole image.
+        annotated: `[K]` bool, the classes that are annotated in this image; None: all.
     """
 
     labels: Tensor
@@ -69,6 +70,7 @@ class Target:
     keypoints: Tensor | None = None
     extra: dict[str, Tensor] = field(default_factory=dict)
     image_extra: dict[str, Tensor] = field(default_factory=dict)
+    annotated: Tensor | None = None
 
     def kept(self, keep: Tensor) -> Target:
         """Select objects, with all their fields.
@@ -76,7 +78,7 @@ class Target:
         Args:
             keep: `[n]` bool, or the indices of the objects in their new order.
         """
-        parts = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "image_extra"}
+        parts = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("image_extra", "annotated")}
         return replace(self, **{name: mapped(part, lambda tensor: tensor[keep]) for name, part in parts.items()})
 
 
@@ -92,6 +94,7 @@ class Targets:
         keypoints: `[T, K, 3]` float32, or None.
         extra: `[T, ...]`, by name.
         image_extra: `[B, ...]`, by name.
+        annotated: `[B, K]` bool, the classes that are annotated in each image; None: all in each.
     """
 
     labels: Tensor
@@ -101,6 +104,7 @@ class Targets:
     keypoints: Tensor | None = None
     extra: dict[str, Tensor] = field(default_factory=dict)
     image_extra: dict[str, Tensor] = field(default_factory=dict)
+    annotated: Tensor | None = None
 
     @classmethod
     def pack(cls, targets: list[Target]) -> Targets:
@@ -126,9 +130,9 @@ class Targets:
                     ) from error
             return made
 
-        def joined(name: str) -> Tensor | None:
+        def joined(name: str, put: Callable[[list[Tensor]], Tensor] = torch.cat) -> Tensor | None:
             parts = [getattr(target, name) for target in targets]
-            return None if any(part is None for part in parts) else torch.cat(parts)
+            return None if any(part is None for part in parts) else put(parts)
 
         return cls(
             labels=torch.cat([target.labels for target in targets]),
@@ -138,6 +142,7 @@ class Targets:
             keypoints=joined("keypoints"),
             extra=gathered([target.extra for target in targets], torch.cat),
             image_extra=gathered([target.image_extra for target in targets], torch.stack),
+            annotated=joined("annotated", torch.stack),
         )
 
     def __len__(self) -> int:
@@ -294,7 +299,7 @@ class Detections:
 
     def above(self, threshold: float) -> Detections:
         """Only the detections whose score exceeds `threshold`."""
-        return self._kept(self.scores > threshold)
+        return self.kept(self.scores > threshold)
 
     def finite(self) -> Detections:
         """Only the detections with finite scores, boxes and keypoints; a diverged network has others.
@@ -304,9 +309,10 @@ class Detections:
         numbers = (self.scores[:, None], self.boxes, self.keypoints)
         keep = [part.isfinite().flatten(1).all(1) for part in numbers if part is not None]
         kept = torch.stack(keep).all(0)
-        return self if bool(kept.all()) else self._kept(kept)
+        return self if bool(kept.all()) else self.kept(kept)
 
-    def _kept(self, keep: Tensor) -> Detections:
+    def kept(self, keep: Tensor) -> Detections:
+        """Only some detections: `[n]` bool."""
         kept = {f.name: value[keep] for f in fields(self) if (value := getattr(self, f.name)) is not None}
         return replace(self, **kept)
 

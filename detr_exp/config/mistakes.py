@@ -212,7 +212,7 @@ def refuse_unknown_metric(monitor: str | None) -> None:
     """
     name = str(monitor or METRICS[0]).removeprefix("val/")
     known = [f"{task}{metric}" for task in TASKS for metric in METRICS]
-    if name not in known and not name.startswith(("loss", *(f"{task}AP/" for task in TASKS))):
+    if name.rpartition("/")[2] not in known and not name.startswith(("loss", *(f"{task}AP/" for task in TASKS))):
         raise ConfigError(
             f"trainer.monitor is {monitor!r}, which no evaluation measures; "
             f"{did_you_mean(name, known, 'trainer.monitor=val/{}')}use {', '.join(METRICS)}, AP/<class>, these with "

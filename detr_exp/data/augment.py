@@ -224,9 +224,10 @@ class Augment:
             ValueError: an operation returns something that cannot be batched.
         """
         for operation in self.operations:
-            shape = image.shape
+            shape, annotated = image.shape, target.annotated
             image, target = operation(rng, image, target)
             _refuse_spoiled(operation, shape, image, target)
+            target.annotated = annotated  # an operation may make a new target
         return image, target
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from detr_exp.data.content import Split
+from detr_exp.data.joined import Joined
 from detr_exp.data.table import Flat, flat
 
 log = logging.getLogger(__name__)
@@ -50,13 +51,16 @@ class Balance:
         Raises:
             ValueError: no image is left.
         """
-        if self.repeat_threshold is None and self.keep_empty == 1:
+        joined = split if isinstance(split, Joined) and split.shares is not None else None
+        if self.repeat_threshold is None and self.keep_empty == 1 and joined is None:
             return None
         found = flat(split)
         factors = np.ones(len(found.counts))
         if self.repeat_threshold is not None:
             factors = repeat_factors(found, self.repeat_threshold)
         factors[found.counts == 0] = self.keep_empty
+        if joined is not None:
+            factors = shared(factors, joined)
         uses = np.round(factors * UNIT).astype(np.int64)
         if uses.sum() < UNIT:
             raise ValueError(
@@ -90,6 +94,23 @@ def repeat_factors(objects: Flat, threshold: float) -> np.ndarray:
     factors = np.ones(len(objects.counts))
     np.maximum.at(factors, pairs[0], of_class[place])
     return factors
+
+
+def shared(factors: np.ndarray, split: Joined) -> np.ndarray:
+    """Factors `[I]` scaled so that each member of a split has its share of their sum, which stays the same.
+
+    Raises:
+        ValueError: a member has a share, but no image that is used.
+    """
+    sums = [factors[start : start + size].sum() for start, size in zip(split.starts, split.sizes)]
+    shares = split.shares or []
+    if empty := [name for name, share, total in zip(split.members, shares, sums) if share and not total]:
+        raise ValueError(
+            f"data.source.sets: {', '.join(empty)} has a weight but no training image that is used; remove it, or use "
+            "images without objects: data.keep_empty=1"
+        )
+    scales = [share * sum(sums) / total if total else 0.0 for share, total in zip(shares, sums)]
+    return factors * np.repeat(scales, split.sizes)
 
 
 def sampled_uses(uses: np.ndarray, rng: np.random.Generator) -> np.ndarray:

@@ -68,6 +68,12 @@ class ClassMap:
         """`[n]` int64 original ids to `[n]` int64 labels."""
         return np.array([self._label_of[i] for i in categories.tolist()], np.int64)
 
+    def mask(self, categories: np.ndarray) -> np.ndarray:
+        """`[num_classes]` bool: the labels of some original ids."""
+        mask = np.zeros(self.num_classes, bool)
+        mask[self.labels(categories)] = True
+        return mask
+
     def __str__(self) -> str:
         pairs = [f"{c.id} -> {label} {c.name!r}" for label, c in enumerate(self.by_label) if c is not None]
         return ", ".join(pairs[:12]) + (f", ... ({len(pairs)} in all)" if len(pairs) > 12 else "")

@@ -11,7 +11,7 @@ import numpy as np
 from detr_exp.values import Values
 
 SPLITS = ("train", "val", "test")
-TARGET_FIELDS = ("labels", "boxes", "masks", "keypoints")  # of `structures.Target`, and no names of others
+TARGET_FIELDS = ("labels", "boxes", "masks", "keypoints", "annotated")  # of `structures.Target`, and no names of others
 
 
 @dataclass
@@ -52,6 +52,8 @@ class Objects:
         extra: `[n, ...]` numbers, by name: further data of each object. They stay with their object through
             augmentation and are passed to the loss terms. Every image of a split has the same names.
         image_extra: `[...]` numbers, by name, of the whole image; likewise, but such images make no mosaics and mixes.
+        annotated: `[c]` int64 category ids that are annotated in this image: objects of others may be there, so that
+            they are not background; None: all.
 
     Raises:
         ValueError: `extra` has not one row for each object, is not of numbers, or bears the name of another field.
@@ -63,6 +65,7 @@ class Objects:
     keypoints: np.ndarray | None = None
     extra: dict[str, np.ndarray] = field(default_factory=dict)
     image_extra: dict[str, np.ndarray] = field(default_factory=dict)
+    annotated: np.ndarray | None = None
 
     def __post_init__(self) -> None:
         for name, values in (*self.extra.items(), *self.image_extra.items()):
@@ -112,7 +115,10 @@ class Split(Protocol):
         """`[H, W, 3]` uint8 RGB at full size, and the objects."""
 
     def truth(self) -> Values:
-        """COCO-style dict (`images`, `annotations`, `categories`) with original ids, crowd regions included."""
+        """COCO-style dict (`images`, `annotations`, `categories`) with original ids, crowd regions included.
+
+        An image may have `annotated`, the category ids that are annotated in it.
+        """
 
 
 @dataclass

@@ -23,7 +23,8 @@ from detr_exp.data.collate import Sample
 from detr_exp.data.content import SPLITS, Source, Split
 from detr_exp.data.fit import checked_fit, fit_of
 from detr_exp.data.halves import halves_of
-from detr_exp.data.headers import check_headers, unlisted
+from detr_exp.data.headers import accounted, unlisted
+from detr_exp.data.joined import tables_of
 from detr_exp.data.keypoints import FlipPairs, KeypointSchema, mirror_remarks, schema
 from detr_exp.data.loader import Loading, Samples
 from detr_exp.data.part import Part
@@ -31,7 +32,7 @@ from detr_exp.data.phases import Phases
 from detr_exp.data.problems import DataError, Problems, listed
 from detr_exp.data.sampler import EvalSampler, TrainSampler, multi_scale_sizes
 from detr_exp.data.splits import HELD_OUT
-from detr_exp.data.table import TableSplit, flat
+from detr_exp.data.table import flat
 from detr_exp.protocols import missing
 
 log = logging.getLogger(__name__)
@@ -321,7 +322,7 @@ class DataSet:
 
     def _name_unlisted(self) -> None:
         """Report images that lie beside those of the splits but belong to no split."""
-        splits = [split for name in self.content.read if isinstance(split := self.split(name), TableSplit)]
+        splits = [table for name in self.content.read for table in tables_of(self.split(name)).values()]
         problems = Problems(self.content.origin)
         for path in unlisted(splits):
             problems.note("images that lie beside others and that no split lists", path)
@@ -329,11 +330,7 @@ class DataSet:
 
     def _check(self, name: str, problems: Problems) -> None:
         split = self.split(name)
-        account, is_empty = f"{len(split)} images", not split.most_objects
-        if isinstance(split, TableSplit):
-            spoiled = check_headers(split, problems)
-            account = split.account + f"; {len(spoiled)} of the images cannot be read" * bool(spoiled)
-            is_empty = split.counts.sum() == split.counts[list(spoiled)].sum()
+        account, is_empty = accounted(split, problems)
         if is_empty and name == "train":
             problems.error("no object to train on; fix the annotations, or the paths where they are searched", account)
         elif is_empty:

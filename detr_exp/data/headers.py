@@ -16,8 +16,10 @@ from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
+from detr_exp.data.content import Split
 from detr_exp.data.files import is_image
 from detr_exp.data.image import ImageError, refuse_size
+from detr_exp.data.joined import tables_of
 from detr_exp.data.problems import Problems
 from detr_exp.data.table import TableSplit
 
@@ -25,6 +27,22 @@ log = logging.getLogger(__name__)
 Made = TypeVar("Made")
 _MANY, _AHEAD = 32, 512  # numbers a thread takes at a time; and such parts that are begun before the first is used
 THREADS = 8  # network disks serve several requests at once
+
+
+def accounted(split: Split, problems: Problems) -> tuple[str, bool]:
+    """Check the headers of all images, and count what is in a split.
+
+    Returns:
+        its numbers in words, and whether no object is left to train on.
+    """
+    tables = tables_of(split).values()
+    spoiled = [check_headers(table, problems) for table in tables]
+    usable = sum(table.counts.sum() - table.counts[list(bad)].sum() for table, bad in zip(tables, spoiled))
+    accounts = [
+        table.account + f"; {len(bad)} of the images cannot be read" * bool(bad) for table, bad in zip(tables, spoiled)
+    ]
+    has_only_tables = sum(map(len, tables)) == len(split)
+    return "; ".join(accounts) or f"{len(split)} images", not split.most_objects or (has_only_tables and not usable)
 
 
 def check_headers(split: TableSplit, problems: Problems) -> set[int]:

@@ -21,6 +21,7 @@ from detr_exp.data.content import SPLITS, Split
 from detr_exp.data.dataset import DataSet
 from detr_exp.data.headers import in_turn
 from detr_exp.data.image import ImageError, oddities
+from detr_exp.data.joined import tables_of
 from detr_exp.data.keypoints import SIDEWAYS, mirror_remarks, split_words
 from detr_exp.data.problems import Problems, collected
 from detr_exp.data.table import TableSplit, flat
@@ -106,7 +107,8 @@ def inspect(
         found.read("the data set", data.check)
         with collected():  # unreadable splits were already reported
             splits = {name: split for name in data.content.read if (split := _readable(data, name)) is not None}
-        check_images(found, {n: s for n, s in splits.items() if isinstance(s, TableSplit)}, data.on_error)
+        tables = {f"{n} {of}".strip(): t for n, split in splits.items() for of, t in tables_of(split).items()}
+        check_images(found, tables, data.on_error)
         found.splits = {
             name: split_facts(found, name, split, image_size, num_queries) for name, split in splits.items()
         }

@@ -186,7 +186,10 @@ class Samples(Dataset[Sample]):
     def target(self, objects: Objects, plan: Plan) -> Target:
         """The objects of one image, transformed by a plan."""
         labels = self.class_map.labels(objects.categories)
-        return target_of(plan, objects, labels, with_masks=self.with_masks, flip_order=self.flip_order)
+        target = target_of(plan, objects, labels, with_masks=self.with_masks, flip_order=self.flip_order)
+        if objects.annotated is not None:
+            target.annotated = torch.from_numpy(self.class_map.mask(objects.annotated))
+        return target
 
     def _plain(self, key: Key) -> Sample:
         return self._sample(key, fitted(self.image(key.image), (key.height, key.width), self.fit))

@@ -144,7 +144,7 @@ def target_of(
 
 
 def together(targets: Sequence[Target]) -> Target:
-    """The targets of several images that were combined into one.
+    """The targets of several images that were combined into one: it has the annotated classes that all of them have.
 
     Raises:
         ValueError: they have fields of the whole image (`image_extra`).
@@ -157,7 +157,8 @@ def together(targets: Sequence[Target]) -> Target:
             f"{', '.join(packed.image_extra)} of a whole image cannot be that of several in one; leave out what puts "
             "images together: data.augment.mosaic=0 data.augment.mixup=0"
         )
-    return Target(packed.labels, packed.boxes, packed.masks, packed.keypoints, packed.extra)
+    annotated = None if packed.annotated is None else packed.annotated.all(0)
+    return Target(packed.labels, packed.boxes, packed.masks, packed.keypoints, packed.extra, annotated=annotated)
 
 
 def _resized(pixels: np.ndarray, height: int, width: int) -> np.ndarray:

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 
@@ -42,9 +43,16 @@ class Flat:
         return np.repeat(np.arange(len(self.counts)), self.counts)
 
 
+@runtime_checkable
+class Flattened(Protocol):
+    """A split that gives the objects of all images at once."""
+
+    def flat(self) -> Flat: ...
+
+
 def flat(split: Split, indices: Sequence[int] | None = None) -> Flat:
     """The objects of any split, or of some of its images."""
-    if isinstance(split, TableSplit) and indices is None:
+    if isinstance(split, Flattened) and indices is None:
         return split.flat()
     indices = range(len(split)) if indices is None else indices
     found = [split.objects(index) for index in indices]

@@ -46,8 +46,12 @@ def evaluate_in(folder: Path, cfg: DictConfig, detector: Detector | None = None)
     def evaluated(split: str) -> tuple[Metric, dict[str, float]]:
         metric, loader = opened.metric(split), opened.loader(split, cfg.batch_size)
         with console.progress(f"evaluating {split}", len(loader)) as meter:
-            values = opened.evaluate(loader, metric, on_batch=lambda batch, detections: meter())
+            parts = opened.parts(split)
+            values = opened.evaluate(loader, metric, on_batch=lambda batch, detections: meter(), parts=parts)
         console.metrics(f"{detector.title}  {split}", headline(values))
+        for name in parts:
+            own = {key.removeprefix(f"{name}/"): value for key, value in values.items() if key.startswith(f"{name}/")}
+            console.metrics(f"{detector.title}  {split}, images of {name}", own)
         return metric, values
 
     metric, values = evaluated(cfg.data.split)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property, partial
 from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
@@ -18,7 +19,7 @@ from detr_exp.inference.detector import Detector, load, of_this_version
 from detr_exp.protocols import Labels, Metric
 from detr_exp.structures import Batch, Detections
 from detr_exp.terminal import say
-from detr_exp.trainer.evaluation import evaluate
+from detr_exp.trainer.evaluation import Part, evaluate, parts_of
 
 
 def open_detector(cfg: DictConfig, checkpoint: str | Path | None = None, *, compiled: bool = False) -> Detector:
@@ -67,8 +68,18 @@ class OnData:
         Raises:
             ValueError: network and data have no class in common.
         """
-        ids = category_ids_by_name(self.detector, self.data)
-        return [build.metric(self.cfg, self.data, self.detector.network, ids)(split) for _ in range(count)]
+        return [self._make_metric()(split) for _ in range(count)]
+
+    def parts(self, split: str) -> dict[str, Part]:
+        """The images of each of several data sets; see `trainer.evaluation.parts_of`."""
+        return parts_of(self.data.split(split), partial(self._make_metric(), split))
+
+    @cached_property
+    def _category_ids(self) -> list[int]:
+        return category_ids_by_name(self.detector, self.data)
+
+    def _make_metric(self) -> Callable[..., Metric]:
+        return build.metric(self.cfg, self.data, self.detector.network, self._category_ids)
 
     def loader(self, split: str, batch_size: int | None = None) -> DataLoader[Sample]:
         """Batches of a split; by default of the size that the training's evaluations used."""
@@ -76,10 +87,14 @@ class OnData:
         return self.data.loader(split, network=self.detector.network, batch_size=size, seed=self.detector.cfg.seed)
 
     def evaluate(
-        self, loader: Iterable[Batch], metric: Metric, on_batch: Callable[[Batch, list[Detections]], None] | None = None
+        self,
+        loader: Iterable[Batch],
+        metric: Metric,
+        on_batch: Callable[[Batch, list[Detections]], None] | None = None,
+        parts: Mapping[str, Part] | None = None,
     ) -> dict[str, float]:
         """All metrics of the network on the batches of a loader; see `trainer.evaluation.evaluate`."""
-        return evaluate(self.detector.network, loader, metric, self.detector.precision, on_batch=on_batch)
+        return evaluate(self.detector.network, loader, metric, self.detector.precision, parts=parts, on_batch=on_batch)
 
 
 def on_data(detector: Detector, cfg: DictConfig) -> OnData:

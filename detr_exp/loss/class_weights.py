@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 
 from detr_exp.data.dataset import DataSet
-from detr_exp.values import is_number
+from detr_exp.values import Values, is_number
 
 AUTO = "auto"
 
@@ -54,6 +54,24 @@ def class_weights(given: object, data: DataSet) -> list[float] | None:
                 f"loss.class_weights={{{classes[label]}: 2}}"
             )
     return [float(weight) for weight in weights]
+
+
+def refuse_smoothing(loss: Values, data: DataSet) -> None:
+    """Refuse a softmax with smoothed targets where images have no annotations of some classes.
+
+    Args:
+        loss: the settings of the group.
+        data: has the images.
+
+    Raises:
+        ValueError: smoothing would give classes a target that may be there unannotated.
+    """
+    smoothed = loss["activation"] == "softmax" and loss.get("label_smoothing")
+    if smoothed and data.train.objects(0).annotated is not None:
+        raise ValueError(
+            f"loss.label_smoothing is {loss['label_smoothing']}, but some classes are annotated in some sets only, "
+            "and a softmax spreads the target over all: loss.label_smoothing=0, or another loss: loss=vfl"
+        )
 
 
 def _balanced(counts: Sequence[int]) -> list[float]:

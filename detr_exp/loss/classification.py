@@ -38,15 +38,29 @@ def of_queries(matches: Matches, *, loss: Callable[..., Tensor], overlap: str | 
         logits = stack.prediction.logits
         num_classes = logits.shape[-1] - (matches.activation == "softmax")
         weights = None if matches.class_weights is None else matches.class_weights[labels.flatten()]
+        used = None if num_classes < matches.num_classes else _used(matches, logits, labels)
+        if used is not None and matches.activation == "softmax":
+            logits = logits.masked_fill(~used, -torch.inf)
         if num_classes < matches.num_classes:
             labels = (labels == matches.num_classes).to(labels.dtype)
         values = loss(logits.flatten(0, 2), labels.flatten(), overlaps.flatten(), num_classes=num_classes)
+        if used is not None and matches.activation == "sigmoid":
+            values = torch.where(used.flatten(0, 2), values, 0.0)
         if weights is not None and values.ndim == 1:
             values = values * weights
         elif weights is not None:
             values = torch.where(_is_class(labels.flatten(), num_classes, logits), values * weights[:, None], values)
         found.append(values.view(len(logits), -1))
     return found
+
+
+def _used(matches: Matches, logits: Tensor, labels: Tensor) -> Tensor | None:
+    """`[l, B, Q, C]` bool: the logits that are trained; None: all."""
+    annotated = matches.targets.annotated
+    if annotated is None:
+        return None
+    used = annotated[None, :, None] | (labels[..., None] == torch.arange(matches.num_classes, device=labels.device))
+    return F.pad(used, (0, logits.shape[-1] - matches.num_classes), value=True)  # the background is never left out
 
 
 def vfl(

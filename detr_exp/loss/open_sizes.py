@@ -45,6 +45,7 @@ def open_targets(targets: Targets) -> Targets:
         keypoints=opened(targets.keypoints),
         extra={name: _open(part, 0) for name, part in targets.extra.items()},
         image_extra=targets.image_extra,
+        annotated=targets.annotated,
     )
 
 

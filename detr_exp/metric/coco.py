@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from detr_exp.metric import backend as protocol
@@ -100,15 +101,22 @@ class CocoMetric:
                 raise ValueError(
                     f"image {image_id} is not in the ground truth of this split; evaluate the split it belongs to"
                 )
-            found = given.finite()
+            found = self._annotated(image_id, given.finite())
             self.images[image_id] = ImageDetections(
                 scores=_host(found.scores).astype(float),
                 labels=_host(found.labels),
                 boxes=_xywh(_host(found.boxes).astype(float)),
                 masks=encode(found.masks) if found.masks is not None and "segm" in self.iou_types else None,
                 keypoints=_host(found.keypoints).astype(float) if found.keypoints is not None else None,
-                nonfinite=len(given) - len(found),
+                nonfinite=len(given) - len(given.finite()),
             )
+
+    def _annotated(self, image_id: int, found: Detections) -> Detections:
+        """The detections of classes that are annotated in an image: others are neither right nor wrong."""
+        if (annotated := self.image_info[image_id].get("annotated")) is None:
+            return found
+        known = torch.tensor([number in annotated for number in self.category_ids], dtype=torch.bool)
+        return found.kept(known.to(found.labels.device)[found.labels])
 
     def merge(self, gather: Callable[[dict[int, ImageDetections]], list[dict[int, ImageDetections]]]) -> None:
         """Add the detections of the other ranks; see `protocols.Metric`."""

@@ -5,11 +5,14 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from detr_exp.data.content import Split
+from detr_exp.data.joined import image_ids_by_set
 from detr_exp.data.loader import batches
 from detr_exp.model.postprocess import detect
 from detr_exp.protocols import Metric, Network
@@ -19,6 +22,20 @@ from detr_exp.trainer import distributed
 from detr_exp.trainer.precision import Precision
 
 log = logging.getLogger(__name__)
+
+
+class Part(NamedTuple):
+    """Some of the evaluated images, which get values of their own.
+
+    Attributes:
+        image_ids: of these images.
+        metric: with their ground truth.
+    """
+
+    image_ids: Collection[int]
+    metric: Metric
+
+
 HEADLINE = {"mAP", "mAP50", "mAP75", "mAP_small", "mAP_medium", "mAP_large"}
 
 
@@ -30,6 +47,7 @@ def evaluate(
     precision: Precision,
     *,
     criterion: nn.Module | None = None,
+    parts: Mapping[str, Part] | None = None,
     on_batch: Callable[[Batch, list[Detections]], None] | None = None,
     interrupt: Interrupt | None = None,
 ) -> dict[str, float]:
@@ -41,6 +59,7 @@ def evaluate(
         metric: reset first.
         precision: device and type of the computation.
         criterion: also compute the loss (`loss`, mean over images).
+        parts: by name, for the main values of some of the images, `<name>/mAP` ...
         on_batch: called with every batch and its finite detections, on the CPU.
         interrupt: checked after every batch.
 
@@ -52,9 +71,10 @@ def evaluate(
         Interrupted: a signal came.
         WorkerError: a process that loads images was lost.
     """
-    was_training = network.training
+    was_training, parts = network.training, parts or {}
     network.eval()
-    metric.reset()
+    for one in (metric, *(part.metric for part in parts.values())):
+        one.reset()
     losses: dict[str, Tensor] = {}
     images, network_seconds, started = 0, 0.0, time.perf_counter()
     try:
@@ -67,6 +87,9 @@ def evaluate(
             detections = on_host(detect(network, outputs, batch.image_sizes, batch.padding_mask))
             network_seconds += time.perf_counter() - began
             metric.update(batch.image_ids, detections)
+            for part in parts.values():
+                some = [i for i, number in enumerate(batch.image_ids) if number in part.image_ids]
+                part.metric.update([batch.image_ids[i] for i in some], [detections[i] for i in some])
             if criterion is not None:
                 for name, term in criterion(outputs, moved.targets, num_boxes=len(batch.targets)).items():
                     losses[name] = losses.get(name, 0) + term * len(batch)
@@ -81,13 +104,27 @@ def evaluate(
         raise Interrupted(number)
     metric.merge(distributed.gather_on_first_rank)
     values = invalidate_non_finite(distributed.on_first_rank(metric.compute))
+    for name, part in parts.items():
+        part.metric.merge(distributed.gather_on_first_rank)
+        found = headline(invalidate_non_finite(distributed.on_first_rank(part.metric.compute)))
+        values |= {f"{name}/{key}": value for key, value in found.items()}
     values["time/network_ms"] = 1000 * network_seconds / max(1, images)
-    parts = distributed.gather(({name: float(value) for name, value in losses.items()}, images))
-    images = sum(count for _, count in parts)
+    sums_of = distributed.gather(({name: float(value) for name, value in losses.items()}, images))
+    images = sum(count for _, count in sums_of)
     for name in losses:
-        values["loss" if name == "total" else name] = sum(sums.get(name, 0.0) for sums, _ in parts) / images
+        values["loss" if name == "total" else name] = sum(sums.get(name, 0.0) for sums, _ in sums_of) / images
     values["time/images_per_second"] = images / (time.perf_counter() - started)
     return values
+
+
+def parts_of(split: Split, make_metric: Callable[[tuple[int, ...]], Metric]) -> dict[str, Part]:
+    """A part for each data set of a split that has images of several.
+
+    Args:
+        split: the evaluated images.
+        make_metric: image ids -> metric with the ground truth of these.
+    """
+    return {name: Part(frozenset(ids), make_metric(ids)) for name, ids in image_ids_by_set(split).items()}
 
 
 def invalidate_non_finite(values: dict[str, float]) -> dict[str, float]:

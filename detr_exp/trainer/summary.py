@@ -8,8 +8,8 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from detr_exp.data.content import SPLITS
+from detr_exp.data.joined import tables_of
 from detr_exp.data.splits import HELD_OUT
-from detr_exp.data.table import TableSplit
 from detr_exp.published.table import named
 from detr_exp.runs.next_commands import next_commands
 from detr_exp.runs.past import CLASSES
@@ -142,4 +142,5 @@ def _class_rows(run: Run, found: Mapping[str, float]) -> list[tuple[str, list[Va
 def example_image(run: Run) -> str | None:
     """An image of the data; None: they have no files."""
     splits = [split for name in ("val", "train") if (split := getattr(run.data, name)) is not None]
-    return next((str(Path(split.paths[0]).absolute()) for split in splits if isinstance(split, TableSplit)), None)
+    tables = (table for split in splits for table in tables_of(split).values())
+    return next((str(Path(table.paths[0]).absolute()) for table in tables), None)

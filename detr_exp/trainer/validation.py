@@ -5,8 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Iterable, Mapping
 from contextlib import nullcontext
+from functools import partial
 
 from detr_exp.config.mistakes import did_you_mean
+from detr_exp.data.joined import image_ids_by_set
 from detr_exp.data.loader import WorkerError
 from detr_exp.data.splits import HELD_OUT
 from detr_exp.metric.backend import CocoEvaluation
@@ -22,7 +24,7 @@ from detr_exp.trainer.diagnosis.predictions import PredictionSheet, names_in, sa
 from detr_exp.trainer.diagnosis.skipped_images import record_skipped
 from detr_exp.trainer.diagnosis.worst_images import save_details
 from detr_exp.trainer.distributed import on_first_rank, sync_buffers
-from detr_exp.trainer.evaluation import evaluate, headline
+from detr_exp.trainer.evaluation import evaluate, headline, parts_of
 from detr_exp.trainer.resume import is_loss
 from detr_exp.trainer.selection import BestMetric
 from detr_exp.trainer.settings import Settings
@@ -133,6 +135,7 @@ def evaluate_split(
             run.make_metric(split),
             settings.hardware.precision(evaluating=True),
             criterion=run.criterion if with_loss else None,
+            parts=parts_of(run.data.split(split), partial(run.make_metric, split)),
             on_batch=on_batch,
             interrupt=interrupt,
         )
@@ -256,12 +259,12 @@ def default_monitor(found: Collection[str]) -> str:
     return default
 
 
-def refuse_unmeasured_monitor(run: Run, found: Collection[str]) -> None:
+def refuse_unmeasured_monitor(run: Run, found: Mapping[str, float]) -> None:
     """Refuse a monitor that an evaluation did not measure.
 
     Args:
         run: its config has `trainer.monitor`.
-        found: names of the values that a metric of this run gives.
+        found: the values that a metric of this run gives, by name.
 
     Raises:
         ValueError: lists the known names.
@@ -270,7 +273,7 @@ def refuse_unmeasured_monitor(run: Run, found: Collection[str]) -> None:
     if monitor is None:
         default_monitor(found)
     elif not is_loss(monitor):
-        _refuse_unless_measured(monitor, found)
+        _refuse_unless_measured(monitor, _with_sets(run, found))
 
 
 def refuse_unknown_monitor(run: Run, monitor: str | None, compute_val_loss: bool | str) -> None:
@@ -290,7 +293,14 @@ def refuse_unknown_monitor(run: Run, monitor: str | None, compute_val_loss: bool
     if not isinstance(metric, CocoEvaluation):
         return
     losses = {"loss", *(f"loss_{name}" for name in run.criterion.names(run.network.tasks))}
-    _refuse_unless_measured(monitor, {*metric.compute(), *(losses if compute_val_loss else ())} - {"nonfinite"})
+    known = _with_sets(run, metric.compute())
+    _refuse_unless_measured(monitor, {*known, *(losses if compute_val_loss else ())} - {"nonfinite"})
+
+
+def _with_sets(run: Run, found: Mapping[str, float]) -> set[str]:
+    """The names that a metric measures, and those of each of several data sets."""
+    of_sets = {f"{name}/{key}" for name in image_ids_by_set(run.data.split("val")) for key in headline(dict(found))}
+    return {*found, *of_sets}
 
 
 def _refuse_unless_measured(monitor: str, measured: Iterable[str]) -> None:

@@ -1,11 +1,12 @@
 """Weights of classes in every class loss: what they multiply, what they leave alone, and what is refused."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
 import torch
 
-from detr_exp.loss.class_weights import class_weights
+from detr_exp.loss.class_weights import class_weights, refuse_smoothing
 from detr_exp.structures import Outputs
 
 LOSSES = ["vfl", "focal", "bce", "mal", "ce", "ia_bce"]
@@ -87,3 +88,52 @@ def test_lists_and_names():
 def test_other_values_are_refused(given, message):
     with pytest.raises(ValueError, match=message):
         class_weights(given, DATA)
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_classes_without_annotations_are_no_background(name, make_criterion, make_targets, make_outputs):
+    """The second image has annotations of classes 0, 2 and 4 only, but an object of class 3 from another image."""
+    targets = make_targets(4, 3)
+    targets.labels[4:] = torch.tensor([0, 3, 4])
+    outputs = make_outputs(targets, columns=5 + (name == "ce"), denoising_groups=2)
+    plain = gradients(make_criterion(name), outputs, targets)
+    known = torch.tensor([[True] * 5, [True, False, True, False, True]])
+    masked = gradients(make_criterion(name), outputs, replace(targets, annotated=known))
+    for before, after in zip(plain, masked):
+        torch.testing.assert_close(after[:, 0], before[:, 0])
+        assert (after[:, 1, :, 1] == 0).all()
+        assert (before[:, 1, :, 1] != 0).all()
+        own = after[:, 1, :, 3] != 0  # of the queries with this object
+        assert own.any(-1).all() or name in ("vfl", "ia_bce")
+        assert own.float().mean() < 0.5
+        if name != "ce":
+            used = known[1] | (after[:, 1] != 0)
+            torch.testing.assert_close(after[:, 1][used], before[:, 1][used])
+
+
+def test_a_softmax_shares_the_probability_among_the_annotated_classes(make_criterion, make_targets, make_outputs):
+    targets = replace(make_targets(3, 2), labels=torch.tensor([0, 2, 0, 2, 0]))
+    outputs = make_outputs(targets, columns=6, denoising_groups=2)
+    known = torch.tensor([[True, False, True, False, False]] * 2)
+    found = make_criterion("ce")(outputs, replace(targets, annotated=known), num_boxes=5.0)
+    few = outputs._replace(
+        layers=outputs.layers._replace(logits=outputs.layers.logits[..., [0, 2, 5]]),
+        denoising=outputs.denoising._replace(
+            layers=outputs.denoising.layers._replace(logits=outputs.denoising.layers.logits[..., [0, 2, 5]])
+        ),
+        encoder=None,
+    )
+    alone = make_criterion("ce", num_classes=2)(few, replace(targets, labels=targets.labels // 2), num_boxes=5.0)
+    torch.testing.assert_close(found["loss_class_dn_0"], alone["loss_class_dn_0"])
+
+
+def test_smoothing_of_a_softmax_needs_all_annotations():
+    def data(annotated):
+        return SimpleNamespace(train=SimpleNamespace(objects=lambda index: SimpleNamespace(annotated=annotated)))
+
+    smoothed = {"activation": "softmax", "label_smoothing": 0.1}
+    with pytest.raises(ValueError, match=r"loss\.label_smoothing is 0\.1, .*loss\.label_smoothing=0"):
+        refuse_smoothing(smoothed, data([1, 2]))
+    refuse_smoothing(smoothed, data(None))
+    refuse_smoothing({"activation": "sigmoid", "label_smoothing": 0.1}, data([1]))
+    refuse_smoothing({"activation": "softmax", "label_smoothing": 0.0}, data([1]))

@@ -66,7 +66,7 @@ def noisy_queries(
 
     Args:
         num_denoising: positive queries per image, about; an image with more objects makes one group of all of them.
-        label_noise_ratio: twice the share of labels replaced by a random class.
+        label_noise_ratio: twice the share of labels replaced by a random class that is annotated in the image.
         box_noise_scale: how many half box sizes the corners of positives move at most; those of negatives move up to
             twice as far.
         box_noise_fold: turn boxes that noise has turned inside out; without, their size counts as zero.
@@ -88,7 +88,7 @@ def noisy_queries(
     labels = torch.cat([targets.labels, targets.labels.new_full((1,), num_classes)])[slots].tile(1, 2 * groups)
     boxes = torch.cat([targets.boxes, targets.boxes.new_zeros(1, 4)])[slots].float().tile(1, 2 * groups, 1)
     negative = (torch.arange(count, device=device) // width % 2).view(-1, 1)
-    labels = _noisy_labels(labels, num_classes, label_noise_ratio)
+    labels = _noisy_labels(labels, num_classes, label_noise_ratio, targets.annotated)
     boxes = _noisy_boxes(boxes, negative, box_noise_scale)
     logits = inverse_sigmoid(boxes.abs() if box_noise_fold else boxes)  # centres are in 0..1
 
@@ -121,12 +121,18 @@ def _repeated(column: Tensor, groups: int, step: int) -> Tensor:
     return (column + torch.arange(groups)[:, None] * step).flatten()
 
 
-def _noisy_labels(labels: Tensor, num_classes: int, ratio: float) -> Tensor:
-    """Some labels replaced by a random class; empty slots stay empty."""
+def _noisy_labels(labels: Tensor, num_classes: int, ratio: float, annotated: Tensor | None) -> Tensor:
+    """Some labels `[B, N]` replaced by a random class that the image has annotations of; empty slots stay empty."""
     if ratio <= 0:
         return labels
     replaced = torch.rand(labels.shape, device=labels.device) < ratio * 0.5
-    random = torch.randint(num_classes, labels.shape, device=labels.device)
+    if annotated is None:
+        random = torch.randint(num_classes, labels.shape, device=labels.device)
+    else:
+        known_first = annotated.to(torch.uint8).argsort(dim=1, descending=True, stable=True)
+        number = torch.rand(labels.shape, device=labels.device) * annotated.sum(1, keepdim=True)
+        random = known_first.gather(1, number.long().clamp(max=num_classes - 1))
+        replaced = replaced & annotated.any(1, keepdim=True)
     return torch.where(replaced & (labels != num_classes), random, labels)
 
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from detr_exp.data.content import Split
 from detr_exp.data.dataset import DataSet
-from detr_exp.data.table import TableSplit, flat
+from detr_exp.data.table import Flattened, flat
 from detr_exp.metric.charts import plain_name
 from detr_exp.trainer.distributed import on_first_rank
 from detr_exp.trainer.results import Results
@@ -87,7 +87,7 @@ def draw_labels(path: Path, data: DataSet) -> None:
     """Objects per class, their sizes, their places, and objects per image, of the training split."""
     path.parent.mkdir(exist_ok=True)
     split = data.split("train")
-    read = flat(split, None if isinstance(split, TableSplit) else _spread(split))
+    read = flat(split, None if isinstance(split, Flattened) else _spread(split))
     sizes = read.sizes[read.owner][:, [1, 0, 1, 0]]
     boxes = np.clip(read.boxes_xyxy / sizes, 0, 1)
     counts = [int((read.categories == number).sum()) for number in data.category_ids]

@@ -130,3 +130,18 @@ def test_a_fixed_size_adds_queries_that_nobody_else_sees():
     assert torch.equal(fixed.allowed[keep][:, keep], plain.allowed)
     assert not fixed.allowed[keep][:, 18:20].any()
     assert fixed.allowed.any(1).all()
+
+
+def test_noisy_labels_are_of_classes_that_the_image_has_annotations_of():
+    targets = some_targets(4, 3, 2)
+    targets.labels[:] = 1
+    targets.annotated = torch.tensor([[False, True, False, True, False, False, True], [False, True] + [False] * 5] * 2)[
+        :3
+    ]
+    seen = [set(), set(), set()]
+    for seed in range(40):
+        torch.manual_seed(seed)
+        labels = noisy_queries(targets, **SETTINGS | {"label_noise_ratio": 2.0}).labels
+        for image, row in enumerate(labels.tolist()):
+            seen[image] |= set(row) - {7}
+    assert seen == [{1, 3, 6}, {1}, {1, 3, 6}]
