@@ -94,10 +94,13 @@ def _unreadable(text: str, before: Sequence[str]) -> str:
         return (
             f"{text!r} cannot be read: '~' means the home folder only at the start of an argument; write {key}={home}"
         )
-    return (
-        f"{text!r} cannot be read: spaces and ( ) [ ] {{ }} , : = have a special meaning; "
-        f"quote the value, and the whole override for the shell: {_quoted(key, value)}"
-    )
+    if value.startswith("[") and value.endswith("]"):
+        elements = ",".join(f'"{element.strip().strip(QUOTES)}"' for element in value[1:-1].split(","))
+        listed = shlex.quote(f"{key}=[{elements}]")
+        quoted = f"such elements, and the whole override for the shell: {listed}"
+    else:
+        quoted = f"the value, and the whole override for the shell: {_quoted(key, value)}"
+    return f"{text!r} cannot be read: spaces and ( ) [ ] {{ }} , : = have a special meaning; quote {quoted}"
 
 
 def _quoted(key: str, value: str) -> str:

@@ -19,6 +19,7 @@ RENAMED = {  # primary config -> old key -> key
 # a URL with characters that mean something else in Hydra's grammar, as in https://host/file.pth#sha256=...
 ADDRESS = re.compile(r"[\w.]+=(?:https?|rtsps?)://[^\s\"',]*[=#&~;!][^\s\"',]*")
 PATH = re.compile(r"[+]{0,2}[\w.]+=((?![\[{\"'])[^\"$]*[/\\][^\"$]*[^\\])")
+LIST = re.compile(r"([+]{0,2}[\w.]+)=\[([^\"$]*[/\\][^\"$]*)\]")
 PLAIN = re.compile(r"[\w\s./\\:+%@?*-]*", re.ASCII)  # what Hydra's grammar takes as text
 OVERRIDE = re.compile(r"([+~]{0,2})([\w.]+)(=.*|$)", re.DOTALL)
 
@@ -26,7 +27,7 @@ OVERRIDE = re.compile(r"([+~]{0,2})([\w.]+)(=.*|$)", re.DOTALL)
 def renamed(config_name: str, overrides: Iterable[str]) -> list[str]:
     """Overrides in which old names of keys are replaced, with a warning for each, and URLs and paths are quoted.
 
-    Paths are, if they exist and have characters that mean something else in Hydra's grammar.
+    Paths are, also in lists, if they exist and have characters that mean something else in Hydra's grammar.
 
     Args:
         config_name: primary config of the command.
@@ -43,15 +44,38 @@ def renamed(config_name: str, overrides: Iterable[str]) -> list[str]:
         if ADDRESS.fullmatch(override) or _is_special_path(override):
             key, _, address = override.partition("=")
             override = f'{key}="{address}"'
+        elif (listed := LIST.fullmatch(override)) and (words := _listed_paths(listed[2])):
+            override = f"{listed[1]}=[{','.join(words)}]"
         current.append(override)
     return current
 
 
 def _is_special_path(override: str) -> bool:
     found = PATH.fullmatch(override)
-    if found is None or PLAIN.fullmatch(found[1]):
-        return False
+    return found is not None and not PLAIN.fullmatch(found[1]) and _exists(found[1])
+
+
+def _listed_paths(text: str) -> list[str]:
+    """The elements of a list, special paths among them quoted; none where a special one is no path that exists.
+
+    Names of runs have commas: of the places where an element may end, the last one counts that makes it a path.
+    """
+    parts, words, start = text.split(","), [], 0
+    while start < len(parts):
+        ends = range(len(parts), start, -1)
+        end = next((end for end in ends if _exists(",".join(parts[start:end]).strip())), start + 1)
+        word = ",".join(parts[start:end]).strip()
+        if not PLAIN.fullmatch(word):
+            if not _exists(word):
+                return []
+            word = f'"{word}"'
+        words.append(word)
+        start = end
+    return words
+
+
+def _exists(path: str) -> bool:
     try:
-        return Path(found[1]).exists()
+        return bool(path) and Path(path).exists()
     except (OSError, ValueError):  # too long for a name
         return False

@@ -65,6 +65,16 @@ def test_paths_that_exist_need_no_quotes(name: str, tmp_path: Path) -> None:
     assert renamed("config", [f'source="{tmp_path / name}"']) == [f'source="{tmp_path / name}"']
 
 
+@pytest.mark.parametrize("blank", ["", " "])
+def test_lists_of_such_paths_need_none_either(blank: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    names = ["sw/loss=focal,lr=0.0001-0a", "sw/plain", "sw/it's", "sw/x[1]{2}", "sw/loss=focal,lr=0.0002-0b"]
+    for name in names:
+        Path(name).mkdir(parents=True)
+    cfg = compose([f"checkpoint=[{f',{blank}'.join(['cafe0123', *names])}]"], config_name="review")
+    assert cfg.checkpoint == ["cafe0123", *names]
+
+
 def test_what_is_no_path_keeps_its_meaning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "focal,vfl").mkdir()
@@ -72,6 +82,8 @@ def test_what_is_no_path_keeps_its_meaning(tmp_path: Path, monkeypatch: pytest.M
         "loss=focal,vfl",
         f"data.root={tmp_path}/absent,other",
         f"runs=[{tmp_path},{tmp_path}]",
+        f"runs=[{tmp_path},{tmp_path}/absent=1]",
+        f"a=[{tmp_path}],[b=1]",
         "a=" + "/,x" * 3000,
     ]
     assert renamed("config", words) == words
