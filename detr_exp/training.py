@@ -115,7 +115,7 @@ def _tags(run: Run, hardware: Hardware) -> dict[str, str]:
         tags[IMAGE_TAG] = image
     if run.teaching is not None:
         record = run.teaching.teacher.record
-        tags |= {"teacher": record["teacher"], "teacher.sha256": record["sha256"]}
+        tags |= {"teacher": record["teacher"]} | ({"teacher.sha256": record["sha256"]} if "sha256" in record else {})
     return tags | start_tags(run.start) | ({} if run.resume_from is None else {"resumed.from": str(run.resume_from)})
 
 

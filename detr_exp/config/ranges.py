@@ -198,6 +198,8 @@ TABLE: tuple[tuple[str, Range, str], ...] = (
     ("trainer.", BELOW_ONE, "smooth_alpha"),
     ("trainer.", BELOW_ONE._replace(valid=0.999), "ema_decay"),
     ("trainer.", Range(0, 1, above=True, valid=0.7), "auto_batch_ema_headroom"),
+    ("trainer.elastic.", Range(0, 1, above=True, valid=1.0), "layers[] queries[] image_size[]"),
+    ("trainer.elastic.", WHOLE, "num_random"),
     ("trainer.hardware.", Range(1, 1024, whole=True), "threads?"),
     ("trainer.hardware.", COUNT_OR_AUTO, "devices"),
     ("trainer.hardware.", Range(0, 604800, above=True, valid=300), "timeout"),

@@ -53,8 +53,9 @@ def denoising_stacks(denoising: Denoising, counts: Counts) -> list[Stack]:
 
 def without_tasks(prediction: Prediction) -> Prediction:
     """Predictions without masks and keypoints, which what a teacher says has not."""
-    tasks = {name: None for name in ("masks", "keypoints") if predicted(prediction, name) is not None}
-    return prediction._replace(**tasks)
+    if predicted(prediction, "masks") is not None:
+        prediction = prediction._replace(masks=None)
+    return prediction if predicted(prediction, "keypoints") is None else prediction._replace(keypoints=None)
 
 
 def maps_stack(maps: Maps) -> Stack:

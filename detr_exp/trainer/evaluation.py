@@ -17,7 +17,7 @@ from detr_exp.data.loader import batches
 from detr_exp.model.postprocess import detect
 from detr_exp.protocols import Metric, Network
 from detr_exp.signals import Interrupt, Interrupted
-from detr_exp.structures import Batch, Detections, Outputs, mapped, on_host
+from detr_exp.structures import Batch, Detections, Outputs, Tree, mapped, on_host
 from detr_exp.trainer import distributed
 from detr_exp.trainer.precision import Precision
 
@@ -144,7 +144,7 @@ def invalidate_non_finite(values: dict[str, float]) -> dict[str, float]:
     return dict.fromkeys(values, math.nan) | {"nonfinite": count}
 
 
-def as_float32(outputs: Outputs) -> Outputs:
+def as_float32(outputs: Tree) -> Tree:
     """Outputs with every half-precision tensor as float32: losses and box maths are computed in it."""
     return mapped(outputs, lambda part: part.float() if part.dtype in (torch.bfloat16, torch.float16) else part)
 

@@ -195,10 +195,10 @@ def _refuse_other_teacher(path: Path, saved: Values, state: State) -> None:
         ValueError: they differ.
     """
     before, now = saved.get("teacher"), None if state.teaching is None else state.teaching.teacher.record
-    if before is not None and now is not None and before["sha256"] != now["sha256"]:
+    if before is not None and now is not None and before.get("sha256") != now.get("sha256"):
         raise ValueError(
-            f"{path} was trained with the teacher {before['teacher']} with sha256 {before['sha256'][:12]}..., but "
-            f"{now['teacher']} is another one ({now['sha256'][:12]}...); give that one: teacher.checkpoint=..."
+            f"{path} was trained with the teacher {before['teacher']} (sha256 {before.get('sha256')}), but "
+            f"{now['teacher']} is another one ({now.get('sha256')}); give that one: teacher.checkpoint=..."
         )
     if ("projection" in saved) != (state.projection is not None):
         trained = "has a" if "projection" in saved else "has no"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from dataclasses import dataclass
 
+from detr_exp.trainer.elastic import ElasticTraining
 from detr_exp.trainer.hardware import Hardware
 
 
@@ -17,6 +18,7 @@ class Settings:
     """
 
     hardware: Hardware
+    elastic: ElasticTraining | None = None
     # length
     epochs: int
     restart_epoch: int | None = None

@@ -17,6 +17,7 @@ from detr_exp.model.adapter.slim import BaseFile, load_own_state, own_state
 from detr_exp.protocols import Counting, Metric, Network, Tracker
 from detr_exp.tensor_files import Stored
 from detr_exp.trainer import distributed
+from detr_exp.trainer.elastic import Members
 from detr_exp.trainer.ema import EMA
 from detr_exp.trainer.precision import Precision
 from detr_exp.trainer.selection import BestMetric, EarlyStopping
@@ -117,6 +118,7 @@ class State:
         first_stage_epoch: epochs finished at the best state of the first stage; see `second_stage`.
         best_since_return: in the second stage, the best value since it last went back to that state.
         teaching: see `Run`.
+        members: of the network, that are trained together; None: it is trained alone.
     """
 
     network: Network
@@ -155,6 +157,7 @@ class State:
     first_stage_epoch: int | None = None
     best_since_return: float | None = None
     teaching: Teaching | None = None
+    members: Members | None = None
 
     @property
     def position(self) -> int:

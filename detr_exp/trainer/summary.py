@@ -93,7 +93,7 @@ def _start(run: Run) -> str:
 
 
 def _teacher(record: Mapping[str, str]) -> str:
-    return f"{record['teacher']}, sha256 {record['sha256'][:12]}"
+    return record["teacher"] + (f", sha256 {record['sha256'][:12]}" if "sha256" in record else "")
 
 
 def print_result(console: Console, run: Run, result: str, tables: Mapping[str, Mapping[str, float]]) -> None:

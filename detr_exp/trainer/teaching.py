@@ -13,15 +13,16 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from detr_exp.loss.criterion import SetCriterion
 from detr_exp.loss.teacher import EdgeGrid, Maps, Taught, as_targets, in_our_classes
 from detr_exp.loss.term import MAPS
+from detr_exp.model.member import Member
+from detr_exp.ops.resize import resized
 from detr_exp.protocols import Network, ShowingMaps
 from detr_exp.structures import Batch, Outputs, Prediction, Targets
 from detr_exp.trainer.evaluation import as_float32
@@ -47,7 +48,7 @@ class Seen(NamedTuple):
 class Teacher(Protocol):
     """A frozen network that others are trained by."""
 
-    record: dict[str, str]  # which one it is: `teacher`, the word for it, and `sha256` of its file
+    record: dict[str, str]  # which one it is: `teacher`, the word for it, and `sha256` of its file if it has one
     image_size: tuple[int, int] | None  # of the images it sees; None: those of the training
     classes: list[str]  # a name for each label; empty: it detects nothing
     activation: str
@@ -61,6 +62,14 @@ class Teacher(Protocol):
 
     def __call__(self, images: Tensor, padding_mask: Tensor | None) -> Seen:
         """Images `[B, 3, H, W]` RGB in 0..1, and `[B, H, W]` bool, True where there is none; without gradient."""
+
+
+@runtime_checkable
+class Keeping(Protocol):
+    """A teacher that is the largest member of the trained network."""
+
+    def keep(self, outputs: Outputs) -> None:
+        """Keep what the largest member predicts, for the smaller ones."""
 
 
 class Projection(nn.Module):
@@ -100,19 +109,25 @@ class Teaching:
     step_seconds: float = 0.0
     forward: nn.Module | None = field(default=None, repr=False)
 
-    def __call__(self, batch: Batch, images: Tensor, outputs: Outputs, precision: Precision) -> Taught:
-        """What the teacher says about a batch.
+    def __call__(
+        self, batch: Batch, images: Tensor, outputs: Outputs, precision: Precision, member: Member | None = None
+    ) -> Taught | None:
+        """What the teacher says about a batch; None to the largest member, if that is the teacher.
 
         Args:
             batch: on the device.
             images: its pixels, `[B, 3, H, W]` in 0..1.
             outputs: of the network that is trained.
             precision: of the training, which the teacher shares.
+            member: of the network, as which it has computed the outputs; None: whole.
         """
+        if isinstance(self.teacher, Keeping) and member in (None, Member()):
+            self.teacher.keep(outputs)
+            return None
         began = time.process_time()
         with torch.no_grad(), precision.autocast():
-            seen = self.teacher(*_resized(images, batch.padding_mask, self.teacher.image_size))
-        prediction, theirs = as_float32((seen.prediction, seen.maps))
+            seen = self.teacher(*resized(images, batch.padding_mask, self.teacher.image_size))
+        prediction, theirs = as_float32(seen.prediction), as_float32(seen.maps)
         with torch.no_grad():
             nothing = Targets(batch.targets.labels[:0], batch.targets.boxes[:0], (0,) * len(batch))
             targets = nothing if prediction is None or not self.columns else self._targets(prediction, batch)
@@ -126,14 +141,13 @@ class Teaching:
         return Taught(targets, maps)
 
     def _targets(self, prediction: Prediction, batch: Batch) -> Targets:
-        logits = in_our_classes(prediction.logits, self.columns, self.teacher.activation, self.criterion.activation)
+        ours = self.criterion.activation
+        logits = in_our_classes(prediction.logits, self.columns, self.teacher.activation or ours, ours)
         prediction = prediction._replace(logits=logits)
         stacked = Prediction(logits[None], prediction.boxes[None])
         pairs = self.criterion.matcher([stacked], batch.targets, 1, {}, ())
         matched = pairs.image[0], pairs.query[0]
-        return as_targets(
-            prediction, matched, self.teacher.threshold, self.criterion.activation, self.teacher.edge_grid
-        )
+        return as_targets(prediction, matched, self.teacher.threshold, ours, self.teacher.edge_grid)
 
     @property
     def parameters(self) -> list[nn.Parameter]:
@@ -181,6 +195,8 @@ def connected(teacher: Teacher, network: Network, classes: Sequence[str], criter
             f"teacher is {word}, but the loss has no terms against a teacher; choose some: loss/teacher=detr, or "
             "loss/teacher=maps for the maps of the encoder alone"
         )
+    if isinstance(teacher, Keeping) and not of_maps:
+        return Teaching(teacher, criterion, list(range(len(classes))), [], None)
     if of_queries and not teacher.classes:
         raise ValueError(
             f"the teacher {word} detects nothing, but loss.terms.{of_queries[0]} needs detections; compare maps alone: "
@@ -238,13 +254,3 @@ def _columns(teacher: Teacher, classes: Sequence[str]) -> list[int]:
 
 def _some(names: Sequence[str], limit: int = 8) -> str:
     return ", ".join(names[:limit]) + (f", ... ({len(names)} in all)" if len(names) > limit else "")
-
-
-def _resized(images: Tensor, padding_mask: Tensor | None, size: tuple[int, int] | None) -> tuple[Tensor, Tensor | None]:
-    """Images, and where there are none, at the size of the teacher."""
-    if size is None or images.shape[-2:] == size:
-        return images, padding_mask
-    images = F.interpolate(images, size, mode="bilinear", antialias=True)
-    if padding_mask is not None:
-        padding_mask = F.interpolate(padding_mask[:, None].float(), size)[:, 0].bool()
-    return images, padding_mask

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from detr_exp.data.loader import WorkerError, batches
+from detr_exp.ops.resize import resized
 from detr_exp.protocols import Network
 from detr_exp.signals import Interrupt, Interrupted
 from detr_exp.structures import Batch
@@ -33,6 +34,7 @@ from detr_exp.trainer.diagnosis.curves import Curves, save_label_statistics
 from detr_exp.trainer.diagnosis.sanity import refuse_wrong_evaluator, save_training_samples
 from detr_exp.trainer.diagnosis.skipped_images import record_skipped
 from detr_exp.trainer.distributed import on_first_rank
+from detr_exp.trainer.elastic import WHOLE, as_member, complete_gradients, trained_members
 from detr_exp.trainer.ema import EMA
 from detr_exp.trainer.evaluation import as_float32
 from detr_exp.trainer.garbage_collection import on_for_training
@@ -118,6 +120,8 @@ class Trainer:
             run.teaching.place(hardware)
         run.start = run.start if saved is None else saved.get("start")
         batch_size, grad_accum_steps = self.batch(run, network, saved)
+        parts = network, run.data, run.criterion, run.teaching
+        members = trained_members(settings.elastic, *parts, hardware.compile)
         if hardware.compile:
             run.criterion.compile()
         forward = parallel(network, settings.hardware.strategy)
@@ -163,6 +167,7 @@ class Trainer:
             is_slim=run.base is not None,
             products=hardware.library,
             teaching=run.teaching,
+            members=members,
         )
         if saved is not None:
             for sentence in restore(saved, run, state):
@@ -290,20 +295,30 @@ class Trainer:
             group["lr"] = group["initial_lr"] * factor
         num_boxes, num_images, most_objects = distributed.count_over_ranks(window)
         over_ranks = distributed.mean_over_ranks if distributed.world_size() > 1 else None
+        members = [WHOLE] if state.members is None else state.members.of_step(run.seed, state.step)
         sums: dict[str, Tensor] = {}
         for micro, batch in enumerate(window):
-            seed_step(run.seed, state.step, micro)
             batch = batch.to(state.precision.device, non_blocking=True)
             distributed.sync_denoising(state.network, most_objects[micro])
-            with gradient_exchange(state.trained, last=micro == len(window) - 1):
-                with state.precision.autocast():
-                    images = batch.pixels(state.precision.memory_format)
-                    outputs = state.forward(images, batch.targets, batch.padding_mask)
-                taught = None if teaching is None else teaching(batch, images, outputs, state.precision)
-                losses = run.criterion(as_float32(outputs), batch.targets, num_boxes, num_images, over_ranks, taught)
-                state.precision.backward(losses["total"])
-            for name, value in losses.items():
-                sums[name] = sums[name] + value.detach() if micro else value.detach()
+            for member in members:
+                seed_step(run.seed, state.step, micro)
+                last = micro == len(window) - 1 and member is members[-1]
+                with as_member(state.network, member), gradient_exchange(state.trained, last):
+                    with state.precision.autocast():
+                        images = batch.pixels(state.precision.memory_format)
+                        images, padding_mask = resized(images, batch.padding_mask, member.image_size)
+                        outputs = state.forward(images, batch.targets, padding_mask)
+                    taught = teaching and teaching(batch, images, outputs, state.precision, member)
+                    losses = run.criterion(
+                        as_float32(outputs), batch.targets, num_boxes, num_images, over_ranks, taught
+                    )
+                    if state.members is not None:
+                        losses = state.members.share_of_mean(losses, len(members), state.forward if last else None)
+                    state.precision.backward(losses["total"])
+                for name, value in losses.items():
+                    sums[name] = sums[name] + value.detach() if name in sums else value.detach()
+        if state.members is not None:
+            complete_gradients(state.parameters)
         terms = distributed.mean_over_ranks(torch.stack(list(sums.values())))
         total = terms[list(sums).index("total")]
         norm, skipped = state.precision.step(state.optimizer, state.parameters, self.settings.clip_max_norm, total)
