@@ -90,7 +90,7 @@ FROZEN = Range(-1, 4, whole=True)  # stages of the backbones that can be frozen
 TABLE: tuple[tuple[str, Range, str], ...] = (
     ("", SEED, "seed?"),
     ("", COUNT, "every num_queries resamples batch_size? image_size[2]"),
-    ("", WHOLE, "images"),
+    ("", WHOLE, "images norm_batches"),
     ("", SHARE, "threshold?"),
     ("", Range(0, 1, above=True, below=True, valid=0.95), "level"),
     ("", Range(0, above=True, valid=0.01), "margin?"),

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+from copy import deepcopy
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -38,10 +40,15 @@ def evaluate_in(folder: Path, cfg: DictConfig, detector: Detector | None = None)
     from detr_exp.protocols import Metric, PerClass
     from detr_exp.trainer.console import Console, class_table
     from detr_exp.trainer.evaluation import headline
+    from detr_exp.trainer.norms import reestimate
 
     detector = open_detector(cfg, compiled=True) if detector is None else detector
+    if cfg.norm_batches:
+        detector = replace(detector, network=deepcopy(detector.network))  # the given one stays as it is
     opened = on_data(detector, cfg)
     console = Console("rich")
+    if cfg.norm_batches:
+        reestimate(detector.network, opened.loader("train", cfg.batch_size), detector.precision, cfg.norm_batches)
 
     def evaluated(split: str) -> tuple[Metric, dict[str, float]]:
         metric, loader = opened.metric(split), opened.loader(split, cfg.batch_size)
