@@ -11,6 +11,7 @@ from omegaconf import DictConfig
 
 from detr_exp import cli
 from detr_exp.terminal import counted
+from detr_exp.values import values_of
 from detr_exp.writing import write
 
 USAGE = """\
@@ -29,6 +30,7 @@ Detect objects. Writes COCO-style JSON with scores, and each image with boxes, m
   every              of a video, a camera or a stream, use every n-th frame
   threshold          lowest score; null: the threshold with the best F1 in the checkpoint's evaluation
   batch_size         images at a time
+  tiles              {size: 640, overlap: 0.2}: find in parts of each image of this size, and merge; null: as trained
   output             coco: detections.json | yolo: labels/*.txt, without scores | csv: detections.csv
   draw               true: save each image with its detections drawn, in drawings/
   show               true: show each drawing in a window, by Tk; q closes it, which ends the command
@@ -68,6 +70,7 @@ def predict_in(folder: Path, cfg: DictConfig) -> Path:
         ValueError: the checkpoint cannot be used, or no image can be read.
         UnreadableError: some images could not be read; the others are done.
     """
+    from detr_exp.data.tiles import tiles_of
     from detr_exp.inference.images import UnreadableError, open_source, readable
     from detr_exp.inference.on_data import open_detector
     from detr_exp.inference.window import Window
@@ -81,6 +84,8 @@ def predict_in(folder: Path, cfg: DictConfig) -> Path:
     items, count = open_source(str(cfg.source), cfg.every)
     at_once = cfg.batch_size if count else 1  # what is live is shown at once
     detector = open_detector(cfg).folded()
+    if cfg.tiles is not None:
+        detector.tiles = tiles_of(values_of(cfg.tiles), "tiles")
     output = OUTPUTS[cfg.output](folder, detector)
     drawings = claimed(folder / "drawings", Path.mkdir) if cfg.draw else None
     console = Console("rich")

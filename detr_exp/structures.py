@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 import torch
 from torch import Tensor
 
+from detr_exp.tile import Tile
+
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
@@ -125,9 +127,7 @@ class Targets:
                 try:
                     made[name] = put([one[name] for one in fields_of])
                 except RuntimeError as error:
-                    raise ValueError(
-                        f"{name!r} has not the same shape in all images ({error}); give it one for all"
-                    ) from error
+                    raise ValueError(f"{name!r} has not the same shape in all images ({error}); give one") from error
             return made
 
         def joined(name: str, put: Callable[[list[Tensor]], Tensor] = torch.cat) -> Tensor | None:
@@ -162,10 +162,10 @@ class Batch:
     Attributes:
         images: `[B, H, W, 3]` uint8, RGB.
         targets: packed ground truth.
-        image_sizes: `[B, 2]` int64 (height, width) in pixels of the original images; stays on the host, where masks of
-            these sizes are planned.
+        image_sizes: `[B, 2]` int64 (height, width) of the original images; on the host, where their masks are planned.
         image_ids: the data set's ids, on the host.
         padding_mask: `[B, H, W]` bool, True where there is no image; None when every image fills its canvas.
+        tiles: what the images are parts of; None: they are whole images.
         skipped: messages about images that could not be read and were skipped.
     """
 
@@ -174,6 +174,7 @@ class Batch:
     image_sizes: Tensor
     image_ids: list[int] = field(default_factory=list)
     padding_mask: Tensor | None = None
+    tiles: list[Tile] | None = None
     skipped: list[str] = field(default_factory=list)
 
     def __len__(self) -> int:

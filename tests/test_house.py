@@ -23,6 +23,7 @@ LAYERS = {
     "streams": 0,
     "writing": 0,
     "tensor_files": 0,
+    "tile": -1,
     "values": 0,
     "ops": 1,
     "locks": 1,

@@ -41,6 +41,7 @@ LATER: dict[str, Values] = {  # the same for parts of this package only, by targ
         "repeat_threshold": None,
         "keep_empty": 1.0,
         "fit": None,
+        "tiles": None,
     },
     RTDETR: {"box_noise_fold": False, "head_activation": "relu", "position_layers": 2},
     "detr_exp.trainer.settings.Settings": {"restart_epoch": None},

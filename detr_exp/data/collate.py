@@ -10,6 +10,7 @@ from torch.utils.data import default_collate
 
 from detr_exp.ops.canvas import padding_mask
 from detr_exp.structures import Batch, Target, Targets
+from detr_exp.tile import Tile
 
 
 @dataclass
@@ -22,6 +23,7 @@ class Sample:
         size: (height, width) of the original image in pixels.
         image_id: the data set's id.
         content: (height, width) of what the network sees of it, in the top left corner; None: all of the input.
+        tile: what it is a part of; None: it is the whole image.
         skipped: messages about unreadable images that this sample replaces.
     """
 
@@ -30,6 +32,7 @@ class Sample:
     size: tuple[int, int]
     image_id: int
     content: tuple[int, int] | None = None
+    tile: Tile | None = None
     skipped: list[str] = field(default_factory=list)
 
 
@@ -40,6 +43,7 @@ def collate(samples: list[Sample]) -> Batch:
     another order, and the output of an image would depend on its neighbours in the last digits.
     """
     images = default_collate([sample.image for sample in samples])
+    tiles = [sample.tile for sample in samples if sample.tile is not None]
     contents = [sample.content for sample in samples if sample.content is not None]
     return Batch(
         images=images,
@@ -47,5 +51,6 @@ def collate(samples: list[Sample]) -> Batch:
         image_sizes=torch.tensor([sample.size for sample in samples]),
         image_ids=[sample.image_id for sample in samples],
         padding_mask=padding_mask(torch.tensor(contents), (images.shape[1], images.shape[2])) if contents else None,
+        tiles=tiles or None,
         skipped=[sentence for sample in samples for sentence in sample.skipped],
     )

@@ -9,7 +9,7 @@ from copy import copy
 from dataclasses import replace
 from functools import cached_property
 from itertools import islice
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from torch import Tensor
@@ -23,7 +23,7 @@ from detr_exp.data.collate import Sample
 from detr_exp.data.content import SPLITS, Source, Split
 from detr_exp.data.fit import checked_fit, fit_of
 from detr_exp.data.halves import halves_of
-from detr_exp.data.headers import accounted, unlisted
+from detr_exp.data.headers import accounted, report_unlisted
 from detr_exp.data.joined import tables_of
 from detr_exp.data.keypoints import FlipPairs, KeypointSchema, mirror_remarks, schema
 from detr_exp.data.loader import Loading, Samples
@@ -33,6 +33,7 @@ from detr_exp.data.problems import DataError, Problems, listed
 from detr_exp.data.sampler import EvalSampler, TrainSampler, multi_scale_sizes
 from detr_exp.data.splits import HELD_OUT
 from detr_exp.data.table import flat
+from detr_exp.data.tiles import TiledSplit, tiles_of
 from detr_exp.protocols import missing
 
 log = logging.getLogger(__name__)
@@ -57,7 +58,7 @@ class DataSet:
         category_ids: `contiguous` or `raw`; see `classes.ClassMap`.
         num_classes: None: from the data.
         augment: of training images.
-        fit: of images to the network's input, of `fit.FITS`; None: `stretch`.
+        fit, tiles: of images to the network's input; see `fit.Fit` and `tiles.tiles_of`.
         multi_scale: sizes of training batches; see `sampler.multi_scale_sizes`.
         stop_epoch, phases: epochs of strong augmentation and multi-scale; see `phases.Phases`.
         repeat_threshold, keep_empty: how often an epoch uses each training image; see `balance.Balance`.
@@ -91,6 +92,7 @@ class DataSet:
         num_classes: int | None = None,
         augment: Augment,
         fit: str | None = None,
+        tiles: Mapping[str, Any] | None = None,
         multi_scale: str | Sequence[int] | None = None,
         stop_epoch: int | None = None,
         phases: Mapping[str, Sequence[int | None] | None] | None = None,
@@ -115,7 +117,8 @@ class DataSet:
         self.keypoints: KeypointSchema | None = schema(
             self.class_map.by_label, flip_pairs=keypoint_flip_pairs, sigmas=keypoint_sigmas
         )
-        self.augment, self.fit, self.multi_scale = augment, checked_fit(fit), multi_scale
+        self.augment, self.multi_scale = augment, multi_scale
+        self.fit, self.tiles = checked_fit(fit), tiles_of(tiles)
         used = {"mosaic": augment.mosaic, "mixup": augment.mixup, "multi_scale": multi_scale}
         self.phases = Phases(stop_epoch, phases, [name for name, value in used.items() if not value])
         self.balance = Balance(repeat_threshold, keep_empty)
@@ -206,7 +209,9 @@ class DataSet:
             ValueError: the split does not exist, or the network needs what the data do not have.
         """
         self.refuse(split, network)
-        part = self.split(split)
+        whole = self.split(split)
+        part: Split = whole if self.tiles is None else TiledSplit(whole, self.tiles, self.cache)
+        owners = part.owners if isinstance(part, TiledSplit) else range(len(part))
         with_masks, with_keypoints = ("masks" in network.tasks, "keypoints" in network.tasks)
         height, width = network.image_size
         sizes = multi_scale_sizes(self.multi_scale if training else None, (height, width), network.stride)
@@ -219,7 +224,7 @@ class DataSet:
             with_masks=with_masks,
             flip_order=self.keypoints.flip_order() if with_keypoints and self.keypoints else None,
             flippable=not with_keypoints or self.keypoints is None or self.keypoints.flippable,
-            cache=self.cache,
+            cache=self.cache if part is whole else None,
             fit=fit_of(self.fit, network),
             skip=self.on_error == "skip",
         )
@@ -238,7 +243,7 @@ class DataSet:
                 world_size=world_size,
             )
         else:
-            sampler = EvalSampler(len(part), batch_size, (height, width), rank=rank, world_size=world_size)
+            sampler = EvalSampler(owners, batch_size, (height, width), rank=rank, world_size=world_size)
         return self.loading.loader(samples, sampler)
 
     def refuse(self, split: str, network: Network) -> None:
@@ -318,15 +323,10 @@ class DataSet:
                 errors.append(str(error))
         if errors:
             raise DataError("\n".join(errors))
-        self._name_unlisted()
-
-    def _name_unlisted(self) -> None:
-        """Report images that lie beside those of the splits but belong to no split."""
-        splits = [table for name in self.content.read for table in tables_of(self.split(name)).values()]
-        problems = Problems(self.content.origin)
-        for path in unlisted(splits):
-            problems.note("images that lie beside others and that no split lists", path)
-        problems.report()
+        report_unlisted(
+            self.content.origin,
+            [table for name in self.content.read for table in tables_of(self.split(name)).values()],
+        )
 
     def _check(self, name: str, problems: Problems) -> None:
         split = self.split(name)

@@ -77,6 +77,14 @@ def unlisted(splits: Iterable[TableSplit]) -> Iterator[str]:
                 yield str(Path(place, name))
 
 
+def report_unlisted(origin: str, splits: Iterable[TableSplit]) -> None:
+    """Report images that lie beside those of the splits but belong to no split."""
+    problems = Problems(origin)
+    for path in unlisted(splits):
+        problems.note("images that lie beside others and that no split lists", path)
+    problems.report()
+
+
 def stamp(split: TableSplit) -> str:
     """A hash of the annotations and of the path, size and time of every image."""
     digest = hashlib.sha256(split.fingerprint.encode())

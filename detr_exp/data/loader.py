@@ -27,6 +27,7 @@ from detr_exp.data.image import ImageError
 from detr_exp.data.phases import Phases
 from detr_exp.data.render import blended, fitted, layer, needed, target_of, together
 from detr_exp.data.sampler import EvalSampler, Key, TrainSampler
+from detr_exp.data.tiles import TiledSplit
 from detr_exp.signals import held_back, leave_to_parent
 from detr_exp.structures import Batch, Target
 
@@ -205,7 +206,8 @@ class Samples(Dataset[Sample]):
         objects = self.split.objects(index)
         plan = plain(size, objects.boxes_xyxy, (key.height, key.width), self.fit)
         target, content = self.target(objects, plan), self._content([[plan]])
-        return Sample(_tensor(pixels), target, size, self.split.image_ids[index], content)
+        tile = self.split.tiles[index] if isinstance(self.split, TiledSplit) else None
+        return Sample(_tensor(pixels), target, size, self.split.image_ids[index], content, tile)
 
     def _augmented(self, key: Key, augment: Augment) -> Sample:
         rng = np.random.default_rng((self.seed, _AUGMENT, key.epoch, key.image))

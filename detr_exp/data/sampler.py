@@ -107,7 +107,7 @@ class EvalSampler:
     """Every image once, in order; ranks take turns and no image is repeated.
 
     Args:
-        count: images.
+        owners: the number of the image of each item of the split, in order; a rank has all items of an image.
         batch_size: per rank; the last batch may be smaller.
         size: (height, width) of the output.
         rank: of this process.
@@ -115,9 +115,9 @@ class EvalSampler:
     """
 
     def __init__(
-        self, count: int, batch_size: int, size: tuple[int, int], *, rank: int = 0, world_size: int = 1
+        self, owners: Sequence[int], batch_size: int, size: tuple[int, int], *, rank: int = 0, world_size: int = 1
     ) -> None:
-        self.indices = range(rank, count, world_size)
+        self.indices = [index for index, owner in enumerate(owners) if owner % world_size == rank]
         self.batch_size, self.size = batch_size, size
 
     def __len__(self) -> int:

@@ -30,7 +30,9 @@ from detr_exp.data.fit import Fit, fit_of
 from detr_exp.data.image import FIRST_FRAME, has_more_frames, pixels_of, pixels_of_array, read_image
 from detr_exp.data.keypoints import KeypointSchema
 from detr_exp.data.render import fitted
+from detr_exp.data.tiles import Tiles, tiles_of
 from detr_exp.inference.members import At, chosen
+from detr_exp.inference.tiled import in_tiles
 from detr_exp.model.adapter.slim import find_base, load_own_state, merge
 from detr_exp.model.member import become
 from detr_exp.model.postprocess import detect
@@ -100,6 +102,11 @@ class Detector:
         """How images are brought to the size of the network's input: as in its training."""
         return fit_of(self.cfg.data.get("fit"), self.network)
 
+    @cached_property
+    def tiles(self) -> Tiles | None:
+        """How images are cut for the network: as in its training; can be set to another, or to None."""
+        return tiles_of(values_of(self.cfg.data).get("tiles"))
+
     def folded(self) -> Detector:
         """This detector with norms folded into convolutions: faster, and not equal to the last digit."""
         self.network.deploy()
@@ -121,19 +128,10 @@ class Detector:
         Raises:
             ValueError: an input cannot be read, or is no image.
         """
-        sources = [images] if isinstance(images, ImageLike) else images
-        opened = [as_image(source) for source in sources]
+        opened = [as_image(source) for source in ([images] if isinstance(images, ImageLike) else images)]
         if not opened:
             return []
-        size = self.network.image_size
-        pixels = np.stack([fitted(image, size, self.fit) for image in opened])
-        sizes = [(image.shape[0], image.shape[1]) for image in opened]
-        image_sizes, mask = torch.tensor(sizes), self.fit.padding(sizes, size)
-        no_targets = Targets(torch.zeros(0, dtype=torch.int64), torch.zeros(0, 4), (0,) * len(opened))
-        batch = Batch(torch.from_numpy(pixels), no_targets, image_sizes, padding_mask=mask).to(self.precision.device)
-        with self.precision.autocast():
-            outputs = self.network(batch.pixels(self.precision.memory_format), padding_mask=batch.padding_mask)
-        raw = on_host(detect(self.network, as_float32(outputs), image_sizes, mask))
+        raw = in_tiles(self._found, opened, self.tiles, max(len(opened), self.batch_size), self.network.num_queries)
         finite = [one.finite() for one in raw]
         if count := sum(map(len, raw)) - sum(map(len, finite)):
             if not self.nonfinite:
@@ -143,6 +141,18 @@ class Detector:
             self.nonfinite += count
         lowest = self.threshold if threshold is None else threshold
         return [detections.above(lowest) for detections in finite]
+
+    def _found(self, images: Sequence[np.ndarray]) -> list[Detections]:
+        """Detections of images `[H, W, 3]`, in one batch; those that are not finite among them."""
+        size = self.network.image_size
+        pixels = torch.from_numpy(np.stack([fitted(image, size, self.fit) for image in images]))
+        sizes = [(image.shape[0], image.shape[1]) for image in images]
+        image_sizes, mask = torch.tensor(sizes), self.fit.padding(sizes, size)
+        no_targets = Targets(torch.zeros(0, dtype=torch.int64), torch.zeros(0, 4), (0,) * len(images))
+        batch = Batch(pixels, no_targets, image_sizes, padding_mask=mask).to(self.precision.device)
+        with self.precision.autocast():
+            outputs = self.network(batch.pixels(self.precision.memory_format), padding_mask=batch.padding_mask)
+        return on_host(detect(self.network, as_float32(outputs), image_sizes, mask))
 
 
 def load(

@@ -121,8 +121,9 @@ def combined(trained: DictConfig, cfg: DictConfig) -> DictConfig:
     data = literal(OmegaConf.to_container(cfg.data, resolve=True))
     del data["split"]
     if "_target_" in data:
-        fit = data.get("fit") or trained.data.get("fit")  # the network has learned from images that were fitted so
-        merged.data = {**data, "fit": fit}
+        # the network has learned from images that were fitted and cut so
+        as_trained = {name: data.get(name) or trained.data.get(name) for name in ("fit", "tiles")}
+        merged.data = {**data, **as_trained}
     else:
         # the number of classes is that of the data, which may differ from those of the training
         changes = {name: value for name, value in data.items() if value is not None}

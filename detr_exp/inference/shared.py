@@ -10,6 +10,8 @@ import torch
 from detr_exp.data.loader import batches
 from detr_exp.inference.on_data import OnData
 from detr_exp.model.member import Elastic, Member, outputs_of
+from detr_exp.model.postprocess import detect
+from detr_exp.ops.merging import Merging
 from detr_exp.protocols import Metric
 from detr_exp.structures import on_host
 from detr_exp.trainer.evaluation import as_float32, invalidate_non_finite
@@ -48,6 +50,7 @@ def evaluate_members(
         metrics = dict(zip(those, opened.metrics(split, len(those))))
         for metric in metrics.values():
             metric.reset()
+        merging = {member: Merging(network.num_queries) for member in those}
         network.set_member(replace(those[0], layers=None))
         for batch in batches(opened.loader(split, batch_size)):
             moved = batch.to(precision.device, non_blocking=True)
@@ -55,8 +58,12 @@ def evaluate_members(
                 found = list(outputs_of(network, moved.pixels(precision.memory_format), those, moved.padding_mask))
             for member, outputs in found:
                 queries = member.of(network.own).queries
-                detections = network.postprocess(as_float32(outputs), batch.image_sizes, queries)
-                metrics[member].update(batch.image_ids, on_host(detections))
+                canvas = batch.image_sizes, batch.padding_mask
+                detections = on_host(detect(network, as_float32(outputs), *canvas, queries))
+                if batch.tiles is None:
+                    metrics[member].update(batch.image_ids, detections)
+                else:
+                    metrics[member].update(*merging[member].complete(batch.image_ids, batch.tiles, detections))
             on_batch()
         network.set_member(Member())
         yield [(member, metric, invalidate_non_finite(metric.compute())) for member, metric in metrics.items()]

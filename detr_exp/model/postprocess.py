@@ -54,18 +54,24 @@ def boxes_in_pixels(boxes: Tensor, queries: Tensor, image_sizes: Tensor) -> Tens
 
 
 def detect(
-    network: Network, outputs: Outputs, image_sizes: Tensor, padding_mask: Tensor | None = None
+    network: Network,
+    outputs: Outputs,
+    image_sizes: Tensor,
+    padding_mask: Tensor | None = None,
+    max_detections: int | None = None,
 ) -> list[Detections]:
     """Detections of each image in its original pixels, from outputs that are relative to the canvas.
 
     Args:
         image_sizes: `[B, 2]` (height, width) of the original images, on the host.
         padding_mask: `[B, H, W]` bool of the canvases, on the host; None: the images fill them.
+        max_detections: of each image; None: the number of queries.
     """
     if padding_mask is None:
-        return network.postprocess(outputs, image_sizes)
+        return network.postprocess(outputs, image_sizes, max_detections)
     canvas = (padding_mask.shape[1], padding_mask.shape[2])
-    found = network.postprocess(outputs, canvas_sizes(image_sizes, contents_of(padding_mask), canvas))
+    sizes = canvas_sizes(image_sizes, contents_of(padding_mask), canvas)
+    found = network.postprocess(outputs, sizes, max_detections)
     for detections, (height, width) in zip(found, image_sizes.tolist()):
         if network.cuts_boxes:
             detections.boxes = cut(detections.boxes, detections.boxes.new_tensor([width, height] * 2))

@@ -15,6 +15,7 @@ from detr_exp.data.content import Split
 from detr_exp.data.joined import image_ids_by_set
 from detr_exp.data.loader import batches
 from detr_exp.model.postprocess import detect
+from detr_exp.ops.merging import Merging
 from detr_exp.protocols import Metric, Network
 from detr_exp.signals import Interrupt, Interrupted
 from detr_exp.structures import Batch, Detections, Outputs, Tree, mapped, on_host
@@ -60,7 +61,7 @@ def evaluate(
         precision: device and type of the computation.
         criterion: also compute the loss (`loss`, mean over images).
         parts: by name, for the main values of some of the images, `<name>/mAP` ...
-        on_batch: called with every batch and its finite detections, on the CPU.
+        on_batch: called with every batch and its finite detections, on the CPU; of tiles, with those of each tile.
         interrupt: checked after every batch.
 
     Returns:
@@ -76,6 +77,7 @@ def evaluate(
     for one in (metric, *(part.metric for part in parts.values())):
         one.reset()
     losses: dict[str, Tensor] = {}
+    merging = Merging(network.num_queries)
     images, network_seconds, started = 0, 0.0, time.perf_counter()
     try:
         for batch in batches(loader):
@@ -86,10 +88,13 @@ def evaluate(
             outputs = as_float32(outputs)
             detections = on_host(detect(network, outputs, batch.image_sizes, batch.padding_mask))
             network_seconds += time.perf_counter() - began
-            metric.update(batch.image_ids, detections)
+            ids, found = batch.image_ids, detections
+            if batch.tiles is not None:
+                ids, found = merging.complete(ids, batch.tiles, detections)
+            metric.update(ids, found)
             for part in parts.values():
-                some = [i for i, number in enumerate(batch.image_ids) if number in part.image_ids]
-                part.metric.update([batch.image_ids[i] for i in some], [detections[i] for i in some])
+                some = [i for i, number in enumerate(ids) if number in part.image_ids]
+                part.metric.update([ids[i] for i in some], [found[i] for i in some])
             if criterion is not None:
                 for name, term in criterion(outputs, moved.targets, num_boxes=len(batch.targets)).items():
                     losses[name] = losses.get(name, 0) + term * len(batch)

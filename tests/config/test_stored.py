@@ -28,7 +28,7 @@ def before(config: dict) -> dict:
     for key in ("class_prior", "box_noise_fold", "head_activation", "position_layers"):
         made["model"].pop(key, None)
     del made["loss"]["class_weights"], made["data"]["repeat_threshold"], made["data"]["keep_empty"]
-    del made["data"]["phases"], made["data"]["fit"], made["trainer"]["restart_epoch"]
+    del made["data"]["phases"], made["data"]["fit"], made["data"]["tiles"], made["trainer"]["restart_epoch"]
     made["trainer"]["_target_"] = "detr_exp.trainer.trainer.Trainer"
     return made
 

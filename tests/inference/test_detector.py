@@ -22,9 +22,11 @@ import detr_exp
 from detr_exp import evaluate
 from detr_exp.config.compose import compose
 from detr_exp.data.image import read_image
+from detr_exp.data.tiles import Tiles, tiles_of
 from detr_exp.export_weights import export_weights_in
 from detr_exp.inference.detector import Detector, _without_downloads, as_image, load
 from detr_exp.inference.on_data import on_data
+from detr_exp.metric.backend import CocoEvaluation
 from detr_exp.structures import Detections
 from detr_exp.training import train_in
 
@@ -97,6 +99,37 @@ def test_a_checkpoint_keeps_the_fit_of_its_training(letterboxed: Path) -> None:
         assert torch.allclose(one.scores, other.scores, atol=1e-5)
     explicit = on_data(detector, compose([*overrides, "data.fit=stretch"], config_name="evaluate"))
     assert explicit.data.fit == "stretch"
+
+
+def test_one_tile_gives_the_bits_of_the_whole_image(detector: Detector) -> None:
+    images = [noise(50, 80), noise(70, 40)]
+    plain = detector.predict(images, threshold=0.0)
+    detector.tiles = Tiles((80, 80))
+    for one, other in zip(plain, detector.predict(images, threshold=0.0)):
+        assert torch.equal(one.boxes, other.boxes)
+        assert torch.equal(one.scores, other.scores)
+    detector.tiles = Tiles((40, 40))
+    assert len(detector.predict(noise(50, 80), threshold=0.0)[0]) > len(plain[0])
+
+
+@pytest.mark.parametrize("size", [40, 64])
+def test_evaluation_in_tiles_is_prediction_in_tiles(detector: Detector, size: int) -> None:
+    overrides = ["checkpoint=x", "data=shapes", "data.source.size=64", "data.val=3", f"data.tiles={{size: {size}}}"]
+    opened = on_data(detector, compose(overrides, config_name="evaluate"))
+    whole = on_data(detector, compose(overrides[:-1], config_name="evaluate"))
+    values, images = [], []
+    for data in (opened, whole):
+        metric = data.metric("val")
+        values.append(data.evaluate(data.loader("val"), metric))
+        assert isinstance(metric, CocoEvaluation)
+        images.append(dict(metric.images))
+    detector.tiles = tiles_of({"size": size})
+    for index, number in enumerate(opened.data.split("val").image_ids):
+        (found,) = detector.predict(opened.data.split("val").image(index), threshold=0.0)
+        assert np.allclose(np.sort(images[0][number].scores), np.sort(found.scores.numpy()), atol=1e-5)
+    same = all(np.array_equal(images[0][key].boxes, images[1][key].boxes) for key in images[1])
+    assert same == (size == 64)
+    assert (values[0]["mAP"] == values[1]["mAP"]) or size != 64
 
 
 def test_a_letterboxed_network_does_not_fit_the_processors_of_transformers(letterboxed: Path, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import copy
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -84,7 +85,9 @@ def refuse_low_ground_truth_score(run: Run, split: str = "val") -> None:
     Raises:
         ValueError: the score is lower, with the classes; or the evaluator does not measure `trainer.monitor`.
     """
-    samples = run.data.loader(split, network=run.network, batch_size=1, seed=run.seed).dataset
+    data = copy(run.data)
+    data.tiles = None  # the ground truth is that of whole images
+    samples = data.loader(split, network=run.network, batch_size=1, seed=run.seed).dataset
     assert isinstance(samples, Samples)
     indices = _comparable(samples)
     if not indices:
