@@ -30,7 +30,7 @@ def test_a_process_is_ended_when_the_sitting_is_over(timed, tmp_path):
     assert sitting.spent == seconds
     assert sitting.is_over
     process = subprocess.Popen([sys.executable, "-c", "raise SystemExit(3)"])
-    assert place._watched(process)[0] == 3
+    assert timed.Place(tmp_path, tmp_path, "file", timed.Sitting(60))._watched(process)[0] == 3
 
 
 def test_unfinished_trainings_wait_for_the_next_sitting_and_finished_ones_are_not_repeated(
