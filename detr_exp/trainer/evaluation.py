@@ -88,13 +88,13 @@ def evaluate(
             outputs = as_float32(outputs)
             detections = on_host(detect(network, outputs, batch.image_sizes, batch.padding_mask))
             network_seconds += time.perf_counter() - began
-            ids, found = batch.image_ids, detections
+            ids, of_images = batch.image_ids, detections
             if batch.tiles is not None:
-                ids, found = merging.complete(ids, batch.tiles, detections)
-            metric.update(ids, found)
+                ids, of_images = merging.complete(ids, batch.tiles, detections)
+            metric.update(ids, of_images)
             for part in parts.values():
                 some = [i for i, number in enumerate(ids) if number in part.image_ids]
-                part.metric.update([ids[i] for i in some], [found[i] for i in some])
+                part.metric.update([ids[i] for i in some], [of_images[i] for i in some])
             if criterion is not None:
                 for name, term in criterion(outputs, moved.targets, num_boxes=len(batch.targets)).items():
                     losses[name] = losses.get(name, 0) + term * len(batch)
