@@ -23,6 +23,7 @@ COMMANDS = {
     "benchmark": "latency, throughput, FLOPs and memory of a network",
     "pareto": "which smaller, quicker networks a checkpoint holds, and what they reach",
     "check_data": "what a data set contains, and its errors",
+    "shard": "write a data set as tar files with an index, to train on from afar",
     "weights": "list, download and verify published weights",
     "review": "one page to look at the mistakes of a detector, and at labels that may be wrong",
     "report": "one page about a sweep or any runs",

@@ -59,7 +59,7 @@ LAYERS = {
     "": 10,  # commands
 }
 COMMANDS = {"train", "evaluate", "predict", "export", "export_weights", "benchmark", "compare", "report", "reproduce"}
-COMMANDS |= {"explain", "sync", "check_data", "weights", "torchrun", "proof", "review", "pareto", "__main__"}
+COMMANDS |= {"explain", "sync", "shard", "check_data", "weights", "torchrun", "proof", "review", "pareto", "__main__"}
 PARTS = ("network", "net", "backbone", "metric", "matcher", "tracker")  # what `detr_exp/protocols.py` has contracts of
 MOST_ANY = 376  # lower it with every one that gets a type
 WITHIN = {"trainer.diagnosis"}  # rooms that share the layer of the folder they are in

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 
@@ -119,6 +119,14 @@ class Split(Protocol):
 
         An image may have `annotated`, the category ids that are annotated in it.
         """
+
+
+@runtime_checkable
+class Ahead(Protocol):
+    """A split that reads images from afar."""
+
+    def ahead(self, indices: Sequence[int]) -> None:
+        """Begin to read the images that are used next."""
 
 
 @dataclass

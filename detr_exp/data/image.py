@@ -122,7 +122,11 @@ def has_more_frames(source: Path | bytes | Image.Image) -> bool:
 
 
 def read_image(
-    source: Path | bytes, size: tuple[int, int] | None = None, smallest: tuple[int, int] | None = None
+    source: Path | bytes,
+    size: tuple[int, int] | None = None,
+    smallest: tuple[int, int] | None = None,
+    *,
+    suffix: str = "",
 ) -> np.ndarray:
     """Decode an image to `[H, W, 3]` uint8 RGB.
 
@@ -134,6 +138,7 @@ def read_image(
         source: the file, or its content.
         size: (height, width) the annotations were made for; None: any.
         smallest: a JPEG is decoded at 1/2, 1/4 or 1/8 scale where the result is at least this (height, width).
+        suffix: that of the file which a content is from, as `decode_scale` needs it.
 
     Raises:
         ImageError: unreadable, damaged, too large, or of another size than annotated.
@@ -144,7 +149,8 @@ def read_image(
         turn = orientation > 1 and (size is None or size == upright)
         is_jpeg = image.format == "JPEG"
         content = _checked(source, image)
-        scale = 1 if isinstance(source, bytes) else decode_scale(source, size or upright, smallest)
+        named = f"image{suffix}" if isinstance(source, bytes) else source
+        scale = decode_scale(named, size or upright, smallest)
         if is_jpeg and image.mode == "RGB" and not turn:
             pixels = _jpeg(content, scale)
             if pixels is not None:

@@ -51,7 +51,7 @@ def categories(
         return {"categories": [asdict(category) for category in found]}, {}, count
 
     values, _ = _recalled(folder, key, problems, make)
-    return [_category(category) for category in values["categories"]]
+    return [category_of(category) for category in values["categories"]]
 
 
 def split(
@@ -81,7 +81,8 @@ def split(
     return TableSplit(paths, columns, known, values["fingerprint"], values["account"])
 
 
-def _category(values: Values) -> Category:
+def category_of(values: Values) -> Category:
+    """A category from its values in an index."""
     pairs = values["flip_pairs"]
     skeleton = [(a, b) for a, b in values["skeleton"]]
     return Category(
@@ -96,8 +97,8 @@ def _recalled(
     key = {**key, "source": problems.source, "skip": problems.skip, "code": _code(), **folder.identity()}
     key = json.loads(json.dumps(key))
     name = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:32]
-    place = _folder() / name
-    kept = _opened(place, key)
+    place = cache_folder() / name
+    kept = opened(place, key)
     if kept is not None and holds(kept[0]["facts"], kept[1]["stamps"]):
         values, columns = kept
         _touch(place)
@@ -110,7 +111,7 @@ def _recalled(
             values, columns = {"key": key, "facts": facts, **found, **made}, {**columns, "stamps": stamps}
             values = json.loads(json.dumps(values))
             if count >= LEAST and _is_written(place, values, columns):
-                values, columns = _opened(place, key) or (values, columns)
+                values, columns = opened(place, key) or (values, columns)
         folder.seen = Seen()
     if not problems.errors:
         problems.warnings, problems.notes = values["warnings"], values["notes"]
@@ -118,7 +119,8 @@ def _recalled(
     return values, {name: column for name, column in columns.items() if name != "stamps"}
 
 
-def _folder() -> Path:
+def cache_folder() -> Path:
+    """The folder of the indices of this user."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "detr_exp" / "index"
 
 
@@ -134,8 +136,13 @@ def _code() -> str:
 # ------------------------------------------------------------------------------------------------------------ the file
 
 
-def _is_written(place: Path, values: Values, columns: Columns) -> bool:
-    """Write an index, in place of an older one; says where that is not possible."""
+def filling(values: Values, columns: Columns) -> Callable[[IO[bytes]], None]:
+    """A function that writes an index into an open file.
+
+    Args:
+        values: of JSON; its `key` says what the index is of, see `opened`.
+        columns: arrays of bool, uint8, int64, float32 or float64.
+    """
     described, end = {}, 0
     for name, column in columns.items():
         data = np.ascontiguousarray(column)
@@ -156,17 +163,22 @@ def _is_written(place: Path, values: Values, columns: Columns) -> bool:
             file.write(data.reshape(-1).view(np.uint8).data)
             file.write(bytes(-data.nbytes % _ALIGNED))
 
+    return fill
+
+
+def _is_written(place: Path, values: Values, columns: Columns) -> bool:
+    """Write an index, in place of an older one; says where that is not possible."""
     try:
         place.parent.mkdir(parents=True, exist_ok=True)
         _remove_unused(place.parent)
-        write(place, fill)
+        write(place, filling(values, columns))
     except (OSError, ValueError) as error:
         log.info("the data are read anew each time, since their index cannot be kept: %s", error)
         return False
     return True
 
 
-def _opened(place: Path, key: Values) -> tuple[Values, Columns] | None:
+def opened(place: Path, key: Values) -> tuple[Values, Columns] | None:
     """The content of an index; None where there is none, or one that is damaged or of something else."""
     try:
         with open(place, "rb") as file:

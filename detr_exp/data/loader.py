@@ -21,7 +21,7 @@ from detr_exp.data.augment import MIX_SHARE, Augment, Plan, plain
 from detr_exp.data.cache import ImageCache
 from detr_exp.data.classes import ClassMap
 from detr_exp.data.collate import Sample, collate
-from detr_exp.data.content import Objects, Split
+from detr_exp.data.content import Ahead, Objects, Split
 from detr_exp.data.fit import STRETCH, Fit
 from detr_exp.data.image import ImageError
 from detr_exp.data.phases import Phases
@@ -183,6 +183,12 @@ class Samples(Dataset[Sample]):
                 continue
             sample.skipped = skipped
             return sample
+
+    def __getitems__(self, keys: list[Key]) -> list[Sample]:
+        """The samples of a batch."""
+        if isinstance(self.split, Ahead):
+            self.split.ahead([key.image % len(self.split) for key in keys])
+        return [self[key] for key in keys]
 
     def target(self, objects: Objects, plan: Plan) -> Target:
         """The objects of one image, transformed by a plan."""

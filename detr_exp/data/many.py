@@ -14,11 +14,19 @@ from detr_exp.data.content import SPLITS, Category, Content, Split
 from detr_exp.data.joined import Joined, Member
 from detr_exp.data.problems import ON_ERROR, DataError
 from detr_exp.data.shapes import shapes
+from detr_exp.data.shards import shards
 from detr_exp.data.voc import voc
 from detr_exp.data.yolo import yolo
 from detr_exp.values import Values, is_number
 
-LAYOUTS: dict[str, Callable[..., Content]] = {"auto": auto, "coco": coco, "yolo": yolo, "voc": voc, "shapes": shapes}
+LAYOUTS: dict[str, Callable[..., Content]] = {
+    "auto": auto,
+    "coco": coco,
+    "yolo": yolo,
+    "voc": voc,
+    "shapes": shapes,
+    "shards": shards,
+}
 KEYS = ("root", "layout", "weight", "as", "ignore", "options", *SPLITS)
 _NAME = re.compile(r"\w[\w\-]*")
 _METRIC = re.compile(r"A[PR]$|^time$")  # NAME/mAP would be taken for another kind of metric
@@ -52,9 +60,9 @@ def many(
     Args:
         root: None: every data set has its own.
         places: not used, likewise.
-        sets: by name: `root`, `layout` (`auto`, `coco`, `yolo`, `voc`, `shapes`, or a source), `train`, `val`, `test`
-            and `options` (other keys of the layout's source); `weight`: share of the images of an epoch, relative to
-            the other weights; `as`: {its class: class here}; `ignore`: its classes whose objects are not used.
+        sets: by name: `root`, `layout` (a key of `LAYOUTS`, or a source), `train`, `val`, `test` and `options` (other
+            keys of the layout's source); `weight`: share of the images of an epoch, relative to the other weights;
+            `as`: {its class: class here}; `ignore`: its classes whose objects are not used.
         classes: names of the first classes, in their order; they need not be in any set. Classes of the sets that are
             not in it follow in the order of the sets.
         on_error: see the layouts.

@@ -18,6 +18,7 @@ from detr_exp.data.augment import Augment
 from detr_exp.data.dataset import DataSet
 from detr_exp.data.joined import image_ids_by_set, tables_of
 from detr_exp.data.many import many
+from detr_exp.data.shard_writing import write_shards
 from detr_exp.metric.coco import CocoMetric
 from detr_exp.structures import Detections
 
@@ -139,6 +140,19 @@ def test_resuming_and_ranks(sets) -> None:
     assert [batch.image_ids for batch in loader] == whole[3:]
     ranks = [[b.image_ids for b in batches(data, 2, batch_size=1, rank=r, world_size=2)] for r in range(2)]
     assert [pair for step in zip(*ranks) for pair in step] == whole
+
+
+def test_shards_join_files(sets, tmp_path) -> None:
+    plain = joined(sets)
+    for name, table in tables_of(plain.train).items():
+        (tmp_path / f"shards {name}").mkdir()
+        write_shards(table, "train", tmp_path / f"shards {name}", 10**6, lambda line: None)
+    sets["b"] |= {"root": str(tmp_path / "shards b"), "layout": "shards"}
+    mixed = joined(sets)
+    for ours, theirs in zip(batches(mixed), batches(plain), strict=True):
+        assert ours.image_ids == theirs.image_ids
+        assert torch.equal(ours.images, theirs.images)
+        assert torch.equal(ours.targets.annotated, theirs.targets.annotated)
 
 
 def test_all_headers_are_checked(sets) -> None:

@@ -92,9 +92,9 @@ def resumed(small, stored, tmp_path):
     return start
 
 
-@pytest.mark.parametrize("data", ["shapes", "auto", "coco", "yolo", "voc"])
+@pytest.mark.parametrize("data", ["shapes", "auto", "coco", "yolo", "voc", "shards", "many"])
 def test_every_key_is_of_one_class(data):
-    root = [] if data == "shapes" else ["data.root=/data"]
+    root = [] if data in ("shapes", "many") else ["data.root=/data"]
     for words in ([f"data={data}"], [f"data={data}", "loss=mal", "metric=fast", "optim/scheduler=multistep"]):
         keys = flat(build.plain(compose([*words, *root])))
         wrong = [key for key in keys if sum(is_under(key, prefixes) for prefixes in (FREE, FIXED, ACTS)) != 1]

@@ -1,0 +1,204 @@
+"""Shards beside the files they were made of: the same samples, whoever reads them, and damage that is named."""
+
+from __future__ import annotations
+
+import json
+import pickle
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from detr_exp import build, shard
+from detr_exp.config.compose import compose
+from detr_exp.data.dataset import DataSet
+from detr_exp.data.image import ImageError
+from detr_exp.data.shards import Place, ShardSplit
+
+NETWORK = SimpleNamespace(image_size=(64, 64), stride=32, tasks=("boxes", "masks"))
+COUNT = 9
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory) -> Path:
+    """A set of JPEG files that are decoded at a smaller scale, one of them turned, and a PNG."""
+    root = tmp_path_factory.mktemp("files")
+    for split, count in (("train", COUNT), ("valid", 3)):
+        (root / split).mkdir()
+        rng = np.random.default_rng(count)
+        images, annotations = [], []
+        for i in range(count):
+            name = f"image {i}.{'png' if i == 2 else 'JPG'}"
+            pixels = np.kron(rng.integers(0, 256, (20, 30, 3)), np.ones((12, 12, 1))).astype(np.uint8)
+            image, exif = Image.fromarray(pixels), Image.Exif()
+            if i == 3:
+                exif[0x0112] = 6
+            image.save(root / split / name, exif=exif)
+            width, height = (240, 360) if i == 3 else (360, 240)
+            images.append({"id": 7 * i + 1, "file_name": name, "width": width, "height": height})
+            box = [20 + i, 30, 100, 90]
+            outline = [[box[0], 30, box[0] + 100, 30, box[0] + 50, 120]]
+            own = {"id": i, "image_id": 7 * i + 1, "category_id": 4 + i % 2, "bbox": box, "segmentation": outline}
+            annotations += [own] * (i != 5)
+        content = {"images": images, "annotations": annotations}
+        content["categories"] = [{"id": 4, "name": "a"}, {"id": 5, "name": "b c"}]
+        (root / split / "_annotations.coco.json").write_text(json.dumps(content))
+    return root
+
+
+def written(files: Path, out: Path, megabytes: float = 0.05) -> Path:
+    shard.shard(compose([f"data.root='{files}'", f"out='{out}'", f"megabytes={megabytes}"], config_name="shard"))
+    return out
+
+
+@pytest.fixture
+def shards(files, tmp_path) -> Path:
+    return written(files, tmp_path / "shards")
+
+
+def opened(root: Path | str, layout: str = "shards") -> DataSet:
+    return build.data(compose([f"data={layout}", f"data.root='{root}'", "data.num_workers=0"]))
+
+
+def samples(data: DataSet, *, workers: int = 0, training: bool = True, start: int = 0, **ranks: int) -> list:
+    data.loading.num_workers = workers
+    loader = data.loader("train", network=NETWORK, batch_size=2, seed=3, training=training, **ranks)
+    if training:
+        loader.batch_sampler.set_epoch(1)
+        loader.batch_sampler.set_start(start)
+    return [
+        (batch.image_ids, batch.images, batch.targets.boxes, batch.targets.labels, batch.targets.masks)
+        for batch in loader
+    ]
+
+
+def same(first: list, second: list) -> bool:
+    pairs = [pair for one, other in zip(first, second, strict=True) for pair in zip(one, other, strict=True)]
+    return all(torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b for a, b in pairs)
+
+
+def test_they_are_tar_files_with_the_files_as_they_were(files, shards) -> None:
+    import tarfile
+
+    names = sorted(path.name for path in shards.iterdir())
+    assert len([name for name in names if name.startswith("train-")]) > 2
+    found = {}
+    for path in sorted(shards.glob("train-*.tar")):
+        with tarfile.open(path) as tar:
+            found |= {member.name: tar.extractfile(member).read() for member in tar}
+    assert found["000000003.jpg"] == (files / "train" / "image 3.JPG").read_bytes()
+    assert len(found) == COUNT
+
+
+def test_the_same_samples_as_from_files(files, shards) -> None:
+    plain, packed = opened(files, "auto"), opened(shards)
+    packed.check()
+    assert packed.classes == plain.classes
+    assert packed.fingerprint == plain.fingerprint
+    assert packed.train.truth() == plain.train.truth()
+    whole = samples(plain)
+    assert same(samples(packed), whole)
+    assert same(samples(packed, training=False), samples(plain, training=False))
+    assert same(samples(packed, start=2), whole[2:])  # in the middle of a shard
+    ranks = [samples(packed, rank=rank, world_size=2) for rank in range(2)]
+    assert [ids for ids, *_ in ranks[0]] == [ids for ids, *_ in samples(plain, rank=0, world_size=2)]
+    assert same(ranks[1], samples(plain, rank=1, world_size=2))
+
+
+def test_workers_read_the_same(files, shards) -> None:
+    data = opened(shards)
+    assert same(samples(data, workers=1, start=1), samples(data, start=1))
+    copy = pickle.loads(pickle.dumps(data.train))
+    assert (copy.image(4) == data.train.image(4)).all()
+
+
+def test_an_interrupted_writing_keeps_complete_shards(files, shards) -> None:
+    before = {path.name: (path.stat().st_mtime_ns, path.read_bytes()) for path in shards.glob("*.tar")}
+    (shards / "train.index").unlink()
+    (shards / "train-00001.tar").unlink()
+    cut = shards / "train-00002.tar"
+    cut.write_bytes(cut.read_bytes()[:-2000])
+    written(files, shards)
+    after = {path.name: (path.stat().st_mtime_ns, path.read_bytes()) for path in shards.glob("*.tar")}
+    assert {name for name in after if after[name][0] != before[name][0]} == {"train-00001.tar", "train-00002.tar"}
+    assert {name: one[1] for name, one in after.items()} == {name: one[1] for name, one in before.items()}
+
+
+def test_a_lost_or_cut_shard_is_named(shards) -> None:
+    (shards / "train-00001.tar").unlink()
+    cut = shards / "train-00000.tar"
+    cut.write_bytes(cut.read_bytes()[:-512])
+    with pytest.raises(
+        ValueError, match=r"(?s)train-00000\.tar has \d+ bytes instead of \d+.*train-00001\.tar is lost"
+    ):
+        opened(shards).check()
+
+
+def test_a_damaged_shard_is_named_when_it_is_read(shards) -> None:
+    data = opened(shards)
+    split = data.train
+    assert isinstance(split, ShardSplit)
+    path = shards / split.names[int(split.where["shard"][4])]
+    content = bytearray(path.read_bytes())
+    content[int(split.where["offset"][4]) + 700] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(ImageError, match=rf"{path.name}/image 4\.JPG: shard {path.name} is damaged at byte"):
+        split.image(4)
+    path.unlink()
+    with pytest.raises(ImageError, match=rf"shard {path.name} cannot be read"):
+        split.image(4)
+
+
+def test_an_address_gives_the_same_and_its_reads_overlap(files, shards, monkeypatch) -> None:
+    from fsspec.implementations.memory import MemoryFileSystem
+
+    memory = MemoryFileSystem()
+    memory.put(f"{shards}/", "/bucket/set/", recursive=True)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(shards.parent / "cache"))
+    data = opened("memory://bucket/set")
+    assert same(samples(data), samples(opened(files, "auto")))
+    asked = []
+    monkeypatch.setattr(
+        ShardSplit, "content", lambda self, i, read=ShardSplit.content: asked.append(i) or read(self, i)
+    )
+    loader = data.loader("train", network=NETWORK, batch_size=4, seed=0, training=True)
+    keys = next(iter(loader.batch_sampler))
+    found = loader.dataset.__getitems__(keys)
+    assert sorted(asked) == sorted(key.image for key in keys)  # once each, ahead
+    assert [one.image_id for one in found] == [data.train.image_ids[key.image] for key in keys]
+    memory.rm("/bucket/set/train-00001.tar")
+    with pytest.raises(ValueError, match=r"train-00001\.tar is lost"):
+        opened("memory://bucket/set").check()
+
+
+def test_what_is_no_set_of_shards_is_refused(files, shards, tmp_path) -> None:
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ValueError, match=r"there is no train\.index \(found: nothing\); write shards"):
+        opened(tmp_path / "empty")
+    with pytest.raises(ValueError, match=r"data\.root is '/nowhere', which cannot be listed"):
+        opened("/nowhere")
+    with pytest.raises(ValueError, match=r"data\.root is 'nosuch://bucket', which this installation cannot read"):
+        opened("nosuch://bucket")
+    index = shards / "train.index"
+    index.write_bytes(index.read_bytes()[:-100])
+    with pytest.raises(ValueError, match=r"train\.index is damaged, or of another version"):
+        opened(shards)
+    with pytest.raises(ValueError, match=r"data=shapes has no files of one folder to write"):
+        shard.shard(compose(["data=shapes", f"out={tmp_path}/x"], config_name="shard"))
+
+
+def test_an_image_that_is_gone_is_named(files, tmp_path) -> None:
+    from detr_exp.data.shard_writing import write_shards
+
+    table = opened(files, "auto").split("val")
+    table.paths.data = np.frombuffer(table.paths.data.tobytes().replace(b"image 1", b"image x"), np.uint8)
+    with pytest.raises(ValueError, match=r"image x\.JPG cannot be read \(No such file"):
+        write_shards(table, "val", tmp_path, 10**6, lambda line: None)
+
+
+def test_places_cross_processes() -> None:
+    place = pickle.loads(pickle.dumps(Place("memory://x/y/")))
+    assert (place.root, place.is_remote) == ("memory://x/y", True)
