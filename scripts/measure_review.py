@@ -211,10 +211,10 @@ def cross_fitted(name: str, given: argparse.Namespace) -> list[tuple[Values, lis
     """A set whose images are judged by detectors that were trained on the other folds, with their errors."""
     made = read_set(name, str(given.data / name), FOLDS)
     content, errors = planted(made.content, given.seed)
-    folder = given.work.resolve() / f"{name}-{given.seed}"
+    folder = given.work.resolve() / "-".join([name, str(given.seed), *([str(given.epochs)] if given.epochs else [])])
     folder.mkdir(parents=True, exist_ok=True)
     made = replace(made, folds=made.folds[: given.folds])
-    runs = trained(made, content, given.data / name, EPOCHS[name], given.backbone, folder)
+    runs = trained(made, content, given.data / name, given.epochs or EPOCHS[name], given.backbone, folder)
     shown = {number for fold in made.folds for number in fold.held_out}
     content, errors = restricted(content, shown), [error for error in errors if error["image_id"] in shown]
     detections: list[Values] = []
@@ -264,6 +264,7 @@ def main() -> None:
     parser.add_argument("--sets", nargs="+", default=list(EPOCHS))
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--folds", type=int, default=FOLDS, help="judge the images of the first ones only")
+    parser.add_argument("--epochs", type=int, help=f"of each training; otherwise {EPOCHS}")
     given = parser.parse_args()
     print("| set | images | N | trials | precision of the first N | any label | class | shifted | deleted | invented |")
     print("|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|")
