@@ -223,7 +223,7 @@ class Operation(Protocol):
 
         Args:
             rng: of this image in this epoch; the only source of randomness to use.
-            image: `[H, W, 3]` uint8, RGB, at the input size of the network, which must not change.
+            image: `[H, W, 3]` uint8, RGB, at the input size of the network, without padding; the size must not change.
             target: its objects, boxes cxcywh in 0..1. An operation that moves pixels has to move boxes, masks and
                 keypoints as well; `Target.kept` drops objects.
         """

@@ -25,7 +25,7 @@ from detr_exp.data.content import Ahead, Objects, Split
 from detr_exp.data.fit import STRETCH, Fit
 from detr_exp.data.image import ImageError
 from detr_exp.data.phases import Phases
-from detr_exp.data.render import blended, fitted, layer, needed, target_of, together
+from detr_exp.data.render import blended, fitted, layer, needed, on_canvas, target_of, together
 from detr_exp.data.sampler import EvalSampler, Key, TrainSampler
 from detr_exp.data.tiles import TiledSplit
 from detr_exp.signals import held_back, leave_to_parent
@@ -238,9 +238,9 @@ class Samples(Dataset[Sample]):
             plans.append([plan for plan, _ in pastes])
         image = blended(pixels, rng.uniform(*MIX_SHARE)) if len(pixels) > 1 else pixels[0]
         target = together(targets)
-        if strong:
-            image, target = augment.operated(rng, image, target)
         image_id, content = self.split.image_ids[first], self._content(plans)
+        if strong and augment.operations:
+            image, target = _operated(augment, rng, image, target, content or out)
         return Sample(_tensor(image), target, self.split.size(first), image_id, content)
 
     def _content(self, layers: Sequence[Sequence[Plan]]) -> tuple[int, int] | None:
@@ -249,6 +249,20 @@ class Samples(Dataset[Sample]):
             return None
         ends = [part[0].out if len(part) > 1 else part[0].frame[:1:-1] for part in layers]
         return max(height for height, _ in ends), max(width for _, width in ends)
+
+
+def _operated(
+    augment: Augment, rng: np.random.Generator, image: np.ndarray, target: Target, content: tuple[int, int]
+) -> tuple[np.ndarray, Target]:
+    """Apply the user-defined operations to what lies on the canvas: padding stays where it is."""
+    canvas, (height, width) = (image.shape[0], image.shape[1]), content
+    if content == canvas:
+        return augment.operated(rng, image, target)
+    seen, inner = np.ascontiguousarray(image[:height, :width]), on_canvas(target, canvas, content)
+    changed, inner = augment.operated(rng, seen, inner)
+    image = image.copy()
+    image[:height, :width] = changed
+    return image, on_canvas(inner, content, canvas)
 
 
 def _tensor(pixels: np.ndarray) -> torch.Tensor:

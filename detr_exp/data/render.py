@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 import cv2
 import numpy as np
@@ -159,6 +160,24 @@ def together(targets: Sequence[Target]) -> Target:
         )
     annotated = None if packed.annotated is None else packed.annotated.all(0)
     return Target(packed.labels, packed.boxes, packed.masks, packed.keypoints, packed.extra, annotated=annotated)
+
+
+def on_canvas(target: Target, size: tuple[int, int], canvas: tuple[int, int]) -> Target:
+    """Objects relative to an image of `size`, relative to the canvas in whose corner it lies; or the reverse.
+
+    Args:
+        target: relative to `size`.
+        size, canvas: (height, width); masks are cut or filled up to the second.
+    """
+    factor = torch.tensor([size[1] / canvas[1], size[0] / canvas[0]])
+    masks = target.masks
+    if masks is not None:
+        height, width = (min(pair) for pair in zip(size, canvas))
+        moved = masks.new_zeros(len(masks), *canvas)
+        moved[:, :height, :width] = masks[:, :height, :width]
+        masks = moved
+    keypoints = None if target.keypoints is None else target.keypoints * torch.cat([factor, torch.ones(1)])
+    return replace(target, boxes=target.boxes * factor.repeat(2), masks=masks, keypoints=keypoints)
 
 
 def _resized(pixels: np.ndarray, height: int, width: int) -> np.ndarray:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import tempfile
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
@@ -130,6 +130,7 @@ def description(detector: Detector, graph: Graph, settings: DictConfig) -> Value
         "image_size": [height, width],
         "fit": fit.name,
         "fill": list(fit.fill),
+        "tiles": None if detector.tiles is None else asdict(detector.tiles),  # not in the file
         "inputs": {name: inputs[name] for name in graph.inputs},
         "outputs": graph.outputs,
         "boxes": "xyxy in pixels" if settings.postprocess else "cxcywh in 0..1" + " of the padded input" * fit.pads,

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
-from detr_exp.data.augment import Augment, plain
+from detr_exp.data.augment import Augment, plain, planned
 from detr_exp.data.collate import Sample, collate
 from detr_exp.data.content import Objects
 from detr_exp.data.fit import STRETCH, Fit, fit_of
+from detr_exp.data.loader import _operated
 from detr_exp.data.render import fitted, layer, render, target_of
 from detr_exp.ops.boxes import cxcywh_to_xyxy
 from detr_exp.ops.canvas import canvas_sizes
@@ -144,3 +146,28 @@ def test_the_fill_is_what_the_network_sees_as_zero():
 def test_another_name_is_refused():
     with pytest.raises(ValueError, match=r"data\.fit is 'pad'; use one of stretch, letterbox: data\.fit=letterbox"):
         fit_of("pad", SimpleNamespace())
+
+
+def test_operations_change_the_image_and_not_its_padding():
+    """A user's own mirror: without the padding it is the mirror of the plan."""
+
+    def mirror(rng, image, target):
+        boxes = target.boxes * torch.tensor([-1.0, 1, 1, 1]) + torch.tensor([1.0, 0, 0, 0])
+        keypoints = target.keypoints * torch.tensor([-1.0, 1, 1]) + torch.tensor([1.0, 0, 0])
+        return image[:, ::-1].copy(), replace(target, boxes=boxes, masks=target.masks.flip(2), keypoints=keypoints)
+
+    size = (90, 60)
+    objects = objects_of(size, np.random.default_rng(0))
+    image = np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8)
+    plan = plain(size, objects.boxes_xyxy, OUT, FIT)
+    augment = Augment(operations=[mirror])
+    shown, found = _operated(
+        augment, np.random.default_rng(0), layer([(plan, image)], FIT), target(plan, objects), plan.frame[:1:-1]
+    )
+    everything = np.ones(len(objects), bool)
+    mirrored = planned(size, objects.boxes_xyxy, OUT, (0, 0, 60, 90), everything, True, False, None, fit=FIT)
+    expected = target(mirrored, objects)
+    assert np.abs(shown.astype(int) - layer([(mirrored, image)], FIT)).max() <= 1
+    torch.testing.assert_close(found.boxes, expected.boxes, atol=1e-5, rtol=0)
+    torch.testing.assert_close(found.keypoints, expected.keypoints, atol=1e-5, rtol=0)
+    assert (found.masks == expected.masks).float().mean() > 0.98
