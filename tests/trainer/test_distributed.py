@@ -102,6 +102,17 @@ def test_two_ranks_with_a_teacher_take_the_step_of_one_process(pair, tmp_path, n
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("name", ["elastic", "fsdp, elastic"])
+def test_two_ranks_compute_the_same_member_and_wait_for_no_unused_parameter(pair, tmp_path, name):
+    _, (first, second), _ = pair
+    wanted = two_ranks.one_step(*two_ranks.ELASTIC, ACCUMULATED, folder=tmp_path)
+    unused = [key for key, gradient in wanted["gradient"].items() if not gradient.any()]
+    assert any(key.startswith("decoder.layers.1.") for key in unused)
+    for found in (first[name], second[name]):
+        assert_same_step(found, wanted)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("name", two_ranks.NETWORKS)
 def test_a_rank_may_have_no_objects(pair, wanted_of, name):
     _, (first, _), _ = pair

@@ -79,6 +79,7 @@ NETWORKS = {
     "masks": ("model=rfdetr_seg", *RFDETR),
     "keypoints": ("model=rfdetr_keypoint", *RFDETR),
 }
+ELASTIC = (*NETWORKS["boxes"], "trainer/elastic=full", "trainer.elastic.layers=[0.5]", "trainer.elastic.queries=[0.5]")
 TEACHER = "teacher"  # folder of the run that teaches, in the folder of all
 TAUGHT = ("teacher=run", "teacher.threshold=0.01", "model.hidden_dim=48", "model.neck.hidden_dim=48")
 # Their loss divides by a number that is known after the matching only. Ranks exchange it, micro-batches do not: two
@@ -200,6 +201,8 @@ def main(folder: Path) -> None:
             found[name] = one_step(*words, folder=folder, **norms)
             found[f"{name}, one rank without objects"] = one_step(*words, folder=folder, emptied=1, **norms)
         found["taught"] = one_step(*taught_words(folder), folder=folder)
+        found["elastic"] = one_step(*ELASTIC, folder=folder)
+        found["fsdp, elastic"] = one_step(*ELASTIC, "trainer.hardware.strategy=fsdp", folder=folder)
         found["frozen"] = one_step(*NETWORKS["boxes"], folder=folder, frozen_norms=True)
         found["bad"] = one_step(*NETWORKS["boxes"], folder=folder, poisoned=1)
         fsdp = ("trainer.hardware.strategy=fsdp",)
