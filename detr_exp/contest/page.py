@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from detr_exp.contest.cells import OF_ALL, OF_CONTENDER
 from detr_exp.contest.standings import LEARNED, LEVEL, Row, spread, standings
@@ -50,7 +50,7 @@ def render(cells: Sequence[Values], values: Values) -> str:
         lines += _table(COLUMNS, [_cells(row, reference, values["margin"]) for row in tables[name]])
     lines += ["", "## AP of each class, mean over the seeds", "", *_classes(tables)]
     lines += ["", "## Contenders", "", *_contenders(cells, values)]
-    lines += ["", *_different(cells)]
+    lines += ["", *_different(cells), *_changed(cells, values)]
     return "\n".join(lines).rstrip() + "\n"
 
 
@@ -159,6 +159,30 @@ def _different(cells: Sequence[Values]) -> Iterator[str]:
                 found = list(dict.fromkeys(str(one.get(key)) for one in own))
                 if len(found) > 1:
                     yield f"Cells of {name} differ in {key}: {'; '.join(found)}."
+
+
+def _changed(cells: Sequence[Values], values: Values) -> Iterator[str]:
+    """Contenders that the configuration describes otherwise than they were trained."""
+    for name in dict.fromkeys(cell["contender"] for cell in cells):
+        made = next(cell["conditions"]["options"] for cell in cells if cell["contender"] == name)
+        now = values["contenders"].get(name, {}).get("options", made)
+        if made != now:
+            was, is_now = set(_settings(made)), set(_settings(now))
+            yield (
+                f"*{name}* was trained with {', '.join(sorted(was - is_now)) or 'less'}, where the configuration now "
+                f"has {', '.join(sorted(is_now - was)) or 'nothing'}."
+            )
+
+
+def _settings(options: object, path: str = "") -> Iterator[str]:
+    """Single settings of nested options."""
+    if isinstance(options, Mapping):
+        for key, value in options.items():
+            yield from _settings(value, f"{path}.{key}" if path else str(key))
+    elif isinstance(options, list) and all(isinstance(one, str) for one in options):
+        yield from (f"`{one}`" for one in options)
+    else:
+        yield f"`{path}={options}`"
 
 
 def _table(columns: dict[str, str], rows: Sequence[Sequence[str]]) -> list[str]:

@@ -132,6 +132,14 @@ def test_results_of_other_settings_or_versions_are_not_mixed(
     assert "differ in cpu: " in (tmp_path / "page.md").read_text()
 
 
+def test_the_page_says_what_was_trained_otherwise_than_is_configured_now(suite: Suite, tmp_path: Path) -> None:
+    assert suite("seeds=[0]", good=",gentle:{a:1}") == 0
+    assert " was trained with " not in (tmp_path / "page.md").read_text()
+    assert suite("seeds=[0]", "train=false", good=",gentle:{a:2},more:3") == 0
+    said = "*good* was trained with `gentle.a=1`, where the configuration now has `gentle.a=2`, `more=3`."
+    assert said in (tmp_path / "page.md").read_text()
+
+
 def test_detections_of_unknown_images_are_refused(suite: Suite, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     program = tmp_path / "program.py"
     program.write_text(program.read_text().replace('image["id"], "cat', '99, "cat'))
