@@ -57,6 +57,10 @@ DEIMV2 = {
     (96, 3, 256): "deimv2_femto",
     (112, 3, 320): "deimv2_pico",
     (128, 3, 512): "deimv2_n",
+    (192, 4, 512): "deimv2_s",
+    (256, 4, 512): "deimv2_m",
+    (224, 4, 1792): "deimv2_l",
+    (256, 6, 2048): "deimv2_x",
 }
 # ResNet-vd: option of `model/backbone` -> widths, blocks, and whether the blocks are bottlenecks.
 RESNETS = {f"r{depth}vd": ([64, 128, 256, 512], list(BLOCKS[depth]), depth >= 50) for depth in BLOCKS}

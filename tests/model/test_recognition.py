@@ -37,7 +37,7 @@ def test_a_published_network_is_recognised(name: str) -> None:
 
 
 DFINE = ["dfine_n", "dfine_s", "dfine_m", "dfine_l", "dfine_tiny"]
-DEIMV2 = ["deimv2_atto", "deimv2_femto", "deimv2_pico", "deimv2_n"]
+DEIMV2 = ["deimv2_atto", "deimv2_femto", "deimv2_pico", "deimv2_n", "deimv2_s"]
 
 
 @pytest.mark.parametrize("name", [*DFINE, *DEIMV2])
