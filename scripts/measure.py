@@ -33,7 +33,7 @@ os.environ |= {"OMP_NUM_THREADS": "1", "RAYON_NUM_THREADS": "1"}  # before anyth
 
 PAGE = Path(__file__).parents[1] / "docs" / "performance.md"
 ORDER = (
-    *("steps", "checkpointing", "criterion", "matcher", "deformable", "open", "data", "evaluation"),
+    *("steps", "checkpointing", "criterion", "matcher", "deformable", "open", "data", "shards", "evaluation"),
     *("inference", "start", "sweep", "many_runs", "tracking", "profile", "gpu"),
 )
 HEAD = """\
