@@ -123,6 +123,7 @@ def networks(cfg: DictConfig) -> Iterator[tuple[str, Network]]:
     from detr_exp.model.member import become
 
     if cfg.checkpoint is not None and not cfg.published:
+        _refuse_another(cfg.checkpoint)
         detector = load(cfg.checkpoint, hardware=build.hardware(cfg), allow_targets=cfg.allow_targets, at=cfg.at)
         yield " ".join(filter(None, (detector.path.stem, detector.at))), detector.network
         return
@@ -133,6 +134,20 @@ def networks(cfg: DictConfig) -> Iterator[tuple[str, Network]]:
     for name, network in zip(published() if cfg.published else [type_name(cfg)], built):
         become(network, asked.member)
         yield " ".join(filter(None, (name, asked.name))), network
+
+
+def _refuse_another(checkpoint: str) -> None:
+    """Refuse words of the command line that describe a network, where that of a checkpoint is measured.
+
+    Raises:
+        ValueError: there is one.
+    """
+    words = HydraConfig.get().overrides.task if HydraConfig.initialized() else []
+    if idle := [word for word in words if word.startswith(("model", "experiment="))]:
+        raise ValueError(
+            f"{idle[0]} describes a network, but that of checkpoint={checkpoint} is measured; leave one of them out. A "
+            "smaller member of it: at.layers=..., at.queries=..., at.image_size=[height,width]"
+        )
 
 
 LABELS = {"keypoint": 1, "_voc": 20, "_obj365": 366}  # in the data of recipes that are not for COCO

@@ -50,6 +50,13 @@ def test_an_unknown_form(command: Callable[..., int], capfd: pytest.CaptureFixtu
     assert "benchmark.forms has 'eagre'" in capfd.readouterr().err
 
 
+def test_a_checkpoint_is_measured_as_it_is(
+    command: Callable[..., int], trained: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert command(benchmark.main, f"checkpoint={trained}", "model.num_queries=10") == 2
+    assert "model.num_queries=10 describes a network" in capfd.readouterr().err
+
+
 def test_every_published_recipe_has_a_network() -> None:
     names = benchmark.published()
     assert "demo" not in names
