@@ -31,6 +31,8 @@ Write the weights of a checkpoint in another format.
   checkpoint          a file, a run folder (its best checkpoint) or a run id
   format              safetensors: any network, read by all commands | hf: RT-DETR, RT-DETRv2, D-FINE, RF-DETR with a
                       model card | official: RT-DETR, RT-DETRv2, D-FINE, DEIMv2
+  at                  at.layers=2 at.queries=100 at.image_size=[320,320], or at.name=...: with format=hf a smaller
+                      member of the network
   licence             of these weights, for the model card, such as apache-2.0; null: the card says that it is unknown
   push                repository owner/name on the hub, created if it is not there; needs HF_TOKEN
   private             who sees a repository that push creates: true: you alone
@@ -71,7 +73,7 @@ def export_weights_in(folder: Path, cfg: DictConfig) -> Path:
     _refuse_settings(cfg)
     if cfg.format == "safetensors":
         return write_safetensors(folder, find(cfg.checkpoint), cfg.allow_targets)
-    detector = load(cfg.checkpoint, allow_targets=cfg.allow_targets)
+    detector = load(cfg.checkpoint, allow_targets=cfg.allow_targets, at=cfg.get("at"))
     detector.network.cpu()
     if cfg.format == "official":
         return write_official(folder, detector)
@@ -83,6 +85,10 @@ def _refuse_settings(cfg: DictConfig) -> None:
     cfg.format = FORMER.get(cfg.format, cfg.format)
     if cfg.format not in FORMATS:
         raise ValueError(f"format is {cfg.format!r}; use one of {', '.join(FORMATS)}")
+    if cfg.format != "hf" and any(value is not None for value in (cfg.get("at") or {}).values()):
+        raise ValueError(
+            f"at is for format=hf, and format={cfg.format} holds the whole network: format=hf, or leave at out"
+        )
     for key in ("push", "licence"):
         if cfg.get(key) is not None and cfg.format != "hf":
             raise ValueError(f"{key}={cfg[key]} is for format=hf, and the format is {cfg.format}; use format=hf")

@@ -96,11 +96,13 @@ def model_card(state: Stored, detector: Detector, config: Values, licence: str |
         repo: `owner/name` on the hub, if that is where the card will be.
     """
     name = repo.partition("/")[2] if repo else _name_of(detector.path)
+    if detector.at:  # its evaluation was one of the whole network
+        state = {**state, "metrics": {}, "operating_points": {}}
     base, data, measured = _base(state), _data(state["config"]), _measured(state.get("metrics") or {})
     kind = config["architectures"][0]
     of_masks = kind.endswith("InstanceSegmentation")
     usage = _usage(of_masks, repo or ".", detector.threshold, detector.network.image_size)
-    metrics = "Unknown: the checkpoint has not been evaluated."
+    metrics = f"Unknown: {'this member' if detector.at else 'the checkpoint'} has not been evaluated."
     if measured:
         rows = [(one.words, one.of, f"{one.value:.4f}") for one in measured]
         metrics = (
@@ -118,6 +120,9 @@ def model_card(state: Stored, detector: Detector, config: Values, licence: str |
         "Licence": f"Of these weights: {stated} Of what they started from: {base.licence}. Of the data: {UNKNOWN}.",
     }
     head = f"Weights of a detector for {len(state['classes'])} classes, for `{kind}` of transformers."
+    if detector.at:
+        head += f" They are the member {_code(detector.at)} of a larger network, read from it without training."
+        head += "" if detector.measured_at else " The threshold is that of the whole network."
     body = "".join(f"\n## {title}\n\n{text}\n" for title, text in sections.items())
     front = _front_matter(name, config, of_masks, data, measured, licence, base.hub)
     return f"---\n{front}\n---\n\n# {printable(name)}\n\n{head}\n{body}"

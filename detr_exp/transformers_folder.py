@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
@@ -88,6 +89,7 @@ def _for_transformers(detector: Detector) -> tuple[Values, dict[str, Tensor]]:
     from detr_exp.model import pretrained_dfine as dfine
     from detr_exp.model import pretrained_rfdetr_transformers as rfdetr
     from detr_exp.model import pretrained_rtdetr as rtdetr
+    from detr_exp.model.backbone.dinov2_windowed import WindowedDinov2
     from detr_exp.model.decoder.dfine import DFineDecoder
     from detr_exp.model.decoder.rtdetr import RTDETRDecoder
     from detr_exp.model.pretrained_rfdetr import to_rfdetr
@@ -101,19 +103,34 @@ def _for_transformers(detector: Detector) -> tuple[Values, dict[str, Tensor]]:
             f"{path} was trained with a background class (softmax), and transformers' detectors use sigmoids; train "
             "with loss=vfl, focal, bce, mal or ia_bce, or use format=safetensors"
         )
+    layers = 0
+    if isinstance(network, RFDETR | RTDETRv2):
+        layers, queries, size = network.member.of(network.own)
+        model |= {"num_queries": queries, "image_size": list(size)}
     if isinstance(network, RFDETR):
+        model["num_layers"] = layers
+        if isinstance(network.backbone, WindowedDinov2):  # positions are those of the weights, whatever the images
+            model["backbone"]["position_grid"] = network.backbone.embedding.grid[0]
+        state = network.state_dict()
+        kept = {name: tensor for name, tensor in state.items() if not _is_beyond(name, layers)}
         config = rfdetr.transformers_config(model, detector.classes)
-        return config, to_rfdetr(network.state_dict(), config["num_queries"])  # which transformers also writes
+        return config, to_rfdetr(kept, config["num_queries"])  # which transformers also writes
     if isinstance(network, RTDETRv2) and isinstance(network.decoder, (RTDETRDecoder, DFineDecoder)):
         names = dfine if isinstance(network.decoder, DFineDecoder) else rtdetr
-        config = names.huggingface_config(model, detector.classes)
-        state = rtdetr.without_layers_beyond(network.state_dict(), network.decoder.eval_idx)
+        config = names.huggingface_config(model | {"eval_idx": layers - 1}, detector.classes)
+        state = rtdetr.without_layers_beyond(network.state_dict(), layers - 1)
         return config, names.to_huggingface_file(state, num_points=model["num_points"])
     part = network.decoder if isinstance(network, RTDETRv2) else network
     raise ValueError(
         f"{path} holds {type(part).__name__}, and format=hf is for what transformers has: RT-DETR, RT-DETRv2 and "
         "D-FINE with their own decoders, RF-DETR for boxes and masks; use format=safetensors"
     )
+
+
+def _is_beyond(name: str, layers: int) -> bool:
+    """Whether a tensor of an RF-DETR is of a layer after the first few."""
+    match = re.match(r"(?:layers|mask_head\.blocks)\.(\d+)\.", name)
+    return match is not None and int(match[1]) >= layers
 
 
 def _refuse_other_numbers(folder: Path, network: Network) -> None:

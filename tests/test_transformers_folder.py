@@ -53,6 +53,18 @@ def photograph(height: int, width: int) -> np.ndarray:
 
 
 @pytest.mark.parametrize("kind", SMALL)
+def test_a_member_of_a_network(kind: str, tmp_path: Path) -> None:
+    """What it writes is compared with ours, and refused where it differs."""
+    whole = detector(tmp_path, *SMALL[kind])
+    # transformers ties the heads of layers, which fails where there is one
+    layers, size = (1, [192, 192]) if kind.startswith("rfdetr") else (3, [64, 96])
+    ours = load(whole.path, at={"layers": layers, "queries": 11, "image_size": size})
+    config = transformers_folder.write_in(tmp_path / "hf", ours)
+    assert (config["decoder_layers"], config["num_queries"]) == (layers, 11)
+    assert json.loads((tmp_path / "hf" / "preprocessor_config.json").read_text())["size"]["height"] == size[0]
+
+
+@pytest.mark.parametrize("kind", SMALL)
 def test_the_auto_classes_of_transformers_give_our_detections(kind: str, tmp_path: Path) -> None:
     ours = detector(tmp_path, *SMALL[kind])
     config = transformers_folder.write_in(tmp_path / "hf", ours)

@@ -10,6 +10,7 @@ Legend: I images, K categories, T IoU thresholds 0.50, 0.55 ... 0.95, n detectio
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -88,6 +89,7 @@ def matched(metric: CocoEvaluation, iou_type: str, category_ids: Sequence[int], 
     """
     _, cocoeval = protocol.load("pycocotools")
     found = metric.detections(iou_type)
+    indexed = sys.modules[type(found).__module__]  # the faster package makes its index, and says so, when it is asked
     places = {image: place for place, image in enumerate(sorted(metric.image_info))}
     sigmas = dict(zip(metric.category_ids, metric.sigmas or ()))
     categories = []
@@ -102,7 +104,7 @@ def matched(metric: CocoEvaluation, iou_type: str, category_ids: Sequence[int], 
         evaluator.params.maxDets = [OFFICIAL_KEYPOINTS if iou_type == "keypoints" else OFFICIAL]
         if iou_type == "keypoints":
             evaluator.params.kpt_oks_sigmas = np.asarray(sigmas[category], dtype=float)
-        with protocol.quiet(cocoeval):
+        with protocol.quiet(cocoeval), protocol.quiet(indexed):
             evaluator.evaluate()
         categories.append(_category([image for image in evaluator.evalImgs if image is not None], places))
     return categories

@@ -148,3 +148,12 @@ def test_masks_and_keypoints_are_drawn_as_the_official_tool_compares_them(iou_ty
             expected = np.nan if values[name] == -1 else values[name]
             seen = ap[~np.isnan(ap)]
             assert (seen.mean() if len(seen) else np.nan) == pytest.approx(expected, abs=1e-12, nan_ok=True), name
+
+
+def test_matching_prints_nothing(capfd: pytest.CaptureFixture[str]) -> None:
+    annotations = [{"id": 1, "image_id": 1, "category_id": 1, "bbox": [1, 1, 4, 4]}]
+    truth = {"images": [{"id": 1, "width": 10, "height": 10}], "annotations": annotations, "categories": []}
+    metric = CocoMetric(truth=truth, category_ids=[1], classes=["a"], backend="fast")
+    metric.update([1], [Detections(torch.tensor([0.9]), torch.tensor([0]), torch.tensor([[1.0, 1, 5, 5]]))])
+    assert matched(metric, "bbox", [1])[0].hits.all()
+    assert not capfd.readouterr().out
