@@ -85,7 +85,7 @@ class RopeViT(nn.Module):
                 f"model.backbone.body.taps is {list(taps)}; name blocks of 0 to {depth - 1}, ascending: "
                 f"model.backbone.body.taps=[{depth - 1}]"
             )
-        self.width, self.taps = width, list(taps)
+        self.width, self.taps, self.head_dim = width, list(taps), width // num_heads
         self.pixel_mean, self.pixel_std = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
         self.gradient_checkpointing = False
         self.cls_token = nn.Parameter(torch.zeros(1, 1, width))
@@ -104,7 +104,7 @@ class RopeViT(nn.Module):
         height, width = maps.shape[-2:]
         tokens = torch.cat([self.cls_token.expand(len(maps), -1, -1), maps.flatten(2).transpose(1, 2)], dim=1)
         found = []
-        sin, cos = rotations(height, width, self.width // self.blocks[0].num_heads, self.cls_token)
+        sin, cos = rotations(height, width, self.head_dim, self.cls_token)
         for index, block in enumerate(self.blocks[: self.taps[-1] + 1]):
             again = self.gradient_checkpointing and self.training
             tokens = checkpointed(block, tokens, sin, cos) if again else block(tokens, sin, cos)

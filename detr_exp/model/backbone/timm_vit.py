@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any, cast
+
 import timm
 from torch import Tensor, nn
 
@@ -36,7 +38,7 @@ class TimmViT(nn.Module):
             self.initial, _ = stored(pretrained, published(name) if pretrained is True else "")
             options |= {"pretrained": True, "pretrained_cfg_overlay": {"file": str(self.initial.path)}}
         try:
-            self.model = timm.create_model(name, **options)
+            self.model = cast(Any, timm.create_model(name, **options))  # neither do its networks have types
         except (
             Exception
         ) as error:  # each network checks its arguments in its own way, and every file is foreign otherwise
