@@ -5,7 +5,9 @@ from __future__ import annotations
 import ast
 import re
 from collections.abc import Iterator
+from importlib import import_module
 from pathlib import Path
+from types import GenericAlias
 
 import pytest
 import yaml
@@ -228,6 +230,16 @@ def test_what_travels_has_a_type() -> None:
     """`Any` is for what libraries leave without types; plain values are `Values`, the parts of others `protocols`."""
     trees = [ast.parse(path.read_text("utf-8")) for path in modules()]
     assert sum(isinstance(node, ast.Name) and node.id == "Any" for tree in trees for node in ast.walk(tree)) <= 80
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "hydra_plugins/detr_exp").glob("[a-z]*.py")), ids=lambda p: p.stem)
+def test_hydra_finds_no_alias_among_the_classes_of_a_plugin(path: Path) -> None:
+    """On Python 3.10 `dict[str, Any]` passes for a class there, and no command would start."""
+    try:
+        module = import_module(f"hydra_plugins.detr_exp.{path.stem}")
+    except ModuleNotFoundError as error:
+        pytest.skip(str(error))
+    assert not [name for name, value in vars(module).items() if isinstance(value, GenericAlias)]
 
 
 def test_files_and_the_training_step_stay_short() -> None:

@@ -49,7 +49,12 @@ PASSED = (  # beginnings of the names of environment variables that jobs receive
 )
 GRACE = 60.0  # seconds for runs to save their state when the sweep receives a signal to end
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
-Ended = Callable[[int, JobReturn, float], str]
+
+
+class Ended(Protocol):
+    """Called when a job has ended, with its number, what it returned, and its seconds; the status it got."""
+
+    def __call__(self, number: int, result: JobReturn, seconds: float, /) -> str: ...
 
 
 class Work(NamedTuple):

@@ -23,7 +23,6 @@ from detr_exp.tracker.base import RunRecord
 from detr_exp.tracker.secrets import masked
 from detr_exp.trainer.study import ADDRESS_VARIABLE
 from detr_exp.trainer.trial import TRIAL_VARIABLE
-from detr_exp.values import Values
 from hydra_plugins.detr_exp._ledger import Entry, Job
 from hydra_plugins.detr_exp._parent import last_values
 from hydra_plugins.detr_exp._space import distribution, ends_of, override_of
@@ -32,6 +31,8 @@ from hydra_plugins.detr_exp._sweep import Sweep, hash_of
 
 if TYPE_CHECKING:
     import optuna
+
+    from detr_exp.values import Values  # at run time Hydra, which searches here for classes, fails by it on Python 3.10
 
 MONITOR, SEED = "monitor", "seed"
 STORAGE = "hydra.sweeper.storage="
