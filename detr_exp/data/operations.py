@@ -53,7 +53,7 @@ class Jpeg:
             return image, target
         quality = int(rng.integers(self.quality[0], self.quality[1] + 1))
         _, content = cv2.imencode(".jpg", image[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, quality])
-        return cv2.imdecode(content, cv2.IMREAD_COLOR)[..., ::-1].copy(), target
+        return cv2.cvtColor(np.asarray(cv2.imdecode(content, cv2.IMREAD_COLOR)), cv2.COLOR_BGR2RGB), target
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ class Blur:
     def __call__(self, rng: np.random.Generator, image: np.ndarray, target: Target) -> tuple[np.ndarray, Target]:
         if rng.random() >= self.chance:
             return image, target
-        return cv2.GaussianBlur(image, (0, 0), rng.uniform(*self.sigma)), target
+        return cv2.GaussianBlur(image, (0, 0), rng.uniform(self.sigma[0], self.sigma[1])), target
 
 
 @dataclass(frozen=True)
@@ -101,7 +101,7 @@ class Cutout:
         height, width = image.shape[:2]
         hidden = np.zeros((height, width), bool)
         for _ in range(self.count):
-            across, down = (rng.uniform(*self.side, 2) * (width, height)).astype(int)
+            across, down = (rng.uniform(self.side[0], self.side[1], 2) * (width, height)).astype(int)
             left, top = int(rng.integers(width - across + 1)), int(rng.integers(height - down + 1))
             hidden[top : top + down, left : left + across] = True
         keypoints = target.keypoints

@@ -33,7 +33,7 @@ def refuse_padding(network: Network, fit: str | None) -> None:
     backbone = dict(network.named_modules()).get("backbone")
     if backbone is None or isinstance(backbone, Attending) or checked_fit(fit) == STRETCH.name:
         return
-    attends = {type(one).__name__ for one in backbone.modules() if type(one).__name__.endswith("Attention")}
+    attends = {type(one).__name__ for one in backbone.modules() if type(one).__name__.endswith(("Attention", "ViT"))}
     if attends:
         raise ValueError(
             f"data.fit is {fit}, but the {', '.join(sorted(attends))} of model.backbone would attend to the padding; "
