@@ -39,9 +39,7 @@ class TimmViT(nn.Module):
             options |= {"pretrained": True, "pretrained_cfg_overlay": {"file": str(self.initial.path)}}
         try:
             self.model = cast(Any, timm.create_model(name, **options))  # neither do its networks have types
-        except (
-            Exception
-        ) as error:  # each network checks its arguments in its own way, and every file is foreign otherwise
+        except Exception as error:  # each network checks its arguments and files in its own way
             raise ValueError(
                 f"timm cannot make {name} ({' '.join(str(error).split())[:300]}); choose another "
                 f"model.backbone.body.name, or another file, model.backbone.pretrained=<file>, {WITHOUT}"
