@@ -62,7 +62,7 @@ class Members:
         """Those that a step computes, without repeats; the largest one, if it is among them by rule, is the first."""
         rng = np.random.default_rng((seed, step, STREAM))
         axes = (self.layers, self.queries, self.image_sizes)
-        sampled = [Member(*(axis[rng.integers(len(axis))] for axis in axes)) for _ in range(self.num_random)]
+        sampled = [Member(*(axis[int(rng.integers(len(axis)))] for axis in axes)) for _ in range(self.num_random)]
         return list(dict.fromkeys([WHOLE, *sampled, self.smallest] if self.sandwich else sampled))
 
     def share_of_mean(self, losses: Mapping[str, Tensor], count: int, waiting: nn.Module | None) -> dict[str, Tensor]:

@@ -9,17 +9,19 @@ from contextlib import ExitStack, contextmanager
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from detr_exp.protocols import Network
 from detr_exp.trainer.distributed import world_size
 from detr_exp.trainer.sharding import is_fsdp_module, shard
 
 
-def parallel(network: nn.Module, strategy: str) -> nn.Module:
+def parallel(network: nn.Module | Network, strategy: str) -> nn.Module:
     """The module that training steps call: gradients are averaged over ranks.
 
     Args:
         network: on its device; with `fsdp` its parameters are split in place.
         strategy: `ddp` or `fsdp`.
     """
+    assert isinstance(network, nn.Module)
     if world_size() == 1:
         return network
     if strategy == "fsdp":
