@@ -35,9 +35,9 @@ def state(**changes: Any) -> dict[str, Any]:
     return known | changes
 
 
-def card(folder: Path, licence: str | None = None, repo: str | None = None, **changes: Any) -> str:
-    network = SimpleNamespace(image_size=(96, 128))
-    detector: Any = SimpleNamespace(path=folder / "checkpoint_best_total.pth", threshold=0.41234, network=network)
+def card(folder: Path, licence: str | None = None, repo: str | None = None, at: str = "", **changes: Any) -> str:
+    facts = dict(threshold=0.41234, network=SimpleNamespace(image_size=(96, 128)), at=at, measured_at="")
+    detector: Any = SimpleNamespace(path=folder / "checkpoint_best_total.pth", **facts)
     return model_card(state(**changes), detector, CONFIG, licence, repo)
 
 
@@ -170,3 +170,11 @@ def test_its_snippet_runs(
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 20  # queries
     assert "python -m detr_exp.train" in text or "The command is unknown" in text
+
+
+def test_a_member_does_not_claim_what_the_whole_network_reached(tmp_path: Path) -> None:
+    text = card(tmp_path, at="l2-q100-320")
+    assert "the member `l2-q100-320` of a larger network" in text
+    assert "The threshold is that of the whole network." in text
+    assert "Unknown: this member has not been evaluated." in text
+    assert "0.50 to 0.95" not in text
