@@ -58,6 +58,7 @@ OF_DATA = (
     "stop_epoch",
     "on_error",
     "fit",
+    "tiles",
 )
 ACTS = (
     "loss",
