@@ -61,9 +61,12 @@ class Members:
     def of_step(self, seed: int, step: int) -> list[Member]:
         """Those that a step computes, without repeats; the largest one, if it is among them by rule, is the first."""
         rng = np.random.default_rng((seed, step, STREAM))
-        axes = (self.layers, self.queries, self.image_sizes)
-        sampled = [Member(*(axis[int(rng.integers(len(axis)))] for axis in axes)) for _ in range(self.num_random)]
+        sampled = [self._sampled(rng) for _ in range(self.num_random)]
         return list(dict.fromkeys([WHOLE, *sampled, self.smallest] if self.sandwich else sampled))
+
+    def _sampled(self, rng: np.random.Generator) -> Member:
+        layers, queries, size = (int(rng.integers(len(axis))) for axis in (self.layers, self.queries, self.image_sizes))
+        return Member(self.layers[layers], self.queries[queries], self.image_sizes[size])
 
     def share_of_mean(self, losses: Mapping[str, Tensor], count: int, waiting: nn.Module | None) -> dict[str, Tensor]:
         """The losses of a member as a share of the mean over a step's members.
