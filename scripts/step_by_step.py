@@ -121,6 +121,9 @@ def our_step(network: Network, cfg: DictConfig, data: DataSet, length: int) -> S
     state = SimpleNamespace(
         step=0,
         position=0,
+        teaching=None,
+        members=None,
+        trained=[],
         network=network,
         forward=lambda images, targets, mask: network(images.double(), targets, mask),
         optimizer=build.optimizer(cfg)(network),

@@ -267,7 +267,7 @@ def test_the_script_makes_the_same_of_outputs(activation: str, cut: bool) -> Non
     pred = Prediction(torch.randn(1, 7, 4, generator=draw), torch.rand(1, 7, 4, generator=draw) * 1.5)
     network = SimpleNamespace(activation=activation, num_queries=7, cuts_boxes=cut)
     (expected,) = best_in_pixels(network, pred, torch.tensor([[50, 70]])).detections()
-    facts = {"activation": activation, "cuts_boxes": cut}
+    facts = {"activation": activation, "cuts_boxes": cut, "image_size": [64, 96], "fit": "stretch"}
     made = runpy.run_path(str(SCRIPT))["detections"](
         pred.logits[0].numpy(), pred.boxes[0].numpy(), np.array([50, 70]), facts
     )

@@ -95,7 +95,7 @@ def test_runs_of_every_kind(command: Command, tmp_path: Path) -> None:
     assert [float(lr) for lr in order] == [1e-3, 3e-4, 1e-4], "seeds of one setting are one row"
     assert "0.3065 ± 0.0039" in text, "of runs 2, 5, 8, 11"
     assert "learning rate mattered < 0.001 100 %" in " ".join(text.split())
-    assert "checkpoint=sweep/11 source=" in text
+    assert "checkpoint=sweep/11" in text
     for heading in (
         "What differs",
         "Curves",

@@ -97,7 +97,7 @@ def upgraded(config: Values) -> Values:
     Earlier versions had no table of losses, only `loss.class_loss` and weights; the decoder was part of the network.
     """
     made = with_derived_nodes(_with_later(_renamed(config, RENAMED)), resolved=True)
-    is_whole = "seed" in config
+    is_whole = {"model", "trainer"} <= config.keys()
     for path, value in ADDED.items():
         if is_whole or "." in path:  # a part of a config does not get keys of the root
             made = _with(made, path.split("."), value)

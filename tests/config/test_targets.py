@@ -22,7 +22,7 @@ from detr_exp.config.compose import CONF_DIR, compose
 from detr_exp.config.mistakes import ConfigError
 from detr_exp.config.stored import literal, stored
 
-GROUPS = ("data", "loss", "matcher", "metric", "model", "optim", "tracker", "trainer")
+GROUPS = ("data", "loss", "matcher", "metric", "model", "optim", "teacher", "tracker", "trainer")
 HERE = Path("a_checkpoint.pth")
 
 
@@ -112,7 +112,7 @@ def test_the_list_is_what_the_options_call() -> None:
     named = {name for name in named if not name.startswith("hydra_plugins.")}
     known = {name for group in GROUPS for names in targets.known_targets(group).values() for name in names}
     assert known == named
-    assert targets.known_targets("trainer").keys() == {"trainer", "trainer.hardware"}
+    assert targets.known_targets("trainer").keys() == {"trainer", "trainer.elastic", "trainer.hardware"}
 
 
 def lines_with_target(path: Path) -> list[str]:

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from detr_exp.data.fit import Fit
 from detr_exp.deploy.program import Program, differences
 
 
@@ -40,7 +41,9 @@ def test_pixels_are_compared_in_units_of_the_image() -> None:
 @pytest.mark.parametrize(("fixed", "calls"), [(None, [5]), (2, [2, 2, 2]), (8, [8])])
 def test_batches_of_a_fixed_size_are_filled(fixed: int | None, calls: list[int]) -> None:
     network = SimpleNamespace(image_size=(8, 8))
-    graph = SimpleNamespace(network=network, preprocess=False, postprocess=False, outputs=["means"])
+    graph = SimpleNamespace(
+        network=network, preprocess=False, postprocess=False, fit=Fit(), inputs=["images"], outputs=["means"]
+    )
     seen = []
 
     def run(inputs: list[np.ndarray]) -> list[np.ndarray]:
