@@ -6,7 +6,7 @@ PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check 
 WORKERS ?= 2
 ENGINES ?= engines
 # where a Python of another version would be noticed: texts, files, dataclasses, processes, arrays, a whole training;
-# not the networks, losses and long runs, which compute for an hour with four versions and depend on torch alone
+# not the networks, losses and long runs, which compute long and depend on torch alone
 PYTHON_TESTS ?= tests/config tests/data tests/metric tests/ops tests/published tests/runs tests/hydra_plugins/test_ledger.py \
 	$(patsubst %,tests/test_%.py,cli fitting main terminal train values wheel writing)
 
