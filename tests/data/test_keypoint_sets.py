@@ -59,7 +59,14 @@ def write(root: Path, categories: list[list[str]]) -> Path:
 
 @pytest.mark.parametrize(
     "categories",
-    [[names(9)], [names(14)], [names(17)], [names(32)], [names(5), [], names(8)], [names(6, sided=False)]],
+    [
+        [names(9)],
+        pytest.param([names(14)], marks=pytest.mark.slow),
+        [names(17)],
+        pytest.param([names(32)], marks=pytest.mark.slow),
+        [names(5), [], names(8)],
+        pytest.param([names(6, sided=False)], marks=pytest.mark.slow),
+    ],
     ids=["9", "14", "17", "32", "5 and none and 8", "6 without sides"],
 )
 def test_it_trains_a_step_and_is_evaluated(categories: list, command: Callable, tmp_path: Path, capfd) -> None:

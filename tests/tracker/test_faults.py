@@ -132,7 +132,7 @@ def words(tiny_run: list[str]) -> list[str]:
     ("behaviour", "after"),
     [
         ("die", 5),
-        ("hang", 3),
+        pytest.param("hang", 3, marks=pytest.mark.slow),
         pytest.param("refuse", 0, marks=pytest.mark.slow),
         pytest.param("500", 7, marks=pytest.mark.slow),
     ],

@@ -94,7 +94,12 @@ def test_on_while_the_trainer_trains(tiny_run: list[str], tmp_path: Path, monkey
 
 
 @pytest.mark.parametrize(
-    "words", [["trainer.epochs=1"], ["data=coco", "data.root=/absent"], ["--multirun", "seed=1,2"]]
+    "words",
+    [
+        ["trainer.epochs=1"],
+        ["data=coco", "data.root=/absent"],
+        pytest.param(["--multirun", "seed=1,2"], marks=pytest.mark.slow),
+    ],
 )
 def test_a_command_imports_without_it_and_ends_with_it(tiny_run: list[str], tmp_path: Path, words: list[str]) -> None:
     given = tiny_run if "data=coco" not in words else ["tracker=none"]

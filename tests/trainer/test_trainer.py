@@ -73,7 +73,7 @@ def test_another_seed_gives_other_weights(fit):
     assert state_differences(one, two)
 
 
-@pytest.mark.parametrize("ends_at", [3, 4, 6])
+@pytest.mark.parametrize("ends_at", [3, pytest.param(4, marks=pytest.mark.slow), 6])
 def test_a_resumed_run_repeats_the_undisturbed_one(small, fit, tmp_path, monkeypatch, ends_at):
     """Ends in the middle of the first epoch, on its last step, and in the second."""
     words = ("trainer.deterministic=true", "data.multi_scale=[64,96]", "trainer.log_every_steps=2")
