@@ -22,8 +22,8 @@ from torch import nn
 from detr_exp import build
 from detr_exp.model import pretrained_dfine, pretrained_rtdetr
 from detr_exp.structures import Batch, Target, Targets
-from detr_exp.trainer import distributed
 from detr_exp.trainer.ema import EMA
+from detr_exp.trainer.parallel import parallel
 
 CLASSES, CLIP = 80, 0.1
 FP32 = ("trainer.hardware.amp=null", "trainer.hardware.channels_last=false")
@@ -88,11 +88,15 @@ def stepper(cfg: Any, compiled: Mapping[str, Any] | None = None) -> Callable[[li
     if compiled is not None:
         network.compile(**compiled)
         run.criterion.compile(**compiled)
+    forward = parallel(network, "ddp")
     state = SimpleNamespace(
         step=0,
         position=0,
+        teaching=None,
+        members=None,
         network=network,
-        forward=distributed.parallel(network, "ddp"),
+        forward=forward,
+        trained=[forward],
         optimizer=build.optimizer(cfg)(network),
         ema=EMA(network, decay=cfg.trainer.ema_decay, tau=cfg.trainer.ema_tau),
         precision=trainer.settings.hardware.precision(),
