@@ -14,7 +14,8 @@ whose labels are those ids (`data.category_ids=raw`).
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -154,23 +155,7 @@ class RFDETR(nn.Module):
 
     def set_member(self, member: Member, *, every_layer: bool = False) -> None:
         """See `model.member.Elastic`."""
-        parts = [self.layers, *([] if self.mask_head is None else [self.mask_head])]
-        for part in parts:
-            refuse_rigid(member, part, Layered, "layers")
-        refuse_impossible(
-            member,
-            self.own,
-            most_layers=self.most_layers,
-            stride=self.stride,
-            strides=self.neck.out_strides,
-            may_lack_cells=True,
-        )
-        self.member = member
-        _, self.num_queries, self.image_size = member.of(self.own)
-        self.queries.num_queries = self.num_queries
-        for part in parts:
-            if isinstance(part, Layered):
-                part.depth, part.every_layer = member.layers, every_layer
+        compute_as(self, member, [self.layers, *([] if self.mask_head is None else [self.mask_head])], every_layer)
 
     @torch.no_grad()
     def postprocess(self, outputs: Outputs, image_sizes: Tensor, max_detections: int | None = None) -> list[Detections]:
@@ -208,6 +193,41 @@ class RFDETR(nn.Module):
         fit_positions(self, self.image_size)
         self.own = self.member.of(self.own)
         return self
+
+
+class Grouped(Protocol):
+    """What both RF-DETR networks have."""
+
+    own: Extent
+    member: Member
+    num_queries: int
+    image_size: tuple[int, int]
+    stride: int
+    neck: Neck
+    queries: GroupQueries
+
+    @property
+    def most_layers(self) -> int: ...
+
+
+def compute_as(network: Grouped, member: Member, parts: Sequence[object], every_layer: bool) -> None:
+    """`set_member` of both RF-DETR networks, whose `parts` compute layer by layer."""
+    for part in parts:
+        refuse_rigid(member, part, Layered, "layers")
+    refuse_impossible(
+        member,
+        network.own,
+        most_layers=network.most_layers,
+        stride=network.stride,
+        strides=network.neck.out_strides,
+        may_lack_cells=True,
+    )
+    network.member = member
+    _, network.num_queries, network.image_size = member.of(network.own)
+    network.queries.num_queries = network.num_queries
+    for part in parts:
+        if isinstance(part, Layered):
+            part.depth, part.every_layer = member.layers, every_layer
 
 
 def class_tensors() -> dict[str, int]:

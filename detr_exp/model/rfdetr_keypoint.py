@@ -28,9 +28,9 @@ from detr_exp.model.layer.group_queries import GroupMLP, GroupQueries, Selection
 from detr_exp.model.layer.keypoint_decoder_layer import KeypointStart
 from detr_exp.model.layer.memory import Memory, seen_by
 from detr_exp.model.layer.mlp import MLP
-from detr_exp.model.member import Extent, Member, refuse_impossible, refuse_rigid
+from detr_exp.model.member import Extent, Member
 from detr_exp.model.postprocess import best_in_pixels
-from detr_exp.model.rfdetr import class_tensors
+from detr_exp.model.rfdetr import class_tensors, compute_as
 from detr_exp.ops.transfer import to_device
 from detr_exp.protocols import Backbone, Neck, Strided, complete
 from detr_exp.structures import Detections, Outputs, Prediction, Targets
@@ -174,20 +174,7 @@ class RFDETRKeypoint(nn.Module):
 
     def set_member(self, member: Member, *, every_layer: bool = False) -> None:
         """See `model.member.Elastic`."""
-        refuse_rigid(member, self.layers, Layered, "layers")
-        refuse_impossible(
-            member,
-            self.own,
-            most_layers=self.most_layers,
-            stride=self.stride,
-            strides=self.neck.out_strides,
-            may_lack_cells=True,
-        )
-        self.member = member
-        _, self.num_queries, self.image_size = member.of(self.own)
-        self.queries.num_queries = self.num_queries
-        if isinstance(self.layers, Layered):
-            self.layers.depth, self.layers.every_layer = member.layers, every_layer
+        compute_as(self, member, [self.layers], every_layer)
 
     @torch.no_grad()
     def postprocess(self, outputs: Outputs, image_sizes: Tensor, max_detections: int | None = None) -> list[Detections]:
