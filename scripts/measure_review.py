@@ -44,7 +44,7 @@ FREE, SHIFTED = 0.1, (0.1, 0.5)  # IoU of an invented box with any object, and o
 EPOCHS = {"cards_voc": 13, "bccd_coco": 10}
 OVERRIDES = (
     *("model=rtdetrv2_tiny", "model/backbone=timm", "model.backbone.name=tf_efficientnet_lite0"),
-    *("model.class_prior=auto", "model.image_size=[160,160]", "data/augment=flip", "data.augment.photometric=0.5"),
+    *("model.class_prior=0.1", "data/augment=flip", "data.augment.photometric=0.5"),
     *("optim.lr=4e-4", "optim/scheduler=cosine", "trainer.batch_size=8", "trainer.num_pictures=0", "tracker=none"),
     *("trainer/hardware=cpu", "trainer.hardware.threads=1", "trainer.hardware.amp=bf16", "trainer.progress_bar=none"),
     *("data.num_workers=0", "data.cache=ram"),
@@ -117,7 +117,9 @@ def _inside(box: Sequence[float], size: tuple[int, int]) -> bool:
     return x >= 0 and y >= 0 and x + width <= size[0] and y + height <= size[1]
 
 
-def trained(made: ImageSet, content: Values, root: Path, epochs: int, backbone: str, folder: Path) -> list[Path]:
+def trained(
+    made: ImageSet, content: Values, root: Path, epochs: int, given: argparse.Namespace, folder: Path
+) -> list[Path]:
     """A run for each fold, trained on the images of the others; finished ones are not repeated."""
     runs = []
     for place, fold in enumerate(made.folds):
@@ -131,8 +133,14 @@ def trained(made: ImageSet, content: Values, root: Path, epochs: int, backbone: 
                 for name in ("train", "val")
                 for key, value in (("annotations", f"fold{place}_{name}.json"), ("images", "."))
             ]
-            words = [*OVERRIDES, f"model.backbone.pretrained={backbone}", "data=coco", f"data.root={folder}", *splits]
-            words += [f"data.source.extra_roots=[{root}]"]
+            words = [
+                *OVERRIDES,
+                f"model.backbone.pretrained={given.backbone}",
+                "data=coco",
+                f"data.root={folder}",
+                *splits,
+            ]
+            words += [f"data.source.extra_roots=[{root}]", f"model.image_size=[{given.size},{given.size}]"]
             words += [f"trainer.epochs={epochs}", f"trainer.eval_interval={epochs}", "trainer.resume=auto"]
             command = [sys.executable, "-m", "detr_exp.train", *words, f"hydra.run.dir={run}"]
             subprocess.run(command, check=True)
@@ -211,10 +219,10 @@ def cross_fitted(name: str, given: argparse.Namespace) -> list[tuple[Values, lis
     """A set whose images are judged by detectors that were trained on the other folds, with their errors."""
     made = read_set(name, str(given.data / name), FOLDS)
     content, errors = planted(made.content, given.seed)
-    folder = given.work.resolve() / "-".join([name, str(given.seed), *([str(given.epochs)] if given.epochs else [])])
+    folder = given.work.resolve() / "-".join(map(str, (name, given.seed, given.epochs or EPOCHS[name], given.size)))
     folder.mkdir(parents=True, exist_ok=True)
     made = replace(made, folds=made.folds[: given.folds])
-    runs = trained(made, content, given.data / name, given.epochs or EPOCHS[name], given.backbone, folder)
+    runs = trained(made, content, given.data / name, given.epochs or EPOCHS[name], given, folder)
     shown = {number for fold in made.folds for number in fold.held_out}
     content, errors = restricted(content, shown), [error for error in errors if error["image_id"] in shown]
     detections: list[Values] = []
@@ -265,6 +273,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--folds", type=int, default=FOLDS, help="judge the images of the first ones only")
     parser.add_argument("--epochs", type=int, help=f"of each training; otherwise {EPOCHS}")
+    parser.add_argument("--size", type=int, default=160, help="height and width of the network's input")
     given = parser.parse_args()
     print("| set | images | N | trials | precision of the first N | any label | class | shifted | deleted | invented |")
     print("|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|")
