@@ -62,6 +62,8 @@ DEIMV2 = {
     (224, 4, 1792): "deimv2_l",
     (256, 6, 2048): "deimv2_x",
 }
+# EdgeCrafter: channels of the transformer, feed-forward channels of the decoder -> the end of its options of `model`.
+EC = {(192, 512): "s", (256, 1024): "m", (384, 1024): "l", (384, 2048): "x"}
 # ResNet-vd: option of `model/backbone` -> widths, blocks, and whether the blocks are bottlenecks.
 RESNETS = {f"r{depth}vd": ([64, 128, 256, 512], list(BLOCKS[depth]), depth >= 50) for depth in BLOCKS}
 RESNETS["tiny"] = ([32, 64, 128, 256], [1, 1, 1, 1], False)
@@ -80,6 +82,9 @@ def network_of(state: State) -> str:
             wide, narrow = state["decoder.layers.0.linear1.weight"].shape
             name = DEIMV2.get((narrow, _count(state, "decoder.layers."), wide))
             return f"model={name}" if name else ""
+        if "backbone.body.stem.0.conv.weight" in state:
+            size = EC.get((state["backbone.body.cls_token"].shape[-1], len(state["decoder.layers.0.linear1.weight"])))
+            return f"model=ecdet_{size}" if size else ""
         if "decoder.layers.0.gateway.gate.weight" in state:
             return _dfine(state)
         model = "rtdetrv2_tiny" if len(state["decoder.enc_output.proj.weight"]) == 128 else "rtdetrv2"

@@ -73,8 +73,8 @@ class MeanPyramid(nn.Module):
 
     Args:
         body: makes the transformer from the argument `pretrained`.
-        channels: of every map that leaves the backbone. Maps are projected to them where the transformer has others; the
-            coarsest always is.
+        channels: of every map that leaves the backbone. All maps are projected where the transformer has others, else
+            only the coarsest.
         pretrained: see the body.
 
     Attributes:
