@@ -164,6 +164,7 @@ TABLE: tuple[tuple[str, Range, str], ...] = (
     ("model.backbone.", COUNT, "width num_heads patch_size num_windows out_blocks[] position_grid? out_strides[]"),
     ("model.backbone.", COUNT, "depth widths[] blocks[]?"),
     ("model.backbone.", COUNT, "details channels"),
+    ("model.backbone.", WHOLE, "windowed[] taps[]"),
     ("model.backbone.body.", COUNT, "width num_heads depth"),
     ("model.backbone.body.", WHOLE, "taps[]"),
     ("model.backbone.", BELOW_ONE, "drop_path"),
