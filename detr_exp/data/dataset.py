@@ -300,12 +300,13 @@ class DataSet:
 
     def sampled(self) -> DataSet:
         """The same with `val_sample` of the images of `val`, and of `held_out` if there is one; see `part.sample`."""
+        if self.val_sample is None:
+            return self
         made = self
-        for name in ("val", HELD_OUT) if self.val_sample is not None else ():
+        for name in ("val", HELD_OUT):
             if name in self.content.read:
                 made = made.only(name, sample(self.split(name), self.val_sample, f"{self.content.origin}: {name}"))
-        if made is not self:
-            made.fingerprint = self.fingerprint  # the data are the same
+        made.fingerprint = self.fingerprint  # the data are the same
         return made
 
     def check(self, needed: Sequence[str] = ("train", "val")) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cached_property
 from types import TracebackType
+from typing import cast
 
 import torch.distributed as dist
 
@@ -49,7 +50,7 @@ class Background:
     @cached_property
     def group(self) -> dist.ProcessGroup:
         """Of all ranks, for exchanges of the thread: those of the training have an order of their own."""
-        return dist.new_group(backend="gloo")
+        return cast("dist.ProcessGroup", dist.new_group(backend="gloo"))
 
     def __enter__(self) -> Background:
         return self
