@@ -5,6 +5,7 @@ from __future__ import annotations
 from contextlib import nullcontext
 from dataclasses import asdict
 from functools import partial
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -43,11 +44,17 @@ def save_training(run: Run, state: State, name: str = files.NEWEST, background: 
     if any(is_sharded(tensor) for tensor in saved["model"].values()):
         from detr_exp.trainer import shards  # torch.distributed.checkpoint is slow to import
 
-        shards.save(content, path, files.save, background)
+        shards.save(content, path, _save_named, background)
     elif background is None:
         distributed.on_first_rank(files.save, content, path)
     else:
         background.add(partial(files.save, copied(content), path) if distributed.rank() == 0 else nothing)
+
+
+def _save_named(content: Stored, path: Path) -> None:
+    """Write a checkpoint that names the folder of its shards, and remove the folders that none names any more."""
+    files.save(content, path)
+    files.remove_unnamed_parts(path.parent)
 
 
 def copy_as_numbered(run: Run, state: State, keep: int, background: Background | None = None) -> None:

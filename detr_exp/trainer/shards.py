@@ -19,7 +19,6 @@ from torch import Tensor
 
 from detr_exp.tensor_files import Stored, sha256_of
 from detr_exp.trainer.background import Background
-from detr_exp.trainer.checkpoint import remove_unnamed_parts
 from detr_exp.trainer.distributed import on_first_rank, rank
 from detr_exp.trainer.sharding import PREFIX, SHARDS, copied, each_tensor, is_sharded
 
@@ -50,7 +49,7 @@ def save(
     Args:
         state: nested, with sharded tensors in it.
         path: the checkpoint file.
-        write: writes that file.
+        write: writes that file, which names the folder of its shards.
         background: copy the state to the host, and write it there while training goes on.
 
     Raises:
@@ -86,10 +85,8 @@ def save(
 
 
 def _point(without_values: Stored, path: Path, folder: Path, write: Callable[[Stored, Path], None]) -> None:
-    """Write the checkpoint file, which names the folder, and remove the folders that none names any more."""
     digests = {file.name: sha256_of(file) for file in sorted(folder.iterdir())}
     write(without_values | {SHARDS: {"folder": folder.name, "files": digests}}, path)
-    remove_unnamed_parts(path.parent)
 
 
 def load_shards(state: Stored, folder: Path) -> Stored:
