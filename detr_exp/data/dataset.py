@@ -275,7 +275,7 @@ class DataSet:
         for name in (*SPLITS, "fingerprint"):
             vars(few).pop(name, None)  # cached values of the full data set
         few.content = replace(self.content, read={"train": lambda: part, "val": lambda: part})
-        few.augment, few.multi_scale, few.balance = Augment(), None, Balance()
+        few.augment, few.multi_scale, few.balance, few.val_sample = Augment(), None, Balance(), None
         return few
 
     def only(self, name: str, indices: Sequence[int]) -> DataSet:
