@@ -70,7 +70,8 @@ def started(cfg: DictConfig, data: Labels | None = None, anew: Collection[str] |
         data = _instantiated(cfg, "data")
     arguments = [name for name in arguments_of(_settings(cfg, "model")) if name not in NOT_ARGUMENTS]
     refuse_unused_keys(cfg, "model", [name for name in arguments if name not in FROM_OTHER_GROUPS], NOT_ARGUMENTS)
-    extra = {"num_classes": _num_classes(cfg, data), "activation": cfg.loss.activation}
+    count = cfg.data.num_classes if data is None else data.num_classes
+    extra = {"num_classes": count, "activation": cfg.loss.activation}
     if "keypoint_counts" in arguments:
         extra["keypoint_counts"] = _keypoint_counts(cfg, data)
     from detr_exp import start
@@ -80,7 +81,7 @@ def started(cfg: DictConfig, data: Labels | None = None, anew: Collection[str] |
     made: Network = _instantiated(start.for_weights(cfg) if found else cfg, "model", only=arguments, **extra)
     refuse_wrong_size(made)
     refuse_padding(made, OmegaConf.select(cfg, "data.fit"))
-    set_class_prior(made, extra["num_classes"], cfg.model.get("class_prior"))
+    set_class_prior(made, count, cfg.model.get("class_prior"))
     if found is None:
         return made, ""
     classes = None if data is None else data.classes or None
@@ -141,7 +142,7 @@ def criterion(cfg: DictConfig, data: DataSet | None = None) -> SetCriterion:
     accepted = inspect.signature(SetCriterion).parameters
     schema = None if data is None else data.keypoints
     return SetCriterion(
-        num_classes=_num_classes(cfg, data),
+        num_classes=cfg.data.num_classes if data is None else data.num_classes,
         matcher=_instantiated(cfg, "matcher", activation=cfg.loss.activation),
         keypoint_counts=() if schema is None else schema.counts,
         class_weights=weights,
@@ -149,20 +150,22 @@ def criterion(cfg: DictConfig, data: DataSet | None = None) -> SetCriterion:
     )
 
 
-def teaching(cfg: DictConfig, network: Network, losses: SetCriterion, data: Labels) -> Teaching | None:
+def teaching(cfg: DictConfig, network: Network, losses: SetCriterion, data: DataSet) -> Teaching | None:
     """The teacher of a training, with what connects it with the network; None: without a teacher.
 
     Raises:
         ValueError: teacher, loss, network and data do not fit each other.
     """
+    from detr_exp.trainer.teacher_cache import OF_CACHE, Caching
     from detr_exp.trainer.teaching import connected, refuse_absent
 
     if cfg.get("teacher") is None:
         refuse_absent(losses)
         return None
-    takes = arguments_of(_settings(cfg, "teacher"))
-    extra = {"allow_targets": list(cfg.allow_targets)} if "allow_targets" in takes else {}
-    return connected(_instantiated(cfg, "teacher", **extra), network, data.classes, losses)
+    settings = _settings(cfg, "teacher")
+    extra = {"allow_targets": list(cfg.allow_targets)} if "allow_targets" in arguments_of(settings) else {}
+    made = _instantiated(cfg, "teacher", settings.keys() - OF_CACHE, **extra)
+    return connected(made, network, data.classes, losses, Caching.of(settings, data.augment))
 
 
 def trainer(cfg: DictConfig) -> Trainer:
@@ -213,7 +216,7 @@ def run(cfg: DictConfig, output_dir: Path, *, identity: str = "", resume_from: P
     data_set.check(("train",) if overfits else ("train", "val"))
     if overfits:
         data_set = data_set.first(num_overfit_images(cfg.trainer.overfit_batches, cfg.trainer.batch_size))
-    data_set = (data_set.halved() if cfg.metric.get(SELECTION) else data_set).sampled()
+    data_set = data_set.halved() if cfg.metric.get(SELECTION) else data_set
     base_file = base(cfg)  # hashed before it is read, so that a file that changes in between is noticed
     has_all = resume_from is not None and base_file is None  # of the weights
     made, share = started(start.for_checkpoint(cfg) if has_all else cfg, data_set)
@@ -318,10 +321,6 @@ def _keypoint_counts(cfg: DictConfig, data: Labels | None) -> list[int]:
     if data is None and given is not None:
         return given
     return counts_for(_instantiated(cfg, "data") if data is None else data, given, cfg.model._target_)
-
-
-def _num_classes(cfg: DictConfig, data: Labels | None) -> int:
-    return cfg.data.num_classes if data is None else data.num_classes
 
 
 def _instantiated(cfg: DictConfig, group: str, only: Collection[str] | None = None, **extra: object) -> Any:

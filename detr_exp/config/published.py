@@ -32,14 +32,15 @@ def settle_published(cfg: DictConfig, choices: Mapping[str, str | None]) -> None
 
 
 def refuse_absent_weights(cfg: DictConfig) -> None:
-    """Refuse initial weights that cannot be had, before torch is loaded and data are read.
+    """Refuse weights that cannot be had, before torch is loaded and data are read.
 
     Raises:
         ValueError: they are not on this machine, and there is no network.
     """
-    word = OmegaConf.select(cfg, "model.weights")
     is_new = OmegaConf.select(cfg, "trainer.resume") is None  # else the checkpoint has all weights
-    if is_new and isinstance(word, str) and not Path(word).expanduser().exists():
-        from detr_exp.published.fetch import refuse_out_of_reach
+    for key, kind in (("model.weights", "detector"), ("teacher.checkpoint", None)):
+        word = OmegaConf.select(cfg, key)
+        if (is_new or kind is None) and isinstance(word, str) and not Path(word).expanduser().exists():
+            from detr_exp.published.fetch import refuse_out_of_reach
 
-        refuse_out_of_reach(word, "detector")
+            refuse_out_of_reach(word, kind)

@@ -35,6 +35,7 @@ ADDED: dict[str, object] = {  # keys that earlier versions did not have, with th
     "teacher": None,
     "trainer.hardware.products": "auto",  # a run that is resumed keeps its library in any case
 }
+CACHE_OF_TEACHER = {"cache": "none", "cache_gb": 8}
 LATER: dict[str, Values] = {  # the same for parts of this package only, by target: a user's own may not know such keys
     "detr_exp.data.dataset.DataSet": {
         "phases": dict.fromkeys(("strong", "mosaic", "mixup", "multi_scale")),
@@ -42,14 +43,11 @@ LATER: dict[str, Values] = {  # the same for parts of this package only, by targ
         "keep_empty": 1.0,
         "fit": None,
         "tiles": None,
-        "val_sample": None,
     },
     RTDETR: {"box_noise_fold": False, "head_activation": "relu", "position_layers": 2},
-    "detr_exp.trainer.settings.Settings": {
-        "restart_epoch": None,
-        "eval_every_steps": None,
-        "checkpoint_in_background": False,
-    },
+    "detr_exp.trainer.settings.Settings": {"restart_epoch": None},
+    "detr_exp.teacher.detector.DetectorTeacher": CACHE_OF_TEACHER,
+    "detr_exp.teacher.timm.TimmTeacher": CACHE_OF_TEACHER,
 }
 DECODERS = {  # network -> option of model/decoder for what earlier versions had in the network
     RTDETR: "rtdetr",

@@ -77,7 +77,7 @@ class Plan:
 class Augment:
     """Which random changes a training image goes through.
 
-    Every entry is a probability; 0 leaves that change out.
+    Every entry is a probability; 0 leaves that change out. `changes` has the keys of all others.
 
     Args:
         photometric: brightness, contrast, saturation, hue and channel order, each of them with this probability.
@@ -131,9 +131,9 @@ class Augment:
         self.photometric, self.zoom_out, self.zoom_out_max = photometric, zoom_out, zoom_out_max
         self.iou_crop, self.resize_crop = iou_crop, resize_crop
         self.flip, self.vertical_flip = flip, vertical_flip
-        self.mosaic, self.mixup = mosaic, mixup
-        self.least_side = least_side
+        self.mosaic, self.mixup, self.least_side = mosaic, mixup, least_side
         self.operations = tuple(operations or ())
+        self.changes = [f"data.augment.{k}" for k, v in {**chances, "operations": self.operations}.items() if v]
         for operation in self.operations:
             if not callable(operation):
                 raise ValueError(

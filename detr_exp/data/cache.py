@@ -15,6 +15,7 @@ import os
 import shutil
 import tempfile
 import weakref
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -30,6 +31,19 @@ SHARE = 0.5  # largest part of the free space that `ram` and `disk` use; batches
 _HEADER = 32  # bytes: file size, time of change, height, width
 
 
+@dataclass
+class Room:
+    """A folder of files that are made once.
+
+    Attributes:
+        folder: holds the files; that of `ram` is removed with this object.
+        limit: bytes that all files may use together.
+    """
+
+    folder: Path
+    limit: float
+
+
 class ImageCache:
     """Images of a split, decoded once.
 
@@ -37,13 +51,12 @@ class ImageCache:
     file is decoded again. Nothing is evicted; when the limit is reached, further images are decoded every time.
 
     Args:
-        folder: holds the files.
-        limit: bytes that all files may use together.
+        room: for its files.
     """
 
-    def __init__(self, folder: Path, limit: float) -> None:
-        self.folder, self.limit = folder, limit
-        self.used = multiprocessing.Value("q", sum(file.stat().st_size for file in folder.iterdir()))
+    def __init__(self, room: Room) -> None:
+        self.room = room
+        self.used = multiprocessing.Value("q", sum(file.stat().st_size for file in room.folder.iterdir()))
 
     def image(self, split: Split, index: int, smallest: tuple[int, int] | None = None) -> np.ndarray:
         """The same as `split.image(index, smallest)`."""
@@ -53,7 +66,7 @@ class ImageCache:
         except (OSError, ValueError):  # synthetic; or missing, which the split reports better
             return split.image(index, smallest)
         scale = decode_scale(path, split.size(index), smallest)
-        place = self.folder / f"{hashlib.sha1(path.encode()).hexdigest()}-{scale}"
+        place = self.room.folder / f"{hashlib.sha1(path.encode()).hexdigest()}-{scale}"
         stamp = (stat.st_size, stat.st_mtime_ns)
         kept = _read(place, stamp)
         if kept is not None:
@@ -64,7 +77,7 @@ class ImageCache:
 
     def _keep(self, place: Path, stamp: tuple[int, int], pixels: np.ndarray) -> None:
         with self.used.get_lock():
-            if self.used.value + _HEADER + pixels.nbytes > self.limit:
+            if self.used.value + _HEADER + pixels.nbytes > self.room.limit:
                 return
             self.used.value += _HEADER + pixels.nbytes
         header = np.array([*stamp, *pixels.shape[:2]], np.int64)
@@ -75,7 +88,7 @@ class ImageCache:
                 file.write(pixels.data)
             unfinished.replace(place)  # readers see the complete file or none
         except OSError:  # no space left
-            self.limit = 0
+            self.room.limit = 0
             unfinished.unlink(missing_ok=True)
 
 
@@ -90,26 +103,43 @@ def image_cache(where: str, gigabytes: float, root: str | None) -> ImageCache | 
     Raises:
         ValueError: for another place or a size that is not positive.
     """
+    name = hashlib.sha1(os.path.abspath(root or "").encode()).hexdigest()[:16]
+    room = room_for(where, gigabytes, name, "data")
+    if room is None:
+        return None
+    log.info("decoded images are cached in %s, at most %.1f GB", room.folder, room.limit / 1e9)
+    return ImageCache(room)
+
+
+def room_for(where: str, gigabytes: float, name: str, group: str) -> Room | None:
+    """The folder of a cache; None: `none`.
+
+    Args:
+        where: `none`, `ram` or `disk`.
+        gigabytes: upper limit of its size.
+        name: of the folder that later runs find again, below `~/.cache/detr_exp`.
+        group: whose keys `cache` and `cache_gb` these are, for messages.
+
+    Raises:
+        ValueError: for another place or a size that is not positive.
+    """
     if where not in PLACES:
-        raise ValueError(f"data.cache is {where!r}; use none, ram or disk: data.cache=ram")
+        raise ValueError(f"{group}.cache is {where!r}; use none, ram or disk: {group}.cache=ram")
     if gigabytes <= 0:
-        raise ValueError(f"data.cache_gb is {gigabytes}; it must be above 0, or use data.cache=none")
+        raise ValueError(f"{group}.cache_gb is {gigabytes}; it must be above 0, or use {group}.cache=none")
     if where == "none":
         return None
     if where == "disk":
-        base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "detr_exp"
-        folder = base / hashlib.sha1(os.path.abspath(root or "").encode()).hexdigest()[:16]
+        folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "detr_exp" / name
         folder.mkdir(parents=True, exist_ok=True)
     else:
         base = MEMORY if os.access(MEMORY, os.W_OK) else Path(tempfile.gettempdir())
         _sweep(base)
         folder = Path(tempfile.mkdtemp(prefix=f"detr_exp-{os.getpid()}-", dir=base))
-    limit = min(gigabytes * 1e9, SHARE * shutil.disk_usage(folder).free)
-    cache = ImageCache(folder, limit)
+    room = Room(folder, min(gigabytes * 1e9, SHARE * shutil.disk_usage(folder).free))
     if where == "ram":
-        weakref.finalize(cache, _remove, folder, os.getpid())
-    log.info("decoded images are cached in %s, at most %.1f GB", folder, limit / 1e9)
-    return cache
+        weakref.finalize(room, _remove, folder, os.getpid())
+    return room
 
 
 def _read(place: Path, stamp: tuple[int, int]) -> np.ndarray | None:

@@ -100,7 +100,7 @@ def fetch_file(url: str, check: Callable[[Path], None], limit: int) -> Path:
     return place
 
 
-def refuse_out_of_reach(word: str, kind: str) -> None:
+def refuse_out_of_reach(word: str, kind: str | None) -> None:
     """Refuse a word whose file is neither on this machine nor to be had from a network; nothing is downloaded.
 
     Raises:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -12,9 +13,11 @@ from torch import Tensor, nn
 from detr_exp import build
 from detr_exp.config.mistakes import ConfigError
 from detr_exp.inference import detector
+from detr_exp.inference.published import load_published
 from detr_exp.loss.teacher import EdgeGrid
 from detr_exp.protocols import Network, ShowingMaps
 from detr_exp.published.places import digests
+from detr_exp.published.table import Entry, named, nearest
 from detr_exp.trainer.hardware import Hardware
 from detr_exp.trainer.teaching import Seen
 
@@ -31,7 +34,7 @@ class DetectorTeacher:
     """A detector of a run.
 
     Args:
-        checkpoint: a file, the folder of a run (its best), or the id of a run.
+        checkpoint: a file, the folder of a run (its best), the id of a run, or a name of the table of weights.
         weights: "ema" or "raw"; None: those of the file; the averaged ones of a training checkpoint.
         threshold: score above which a detection is a target although it is matched with no object.
         allow_targets: user-defined packages that its config may name.
@@ -47,7 +50,10 @@ class DetectorTeacher:
             raise ConfigError("teacher.checkpoint is empty; give a run or a checkpoint: teacher.checkpoint=outputs/...")
         plain = build.hardware(build.compose(["trainer/hardware=cpu", "trainer.hardware.products=torch"]))
         plain = replace(plain, threads=torch.get_num_threads())
-        opened = detector.load(checkpoint, hardware=plain, allow_targets=allow_targets, weights=weights)
+        if (entry := _published(str(checkpoint), weights)) is not None:
+            opened = load_published(entry, plain)
+        else:
+            opened = detector.load(checkpoint, hardware=plain, allow_targets=allow_targets, weights=weights)
         self.network = frozen(opened.network)
         self.record = {"teacher": str(checkpoint), "sha256": digests(opened.path)["sha256"]}
         self.image_size: tuple[int, int] | None = opened.network.image_size
@@ -72,6 +78,32 @@ class DetectorTeacher:
         """See `trainer.teaching.Teacher`."""
         outputs = self.network(images, padding_mask=padding_mask)
         return Seen(outputs.pred, outputs.maps)
+
+
+def _published(word: str, weights: str | None) -> Entry | None:
+    """The row of the table of weights that is meant; None: a run or a file.
+
+    Raises:
+        ConfigError: it is a backbone, or one kind of its weights is asked for; or the word is almost a name.
+    """
+    if Path(word).expanduser().exists():
+        return None
+    entry = named(word)
+    if entry is None:
+        if near := nearest(word, "detector"):
+            raise ConfigError(
+                f"teacher.checkpoint={word} is not a file, a run, or the name of published weights; did you mean "
+                + " or ".join(f"teacher.checkpoint={name}" for name in near)
+            )
+        return None
+    if entry.kind != "detector":
+        raise ConfigError(
+            f"teacher.checkpoint={word} are weights of a {entry.kind}, which detects nothing; choose those of a "
+            "detector, python -m detr_exp.weights list, or let maps teach: teacher=timm teacher.name=..."
+        )
+    if weights is not None:
+        raise ConfigError(f"teacher.weights is {weights}, but {word} is one kind of weights: teacher.weights=null")
+    return entry
 
 
 def frozen(network: Network) -> Network:

@@ -12,13 +12,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 
 from detr_exp.loss.criterion import SetCriterion
+from detr_exp.loss.stacks import without_tasks
 from detr_exp.loss.teacher import EdgeGrid, Maps, Taught, as_targets, in_our_classes
 from detr_exp.loss.term import MAPS
 from detr_exp.model.member import Member
@@ -29,6 +30,7 @@ from detr_exp.trainer.evaluation import as_float32
 from detr_exp.trainer.hardware import Hardware
 from detr_exp.trainer.parallel import parallel
 from detr_exp.trainer.precision import Precision
+from detr_exp.trainer.teacher_cache import Caching, TeacherCache
 
 UNUSED = "unused_"  # names of labels without a category begin with this
 
@@ -96,6 +98,8 @@ class Teaching:
         columns: the teacher's label for each of the network's classes, -1 where it has none.
         levels: for each of the network's maps, the index of the teacher's.
         projection: None if no maps are compared.
+        caching: whether what the teacher makes of an image is kept.
+        kept: that, once it is on its device.
         seconds: of CPU time of the teacher since the last line of the log.
         step_seconds: the same of whole steps.
     """
@@ -105,6 +109,8 @@ class Teaching:
     columns: list[int]
     levels: list[int]
     projection: Projection | None
+    caching: Caching
+    kept: TeacherCache | None = None
     seconds: float = 0.0
     step_seconds: float = 0.0
     forward: nn.Module | None = field(default=None, repr=False)
@@ -126,11 +132,11 @@ class Teaching:
             return None
         began = time.process_time()
         with torch.no_grad(), precision.autocast():
-            seen = self.teacher(*resized(images, batch.padding_mask, self.teacher.image_size))
+            seen = self._seen(batch, images)
         prediction, theirs = as_float32(seen.prediction), as_float32(seen.maps)
         with torch.no_grad():
             nothing = Targets(batch.targets.labels[:0], batch.targets.boxes[:0], (0,) * len(batch))
-            targets = nothing if prediction is None or not self.columns else self._targets(prediction, batch)
+            targets = nothing if prediction is None else self._targets(prediction, batch)
         maps = None
         if self.projection is not None and theirs is not None:
             assert outputs.maps is not None
@@ -139,6 +145,16 @@ class Teaching:
             maps = Maps(as_float32(ours), [theirs[level] for level in self.levels])
         self.seconds += time.process_time() - began
         return Taught(targets, maps)
+
+    def _seen(self, batch: Batch, images: Tensor) -> Seen:
+        def see(images: Tensor, padding_mask: Tensor | None) -> Seen:
+            seen = self.teacher(*resized(images, padding_mask, self.teacher.image_size))
+            prediction = None if seen.prediction is None or not self.columns else without_tasks(seen.prediction)
+            return Seen(prediction, None if self.projection is None else seen.maps)
+
+        if self.kept is None:
+            return see(images, batch.padding_mask)
+        return self.kept.joined(see, batch, images, batch.padding_mask)
 
     def _targets(self, prediction: Prediction, batch: Batch) -> Targets:
         ours = self.criterion.activation
@@ -157,6 +173,8 @@ class Teaching:
     def place(self, hardware: Hardware) -> None:
         """Move all to the device."""
         self.teacher.place(hardware)
+        parts = {"predictions": bool(self.columns), "maps": self.projection is not None}
+        self.kept = replace(self.caching, settings=self.caching.settings | parts).opened(self.teacher.record, hardware)
         if self.projection is not None:
             self.projection.to(hardware.torch_device)
 
@@ -174,7 +192,9 @@ class Teaching:
         return share
 
 
-def connected(teacher: Teacher, network: Network, classes: Sequence[str], criterion: SetCriterion) -> Teaching:
+def connected(
+    teacher: Teacher, network: Network, classes: Sequence[str], criterion: SetCriterion, caching: Caching
+) -> Teaching:
     """Connect a teacher with the network that it teaches.
 
     Args:
@@ -182,6 +202,7 @@ def connected(teacher: Teacher, network: Network, classes: Sequence[str], criter
         network: to be trained; is made to show its maps where the losses compare them.
         classes: names of the network's classes.
         criterion: of the training.
+        caching: of what the teacher makes of images.
 
     Raises:
         ValueError: the losses compare what one of both has not, or the teacher lacks a class.
@@ -196,7 +217,7 @@ def connected(teacher: Teacher, network: Network, classes: Sequence[str], criter
             "loss/teacher=maps for the maps of the encoder alone"
         )
     if isinstance(teacher, Keeping) and not of_maps:
-        return Teaching(teacher, criterion, list(range(len(classes))), [], None)
+        return Teaching(teacher, criterion, list(range(len(classes))), [], None, caching)
     if of_queries and not teacher.classes:
         raise ValueError(
             f"the teacher {word} detects nothing, but loss.terms.{of_queries[0]} needs detections; compare maps alone: "
@@ -204,7 +225,7 @@ def connected(teacher: Teacher, network: Network, classes: Sequence[str], criter
         )
     columns = _columns(teacher, classes) if of_queries else []
     if not of_maps:
-        return Teaching(teacher, criterion, columns, [], None)
+        return Teaching(teacher, criterion, columns, [], None, caching)
     without = f"leave them out: ~loss.terms.{of_maps[0]}" if of_queries else "use another one"
     if not isinstance(network, ShowingMaps):
         raise ValueError(
@@ -216,7 +237,7 @@ def connected(teacher: Teacher, network: Network, classes: Sequence[str], criter
     network.shows_maps = True
     levels = [_nearest(stride, teacher.map_strides) for stride in network.map_strides]
     channels = [(ours, teacher.map_channels[level]) for ours, level in zip(network.map_channels, levels)]
-    return Teaching(teacher, criterion, columns, levels, Projection(channels))
+    return Teaching(teacher, criterion, columns, levels, Projection(channels), caching)
 
 
 def refuse_absent(criterion: SetCriterion) -> None:

@@ -16,7 +16,7 @@ from PIL import Image
 
 from detr_exp.data import cache as module
 from detr_exp.data.augment import Augment
-from detr_exp.data.cache import ImageCache, image_cache
+from detr_exp.data.cache import ImageCache, Room, image_cache
 from detr_exp.data.coco import coco
 from detr_exp.data.dataset import DataSet
 from detr_exp.data.sampler import Key
@@ -131,7 +131,7 @@ def test_memory_is_given_back_and_the_disk_keeps(root):
 
 def test_a_full_disk_is_no_error(tmp_path, root, monkeypatch):
     split = data_set(root).train
-    cache = ImageCache(tmp_path / "memory", limit=1e9)
+    cache = ImageCache(Room(tmp_path / "memory", 1e9))
     monkeypatch.setattr(Path, "replace", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device")))
     for _ in range(2):
         assert np.array_equal(cache.image(split, 0), split.image(0))
@@ -149,9 +149,9 @@ def test_a_damaged_file_is_decoded_again(root, cut):
     split = data_set(root).split("train")
     folder = root.parent / "kept"
     folder.mkdir()
-    right = ImageCache(folder, 1e9).image(split, 0)
+    right = ImageCache(Room(folder, 1e9)).image(split, 0)
     (kept,) = folder.iterdir()
     kept.write_bytes(kept.read_bytes()[:cut])
-    assert np.array_equal(ImageCache(folder, 1e9).image(split, 0), right)
+    assert np.array_equal(ImageCache(Room(folder, 1e9)).image(split, 0), right)
     (kept,) = folder.iterdir()
     assert len(kept.read_bytes()) == 32 + right.nbytes

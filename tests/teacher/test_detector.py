@@ -185,6 +185,26 @@ def test_a_teacher_of_another_size_sees_the_images_at_its_size(taught, teachers,
     assert batch.images.shape[1:3] == (96, 96)
 
 
+def test_kept_outputs_are_computed_once_and_give_the_same_steps(taught, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    words = taught("rtdetr", "rtdetr", "data/augment=none", "teacher.threshold=0.01")
+    terms, seen = [], []
+    for cache in ("none", "disk", "disk"):
+        torch.manual_seed(0)
+        cfg = build.compose([*words, f"teacher.cache={cache}"])
+        trainer, run = build.trainer(cfg), build.run(cfg, tmp_path / "run")
+        state = trainer.start(run)
+        seen.append([])
+        run.teaching.teacher.network.register_forward_pre_hook(lambda _, given: seen[-1].append(len(given[0])))
+        state.network.train()
+        state.loader.batch_sampler.set_epoch(0)
+        terms.append(trainer.train_step(run, state, [next(iter(state.loader))])[0])
+    assert seen[:2] == [[4], [1, 1, 1, 1]]
+    assert len(seen[2]) <= 1, "a later process reads them"
+    assert torch.equal(terms[1], terms[2])
+    torch.testing.assert_close(terms[0], terms[1], rtol=1e-4, atol=1e-5)
+
+
 def test_a_resumed_run_repeats_the_undisturbed_one(taught, tmp_path, monkeypatch):
     overrides = taught(
         "rtdetr", "rtdetr", "model.hidden_dim=48", "model.neck.hidden_dim=48", "trainer.max_steps=3", "trainer.epochs=2"
@@ -254,6 +274,10 @@ def test_accumulation_takes_the_step_of_the_whole_batch(taught, tmp_path):
         (["data.source.size=48", "model=dfine_tiny", "teacher.checkpoint="], "teacher.checkpoint is empty"),
         (["teacher.checkpoint=nowhere"], "nowhere is not a file"),
         (["teacher.threshold=2"], r"teacher.threshold is 2; it must be a number in \[0, 1\]"),
+        (
+            ["teacher.cache=ram"],
+            r"a training image is another one in each step \(data.augment.flip\): teacher.cache=none",
+        ),
     ],
 )
 def test_what_does_not_fit_is_refused(taught, tmp_path, more, needed):
