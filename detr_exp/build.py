@@ -216,7 +216,7 @@ def run(cfg: DictConfig, output_dir: Path, *, identity: str = "", resume_from: P
     data_set.check(("train",) if overfits else ("train", "val"))
     if overfits:
         data_set = data_set.first(num_overfit_images(cfg.trainer.overfit_batches, cfg.trainer.batch_size))
-    data_set = data_set.halved() if cfg.metric.get(SELECTION) else data_set
+    data_set = (data_set.halved() if cfg.metric.get(SELECTION) else data_set).sampled()
     base_file = base(cfg)  # hashed before it is read, so that a file that changes in between is noticed
     has_all = resume_from is not None and base_file is None  # of the weights
     made, share = started(start.for_checkpoint(cfg) if has_all else cfg, data_set)

@@ -30,7 +30,7 @@ Write the weights of a checkpoint in another format.
 
   checkpoint          a file, a run folder (its best checkpoint) or a run id
   format              safetensors: any network, read by all commands | hf: RT-DETR, RT-DETRv2, D-FINE, RF-DETR with a
-                      model card | official: RT-DETR, RT-DETRv2, D-FINE, DEIMv2
+                      model card | official: RT-DETR, RT-DETRv2, D-FINE, DEIMv2, EdgeCrafter
   at                  at.layers=2 at.queries=100 at.image_size=[320,320], or at.name=...: with format=hf a smaller
                       member of the network
   licence             of these weights, for the model card, such as apache-2.0; null: the card says that it is unknown
@@ -134,7 +134,7 @@ def write_hf(folder: Path, detector: Detector, licence: str | None, repo: str | 
 
 
 def write_official(folder: Path, detector: Detector) -> Path:
-    """A file with the key `model`, as the code of RT-DETRv2, D-FINE, DEIM and DEIMv2 reads it for tuning and export.
+    """A file with the key `model`, as the code of RT-DETRv2, D-FINE, DEIM, DEIMv2 and EdgeCrafter reads it.
 
     Its name says with which activation the network was trained, as those of published files do.
 
@@ -143,7 +143,7 @@ def write_official(folder: Path, detector: Detector) -> Path:
     """
     import torch
 
-    from detr_exp.model import pretrained_deimv2, pretrained_dfine, pretrained_rtdetr
+    from detr_exp.model import pretrained_deimv2, pretrained_dfine, pretrained_ec, pretrained_rtdetr
     from detr_exp.model.decoder.dfine import DFineDecoder
     from detr_exp.model.decoder.rtdetr import RTDETRDecoder
     from detr_exp.model.rtdetrv2 import RTDETRv2
@@ -158,7 +158,8 @@ def write_official(folder: Path, detector: Detector) -> Path:
     state = network.state_dict()
     constants: Values = {"num_points": list(detector.cfg.model.num_points), "spatial_shapes": network.spatial_shapes()}
     if isinstance(network.decoder, DFineDecoder):
-        names = pretrained_deimv2 if network.decoder.activations[0] == "swiglu" else pretrained_dfine
+        names = pretrained_ec if network.decoder.traits == pretrained_ec.TRAITS else pretrained_dfine
+        names = pretrained_deimv2 if network.decoder.activations[0] == "swiglu" else names
         name, state = names.official_name(network.decoder), names.to_official(state, **constants)
     else:
         name, state = "rtdetrv2.pth", pretrained_rtdetr.to_official(state, **constants)

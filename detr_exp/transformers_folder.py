@@ -87,9 +87,11 @@ def _for_transformers(detector: Detector) -> tuple[Values, dict[str, Tensor]]:
         ValueError: it has no such network.
     """
     from detr_exp.model import pretrained_dfine as dfine
+    from detr_exp.model import pretrained_lwdetr as lwdetr
     from detr_exp.model import pretrained_rfdetr_transformers as rfdetr
     from detr_exp.model import pretrained_rtdetr as rtdetr
     from detr_exp.model.backbone.dinov2_windowed import WindowedDinov2
+    from detr_exp.model.backbone.vit_windowed import WindowedViT
     from detr_exp.model.decoder.dfine import DFineDecoder
     from detr_exp.model.decoder.rtdetr import RTDETRDecoder
     from detr_exp.model.pretrained_rfdetr import to_rfdetr
@@ -113,6 +115,9 @@ def _for_transformers(detector: Detector) -> tuple[Values, dict[str, Tensor]]:
             model["backbone"]["position_grid"] = network.backbone.embedding.grid[0]
         state = network.state_dict()
         kept = {name: tensor for name, tensor in state.items() if not _is_beyond(name, layers)}
+        if isinstance(network.backbone, WindowedViT):
+            config = lwdetr.transformers_config(model, detector.classes)
+            return config, lwdetr.to_huggingface(to_rfdetr(kept, config["num_queries"]))
         config = rfdetr.transformers_config(model, detector.classes)
         return config, to_rfdetr(kept, config["num_queries"])  # which transformers also writes
     if isinstance(network, RTDETRv2) and isinstance(network.decoder, (RTDETRDecoder, DFineDecoder)):
@@ -123,7 +128,7 @@ def _for_transformers(detector: Detector) -> tuple[Values, dict[str, Tensor]]:
     part = network.decoder if isinstance(network, RTDETRv2) else network
     raise ValueError(
         f"{path} holds {type(part).__name__}, and format=hf is for what transformers has: RT-DETR, RT-DETRv2 and "
-        "D-FINE with their own decoders, RF-DETR for boxes and masks; use format=safetensors"
+        "D-FINE with their own decoders, LW-DETR, RF-DETR for boxes and masks; use format=safetensors"
     )
 
 

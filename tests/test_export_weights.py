@@ -23,6 +23,8 @@ WORDS = ["model=rtdetrv2_tiny", *SIZES]
 DFINE = ["model=dfine_tiny", *SIZES]
 DEIM = [*DFINE, "model.ffn_activation=silu", "model.head_activation=silu"]
 ATTO = ["model=deimv2_atto", *(word for word in SIZES if "widths" not in word)]
+EC = ["model=ecdet_s", *(f"model.backbone.body.{key}" for key in ("width=32", "num_heads=2", "depth=2", "taps=[0,1]"))]
+EC += ["model.backbone.channels=192", *(word for word in SIZES if "widths" not in word)]
 NAMES = ["ape", "bee", "cat"]
 
 
@@ -57,9 +59,10 @@ def exported(checkpoint, folder, form):
         (DFINE, "dfine.pth", 189),
         (DEIM, "deim_dfine.pth", 189),
         (ATTO, "deimv2.pth", 45),
+        (EC, "ecdet.pth", 189),
     ],
     indirect=["checkpoint"],
-    ids=["rtdetrv2", "dfine", "deim", "deimv2"],
+    ids=["rtdetrv2", "dfine", "deim", "deimv2", "ec"],
 )
 def test_official(checkpoint, name, cells, tmp_path):
     made, path = checkpoint

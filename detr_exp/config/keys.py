@@ -24,6 +24,7 @@ NO_NUMBER = (
     "trainer.keep_checkpoints",
     "trainer.checkpoint_interval",
     "trainer.checkpoint_every_steps",
+    "trainer.checkpoint_in_background",
     "trainer.run_test",
     "trainer.compute_test_loss",
     "trainer.nonfinite_limit",

@@ -43,9 +43,14 @@ LATER: dict[str, Values] = {  # the same for parts of this package only, by targ
         "keep_empty": 1.0,
         "fit": None,
         "tiles": None,
+        "val_sample": None,
     },
     RTDETR: {"box_noise_fold": False, "head_activation": "relu", "position_layers": 2},
-    "detr_exp.trainer.settings.Settings": {"restart_epoch": None},
+    "detr_exp.trainer.settings.Settings": {
+        "restart_epoch": None,
+        "eval_every_steps": None,
+        "checkpoint_in_background": False,
+    },
     "detr_exp.teacher.detector.DetectorTeacher": CACHE_OF_TEACHER,
     "detr_exp.teacher.timm.TimmTeacher": CACHE_OF_TEACHER,
 }

@@ -18,18 +18,17 @@ from torch.utils.data import DataLoader
 from detr_exp.data.augment import Augment
 from detr_exp.data.balance import Balance
 from detr_exp.data.cache import image_cache
-from detr_exp.data.classes import ClassMap, confusable
+from detr_exp.data.checks import check_splits
+from detr_exp.data.classes import ClassMap
 from detr_exp.data.collate import Sample
 from detr_exp.data.content import SPLITS, Source, Split
 from detr_exp.data.fit import checked_fit, fit_of
 from detr_exp.data.halves import halves_of
-from detr_exp.data.headers import accounted, report_unlisted
-from detr_exp.data.joined import tables_of
 from detr_exp.data.keypoints import FlipPairs, KeypointSchema, mirror_remarks, schema
 from detr_exp.data.loader import Loading, Samples
-from detr_exp.data.part import Part
+from detr_exp.data.part import Part, sample
 from detr_exp.data.phases import Phases
-from detr_exp.data.problems import DataError, Problems, listed
+from detr_exp.data.problems import DataError, listed
 from detr_exp.data.sampler import EvalSampler, TrainSampler, multi_scale_sizes
 from detr_exp.data.splits import HELD_OUT
 from detr_exp.data.table import flat
@@ -62,6 +61,7 @@ class DataSet:
         multi_scale: sizes of training batches; see `sampler.multi_scale_sizes`.
         stop_epoch, phases: epochs of strong augmentation and multi-scale; see `phases.Phases`.
         repeat_threshold, keep_empty: how often an epoch uses each training image; see `balance.Balance`.
+        val_sample: validation images that a training evaluates; see `sampled`.
         keypoint_flip_pairs: 0-based pairs of keypoints that are swapped when mirrored, for every class or by the name
             of a class; None: from their names.
         keypoint_sigmas: OKS scale per keypoint; None: COCO's for its 17 points, else 0.05.
@@ -98,6 +98,7 @@ class DataSet:
         phases: Mapping[str, Sequence[int | None] | None] | None = None,
         repeat_threshold: float | None = None,
         keep_empty: float = 1.0,
+        val_sample: int | None = None,
         keypoint_flip_pairs: FlipPairs | None = None,
         keypoint_sigmas: Sequence[float] | None = None,
         on_error: str = "error",
@@ -122,7 +123,7 @@ class DataSet:
         used = {"mosaic": augment.mosaic, "mixup": augment.mixup, "multi_scale": multi_scale}
         self.phases = Phases(stop_epoch, phases, [name for name, value in used.items() if not value])
         self.balance = Balance(repeat_threshold, keep_empty)
-        self.on_error = on_error
+        self.val_sample, self.on_error = val_sample, on_error
         missing = [name for name in SPLITS if name not in self.content.read]
         log.info("%s: classes (%d): %s", self.content.origin, len(self.content.categories), self.class_map)
         if missing:
@@ -274,7 +275,7 @@ class DataSet:
         for name in (*SPLITS, "fingerprint"):
             vars(few).pop(name, None)  # cached values of the full data set
         few.content = replace(self.content, read={"train": lambda: part, "val": lambda: part})
-        few.augment, few.multi_scale, few.balance = Augment(), None, Balance()
+        few.augment, few.multi_scale, few.balance, few.val_sample = Augment(), None, Balance(), None
         return few
 
     def only(self, name: str, indices: Sequence[int]) -> DataSet:
@@ -297,6 +298,17 @@ class DataSet:
         made.content = replace(made.content, read={**made.content.read, HELD_OUT: lambda: Part(whole, parts[1])})
         return made
 
+    def sampled(self) -> DataSet:
+        """The same with `val_sample` of the images of `val`, and of `held_out` if there is one; see `part.sample`."""
+        if self.val_sample is None:
+            return self
+        made = self
+        for name in ("val", HELD_OUT):
+            if name in self.content.read:
+                made = made.only(name, sample(self.split(name), self.val_sample, f"{self.content.origin}: {name}"))
+        made.fingerprint = self.fingerprint  # the data are the same
+        return made
+
     def check(self, needed: Sequence[str] = ("train", "val")) -> None:
         """Read all annotations and the headers of all images; training and `check_data` do this before they start.
 
@@ -306,35 +318,8 @@ class DataSet:
         Raises:
             DataError: lists all problems of all splits, or that there is no object to train on.
         """
-        errors: list[str] = []
-        names = Problems(self.content.origin)
-        for group in confusable(self.classes):
-            names.warn("class names that differ only in spelling", group)
-        names.report()
-        for name in SPLITS:
-            problems = Problems(f"{self.content.origin}: {name}", self.on_error)
-            try:
-                if name in self.content.read:
-                    self._check(name, problems)
-                elif name in needed:
-                    problems.error("splits that a training needs", self._lacks(name))
-                problems.report()
-            except ValueError as error:
-                errors.append(str(error))
-        if errors:
-            raise DataError("\n".join(errors))
-        report_unlisted(
-            self.content.origin,
-            [table for name in self.content.read for table in tables_of(self.split(name)).values()],
-        )
-
-    def _check(self, name: str, problems: Problems) -> None:
-        split = self.split(name)
-        account, is_empty = accounted(split, problems)
-        if is_empty and name == "train":
-            problems.error("no object to train on; fix the annotations, or the paths where they are searched", account)
-        elif is_empty:
-            problems.warn(f"no object to measure on: every mAP on {name} is -1, and no epoch is the best", account)
+        lacks = {name: self._lacks(name) for name in needed if name not in self.content.read}
+        check_splits(self.content, self.classes, self.split, self.on_error, lacks)
 
     def _read(self, name: str) -> Split:
         read: Callable[[], Split] = self.content.read[name]

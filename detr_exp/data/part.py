@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
+import logging
 from collections.abc import Sequence
 
 import numpy as np
 
 from detr_exp.data.content import Objects, Split
 from detr_exp.values import Values
+
+log = logging.getLogger(__name__)
 
 
 class Part:
@@ -45,6 +49,29 @@ class Part:
 
     def truth(self) -> Values:
         return restricted(self.whole.truth(), self.image_ids)
+
+
+def sample(split: Split, count: int, origin: str) -> list[int]:
+    """Indices of some images of a split, in their order: always the same ones, for every run and seed.
+
+    They depend on the ids alone, and a larger sample has all images of a smaller one.
+
+    Raises:
+        ValueError: there are fewer images, or none of the sample has objects.
+    """
+    if count > len(split):
+        raise ValueError(
+            f"data.val_sample is {count}, but {origin} has {len(split)} images; evaluate all: data.val_sample=null"
+        )
+    order = sorted(range(len(split)), key=lambda i: hashlib.sha256(f"sample {split.image_ids[i]}".encode()).digest())
+    chosen = sorted(order[:count])
+    if not any(len(split.objects(i)) for i in chosen):
+        raise ValueError(
+            f"data.val_sample is {count}, but none of these images of {origin} has objects to measure on; "
+            f"evaluate more: data.val_sample={min(len(split), 10 * count)}"
+        )
+    log.info("%s: evaluations use %d of %d images (data.val_sample)", origin, count, len(split))
+    return chosen
 
 
 def restricted(truth: Values, image_ids: Sequence[int]) -> Values:

@@ -112,7 +112,7 @@ def on_data(detector: Detector, cfg: DictConfig) -> OnData:
         data = build.data(merged)
         if detector.cfg.metric.get(SELECTION) and data.fingerprint == detector.data_fingerprint:
             data = data.halved()
-        return OnData(detector, merged, data)
+        return OnData(detector, merged, data.sampled())
 
 
 def combined(trained: DictConfig, cfg: DictConfig) -> DictConfig:
@@ -128,6 +128,8 @@ def combined(trained: DictConfig, cfg: DictConfig) -> DictConfig:
         # the number of classes is that of the data, which may differ from those of the training
         changes = {name: value for name, value in data.items() if value is not None}
         merged.data = OmegaConf.merge(merged.data, changes, {"num_classes": None})
+    if "val_sample" in merged.data:
+        merged.data.val_sample = data.get("val_sample")  # that of a training is for its own evaluations
     if OmegaConf.select(cfg, "metric") is not None:
         merged.metric = cfg.metric
     return merged

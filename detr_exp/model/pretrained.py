@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from detr_exp import tensor_files
-from detr_exp.model import pretrained_deimv2, pretrained_dfine, pretrained_rfdetr, pretrained_rtdetr
+from detr_exp.model import pretrained_deimv2, pretrained_dfine, pretrained_ec, pretrained_rfdetr, pretrained_rtdetr
 from detr_exp.model.recognition import network_of
 from detr_exp.protocols import Network
 from detr_exp.tensor_files import named
@@ -112,10 +112,11 @@ def read_weights(path: str | Path) -> Weights:
     averaged = content["ema"].get("module") if isinstance(content.get("ema"), dict) else None
     state = next(filter(None, map(named, (averaged, content.get("model"), content))), {})
     state = {name.removeprefix("module."): tensor for name, tensor in state.items()}
-    if pretrained_deimv2.is_deimv2(state):
-        with _whole(path, origin := "official DEIMv2"):
-            return Weights(pretrained_deimv2.from_official(state), origin, None)
     family, names = ("D-FINE", pretrained_dfine) if pretrained_dfine.is_dfine(state) else ("RT-DETR", pretrained_rtdetr)
+    if pretrained_deimv2.is_deimv2(state):
+        family, names = "DEIMv2", pretrained_deimv2
+    elif pretrained_ec.is_ec(state):
+        family, names = "EdgeCrafter", pretrained_ec
     if pretrained_rtdetr.is_official(state):
         with _whole(path, origin := f"official {family}"):
             return Weights(names.from_official(state), origin, None)
@@ -123,8 +124,8 @@ def read_weights(path: str | Path) -> Weights:
         with _whole(path, origin := f"Hugging Face {family}"):
             return Weights(names.from_huggingface(state), origin, _names_beside(path))
     raise ValueError(
-        f"model.weights={path} holds none of the known kinds of weights (ours, official RT-DETR, D-FINE, DEIMv2 or "
-        "RF-DETR, Hugging Face RT-DETR or D-FINE); it begins with "
+        f"model.weights={path} holds none of the known kinds of weights (ours, official RT-DETR, D-FINE, DEIMv2, "
+        "EdgeCrafter or RF-DETR, Hugging Face RT-DETR or D-FINE); it begins with "
         f"{', '.join(list(map(str, content))[:3]) or 'nothing'}"
     )
 

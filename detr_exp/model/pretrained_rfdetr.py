@@ -1,4 +1,4 @@
-"""Weights of RF-DETR files under our names, and back.
+"""Weights of RF-DETR and LW-DETR files under our names, and back.
 
 Three kinds of file exist: the published `.pth`/`.pt`, those written by training with rfdetr 1.x, and Lightning's
 `.ckpt`. All are read without executing anything they contain.
@@ -19,9 +19,10 @@ import types
 import torch
 from torch import Tensor
 
+from detr_exp.model import pretrained_lwdetr as lwdetr
 from detr_exp.model.pretrained_rfdetr_transformers import from_transformers
 from detr_exp.model.pretrained_rtdetr import renamed_by, swapped
-from detr_exp.model.recognition import PATCHES, network_of, task
+from detr_exp.model.recognition import network_of, patches_of, task
 from detr_exp.protocols import Network
 from detr_exp.tensor_files import Stored, named
 
@@ -122,6 +123,7 @@ GROUPED = (
     "encoder_keypoint_head.",
 )
 QUERIES = ("queries.content", "queries.delta")
+RESAMPLED = "backbone.embedding.position"  # when it is loaded
 # Tensors whose first axis is that of the keypoints.
 BY_KEYPOINT = ("keypoint_queries.tokens", "encoder_keypoint_queries.tokens", "keypoint_position")
 AVERAGED = "average_model_state_dict"
@@ -142,7 +144,8 @@ def rfdetr_state(file: Stored) -> State | None:
     states = callbacks.values() if isinstance(callbacks, dict) else ()
     averaged = next((s[AVERAGED] for s in states if isinstance(s, dict) and AVERAGED in s), None)
     for state in (averaged, file.get("ema_model"), file.get("model"), file.get("state_dict"), file):
-        plain = from_transformers({PREFIXES.sub("", name): tensor for name, tensor in named(state).items()})
+        plain = {PREFIXES.sub("", name): tensor for name, tensor in named(state).items()}
+        plain = lwdetr.from_huggingface(plain) if lwdetr.is_huggingface(plain) else from_transformers(plain)
         if is_rfdetr(plain):
             return plain
     return None
@@ -185,15 +188,18 @@ def to_rfdetr(state: State, num_queries: int) -> State:
         state: of an `RFDETR`.
         num_queries: of each group; the queries after them are left out.
     """
-    positions = [state["backbone.embedding.class_position"], state["backbone.embedding.position"].flatten(2).mT]
-    whole = {name: tensor for name, tensor in state.items() if name != "backbone.embedding.class_position"}
-    whole["backbone.embedding.position"] = torch.cat(positions, dim=1)
+    whole, is_lwdetr = dict(state), lwdetr.POSITION in state
+    if not is_lwdetr:
+        positions = [whole.pop("backbone.embedding.class_position"), state[RESAMPLED].flatten(2).mT]
+        whole[RESAMPLED] = torch.cat(positions, dim=1)
     whole |= {name: state[name][:, :num_queries].flatten(0, 1) for name in QUERIES}
-    return renamed_by(_split(whole), _NAMES)
+    return renamed_by(_split(whole), [*lwdetr.NAMES, *_NAMES] if is_lwdetr else _NAMES)
 
 
 def _renamed(state: State) -> State:
-    names = _KEYPOINT_NAMES + _NAMES if any(name.startswith("keypoint_embed.") for name in state) else _NAMES
+    has_keypoints = any(name.startswith("keypoint_embed.") for name in state)
+    first = lwdetr.NAMES if "backbone.0.encoder.pos_embed" in state else _KEYPOINT_NAMES if has_keypoints else []
+    names = [*first, *_NAMES]
     return renamed_by(state, swapped(names))
 
 
@@ -225,11 +231,13 @@ def _split(state: State) -> State:
 
 
 def _split_position(state: State) -> State:
-    """The position embedding as the class token's and a square grid."""
-    position = state.pop("backbone.embedding.position")
+    """The position embedding as the class token's and a square grid, where there are class tokens."""
+    if RESAMPLED not in state:
+        return state
+    position = state.pop(RESAMPLED)
     side = math.isqrt(position.shape[1] - 1)
     grid = position[:, 1:].transpose(1, 2).unflatten(-1, (side, side))
-    return state | {"backbone.embedding.class_position": position[:, :1], "backbone.embedding.position": grid}
+    return state | {"backbone.embedding.class_position": position[:, :1], RESAMPLED: grid}
 
 
 def _by_group(state: State) -> State:
@@ -294,7 +302,7 @@ def _with_own_keypoints(state: State, own: State) -> State:
 
 
 def _refuse_other_task(state: State, own: State) -> None:
-    theirs, ours = task(state), task(own) if PATCHES in own else "another"
+    theirs, ours = task(state), task(own) if patches_of(own) else "another"
     if theirs != ours:
         raise ValueError(f"model.weights is a file for model={theirs}, but the network is {ours}; {_advice(state)}")
 
@@ -309,11 +317,12 @@ def _advice(state: State) -> str:
 
 def _refuse_misfits(fitted: State, own: State) -> None:
     """Refuse a file of another architecture; the most informative difference first: patches, width, depth."""
-    if fitted[PATCHES].shape != own[PATCHES].shape:
-        width, _, size, _ = fitted[PATCHES].shape
+    patches = patches_of(own)
+    if fitted[patches].shape != own[patches].shape:
+        width, _, size, _ = fitted[patches].shape
         raise ValueError(
             f"model.weights is for patches of {size} pixels and a backbone of {width} channels, but this network has "
-            f"{own[PATCHES].shape[-1]} and {own[PATCHES].shape[0]}; {_advice(fitted)}"
+            f"{own[patches].shape[-1]} and {own[patches].shape[0]}; {_advice(fitted)}"
         )
     missing = sorted(set(own) - set(fitted))
     if missing:
@@ -321,8 +330,7 @@ def _refuse_misfits(fitted: State, own: State) -> None:
             f"model.weights lacks {len(missing)} tensors of this network ({', '.join(missing[:4])}, ...); "
             f"{_advice(fitted)}"
         )
-    resampled = "backbone.embedding.position"
-    wrong = [n for n, t in own.items() if fitted[n].shape != t.shape and n != resampled]
+    wrong = [n for n, t in own.items() if fitted[n].shape != t.shape and n != RESAMPLED]
     if wrong:
         shapes = ", ".join(f"{n}: {list(fitted[n].shape)} instead of {list(own[n].shape)}" for n in wrong[:4])
         raise ValueError(

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from detr_exp.tensor_files import Stored
 
+KNOWN = {"neck": "Projector", "decoder": "GroupDecoder", "mask_head": "MaskHead"}  # parts and their classes
 MARK = "reference_point_embed.weight"  # no other family has it
 
 # Names in transformers, without `model.` in front -> names of the authors. Applied in order.
@@ -74,15 +75,24 @@ def transformers_config(model: Stored, classes: list[str]) -> Stored:
         ValueError: for what transformers has no words for.
     """
     backbone, neck, masks = model["backbone"], model["neck"], model.get("mask_head")
-    _refuse_unknown(model)
-    grid = backbone["position_grid"] or model["image_size"][0] // backbone["patch_size"]
+    refuse_unknown(model, {"backbone": "WindowedDinov2"} | KNOWN)
+    height, width = model["image_size"]
+    fits = {"model.neck.levels": list(neck["levels"]) == ["P4"], "model.image_size": height == width}
+    fits["model.neck.norm"] = neck.get("norm", "layer") == "layer"
+    if unknown := [key for key, value in fits.items() if not value]:
+        raise ValueError(
+            f"transformers cannot express this {' and '.join(unknown)}; its RF-DETR supports square images, one "
+            "feature map and norms of layers. Use format=safetensors"
+        )
+    patch = backbone["patch_size"]
+    grid = backbone["position_grid"] or height // patch
     return {
         "architectures": ["RfDetrForObjectDetection" if masks is None else "RfDetrForInstanceSegmentation"],
         "model_type": "rf_detr",
         "backbone_config": {
             "model_type": "rf_detr_dinov2",
-            "image_size": grid * backbone["patch_size"],
-            "patch_size": backbone["patch_size"],
+            "image_size": grid * patch,
+            "patch_size": patch,
             "hidden_size": backbone["width"],
             "num_attention_heads": backbone["num_heads"],
             "num_hidden_layers": backbone["out_blocks"][-1],
@@ -91,7 +101,20 @@ def transformers_config(model: Stored, classes: list[str]) -> Stored:
             "drop_path_rate": backbone["drop_path"],
             "use_mask_token": False,
         },
-        "c2f_num_blocks": neck["num_bottlenecks"],
+        "intermediate_size": 4 * model["hidden_dim"],
+        **({} if masks is None else {"mask_downsample_ratio": masks["downsample"]}),
+        **decoder_config(model, classes, min(model["num_queries"], (height // patch) * (width // patch))),
+    }
+
+
+def decoder_config(model: Stored, classes: list[str], num_queries: int) -> Stored:
+    """The keys of `config.json` that transformers' LW-DETR and RF-DETR have in common.
+
+    Args:
+        num_queries: of a group at the size of the configuration: transformers needs as many cells.
+    """
+    return {
+        "c2f_num_blocks": model["neck"]["num_bottlenecks"],
         "d_model": model["hidden_dim"],
         "decoder_layers": model["num_layers"],
         "decoder_self_attention_heads": model["num_heads"],
@@ -99,31 +122,21 @@ def transformers_config(model: Stored, classes: list[str]) -> Stored:
         "decoder_n_points": model["num_points"],
         "decoder_ffn_dim": model["dim_feedforward"],
         "dropout": 0.0,
-        "num_queries": queries_in_use(model),
+        "num_queries": num_queries,
         "group_detr": model["num_groups"],
-        "intermediate_size": 4 * model["hidden_dim"],
-        **({} if masks is None else {"mask_downsample_ratio": masks["downsample"]}),
         "id2label": {str(index): name for index, name in enumerate(classes)},
         "label2id": {name: index for index, name in enumerate(classes)},
     }
 
 
-def queries_in_use(model: Stored) -> int:
-    """Queries of a group at the size of the configuration: no more than there are cells, as transformers needs."""
-    height, width = (side // model["backbone"]["patch_size"] for side in model["image_size"])
-    return min(model["num_queries"], height * width)
+def refuse_unknown(model: Stored, known: dict[str, str]) -> None:
+    """Refuse parts of a model that transformers does not have.
 
-
-def _refuse_unknown(model: Stored) -> None:
-    parts = {"backbone": "WindowedDinov2", "neck": "Projector", "decoder": "GroupDecoder", "mask_head": "MaskHead"}
-    for name, known in parts.items():
+    Args:
+        model: the resolved `model` node of a configuration.
+        known: part -> the class that it knows.
+    """
+    for name, kind in known.items():
         part = model.get(name)
-        if part is not None and not str(part.get("_target_")).endswith(f".{known}"):
+        if part is not None and not str(part.get("_target_")).endswith(f".{kind}"):
             raise ValueError(f"transformers cannot express model.{name}={part.get('_target_')}; use format=safetensors")
-    height, width = model["image_size"]
-    fits = {"model.neck.levels": list(model["neck"]["levels"]) == ["P4"], "model.image_size": height == width}
-    if unknown := [key for key, value in fits.items() if not value]:
-        raise ValueError(
-            f"transformers cannot express this {' and '.join(unknown)}; its RF-DETR supports square images and one "
-            "feature map. Use format=safetensors"
-        )

@@ -20,7 +20,15 @@ RFDETR = {
     ("rfdetr_seg", 384, 12, 6): {52: "rfdetr_seg_xlarge", 64: "rfdetr_seg_2xlarge"},
     ("rfdetr_keypoint", 384, 12, 4): {48: "rfdetr_keypoint"},
 }
-PATCHES = "backbone.embedding.patches.weight"  # every RF-DETR has it
+# LW-DETR: channels and blocks of the backbone, channels of the decoder -> option of `model`.
+LWDETR = {
+    (192, 6, 256): "lwdetr_tiny",
+    (192, 10, 256): "lwdetr_small",
+    (384, 10, 256): "lwdetr_medium",
+    (384, 10, 384): "lwdetr_large",
+    (768, 10, 384): "lwdetr_xlarge",
+}
+PATCHES = ("backbone.embedding.patches.weight", "backbone.patches.weight")  # every RF-DETR and every LW-DETR has one
 # RT-DETR: option of `model` -> its values of what the shapes determine. Shapes do not tell the number of heads.
 SIZES = {
     "rtdetrv2": {
@@ -62,6 +70,8 @@ DEIMV2 = {
     (224, 4, 1792): "deimv2_l",
     (256, 6, 2048): "deimv2_x",
 }
+# EdgeCrafter: channels of the transformer, feed-forward channels of the decoder -> the end of its options of `model`.
+EC = {(192, 512): "s", (256, 1024): "m", (384, 1024): "l", (384, 2048): "x"}
 # ResNet-vd: option of `model/backbone` -> widths, blocks, and whether the blocks are bottlenecks.
 RESNETS = {f"r{depth}vd": ([64, 128, 256, 512], list(BLOCKS[depth]), depth >= 50) for depth in BLOCKS}
 RESNETS["tiny"] = ([32, 64, 128, 256], [1, 1, 1, 1], False)
@@ -73,13 +83,16 @@ def network_of(state: State) -> str:
     Args:
         state: in our names; complete for this network.
     """
-    if PATCHES in state:
+    if patches_of(state):
         return _rfdetr(state)
     try:
         if "decoder.layers.0.norm1.scale" in state:
             wide, narrow = state["decoder.layers.0.linear1.weight"].shape
             name = DEIMV2.get((narrow, _count(state, "decoder.layers."), wide))
             return f"model={name}" if name else ""
+        if "backbone.body.stem.0.conv.weight" in state:
+            size = EC.get((state["backbone.body.cls_token"].shape[-1], len(state["decoder.layers.0.linear1.weight"])))
+            return f"model=ecdet_{size}" if size else ""
         if "decoder.layers.0.gateway.gate.weight" in state:
             return _dfine(state)
         model = "rtdetrv2_tiny" if len(state["decoder.enc_output.proj.weight"]) == 128 else "rtdetrv2"
@@ -90,8 +103,15 @@ def network_of(state: State) -> str:
     return " ".join([f"model={model}", f"model/backbone={backbone}", *changed]) if backbone else ""
 
 
+def patches_of(state: State) -> str:
+    """The name of the first weights of an RF-DETR or LW-DETR; empty for others."""
+    return next((name for name in PATCHES if name in state), "")
+
+
 def task(state: State) -> str:
-    """What an RF-DETR predicts: the option of `model` for the smallest network that does."""
+    """What an RF-DETR predicts: the option of `model` for the smallest network that does; or that of LW-DETR."""
+    if PATCHES[1] in state:
+        return "lwdetr_tiny"
     for part, name in (("mask_head.", "rfdetr_seg"), ("keypoint_head.", "rfdetr_keypoint")):
         if any(key.startswith(part) for key in state):
             return name
@@ -99,7 +119,10 @@ def task(state: State) -> str:
 
 
 def _rfdetr(state: State) -> str:
-    width, _, patch_size, _ = state[PATCHES].shape
+    width, _, patch_size, _ = state[patches_of(state)].shape
+    if PATCHES[1] in state:
+        name = LWDETR.get((width, _count(state, "backbone.blocks."), len(state["norm.weight"])), "")
+        return name and f"model={name}"
     alike = RFDETR.get((task(state), width, patch_size, _count(state, "layers.")), {})
     grid = state["backbone.embedding.position"].shape[-1]
     return f"model={alike.get(grid, next(iter(alike.values())))}" if alike else ""

@@ -21,13 +21,15 @@ import torch
 from torch import Tensor, nn
 
 from detr_exp.model.adapter.slim import merge
-from detr_exp.model.backbone.dinov2_windowed import fit_positions, fold_scales
 from detr_exp.model.decoder.rfdetr import Decoder
 from detr_exp.model.head.detection import DetectionHead
 from detr_exp.model.head.mask import Head, finite_masks, masks_in_pixels
+from detr_exp.model.layer.conv import fold_convolutions
 from detr_exp.model.layer.depth import Layered, layer_by_layer
 from detr_exp.model.layer.group_queries import GroupQueries
 from detr_exp.model.layer.memory import Memory, seen_by
+from detr_exp.model.layer.position import fit_positions
+from detr_exp.model.layer.vit_block import fold_scales
 from detr_exp.model.member import Extent, Member, refuse_impossible, refuse_rigid
 from detr_exp.model.postprocess import best_in_pixels
 from detr_exp.protocols import Backbone, Neck, Strided, complete
@@ -182,9 +184,10 @@ class RFDETR(nn.Module):
         return class_tensors()
 
     def deploy(self) -> RFDETR:
-        """Fold scales and drop the query groups used only in training, in place; no training afterwards."""
+        """Fold scales and norms, and drop the query groups used only in training, in place; no training afterwards."""
         merge(self.eval())
         fold_scales(self)
+        fold_convolutions(self)
         self.queries.keep_groups(1)
         self.num_groups = 1
         for part in (self.layers, self.mask_head):

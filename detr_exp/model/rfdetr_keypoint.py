@@ -12,7 +12,6 @@ import torch
 from torch import Tensor, nn
 
 from detr_exp.model.adapter.slim import merge
-from detr_exp.model.backbone.dinov2_windowed import fit_positions, fold_scales
 from detr_exp.model.decoder.rfdetr_keypoint import Decoder
 from detr_exp.model.head.detection import DetectionHead
 from detr_exp.model.head.keypoint import (
@@ -23,11 +22,14 @@ from detr_exp.model.head.keypoint import (
     placed_keypoints,
     with_keypoints,
 )
+from detr_exp.model.layer.conv import fold_convolutions
 from detr_exp.model.layer.depth import Layered, layer_by_layer
 from detr_exp.model.layer.group_queries import GroupMLP, GroupQueries, Selection
 from detr_exp.model.layer.keypoint_decoder_layer import KeypointStart
 from detr_exp.model.layer.memory import Memory, seen_by
 from detr_exp.model.layer.mlp import MLP
+from detr_exp.model.layer.position import fit_positions
+from detr_exp.model.layer.vit_block import fold_scales
 from detr_exp.model.member import Extent, Member
 from detr_exp.model.postprocess import best_in_pixels
 from detr_exp.model.rfdetr import class_tensors, compute_as
@@ -199,9 +201,10 @@ class RFDETRKeypoint(nn.Module):
         return class_tensors()
 
     def deploy(self) -> RFDETRKeypoint:
-        """Fold scales and drop the query groups and heads used only in training, in place; no training afterwards."""
+        """Fold scales and norms, and drop what only training uses, in place; no training afterwards."""
         merge(self.eval())
         fold_scales(self)
+        fold_convolutions(self)
         self.queries.keep_groups(1)
         self.num_groups = 1
         del self.encoder_keypoint_queries, self.encoder_keypoint_head

@@ -199,9 +199,18 @@ def _outer(grad: Tensor, rows: Tensor) -> Tensor:
 
 
 def _product(rows: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    # Inductor takes oneDNN's operator with weights that are constants only, so it is not shown what this one does
+    return (_opaque if torch.compiler.is_compiling() else _computed)(rows, weight, bias)
+
+
+def _computed(rows: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     # oneDNN reads a matrix row by row or column by column
     weight = weight if weight.is_contiguous() or weight.t().is_contiguous() else weight.contiguous()
     return torch.ops.mkldnn._linear_pointwise(rows, weight, bias, "none", [], "")
+
+
+_opaque = torch.library.custom_op("detr_exp::product", _computed, mutates_args=())
+_opaque.register_fake(lambda rows, weight, bias: rows.new_empty(rows.shape[0], weight.shape[0]))
 
 
 def _fits(tokens: Tensor, weight: Tensor) -> bool:

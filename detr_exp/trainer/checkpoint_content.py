@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from contextlib import nullcontext
 from dataclasses import asdict
+from functools import partial
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -12,7 +14,8 @@ from detr_exp.protocols import PerClass
 from detr_exp.tensor_files import Stored
 from detr_exp.trainer import checkpoint as files
 from detr_exp.trainer import distributed
-from detr_exp.trainer.sharding import full_tensor, is_sharded, local_part
+from detr_exp.trainer.background import Background, nothing
+from detr_exp.trainer.sharding import copied, full_tensor, is_sharded, local_part
 from detr_exp.trainer.state import Run, State, nonfinite_costs
 
 DEFAULT_THRESHOLD = 0.5  # where the checkpoint has never been evaluated
@@ -22,8 +25,13 @@ class NonFiniteError(RuntimeError):
     """Loss, gradients or weights were not finite."""
 
 
-def save_training(run: Run, state: State, name: str = files.NEWEST) -> None:
+def save_training(run: Run, state: State, name: str = files.NEWEST, background: Background | None = None) -> None:
     """Write everything needed to resume, to `checkpoint.pth` or under another name.
+
+    Args:
+        run, state: of the training.
+        name: of the file.
+        background: copy the state to the host, and write it there while training goes on.
 
     Raises:
         NonFiniteError: the weights are not finite; the previous file is not changed.
@@ -32,21 +40,35 @@ def save_training(run: Run, state: State, name: str = files.NEWEST) -> None:
     refuse_non_finite(saved["model"], name)
     counted = {"logged_lines": run.tracker.lines, "nonfinite_costs": nonfinite_costs(run)}
     content = common_content(run) | saved | counted | {"kind": "training"}
+    path = run.output_dir / name
     if any(is_sharded(tensor) for tensor in saved["model"].values()):
         from detr_exp.trainer import shards  # torch.distributed.checkpoint is slow to import
 
-        shards.save(content, run.output_dir / name, files.save)
-        distributed.on_first_rank(files.remove_unnamed_parts, run.output_dir)
+        shards.save(content, path, _save_named, background)
+    elif background is None:
+        distributed.on_first_rank(files.save, content, path)
     else:
-        distributed.on_first_rank(files.save, content, run.output_dir / name)
+        background.add(partial(files.save, copied(content), path) if distributed.rank() == 0 else nothing)
 
 
-def copy_as_numbered(run: Run, state: State, keep: int) -> None:
+def _save_named(content: Stored, path: Path) -> None:
+    """Write a checkpoint that names the folder of its shards, and remove the folders that none names any more."""
+    files.save(content, path)
+    files.remove_unnamed_parts(path.parent)
+
+
+def copy_as_numbered(run: Run, state: State, keep: int, background: Background | None = None) -> None:
     """Copy `checkpoint.pth` to `checkpoint_<epoch>.pth`, and delete all but the last `keep` numbered checkpoints."""
-    distributed.on_first_rank(
-        files.duplicate, run.output_dir / files.NEWEST, run.output_dir / f"checkpoint_{state.epoch}.pth"
-    )
-    distributed.on_first_rank(files.prune, run.output_dir, keep)
+    newest, path = run.output_dir / files.NEWEST, run.output_dir / f"checkpoint_{state.epoch}.pth"
+
+    def copy() -> None:
+        files.duplicate(newest, path)
+        files.prune(run.output_dir, keep)
+
+    if background is None:
+        distributed.on_first_rank(copy)
+    else:
+        background.add(copy if distributed.rank() == 0 else nothing)
 
 
 def inference_content(run: Run, state: State, which: str, metrics: dict[str, float]) -> Stored:

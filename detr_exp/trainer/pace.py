@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import psutil
@@ -80,6 +82,13 @@ class Pace:
         self.images += images
         self.last = time.perf_counter()
 
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """The time of the block is not that of steps."""
+        began = time.perf_counter()
+        yield
+        self.since += time.perf_counter() - began
+
     @property
     def rate(self) -> float:
         """Images per second in this epoch, without evaluations."""
@@ -113,11 +122,13 @@ class Pace:
         return {"loss": means.pop("total"), **means}
 
     def row(self) -> dict[str, float]:
-        """The epoch's row of `results.csv`, without metrics; waits for the device."""
+        """The row of `results.csv` for an epoch or its part up to now, without metrics; waits for the device."""
+        state = self.state
+        is_part = 0 < state.batch < len(state.loader) and state.position < state.total_steps
         _, started = self.begun or (0, time.perf_counter())
         return {
-            "epoch": self.state.epoch_number,
-            "step": self.state.step,
+            "epoch": round(state.position / state.steps_per_epoch, 4) if is_part else state.epoch_number,
+            "step": state.step,
             "seconds": round(self.earlier + time.perf_counter() - started, 1),
             **{f"train/{name}": value for name, value in self.means().items()},
             "lr": self.learning_rate,

@@ -1,4 +1,4 @@
-"""`results.csv`: one row per epoch, for spreadsheets and pandas."""
+"""`results.csv`: one row per epoch, and per evaluation within an epoch, for spreadsheets and pandas."""
 
 from __future__ import annotations
 
@@ -50,13 +50,13 @@ class Results:
         table.writerows(self.rows)
         write(self.path, text.getvalue())
 
-    def curves(self) -> dict[str, list[tuple[int, float]]]:
+    def curves(self) -> dict[str, list[tuple[float, float]]]:
         """Column -> (epoch, finite value)."""
-        found: dict[str, list[tuple[int, float]]] = {}
+        found: dict[str, list[tuple[float, float]]] = {}
         for row in self.rows:
             for name, cell in row.items():
                 if cell and math.isfinite(float(cell)):
-                    found.setdefault(name, []).append((int(row["epoch"]), float(cell)))
+                    found.setdefault(name, []).append((float(row["epoch"]), float(cell)))
         return found
 
 

@@ -10,9 +10,12 @@ from detr_exp.model.adapter.slim import BaseFile
 from detr_exp.protocols import Counting, Network
 from detr_exp.trainer import checkpoint as files
 from detr_exp.trainer import distributed
+from detr_exp.trainer.due import has_ended, is_pending
+from detr_exp.trainer.settings import Settings
 from detr_exp.trainer.state import COUNTED, DECIDED, Run, State
 from detr_exp.values import Values, flat
 
+SAMPLE = "data.val_sample"
 PRODUCTS = "trainer.hardware.products"
 EXTRA = ("world_size", "logged_lines", "nonfinite_costs", "data_fingerprint")  # in a checkpoint besides the state
 
@@ -138,6 +141,20 @@ def restore(saved: Values, run: Run, state: State) -> list[str]:
     return [*messages, f"resumed {run.resume_from} at step {state.step} (epoch {state.epoch + 1})"]
 
 
+def refuse_run_without_best(settings: Settings, saved: Values, run: Run, state: State) -> None:
+    """Refuse to resume a finished run whose best values cannot be compared with this config.
+
+    Raises:
+        ValueError: tells why they cannot be compared.
+    """
+    reason = why_best_is_incomparable(saved, run)
+    if reason is not None and has_ended(settings, state) and not is_pending(settings, state):
+        raise ValueError(
+            f"{run.resume_from} is of a finished run (epoch {state.epoch}, step {state.step}) and cannot "
+            f"be resumed with {reason}; restore that setting, or train longer: trainer.epochs={state.epoch + 1}"
+        )
+
+
 def why_best_is_incomparable(saved: Values, run: Run) -> str | None:
     """Why the best value so far cannot be compared with later values; None: it can."""
     before, now = _compared(saved, run.config)
@@ -148,6 +165,8 @@ def why_best_is_incomparable(saved: Values, run: Run) -> str | None:
         return "other running means of the monitored metric"
     if before.get(HONEST) != now.get(HONEST):
         return f"{'half' if now.get(HONEST) else 'all'} of the validation images to decide which epoch is best"
+    if before.get(SAMPLE) != now.get(SAMPLE):
+        return f"{now.get(SAMPLE) or 'all'} validation images to decide which epoch is best"
     if before.get("metric.eval_max_dets") != now.get("metric.eval_max_dets"):
         return "another number of detections per image (metric.eval_max_dets)"
     losses = [key for key in differing(before, now) if is_under(key, ("loss", "matcher"))]

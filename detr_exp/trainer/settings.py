@@ -45,6 +45,7 @@ class Settings:
     ema_copy_first: bool
     # evaluation
     eval_interval: int
+    eval_every_steps: int | None = None
     eval_batch_size: int | None
     evaluate_weights: str
     monitor: str | None
@@ -56,6 +57,7 @@ class Settings:
     # checkpoints
     checkpoint_interval: int
     checkpoint_every_steps: int | None
+    checkpoint_in_background: bool = False
     keep_checkpoints: int
     resume: str | None
     resume_world_size: str
@@ -87,6 +89,11 @@ def _refuse_wrong(settings: Settings) -> None:
             f"trainer.restart_epoch is {settings.restart_epoch}, but the run ends after {settings.epochs} epochs, so "
             f"there is no second stage: trainer.restart_epoch={max(1, settings.epochs - 1)}",
             stacklevel=2,
+        )
+    if settings.restart_epoch is not None and settings.eval_every_steps is not None:
+        raise ValueError(
+            f"trainer.eval_every_steps is {settings.eval_every_steps}, but trainer.restart_epoch goes back to the end "
+            "of the best epoch, so evaluations have to be there: trainer.eval_every_steps=null trainer.eval_interval=1"
         )
     ranks = settings.resume_world_size
     _refuse_unless(ranks in ("same", "any"), "resume_world_size", ranks, "same or any", "same")

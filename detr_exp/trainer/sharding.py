@@ -7,9 +7,9 @@ tensors stay unchanged.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, TypeGuard, TypeVar
+from typing import TYPE_CHECKING, Any, TypeGuard, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -100,6 +100,22 @@ def from_local_part(tensor: Tensor, part: Tensor) -> Tensor:
 def full_tensor(tensor: Tensor) -> Tensor:
     """The full tensor, on every rank; all ranks must call this."""
     return tensor.full_tensor() if is_sharded(tensor) else tensor
+
+
+def each_tensor(nest: Any, change: Callable[[str, Tensor], Tensor], name: str = "") -> Any:
+    """A copy of nested dictionaries and lists with every tensor changed, given its dotted name."""
+    if isinstance(nest, dict):
+        return {key: each_tensor(value, change, f"{name}.{key}") for key, value in nest.items()}
+    if isinstance(nest, list | tuple):
+        return type(nest)(each_tensor(value, change, f"{name}.{i}") for i, value in enumerate(nest))
+    return change(name, nest) if isinstance(nest, Tensor) else nest
+
+
+def copied(state: Stored) -> Stored:
+    """A state whose tensors are copies on the host, which training does not change; sharded ones stay."""
+    return each_tensor(
+        state, lambda name, tensor: tensor if is_sharded(tensor) else tensor.detach().to("cpu", copy=True)
+    )
 
 
 def sharded_like(state: Stored, like: Stored) -> Stored:

@@ -12,15 +12,15 @@ import re
 import uuid
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.distributed.checkpoint as dcp
 from torch import Tensor
 
 from detr_exp.tensor_files import Stored, sha256_of
-from detr_exp.trainer.distributed import on_first_rank
-from detr_exp.trainer.sharding import PREFIX, SHARDS, is_sharded
+from detr_exp.trainer.background import Background
+from detr_exp.trainer.distributed import on_first_rank, rank
+from detr_exp.trainer.sharding import PREFIX, SHARDS, copied, each_tensor, is_sharded
 
 METADATA = ".metadata"
 # Classes and functions in the index of a folder; calling them has no side effects.
@@ -41,13 +41,16 @@ NAMES = {
 }
 
 
-def save(state: Stored, path: Path, write: Callable[[Stored, Path], None]) -> None:
+def save(
+    state: Stored, path: Path, write: Callable[[Stored, Path], None], background: Background | None = None
+) -> None:
     """Write a state with sharded tensors; all ranks call this.
 
     Args:
         state: nested, with sharded tensors in it.
         path: the checkpoint file.
-        write: writes that file.
+        write: writes that file, which names the folder of its shards.
+        background: copy the state to the host, and write it there while training goes on.
 
     Raises:
         ValueError: the folder cannot be written; the previous checkpoint is untouched.
@@ -60,10 +63,25 @@ def save(state: Stored, path: Path, write: Callable[[Stored, Path], None]) -> No
         sharded[name] = tensor
         return torch.empty(tensor.shape, dtype=tensor.dtype, device="meta")
 
-    without_values = _each_tensor(state, remove_values)
+    without_values = each_tensor(state, remove_values)
     folder = path.with_name(on_first_rank(lambda: PREFIX + uuid.uuid4().hex[:12]))
-    dcp.save(sharded, checkpoint_id=folder)
-    on_first_rank(_point, without_values, path, folder, write)
+    if background is None:
+        dcp.save(sharded, checkpoint_id=folder)
+        on_first_rank(_point, without_values, path, folder, write)
+        return
+    # tensors that are on the host already are not copied by all versions of torch
+    copies = {
+        name: tensor.detach().clone() if tensor.device.type == "cpu" else tensor for name, tensor in sharded.items()
+    }
+    writing = dcp.async_save(copies, checkpoint_id=folder, process_group=background.group)
+    without_values = copied(without_values)
+
+    def complete() -> None:
+        writing.result()  # on rank 0: all ranks have written
+        if rank() == 0:
+            _point(without_values, path, folder, write)
+
+    background.add(complete)
 
 
 def _point(without_values: Stored, path: Path, folder: Path, write: Callable[[Stored, Path], None]) -> None:
@@ -95,22 +113,13 @@ def load_shards(state: Stored, folder: Path) -> Stored:
         tensors[name] = torch.empty(tensor.shape, dtype=tensor.dtype)
         return tensors[name]
 
-    loaded = _each_tensor(state, make)
+    loaded = each_tensor(state, make)
     try:
         dcp.load(tensors, checkpoint_id=parts, no_dist=True)
     except Exception as error:  # torch has several exception classes for it
         raise ValueError(f"{parts} does not fit its checkpoint ({error}); give another one") from error
     del loaded[SHARDS]
     return loaded
-
-
-def _each_tensor(nest: Any, change: Callable[[str, Tensor], Tensor], name: str = "") -> Any:
-    """A copy of nested dictionaries and lists with every tensor changed, given its dotted name."""
-    if isinstance(nest, dict):
-        return {key: _each_tensor(value, change, f"{name}.{key}") for key, value in nest.items()}
-    if isinstance(nest, list | tuple):
-        return type(nest)(_each_tensor(value, change, f"{name}.{i}") for i, value in enumerate(nest))
-    return change(name, nest) if isinstance(nest, Tensor) else nest
 
 
 def _refuse_code(metadata: Path) -> None:

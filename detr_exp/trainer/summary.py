@@ -17,6 +17,7 @@ from detr_exp.terminal import counted, duration, python
 from detr_exp.trainer import checkpoint as files
 from detr_exp.trainer import distributed
 from detr_exp.trainer.console import Console, class_table, metric_fields, number
+from detr_exp.trainer.due import is_within_epoch
 from detr_exp.trainer.evaluation import headline
 from detr_exp.trainer.pace import Pace
 from detr_exp.trainer.results import FILE as RESULTS
@@ -75,6 +76,8 @@ def print_epoch(
     metrics = metric_fields(headline(next(iter(found.values())))) if len(found) == 1 else []
     left = [f"{duration(pace.seconds_left)} left"] if state.step < state.total_steps else []
     title = f"epoch {state.epoch_number:>{count}}/{settings.epochs}"
+    if is_within_epoch(settings, state):
+        title += f", step {state.step}"
     console.fields(title, [*loss, *metrics, *pace.resources(), *left])
     for which, values in found.items() if len(found) > 1 else ():
         console.metrics(f"  {which:>3} weights", headline(values))

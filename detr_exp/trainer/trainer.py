@@ -26,6 +26,7 @@ from detr_exp.signals import Interrupt, Interrupted
 from detr_exp.structures import Batch
 from detr_exp.tensor_files import Stored
 from detr_exp.trainer import distributed
+from detr_exp.trainer.background import Background
 from detr_exp.trainer.batch_size import find_batch_size, refuse_too_large
 from detr_exp.trainer.checkpoint import NEWEST
 from detr_exp.trainer.checkpoint_content import copy_as_numbered, save_training
@@ -34,6 +35,7 @@ from detr_exp.trainer.diagnosis.curves import Curves, save_label_statistics
 from detr_exp.trainer.diagnosis.sanity import refuse_wrong_evaluator, save_training_samples
 from detr_exp.trainer.diagnosis.skipped_images import record_skipped
 from detr_exp.trainer.distributed import on_first_rank
+from detr_exp.trainer.due import has_ended, is_evaluated, is_exhausted, is_pending
 from detr_exp.trainer.elastic import WHOLE, as_member, complete_gradients, trained_members
 from detr_exp.trainer.ema import EMA
 from detr_exp.trainer.evaluation import as_float32
@@ -41,7 +43,7 @@ from detr_exp.trainer.garbage_collection import on_for_training
 from detr_exp.trainer.pace import Pace
 from detr_exp.trainer.parallel import gradient_exchange, parallel
 from detr_exp.trainer.results import Results
-from detr_exp.trainer.resume import copy_best_checkpoints, load_for_resuming, restore, why_best_is_incomparable
+from detr_exp.trainer.resume import copy_best_checkpoints, load_for_resuming, refuse_run_without_best, restore
 from detr_exp.trainer.run_status import PrunedError
 from detr_exp.trainer.second_stage import begin_or_return
 from detr_exp.trainer.selection import BestMetric, EarlyStopping
@@ -83,20 +85,22 @@ class Trainer:
         save_label_statistics(self.settings, run)
         self.results, self.curves = Results(run.output_dir, state.closed), Curves(self.settings)
         self.pace.earlier = self.results.seconds
-        if run.resume_from == run.output_dir / NEWEST and state.closed == state.step > 0:
-            self.save_numbered(run, state)  # a killed run may or may not have done this
-        with on_for_training(), Interrupt(is_owned=True if distributed.world_size() > 1 else None) as interrupt:
+        is_owned = True if distributed.world_size() > 1 else None
+        with on_for_training(), Interrupt(is_owned=is_owned) as interrupt, Background() as self.background:
+            if run.resume_from == run.output_dir / NEWEST and state.closed == state.step > 0:
+                self.save_numbered(run, state)  # a killed run may or may not have done this
             try:
-                while self.has_pending_evaluation(state) or not self.has_ended(state):
-                    if self.has_pending_evaluation(state):
+                while is_pending(self.settings, state) or not has_ended(self.settings, state):
+                    if is_pending(self.settings, state):
                         self.end_epoch(run, state, interrupt)
                     else:
                         self.train_one_epoch(run, state, interrupt)
             except WorkerError as error:  # between two steps
                 if distributed.world_size() > 1:
                     raise  # the other ranks are in the middle of the next one
-                self.save_newest(run, state)
+                self.save_newest(run, state, is_last=True)
                 raise WorkerError(f"{error}. The state is saved; to resume: trainer.resume=auto") from error
+            self.background.wait()
             best = finish(self.settings, self.console, run, state, interrupt)
         if state.is_pruned:
             raise PrunedError(best, state.epoch_number)
@@ -172,25 +176,12 @@ class Trainer:
         if saved is not None:
             for sentence in restore(saved, run, state):
                 self.console.line(sentence)
-            self.refuse_run_without_best(saved, run, state)
+            refuse_run_without_best(self.settings, saved, run, state)
         state.good_buffers = [buffer.clone() for buffer in floating_buffers(network)]
         self.pace = Pace(state)
         print_start(self.console, settings, run, state)
         refuse_wrong_evaluator(run)
         return state
-
-    def refuse_run_without_best(self, saved: Stored, run: Run, state: State) -> None:
-        """Refuse to resume a finished run whose best values cannot be compared with this config.
-
-        Raises:
-            ValueError: tells why they cannot be compared.
-        """
-        reason = why_best_is_incomparable(saved, run)
-        if reason is not None and self.has_ended(state) and not self.has_pending_evaluation(state):
-            raise ValueError(
-                f"{run.resume_from} is of a finished run (epoch {state.epoch}, step {state.step}) and cannot "
-                f"be resumed with {reason}; restore that setting, or train longer: trainer.epochs={state.epoch + 1}"
-            )
 
     def batch(self, run: Run, network: Network, saved: Stored | None) -> tuple[int, int]:
         """Images per device and batches per step; a resumed run with `auto` uses the values chosen before.
@@ -204,34 +195,26 @@ class Trainer:
         refuse_too_large(self.settings, run, network, int(self.settings.batch_size))
         return int(self.settings.batch_size), self.settings.grad_accum_steps
 
-    def is_exhausted(self, state: State) -> bool:
-        return self.settings.max_steps is not None and state.step >= self.settings.max_steps
-
-    def has_ended(self, state: State) -> bool:
-        """Whether nothing is left to train."""
-        stopped = state.is_pruned or (state.early_stopping is not None and state.early_stopping.is_reached)
-        return stopped or state.epoch >= self.settings.epochs or self.is_exhausted(state)
-
-    def has_pending_evaluation(self, state: State) -> bool:
-        """Whether an epoch, or the run, has ended and its evaluation and checkpoint are not done yet."""
-        return state.step > state.closed and (state.batch == 0 or self.is_exhausted(state))
-
     def end_epoch(self, run: Run, state: State, interrupt: Interrupt) -> None:
-        """Evaluate if due, save, and only then print metrics, because a user who reads them may end the run."""
+        """Evaluate if due, save, and only then print metrics, because a user who reads them may end the run.
+
+        Within an epoch, with `eval_every_steps`, training goes on afterwards.
+        """
         found: dict[str, dict[str, float]] = {}
         logged: dict[str, float] = {}
-        if self.has_ended(state) or state.epoch % self.settings.eval_interval == 0:
+        if is_evaluated(self.settings, state):
             try:
                 found, logged = evaluate_epoch(self.settings, self.console, run, state, interrupt)
             except Interrupted:
-                self.save_newest(run, state)  # `closed` is unchanged, so the evaluation is repeated
+                self.save_newest(run, state, is_last=True)  # `closed` is unchanged, so the evaluation is repeated
                 raise
         on_first_rank(self.results.add, self.pace.row() | logged)
         state.closed = state.step
+        self.background.wait()  # before the state of the first stage is written or read
         begin_or_return(self.settings, self.console, run, state, found)
         self.save_newest(run, state)
         print_epoch(self.console, self.settings, state, self.pace, found)
-        on_first_rank(self.curves.draw, run, self.results, state.step, self.has_ended(state))
+        on_first_rank(self.curves.draw, run, self.results, state.step, has_ended(self.settings, state))
         if state.early_stopping and state.early_stopping.is_reached:
             self.console.line(
                 f"early stopping: no improvement above {self.settings.early_stopping_min_delta} in "
@@ -242,11 +225,16 @@ class Trainer:
     def save_numbered(self, run: Run, state: State) -> None:
         """Save the newest checkpoint under the number of its epoch, if due."""
         if state.epoch % self.settings.checkpoint_interval == 0 and state.batch == 0:
-            copy_as_numbered(run, state, self.settings.keep_checkpoints)
+            copy_as_numbered(run, state, self.settings.keep_checkpoints, self.thread())
 
-    def save_newest(self, run: Run, state: State) -> None:
+    def save_newest(self, run: Run, state: State, *, is_last: bool = False) -> None:
+        """Write `checkpoint.pth`; if this process ends then, at once."""
         check_skipped_steps(self.settings, state)
-        save_training(run, state)
+        self.background.wait()
+        save_training(run, state, background=None if is_last else self.thread())
+
+    def thread(self) -> Background | None:
+        return self.background if self.settings.checkpoint_in_background else None
 
     # -------------------------------------------------------------------------------------------------- one epoch
 
@@ -274,10 +262,15 @@ class Trainer:
                 if self.settings.checkpoint_every_steps and state.step % self.settings.checkpoint_every_steps == 0:
                     self.save_newest(run, state)
                 if number := distributed.signal_of_any_rank(interrupt.number):
-                    self.save_newest(run, state)
+                    self.save_newest(run, state, is_last=True)
                     raise Interrupted(number)
-                if self.is_exhausted(state):
+                if is_exhausted(self.settings, state):
                     break
+                if state.batch < len(state.loader) and is_pending(self.settings, state):
+                    with self.pace.paused():
+                        self.end_epoch(run, state, interrupt)
+                    if has_ended(self.settings, state):
+                        break
             else:
                 state.epoch += 1
                 state.batch = 0

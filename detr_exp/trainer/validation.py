@@ -24,6 +24,7 @@ from detr_exp.trainer.diagnosis.predictions import PredictionSheet, names_in, sa
 from detr_exp.trainer.diagnosis.skipped_images import record_skipped
 from detr_exp.trainer.diagnosis.worst_images import save_details
 from detr_exp.trainer.distributed import on_first_rank, sync_buffers
+from detr_exp.trainer.due import is_within_epoch
 from detr_exp.trainer.evaluation import evaluate, headline, parts_of
 from detr_exp.trainer.resume import is_loss
 from detr_exp.trainer.selection import BestMetric
@@ -91,7 +92,7 @@ def evaluate_epoch(
             run.tracker.image(image, "predictions", state.step)
     values["val/epoch"] = state.position / state.steps_per_epoch
     run.tracker.log(state.step, values)
-    if run.should_prune is not None:
+    if run.should_prune is not None and not is_within_epoch(settings, state):  # pruners count epochs
         state.is_pruned = on_first_rank(run.should_prune, state.epoch_number, monitored_values[which])
     if state.early_stopping:
         state.early_stopping.update(stopping_value(settings, monitored_values), epoch)

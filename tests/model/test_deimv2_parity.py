@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from deimv2_peer import FEW, in_float64, libre_criterion, libre_of, official_of
+from edges_peer import CLOSE, compare_gradients, compare_losses, compare_outputs, given, gradients_of, images, normal
 
 from detr_exp.build import compose, criterion
 
@@ -23,11 +24,6 @@ TOTALS = {
 }
 UNUSED = {"l": 13 * 384, "x": 13 * 384}
 LOSSES = {"atto": ("mal", 27), "n": ("deim", 37), "s": ("deim", 47)}  # of the recipes, and their number of terms
-CLOSE = {"rtol": 0, "atol": 1e-6}
-
-
-def images(side: int, count: int = 1) -> torch.Tensor:
-    return torch.rand(count, 3, side, side, generator=torch.Generator().manual_seed(2)).double()
 
 
 @pytest.mark.parametrize("size", TOTALS)
@@ -44,11 +40,6 @@ def test_parameters_of_published_networks(size, make):
 
 
 OTHERS = [pytest.param(size, marks=pytest.mark.slow) for size in ("femto", "pico", "n", "s", "m", "l", "x")]
-
-
-def normal(network, pixels):
-    """As the peer wants them, which leaves mean and deviation to whoever calls it."""
-    return (pixels - network.pixel_mean) / network.pixel_std
 
 
 @pytest.mark.parametrize("size", ["atto", *OTHERS])
@@ -69,60 +60,17 @@ def test_training_of_libreyolo(size, make, randomise, targets):
     ours = randomise(make(*words).double()).train()
     theirs = libre_of(ours, size).train()
     loss, count = LOSSES[size]
-    per_image = zip(targets.labels.split(targets.counts), targets.boxes.double().split(targets.counts))
-    given = [{"labels": labels, "boxes": boxes} for labels, boxes in per_image]
     torch.manual_seed(7)
     outputs = ours(images(96, 3), targets)
     torch.manual_seed(7)
     with in_float64():
-        expected = theirs(normal(ours, images(96, 3)), given)
-        wanted = libre_criterion(size)(expected, given)
+        expected = theirs(normal(ours, images(96, 3)), given(targets))
+        wanted = libre_criterion(size)(expected, given(targets))
 
-    def compare(found, other):
-        names = {"logits": "pred_logits", "boxes": "pred_boxes", "edges": "pred_corners", "reference": "ref_points"}
-        for field in set(names) & set(found._fields) & {name for name in names if names[name] in other}:
-            tensor = getattr(found, field)
-            tensor = tensor.flatten(-2) if field == "edges" else tensor
-            torch.testing.assert_close(tensor, other[names[field]], **CLOSE)
-
-    def layer(prediction, index):
-        return type(prediction)(*(tensor[index] for tensor in prediction))
-
-    for index, other in enumerate([*expected["aux_outputs"], expected]):
-        compare(layer(outputs.layers, index), other)
-    for index, other in enumerate(expected["dn_outputs"]):
-        compare(layer(outputs.denoising.layers, index), other)
-    compare(outputs.initial, expected["pre_outputs"])
-    compare(outputs.denoising.initial, expected["dn_pre_outputs"])
-    compare(outputs.encoder, expected["enc_aux_outputs"][0])
-
-    cfg = compose([*words, "data.num_classes=7", f"loss={loss}"])
-    terms = criterion(cfg)(outputs, targets, float(sum(targets.counts)))
-    wanted = {name.replace("loss_mal", "loss_class").replace("_enc_0", "_enc"): t for name, t in wanted.items()}
-    found = {name: term for name, term in terms.items() if name in wanted}
-    assert found.keys() == wanted.keys()
-    absent = {name for name in terms if name.startswith("loss_")} - wanted.keys()
-    assert absent <= {"loss_ddf"}, "the last layer teaches itself nothing"
-    assert (
-        len([term for name, term in wanted.items() if name != f"loss_ddf_dn_{len(outputs.layers.boxes) - 1}"]) == count
-    )
-    for name, term in wanted.items():
-        torch.testing.assert_close(
-            found[name], term, rtol=1e-6, atol=1e-7, msg=lambda text, name=name: f"{name}: {text}"
-        )
+    compare_outputs(outputs, expected)
+    terms = criterion(compose([*words, "data.num_classes=7", f"loss={loss}"]))(outputs, targets, 3.0)
+    found = compare_losses(terms, wanted)
+    assert len(found - {f"loss_ddf_dn_{len(outputs.layers.boxes) - 1}"}) == count
     terms["total"].backward()
     sum(wanted.values()).backward()
-    gradients = official_gradients(ours)
-    for name, parameter in theirs.named_parameters():
-        if parameter.requires_grad and parameter.grad is not None:
-            torch.testing.assert_close(
-                gradients[name], parameter.grad, rtol=1e-6, atol=1e-6, msg=lambda t, n=name: f"{n}: {t}"
-            )
-    assert len(gradients) > 200
-
-
-def official_gradients(network):
-    """Gradients by the official names of parameters."""
-    copy = {name: parameter.grad for name, parameter in network.named_parameters()}
-    state = {name: copy.get(name, tensor) for name, tensor in network.state_dict().items()}
-    return official_of(network, state)
+    compare_gradients(official_of(ours, gradients_of(ours)), theirs)

@@ -6,6 +6,7 @@ import copy
 from collections.abc import Callable, Iterator
 
 import dfine_peer
+import ec_peer
 import pytest
 import rtdetr_peer
 import torch
@@ -28,6 +29,7 @@ FAMILIES = {
     "early": [*rtdetr_peer.SMALL, *THREE, "model.eval_idx=1"],
     "dfine": [*dfine_peer.SMALL, *THREE],
     "deimv2": ["model=deimv2_atto", "model.image_size=[96,128]", *THREE],
+    "pyramid": [*ec_peer.SMALL, *THREE],
     "rfdetr": DINO,
     "masks": ["model=rfdetr_seg_tiny", *NARROW, "model.num_layers=3", "model.num_queries=24"],
     "keypoints": ["model=rfdetr_keypoint_tiny", *NARROW, "model.num_layers=3", "model.num_queries=24"],
@@ -61,7 +63,7 @@ def words_of(member: Member, family: str) -> list[str]:
     stays = ["model.backbone.position_grid=8"] if family == "rfdetr" else []
     return [
         f"model.num_layers={layers}",
-        *(["model.eval_idx=-1"] if family in ("rtdetrv2", "learned", "early", "dfine", "deimv2") else []),
+        *(["model.eval_idx=-1"] if family in ("rtdetrv2", "learned", "early", "dfine", "deimv2", "pyramid") else []),
         f"model.num_queries={queries}",
         f"model.image_size=[{height},{width}]",
         *stays,

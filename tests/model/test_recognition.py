@@ -38,9 +38,10 @@ def test_a_published_network_is_recognised(name: str) -> None:
 
 DFINE = ["dfine_n", "dfine_s", "dfine_m", "dfine_l", "dfine_tiny"]
 DEIMV2 = ["deimv2_atto", "deimv2_femto", "deimv2_pico", "deimv2_n", "deimv2_s"]
+EC = ["ecdet_s", "ecdet_m", "ecdet_l", "ecdet_x"]
 
 
-@pytest.mark.parametrize("name", [*DFINE, *DEIMV2])
+@pytest.mark.parametrize("name", [*DFINE, *DEIMV2, *EC])
 def test_a_network_of_edges_is_recognised(name: str) -> None:
     assert network_of(state(f"model={name}")) == f"model={name}"
 

@@ -169,10 +169,23 @@ def test_exported_graphs_hold_torchs_operators(pair):
 
 
 @pytest.mark.slow
-def test_a_network_is_one_graph_for_the_compiler(pair):
+@pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
+def test_a_network_is_one_graph_for_the_compiler(pair, backend):
     fast, tokens = pair[1:]
-    compiled = torch.compile(fast, fullgraph=True, backend="aot_eager")
+    compiled = torch.compile(fast, fullgraph=True, backend=backend)
     torch.testing.assert_close(gradients(compiled, tokens)[:2], gradients(fast, tokens)[:2], **CLOSE)
+    with torch.no_grad():
+        torch.testing.assert_close(compiled(tokens), fast(tokens), **CLOSE)
+
+
+def test_the_compiler_is_not_shown_operators_that_need_constants(pair):
+    fast, tokens = pair[1:]
+    seen = []
+    with torch.no_grad():
+        made = torch.compile(fast, fullgraph=True, backend=lambda graph, _: seen.append(graph.code) or graph)(tokens)
+        assert "detr_exp.product" in seen[0]
+        assert "mkldnn" not in seen[0]
+        assert torch.equal(made, fast(tokens))
 
 
 def test_adapted_layers_can_be_merged(pair):

@@ -29,6 +29,7 @@ OF_TRAINER = (
     "ema_tau",
     "ema_update_interval",
     "eval_interval",
+    "eval_every_steps",
     "evaluate_weights",
     "monitor",
     "compute_val_loss",
@@ -59,6 +60,7 @@ OF_DATA = (
     "on_error",
     "fit",
     "tiles",
+    "val_sample",
 )
 ACTS = (
     "loss",

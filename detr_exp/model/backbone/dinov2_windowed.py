@@ -18,13 +18,12 @@ import logging
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from detr_exp.model.backbone.weights import WITHOUT, stored
-from detr_exp.model.layer.attention import attend
-from detr_exp.model.layer.windows import attended, merge_windows, split_windows
-from detr_exp.ops.products import activated
+from detr_exp.model.layer.position import resample_position
+from detr_exp.model.layer.vit_block import Block
+from detr_exp.model.layer.windows import attended, merge_windows, refuse_uneven, split_windows
 from detr_exp.published.fetch import Found
 
 logger = logging.getLogger(__name__)
@@ -76,7 +75,7 @@ class WindowedDinov2(nn.Module):
         self.pixel_mean, self.pixel_std = PIXEL_MEAN, PIXEL_STD
         self.patch_size = patch_size
         self.num_windows = num_windows
-        self._check_size(*image_size)
+        refuse_uneven(image_size, patch_size, num_windows)
         _check_depths(out_blocks)
         if not 0 <= drop_path < 1:
             raise ValueError(f"model.backbone.drop_path is {drop_path}; it is a probability in [0, 1), 0 turns it off")
@@ -113,7 +112,7 @@ class WindowedDinov2(nn.Module):
         return self._maps(images, padding_mask[:, :: self.patch_size, :: self.patch_size])
 
     def _maps(self, images: Tensor, padded: Tensor | None) -> list[Tensor]:
-        self._check_size(*images.shape[-2:])
+        refuse_uneven(images.shape[-2:], self.patch_size, self.num_windows)
         patches, class_token = self.embedding(images)
         tokens = split_windows(patches, self.num_windows)
         tokens = torch.cat([class_token.expand(tokens.shape[0], -1, -1), tokens], dim=1)
@@ -130,16 +129,10 @@ class WindowedDinov2(nn.Module):
                 maps.append(merged.permute(0, 3, 1, 2))
         return maps
 
-    def _check_size(self, height: int, width: int) -> None:
-        if height % self.stride == 0 and width % self.stride == 0:
-            return
-        lower = [max(1, side // self.stride) * self.stride for side in (height, width)]
-        upper = [-(-side // self.stride) * self.stride for side in (height, width)]
-        raise ValueError(
-            f"model.image_size is [{height}, {width}], but this backbone needs sides that are multiples of "
-            f"{self.stride} (patch_size {self.patch_size} x num_windows {self.num_windows}); the nearest are "
-            f"model.image_size=[{lower[0]},{lower[1]}] and model.image_size=[{upper[0]},{upper[1]}]"
-        )
+    def fit_positions(self, image_size: tuple[int, int]) -> None:
+        """See `layer.position.fit_positions`."""
+        grid = (image_size[0] // self.patch_size, image_size[1] // self.patch_size)
+        self.embedding.position = nn.Parameter(resample_position(self.embedding.position.detach(), grid))
 
     def _load_dinov2(self, width: int, pretrained: bool | str) -> Found:
         import timm
@@ -200,98 +193,6 @@ class Embedding(nn.Module):
         patches = self.patches(images)
         position = resample_position(self.position, patches.shape[-2:])
         return (patches + position).permute(0, 2, 3, 1), self.class_token + self.class_position
-
-
-class Block(nn.Module):
-    """A pre-norm transformer block with layer scale and stochastic depth.
-
-    Args:
-        width: channels.
-        num_heads: attention heads.
-        drop_path: probability of leaving out a residual branch.
-    """
-
-    def __init__(self, *, width: int, num_heads: int, drop_path: float) -> None:
-        super().__init__()
-        self.num_heads = num_heads
-        self.drop_path = drop_path
-        self.norm1 = nn.LayerNorm(width, eps=1e-6)
-        self.qkv = nn.Linear(width, 3 * width)
-        self.out = nn.Linear(width, width)
-        self.scale1: nn.Parameter | None = nn.Parameter(torch.ones(width))
-        self.norm2 = nn.LayerNorm(width, eps=1e-6)
-        self.fc1 = nn.Linear(width, 4 * width)
-        self.act = nn.GELU()
-        self.fc2 = nn.Linear(4 * width, width)
-        self.scale2: nn.Parameter | None = nn.Parameter(torch.ones(width))
-
-    def forward(self, tokens: Tensor, joined: int, allowed: Tensor | None = None) -> Tensor:
-        """`[B * n, t, C]` -> the same; attention spans `joined` consecutive windows.
-
-        Args:
-            allowed: `[B * n / joined, joined * t]` bool, the tokens to attend to; None: all.
-        """
-        tokens = tokens + self._dropped(_scaled(self._attention(self.norm1(tokens), joined, allowed), self.scale1))
-        hidden = activated(self.fc1, self.act, self.norm2(tokens))
-        return tokens + self._dropped(_scaled(self.fc2(hidden), self.scale2))
-
-    @torch.no_grad()
-    def fold(self) -> None:
-        """Fold the scales of both branches into their last layers; for inference only."""
-        for layer, scale in ((self.out, self.scale1), (self.fc2, self.scale2)):
-            if scale is not None:
-                layer.weight.mul_(scale[:, None])
-                layer.bias.mul_(scale)
-        self.scale1 = self.scale2 = None
-
-    def _attention(self, tokens: Tensor, joined: int, allowed: Tensor | None) -> Tensor:
-        windows, length, width = tokens.shape
-        qkv = self.qkv(tokens).view(windows // joined, joined * length, 3, self.num_heads, width // self.num_heads)
-        query, key, value = qkv.permute(2, 0, 3, 1, 4).unbind(0)
-        keys = None if allowed is None else allowed[:, None, None]
-        mixed = attend(query, key, value, keys, 0.0, like=self.qkv)
-        return self.out(mixed.transpose(1, 2).reshape(windows, length, width))
-
-    def _dropped(self, branch: Tensor) -> Tensor:
-        """Stochastic depth (Huang et al. 2016), sampled for every window."""
-        if not self.training or self.drop_path == 0:
-            return branch
-        keep = 1 - self.drop_path
-        mask = torch.rand(len(branch), 1, 1, dtype=branch.dtype, device=branch.device) < keep
-        return branch * mask / keep
-
-
-def fold_scales(network: nn.Module) -> None:
-    """`Block.fold` of all blocks in a network."""
-    for module in network.modules():
-        if isinstance(module, Block):
-            module.fold()
-
-
-def fit_positions(network: nn.Module, image_size: tuple[int, int]) -> None:
-    """Resample the position embeddings of a network once, in place, for images of (height, width) pixels."""
-    for module in network.modules():
-        if isinstance(module, WindowedDinov2):
-            grid = (image_size[0] // module.patch_size, image_size[1] // module.patch_size)
-            module.embedding.position = nn.Parameter(resample_position(module.embedding.position.detach(), grid))
-
-
-def _scaled(branch: Tensor, scale: Tensor | None) -> Tensor:
-    return branch if scale is None else scale * branch
-
-
-def resample_position(position: Tensor, grid: tuple[int, int] | torch.Size) -> Tensor:
-    """Position embedding `[1, C, rows, columns]` on another grid."""
-    if position.shape[-2:] == tuple(grid):
-        return position
-    resampled = F.interpolate(
-        position.float(),
-        size=tuple(grid),
-        mode="bicubic",
-        align_corners=False,
-        antialias=position.device.type != "mps",  # which has no antialiased kernel
-    )
-    return resampled.to(position.dtype)
 
 
 def from_timm(state: dict[str, Tensor], backbone: WindowedDinov2) -> dict[str, Tensor]:

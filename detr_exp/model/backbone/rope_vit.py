@@ -1,4 +1,4 @@
-"""A plain vision transformer with rotary positions: the small ViTs of DEIMv2, distilled from DINOv3, which timm lacks.
+"""A plain vision transformer with rotary positions: the small ViTs of DEIMv2 and EdgeCrafter, which timm lacks.
 
 Legend: B images, C channels, h and w cells of 16 pixels, N = h w + 1 tokens, d channels of a head.
 """
@@ -6,6 +6,7 @@ Legend: B images, C channels, h and w cells of 16 pixels, N = h w + 1 tokens, d 
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -13,9 +14,11 @@ from torch import Tensor, nn
 from detr_exp.model.backbone.weights import load_pretrained
 from detr_exp.model.layer.attention import attend
 from detr_exp.model.layer.checkpoint import checkpointed
+from detr_exp.model.layer.conv import ConvNorm
 from detr_exp.ops.products import activated
 
 PATCH = 16
+STEMS = ("patches", "convolutions")
 BASE = 100.0  # of the periods of positions
 EPS = 1e-6
 
@@ -37,18 +40,18 @@ def rotated(heads: Tensor, sin: Tensor, cos: Tensor) -> Tensor:
 
 
 class Block(nn.Module):
-    """Attention and a perceptron four times as wide, each after a norm."""
+    """Attention and a perceptron `ratio` times as wide, each after a norm."""
 
-    def __init__(self, width: int, num_heads: int) -> None:
+    def __init__(self, width: int, num_heads: int, ratio: int) -> None:
         super().__init__()
         self.num_heads = num_heads
         self.norm1 = nn.LayerNorm(width, eps=EPS)
         self.qkv = nn.Linear(width, 3 * width)
         self.proj = nn.Linear(width, width)
         self.norm2 = nn.LayerNorm(width, eps=EPS)
-        self.fc1 = nn.Linear(width, 4 * width)
+        self.fc1 = nn.Linear(width, ratio * width)
         self.act = nn.GELU()
-        self.fc2 = nn.Linear(4 * width, width)
+        self.fc2 = nn.Linear(ratio * width, width)
 
     def forward(self, tokens: Tensor, sin: Tensor, cos: Tensor) -> Tensor:
         """`[B, N, C]` -> the same."""
@@ -68,13 +71,29 @@ class RopeViT(nn.Module):
         depth: number of blocks.
         taps: blocks, from 0, whose outputs are the maps; ascending.
         pretrained: a file with its weights, hf:owner/name or a URL; false: random ones. None are known by name.
+        stem: what makes tokens of an image, one convolution of its `patches`, or four `convolutions` that halve a map.
+        ffn_ratio: channels within the perceptrons, as a multiple of C.
 
     Attributes:
         width, pixel_mean, pixel_std, initial: as in other backbones.
     """
 
-    def __init__(self, *, width: int, num_heads: int, depth: int, taps: list[int], pretrained: bool | str) -> None:
+    def __init__(
+        self,
+        *,
+        width: int,
+        num_heads: int,
+        depth: int,
+        taps: list[int],
+        pretrained: bool | str,
+        stem: str = "patches",
+        ffn_ratio: int = 4,
+    ) -> None:
         super().__init__()
+        if stem not in STEMS:
+            raise ValueError(
+                f"model.backbone.body.stem is {stem!r}; use {' or '.join(STEMS)}: model.backbone.body.stem={STEMS[0]}"
+            )
         if width % (4 * num_heads):
             raise ValueError(
                 f"model.backbone.body has {width} channels and {num_heads} heads, but each head needs a multiple of 4; "
@@ -89,8 +108,10 @@ class RopeViT(nn.Module):
         self.pixel_mean, self.pixel_std = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
         self.gradient_checkpointing = False
         self.cls_token = nn.Parameter(torch.zeros(1, 1, width))
-        self.patches = nn.Conv2d(3, width, PATCH, PATCH)
-        self.blocks = nn.ModuleList(Block(width, num_heads) for _ in range(depth))
+        widths = [3] if stem == "patches" else [3, width // 8, width // 4, width // 2]
+        self.stem = nn.Sequential(*(ConvNorm(one, two, 3, 2, act="relu") for one, two in pairwise(widths)))
+        self.patches = nn.Conv2d(3, width, PATCH, PATCH) if stem == "patches" else nn.Conv2d(widths[-1], width, 3, 2, 1)
+        self.blocks = nn.ModuleList(Block(width, num_heads, ffn_ratio) for _ in range(depth))
         for module in self.modules():
             if isinstance(module, nn.Linear):
                 nn.init.trunc_normal_(module.weight, std=0.02)
@@ -100,7 +121,7 @@ class RopeViT(nn.Module):
 
     def forward(self, images: Tensor) -> list[Tensor]:
         """`[B, 3, H, W]` -> a map `[B, C, h, w]` for each tap."""
-        maps = self.patches(images)
+        maps = self.patches(self.stem(images))
         height, width = maps.shape[-2:]
         tokens = torch.cat([self.cls_token.expand(len(maps), -1, -1), maps.flatten(2).transpose(1, 2)], dim=1)
         found = []
@@ -118,6 +139,7 @@ class RopeViT(nn.Module):
 
 
 def to_our_names(name: str) -> str:
-    """The name of a parameter in the files of DEIMv2's authors -> ours."""
-    name = name.removeprefix("_model.").replace("patch_embed.proj.", "patches.")
+    """The name of a parameter in the files of the authors of DEIMv2 and of EdgeCrafter -> ours."""
+    name = name.removeprefix("_model.").removeprefix("backbone.").replace("register_token", "cls_token")
+    name = name.replace("patch_embed.convs.", "stem.").replace("patch_embed.proj.", "patches.")
     return name.replace(".attn.", ".").replace(".mlp.", ".")

@@ -1,4 +1,4 @@
-"""A pyramid from a plain vision transformer: its maps, resized, beside those of a few convolutions (DEIMv2, STA)."""
+"""Pyramids from a plain vision transformer: its maps, resized; in DEIMv2 beside those of a few convolutions (STA)."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from detr_exp.published.fetch import Found
 
 
 class Plain(Protocol):
-    """What `SpatialAdapter` needs of a transformer; an `nn.Module`."""
+    """What a pyramid needs of a transformer; an `nn.Module`."""
 
     width: int  # channels of its maps
     pixel_mean: list[float]
@@ -22,7 +22,7 @@ class Plain(Protocol):
     initial: Found | None
 
     def __call__(self, images: Tensor) -> list[Tensor]:
-        """`forward`: `[B, 3, H, W]` -> three maps `[B, width, H / 16, W / 16]`."""
+        """`forward`: `[B, 3, H, W]` -> maps `[B, width, H / 16, W / 16]`."""
 
     def set_gradient_checkpointing(self, enabled: bool) -> None: ...
 
@@ -62,6 +62,40 @@ class SpatialAdapter(nn.Module):
             tokens = F.interpolate(tokens, size=detail.shape[-2:], mode="bilinear", align_corners=False)
             maps.append(fuse(torch.cat([tokens, detail], dim=1)))
         return maps
+
+    def set_gradient_checkpointing(self, enabled: bool) -> None:
+        """Recompute the activations of the transformer's blocks instead of storing them."""
+        self.body.set_gradient_checkpointing(enabled)
+
+
+class MeanPyramid(nn.Module):
+    """Maps of strides 8, 16 and 32 from the mean of blocks of a transformer of stride 16 (EdgeCrafter).
+
+    Args:
+        body: makes the transformer from the argument `pretrained`.
+        channels: of every map that leaves the backbone. All maps are projected where the transformer has others, else
+            only the coarsest.
+        pretrained: see the body.
+
+    Attributes:
+        out_channels, out_strides, pixel_mean, pixel_std, initial: as in other backbones.
+    """
+
+    def __init__(self, *, body: Callable[..., Plain], channels: int, pretrained: bool | str) -> None:
+        super().__init__()
+        self.body = body(pretrained=pretrained)
+        self.initial, self.pixel_mean, self.pixel_std = self.body.initial, self.body.pixel_mean, self.body.pixel_std
+        self.out_channels, self.out_strides = [channels] * 3, [8, 16, 32]
+        count = 1 if self.body.width == channels else 3
+        self.projector = nn.ModuleList(ConvNorm(self.body.width, channels, 1) for _ in range(count))
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        """`[B, 3, H, W]` -> maps `[B, C, H / stride, W / stride]`."""
+        mean = torch.stack(self.body(images)).mean(0)
+        sizes = [[round(side * factor) for side in mean.shape[-2:]] for factor in (2, 1, 0.5)]
+        maps = [F.interpolate(mean, size=size, mode="bilinear", align_corners=False) for size in sizes]
+        kept = 3 - len(self.projector)
+        return [*maps[:kept], *(project(level) for project, level in zip(self.projector, maps[kept:], strict=True))]
 
     def set_gradient_checkpointing(self, enabled: bool) -> None:
         """Recompute the activations of the transformer's blocks instead of storing them."""

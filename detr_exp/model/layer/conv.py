@@ -141,6 +141,13 @@ class ConvNorm(nn.Module):
             self.act = self.act.fold_into(self.conv)
 
 
+def fold_convolutions(network: nn.Module) -> None:
+    """`ConvNorm.fold` of all in a network."""
+    for module in list(network.modules()):
+        if isinstance(module, ConvNorm):
+            module.fold()
+
+
 def folded(conv: nn.Conv2d, norm: nn.Module) -> nn.Conv2d:
     """A convolution with bias, equivalent to `conv` and then `norm` (trained or frozen) in evaluation."""
     plain = nn.BatchNorm2d(conv.out_channels, norm.eps).to(norm.weight)  # type: ignore[arg-type]

@@ -48,10 +48,11 @@ class Memory(NamedTuple):
             padding.
         """
         device, boxes = self.cells.device, []
+        exact = torch.promote_types(self.cells.dtype, torch.float32)
         for level, (height, width) in enumerate(self.shapes):
             x = torch.arange(width, device=device).expand(height, width)
             y = torch.arange(height, device=device)[:, None].expand(height, width)
-            center = (torch.stack([x, y], dim=-1) + 0.5) / filled([width, height], device).float()
+            center = (torch.stack([x, y], dim=-1) + 0.5) / filled([width, height], device).to(exact)
             boxes.append(torch.cat([center, torch.full_like(center, 0.05 * 2**level)], dim=-1).flatten(0, 1))
         proposals, padded = torch.cat(boxes)[None], self.padded_cells()
         valid = ((proposals > 0.01) & (proposals < 0.99)).all(-1)

@@ -1,9 +1,41 @@
-"""Sine embeddings of positions."""
+"""Sine embeddings of positions, and learned ones on other grids."""
 
 from __future__ import annotations
 
+from typing import Protocol, runtime_checkable
+
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+@runtime_checkable
+class Positioned(Protocol):
+    """A module whose learned positions are resampled for every size of images."""
+
+    def fit_positions(self, image_size: tuple[int, int]) -> None:
+        """Resample them once, in place, for images of (height, width) pixels."""
+
+
+def fit_positions(network: nn.Module, image_size: tuple[int, int]) -> None:
+    """`Positioned.fit_positions` of all modules of a network."""
+    for module in network.modules():
+        if isinstance(module, Positioned):
+            module.fit_positions(image_size)
+
+
+def resample_position(position: Tensor, grid: tuple[int, int] | torch.Size, *, antialias: bool = True) -> Tensor:
+    """Position embedding `[1, C, rows, columns]` on another grid."""
+    if position.shape[-2:] == tuple(grid):
+        return position
+    resampled = F.interpolate(
+        position.to(torch.promote_types(position.dtype, torch.float32)),
+        size=tuple(grid),
+        mode="bicubic",
+        align_corners=False,
+        antialias=antialias and position.device.type != "mps",  # which has no antialiased kernel
+    )
+    return resampled.to(position.dtype)
 
 
 def sine_position_embedding(

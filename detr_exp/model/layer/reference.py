@@ -14,7 +14,8 @@ def refine_boxes(delta: Tensor, reference: Tensor) -> Tensor:
     The centre moves by a share of the size, the size is multiplied by an exponential (the parametrisation of R-CNN;
     "bbox_reparam" in LW-DETR). Nothing is clipped: a box may leave 0..1, and a box of size zero keeps it.
     """
-    delta, reference = delta.float(), reference.float()
+    exact = torch.promote_types(delta.dtype, torch.float32)
+    delta, reference = delta.to(exact), reference.to(exact)
     center, size = reference.split(2, dim=-1)
     shift, growth = delta.split(2, dim=-1)
     return torch.cat([center + shift * size, size * growth.exp()], dim=-1)
@@ -29,5 +30,5 @@ def embed_boxes(boxes: Tensor, dim: int) -> Tensor:
     channel = torch.arange(dim // 2, dtype=torch.float32, device=boxes.device)
     speed = 2 * math.pi * 10000 ** (-2 * channel / dim)
     x, y, width, height = boxes.unbind(-1)
-    angles = torch.stack([y, x, width, height], dim=-1)[..., None].float() * speed
+    angles = torch.stack([y, x, width, height], dim=-1)[..., None] * speed
     return torch.stack([angles.sin(), angles.cos()], dim=-1).flatten(-3)

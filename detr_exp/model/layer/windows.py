@@ -6,8 +6,28 @@ a window, the class token first.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
+
+
+def refuse_uneven(image_size: Sequence[int], patch_size: int, num_windows: int) -> None:
+    """Refuse images that cannot be cut into windows of whole patches.
+
+    Raises:
+        ValueError: names the nearest sizes (height, width) that can.
+    """
+    (height, width), unit = image_size, patch_size * num_windows
+    if height % unit == 0 and width % unit == 0:
+        return
+    lower = [max(1, side // unit) * unit for side in (height, width)]
+    upper = [-(-side // unit) * unit for side in (height, width)]
+    raise ValueError(
+        f"model.image_size is [{height}, {width}], but this backbone needs sides that are multiples of {unit} "
+        f"(patch_size {patch_size} x num_windows {num_windows}); the nearest are "
+        f"model.image_size=[{lower[0]},{lower[1]}] and model.image_size=[{upper[0]},{upper[1]}]"
+    )
 
 
 def split_windows(patches: Tensor, num_windows: int) -> Tensor:
@@ -16,17 +36,20 @@ def split_windows(patches: Tensor, num_windows: int) -> Tensor:
     return cells.transpose(2, 3).flatten(3, 4).flatten(0, 2)
 
 
-def attended(padded: Tensor, num_windows: int) -> tuple[Tensor, Tensor]:
+def attended(padded: Tensor, num_windows: int, *, with_class: bool = True) -> tuple[Tensor, Tensor]:
     """Which tokens are attended to, `[B * n, t]` within windows and `[B, n * t]` across them: those of the image.
 
-    A window's class token is always seen within it, so that there is something to see in a window without image; across
-    windows, only that of a window with image.
+    There is something to see in a window without image, too: its class token, or without class tokens all of it. Across
+    windows, class tokens are seen only of windows with image.
 
     Args:
         padded: `[B, h, w]` bool, patches outside of the image.
+        with_class: whether windows have a class token.
     """
     seen = split_windows(~padded[..., None], num_windows)[..., 0]
     with_image = seen.any(1, keepdim=True)
+    if not with_class:
+        return seen | ~with_image, seen.unflatten(0, (len(padded), -1)).flatten(1)
     within = torch.cat([torch.ones_like(with_image), seen], dim=1)
     return within, torch.cat([with_image, seen], dim=1).unflatten(0, (len(padded), -1)).flatten(1)
 

@@ -6,7 +6,8 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from detr_exp.model.backbone.dinov2_windowed import WindowedDinov2, fold_scales, from_timm
+from detr_exp.model.backbone.dinov2_windowed import WindowedDinov2, from_timm
+from detr_exp.model.layer.vit_block import fold_scales
 
 
 def small_vit(**changes):
