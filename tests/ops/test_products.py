@@ -130,6 +130,58 @@ def test_inputs_of_every_kind(pair, change):
             torch.testing.assert_close(found, right, equal_nan=True, **(CLOSE if tokens.dtype is torch.float32 else {}))
 
 
+def rounding(layer, inputs, grad):
+    """Largest errors of a layer's output and of its three gradients, in units of the sums of absolute products."""
+
+    def of(layer, inputs, grad):
+        inputs = inputs.clone().requires_grad_()
+        out = layer(inputs)
+        return [out.detach(), *torch.autograd.grad(out, [inputs, layer.weight, layer.bias], grad)]
+
+    exact, sums = copy.deepcopy(layer).double(), copy.deepcopy(layer).double()
+    with torch.no_grad():
+        for parameter in sums.parameters():
+            parameter.abs_()
+    right = of(exact, inputs.double(), grad.double())
+    sizes = of(sums, inputs.double().abs(), grad.double().abs())
+    return [((a - b).abs() / size).max() for a, b, size in zip(of(layer, inputs, grad), right, sizes)]
+
+
+def scaled(length, span):
+    return torch.logspace(-span, span, length)[torch.randperm(length)]
+
+
+@pytest.mark.parametrize("kind", ["normal", "positive", "cancelling", "scaled", "subnormal"])
+@pytest.mark.parametrize("shape", [(997, 251, 131), (300, 256, 1024), (1160, 384, 96), (8400, 64, 36)])
+@pytest.mark.parametrize("convolves", [False, True])
+def test_products_are_as_exact_as_torchs(shape, convolves, kind):
+    torch.manual_seed(0)
+    tokens, inner, outer = shape
+    plain = nn.Conv2d(inner, outer, 1) if convolves else nn.Linear(inner, outer)
+    inputs, grad = torch.randn(tokens, inner), torch.randn(tokens, outer)
+    if kind == "positive":
+        inputs, grad = inputs.abs() + 1, grad.abs() + 1
+    if kind == "cancelling":  # sums that end near zero, after large ones
+        inputs[:, 1::2] = -inputs[:, : inner // 2 * 2 : 2]
+        grad[1::2] = -grad[: tokens // 2 * 2 : 2]
+    if kind == "scaled":
+        inputs, grad = inputs * scaled(inner, 6), grad * scaled(tokens, 6)[:, None]
+    if kind == "subnormal":  # the products, not what they are made of
+        inputs, grad = inputs * 1e-20, grad * 1e-20
+        plain.weight.data.mul_(1e-20)
+    if convolves:
+        inputs, grad = (part.t().reshape(1, -1, 1, tokens) for part in (inputs, grad))
+    fast = copy.deepcopy(plain)
+    products.use([fast], "onednn")
+    with Products() as found:
+        errors = rounding(fast, inputs, grad)
+    assert found.count == (0 if convolves else 3)
+    assert ("Mkldnn" in found.convolutions) == convolves
+    # convolutions by oneDNN, torch's own of other kernels too, sum the gradient of a bias in one long chain
+    for ours, torchs, limit in zip(errors, rounding(plain, inputs, grad), (4, 4, 6, 50 if convolves else 2)):
+        assert ours <= limit * torchs
+
+
 def test_second_derivatives(pair):
     def of(linear):
         tokens, weight = pair[2].clone().requires_grad_(), pair[0].wide.weight
