@@ -66,21 +66,27 @@ def print_start(console: Console, settings: Settings, run: Run, state: State) ->
 def print_epoch(
     console: Console, settings: Settings, state: State, pace: Pace, found: Mapping[str, dict[str, float]]
 ) -> None:
-    """Print a line about an epoch: loss, metrics if it was evaluated, learning rate, speed, memory, time left.
+    """Print a line about an epoch: loss, validation loss and metrics if evaluated, rate, speed, memory, time left.
 
     Args:
         found: `ema`, `raw` or both -> their metrics on the validation split; a further line each if there are both.
     """
     count = len(str(settings.epochs))
     loss = [f"loss {means['loss']:.4f}"] if (means := pace.means()) else []
-    metrics = metric_fields(headline(next(iter(found.values())))) if len(found) == 1 else []
+    metrics = metric_fields(_shown(next(iter(found.values())))) if len(found) == 1 else []
     left = [f"{duration(pace.seconds_left)} left"] if state.step < state.total_steps else []
     title = f"epoch {state.epoch_number:>{count}}/{settings.epochs}"
     if is_within_epoch(settings, state):
         title += f", step {state.step}"
     console.fields(title, [*loss, *metrics, *pace.resources(), *left])
     for which, values in found.items() if len(found) > 1 else ():
-        console.metrics(f"  {which:>3} weights", headline(values))
+        console.metrics(f"  {which:>3} weights", _shown(values))
+
+
+def _shown(values: dict[str, float]) -> dict[str, float]:
+    """The main metrics, after the validation loss if it was computed."""
+    loss = {"val loss": values["loss"]} if "loss" in values else {}
+    return loss | {name: value for name, value in headline(values).items() if name != "loss"}
 
 
 def _start(run: Run) -> str:
