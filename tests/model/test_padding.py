@@ -8,6 +8,8 @@ from torch import nn
 
 from detr_exp.data.fit import Fit
 from detr_exp.model.backbone.dinov2_windowed import WindowedDinov2
+from detr_exp.model.backbone.rope_vit import RopeViT
+from detr_exp.model.backbone.timm_vit import TimmViT
 from detr_exp.model.layer import query_selection
 from detr_exp.model.layer.memory import padding_of
 from detr_exp.model.postprocess import detect
@@ -17,6 +19,15 @@ TINY = {
     "rtdetrv2": ["model=rtdetrv2_tiny", "model.image_size=[96,96]"],
     "dfine": ["model=dfine_tiny", "model.image_size=[96,96]"],
     "deimv2": ["model=deimv2_atto", "model.image_size=[96,96]", "model.num_queries=30"],
+    "pyramid": [
+        *("model=ecdet_s", "model.image_size=[96,96]", "model.num_queries=30", "model.num_layers=2"),
+        *("model.backbone.body.width=64", "model.backbone.body.num_heads=2", "model.backbone.body.depth=2"),
+        "model.backbone.body.taps=[0,1]",
+    ],
+    "dinov3": [
+        *("model=deimv2_l", "model.image_size=[96,96]", "model.num_queries=30", "model.num_layers=2"),
+        *("model.backbone.body.name=vit_tiny_patch16_dinov3_qkvb", "model.backbone.body.taps=[0,1,2]"),
+    ],
     "transformer": [
         *("model=rfdetr", "model.image_size=[128,128]", "model.neck.num_bottlenecks=1", "model.num_queries=40"),
         *("model.backbone.width=48", "model.backbone.num_heads=2", "model.backbone.out_blocks=[1,2]"),
@@ -140,6 +151,28 @@ def test_a_vision_transformer_does_not_attend_to_padding(windows):
     assert not torch.equal(backbone(image)[0] * seen, backbone(other)[0] * seen) or windows == 4
     for one, two in zip(backbone.forward_padded(image, mask), backbone.forward_padded(other, mask)):
         assert one.isfinite().all()
+        torch.testing.assert_close(one * seen, two * seen, atol=1e-6, rtol=0)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(
+    "plain",
+    [
+        lambda: RopeViT(width=32, num_heads=2, depth=2, taps=[0, 1], pretrained=False),
+        lambda: TimmViT(name="vit_tiny_patch16_dinov3_qkvb", taps=[0, 1], pretrained=False),
+    ],
+)
+def test_a_plain_transformer_does_not_attend_to_padding(plain):
+    torch.manual_seed(0)
+    body = plain().eval()
+    mask = torch.zeros(2, 64, 64, dtype=torch.bool)
+    mask[0, 40:], mask[1, :, 20:] = True, True
+    image = torch.randn(2, 3, 64, 64)
+    seen = ~padding_of(mask, [(4, 4)])[0][:, None]
+    covers = seen.repeat_interleave(16, 2).repeat_interleave(16, 3)  # pixels of patches with image are all seen
+    other = torch.where(covers, image, torch.randn_like(image))
+    assert not torch.equal(body(image)[1] * seen, body(other)[1] * seen)
+    for one, two in zip(body.forward_padded(image, mask), body.forward_padded(other, mask)):
         torch.testing.assert_close(one * seen, two * seen, atol=1e-6, rtol=0)
 
 

@@ -15,6 +15,7 @@ from detr_exp.model.backbone.weights import load_pretrained
 from detr_exp.model.layer.attention import attend
 from detr_exp.model.layer.checkpoint import checkpointed
 from detr_exp.model.layer.conv import ConvNorm
+from detr_exp.model.layer.windows import visible
 from detr_exp.ops.products import activated
 
 PATCH = 16
@@ -53,11 +54,11 @@ class Block(nn.Module):
         self.act = nn.GELU()
         self.fc2 = nn.Linear(ratio * width, width)
 
-    def forward(self, tokens: Tensor, sin: Tensor, cos: Tensor) -> Tensor:
-        """`[B, N, C]` -> the same."""
+    def forward(self, tokens: Tensor, sin: Tensor, cos: Tensor, allowed: Tensor | None = None) -> Tensor:
+        """`[B, N, C]` -> the same; `allowed` `[B, 1, 1, N]` bool are the tokens to attend to, None all."""
         heads = self.qkv(self.norm1(tokens)).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
         query, key = (rotated(part, sin, cos).to(part.dtype) for part in (heads[0], heads[1]))
-        mixed = attend(query, key, heads[2], None, 0.0, like=self.proj)
+        mixed = attend(query, key, heads[2], allowed, 0.0, like=self.proj)
         tokens = tokens + self.proj(mixed.transpose(1, 2).flatten(2))
         return tokens + self.fc2(activated(self.fc1, self.act, self.norm2(tokens)))
 
@@ -121,6 +122,13 @@ class RopeViT(nn.Module):
 
     def forward(self, images: Tensor) -> list[Tensor]:
         """`[B, 3, H, W]` -> a map `[B, C, h, w]` for each tap."""
+        return self._maps(images, None)
+
+    def forward_padded(self, images: Tensor, padding_mask: Tensor) -> list[Tensor]:
+        """As `forward`, with the padding `[B, H, W]`; nothing attends to patches that are all padding."""
+        return self._maps(images, visible(padding_mask, PATCH, 1))
+
+    def _maps(self, images: Tensor, allowed: Tensor | None) -> list[Tensor]:
         maps = self.patches(self.stem(images))
         height, width = maps.shape[-2:]
         tokens = torch.cat([self.cls_token.expand(len(maps), -1, -1), maps.flatten(2).transpose(1, 2)], dim=1)
@@ -128,7 +136,7 @@ class RopeViT(nn.Module):
         sin, cos = rotations(height, width, self.head_dim, self.cls_token)
         for index, block in enumerate(self.blocks[: self.taps[-1] + 1]):
             again = self.gradient_checkpointing and self.training
-            tokens = checkpointed(block, tokens, sin, cos) if again else block(tokens, sin, cos)
+            tokens = checkpointed(block, tokens, sin, cos, allowed) if again else block(tokens, sin, cos, allowed)
             if index in self.taps:
                 found.append(tokens[:, 1:].transpose(1, 2).unflatten(2, (height, width)))
         return found

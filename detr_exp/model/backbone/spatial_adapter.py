@@ -24,6 +24,8 @@ class Plain(Protocol):
     def __call__(self, images: Tensor) -> list[Tensor]:
         """`forward`: `[B, 3, H, W]` -> maps `[B, width, H / 16, W / 16]`."""
 
+    def forward_padded(self, images: Tensor, padding_mask: Tensor) -> list[Tensor]: ...
+
     def set_gradient_checkpointing(self, enabled: bool) -> None: ...
 
 
@@ -54,11 +56,18 @@ class SpatialAdapter(nn.Module):
 
     def forward(self, images: Tensor) -> list[Tensor]:
         """`[B, 3, H, W]` -> maps `[B, C, H / stride, W / stride]`."""
+        return self._fused(images, self.body(images))
+
+    def forward_padded(self, images: Tensor, padding_mask: Tensor) -> list[Tensor]:
+        """As `forward`, with the padding `[B, H, W]`, to which the transformer does not attend."""
+        return self._fused(images, self.body.forward_padded(images, padding_mask))
+
+    def _fused(self, images: Tensor, tokens_of: list[Tensor]) -> list[Tensor]:
         finest = self.conv2(F.max_pool2d(self.stem(images), kernel_size=3, stride=2, padding=1))
         middle = self.conv3(F.gelu(finest))
         details = [finest, middle, self.conv4(F.gelu(middle))]
         maps = []
-        for fuse, tokens, detail in zip(self.fusion, self.body(images), details, strict=True):
+        for fuse, tokens, detail in zip(self.fusion, tokens_of, details, strict=True):
             tokens = F.interpolate(tokens, size=detail.shape[-2:], mode="bilinear", align_corners=False)
             maps.append(fuse(torch.cat([tokens, detail], dim=1)))
         return maps
@@ -91,7 +100,14 @@ class MeanPyramid(nn.Module):
 
     def forward(self, images: Tensor) -> list[Tensor]:
         """`[B, 3, H, W]` -> maps `[B, C, H / stride, W / stride]`."""
-        mean = torch.stack(self.body(images)).mean(0)
+        return self._pyramid(self.body(images))
+
+    def forward_padded(self, images: Tensor, padding_mask: Tensor) -> list[Tensor]:
+        """As `forward`, with the padding `[B, H, W]`, to which the transformer does not attend."""
+        return self._pyramid(self.body.forward_padded(images, padding_mask))
+
+    def _pyramid(self, maps_of: list[Tensor]) -> list[Tensor]:
+        mean = torch.stack(maps_of).mean(0)
         sizes = [[round(side * factor) for side in mean.shape[-2:]] for factor in (2, 1, 0.5)]
         maps = [F.interpolate(mean, size=size, mode="bilinear", align_corners=False) for size in sizes]
         kept = 3 - len(self.projector)

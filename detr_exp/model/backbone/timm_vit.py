@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from detr_exp.model.backbone.timm_backbone import published
 from detr_exp.model.backbone.weights import WITHOUT, stored
+from detr_exp.model.layer.windows import visible
 from detr_exp.values import Values
 
 
@@ -50,7 +51,18 @@ class TimmViT(nn.Module):
 
     def forward(self, images: Tensor) -> list[Tensor]:
         """`[B, 3, H, W]` -> a map `[B, C, H / 16, W / 16]` for each tap."""
-        return list(self.model.forward_intermediates(images, self.taps, norm=True, intermediates_only=True))
+        return self._maps(images, None)
+
+    def forward_padded(self, images: Tensor, padding_mask: Tensor) -> list[Tensor]:
+        """As `forward`, with the padding `[B, H, W]`; nothing attends to patches that are all padding."""
+        patch = self.model.patch_embed.patch_size[0]
+        return self._maps(images, visible(padding_mask, patch, self.model.num_prefix_tokens))
+
+    def _maps(self, images: Tensor, allowed: Tensor | None) -> list[Tensor]:
+        made = self.model.forward_intermediates(
+            images, self.taps, norm=True, intermediates_only=True, attn_mask=allowed
+        )
+        return list(made)
 
     def set_gradient_checkpointing(self, enabled: bool) -> None:
         """Recompute activations instead of storing them."""

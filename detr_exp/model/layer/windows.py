@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 
 def refuse_uneven(image_size: Sequence[int], patch_size: int, num_windows: int) -> None:
@@ -52,6 +53,17 @@ def attended(padded: Tensor, num_windows: int, *, with_class: bool = True) -> tu
         return seen | ~with_image, seen.unflatten(0, (len(padded), -1)).flatten(1)
     within = torch.cat([torch.ones_like(with_image), seen], dim=1)
     return within, torch.cat([with_image, seen], dim=1).unflatten(0, (len(padded), -1)).flatten(1)
+
+
+def visible(padding_mask: Tensor, patch_size: int, num_others: int) -> Tensor:
+    """Which tokens are attended to where there are no windows, `[B, 1, 1, num_others + h * w]` bool.
+
+    Args:
+        padding_mask: `[B, H, W]` bool, True where there is no image; a patch is left out if all of it is padding.
+        num_others: tokens before the patches, such as a class token; they are always attended to.
+    """
+    seen = ~padding_mask[:, ::patch_size, ::patch_size].flatten(1)
+    return F.pad(seen, (num_others, 0), value=True)[:, None, None]
 
 
 def merge_windows(tokens: Tensor, num_windows: int, grid: torch.Size) -> Tensor:
