@@ -33,12 +33,14 @@ def on_meta(name: str) -> torch.nn.Module:
 
 table = loaded()
 PAGE = table.DOCUMENT.read_text(encoding="utf-8")
-CELLS = [line.strip("| ").split(" | ") for line in PAGE.splitlines() if line.startswith(("| rt", "| rf", "| d"))]
+CELLS = [
+    line.strip("| ").split(" | ") for line in PAGE.splitlines() if line.startswith(("| rt", "| rf", "| d", "| lw"))
+]
 ROWS = {name: cells for name, *cells in CELLS}
 
 
 def test_every_published_recipe_has_its_row() -> None:
-    families = {name for name in HEADERS if name.startswith(("rtdetr", "rfdetr", "dfine", "deim"))}
+    families = {name for name in HEADERS if name.startswith(("rtdetr", "rfdetr", "dfine", "deim", "lwdetr"))}
     assert set(ROWS) == {name for name in families if "# Published: nothing" not in HEADERS[name]}
 
 

@@ -125,7 +125,7 @@ def read_weights(path: str | Path) -> Weights:
             return Weights(names.from_huggingface(state), origin, _names_beside(path))
     raise ValueError(
         f"model.weights={path} holds none of the known kinds of weights (ours, official RT-DETR, D-FINE, DEIMv2, "
-        "EdgeCrafter or RF-DETR, Hugging Face RT-DETR or D-FINE); it begins with "
+        "EdgeCrafter, LW-DETR or RF-DETR, Hugging Face RT-DETR, D-FINE, LW-DETR or RF-DETR); it begins with "
         f"{', '.join(list(map(str, content))[:3]) or 'nothing'}"
     )
 

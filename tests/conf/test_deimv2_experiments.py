@@ -43,6 +43,10 @@ RECIPES = {
     "femto": Recipe(side=416, lr=1.6e-3, lr_backbone=8e-4, least_side=10, mosaics=0.5, **LITE),
     "pico": Recipe(side=640, lr=1.6e-3, lr_backbone=8e-4, least_side=8, mosaics=0.5, **LITE),
     "n": Recipe(640, 160, 148, (4, 148), (4, 78), None, 12, 2000, 32, 8e-4, 4e-4, 1e-4, 136, 1, 0.5, 1),
+    "s": Recipe(640, 132, 120, (4, 120), (4, 64), 64, 12, 2000, 32, 5e-4, 2.5e-5, 1e-4, 100, 1, 0.5, 30),
+    "m": Recipe(640, 102, 90, (4, 90), (4, 49), 49, 12, 2000, 32, 5e-4, 2.5e-5, 1e-4, 80, 1, 0.5, 16),
+    "l": Recipe(640, 68, 60, (4, 60), (4, 34), 34, 8, 2000, 32, 5e-4, 1.25e-5, 1.25e-4, 50, 1, 0.5, 13),
+    "x": Recipe(640, 58, 50, (4, 50), (4, 29), 29, 8, 2000, 32, 5e-4, 1e-5, 1.25e-4, 45, 1, 0.5, 13),
 }
 LITES = ("atto", "femto", "pico")
 # parameters by rate and decay: tensors
@@ -50,6 +54,9 @@ GROUPS = {
     "atto": {(1e-3, 1e-4): 115, (2e-3, 0): 69, (2e-3, 1e-4): 117},
     "pico": {(8e-4, 1e-4): 149, (1.6e-3, 0): 111, (1.6e-3, 1e-4): 75},
     "n": {(4e-4, 1e-4): 186, (8e-4, 0): 132, (8e-4, 1e-4): 87},
+    "s": {(2.5e-5, 1e-4): 50, (2.5e-5, 0): 97, (5e-4, 0): 194, (5e-4, 1e-4): 138},
+    # of timm's DINOv3, with two biases for one of three parts, and without a token that is not used
+    "l": {(1.25e-5, 1.25e-4): 76 - 1, (1.25e-5, 0): 99 + 12, (5e-4, 0): 226, (5e-4, 1.25e-4): 154},
 }
 
 

@@ -23,6 +23,7 @@ MODELS = (CONF_DIR.parent / "docs" / "models.md").read_text(encoding="utf-8")
 TITLES, _, *ROWS = [line.strip("| ").split(" | ") for line in MODELS.splitlines() if line.startswith("|")]
 WEIGHTS = {row[0]: row[TITLES.index("weights")].strip("`") for row in ROWS}  # recipe -> cell of docs/models.md
 ALONE = ("rtdetrv2_r50_finetune", "rtdetrv2_r50_finetune_ce")  # their network, with a plain ResNet-50, is our own
+OF_DINOV3 = tuple(f"deimv2_{size}_coco" for size in "smlx")  # weights that contain or distil those of Meta
 TUNED = sorted({path.stem for path in (CONF_DIR / "experiment").glob("*_finetune*.yaml")}.difference(ALONE))
 
 
@@ -89,8 +90,8 @@ def test_every_published_recipe_has_an_entry_that_says_what_it_says(recipe: str)
     entry = table()[recipe]
     assert recipe in entry.recipes.split()
     assert entry.published in re.search(r"^# Published: (.*)", header(recipe), re.M)[1]  # type: ignore[index]
-    assert "under Apache-2.0" in header(recipe)
-    assert entry.licence == "Apache-2.0"
+    assert entry.licence == ("DINOv3 License" if recipe in OF_DINOV3 else "Apache-2.0")
+    assert f"under {entry.licence}" in header(recipe)
     row = next(line for line in MODELS.splitlines() if line.startswith(f"| {recipe} "))
     assert f"| {entry.published} |" in row
     assert composed(f"experiment={recipe}", "model.weights=published").weights == recipe
