@@ -29,8 +29,8 @@ Write the weights of a checkpoint in another format.
   python -m detr_exp.export_weights checkpoint=weights.pth format=official       for the authors' code
 
   checkpoint          a file, a run folder (its best checkpoint) or a run id
-  format              safetensors: any network, read by all commands | hf: RT-DETR, RT-DETRv2, D-FINE, LW-DETR, RF-DETR with
-                      a model card | official: RT-DETR, RT-DETRv2, D-FINE, DEIMv2, EdgeCrafter
+  format              safetensors: any network, read by all commands | hf: RT-DETR, RT-DETRv2, D-FINE, LW-DETR and
+                      RF-DETR with a model card | official: RT-DETR, RT-DETRv2, D-FINE, DEIMv2, EdgeCrafter
   at                  at.layers=2 at.queries=100 at.image_size=[320,320], or at.name=...: with format=hf a smaller
                       member of the network
   licence             of these weights, for the model card, such as apache-2.0; null: the card says that it is unknown

@@ -26,9 +26,9 @@ All published recipes; train one with `python -m detr_exp.train experiment=<name
 `python scripts/model_table.py`.
 
 **Parameters** are counted in training mode, with the number of labels in the data: 80 for COCO (91 for LW-DETR and
-RF-DETR, whose labels are category ids), 366 for Objects365, 20 for Pascal VOC, 1 for keypoints. In the package `rfdetr`,
-Base has 1.8 M more (a block whose output is not used), keypoints have 0.3 M more (91 labels), and Seg Large has the same
-35.9 M as here.
+RF-DETR, whose labels are category ids), 366 for Objects365, 20 for Pascal VOC, 1 for keypoints. In the package
+`rfdetr`, Base has 1.8 M more (a block whose output is not used), keypoints have 0.3 M more (91 labels), and Seg Large
+has the same 35.9 M as here.
 
 **GFLOPs** count two per multiply-add of convolutions, matrix products and attention, for one image at the size of
 the recipe. Norms, activations and deformable sampling are not counted. The network is counted as

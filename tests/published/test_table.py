@@ -23,6 +23,7 @@ MODELS = (CONF_DIR.parent / "docs" / "models.md").read_text(encoding="utf-8")
 TITLES, _, *ROWS = [line.strip("| ").split(" | ") for line in MODELS.splitlines() if line.startswith("|")]
 WEIGHTS = {row[0]: row[TITLES.index("weights")].strip("`") for row in ROWS}  # recipe -> cell of docs/models.md
 ALONE = ("rtdetrv2_r50_finetune", "rtdetrv2_r50_finetune_ce")  # their network, with a plain ResNet-50, is our own
+HOW_TRAINED = ("freeze", "pretrained", "drop_path")  # keys of a backbone that change none of its tensors
 OF_DINOV3 = tuple(f"deimv2_{size}_coco" for size in "smlx")  # weights that contain or distil those of Meta
 TUNED = sorted({path.stem for path in (CONF_DIR / "experiment").glob("*_finetune*.yaml")}.difference(ALONE))
 
@@ -104,7 +105,7 @@ def test_recipes_of_an_entry_make_its_network(entry: Entry) -> None:
         chosen = composed(f"experiment={recipe}", "model.weights=published")
         words = [f"model={entry.model}"] + (f"model/backbone={entry.backbone}".split() if entry.backbone else [])
         made, wanted = (
-            {key: value for key, value in model.backbone.items() if not key.startswith(("freeze", "pretrained"))}
+            {key: value for key, value in model.backbone.items() if not key.startswith(HOW_TRAINED)}
             for model in (chosen, composed(*words))
         )
         assert made == wanted
