@@ -174,6 +174,8 @@ def measure(
     """Time one form of a network; `network` does not change."""
     import numpy as np
 
+    from detr_exp.model.operations import gigaflops
+
     with TemporaryDirectory() as folder:
         program = in_form(network, form, Path(folder))
         inputs = program.inputs([image])
@@ -217,27 +219,6 @@ def peak_memory(call: Callable[[], object]) -> float | None:
         return (_status("VmHWM") - before) / 1024
     except OSError:
         return None
-
-
-def gigaflops(network: Network) -> float:
-    """10^9 operations of an evaluation of one image; computed on the meta device."""
-    import copy
-
-    import torch
-    from torch.utils.flop_counter import FlopCounterMode
-
-    from detr_exp.structures import predicted
-
-    copied = copy.deepcopy(network).to("meta").eval()
-    for parameter in copied.parameters():
-        parameter.requires_grad_(False)  # with gradients the counter would need their functions
-    for compiled in ("body", "_compiled_call_impl"):
-        copied.__dict__.pop(compiled, None)
-    with torch.device("meta"), torch.no_grad(), FlopCounterMode(display=False) as counter:
-        masks = predicted(copied(torch.empty(1, 3, *copied.image_size)).pred, "masks")
-        if masks is not None:
-            masks.dense()
-    return counter.get_total_flops() / 1e9
 
 
 def table(rows: Sequence[Measured]) -> str:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import math
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from datetime import datetime
 from functools import partial
 from pathlib import Path
@@ -27,12 +29,14 @@ worth it, and name the best: fast, balanced, accurate.
 
   python -m detr_exp.pareto checkpoint=RUN_FOLDER
   python -m detr_exp.pareto checkpoint=RUN_FOLDER pareto.layers=[1,2,3] 'pareto.image_sizes=[256,320,[320,480]]'
+  python -m detr_exp.pareto checkpoint=RUN_FOLDER pareto.search=40
   python -m detr_exp.pareto checkpoint=RUN_FOLDER pareto.form=onnx pareto.export=balanced
   python -m detr_exp.evaluate checkpoint=RUN_FOLDER at.name=balanced data.split=test       one of them, in every command
 
   checkpoint            a file, a run folder (its best checkpoint) or a run id
   weights               ema or raw; null: the weights of the file
   pareto.layers, .queries, .image_sizes     the grid; null: what the network can
+  pareto.search         so many members, chosen by what earlier ones reach, in place of the grid; needs optuna
   pareto.metric         what is to be high; null: what the training monitored
   pareto.form           in which the latency is measured: {forms}
   pareto.rounds         more rounds make the medians surer
@@ -52,6 +56,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from detr_exp.inference.on_data import OnData
+    from detr_exp.inference.shared import Measured
     from detr_exp.model.member import Member
     from detr_exp.protocols import Metric
     from detr_exp.runs.members_page import Point
@@ -84,7 +89,7 @@ def pareto_in(folder: Path, cfg: DictConfig) -> Values:
 
     _refuse_settings(cfg)
     detector = open_detector(cfg)
-    members = grid_of(detector.network, *_grid(cfg))
+    members = grid_of(detector.network, *_grid(cfg), fine=cfg.pareto.search is not None)
     opened, console = on_data(detector, cfg), Console("rich")
     started = _cpu_seconds()
     by_name, points = _evaluated(opened, cfg, members, console)
@@ -144,7 +149,6 @@ def _evaluated(
     Raises:
         ValueError: there is no such metric, or predictions are not finite.
     """
-    from detr_exp.inference.shared import evaluate_members
     from detr_exp.metric.bootstrap import draws
     from detr_exp.model.member import Elastic, Member
     from detr_exp.runs.members_page import Point, is_beaten
@@ -152,12 +156,10 @@ def _evaluated(
     network, split = opened.detector.network, cfg.data.split
     assert isinstance(network, Elastic)
     times = draws(len(opened.data.split(split).image_ids), cfg.pareto.resamples)
-    sizes = {member.image_size for member in members}
     by_name: dict[str, Member] = {}
     points: list[Point] = []
-    length = len(opened.loader(split, cfg.batch_size))
-    with console.progress(f"evaluating {len(members)} members", len(sizes) * length) as meter:
-        for measured in evaluate_members(opened, split, members, cfg.batch_size, meter):
+    with _measured(opened, cfg, members, console) as found:
+        for measured in found:
             metrics: dict[str, Metric] = {}
             for member, metric, values in measured:
                 extent = member.of(network.own)
@@ -168,12 +170,54 @@ def _evaluated(
                 point.timed = not is_beaten(point, points)
                 if point.timed:
                     point.draws = _drawn(metrics[point.name], point.metric, times)
+    for point in points:  # a search evaluates larger ones before smaller ones
+        point.timed = point.timed and not is_beaten(point, points)
     if not any(point.timed for point in points):
         raise ValueError(
             f"{opened.detector.path}: no member has a finite {points[0].metric} on {split}, so none can "
             "be chosen; use a checkpoint of a run that has not diverged, or pareto.metric=..."
         )
     return by_name, points
+
+
+@contextmanager
+def _measured(
+    opened: OnData, cfg: DictConfig, members: Sequence[Member], console: Console
+) -> Iterator[Iterator[list[Measured]]]:
+    """All of the members, or those that a search chooses, with their metrics; one list for each image size.
+
+    Raises:
+        ValueError: there is no such metric, or no program that searches.
+    """
+    from detr_exp.inference.search import TOGETHER, searched
+    from detr_exp.inference.shared import evaluate_members
+    from detr_exp.model.member import Elastic, Member
+    from detr_exp.model.operations import gigaflops
+
+    network, split, trials = opened.detector.network, cfg.data.split, cfg.pareto.search
+    assert isinstance(network, Elastic)
+    passes = len({one.image_size for one in members}) if trials is None else math.ceil(trials / TOGETHER)
+    count = len(members) if trials is None else min(trials, len(members))
+
+    def cost(member: Member) -> float:
+        network.set_member(member)
+        operations = gigaflops(opened.detector.network)
+        network.set_member(Member())
+        return operations
+
+    def gain(values: dict[str, float]) -> float:
+        value = values[_judged_by(cfg.pareto.metric, str(opened.detector.cfg.trainer.monitor), values)]
+        return math.nan if value == -1 else value
+
+    with console.progress(f"evaluating {count} members", passes * len(opened.loader(split, cfg.batch_size))) as meter:
+
+        def evaluate(some: Sequence[Member]) -> Iterator[list[Measured]]:
+            return evaluate_members(opened, split, some, cfg.batch_size, meter)
+
+        if trials is None:
+            yield evaluate(members)
+        else:
+            yield searched(members, lambda some: next(evaluate(some)), gain, cost, trials, cfg.pareto.seed)
 
 
 def _judged_by(asked: str | None, monitor: str, values: dict[str, float]) -> str:

@@ -57,8 +57,8 @@ def rows_of(
     import torch
 
     from detr_exp import build
-    from detr_exp.benchmark import gigaflops
     from detr_exp.deploy.forms import in_form
+    from detr_exp.model.operations import gigaflops
 
     torch.manual_seed(0)
     cfg = config(side, *words, *FP32)

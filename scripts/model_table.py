@@ -13,9 +13,10 @@ from pathlib import Path
 
 import torch
 
-from detr_exp.benchmark import gigaflops, of_recipe
+from detr_exp.benchmark import of_recipe
 from detr_exp.benchmark import published as recipes
 from detr_exp.config.compose import CONF_DIR
+from detr_exp.model.operations import gigaflops
 from detr_exp.published.table import table
 
 DOCUMENT = Path(__file__).resolve().parent.parent / "docs" / "models.md"

@@ -24,6 +24,7 @@ from detr_exp.model.member import Member
 from detr_exp.runs import members_page
 from detr_exp.runs.members_page import Point
 from detr_exp.trainer import checkpoint as files
+from detr_exp.trainer.console import Console
 
 DATA = ["data=shapes", "data.source.size=64", "data.train=8", "data.val=6", "data.test=0", "data.num_workers=0"]
 SIZES = ("64", "96x64")
@@ -71,6 +72,20 @@ def test_shared_evaluations_are_separate_ones(trained: Path) -> None:
             assert len(detections.scores) == (member.queries or 20)
             assert np.array_equal(images[number].scores, detections.scores)
             assert np.array_equal(images[number].boxes, detections.boxes)
+
+
+def test_a_search_of_all_members_finds_the_front_of_the_grid(trained: Path) -> None:
+    pytest.importorskip("optuna")
+    seen = []
+    for more in ([], ["pareto.search=9"]):
+        cfg = compose([f"checkpoint={trained}", *DATA, *GRID, *FEW, "metric=fast", *more], config_name="pareto")
+        opened = on_data(open_detector(cfg), cfg)
+        members = grid_of(opened.detector.network, *pareto._grid(cfg), fine=bool(more))
+        _, points = pareto._evaluated(opened, cfg, members, Console("none"))
+        seen.append({point.name: (point.values, point.timed) for point in points})
+    assert seen[0] == seen[1]
+    assert len(seen[0]) == 8
+    assert any(timed for _, timed in seen[0].values())
 
 
 def assert_page(page: str, names: list[str]) -> None:

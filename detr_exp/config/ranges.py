@@ -102,7 +102,7 @@ TABLE: tuple[tuple[str, Range, str], ...] = (
     ("sets.*.", COUNT, "batch_size"),
     ("at.", COUNT, "layers? queries? image_size[2]?"),
     ("benchmark.", COUNT, "batch_sizes[] rounds"),
-    ("pareto.", COUNT, "layers[]? queries[]? image_sizes[]? rounds"),
+    ("pareto.", COUNT, "layers[]? queries[]? image_sizes[]? rounds search?"),
     ("pareto.", Range(2, whole=True, valid=300), "resamples"),
     ("export.", COUNT, "batch_size? images"),
     ("export.", NOT_NEGATIVE, "max_difference? max_map_drop?"),
@@ -113,6 +113,7 @@ TABLE: tuple[tuple[str, Range, str], ...] = (
     ("hydra.launcher.", WHOLE, "retries"),
     ("hydra.sweeper.", COUNT, "n_trials min_epochs"),
     ("hydra.sweeper.", Range(0, 2**31 - 1, whole=True), "seed"),
+    ("pareto.", Range(0, 2**31 - 1, whole=True), "seed"),
     ("hydra.sweeper.", WHOLE, "startup_trials"),
     ("hydra.sweeper.", Range(2, whole=True), "reduction_factor"),
     # data

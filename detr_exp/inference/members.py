@@ -19,6 +19,7 @@ from detr_exp.published.places import digests
 from detr_exp.values import Values, is_number
 
 At = Member | Mapping[str, object] | str
+FINE = [half / 2 for half in range(12, 0, -1)]  # sixths of the queries, in a search
 KEYS = [field.name for field in fields(Member)]
 
 
@@ -75,6 +76,8 @@ def grid_of(
     layers: Sequence[object] | None,
     queries: Sequence[object] | None,
     image_sizes: Sequence[object] | None,
+    *,
+    fine: bool = False,
 ) -> list[Member]:
     """All combinations that a network can compute without training.
 
@@ -83,6 +86,7 @@ def grid_of(
         layers: None: each that it has.
         queries: None: shares of its own.
         image_sizes: numbers, or [height, width]; None: shares of its own.
+        fine: more of these shares, for a search.
 
     Raises:
         ValueError: it has no members, or a value that was asked for is impossible.
@@ -101,10 +105,11 @@ def grid_of(
             become(network, member)
         return [member for member in dict.fromkeys(wanted) if given or _can(network, member)] or [Member()]
 
-    of_queries = axis("queries", queries, _shares(own.queries))
+    of_queries = axis("queries", queries, _shares(own.queries, FINE if fine else (6, 4, 2, 1)))
     of_layers = axis("layers", layers, range(1, network.most_layers + 1))
     sizes = [
-        [size, size] if is_number(size) else size for size in image_sizes or _sizes(own.image_size, network.stride)
+        [size, size] if is_number(size) else size
+        for size in image_sizes or _sizes(own.image_size, network.stride, 1 if fine else 2)
     ]
     fewest = min((one.queries for one in of_queries if one.queries), default=None)
     of_sizes = axis("image_size", sizes if image_sizes else None, sizes, fewest)
@@ -114,12 +119,14 @@ def grid_of(
     return [member for member in members if _has_cells(network, member)]
 
 
-def _shares(own: int) -> list[int]:
-    return [max(1, round(own * share)) for share in (1, 2 / 3, 1 / 3, 1 / 6)]
+def _shares(own: int, sixths: Sequence[float]) -> list[int]:
+    return list(dict.fromkeys(max(1, round(own * share / 6)) for share in sixths))
 
 
-def _sizes(own: tuple[int, int], stride: int) -> list[list[int]]:
-    return [[max(1, round(side * eighths / 8 / stride)) * stride for side in own] for eighths in (8, 7, 6, 5, 4)]
+def _sizes(own: tuple[int, int], stride: int, step: int) -> list[list[int]]:
+    return [
+        [max(1, round(side * sixteenths / 16 / stride)) * stride for side in own] for sixteenths in range(16, 7, -step)
+    ]
 
 
 def _can(network: Network, member: Member) -> bool:
