@@ -91,7 +91,7 @@ def _tell(study: optuna.Study, trial: optuna.Trial, values: tuple[float, float] 
         study.tell(trial, state=_optuna().trial.TrialState.FAIL)
 
 
-def _optuna():  # type: ignore[no-untyped-def]
+def _optuna() -> ModuleType:
     try:
         import optuna
     except ModuleNotFoundError:
