@@ -98,13 +98,14 @@ def benchmark_in(folder: Path, cfg: DictConfig) -> list[Measured]:
         if form not in FORMS:
             raise ValueError(f"benchmark.forms has {form!r}; use some of {', '.join(FORMS)}")
     hardware, console = build.hardware(cfg), Console("rich")
-    image = image_to_time(cfg.benchmark.image)
     rows: list[Measured] = []
-    height, width = image.shape[:2]
-    console.line(f"{hardware.describe()}; {width} x {height} px image; {cfg.benchmark.rounds} rounds")
     with console.progress("measuring", len(wanted) * (len(published()) if cfg.published else 1)) as meter:
         for name, network in networks(cfg):
             hardware.place(network).eval()
+            image = image_to_time(cfg.benchmark.image, len(network.pixel_mean))
+            if not rows:
+                height, width = image.shape[:2]
+                console.line(f"{hardware.describe()}; {width} x {height} px image; {cfg.benchmark.rounds} rounds")
             for form in wanted:
                 rows.append(measure(name, network, form, image, cfg.benchmark.batch_sizes, cfg.benchmark.rounds))
                 meter(partial(list, [f"{name} {form}"]))

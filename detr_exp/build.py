@@ -75,11 +75,12 @@ def started(cfg: DictConfig, data: Labels | None = None, anew: Collection[str] |
     if "keypoint_counts" in arguments:
         extra["keypoint_counts"] = _keypoint_counts(cfg, data)
     from detr_exp import start
-    from detr_exp.model.construction import refuse_padding, refuse_wrong_size, set_class_prior
+    from detr_exp.model.construction import refuse_padding, refuse_wrong_size, set_channels, set_class_prior
 
     found = start.find(cfg.model.weights)
     made: Network = _instantiated(start.for_weights(cfg) if found else cfg, "model", only=arguments, **extra)
     refuse_wrong_size(made)
+    set_channels(made, OmegaConf.select(cfg, "data.channels") or 3)
     refuse_padding(made, OmegaConf.select(cfg, "data.fit"))
     set_class_prior(made, count, cfg.model.get("class_prior"))
     if found is None:

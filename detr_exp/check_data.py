@@ -139,7 +139,7 @@ def draw(folder: Path, cfg: DictConfig, data: DataSet) -> Path:
 
     height, width = cfg.image_size
     tasks = ("boxes", *["masks"] * data.has_masks, *["keypoints"] * (data.keypoints is not None))
-    canvas = Canvas((height, width), tasks, pixel_mean=torch.zeros(3))
+    canvas = Canvas((height, width), tasks, pixel_mean=torch.zeros(data.channels))
     loader = data.loader("train", network=canvas, batch_size=1, seed=cfg.seed, training=True)
     folder.mkdir(parents=True, exist_ok=True)
     return save_sample_sheet(folder / "training_samples.png", data, loader, cfg.images)

@@ -74,6 +74,11 @@ def export_weights_in(folder: Path, cfg: DictConfig) -> Path:
     if cfg.format == "safetensors":
         return write_safetensors(folder, find(cfg.checkpoint), cfg.allow_targets)
     detector = load(cfg.checkpoint, allow_targets=cfg.allow_targets, at=cfg.get("at"))
+    if detector.channels != 3:
+        raise ValueError(
+            f"{detector.path} sees {detector.channels} channels of an image, but networks of format={cfg.format} see "
+            "three; use format=safetensors, or detr_exp.export"
+        )
     detector.network.cpu()
     if cfg.format == "official":
         return write_official(folder, detector)

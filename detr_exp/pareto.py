@@ -254,7 +254,7 @@ def _time(points: Sequence[Point], by_name: dict[str, Member], opened: OnData, c
     """Set the latencies of points, measured in turn."""
     from detr_exp.model.member import Elastic, Member
 
-    network, image = opened.detector.network, image_to_time(None)
+    network, image = opened.detector.network, image_to_time(None, opened.detector.channels)
     assert isinstance(network, Elastic)
     with TemporaryDirectory() as aside:
         calls = []

@@ -81,9 +81,9 @@ def predict_in(folder: Path, cfg: DictConfig) -> Path:
     if cfg.output not in OUTPUTS:
         raise ValueError(f"output is {cfg.output!r}; use one of {', '.join(OUTPUTS)}")
     window = Window("detr_exp") if cfg.show else None
-    items, count = open_source(str(cfg.source), cfg.every)
-    at_once = cfg.batch_size if count else 1  # what is live is shown at once
     detector = open_detector(cfg).folded()
+    items, count = open_source(str(cfg.source), cfg.every, detector.channels)
+    at_once = cfg.batch_size if count else 1  # what is live is shown at once
     if cfg.tiles is not None:
         detector.tiles = tiles_of(values_of(cfg.tiles), "tiles")
     output = OUTPUTS[cfg.output](folder, detector)

@@ -163,7 +163,7 @@ class Detector:
             raise ValueError(f"threshold is {threshold!r}; a score is in 0..1: threshold=0.5, or None")
         if batch_size < 1:
             raise ValueError(f"batch_size is {batch_size}; it must be >= 1: batch_size=8")
-        items, are_found = items_of(source, every)
+        items, are_found = items_of(source, every, self.opened.channels)
         known = self._known()
 
         def results(chunk: list[Item]) -> Iterator[Result]:

@@ -15,7 +15,7 @@ from PIL import Image
 from rfdetr_peer import _fill_zeros
 
 from detr_exp import build, transformers_folder
-from detr_exp.data.image import pixels_of_array
+from detr_exp.data.pixels import pixels_of_array
 from detr_exp.data.render import resized_plainly
 from detr_exp.inference.detector import Detector, load
 from detr_exp.model.pretrained import load_weights

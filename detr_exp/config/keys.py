@@ -48,6 +48,7 @@ FIXED = (
     "optim.param_groups",
     "data.category_ids",
     "data.num_classes",
+    "data.channels",
     "trainer.batch_size",
     "trainer.auto_batch_target_effective",
     "trainer.auto_batch_max_targets_per_image",

@@ -121,6 +121,7 @@ TABLE: tuple[tuple[str, Range, str], ...] = (
     ("data.phases.", WHOLE, "strong[]? mosaic[]? mixup[]? multi_scale[]?"),
     ("data.", Range(0, 1024, whole=True), "num_workers?"),
     ("data.", COUNT, "num_classes? multi_scale[]?* prefetch_factor? val_sample?"),
+    ("data.", Range(1, 512, whole=True, valid=3), "channels"),
     ("data.", POSITIVE, "cache_gb keypoint_sigmas[]?"),
     ("data.", SHARE, "keep_empty"),
     ("data.", Range(0, 1, above=True, valid=0.001), "repeat_threshold?"),

@@ -44,6 +44,7 @@ LATER: dict[str, Values] = {  # the same for parts of this package only, by targ
         "fit": None,
         "tiles": None,
         "val_sample": None,
+        "channels": 3,
     },
     RTDETR: {"box_noise_fold": False, "head_activation": "relu", "position_layers": 2},
     "detr_exp.trainer.settings.Settings": {

@@ -52,10 +52,11 @@ class ImageCache:
 
     Args:
         room: for its files.
+        channels: of the images.
     """
 
-    def __init__(self, room: Room) -> None:
-        self.room = room
+    def __init__(self, room: Room, channels: int = 3) -> None:
+        self.room, self.channels = room, channels
         self.used = multiprocessing.Value("q", sum(file.stat().st_size for file in room.folder.iterdir()))
 
     def image(self, split: Split, index: int, smallest: tuple[int, int] | None = None) -> np.ndarray:
@@ -67,8 +68,10 @@ class ImageCache:
             return split.image(index, smallest)
         scale = decode_scale(path, split.size(index), smallest)
         place = self.room.folder / f"{hashlib.sha1(path.encode()).hexdigest()}-{scale}"
+        if self.channels != 3:
+            place = place.with_name(f"{place.name}-{self.channels}")
         stamp = (stat.st_size, stat.st_mtime_ns)
-        kept = _read(place, stamp)
+        kept = _read(place, stamp, self.channels)
         if kept is not None:
             return kept
         image = split.image(index, smallest)
@@ -92,13 +95,14 @@ class ImageCache:
             unfinished.unlink(missing_ok=True)
 
 
-def image_cache(where: str, gigabytes: float, root: str | None) -> ImageCache | None:
+def image_cache(where: str, gigabytes: float, root: str | None, channels: int = 3) -> ImageCache | None:
     """The cache that a configuration requests.
 
     Args:
         where: `none`, `ram` or `disk`.
         gigabytes: upper limit of its size.
         root: folder of the data set.
+        channels: of the images.
 
     Raises:
         ValueError: for another place or a size that is not positive.
@@ -108,7 +112,7 @@ def image_cache(where: str, gigabytes: float, root: str | None) -> ImageCache | 
     if room is None:
         return None
     log.info("decoded images are cached in %s, at most %.1f GB", room.folder, room.limit / 1e9)
-    return ImageCache(room)
+    return ImageCache(room, channels)
 
 
 def room_for(where: str, gigabytes: float, name: str, group: str) -> Room | None:
@@ -142,8 +146,8 @@ def room_for(where: str, gigabytes: float, name: str, group: str) -> Room | None
     return room
 
 
-def _read(place: Path, stamp: tuple[int, int]) -> np.ndarray | None:
-    """`[H, W, 3]` uint8, memory-mapped; None where there is no complete file with this stamp."""
+def _read(place: Path, stamp: tuple[int, int], channels: int) -> np.ndarray | None:
+    """`[H, W, channels]` uint8, memory-mapped; None where there is no complete file with this stamp."""
     try:
         with place.open("rb") as file:
             content = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)  # writes do not reach the file
@@ -152,9 +156,9 @@ def _read(place: Path, stamp: tuple[int, int]) -> np.ndarray | None:
     if len(content) < _HEADER:
         return None
     size, changed, height, width = np.frombuffer(content, np.int64, 4).tolist()
-    if (size, changed) != stamp or min(height, width) < 1 or len(content) != _HEADER + 3 * height * width:
+    if (size, changed) != stamp or min(height, width) < 1 or len(content) != _HEADER + channels * height * width:
         return None  # of another version of the source file, or damaged
-    return np.frombuffer(content, np.uint8, offset=_HEADER).reshape(height, width, 3)
+    return np.frombuffer(content, np.uint8, offset=_HEADER).reshape(height, width, channels)
 
 
 def _remove(folder: Path, owner: int) -> None:

@@ -17,8 +17,8 @@ from detr_exp.data.coco_rows import REFUSED, Annotations, related
 from detr_exp.data.content import SPLITS, Category, Content, Split
 from detr_exp.data.fields import is_int, is_number
 from detr_exp.data.files import Folder
-from detr_exp.data.image import MAX_PIXELS
 from detr_exp.data.json_stream import read_json
+from detr_exp.data.pixels import MAX_PIXELS
 from detr_exp.data.problems import Problems, short
 from detr_exp.data.rows import Images, tabulated
 from detr_exp.data.seen import Stamp, stamp_of

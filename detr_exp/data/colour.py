@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import cv2
@@ -53,7 +53,12 @@ class Colour:
         return cls(brightness, first, contrast, saturation, hue, (a, b, c) if chosen[4] else None)
 
     def on(self, pixels: np.ndarray, whole: np.ndarray) -> np.ndarray:
-        """Distort `[H, W, 3]` uint8, a part of the image `whole`, whose mean grey is the centre of the contrast."""
+        """Distort `[H, W, C]` uint8, a part of the image `whole`, whose mean grey is the centre of the contrast.
+
+        Images without the three colours have no hue, saturation and order of channels.
+        """
+        if pixels.shape[2] != 3 and (self.saturation, self.hue, self.channels) != (None, None, None):
+            return replace(self, saturation=None, hue=None, channels=None).on(pixels, whole)
         grey = 0.0 if self.contrast is None else self._mean_grey(whole)
         pixels = self._coloured(self._before(pixels, grey))
         if self.contrast is not None and not self.contrast_first:
@@ -87,6 +92,8 @@ class Colour:
             sample = _looked_up(sample, np.clip(_RAMP * self.brightness, 0, 255))
         if not self.contrast_first:
             sample = self._coloured(sample)
+        if sample.shape[2] != 3:
+            return round(float(sample.mean()))
         return round(float(np.array(cv2.mean(sample)[:3]) @ _LUMA))
 
 
@@ -95,7 +102,7 @@ def _contrasted(values: np.ndarray, factor: float, grey: float) -> np.ndarray:
 
 
 def _looked_up(pixels: np.ndarray, table: np.ndarray) -> np.ndarray:
-    return cv2.LUT(pixels, table.astype(np.uint8))
+    return cv2.LUT(pixels, table.astype(np.uint8)).reshape(pixels.shape)  # OpenCV drops an axis of one
 
 
 def _turned(pixels: np.ndarray, steps: int) -> np.ndarray:

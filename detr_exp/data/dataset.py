@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader
 from detr_exp.data.augment import Augment
 from detr_exp.data.balance import Balance
 from detr_exp.data.cache import image_cache
+from detr_exp.data.channels import in_channels, refuse_colours
 from detr_exp.data.checks import check_splits
 from detr_exp.data.classes import ClassMap
 from detr_exp.data.collate import Sample
@@ -57,6 +58,7 @@ class DataSet:
         category_ids: `contiguous` or `raw`; see `classes.ClassMap`.
         num_classes: None: from the data.
         augment: of training images.
+        channels: of images: 1 (grey), 3 (colours), or those of the files.
         fit, tiles: of images to the network's input; see `fit.Fit` and `tiles.tiles_of`.
         multi_scale: sizes of training batches; see `sampler.multi_scale_sizes`.
         stop_epoch, phases: epochs of strong augmentation and multi-scale; see `phases.Phases`.
@@ -91,6 +93,7 @@ class DataSet:
         category_ids: str = "contiguous",
         num_classes: int | None = None,
         augment: Augment,
+        channels: int = 3,
         fit: str | None = None,
         tiles: Mapping[str, Any] | None = None,
         multi_scale: str | Sequence[int] | None = None,
@@ -110,7 +113,7 @@ class DataSet:
         prefetch_factor: int | None = None,
     ) -> None:
         self.loading = Loading(num_workers, pin_memory, persistent_workers, prefetch_factor)
-        self.cache = image_cache(cache, cache_gb, root)
+        self.cache = image_cache(cache, cache_gb, root, channels)
         self.content = source(root, {"train": train, "val": val, "test": test})
         self.class_map = ClassMap(self.content.categories, category_ids, num_classes, self.content.origin)
         self.classes, self.category_ids = self.class_map.classes, self.class_map.category_ids
@@ -118,7 +121,8 @@ class DataSet:
         self.keypoints: KeypointSchema | None = schema(
             self.class_map.by_label, flip_pairs=keypoint_flip_pairs, sigmas=keypoint_sigmas
         )
-        self.augment, self.multi_scale = augment, multi_scale
+        self.augment, self.multi_scale, self.channels = augment, multi_scale, channels
+        refuse_colours(augment, channels)
         self.fit, self.tiles = checked_fit(fit), tiles_of(tiles)
         used = {"mosaic": augment.mosaic, "mixup": augment.mixup, "multi_scale": multi_scale}
         self.phases = Phases(stop_epoch, phases, [name for name, value in used.items() if not value])
@@ -227,6 +231,7 @@ class DataSet:
             flippable=not with_keypoints or self.keypoints is None or self.keypoints.flippable,
             cache=self.cache if part is whole else None,
             fit=fit_of(self.fit, network),
+            channels=self.channels,
             skip=self.on_error == "skip",
         )
         if training and with_keypoints and self.keypoints and (self.augment.flip or self.augment.vertical_flip):
@@ -329,4 +334,4 @@ class DataSet:
                 f"{self.content.origin}: the {name} split, a {type(split).__name__}, has no {', '.join(lacking)}; a "
                 f"split needs all that {Split.__module__}.Split lists: add these to it, or choose another data.source"
             )
-        return split
+        return in_channels(split, self.channels)

@@ -21,12 +21,13 @@ class Fit:
     Attributes:
         name: `stretch`: to the whole input, whatever its shape. `letterbox`: as large as it fits with its proportions,
             in the top left corner; the rest is padding, which the network leaves out.
-        fill: RGB of the padding. The mean colour of the network is zero after its normalisation, as is what its
-            convolutions add beyond the border of an image, so that there is no edge where the padding begins.
+        fill: colour of the padding, a value for each channel. The mean colour of the network is zero after its
+            normalisation, as is what its convolutions add beyond the border of an image, so that there is no edge where
+            the padding begins.
     """
 
     name: str = "stretch"
-    fill: tuple[int, int, int] = (0, 0, 0)
+    fill: tuple[int, ...] = (0, 0, 0)
 
     @property
     def pads(self) -> bool:
@@ -59,8 +60,7 @@ def fit_of(name: str | None, network: Coloured) -> Fit:
     """
     if checked_fit(name) == STRETCH.name:
         return STRETCH
-    red, green, blue = (round(255 * value) for value in network.pixel_mean.flatten().tolist())
-    return Fit(checked_fit(name), (red, green, blue))
+    return Fit(checked_fit(name), tuple(round(255 * value) for value in network.pixel_mean.flatten().tolist()))
 
 
 def checked_fit(name: str | None) -> str:

@@ -88,6 +88,8 @@ def report_unlisted(origin: str, splits: Iterable[TableSplit]) -> None:
 def stamp(split: TableSplit) -> str:
     """A hash of the annotations and of the path, size and time of every image."""
     digest = hashlib.sha256(split.fingerprint.encode())
+    if split.channels != 3:
+        digest.update(f" {split.channels} channels".encode())
     for path in split.paths:
         try:
             status = os.stat(path)
@@ -109,7 +111,7 @@ def in_turn(pool: ThreadPoolExecutor, do: Callable[[int], Made], count: int) -> 
 
 def _complaint(split: TableSplit, index: int) -> str | None:
     try:
-        refuse_size(Path(split.paths[index]), split.size(index))
+        refuse_size(Path(split.paths[index]), split.size(index), split.channels)
     except ImageError as error:
         return str(error)
     return None

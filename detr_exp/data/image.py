@@ -14,6 +14,9 @@ import cv2
 import numpy as np
 from PIL import Image, ImageOps
 
+from detr_exp.data import bands
+from detr_exp.data.pixels import COLOURS, HUGE, MAX_PIXELS, OTHER_CHANNELS, OTHER_SIZE, as_channels, in_bytes
+from detr_exp.data.pixels import ImageError as ImageError
 from detr_exp.data.whole import is_filled_up, tags
 
 cv2.setNumThreads(1)  # its threads do not survive the fork to a loader worker, and one thread is enough for one image
@@ -28,7 +31,6 @@ SUFFIXES = {
 }
 # fmt: on
 JPEG_SUFFIXES = {".jpeg", ".jpg"}
-MAX_PIXELS = 2**27  # 134 megapixels, 400 MB decoded; checked on the header, before anything is decoded
 _ORIENTATION = 0x0112
 _TRANSPOSED = (5, 6, 7, 8)
 _PHOTOMETRIC, _WHITE_IS_ZERO = 262, 0  # TIFF's
@@ -42,7 +44,6 @@ _TURNED_BACK = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_270,
 }
-_HALF_LEVEL = 0.5 / 255
 _FILLED = "{} is damaged: a part of its image data is nothing but zeros, as a broken transfer leaves it; replace it"
 _END_OF_JPEG = b"\xff\xd9"
 # OpenCV's flags for RGB without EXIF rotation, at the scales of libjpeg
@@ -60,39 +61,41 @@ _BROKEN = (OSError, SyntaxError, ValueError, TypeError, LookupError, EOFError, R
 FIRST_FRAME = "only the first frame of an image with several is used"
 
 
-class ImageError(ValueError):
-    """An image that cannot be used.
-
-    PyTorch rebuilds an exception of a loader worker from its whole traceback; only the message itself is kept.
-    """
-
-    def __init__(self, message: str) -> None:
-        super().__init__(message.rsplit(f"{type(self).__name__}: ", 1)[-1].strip())
-
-
 def read_size(path: Path) -> tuple[int, int]:
     """(height, width) of the upright image, from the header."""
-    with _opened(path) as image:
-        return _sizes(image)[1]
+    shape = bands.shape_of(path)
+    try:
+        with _opened(path) as image:
+            return _sizes(image)[1]
+    except ImageError:
+        if shape is None:
+            raise
+        return shape[:2]
 
 
-def refuse_size(path: Path, size: tuple[int, int]) -> None:
-    """Check from the header that an image can be opened and has the (height, width) that was annotated.
+def refuse_size(path: Path, size: tuple[int, int], channels: int = 3) -> None:
+    """Check from the header that an image can be opened, has the (height, width) that was annotated, and the channels.
 
     Raises:
         ImageError: it does not.
     """
+    if (shape := bands.described(path, channels)) is not None:
+        return bands.refuse(str(path), shape, size, channels)
     with _opened(path) as image:
         _fitting(str(path), image, size)
+        _refuse_channels(str(path), image, channels)
 
 
-def oddities(path: Path, size: tuple[int, int]) -> list[str]:
+def oddities(path: Path, size: tuple[int, int], channels: int = 3) -> list[str]:
     """What is unusual about a readable image, and how it is handled.
 
     Args:
         path: the file.
         size: (height, width) that was annotated.
+        channels: as `read_image`.
     """
+    if bands.described(path, channels) is not None:
+        return []
     with _opened(path) as image:
         (stored, _), orientation = _sizes(image), _orientation(image)
         found = []
@@ -110,9 +113,11 @@ def oddities(path: Path, size: tuple[int, int]) -> list[str]:
         return found
 
 
-def has_more_frames(source: Path | bytes | Image.Image) -> bool:
+def has_more_frames(source: Path | bytes | Image.Image, channels: int = 3) -> bool:
     """Whether only the first of several frames or pages is read."""
     if not isinstance(source, Image.Image):
+        if bands.described(source, channels) is not None:
+            return False
         with _opened(source) as image:
             return has_more_frames(image)
     try:
@@ -127,23 +132,30 @@ def read_image(
     smallest: tuple[int, int] | None = None,
     *,
     suffix: str = "",
+    channels: int = 3,
 ) -> np.ndarray:
-    """Decode an image to `[H, W, 3]` uint8 RGB.
+    """Decode an image to `[H, W, 3]` uint8 RGB, or to as many channels as `data.channels` says.
 
     Images are rotated as their EXIF or TIFF tag says, and boxes refer to the upright image. The tag is ignored only
     where the annotated size fits the stored image and not the upright one: then the annotator saw the stored image.
     16-bit and float images are scaled by their range, alpha is dropped, and only the first of several frames is read.
+    One channel is the grey of a colour image. Other numbers are those of the file, in its order: a TIFF, a NumPy file,
+    or the alpha of an image as its fourth.
 
     Args:
         source: the file, or its content.
         size: (height, width) the annotations were made for; None: any.
         smallest: a JPEG is decoded at 1/2, 1/4 or 1/8 scale where the result is at least this (height, width).
         suffix: that of the file which a content is from, as `decode_scale` needs it.
+        channels: of the result.
 
     Raises:
-        ImageError: unreadable, damaged, too large, or of another size than annotated.
+        ImageError: unreadable, damaged, too large, of another size than annotated, or with other channels.
     """
+    if (shape := bands.described(source, channels)) is not None:
+        return bands.decoded(source, shape, size, channels)
     with _opened(source) as image:
+        _refuse_channels(_name(source), image, channels)
         orientation = _orientation(image)
         upright = _fitting(_name(source), image, size)
         turn = orientation > 1 and (size is None or size == upright)
@@ -154,13 +166,13 @@ def read_image(
         if is_jpeg and image.mode == "RGB" and not turn:
             pixels = _jpeg(content, scale)
             if pixels is not None:
-                return pixels
+                return as_channels(pixels, channels)
         if is_jpeg and scale > 1:
             image.draft(None, (image.width // scale, image.height // scale))
-        return _decoded(image, _name(source), orientation, turn)
+        return _decoded(image, _name(source), orientation, turn, channels)
 
 
-def pixels_of(image: Image.Image) -> np.ndarray:
+def pixels_of(image: Image.Image, channels: int = 3) -> np.ndarray:
     """Decode a PIL image as `read_image` decodes its file, or convert one that was changed in memory.
 
     Raises:
@@ -168,6 +180,7 @@ def pixels_of(image: Image.Image) -> np.ndarray:
     """
     name = str(getattr(image, "filename", "") or "a PIL image")
     _refuse_huge(name, image)
+    _refuse_channels(name, image, channels)
     file = getattr(image, "fp", None)
     if file is not None and not file.closed and file.seekable():  # not decoded yet
         place = file.tell()
@@ -176,43 +189,7 @@ def pixels_of(image: Image.Image) -> np.ndarray:
         file.seek(place)
         if is_filled_up(image, content):
             raise ImageError(_FILLED.format(name))
-    return _decoded(image, name, _orientation(image), True)
-
-
-def pixels_of_array(values: np.ndarray) -> np.ndarray:
-    """`[H, W, 3]` uint8 RGB from an image in memory.
-
-    Args:
-        values: `[H, W]` or `[H, W, 1]` grey, `[H, W, 3]` RGB or `[H, W, 4]` RGBA, whose alpha is dropped; uint8, uint16
-            scaled by its range as a file of 16 bits is, bool, or float in 0..1.
-
-    Raises:
-        ImageError: of another kind, or outside its range.
-    """
-    is_float = np.issubdtype(values.dtype, np.floating)
-    is_known = is_float or values.dtype in (np.dtype(np.uint8), np.dtype(bool)) or values.dtype.str[1:] == "u2"
-    is_image = values.ndim == 2 or (values.ndim == 3 and values.shape[2] in (1, 3, 4))
-    if not is_known or not is_image or not values.size:
-        raise ImageError(
-            f"an array {list(values.shape)} of {values.dtype} is no image; give [H, W, 3] uint8 RGB, or [H, W], "
-            "[H, W, 4], uint16, or float in 0..1"
-        )
-    if is_float:
-        low, high = float(values.min()), float(values.max())
-        if not (low >= -_HALF_LEVEL and high <= 1 + _HALF_LEVEL):
-            raise ImageError(
-                f"an image of {values.dtype} has values from {low:.4g} to {high:.4g}; they have to be in 0..1, before "
-                "any normalisation: divide by 255, or give uint8"
-            )
-        values = (values.astype(np.float32) * 255).round().clip(0, 255)
-    elif values.dtype == bool:
-        values = values * np.uint8(255)
-    elif values.dtype != np.uint8:
-        # as Pillow reads files: grey to the nearest level, of colours the upper byte
-        values = values >> 8 if values.ndim == 3 and values.shape[2] > 1 else (values * (255 / 65535)).round()
-    values = values.astype(np.uint8, copy=False)
-    values = values[..., None] if values.ndim == 2 else values
-    return np.ascontiguousarray(values[..., :3] if values.shape[2] > 1 else values.repeat(3, axis=2))
+    return _decoded(image, name, _orientation(image), True, channels)
 
 
 def decode_scale(path: str | Path, size: tuple[int, int], smallest: tuple[int, int] | None) -> int:
@@ -251,7 +228,7 @@ def _jpeg(content: bytes, scale: int) -> np.ndarray | None:
         return None
 
 
-def _decoded(image: Image.Image, name: str, orientation: int, turn: bool) -> np.ndarray:
+def _decoded(image: Image.Image, name: str, orientation: int, turn: bool, channels: int = 3) -> np.ndarray:
     """All pixels, upright or as stored."""
     # Pillow inverts 8-bit images whose zeros mean white, but not those of 16 bits
     is_negative = image.mode.startswith("I;16") and tags(image).get(_PHOTOMETRIC) == _WHITE_IS_ZERO
@@ -264,10 +241,19 @@ def _decoded(image: Image.Image, name: str, orientation: int, turn: bool) -> np.
         elif orientation > 1 and image.format == "TIFF":
             image.load()  # Pillow rotates it here
             image = image.transpose(_TURNED_BACK[orientation])
+        if channels not in COLOURS:
+            return np.array(image)
         pixels = np.array(_rgb(image))
-        return 255 - pixels if is_negative else pixels
+        return as_channels(255 - pixels if is_negative else pixels, channels)
     except _BROKEN as error:
         raise ImageError(f"{name} cannot be decoded ({error}); replace it or drop it from the data set") from error
+
+
+def _refuse_channels(name: str, image: Image.Image, channels: int) -> None:
+    """Refuse an image without the channels, where they are not those of colours."""
+    count = len(image.getbands())
+    if channels not in COLOURS and (image.mode not in ("LA", "RGBA") or count != channels):
+        raise ImageError(OTHER_CHANNELS.format(name, count, channels, count))
 
 
 def _sizes(image: Image.Image) -> tuple[tuple[int, int], tuple[int, int]]:
@@ -282,10 +268,7 @@ def _fitting(name: str, image: Image.Image, size: tuple[int, int] | None) -> tup
     """(height, width) of the upright image; `size` has to be this size or the stored one."""
     stored, upright = _sizes(image)
     if size is not None and size not in (upright, stored):
-        raise ImageError(
-            f"{name} is {upright[1]}x{upright[0]} pixels but annotated as {size[1]}x{size[0]}; fix the "
-            "annotation file or restore the original image"
-        )
+        raise ImageError(OTHER_SIZE.format(name, upright[1], upright[0], size[1], size[0]))
     return upright
 
 
@@ -312,10 +295,7 @@ def _opened(source: Path | bytes) -> Image.Image:
 
 def _refuse_huge(name: str, image: Image.Image) -> None:
     if math.prod(image.size) > MAX_PIXELS:
-        raise ImageError(
-            f"{name} has {image.width}x{image.height} pixels, more than {MAX_PIXELS // 10**6} megapixels; cut it into "
-            "tiles or scale it down"
-        )
+        raise ImageError(HUGE.format(name, image.width, image.height, MAX_PIXELS // 10**6))
 
 
 def _orientation(image: Image.Image) -> int:
@@ -328,11 +308,7 @@ def _orientation(image: Image.Image) -> int:
 
 def _rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I") or image.mode == "F":
-        values = np.asarray(image).astype(np.float64)
-        values = np.nan_to_num(values, nan=0.0, posinf=0.0, neginf=0.0)
-        top = 65535.0 if image.mode.startswith("I") and values.min() >= 0 and values.max() <= 65535 else None
-        low, high = (0.0, top) if top else (values.min(), max(values.max(), values.min() + 1e-12))
-        return Image.fromarray(((values - low) * (255 / (high - low))).round().astype(np.uint8)).convert("RGB")
+        return Image.fromarray(in_bytes(np.asarray(image))).convert("RGB")
     if image.mode in ("RGBa", "La"):
         image = image.convert(image.mode.upper())  # undo the multiplication by alpha
     if image.mode == "RGB":

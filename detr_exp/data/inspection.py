@@ -170,7 +170,7 @@ def _looked_at(split: TableSplit, index: int) -> tuple[bytes | None, list[str]]:
     path = Path(split.paths[index])
     try:
         pixels = split.image(index)
-        remarks = oddities(path, split.size(index))
+        remarks = oddities(path, split.size(index), split.channels)
     except ImageError as error:
         return None, [str(error)]
     digest = hashlib.blake2b(pixels.tobytes(), digest_size=16, key=repr(pixels.shape).encode())

@@ -142,6 +142,7 @@ class Samples(Dataset[Sample]):
         flippable: whether images may be mirrored.
         cache: holds decoded images; None: they are decoded every time.
         fit: of images to the size of the network's input.
+        channels: of the images.
         skip: replace an image that cannot be decoded: by the next one in training, by a black one in evaluation.
     """
 
@@ -158,11 +159,13 @@ class Samples(Dataset[Sample]):
         flippable: bool,
         cache: ImageCache | None = None,
         fit: Fit = STRETCH,
+        channels: int = 3,
         skip: bool = False,
     ) -> None:
         self.split, self.class_map, self.seed, self.augment = split, class_map, seed, augment
         self.phases, self.with_masks = phases, with_masks
         self.flip_order, self.flippable, self.fit, self.skip = flip_order, flippable, fit, skip
+        self.channels = channels
         self.image = split.image if cache is None else partial(cache.image, split)
 
     def __len__(self) -> int:
@@ -203,7 +206,7 @@ class Samples(Dataset[Sample]):
 
     def _black(self, key: Key, skipped: list[str]) -> Sample:
         """A black sample for an image that cannot be read: its objects count as missed."""
-        sample = self._sample(key, np.zeros((key.height, key.width, 3), np.uint8))
+        sample = self._sample(key, np.zeros((key.height, key.width, self.channels), np.uint8))
         sample.skipped = skipped
         return sample
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import cv2
 import numpy as np
@@ -27,6 +28,7 @@ class Grey:
     """Colours become grey: for cameras that change to infrared at night."""
 
     chance: float = 0.1
+    of_colours: ClassVar[bool] = True  # for images of three channels
 
     def __post_init__(self) -> None:
         _refuse_chance(self, self.chance)
@@ -43,6 +45,7 @@ class Jpeg:
 
     chance: float = 0.2
     quality: Sequence[int] = (30, 90)
+    of_colours: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         _refuse_chance(self, self.chance)
@@ -70,7 +73,7 @@ class Blur:
     def __call__(self, rng: np.random.Generator, image: np.ndarray, target: Target) -> tuple[np.ndarray, Target]:
         if rng.random() >= self.chance:
             return image, target
-        return cv2.GaussianBlur(image, (0, 0), rng.uniform(self.sigma[0], self.sigma[1])), target
+        return cv2.GaussianBlur(image, (0, 0), rng.uniform(self.sigma[0], self.sigma[1])).reshape(image.shape), target
 
 
 @dataclass(frozen=True)
@@ -182,7 +185,7 @@ def moved(image: np.ndarray, target: Target, matrix: np.ndarray) -> tuple[np.nda
     keep = (seen.min(1).values >= 1) & (seen.prod(1) >= LEAST_VISIBLE * area)
     relative = xyxy_to_cxcywh(inside / sides.repeat(2))
     changed = replace(target, boxes=relative, masks=masks, keypoints=keypoints).kept(keep)
-    return warped(image, cv2.INTER_LINEAR), changed
+    return warped(image, cv2.INTER_LINEAR).reshape(image.shape), changed
 
 
 def _box_of(mask: torch.Tensor) -> torch.Tensor:

@@ -28,16 +28,16 @@ def needed(plan: Plan) -> tuple[int, int]:
 
 
 def render(plan: Plan, image: np.ndarray) -> np.ndarray:
-    """`[H, W, 3]` uint8: the image after a plan. It may be decoded smaller than the size that the plan is for."""
+    """`[H, W, C]` uint8: the image after a plan. It may be decoded smaller than the size that the plan is for."""
     return layer([(plan, image)])
 
 
 def layer(pastes: Sequence[tuple[Plan, np.ndarray]], fit: Fit = STRETCH) -> np.ndarray:
-    """`[H, W, 3]` uint8: several images in one output, each in the rectangle of its plan, the rest filled."""
+    """`[H, W, C]` uint8: several images in one output, each in the rectangle of its plan, the rest filled."""
     plan, image = pastes[0]
     if plan.target == (0, 0, plan.out[1], plan.out[0]):
         return _seen(plan, image)
-    canvas = _filled(plan.out, fit)
+    canvas = _filled(plan.out, fit, image.shape[2])
     for plan, image in pastes:
         if fit.pads and plan.frame != plan.target:
             left, top, right, bottom = plan.frame
@@ -48,9 +48,9 @@ def layer(pastes: Sequence[tuple[Plan, np.ndarray]], fit: Fit = STRETCH) -> np.n
 
 
 def blended(layers: Sequence[np.ndarray], share: float) -> np.ndarray:
-    """`[H, W, 3]` uint8: two layers blended, with weight `share` of the first."""
+    """`[H, W, C]` uint8: two layers blended, with weight `share` of the first."""
     first, second = layers
-    return cv2.addWeighted(first, share, second, 1 - share, 0)
+    return cv2.addWeighted(first, share, second, 1 - share, 0).reshape(first.shape)  # OpenCV drops an axis of one
 
 
 def _seen(plan: Plan, image: np.ndarray) -> np.ndarray:
@@ -65,7 +65,7 @@ def _seen(plan: Plan, image: np.ndarray) -> np.ndarray:
     if plan.colour is not None and colour_first:
         seen = plan.colour.on(seen, image)
     if plan.mirrored or plan.upended:
-        seen = cv2.flip(seen, -1 if plan.mirrored and plan.upended else int(plan.mirrored))
+        seen = cv2.flip(seen, -1 if plan.mirrored and plan.upended else int(plan.mirrored)).reshape(seen.shape)
     part = _resized(seen, bottom - top, right - left)
     if plan.colour is not None and not colour_first:
         part = plan.colour.on(part, image)
@@ -73,29 +73,32 @@ def _seen(plan: Plan, image: np.ndarray) -> np.ndarray:
 
 
 def fitted(image: np.ndarray, out: tuple[int, int], fit: Fit) -> np.ndarray:
-    """`[H, W, 3]` uint8: an image as evaluation shows it to a network of this input size."""
+    """`[H, W, C]` uint8: an image as evaluation shows it to a network of this input size."""
     height, width = fit.content((image.shape[0], image.shape[1]), out)
     pixels = resized_plainly(image, (height, width))
     if (height, width) == out:
         return pixels
-    canvas = _filled(out, fit)
+    canvas = _filled(out, fit, image.shape[2])
     canvas[:height, :width] = pixels
     return canvas
 
 
-def _filled(out: tuple[int, int], fit: Fit) -> np.ndarray:
-    canvas = np.zeros((*out, 3), np.uint8)
+def _filled(out: tuple[int, int], fit: Fit, channels: int) -> np.ndarray:
+    canvas = np.zeros((*out, channels), np.uint8)
     if any(fit.fill):
         canvas[:] = fit.fill
     return canvas
 
 
 def resized_plainly(image: np.ndarray, out: tuple[int, int]) -> np.ndarray:
-    """`[H, W, 3]` uint8: the resize of evaluation, equal to Pillow's antialiased bilinear, as in published results."""
+    """`[H, W, C]` uint8: the resize of evaluation, equal to Pillow's antialiased bilinear, as in published results."""
     height, width = image.shape[:2]
     if is_exact(height, out[0]) and is_exact(width, out[1]):
         return _resized(image, *out)
-    return np.asarray(Image.fromarray(image).resize((out[1], out[0]), Image.Resampling.BILINEAR))
+    if image.shape[2] == 3:
+        return np.asarray(Image.fromarray(image).resize((out[1], out[0]), Image.Resampling.BILINEAR))
+    planes = [Image.fromarray(plane) for plane in np.ascontiguousarray(np.moveaxis(image, 2, 0))]
+    return np.stack([np.asarray(plane.resize((out[1], out[0]), Image.Resampling.BILINEAR)) for plane in planes], 2)
 
 
 def is_exact(size: int, out: int) -> bool:

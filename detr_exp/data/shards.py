@@ -220,7 +220,8 @@ class ShardSplit:
         coming = self._coming.pop(index, None)
         try:
             content = self.content(index) if coming is None else coming.result()
-            return read_image(content, self.size(index), smallest, suffix=os.path.splitext(self.table.name(index))[1])
+            suffix = os.path.splitext(self.table.name(index))[1]
+            return read_image(content, self.size(index), smallest, suffix=suffix, channels=self.table.channels)
         except ImageError as error:
             raise ImageError(f"{self.place.root}/{self.name(index)}: {error}") from None
 

@@ -121,6 +121,7 @@ class TableSplit:
     ) -> None:
         self.paths, self.columns, self.categories = paths, columns, categories
         self.fingerprint, self.account = fingerprint, account
+        self.channels = 3
         self.sizes, self.starts, self.crowd = columns["sizes"], columns["starts"], columns["crowd"]
         self.boxes_xywh, self.category, self.area = columns["boxes_xywh"], columns["category"], columns["area"]
         self.keypoints = columns.get("keypoints")
@@ -168,7 +169,7 @@ class TableSplit:
         )
 
     def image(self, index: int, smallest: tuple[int, int] | None = None) -> np.ndarray:
-        return read_image(Path(self.paths[index]), self.size(index), smallest)
+        return read_image(Path(self.paths[index]), self.size(index), smallest, channels=self.channels)
 
     def load(self, index: int) -> tuple[np.ndarray, Objects]:
         return self.image(index), self.objects(index)

@@ -63,7 +63,7 @@ def export_in(folder: Path, cfg: DictConfig, detector: Detector | None = None) -
         files = sorted(draft.parent.iterdir(), key=lambda file: file == draft)  # files that it refers to come first
         try:
             largest = None if settings.half else settings.max_difference
-            compare_outputs(expected, exported, comparison_images(cfg, opened), largest)
+            compare_outputs(expected, exported, comparison_images(cfg, detector, opened), largest)
             if settings.max_map_drop is not None:
                 compare_map(cfg, cast("OnData", opened), exported)
         except GateError:
@@ -110,11 +110,13 @@ def description(detector: Detector, graph: Graph, settings: DictConfig) -> Value
     if fit.pads:
         shape = (
             f"as large as it fits with its shape, by the same factor in both directions and rounded to the nearest "
-            f"pixel, in the top left corner; the rest is RGB {list(fit.fill)} of 255"
+            f"pixel, in the top left corner; the rest is {list(fit.fill)} of 255"
         )
-    images = f"float32 [{batch}, 3, {height}, {width}], RGB in 0..1, resized by Pillow's bilinear {shape}"
+    channels = detector.channels
+    kind = "RGB" if channels == 3 else "grey" if channels == 1 else "the channels of the training, in order,"
+    images = f"float32 [{batch}, {channels}, {height}, {width}], {kind} in 0..1, resized by Pillow's bilinear {shape}"
     if settings.preprocess:
-        images = f"uint8 [{batch}, H, W, 3], RGB, of any size"
+        images = f"uint8 [{batch}, H, W, {channels}], {kind.rstrip(',')}, of any size"
     inputs = {"images": images, "image_sizes": f"int64 [{batch}, 2], height and width of the original images"}
     schema = detector.keypoints
     return {
@@ -138,13 +140,14 @@ def description(detector: Detector, graph: Graph, settings: DictConfig) -> Value
     }
 
 
-def comparison_images(cfg: DictConfig, opened: OnData | None) -> list[np.ndarray]:
+def comparison_images(cfg: DictConfig, detector: Detector, opened: OnData | None) -> list[np.ndarray]:
     """The images on which outputs are compared."""
     from detr_exp.inference.detector import as_image
     from detr_exp.inference.images import find_images
 
     if cfg.export.source is not None:
-        return [as_image(path) for path in find_images(cfg.export.source)[: cfg.export.images]]
+        paths = find_images(cfg.export.source, detector.channels)[: cfg.export.images]
+        return [as_image(path, detector.channels) for path in paths]
     split = cast("OnData", opened).data.split(cfg.data.split)
     return [split.image(index) for index in range(min(cfg.export.images, len(split)))]
 

@@ -48,14 +48,14 @@ def in_form(network: Network, form: str, folder: Path) -> Program:
     return Program(graph, engines.in_torch(graph, torch.bfloat16 if form.endswith("bf16") else None))
 
 
-def image_to_time(path: str | None) -> np.ndarray:
-    """`[H, W, 3]` uint8; None: noise of 640 x 480 pixels."""
+def image_to_time(path: str | None, channels: int = 3) -> np.ndarray:
+    """`[H, W, channels]` uint8; None: noise of 640 x 480 pixels."""
     import numpy as np
 
     from detr_exp.inference.detector import as_image
 
-    noise = np.random.default_rng(0).integers(0, 256, (480, 640, 3), dtype=np.uint8)
-    return noise if path is None else as_image(path)
+    noise = np.random.default_rng(0).integers(0, 256, (480, 640, channels), dtype=np.uint8)
+    return noise if path is None else as_image(path, channels)
 
 
 def interleaved(calls: Sequence[Callable[[], object]], rounds: int) -> list[list[float]]:

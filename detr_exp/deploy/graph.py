@@ -80,10 +80,12 @@ class Graph(nn.Module):
     def example(self, batch_size: int) -> tuple[Tensor, ...]:
         """Random inputs of the right shapes."""
         height, width = self.network.image_size
-        device = self.network.pixel_mean.device
+        channels, device = len(self.network.pixel_mean), self.network.pixel_mean.device
         if self.preprocess:
-            return (torch.randint(0, 256, (batch_size, height + 7, width + 3, 3), dtype=torch.uint8, device=device),)
-        images = torch.rand(batch_size, 3, height, width, device=device)
+            return (
+                torch.randint(0, 256, (batch_size, height + 7, width + 3, channels), dtype=torch.uint8, device=device),
+            )
+        images = torch.rand(batch_size, channels, height, width, device=device)
         sizes = torch.tensor([[height, width]], device=device).repeat(batch_size, 1)
         return (images, sizes) if "image_sizes" in self.inputs else (images,)
 

@@ -27,8 +27,9 @@ from detr_exp.config.stored import stored
 from detr_exp.config.targets import WrongArgumentsError
 from detr_exp.data.classes import KnownLabels
 from detr_exp.data.fit import Fit, fit_of
-from detr_exp.data.image import FIRST_FRAME, has_more_frames, pixels_of, pixels_of_array, read_image
+from detr_exp.data.image import FIRST_FRAME, has_more_frames, pixels_of, read_image
 from detr_exp.data.keypoints import KeypointSchema
+from detr_exp.data.pixels import pixels_of_array
 from detr_exp.data.render import fitted
 from detr_exp.data.tiles import Tiles, tiles_of
 from detr_exp.inference.members import At, chosen
@@ -97,6 +98,11 @@ class Detector:
         """What has to be said of `threshold`; empty where nothing has."""
         return "" if self.at == self.measured_at else f" (best F1 of the whole network, not measured at {self.at})"
 
+    @property
+    def channels(self) -> int:
+        """Of an image."""
+        return len(self.network.pixel_mean)
+
     @cached_property
     def fit(self) -> Fit:
         """How images are brought to the size of the network's input: as in its training."""
@@ -128,7 +134,8 @@ class Detector:
         Raises:
             ValueError: an input cannot be read, or is no image.
         """
-        opened = [as_image(source) for source in ([images] if isinstance(images, ImageLike) else images)]
+        sources = [images] if isinstance(images, ImageLike) else images
+        opened = [as_image(source, self.channels) for source in sources]
         if not opened:
             return []
         raw = in_tiles(self._found, opened, self.tiles, max(len(opened), self.batch_size), self.network.num_queries)
@@ -305,8 +312,8 @@ def of_this_version(path: Path) -> Iterator[None]:
         ) from error
 
 
-def as_image(source: ImageLike) -> np.ndarray:
-    """`[H, W, 3]` uint8 RGB, upright: the same for a file, its content, and an image opened from it.
+def as_image(source: ImageLike, channels: int = 3) -> np.ndarray:
+    """`[H, W, channels]` uint8 (RGB), upright: the same for a file, its content, and an image opened from it.
 
     Raises:
         ValueError: it cannot be read, or is no image.
@@ -314,24 +321,26 @@ def as_image(source: ImageLike) -> np.ndarray:
     if isinstance(source, str | Path):
         source = Path(source).expanduser()
     if isinstance(source, Path | bytes | Image.Image):
-        pixels = pixels_of(source) if isinstance(source, Image.Image) else read_image(source)
-        if has_more_frames(source):
+        is_open = isinstance(source, Image.Image)
+        pixels = pixels_of(source, channels) if is_open else read_image(source, channels=channels)
+        if has_more_frames(source, channels):
             log.warning("%s: %s", source if isinstance(source, Path) else "an image in memory", FIRST_FRAME)
         return pixels
     if isinstance(source, np.ndarray):
-        return pixels_of_array(source)
+        return pixels_of_array(source, channels)
     if not isinstance(source, torch.Tensor):
         raise ValueError(
             f"a {type(source).__name__} is no image; give a path, the content of a file as bytes, a PIL image, an "
             "array or a tensor"
         )
-    if source.ndim not in (2, 3) or (source.ndim == 3 and source.shape[0] not in (1, 3, 4)):
+    if source.ndim not in (2, 3) or (source.ndim == 3 and source.shape[0] not in (1, 3, 4, channels)):
         raise ValueError(
-            f"a tensor {list(source.shape)} of {source.dtype} is no image; give [3, H, W], uint8 or float in 0..1"
+            f"a tensor {list(source.shape)} of {source.dtype} is no image; give [{channels}, H, W], uint8 or float in "
+            "0..1"
         )
     values = source.detach().cpu()
     values = values.float() if values.is_floating_point() else values
-    return pixels_of_array((values.permute(1, 2, 0) if values.ndim == 3 else values).numpy())
+    return pixels_of_array((values.permute(1, 2, 0) if values.ndim == 3 else values).numpy(), channels)
 
 
 def _hardware_of(config: Stored) -> Stored:

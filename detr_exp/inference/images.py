@@ -20,6 +20,7 @@ from PIL import Image
 
 from detr_exp.data.files import files_below, is_image
 from detr_exp.data.image import SUFFIXES
+from detr_exp.data.pixels import COLOURS
 from detr_exp.data.whole import is_cut_short
 from detr_exp.inference.detector import as_image
 from detr_exp.inference.live import frames, is_live, stem_of
@@ -73,13 +74,14 @@ class Item:
     moves: bool = False
 
 
-def open_source(source: str, every: int = 1) -> tuple[Iterator[Item], int]:
+def open_source(source: str, every: int = 1, channels: int = 3) -> tuple[Iterator[Item], int]:
     """The images of `source`, and their approximate number; 0 for what has no known end.
 
     Args:
         source: an image, a video, a folder with images in it and below, a pattern with `*` or `?`, `-`, an address
             (`https://...`) of an image or a video, the number of a camera (`0`), or a stream (`rtsp://...`).
         every: n reads every n-th frame of a video, a camera or a stream.
+        channels: of an image.
 
     Raises:
         ValueError: there are none.
@@ -89,9 +91,9 @@ def open_source(source: str, every: int = 1) -> tuple[Iterator[Item], int]:
     if not source:
         raise ValueError("source is empty; give an image, a folder, a pattern, a video or -: source=photo.jpg")
     if source == "-":
-        return iter([Item("-", "stdin", _from_stdin)]), 1
+        return iter([Item("-", "stdin", partial(_from_stdin, channels))]), 1
     if source.startswith(ADDRESSES):
-        return _from_address(source, every)
+        return _from_address(source, every, channels)
     path = Path(source).expanduser()
     if is_live(source) and not path.exists():
         stem, shown = stem_of(source), str(masked(source))
@@ -99,17 +101,19 @@ def open_source(source: str, every: int = 1) -> tuple[Iterator[Item], int]:
         return (Item(f"{shown}#{number}", f"{stem}_{number:06d}", one, moves=True) for number, one in read), 0
     if path.suffix.lower() in VIDEOS and path.is_file():
         return _frames(path, every)
-    paths = find_images(path)
-    items = [Item(str(one), stem, partial(as_image, one)) for one, stem in zip(paths, result_stems(paths))]
+    paths = find_images(path, channels)
+    items = [Item(str(one), stem, partial(as_image, one, channels)) for one, stem in zip(paths, result_stems(paths))]
     return iter(items), len(paths)
 
 
-def _from_address(url: str, every: int) -> tuple[Iterator[Item], int]:
+def _from_address(url: str, every: int, channels: int) -> tuple[Iterator[Item], int]:
     """What a server sends, which is kept in the cache: one image, or a video."""
     path = fetch_file(url, _refuse_other_kinds, LARGEST_DOWNLOAD)
     if not _is_image(path):
         return _frames(path, every)
-    return iter([Item(str(masked(url)), path.name.partition("-")[2] or "download", partial(as_image, path))]), 1
+    return iter(
+        [Item(str(masked(url)), path.name.partition("-")[2] or "download", partial(as_image, path, channels))]
+    ), 1
 
 
 def _is_image(path: Path) -> bool:
@@ -131,32 +135,32 @@ def _refuse_other_kinds(path: Path) -> None:
         raise DownloadError(f"it is neither an image nor a video (it begins with {head[:12]!r})")
 
 
-def items_of(source: object, every: int = 1) -> tuple[Iterator[Item], bool]:
+def items_of(source: object, every: int = 1, channels: int = 3) -> tuple[Iterator[Item], bool]:
     """The images of everything that can be predicted on in Python.
 
     Args:
         source: see `open_source`; the content of a file, an open file, a PIL image, an array, a tensor, a stack of
             arrays or tensors `[n, ...]`, or an iterable of any of these.
-        every: see `open_source`.
+        every, channels: see `open_source`.
 
     Returns:
         the images, and whether they were found in one place, where some may be unreadable; others were named one by
         one, so that there must be a result for each.
     """
     if isinstance(source, str | Path | int):
-        items, count = open_source(str(source), every)
+        items, count = open_source(str(source), every, channels)
         return items, count != 1
     parts = [source] if _is_one(source) or not isinstance(source, Iterable) else source
-    return _each(parts, every), False
+    return _each(parts, every, channels), False
 
 
-def _each(parts: Iterable[object], every: int) -> Iterator[Item]:
+def _each(parts: Iterable[object], every: int, channels: int) -> Iterator[Item]:
     for place, part in enumerate(parts):
         if isinstance(part, str | Path):
-            yield from open_source(str(part), every)[0]
+            yield from open_source(str(part), every, channels)[0]
         else:
             content = part.read() if isinstance(part, BufferedIOBase) else part
-            yield Item(str(place), str(place), partial(as_image, content))  # type: ignore[arg-type]
+            yield Item(str(place), str(place), partial(as_image, content, channels))  # type: ignore[arg-type]
 
 
 def _is_one(source: object) -> bool:
@@ -216,10 +220,10 @@ def _is_free(stem: str, folders: set[str]) -> bool:
     return fits and not any(f"{stem}{suffix}".casefold() in folders for suffix in _RESULTS)
 
 
-def find_images(source: str | Path) -> list[Path]:
+def find_images(source: str | Path, channels: int = 3) -> list[Path]:
     """The image `source`, those in the folder `source` and below, or those of a pattern, sorted by name.
 
-    Links to folders are followed; each folder is read once.
+    Links to folders are followed; each folder is read once. NumPy files are images for networks of other channels.
 
     Raises:
         ValueError: there are none.
@@ -229,7 +233,8 @@ def find_images(source: str | Path) -> list[Path]:
         return [path]
     is_pattern = not path.exists() and any(mark in str(source) for mark in "*?")
     candidates = [Path(one) for one in glob.iglob(str(path), recursive=True)] if is_pattern else files_below(path)[0]
-    images = sorted(one for one in candidates if is_image(one.name) and one.is_file())
+    also = () if channels in COLOURS else (".npy",)
+    images = sorted(one for one in candidates if one.is_file() and (is_image(one.name) or one.suffix in also))
     if not images:
         what = "matches" if is_pattern else "holds" if path.is_dir() else "does not exist, so it holds"
         raise ValueError(
@@ -239,9 +244,9 @@ def find_images(source: str | Path) -> list[Path]:
     return images
 
 
-def _from_stdin() -> np.ndarray:
+def _from_stdin(channels: int) -> np.ndarray:
     try:
-        return as_image(sys.stdin.buffer.read())
+        return as_image(sys.stdin.buffer.read(), channels)
     except ValueError as error:
         raise ValueError(f"standard input is no image ({error}); use it like: cat photo.jpg | ... source=-") from error
 

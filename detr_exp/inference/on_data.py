@@ -123,7 +123,7 @@ def combined(trained: DictConfig, cfg: DictConfig) -> DictConfig:
     if "_target_" in data:
         # the network has learned from images that were fitted and cut so
         as_trained = {name: data.get(name) or trained.data.get(name) for name in ("fit", "tiles")}
-        merged.data = {**data, **as_trained}
+        merged.data = {**data, **as_trained, "channels": trained.data.get("channels", 3)}
     else:
         # the number of classes is that of the data, which may differ from those of the training
         changes = {name: value for name, value in data.items() if value is not None}

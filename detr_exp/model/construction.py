@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from detr_exp.data.fit import STRETCH, checked_fit
 from detr_exp.protocols import Attending, Network
@@ -39,6 +39,46 @@ def refuse_padding(network: Network, fit: str | None) -> None:
             f"data.fit is {fit}, but the {', '.join(sorted(attends))} of model.backbone would attend to the padding; "
             "choose a backbone of convolutions or model/backbone=dinov2_windowed_small, or data.fit=stretch"
         )
+
+
+@torch.no_grad()
+def set_channels(network: Network, channels: int) -> None:
+    """Let a network for three channels read others: its first layers and normalisation are adapted, in place.
+
+    Raises:
+        ValueError: no layer of the backbone reads three channels.
+    """
+    if channels == len(network.pixel_mean):
+        return
+    backbone = dict(network.named_modules()).get("backbone", nn.Module())
+    first = [layer for layer in backbone.modules() if isinstance(layer, nn.Conv2d) and layer.in_channels == 3]
+    if not first:
+        raise ValueError(
+            f"data.channels is {channels}, but no convolution of model.backbone reads three channels and could be "
+            "adapted; choose another backbone, or data.channels=3"
+        )
+    for layer in first:
+        layer.weight.data, layer.in_channels = for_channels(layer.weight, channels), channels
+    for name in ("pixel_mean", "pixel_std"):
+        colours = getattr(network, name)
+        setattr(network, name, colours[_colours(channels)] if channels > 3 else colours.mean(0).repeat(channels, 1, 1))
+
+
+def for_channels(weight: Tensor, channels: int) -> Tensor:
+    """`[O, channels, h, w]` the weights of a first layer for other channels, from `[O, 3, h, w]` for colours.
+
+    Three or more get those of red, green and blue in turn, divided by the number of channels with the same colour;
+    fewer share the sum over the colours. So an image whose channels are equal gives what it gave with three (with
+    fewer, up to means and deviations that differ between colours), and every channel acts from the start.
+    """
+    if channels < 3:
+        return (weight.sum(1, keepdim=True) / channels).expand(-1, channels, -1, -1).contiguous()
+    colours = _colours(channels)
+    return weight[:, colours] / colours.bincount()[colours].to(weight)[:, None, None]
+
+
+def _colours(channels: int) -> Tensor:
+    return torch.arange(channels) % 3
 
 
 @torch.no_grad()

@@ -182,7 +182,8 @@ def _refuse_fixed_size(network: Network, size: tuple[int, int]) -> None:
     was_training = network.training
     network.eval()
     try:
-        network(torch.zeros(1, 3, *size, dtype=network.pixel_mean.dtype, device=network.pixel_mean.device))
+        mean = network.pixel_mean
+        network(torch.zeros(1, len(mean), *size, dtype=mean.dtype, device=mean.device))
     except Exception as error:  # each library has its own
         said = " ".join(f"{type(error).__name__}: {error}".split())[:200]
         raise ValueError(

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from detr_exp import tensor_files
 from detr_exp.model import pretrained_deimv2, pretrained_dfine, pretrained_ec, pretrained_rfdetr, pretrained_rtdetr
+from detr_exp.model.construction import for_channels
 from detr_exp.model.recognition import network_of
 from detr_exp.protocols import Network
 from detr_exp.tensor_files import named
@@ -69,6 +70,7 @@ def load_weights(network: Network, path: str | Path, classes: list[str] | None =
     if pretrained_rfdetr.is_rfdetr(weights.state):
         with _whole(path, weights.origin):
             state, new_classes = _of_rfdetr(weights, network, classes)
+            state = _with_channels(state, own)
     else:
         pretrained_dfine.refuse_other_activations(Path(path), weights.origin, network)
         state, new_classes = _fitted(weights, network, classes, path)
@@ -232,6 +234,7 @@ def _fitted(weights: Weights, network: Network, classes: list[str] | None, path:
         for name, tensor in weights.state.items()
         if name in own or not name.endswith((".num_batches_tracked", ".denoising_class_embed.weight"))
     }
+    state = _with_channels(state, own)
     by_class = network.class_tensors()
     _refuse_misfits(state, own, by_class, path)
     shared = _shared_classes(weights.classes, classes)
@@ -248,6 +251,16 @@ def _fitted(weights: Weights, network: Network, classes: list[str] | None, path:
     if anew:
         logger.info("tensors that depend on the classes and are initialised anew: %s", ", ".join(anew))
     return state, new
+
+
+def _with_channels(state: State, own: State) -> State:
+    """Tensors with first layers of the backbone for the channels of the network, from those for colours."""
+    made = dict(state)
+    for name in (name for name in state if name in own and name.startswith("backbone.")):
+        ours, theirs = own[name].shape, state[name].shape
+        if len(ours) == 4 and theirs[1:2] == (3,) and ours[1] != 3 and (ours[0], *ours[2:]) == (theirs[0], *theirs[2:]):
+            made[name] = for_channels(state[name], ours[1])
+    return made
 
 
 def _refuse_misfits(state: State, own: State, by_class: dict[str, int], path: str | Path) -> None:

@@ -19,6 +19,14 @@ def colour(index: int) -> tuple[int, int, int]:
     return round(red * 255), round(green * 255), round(blue * 255)
 
 
+def shown(image: np.ndarray) -> np.ndarray:
+    """`[H, W, 3]` uint8 of an image `[H, W, C]`: the first three channels, or the first one of fewer, as grey."""
+    channels = image.shape[2]
+    if channels == 3:
+        return image
+    return np.ascontiguousarray(image[..., :3] if channels > 3 else image[..., :1].repeat(3, 2))
+
+
 def draw_objects(
     image: np.ndarray,
     *,
@@ -33,7 +41,7 @@ def draw_objects(
     """Draw objects on an image.
 
     Args:
-        image: `[H, W, 3]` uint8 RGB.
+        image: `[H, W, C]` uint8 RGB, or what `shown` makes it of.
         boxes_xyxy_px: `[n, 4]` corners in pixels.
         labels: class index per object.
         names: class names; an index without a name is shown as a number.
@@ -43,7 +51,7 @@ def draw_objects(
             of low confidence) are left out.
         skeletons: per class the pairs of 0-based keypoint indices that are connected.
     """
-    pixels = image
+    pixels = image = shown(image)
     if masks is not None and len(masks):
         pixels = image.astype(np.float32)
         for mask, label in zip(masks, labels):

@@ -13,6 +13,7 @@ from PIL import Image
 
 from detr_exp.metric.errors import KINDS, Judged
 from detr_exp.metric.suspects import Suspect
+from detr_exp.ops.draw import shown
 from detr_exp.runs.html import filled, jpeg_address
 from detr_exp.values import Values
 
@@ -65,7 +66,7 @@ def image_entry(
 
 def thumbnail(pixels: np.ndarray, most_bytes: float) -> str:
     """An image as a data address, as large as fits into so many bytes, but no larger than it is."""
-    image = Image.fromarray(pixels)
+    image = Image.fromarray(shown(pixels))
     address = ""
     for side in SIDES:
         if side >= 2 * max(image.size) and side != SIDES[-1]:

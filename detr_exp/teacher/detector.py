@@ -55,6 +55,7 @@ class DetectorTeacher:
         else:
             opened = detector.load(checkpoint, hardware=plain, allow_targets=allow_targets, weights=weights)
         self.network = frozen(opened.network)
+        self.channels = len(opened.network.pixel_mean)
         self.record = {"teacher": str(checkpoint), "sha256": digests(opened.path)["sha256"]}
         self.image_size: tuple[int, int] | None = opened.network.image_size
         self.classes, self.activation, self.threshold = opened.classes, opened.network.activation, threshold

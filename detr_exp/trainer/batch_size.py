@@ -184,7 +184,7 @@ def worst_case_batch(run: Run, network: Network, images: int, most_targets: int)
         image_extra={name: torch.from_numpy(values.copy()) for name, values in known.image_extra.items()},
     )
     return Batch(
-        images=torch.full((images, height, width, 3), 127, dtype=torch.uint8),
+        images=torch.full((images, height, width, len(network.pixel_mean)), 127, dtype=torch.uint8),
         targets=Targets.pack([target] * images),
         image_sizes=torch.tensor([[height, width]] * images),
         padding_mask=torch.zeros(images, height, width, dtype=torch.bool) if run.data.fit != STRETCH.name else None,

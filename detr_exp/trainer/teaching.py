@@ -218,6 +218,12 @@ def connected(
         )
     if isinstance(teacher, Keeping) and not of_maps:
         return Teaching(teacher, criterion, list(range(len(classes))), [], None, caching)
+    channels = getattr(teacher, "channels", 3)
+    if not isinstance(teacher, Keeping) and channels != len(network.pixel_mean):
+        raise ValueError(
+            f"the teacher {word} sees {channels} channels of an image, but data.channels is {len(network.pixel_mean)}; "
+            "choose one that was trained on the same: teacher.checkpoint=..., or none: teacher=none"
+        )
     if of_queries and not teacher.classes:
         raise ValueError(
             f"the teacher {word} detects nothing, but loss.terms.{of_queries[0]} needs detections; compare maps alone: "

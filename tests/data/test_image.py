@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from detr_exp.data.image import MAX_PIXELS, pixels_of, read_image, read_size
+from detr_exp.data.image import pixels_of, read_image, read_size
+from detr_exp.data.pixels import MAX_PIXELS
 
 ORIENTATION = 0x0112
 

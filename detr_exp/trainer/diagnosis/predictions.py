@@ -14,7 +14,7 @@ from detr_exp.metric.backend import CocoEvaluation
 from detr_exp.metric.charts import save_charts
 from detr_exp.ops.boxes import cxcywh_to_xyxy
 from detr_exp.ops.canvas import contents_of
-from detr_exp.ops.draw import draw_objects, sheet
+from detr_exp.ops.draw import draw_objects, sheet, shown
 from detr_exp.protocols import Labels
 from detr_exp.structures import Batch, Detections
 from detr_exp.trainer.state import Run
@@ -144,7 +144,7 @@ def _in_shape(pixels: Tensor, size: Tensor) -> Image.Image:
     height, width = size.tolist()
     scale = LONGEST_SIDE / max(height, width)
     shape = (max(1, round(width * scale)), max(1, round(height * scale)))
-    return Image.fromarray(pixels.cpu().numpy()).resize(shape, Image.Resampling.BILINEAR)
+    return Image.fromarray(shown(pixels.cpu().numpy())).resize(shape, Image.Resampling.BILINEAR)
 
 
 def _resized_masks(masks: Tensor, width: int, height: int) -> np.ndarray:
