@@ -75,14 +75,12 @@ def started(cfg: DictConfig, data: Labels | None = None, anew: Collection[str] |
     if "keypoint_counts" in arguments:
         extra["keypoint_counts"] = _keypoint_counts(cfg, data)
     from detr_exp import start
-    from detr_exp.model.construction import refuse_padding, refuse_wrong_size, set_channels, set_class_prior
+    from detr_exp.model.construction import settle
 
     found = start.find(cfg.model.weights)
     made: Network = _instantiated(start.for_weights(cfg) if found else cfg, "model", only=arguments, **extra)
-    refuse_wrong_size(made)
-    set_channels(made, OmegaConf.select(cfg, "data.channels") or 3)
-    refuse_padding(made, OmegaConf.select(cfg, "data.fit"))
-    set_class_prior(made, count, cfg.model.get("class_prior"))
+    channels, fit = (OmegaConf.select(cfg, f"data.{name}") for name in ("channels", "fit"))
+    settle(made, channels or 3, fit, count, cfg.model.get("class_prior"))
     if found is None:
         return made, ""
     classes = None if data is None else data.classes or None
@@ -166,7 +164,8 @@ def teaching(cfg: DictConfig, network: Network, losses: SetCriterion, data: Data
     settings = _settings(cfg, "teacher")
     extra = {"allow_targets": list(cfg.allow_targets)} if "allow_targets" in arguments_of(settings) else {}
     made = _instantiated(cfg, "teacher", settings.keys() - OF_CACHE, **extra)
-    return connected(made, network, data.classes, losses, Caching.of(settings, data.augment))
+    caching, fit = Caching.of(settings, data.augment), OmegaConf.select(cfg, "data.fit")
+    return connected(made, network, data.classes, losses, caching, fit)
 
 
 def trainer(cfg: DictConfig) -> Trainer:

@@ -124,6 +124,12 @@ class DataSet:
         self.augment, self.multi_scale, self.channels = augment, multi_scale, channels
         refuse_colours(augment, channels)
         self.fit, self.tiles = checked_fit(fit), tiles_of(tiles)
+        if self.fit == "short_side" and (self.tiles or multi_scale):
+            key = "tiles" if self.tiles else "multi_scale"
+            raise ValueError(
+                f"data.fit is short_side, which chooses the size of a batch by the shape of its images, and data.{key} "
+                f"chooses it otherwise; leave one out: data.{key}=null, or data.fit=letterbox"
+            )
         used = {"mosaic": augment.mosaic, "mixup": augment.mixup, "multi_scale": multi_scale}
         self.phases = Phases(stop_epoch, phases, [name for name, value in used.items() if not value])
         self.balance = Balance(repeat_threshold, keep_empty)
@@ -220,6 +226,8 @@ class DataSet:
         with_masks, with_keypoints = ("masks" in network.tasks, "keypoints" in network.tasks)
         height, width = network.image_size
         sizes = multi_scale_sizes(self.multi_scale if training else None, (height, width), network.stride)
+        fit = fit_of(self.fit, network)
+        canvases = [fit.canvas(part.size(i), (height, width)) for i in range(len(part))] if fit.buckets else None
         samples = Samples(
             split=part,
             class_map=self.class_map,
@@ -230,7 +238,7 @@ class DataSet:
             flip_order=self.keypoints.flip_order() if with_keypoints and self.keypoints else None,
             flippable=not with_keypoints or self.keypoints is None or self.keypoints.flippable,
             cache=self.cache if part is whole else None,
-            fit=fit_of(self.fit, network),
+            fit=fit,
             channels=self.channels,
             skip=self.on_error == "skip",
         )
@@ -245,11 +253,13 @@ class DataSet:
                 step_batches=step_batches,
                 phases=self.phases,
                 uses=self.balance.uses(part),
+                canvases=canvases,
                 rank=rank,
                 world_size=world_size,
             )
         else:
-            sampler = EvalSampler(owners, batch_size, (height, width), rank=rank, world_size=world_size)
+            ranks = {"rank": rank, "world_size": world_size}
+            sampler = EvalSampler(owners, batch_size, (height, width), canvases=canvases, **ranks)
         return self.loading.loader(samples, sampler)
 
     def refuse(self, split: str, network: Network) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -11,7 +12,9 @@ from torch import Tensor
 
 from detr_exp.ops.canvas import content_size, padding_mask
 
-FITS = ("stretch", "letterbox")
+FITS = ("stretch", "letterbox", "short_side")
+STEP = 1.2  # between the long sides of two buckets
+Size = tuple[int, int]
 
 
 @dataclass(frozen=True)
@@ -20,7 +23,8 @@ class Fit:
 
     Attributes:
         name: `stretch`: to the whole input, whatever its shape. `letterbox`: as large as it fits with its proportions,
-            in the top left corner; the rest is padding, which the network leaves out.
+            in the top left corner; the rest is padding, which the network leaves out. `short_side`: the same in an
+            input of about its proportions, one of `buckets`.
         fill: colour of the padding, a value for each channel. The mean colour of the network is zero after its
             normalisation, as is what its convolutions add beyond the border of an image, so that there is no edge where
             the padding begins.
@@ -28,6 +32,19 @@ class Fit:
 
     name: str = "stretch"
     fill: tuple[int, ...] = (0, 0, 0)
+    buckets: tuple[Size, ...] = ()
+
+    def canvas(self, size: Size, image_size: Size) -> Size:
+        """(height, width) of the input for an image of `size`, with a network whose usual input is `image_size`.
+
+        The smallest bucket in which its short side has full length; the longest one, if its long side fits in none.
+        """
+        if not self.buckets:
+            return image_size
+        axis = 1 if size[1] >= size[0] else 0  # of the long side
+        needed = self.buckets[0][0] * size[axis] / max(1, size[1 - axis])
+        fitting = sorted((one for one in self.buckets if one[axis] >= one[1 - axis]), key=lambda one: one[axis])
+        return next((one for one in fitting if one[axis] >= needed - 0.5), fitting[-1])
 
     @property
     def pads(self) -> bool:
@@ -48,6 +65,9 @@ STRETCH = Fit()
 class Coloured(Protocol):
     """What is needed of a network."""
 
+    image_size: Size
+    stride: int
+
     pixel_mean: Tensor  # of RGB in 0..1
 
 
@@ -60,7 +80,27 @@ def fit_of(name: str | None, network: Coloured) -> Fit:
     """
     if checked_fit(name) == STRETCH.name:
         return STRETCH
-    return Fit(checked_fit(name), tuple(round(255 * value) for value in network.pixel_mean.flatten().tolist()))
+    buckets = buckets_of(network.image_size, network.stride) if name == "short_side" else ()
+    return Fit(checked_fit(name), tuple(round(255 * value) for value in network.pixel_mean.flatten().tolist()), buckets)
+
+
+def buckets_of(image_size: Size, stride: int) -> tuple[Size, ...]:
+    """Sizes with the short side of `image_size`, and long sides from that to its long side, in both directions.
+
+    Raises:
+        ValueError: both sides are equal, so that there is one size only.
+    """
+    short, longest = sorted(image_size)
+    if short == longest:
+        raise ValueError(
+            f"data.fit is short_side and model.image_size is {list(image_size)}, which leaves one shape, that of a "
+            "letterbox; give the length of the short side and the most for the long one: "
+            f"model.image_size=[{short},{-(-short * 3 // 2 // stride) * stride}], or data.fit=letterbox"
+        )
+    count = max(2, 1 + round(math.log(longest / short) / math.log(STEP)))
+    lengths = (short * (longest / short) ** (i / (count - 1)) for i in range(count))
+    sides = sorted({round(length / stride) * stride for length in lengths} | {short, longest})
+    return tuple((short, side) for side in sides) + tuple((side, short) for side in sides[1:])
 
 
 def checked_fit(name: str | None) -> str:

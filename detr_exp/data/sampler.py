@@ -46,6 +46,8 @@ class TrainSampler:
             it is split into batches.
         phases: epochs in which `sizes` apply; in others every batch has `size`.
         uses: `[count]` how often an epoch uses each image on average (see `balance.Balance.uses`); None: once.
+        canvases: `[count]` the size for each image: the images of a step have one, as far as there are enough of them;
+            what is left has `size`. None: `size` or `sizes`.
         rank: of this process.
         world_size: processes that share the epoch.
     """
@@ -61,9 +63,11 @@ class TrainSampler:
         step_batches: int = 1,
         phases: Phases | None = None,
         uses: np.ndarray | None = None,
+        canvases: Sequence[tuple[int, int]] | None = None,
         rank: int = 0,
         world_size: int = 1,
     ) -> None:
+        self.canvases = canvases
         self.count, self.batch_size, self.seed = count, batch_size, seed
         self.step_batches = step_batches
         self.size, self.sizes = size, list(sizes) or [size]
@@ -84,12 +88,38 @@ class TrainSampler:
         self.start = batch
 
     def __iter__(self) -> Iterator[list[Key]]:
-        order = self._order().reshape(len(self), self.world_size, self.batch_size)[:, self.rank]
+        order, size_of = self._order(), self._sizes()
+        if self.canvases is not None:
+            order, size_of = self._by_shape(order, self.canvases)
+        order = order.reshape(len(self), self.world_size, self.batch_size)[:, self.rank]
+        for batch in range(self.start, len(self)):
+            yield [Key(self.epoch, image, *size_of[batch]) for image in order[batch].tolist()]
+
+    def _sizes(self) -> list[tuple[int, int]]:
+        """The size of each batch."""
         sizes = self.sizes if self.phases.has("multi_scale", self.epoch) else [self.size]
         which = np.random.default_rng((self.seed, _SIZE, self.epoch)).integers(len(sizes), size=len(self))
-        for batch in range(self.start, len(self)):
-            height, width = sizes[which[batch // self.step_batches]]
-            yield [Key(self.epoch, image, height, width) for image in order[batch].tolist()]
+        return [sizes[which[batch // self.step_batches]] for batch in range(len(self))]
+
+    def _by_shape(
+        self, order: np.ndarray, canvases: Sequence[tuple[int, int]]
+    ) -> tuple[np.ndarray, list[tuple[int, int]]]:
+        """The same images, those of a step of one size, and the size of each batch.
+
+        A step is complete with its last image in the shuffled order, so that the sizes of an epoch are mixed.
+        """
+        waiting: dict[tuple[int, int], list[int]] = {}
+        steps, sizes, step = list[int](), list[tuple[int, int]](), self.step_batches
+        for image in order.tolist():
+            alike = waiting.setdefault(canvases[image % self.count], [])
+            alike.append(image)
+            if len(alike) == step * self.batch_size * self.world_size:
+                steps += alike
+                sizes += [canvases[image % self.count]] * step
+                alike.clear()
+        left = set[int]().union(*waiting.values())
+        steps += [image for image in order.tolist() if image in left]
+        return np.array(steps, order.dtype), sizes + [self.size] * (len(self) - len(sizes))
 
     def _order(self) -> np.ndarray:
         """`[n]` the images of the epoch as `Key` counts them, for all ranks."""
@@ -110,22 +140,36 @@ class EvalSampler:
         owners: the number of the image of each item of the split, in order; a rank has all items of an image.
         batch_size: per rank; the last batch may be smaller.
         size: (height, width) of the output.
+        canvases: the size for each item: those of a batch have one; None: `size`.
         rank: of this process.
         world_size: processes that share the split.
     """
 
     def __init__(
-        self, owners: Sequence[int], batch_size: int, size: tuple[int, int], *, rank: int = 0, world_size: int = 1
+        self,
+        owners: Sequence[int],
+        batch_size: int,
+        size: tuple[int, int],
+        *,
+        canvases: Sequence[tuple[int, int]] | None = None,
+        rank: int = 0,
+        world_size: int = 1,
     ) -> None:
-        self.indices = [index for index, owner in enumerate(owners) if owner % world_size == rank]
-        self.batch_size, self.size = batch_size, size
+        indices = [index for index, owner in enumerate(owners) if owner % world_size == rank]
+        alike: dict[tuple[int, int], list[int]] = {}
+        for index in indices:
+            alike.setdefault(size if canvases is None else canvases[index], []).append(index)
+        self.batches = [
+            [Key(0, index, *shape) for index in those[first : first + batch_size]]
+            for shape, those in alike.items()
+            for first in range(0, len(those), batch_size)
+        ]
 
     def __len__(self) -> int:
-        return math.ceil(len(self.indices) / self.batch_size)
+        return len(self.batches)
 
     def __iter__(self) -> Iterator[list[Key]]:
-        for first in range(0, len(self.indices), self.batch_size):
-            yield [Key(0, index, *self.size) for index in self.indices[first : first + self.batch_size]]
+        return iter(self.batches)
 
 
 def multi_scale_sizes(rule: str | Sequence[int] | None, size: tuple[int, int], stride: int) -> list[tuple[int, int]]:

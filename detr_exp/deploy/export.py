@@ -93,11 +93,12 @@ def graphs(detector: Detector, settings: DictConfig) -> tuple[Graph, Graph]:
     if settings.sampling not in (None, "discrete"):
         raise ValueError(f"export.sampling is {settings.sampling!r}; use discrete, or null for that of the training")
     both = []
+    fit = detector.fit if not detector.fit.buckets else replace(detector.fit, name="letterbox", buckets=())  # one size
     for network in (copy.deepcopy(detector.network), copy.deepcopy(detector.network).deploy()):
         if settings.sampling == "discrete":
             sample_discretely(network)
         inside = {"preprocess": bool(settings.preprocess), "postprocess": bool(settings.postprocess)}
-        both.append(Graph(network, **inside, fit=detector.fit).eval())
+        both.append(Graph(network, **inside, fit=fit).eval())
     return both[0], both[1]
 
 
@@ -105,7 +106,7 @@ def description(detector: Detector, graph: Graph, settings: DictConfig) -> Value
     """Metadata of the file for other programs."""
     height, width = detector.network.image_size
     batch = settings.batch_size or "B"
-    fit = detector.fit
+    fit = graph.fit
     shape = "without keeping shape"
     if fit.pads:
         shape = (

@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 import torch
 from omegaconf import DictConfig
-from PIL import Image
 from torch import nn
 from torch.nn.modules.module import (
     register_module_buffer_registration_hook,
@@ -27,11 +26,11 @@ from detr_exp.config.stored import stored
 from detr_exp.config.targets import WrongArgumentsError
 from detr_exp.data.classes import KnownLabels
 from detr_exp.data.fit import Fit, fit_of
-from detr_exp.data.image import FIRST_FRAME, has_more_frames, pixels_of, read_image
 from detr_exp.data.keypoints import KeypointSchema
-from detr_exp.data.pixels import pixels_of_array
 from detr_exp.data.render import fitted
 from detr_exp.data.tiles import Tiles, tiles_of
+from detr_exp.inference.image_like import ImageLike
+from detr_exp.inference.image_like import as_image as as_image
 from detr_exp.inference.members import At, chosen
 from detr_exp.inference.tiled import in_tiles
 from detr_exp.model.adapter.slim import find_base, load_own_state, merge
@@ -50,7 +49,6 @@ from detr_exp.values import values_of
 
 log = logging.getLogger(__name__)
 ROOM, SMALL = 4, 1 << 22  # a network may have so many numbers for each one in its file, and so many in any case
-ImageLike = Image.Image | np.ndarray | torch.Tensor | str | Path | bytes
 
 
 @dataclass
@@ -150,8 +148,18 @@ class Detector:
         return [detections.above(lowest) for detections in finite]
 
     def _found(self, images: Sequence[np.ndarray]) -> list[Detections]:
-        """Detections of images `[H, W, 3]`, in one batch; those that are not finite among them."""
-        size = self.network.image_size
+        """Detections of images `[H, W, C]`, in one batch for each size of the input; those not finite among them."""
+        alike: dict[tuple[int, int], list[int]] = {}
+        for i, image in enumerate(images):
+            shape = image.shape[0], image.shape[1]
+            alike.setdefault(self.fit.canvas(shape, self.network.image_size), []).append(i)
+        found = [
+            pair for size, those in alike.items() for pair in zip(those, self._batch([images[i] for i in those], size))
+        ]
+        return [detections for _, detections in sorted(found, key=lambda pair: pair[0])]
+
+    def _batch(self, images: Sequence[np.ndarray], size: tuple[int, int]) -> list[Detections]:
+        """Detections of images, brought to one size of the network's input."""
         pixels = torch.from_numpy(np.stack([fitted(image, size, self.fit) for image in images]))
         sizes = [(image.shape[0], image.shape[1]) for image in images]
         image_sizes, mask = torch.tensor(sizes), self.fit.padding(sizes, size)
@@ -310,37 +318,6 @@ def of_this_version(path: Path) -> Iterator[None]:
             f"{path} was written by another version of detr_exp and does not fit this one "
             f"({' '.join(line.strip() for line in cause[:2])[:300]}); use the version that wrote it, or train again"
         ) from error
-
-
-def as_image(source: ImageLike, channels: int = 3) -> np.ndarray:
-    """`[H, W, channels]` uint8 (RGB), upright: the same for a file, its content, and an image opened from it.
-
-    Raises:
-        ValueError: it cannot be read, or is no image.
-    """
-    if isinstance(source, str | Path):
-        source = Path(source).expanduser()
-    if isinstance(source, Path | bytes | Image.Image):
-        is_open = isinstance(source, Image.Image)
-        pixels = pixels_of(source, channels) if is_open else read_image(source, channels=channels)
-        if has_more_frames(source, channels):
-            log.warning("%s: %s", source if isinstance(source, Path) else "an image in memory", FIRST_FRAME)
-        return pixels
-    if isinstance(source, np.ndarray):
-        return pixels_of_array(source, channels)
-    if not isinstance(source, torch.Tensor):
-        raise ValueError(
-            f"a {type(source).__name__} is no image; give a path, the content of a file as bytes, a PIL image, an "
-            "array or a tensor"
-        )
-    if source.ndim not in (2, 3) or (source.ndim == 3 and source.shape[0] not in (1, 3, 4, channels)):
-        raise ValueError(
-            f"a tensor {list(source.shape)} of {source.dtype} is no image; give [{channels}, H, W], uint8 or float in "
-            "0..1"
-        )
-    values = source.detach().cpu()
-    values = values.float() if values.is_floating_point() else values
-    return pixels_of_array((values.permute(1, 2, 0) if values.ndim == 3 else values).numpy(), channels)
 
 
 def _hardware_of(config: Stored) -> Stored:

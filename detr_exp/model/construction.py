@@ -11,6 +11,24 @@ from detr_exp.data.fit import STRETCH, checked_fit
 from detr_exp.protocols import Attending, Network
 
 
+def settle(network: Network, channels: int, fit: str | None, num_classes: int, prior: float | str | None) -> None:
+    """Adapt a new network to its data.
+
+    Args:
+        network: to adapt, in place.
+        channels: of the images.
+        fit: of images to its input.
+        num_classes, prior: see `set_class_prior`.
+
+    Raises:
+        ValueError: they do not fit each other.
+    """
+    refuse_wrong_size(network)
+    set_channels(network, channels)
+    refuse_padding(network, fit)
+    set_class_prior(network, num_classes, prior)
+
+
 def refuse_wrong_size(network: Network) -> None:
     """Refuse image sizes that are not multiples of the stride of the network.
 

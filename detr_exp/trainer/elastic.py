@@ -137,6 +137,11 @@ class ElasticTraining:
                 f"data.multi_scale is {data.multi_scale}, and trainer.elastic.image_size is {list(self.image_size)}; "
                 "one of them chooses the sizes: data.multi_scale=null, or trainer.elastic.image_size=[1.0]"
             )
+        if data.fit == "short_side" and image_sizes != [None]:
+            raise ValueError(
+                f"data.fit is short_side, and trainer.elastic.image_size is {list(self.image_size)}; one of them "
+                "chooses the sizes: data.fit=letterbox, or trainer.elastic.image_size=[1.0]"
+            )
         made = Members(
             layers=_numbers(self.layers, network.most_layers),
             queries=_numbers(self.queries, own.queries),

@@ -193,7 +193,12 @@ class Teaching:
 
 
 def connected(
-    teacher: Teacher, network: Network, classes: Sequence[str], criterion: SetCriterion, caching: Caching
+    teacher: Teacher,
+    network: Network,
+    classes: Sequence[str],
+    criterion: SetCriterion,
+    caching: Caching,
+    fit: str | None = None,
 ) -> Teaching:
     """Connect a teacher with the network that it teaches.
 
@@ -203,6 +208,7 @@ def connected(
         classes: names of the network's classes.
         criterion: of the training.
         caching: of what the teacher makes of images.
+        fit: of images to the network's input.
 
     Raises:
         ValueError: the losses compare what one of both has not, or the teacher lacks a class.
@@ -218,6 +224,11 @@ def connected(
         )
     if isinstance(teacher, Keeping) and not of_maps:
         return Teaching(teacher, criterion, list(range(len(classes))), [], None, caching)
+    if fit == "short_side" and teacher.image_size is not None:
+        raise ValueError(
+            f"the teacher {word} sees images of {list(teacher.image_size)}, but data.fit=short_side makes batches of "
+            "several shapes; use data.fit=letterbox, or teacher=none"
+        )
     channels = getattr(teacher, "channels", 3)
     if not isinstance(teacher, Keeping) and channels != len(network.pixel_mean):
         raise ValueError(

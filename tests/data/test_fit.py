@@ -12,7 +12,7 @@ import torch
 from detr_exp.data.augment import Augment, plain, planned
 from detr_exp.data.collate import Sample, collate
 from detr_exp.data.content import Objects
-from detr_exp.data.fit import STRETCH, Fit, fit_of
+from detr_exp.data.fit import STRETCH, Fit, buckets_of, fit_of
 from detr_exp.data.loader import _operated
 from detr_exp.data.render import fitted, layer, render, target_of
 from detr_exp.ops.boxes import cxcywh_to_xyxy
@@ -171,3 +171,34 @@ def test_operations_change_the_image_and_not_its_padding():
     torch.testing.assert_close(found.boxes, expected.boxes, atol=1e-5, rtol=0)
     torch.testing.assert_close(found.keypoints, expected.keypoints, atol=1e-5, rtol=0)
     assert (found.masks == expected.masks).float().mean() > 0.98
+
+
+BUCKETS = Fit("short_side", (0, 0, 0), buckets_of((64, 128), 16))
+
+
+def test_buckets_are_between_both_sides_and_in_both_directions():
+    wide = ((64, 64), (64, 80), (64, 96), (64, 112), (64, 128))
+    assert set(BUCKETS.buckets) == {*wide, *((width, height) for height, width in wide)}
+    assert buckets_of((128, 64), 16) == BUCKETS.buckets
+    with pytest.raises(ValueError, match=r"one shape, that of a letterbox.*model\.image_size=\[64,96\]"):
+        buckets_of((64, 64), 32)
+
+
+@pytest.mark.parametrize(
+    "size", [(100, 100), (100, 130), (130, 100), (480, 640), (640, 426), (30, 60), (333, 500), (99, 1)]
+)
+def test_the_short_side_has_its_length_and_little_is_padded(size):
+    """Where the long side fits; and as of a letterbox otherwise."""
+    canvas = BUCKETS.canvas(size, (64, 128))
+    content = BUCKETS.content(size, canvas)
+    assert canvas in BUCKETS.buckets
+    assert (size[0] > size[1]) <= (canvas[0] >= canvas[1])
+    if max(size) / min(size) <= 2:
+        assert min(content) == 64
+        assert max(canvas) - max(content) < 16, "no smaller bucket would do"
+    else:
+        assert max(content) == 128
+
+
+def test_without_buckets_the_input_is_that_of_the_network():
+    assert Fit("letterbox").canvas((3, 5), (64, 128)) == (64, 128)

@@ -148,3 +148,50 @@ def test_sides_keep_their_proportion():
 def test_sizes_that_do_not_fit_are_refused(rule, size, message):
     with pytest.raises(ValueError, match=message):
         multi_scale_sizes(rule, size, 32)
+
+
+CANVASES = [SIZES[i % 3] for i in (0, 1, 0, 0, 1, 2, 0, 1, 1, 0, 0, 1, 0)] * 4
+
+
+@pytest.mark.parametrize("step_batches", [1, 2])
+def test_batches_have_images_of_one_shape_and_every_image_is_used_once(step_batches):
+    def sampler(**settings):
+        return TrainSampler(len(CANVASES), 2, 0, (64, 128), step_batches=step_batches, canvases=CANVASES, **settings)
+
+    usual = TrainSampler(len(CANVASES), 2, 0, (64, 128))
+    whole = list(sampler())
+    assert len(whole) == len(sampler()) == len(usual)
+    assert sorted(key.image for batch in whole for key in batch) == list(range(len(CANVASES)))
+    shapes = [{(key.height, key.width) for key in batch} for batch in whole]
+    assert all(len(shape) == 1 for shape in shapes)
+    own = [batch for batch in whole if all((key.height, key.width) == CANVASES[key.image] for key in batch)]
+    assert len(own) >= len(whole) - 3 * step_batches, "what is left of three shapes has the size of the network"
+    assert all(shapes[i] == shapes[i + 1] for i in range(0, len(shapes) - 1, step_batches) if step_batches == 2)
+    order = [min(shape) for shape in shapes]
+    assert order != sorted(order), "shapes are mixed"
+    resumed = sampler()
+    resumed.set_start(7)
+    assert list(resumed) == whole[7:]
+    shuffled = sampler()
+    shuffled.set_epoch(1)
+    assert list(shuffled) != whole
+
+
+def test_ranks_share_the_steps_of_one_shape():
+    def batches(batch_size, rank, world_size):
+        return list(
+            TrainSampler(
+                *(len(CANVASES), batch_size, 0, (64, 128)), canvases=CANVASES, rank=rank, world_size=world_size
+            )
+        )
+
+    alone, ranks = batches(4, 0, 1), [batches(2, rank, 2) for rank in range(2)]
+    assert [first + second for first, second in zip(*ranks)] == alone
+
+
+def test_evaluation_batches_have_one_shape_and_every_image_once():
+    sampler = EvalSampler(range(len(CANVASES)), 4, (64, 128), canvases=CANVASES)
+    batches = list(sampler)
+    assert len(batches) == len(sampler)
+    assert sorted(key.image for batch in batches for key in batch) == list(range(len(CANVASES)))
+    assert all((key.height, key.width) == CANVASES[key.image] for batch in batches for key in batch)
