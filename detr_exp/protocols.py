@@ -229,6 +229,21 @@ class Operation(Protocol):
         """
 
 
+@runtime_checkable
+class Combining(Protocol):
+    """An operation that puts parts of another training image into this one."""
+
+    takes_another: bool
+
+    def is_due(self, rng: np.random.Generator) -> bool:
+        """Whether this image is changed; only then another one is read."""
+
+    def __call__(
+        self, rng: np.random.Generator, image: np.ndarray, target: Target, other: np.ndarray, objects: Target, /
+    ) -> tuple[np.ndarray, Target]:
+        """As of `Operation`, with another image of this size and its objects, with masks where there are outlines."""
+
+
 class Metric(Protocol):
     """An evaluator that holds the ground truth of a split."""
 

@@ -10,16 +10,16 @@ rendered image and its objects, and returns both.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 
 import numpy as np
 
 from detr_exp.data.colour import Colour
 from detr_exp.data.fit import STRETCH, Fit
-from detr_exp.protocols import Operation
-from detr_exp.structures import Target, leaves
+from detr_exp.data.operations import refuse_spoiled
+from detr_exp.protocols import Combining, Operation
+from detr_exp.structures import Target
 
 # Random IoU crop (Liu et al. 2016, SSD): relative sides, aspect ratio, least overlap with some box, tries per overlap.
 CROP_SCALE = (0.3, 1.0)
@@ -109,7 +109,7 @@ class Augment:
         mosaic: float = 0.0,
         mixup: float = 0.0,
         least_side: float = LEAST_SIDE,
-        operations: Sequence[Operation] | None = None,
+        operations: Sequence[Operation | Combining] | None = None,
     ) -> None:
         chances = {
             "photometric": photometric,
@@ -217,34 +217,34 @@ class Augment:
         mirrored, upended = (flips & flippable).tolist()
         return planned(size, boxes_xyxy, out, view, centred, mirrored, upended, colour, tile, fit, self.least_side)
 
-    def operated(self, rng: np.random.Generator, image: np.ndarray, target: Target) -> tuple[np.ndarray, Target]:
-        """Apply the user-defined operations to an image `[H, W, 3]` uint8 and its objects.
+    def operated(
+        self,
+        rng: np.random.Generator,
+        image: np.ndarray,
+        target: Target,
+        another: Callable[[], tuple[np.ndarray, Target]] | None = None,
+    ) -> tuple[np.ndarray, Target]:
+        """Apply the user-defined operations to an image `[H, W, C]` uint8 and its objects.
+
+        Args:
+            rng: decides everything.
+            image, target: to change.
+            another: gives another image of this size with its objects; None: there is none.
 
         Raises:
             ValueError: an operation returns something that cannot be batched.
         """
         for operation in self.operations:
             shape, annotated = image.shape, target.annotated
-            image, target = operation(rng, image, target)
-            _refuse_spoiled(operation, shape, image, target)
+            if isinstance(operation, Combining):
+                if another is None or not operation.is_due(rng):
+                    continue
+                image, target = operation(rng, image, target, *another())
+            else:
+                image, target = operation(rng, image, target)
+            refuse_spoiled(operation, shape, image, target)
             target.annotated = annotated  # an operation may make a new target
         return image, target
-
-
-def _refuse_spoiled(operation: Operation, shape: tuple[int, ...], image: np.ndarray, target: Target) -> None:
-    objects = (target.labels, target.boxes, target.masks, target.keypoints, target.extra)
-    rows = [len(tensor) for tensor in leaves(list(objects))]
-    wrong = None
-    if not isinstance(image, np.ndarray) or image.dtype != np.uint8 or image.shape != shape:
-        wrong = "another kind of image; it has to keep its size and type"
-    elif min(rows) != max(rows):
-        wrong = f"{', '.join(map(str, rows))} rows of labels, boxes ...; Target.kept drops objects from all of them"
-    elif not bool(target.boxes.isfinite().all()) or bool((target.boxes[:, 2:] <= 0).any()):
-        wrong = "boxes without area or that are not finite; leave these objects out, target.kept(...)"
-    if wrong is not None:
-        made_of = operation.func if isinstance(operation, partial) else operation
-        name = getattr(made_of, "__qualname__", type(operation).__qualname__)
-        raise ValueError(f"data.augment.operations: {name} gives back {wrong}")
 
 
 def plain(size: tuple[int, int], boxes_xyxy: np.ndarray, out: tuple[int, int], fit: Fit = STRETCH) -> Plan:

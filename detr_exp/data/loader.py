@@ -6,7 +6,7 @@ import errno
 import os
 import signal
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from multiprocessing.queues import Queue
@@ -243,8 +243,18 @@ class Samples(Dataset[Sample]):
         target = together(targets)
         image_id, content = self.split.image_ids[first], self._content(plans)
         if strong and augment.operations:
-            image, target = _operated(augment, rng, image, target, content or out)
+            another = partial(self._another, augment, rng, content or out)
+            image, target = _operated(augment, rng, image, target, content or out, another)
         return Sample(_tensor(image), target, self.split.size(first), image_id, content)
+
+    def _another(self, augment: Augment, rng: np.random.Generator, out: tuple[int, int]) -> tuple[np.ndarray, Target]:
+        """A random image of this size, augmented, with the masks of its objects where there are outlines."""
+        index = int(rng.integers(len(self.split)))
+        size, objects = self.split.size(index), self.split.objects(index)
+        plan = augment.plan(rng, size, objects.boxes_xyxy, out, flippable=self.flippable, fit=self.fit)
+        labels = self.class_map.labels(objects.categories)
+        target = target_of(plan, objects, labels, with_masks=self.split.has_masks, flip_order=self.flip_order)
+        return layer([(plan, self.image(index, needed(plan)))], self.fit), target
 
     def _content(self, layers: Sequence[Sequence[Plan]]) -> tuple[int, int] | None:
         """(height, width) of all that is seen; a mosaic fills its output, a mix is as large as the larger image."""
@@ -255,14 +265,19 @@ class Samples(Dataset[Sample]):
 
 
 def _operated(
-    augment: Augment, rng: np.random.Generator, image: np.ndarray, target: Target, content: tuple[int, int]
+    augment: Augment,
+    rng: np.random.Generator,
+    image: np.ndarray,
+    target: Target,
+    content: tuple[int, int],
+    another: Callable[[], tuple[np.ndarray, Target]],
 ) -> tuple[np.ndarray, Target]:
     """Apply the user-defined operations to what lies on the canvas: padding stays where it is."""
     canvas, (height, width) = (image.shape[0], image.shape[1]), content
     if content == canvas:
-        return augment.operated(rng, image, target)
+        return augment.operated(rng, image, target, another)
     seen, inner = np.ascontiguousarray(image[:height, :width]), on_canvas(target, canvas, content)
-    changed, inner = augment.operated(rng, seen, inner)
+    changed, inner = augment.operated(rng, seen, inner, another)
     image = image.copy()
     image[:height, :width] = changed
     return image, on_canvas(inner, content, canvas)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import ClassVar
 
 import cv2
@@ -18,7 +19,8 @@ import numpy as np
 import torch
 
 from detr_exp.ops.boxes import cxcywh_to_xyxy, xyxy_to_cxcywh
-from detr_exp.structures import Target
+from detr_exp.protocols import Combining, Operation
+from detr_exp.structures import Target, leaves
 
 LEAST_VISIBLE = 0.3  # of a box: an object of which less is left is dropped
 
@@ -31,7 +33,7 @@ class Grey:
     of_colours: ClassVar[bool] = True  # for images of three channels
 
     def __post_init__(self) -> None:
-        _refuse_chance(self, self.chance)
+        refuse_chance(self, self.chance)
 
     def __call__(self, rng: np.random.Generator, image: np.ndarray, target: Target) -> tuple[np.ndarray, Target]:
         if rng.random() >= self.chance:
@@ -48,7 +50,7 @@ class Jpeg:
     of_colours: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        _refuse_chance(self, self.chance)
+        refuse_chance(self, self.chance)
         _refuse_range(self, "quality", self.quality, 1, 100)
 
     def __call__(self, rng: np.random.Generator, image: np.ndarray, target: Target) -> tuple[np.ndarray, Target]:
@@ -67,7 +69,7 @@ class Blur:
     sigma: Sequence[float] = (0.5, 2.0)
 
     def __post_init__(self) -> None:
-        _refuse_chance(self, self.chance)
+        refuse_chance(self, self.chance)
         _refuse_range(self, "sigma", self.sigma, 0.1, 50)
 
     def __call__(self, rng: np.random.Generator, image: np.ndarray, target: Target) -> tuple[np.ndarray, Target]:
@@ -93,7 +95,7 @@ class Cutout:
     side: Sequence[float] = (0.1, 0.3)
 
     def __post_init__(self) -> None:
-        _refuse_chance(self, self.chance)
+        refuse_chance(self, self.chance)
         _refuse_range(self, "side", self.side, 0.0, 1.0)
         if self.count < 1:
             raise ValueError(f"Cutout has count {self.count}; it is a number of rectangles: count: 2")
@@ -107,16 +109,7 @@ class Cutout:
             across, down = (rng.uniform(self.side[0], self.side[1], 2) * (width, height)).astype(int)
             left, top = int(rng.integers(width - across + 1)), int(rng.integers(height - down + 1))
             hidden[top : top + down, left : left + across] = True
-        keypoints = target.keypoints
-        if keypoints is not None:
-            columns, rows = ((keypoints[..., i] * side).long() for i, side in enumerate((width, height)))
-            behind = torch.from_numpy(hidden)[rows.clamp(0, height - 1), columns.clamp(0, width - 1)]
-            keypoints = keypoints.clone()
-            keypoints[..., 2] = torch.where(behind, keypoints[..., 2].clamp(max=1), keypoints[..., 2])
-        masks = None if target.masks is None else target.masks & ~torch.from_numpy(hidden)
-        seen = torch.tensor([_share_seen(hidden, box) for box in cxcywh_to_xyxy(target.boxes).tolist()])
-        changed = replace(target, masks=masks, keypoints=keypoints).kept(seen.reshape(-1) >= LEAST_VISIBLE)
-        return np.where(hidden[..., None], np.uint8(0), image), changed
+        return np.where(hidden[..., None], np.uint8(0), image), hidden_behind(target, hidden)
 
 
 @dataclass(frozen=True)
@@ -136,7 +129,7 @@ class Affine:
     shear: float = 0.0
 
     def __post_init__(self) -> None:
-        _refuse_chance(self, self.chance)
+        refuse_chance(self, self.chance)
         if not 0 <= self.degrees <= 180 or not 0 <= self.shear <= 60:
             raise ValueError(
                 f"Affine has degrees {self.degrees} and shear {self.shear}; they are angles, from 0 to 180 and from 0 "
@@ -149,6 +142,25 @@ class Affine:
         angle, lean = np.deg2rad(rng.uniform(-1, 1, 2) * (self.degrees, self.shear))
         turn = np.array([[math.cos(angle), -math.sin(angle)], [math.sin(angle), math.cos(angle)]])
         return moved(image, target, turn @ np.array([[1, math.tan(lean)], [0, 1]]))
+
+
+def hidden_behind(target: Target, hidden: np.ndarray) -> Target:
+    """The objects of an image behind something that hides a part of it.
+
+    Args:
+        target: the objects.
+        hidden: `[H, W]` bool.
+    """
+    height, width = hidden.shape
+    keypoints = target.keypoints
+    if keypoints is not None:
+        columns, rows = ((keypoints[..., i] * side).long() for i, side in enumerate((width, height)))
+        behind = torch.from_numpy(hidden)[rows.clamp(0, height - 1), columns.clamp(0, width - 1)]
+        keypoints = keypoints.clone()
+        keypoints[..., 2] = torch.where(behind, keypoints[..., 2].clamp(max=1), keypoints[..., 2])
+    masks = None if target.masks is None else target.masks & ~torch.from_numpy(hidden)
+    seen = torch.tensor([_share_seen(hidden, box) for box in cxcywh_to_xyxy(target.boxes).tolist()])
+    return replace(target, masks=masks, keypoints=keypoints).kept(seen.reshape(-1) >= LEAST_VISIBLE)
 
 
 def moved(image: np.ndarray, target: Target, matrix: np.ndarray) -> tuple[np.ndarray, Target]:
@@ -200,7 +212,7 @@ def _share_seen(hidden: np.ndarray, box: Sequence[float]) -> float:
     return 1.0 - float(hidden[top : max(bottom, top + 1), left : max(right, left + 1)].mean())
 
 
-def _refuse_chance(operation: object, chance: float) -> None:
+def refuse_chance(operation: object, chance: float) -> None:
     if not 0 <= chance <= 1:
         raise ValueError(
             f"{type(operation).__name__} has chance {chance}; it is the probability for an image, from 0 to 1: "
@@ -214,3 +226,19 @@ def _refuse_range(operation: object, name: str, values: Sequence[float], low: fl
             f"{type(operation).__name__} has {name} {list(values)}; it is a lowest and a highest value, from {low} to "
             f"{high}: {name}: [{low}, {high}]"
         )
+
+
+def refuse_spoiled(operation: Operation | Combining, shape: tuple[int, ...], image: np.ndarray, target: Target) -> None:
+    objects = (target.labels, target.boxes, target.masks, target.keypoints, target.extra)
+    rows = [len(tensor) for tensor in leaves(list(objects))]
+    wrong = None
+    if not isinstance(image, np.ndarray) or image.dtype != np.uint8 or image.shape != shape:
+        wrong = "another kind of image; it has to keep its size and type"
+    elif min(rows) != max(rows):
+        wrong = f"{', '.join(map(str, rows))} rows of labels, boxes ...; Target.kept drops objects from all of them"
+    elif not bool(target.boxes.isfinite().all()) or bool((target.boxes[:, 2:] <= 0).any()):
+        wrong = "boxes without area or that are not finite; leave these objects out, target.kept(...)"
+    if wrong is not None:
+        made_of = operation.func if isinstance(operation, partial) else operation
+        name = getattr(made_of, "__qualname__", type(operation).__qualname__)
+        raise ValueError(f"data.augment.operations: {name} gives back {wrong}")
