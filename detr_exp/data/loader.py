@@ -270,7 +270,7 @@ def _operated(
     image: np.ndarray,
     target: Target,
     content: tuple[int, int],
-    another: Callable[[], tuple[np.ndarray, Target]],
+    another: Callable[[], tuple[np.ndarray, Target]] | None = None,
 ) -> tuple[np.ndarray, Target]:
     """Apply the user-defined operations to what lies on the canvas: padding stays where it is."""
     canvas, (height, width) = (image.shape[0], image.shape[1]), content

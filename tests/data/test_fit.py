@@ -144,7 +144,9 @@ def test_the_fill_is_what_the_network_sees_as_zero():
 
 
 def test_another_name_is_refused():
-    with pytest.raises(ValueError, match=r"data\.fit is 'pad'; use one of stretch, letterbox, short_side: data\.fit=letterbox"):
+    with pytest.raises(
+        ValueError, match=r"data\.fit is 'pad'; use one of stretch, letterbox, short_side: data\.fit=letterbox"
+    ):
         fit_of("pad", SimpleNamespace())
 
 

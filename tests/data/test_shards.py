@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
+import os
 import pickle
+import subprocess
+import sys
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
+import psutil
 import pytest
 import torch
 from PIL import Image
@@ -202,3 +208,58 @@ def test_an_image_that_is_gone_is_named(files, tmp_path) -> None:
 def test_places_cross_processes() -> None:
     place = pickle.loads(pickle.dumps(Place("memory://x/y/")))
     assert (place.root, place.is_remote) == ("memory://x/y", True)
+
+
+# -------------------------------------------------------------------------------------- killed in the middle of a shard
+
+SCRIPT = Path(__file__).parents[2] / "scripts" / "kill_and_resume.py"
+TRAINING = (
+    *("trainer/hardware=cpu", "trainer.hardware.amp=null", "trainer.hardware.products=torch", "tracker=none"),
+    *("trainer.epochs=2", "trainer.batch_size=1", "trainer.deterministic=true", "trainer.checkpoint_every_steps=2"),
+    *("trainer.log_every_steps=1", "trainer.num_pictures=0", "trainer.resume=auto", "trainer.hardware.threads=1"),
+    *("trainer.progress_bar=none", "model.image_size=[64,64]", "model.num_queries=20", "model.num_layers=1"),
+)
+
+
+def train_until(step: int | None, folder: Path, words: tuple[str, ...]) -> None:
+    """Train; with a step, kill the training and all of its processes by SIGKILL when it has logged that step."""
+    call = [sys.executable, "-m", "detr_exp.train", *TRAINING, *words, f"hydra.run.dir={folder}"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    log = folder.with_suffix(".log")
+    with open(log, "a") as out:
+        process = psutil.Popen(call, stdout=out, stderr=subprocess.STDOUT, env=environment)
+    metrics = folder / "metrics.jsonl"
+    while step is not None and process.poll() is None:
+        lines = metrics.read_text().splitlines() if metrics.exists() else []
+        if any(json.loads(line).get("step", 0) >= step for line in lines if line.endswith("}")):
+            for one in [process, *process.children(recursive=True)]:
+                one.kill()
+        time.sleep(0.02)
+    status = process.wait()
+    assert (status == 0) == (step is None), log.read_text()[-2000:]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "words",
+    [("data.num_workers=0",), ("data.num_workers=2",), ("data.num_workers=0", "trainer.hardware.devices=2")],
+    ids=["no workers", "two workers", "two ranks"],
+)
+def test_a_training_killed_in_the_middle_of_a_shard_ends_with_the_same_bits(files, tmp_path, words) -> None:
+    spec = importlib.util.spec_from_file_location("kill_and_resume", SCRIPT)
+    script = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+    words = ("data=shards", f"data.root={written(files, tmp_path / 'shards', megabytes=0.2)}", *words)
+    shards = sorted((tmp_path / "shards").glob("train-*.tar"))
+    assert 1 < len(shards) < COUNT // 2, "several images in each"
+    train_until(None, tmp_path / "undisturbed", words)
+    train_until(3, tmp_path / "killed", words)
+    assert newest_checkpoint(tmp_path / "killed")["batch"] > 0, "in the middle of an epoch"
+    train_until(None, tmp_path / "killed", words)
+    assert script.compare(tmp_path / "undisturbed", tmp_path / "killed") == []
+
+
+def newest_checkpoint(folder: Path) -> dict:
+    from detr_exp.trainer.checkpoint import NEWEST, load
+
+    return load(folder / NEWEST)

@@ -1,7 +1,8 @@
-"""Files of MLflow in S3 (moto's server stands for it), through a real `mlflow server` and without one."""
+"""Files of MLflow in S3 (moto's server stands for it), through a real `mlflow server` and without one; and shards there."""
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -164,3 +165,54 @@ def test_an_outage_of_s3_costs_no_metric_and_files_are_sent_later(
     assert stored("/late.pth") == [b"weights"]
     assert client.get_run(run.info.run_id).info.status == "FINISHED"
     assert [metric.value for metric in client.get_metric_history(run.info.run_id, "a")] == [1.0]
+
+
+def test_shards_are_read_from_s3(
+    s3: Daemon, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, absent: Callable[[str], NoReturn]
+) -> None:
+    """The same samples as from the folder, in the process and in two workers; a shard that is lost is named."""
+    try:
+        import s3fs  # noqa: F401
+    except ImportError:
+        absent("s3fs is not installed (pip install 'detr_exp[engines]')")
+    import numpy as np
+    import torch
+    from PIL import Image
+
+    from detr_exp import build, shard
+
+    monkeypatch.setenv("AWS_ENDPOINT_URL", os.environ["MLFLOW_S3_ENDPOINT_URL"])
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    files, shards = tmp_path / "files", tmp_path / "shards"
+    for split, count in (("train", 12), ("valid", 2)):
+        (files / split).mkdir(parents=True)
+        noise = np.random.default_rng(count).integers(0, 256, (count, 60, 80, 3)).astype(np.uint8)
+        for i, pixels in enumerate(noise):
+            Image.fromarray(pixels).save(files / split / f"{i}.jpg")
+        content = {
+            "images": [{"id": i, "file_name": f"{i}.jpg", "height": 60, "width": 80} for i in range(count)],
+            "annotations": [{"id": i, "image_id": i, "category_id": 1, "bbox": [8, 9, 30, 20]} for i in range(count)],
+            "categories": [{"id": 1, "name": "a"}],
+        }
+        (files / split / "_annotations.coco.json").write_text(json.dumps(content))
+    words = [f"data.root={files}", f"out={shards}", "megabytes=0.02"]
+    shard.shard(build.compose(words, config_name="shard"))
+    for path in shards.iterdir():
+        client().upload_file(str(path), "bucket", f"set/{path.name}")
+
+    class Canvas:
+        image_size, stride, tasks = (64, 64), 1, ("boxes",)
+
+    def batches(root: str, workers: int) -> list[torch.Tensor]:
+        data = build.data(build.compose(["data=shards", f"data.root={root}", f"data.num_workers={workers}"]))
+        data.check(["train", "val"])
+        loader = data.loader("train", network=Canvas, batch_size=4, seed=0, training=True)
+        return [batch.images for batch in loader]
+
+    local = batches(str(shards), 0)
+    assert len(local) == 3
+    for workers in (0, 2):
+        assert all(map(torch.equal, local, batches("s3://bucket/set", workers)))
+    client().delete_object(Bucket="bucket", Key="set/train-00001.tar")
+    with pytest.raises(ValueError, match=r"train-00001\.tar is lost"):
+        batches("s3://bucket/set", 0)
