@@ -1,4 +1,4 @@
-"""Files of MLflow in S3 (moto's server stands for it), through a real `mlflow server` and without one; and shards there."""
+"""Files of MLflow in S3 (moto's server stands for it), by a real `mlflow server` and without one; and shards."""
 
 from __future__ import annotations
 
