@@ -200,6 +200,7 @@ def run(cfg: DictConfig, output_dir: Path, *, identity: str = "", resume_from: P
         ValueError: parts do not fit together; nothing was trained.
     """
     from detr_exp import start
+    from detr_exp.data.tiles import with_tiles
     from detr_exp.loss.criterion import SetCriterion
     from detr_exp.trainer.batch_size import num_overfit_images
     from detr_exp.trainer.state import Run
@@ -231,7 +232,7 @@ def run(cfg: DictConfig, output_dir: Path, *, identity: str = "", resume_from: P
         make_schedule=make_schedule,
         make_metric=metric(cfg, data_set, made),
         tracker=_instantiated(cfg, "tracker"),
-        config=plain(cfg),
+        config=with_tiles(plain(cfg), data_set.tiles_for(made)),
         output_dir=output_dir,
         seed=cfg.seed,
         identity=identity,

@@ -23,7 +23,7 @@ from detr_exp.data.checks import check_splits
 from detr_exp.data.classes import ClassMap
 from detr_exp.data.collate import Sample
 from detr_exp.data.content import SPLITS, Source, Split
-from detr_exp.data.fit import checked_fit, fit_of
+from detr_exp.data.fit import checked_fit, fit_of, refuse_other_sizes
 from detr_exp.data.halves import halves_of
 from detr_exp.data.keypoints import FlipPairs, KeypointSchema, mirror_remarks, schema
 from detr_exp.data.loader import Loading, Samples
@@ -33,7 +33,7 @@ from detr_exp.data.problems import DataError, listed
 from detr_exp.data.sampler import EvalSampler, TrainSampler, multi_scale_sizes
 from detr_exp.data.splits import HELD_OUT
 from detr_exp.data.table import flat
-from detr_exp.data.tiles import TiledSplit, tiles_of
+from detr_exp.data.tiles import AUTO, TiledSplit, Tiles, tiles_for, tiles_of
 from detr_exp.protocols import missing
 
 log = logging.getLogger(__name__)
@@ -95,7 +95,7 @@ class DataSet:
         augment: Augment,
         channels: int = 3,
         fit: str | None = None,
-        tiles: Mapping[str, Any] | None = None,
+        tiles: Mapping[str, Any] | str | None = None,
         multi_scale: str | Sequence[int] | None = None,
         stop_epoch: int | None = None,
         phases: Mapping[str, Sequence[int | None] | None] | None = None,
@@ -123,13 +123,8 @@ class DataSet:
         )
         self.augment, self.multi_scale, self.channels = augment, multi_scale, channels
         refuse_colours(augment, channels)
-        self.fit, self.tiles = checked_fit(fit), tiles_of(tiles)
-        if self.fit == "short_side" and (self.tiles or multi_scale):
-            key = "tiles" if self.tiles else "multi_scale"
-            raise ValueError(
-                f"data.fit is short_side, which chooses the size of a batch by the shape of its images, and data.{key} "
-                f"chooses it otherwise; leave one out: data.{key}=null, or data.fit=letterbox"
-            )
+        self.fit, self.tiles = checked_fit(fit), tiles if tiles == AUTO else tiles_of(tiles)
+        refuse_other_sizes(self.fit, tiles=self.tiles, multi_scale=multi_scale)
         used = {"mosaic": augment.mosaic, "mixup": augment.mixup, "multi_scale": multi_scale}
         self.phases = Phases(stop_epoch, phases, [name for name, value in used.items() if not value])
         self.balance = Balance(repeat_threshold, keep_empty)
@@ -221,7 +216,8 @@ class DataSet:
         """
         self.refuse(split, network)
         whole = self.split(split)
-        part: Split = whole if self.tiles is None else TiledSplit(whole, self.tiles, self.cache)
+        tiles = self.tiles_for(network)
+        part: Split = whole if tiles is None else TiledSplit(whole, tiles, self.cache)
         owners = part.owners if isinstance(part, TiledSplit) else range(len(part))
         with_masks, with_keypoints = ("masks" in network.tasks, "keypoints" in network.tasks)
         height, width = network.image_size
@@ -261,6 +257,11 @@ class DataSet:
             ranks = {"rank": rank, "world_size": world_size}
             sampler = EvalSampler(owners, batch_size, (height, width), canvases=canvases, **ranks)
         return self.loading.loader(samples, sampler)
+
+    def tiles_for(self, network: Network) -> Tiles | None:
+        """How images are cut for a network; the numbers of `auto` are chosen once."""
+        self.tiles = tiles_for(self.tiles, self.train, network) if self.tiles == AUTO else self.tiles
+        return self.tiles
 
     def refuse(self, split: str, network: Network) -> None:
         """Refuse a network that needs masks or keypoints which a split does not have.

@@ -112,3 +112,16 @@ def checked_fit(name: str | None) -> str:
     if name is not None and name not in FITS:
         raise ValueError(f"data.fit is {name!r}; use one of {', '.join(FITS)}: data.fit=letterbox")
     return name or FITS[0]
+
+
+def refuse_other_sizes(fit: str, **choosing: object) -> None:
+    """Refuse settings of the data that choose sizes of batches beside `short_side`.
+
+    Raises:
+        ValueError: names the setting.
+    """
+    for key in (key for key, value in choosing.items() if value and fit == "short_side"):
+        raise ValueError(
+            f"data.fit is short_side, which chooses the size of a batch by the shape of its images, and data.{key} "
+            f"chooses it otherwise; leave one out: data.{key}=null, or data.fit=letterbox"
+        )

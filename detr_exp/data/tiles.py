@@ -5,23 +5,30 @@ Legend: (x0, y0, x1, y1) in whole pixels of the image.
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
 from detr_exp.data.cache import ImageCache
 from detr_exp.data.content import Objects, Outline, Segment, Split
 from detr_exp.data.joined import Joined
+from detr_exp.data.table import flat
 from detr_exp.tile import Tile
 from detr_exp.values import Values
 
+log = logging.getLogger(__name__)
 KEYS = ("size", "overlap", "visible")
 LEAST, MOST_OVERLAP = 16, 0.9
 EXAMPLE = "{size: 640, overlap: 0.2}"
+AUTO = "auto"
+# Of `auto`: three quarters of the objects are at least so large in the input of the network (COCO's limit of small
+# ones), tiles are enlarged so much at most, and show so many of the 95 % of objects that are not the largest at once.
+SEEN, MOST_ENLARGED, ROOM = 32, 4, 2
 
 
 @dataclass(frozen=True)
@@ -50,6 +57,29 @@ class Tiles:
         length = min(side, most)
         count = 1 + math.ceil((side - length) / max(1, math.floor(most * (1 - self.overlap))))
         return [round(step * (side - length) / max(1, count - 1)) for step in range(count)], length
+
+
+def tiles_for(settings: Mapping[str, Any] | str | None, split: Split, network: Sized) -> Tiles | None:
+    """The tiles that a configuration requests, with the numbers of `auto`.
+
+    Args:
+        settings: see `tiles_of`; `auto`: from the sizes of the training objects.
+        split: the training images.
+        network: gives the size of its input.
+    """
+    if settings != AUTO:
+        return tiles_of(settings)  # type: ignore[arg-type]
+    found, made = flat(split), None
+    sides = found.boxes_xyxy[:, 2:] - found.boxes_xyxy[:, :2]
+    if len(sides):
+        small, large = np.quantile(np.sqrt(sides.prod(1)), 0.25), np.quantile(sides.max(1), 0.95)
+        side = min(network.image_size)
+        length = math.ceil(max(side * small / SEEN, side / MOST_ENLARGED, ROOM * large, LEAST))
+        if length < np.median(found.sizes.min(1)):
+            made = Tiles((length, length), round(float(np.clip(large / length, 0.1, 0.5)), 2))
+    shown = "whole images" if made is None else f"tiles of {made.size[0]} pixels that overlap by {made.overlap:g}"
+    log.info("data.tiles=auto: %s, from the sizes of %d objects", shown, len(sides))
+    return made
 
 
 def tiles_of(settings: Mapping[str, Any] | None, key: str = "data.tiles") -> Tiles | None:
@@ -82,8 +112,26 @@ def tiles_of(settings: Mapping[str, Any] | None, key: str = "data.tiles") -> Til
     return Tiles((sides[0], sides[1]), float(overlap), float(visible))
 
 
+class Sized(Protocol):
+    """What is needed of a network."""
+
+    image_size: tuple[int, int]
+
+
 def _is_share(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= 1
+
+
+def with_tiles(config: Values, tiles: Tiles | None) -> Values:
+    """A resolved config with the numbers in place of `auto`, for checkpoints: other data have other objects."""
+    if config["data"].get("tiles") != AUTO:
+        return config
+    return {**config, "data": {**config["data"], "tiles": None if tiles is None else numbers_of(tiles)}}
+
+
+def numbers_of(tiles: Tiles) -> Values:
+    """The settings that give these tiles; see `tiles_of`."""
+    return {"size": list(tiles.size), "overlap": tiles.overlap, "visible": tiles.visible}
 
 
 @dataclass

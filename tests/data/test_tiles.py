@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from itertools import pairwise
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from detr_exp.data.content import Objects
 from detr_exp.data.joined import Joined
-from detr_exp.data.tiles import TiledSplit, Tiles, cut_out, tile_of, tiles_of
+from detr_exp.data.tiles import TiledSplit, Tiles, cut_out, numbers_of, tile_of, tiles_for, tiles_of, with_tiles
 
 SIZES = [(48, 64), (100, 300), (97, 31), (640, 641), (1, 500)]
 
@@ -122,3 +123,48 @@ def test_sets_with_weights_are_not_cut():
     joined = Joined({}, [], [0.5, 0.5])
     with pytest.raises(ValueError, match=r"data\.source\.sets.*data\.tiles=null"):
         TiledSplit(joined, Tiles((32, 32)))
+
+
+class OfBoxes:
+    """What `auto` reads of a split: images of one size, with square objects of these sides."""
+
+    def __init__(self, size: tuple[int, int], sides: list[float]) -> None:
+        self.shape, self.sides = size, np.array(sides, float)
+
+    def __len__(self) -> int:
+        return 1
+
+    def size(self, index: int) -> tuple[int, int]:
+        return self.shape
+
+    def objects(self, index: int) -> Objects:
+        boxes = np.concatenate([np.zeros((len(self.sides), 2)), self.sides[:, None].repeat(2, 1)], 1)
+        return Objects(np.zeros(len(boxes), np.int64), boxes)
+
+
+@pytest.mark.parametrize(
+    ("sides", "size", "found"),
+    [
+        ([16.0] * 20, (3000, 4000), Tiles((320, 320), 0.1)),  # 16 px become 32
+        ([2.0] * 20, (3000, 4000), Tiles((160, 160), 0.1)),  # no more than four times
+        ([8.0] * 10 + [200.0] * 10, (3000, 4000), Tiles((400, 400), 0.5)),  # large ones fit
+        ([16.0] * 20, (300, 4000), None),  # the images are no larger
+        ([64.0] * 20, (1000, 1000), None),  # they are large enough
+        ([], (3000, 4000), None),
+    ],
+)
+def test_auto_makes_small_objects_large_enough(sides, size, found):
+    network = SimpleNamespace(image_size=(640, 960))
+    tiles = tiles_for("auto", OfBoxes(size, sides), network)
+    assert tiles == found
+    if tiles is not None:
+        assert tiles_of(numbers_of(tiles)) == tiles
+        assert with_tiles({"data": {"tiles": "auto"}}, tiles) == {"data": {"tiles": numbers_of(tiles)}}
+    assert with_tiles({"data": {"tiles": "auto"}}, None) == {"data": {"tiles": None}}
+    own = {"data": {"tiles": {"size": 99}}}
+    assert with_tiles(own, tiles) is own
+
+
+def test_auto_is_for_data_and_not_for_a_prediction():
+    with pytest.raises(ValueError, match=r"tiles is auto; it needs size"):
+        tiles_of("auto", "tiles")
