@@ -32,6 +32,7 @@ from detr_exp.data.pixels import (
 )
 
 NUMPY, TIFF = b"\x93NUMPY", (b"II*\0", b"MM\0*")
+MOST_PAGES = 512
 SUFFIXES = {".npy", ".tif", ".tiff"}
 _WIDTH, _HEIGHT, _BITS, _COMPRESSION, _PHOTOMETRIC, _ORIENTATION = 256, 257, 258, 259, 262, 274
 _SAMPLES, _ROWS, _PLANES, _PREDICTOR, _FORMAT = 277, 278, 284, 317, 339
@@ -44,8 +45,13 @@ _BROKEN += (struct.error, zlib.error, cv2.error)
 Tags = TiffImagePlugin.ImageFileDirectory_v2
 
 
-def shape_of(source: Path | bytes) -> tuple[int, int, int] | None:
-    """(height, width, channels) of a NumPy file or a TIFF, from its header; None of other files and damaged ones."""
+def shape_of(source: Path | bytes, *, paged: bool = False) -> tuple[int, int, int] | None:
+    """(height, width, channels) of a NumPy file or a TIFF, from its header; None of other files and damaged ones.
+
+    Args:
+        source: the file, or its content.
+        paged: pages of one band are the channels; False: there is nothing but the first page.
+    """
     if isinstance(source, Path) and source.suffix.lower() not in SUFFIXES:
         return None
     try:
@@ -53,7 +59,7 @@ def shape_of(source: Path | bytes) -> tuple[int, int, int] | None:
             head = file.read(8)
             if head.startswith(NUMPY):
                 return _shape(_numpy_header(file))
-            return _tiff_shape(_tags(file, head)) if head[:4] in TIFF else None
+            return _tiff_shape(_pages(file, head, paged)) if head[:4] in TIFF else None
     except _BROKEN:
         return None
 
@@ -68,7 +74,7 @@ def is_numpy(source: Path | bytes) -> bool:
 
 def described(source: Path | bytes, channels: int) -> tuple[int, int, int] | None:
     """(height, width, channels) of a file whose channels are read one by one; None: it is opened as an image."""
-    shape = shape_of(source)
+    shape = shape_of(source, paged=channels not in COLOURS)
     if shape is None or is_numpy(source) or channels not in COLOURS:
         return shape
     return None if shape[2] in (1, 3, 4) else shape
@@ -91,7 +97,7 @@ def decoded(
     refuse(name, shape, size, channels)
     content = source if isinstance(source, bytes) else source.read_bytes()
     try:
-        values = read(content)
+        values = read(content, paged=channels not in COLOURS)
     except ValueError as error:
         raise ImageError(f"{name}: {error}; replace it or drop it from the data set") from error
     if is_numpy(content):
@@ -99,8 +105,12 @@ def decoded(
     return as_channels(in_bytes(values), channels)
 
 
-def read(content: bytes) -> np.ndarray:
+def read(content: bytes, *, paged: bool = False) -> np.ndarray:
     """`[H, W, C]`: the values of a file for which `shape_of` is not None.
+
+    Args:
+        content: of the file.
+        paged: see `shape_of`.
 
     Raises:
         ValueError: it is damaged, or of a kind that is not read.
@@ -111,7 +121,9 @@ def read(content: bytes) -> np.ndarray:
             height, width, count = _shape(values.shape)
             is_first = values.ndim == 3 and values.shape != (height, width, count)
             return np.moveaxis(values, 0, -1) if is_first else values.reshape(height, width, count)
-        return _tiff(content)
+        pages = _pages(io.BytesIO(content), content[:8], paged)
+        pages = pages[: 1 if _tiff_shape(pages)[2] == _samples(pages[0]) else None]
+        return np.concatenate([_tiff(content, tags) for tags in pages], 2)
     except _BROKEN as error:
         raise ValueError(f"it cannot be decoded ({' '.join(str(error).split())[:200]})") from error
 
@@ -132,20 +144,31 @@ def _numpy_header(file: BinaryIO) -> tuple[int, ...]:
     return read_header(file)[0]
 
 
-def _tags(file: BinaryIO, head: bytes) -> Tags:
-    tags = Tags(head)
-    file.seek(tags.next)
-    tags.load(file)
-    return tags
+def _pages(file: BinaryIO, head: bytes, paged: bool) -> list[Tags]:
+    """The tags of the first page, or of all."""
+    pages, place = list[Tags](), Tags(head).next
+    while place and len(pages) < (MOST_PAGES if paged else 1):
+        tags = Tags(head)
+        file.seek(place)
+        tags.load(file)
+        pages.append(tags)
+        place = tags.next
+    return pages
 
 
-def _tiff_shape(tags: Tags) -> tuple[int, int, int]:
-    return int(tags[_HEIGHT]), int(tags[_WIDTH]), int(tags.get(_SAMPLES, 1))
+def _samples(tags: Tags) -> int:
+    return int(tags.get(_SAMPLES, 1))
 
 
-def _tiff(content: bytes) -> np.ndarray:
-    tags = _tags(io.BytesIO(content), content[:8])
-    height, width, count = _tiff_shape(tags)
+def _tiff_shape(pages: Sequence[Tags]) -> tuple[int, int, int]:
+    """Of the first page; pages of one band and of one size are the channels of an image."""
+    shapes = {(int(tags[_HEIGHT]), int(tags[_WIDTH]), _samples(tags)) for tags in pages}
+    height, width, count = int(pages[0][_HEIGHT]), int(pages[0][_WIDTH]), _samples(pages[0])
+    return height, width, len(pages) if shapes == {(height, width, 1)} else count
+
+
+def _tiff(content: bytes, tags: Tags) -> np.ndarray:
+    height, width, count = _tiff_shape([tags])
     predictor, turned = tags.get(_PREDICTOR, 1), tags.get(_ORIENTATION, 1)
     if predictor not in (1, _DIFFERENCES) and tags.get(_COMPRESSION, 1) in _PREDICTING:
         raise ValueError(f"its predictor is {predictor}; write it without, or with differences (2)")
@@ -161,7 +184,7 @@ def _tiff(content: bytes) -> np.ndarray:
 
 def _bands(content: bytes, tags: Tags, offsets: Sequence[int], lengths: Sequence[int], count: int) -> np.ndarray:
     """`[H, W, count]`: bands that are stored together, at these places of the file."""
-    height, width, _ = _tiff_shape(tags)
+    height, width, _ = _tiff_shape([tags])
     across, compression = width * count, tags.get(_COMPRESSION, 1)
     if compression in _DEFLATE:  # of which the library reports no damage
         parts = [zlib.decompress(content[start : start + length]) for start, length in zip(offsets, lengths)]

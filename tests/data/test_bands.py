@@ -70,6 +70,23 @@ def test_compressions_and_differences(compression: str, predictor: int) -> None:
     np.testing.assert_array_equal(bands.read(file.getvalue()), values)
 
 
+def test_pages_of_one_band_are_channels(tmp_path: Path) -> None:
+    """As OpenCV writes several bands (`imwritemulti`); for colours the first page is the image, as before."""
+    values = noise(5)
+    pages = [Image.fromarray(values[..., i]) for i in range(5)]
+    pages[0].save(tmp_path / "a.tif", save_all=True, append_images=pages[1:])
+    np.testing.assert_array_equal(read_image(tmp_path / "a.tif", channels=5), values)
+    refuse_size(tmp_path / "a.tif", (20, 37), 5)
+    np.testing.assert_array_equal(read_image(tmp_path / "a.tif"), values[..., :1].repeat(3, 2))
+    np.testing.assert_array_equal(read_image(tmp_path / "a.tif", channels=1), values[..., :1])
+    with pytest.raises(ImageError, match=r"has 5 channels, but data\.channels is 4"):
+        read_image(tmp_path / "a.tif", channels=4)
+    pages[1] = pages[1].resize((9, 9))  # a thumbnail
+    pages[0].save(tmp_path / "b.tif", save_all=True, append_images=pages[1:])
+    with pytest.raises(ImageError, match=r"has 1 channels, but data\.channels is 5"):
+        read_image(tmp_path / "b.tif", channels=5)
+
+
 @pytest.mark.parametrize("channels", [1, 2, 4, 8])
 def test_files_become_bytes_in_their_channels(tmp_path: Path, channels: int) -> None:
     values = noise(channels)

@@ -9,6 +9,7 @@ import pickle
 import subprocess
 import sys
 import time
+from dataclasses import asdict
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -20,9 +21,11 @@ from PIL import Image
 
 from detr_exp import build, shard
 from detr_exp.config.compose import compose
+from detr_exp.data import index
+from detr_exp.data.content import Category
 from detr_exp.data.dataset import DataSet
 from detr_exp.data.image import ImageError
-from detr_exp.data.shards import Place, ShardSplit
+from detr_exp.data.shards import KEY, OWN, Place, ShardSplit
 
 NETWORK = SimpleNamespace(image_size=(64, 64), stride=32, tasks=("boxes", "masks"))
 COUNT = 9
@@ -208,6 +211,64 @@ def test_an_image_that_is_gone_is_named(files, tmp_path) -> None:
 def test_places_cross_processes() -> None:
     place = pickle.loads(pickle.dumps(Place("memory://x/y/")))
     assert (place.root, place.is_remote) == ("memory://x/y", True)
+
+
+# ----------------------------------------------------------------------------------------------------- a million images
+
+MILLION, PER_IMAGE = 10**6, 3
+OPENING = """
+import json, sys, time, psutil
+from types import SimpleNamespace
+from detr_exp import build
+from detr_exp.data import loader, shards  # imports are not measured
+cfg = build.compose(["data=shards", f"data.root={sys.argv[1]}", "data.num_workers=0"])
+before, start = psutil.Process().memory_info().rss, time.process_time()
+data = build.data(cfg)
+network = SimpleNamespace(image_size=(64, 64), stride=32, tasks=("boxes",))
+batches = data.loader("train", network=network, batch_size=8, seed=0, training=True)
+opened = time.process_time() - start
+keys = next(iter(batches.batch_sampler))
+objects = [len(data.train.objects(key.image)) for key in keys]
+memory = psutil.Process().memory_info().rss - before
+print(json.dumps([opened, memory / 1e6, len(data.train), objects]))
+"""
+
+
+@pytest.mark.slow
+def test_a_million_images_open_in_two_seconds_and_200_megabytes(tmp_path) -> None:
+    """The index of a rank; with the first batch of a shuffled epoch."""
+    rng = np.random.default_rng(0)
+    names = "".join(f"{i:012d}.jpg" for i in range(MILLION)).encode()
+    count = MILLION * PER_IMAGE
+    columns = {
+        "ids": np.arange(MILLION),
+        "sizes": np.full((MILLION, 2), 480),
+        "starts": np.arange(0, count + 1, PER_IMAGE),
+        "boxes_xywh": rng.random((count, 4)) * 200 + 1,
+        "category": np.ones(count, np.int64),
+        "number": np.arange(count),
+        "crowd": np.zeros(count, bool),
+        "area": np.full(count, 100.0),
+        "paths": np.frombuffer(names, np.uint8),
+        "path_ends": np.arange(16, 16 * MILLION + 1, 16),
+        **{name: np.arange(MILLION) for name in OWN},
+    }
+    columns["shard"] = np.arange(MILLION) // (MILLION // 2)
+    tars = [{"name": f"train-{i:05d}.tar", "bytes": 1 << 40} for i in range(2)]
+    values = {"key": KEY, "shards": tars, "fingerprint": "0", "account": ""}
+    values["categories"] = [asdict(Category(1, "a"))]
+    with open(tmp_path / "train.index", "wb") as file:
+        index.filling(values, columns)(file)
+    for tar in tars:
+        with open(tmp_path / tar["name"], "wb") as file:
+            file.truncate(tar["bytes"])  # without content
+    done = subprocess.run([sys.executable, "-c", OPENING, str(tmp_path)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    seconds, megabytes, images, objects = json.loads(done.stdout.splitlines()[-1])
+    print(f"{seconds:.2f} s of CPU time, {megabytes:.0f} MB")
+    assert (images, objects) == (MILLION, [PER_IMAGE] * 8)
+    assert seconds < 2
+    assert megabytes < 200
 
 
 # -------------------------------------------------------------------------------------- killed in the middle of a shard
