@@ -40,8 +40,8 @@ _STRIPS, _TILES, _TILE_WIDTH, _TILE_HEIGHT = (273, 279), (324, 325), 322, 323  #
 _DEFLATE = (8, 32946)  # compressions
 _PREDICTING = (5, *_DEFLATE)  # those with a predictor; 5 is LZW
 _DIFFERENCES = 2  # the predictor that stores differences to the left neighbour
-_BROKEN = (OSError, ValueError, LookupError, TypeError, SyntaxError, ArithmeticError, EOFError)
-_BROKEN += (struct.error, zlib.error, cv2.error)
+_DAMAGED = (struct.error, zlib.error, cv2.error)
+_BROKEN = (*_DAMAGED, OSError, ValueError, LookupError, TypeError, SyntaxError, ArithmeticError, EOFError)
 Tags = TiffImagePlugin.ImageFileDirectory_v2
 
 
@@ -202,7 +202,8 @@ def _bands(content: bytes, tags: Tags, offsets: Sequence[int], lengths: Sequence
     if in_pairs:
         single |= {_WIDTH: [(across + 1) // 2], _TILE_WIDTH: [single[_TILE_WIDTH][0] // 2], _BITS: [16], _FORMAT: [1]}
         order = "<"
-    single |= dict(zip(_TILES if is_tiled else _STRIPS, (offsets, lengths)))
+    places, sizes = _TILES if is_tiled else _STRIPS
+    single |= {places: [*offsets], sizes: [*lengths]}
     head = TIFF[order == ">"] + struct.pack(f"{order}I", at)
     file = head + content[8:] + bytes(at - len(content)) + _directory(single, at, order)
     values = cv2.imdecode(np.frombuffer(file, np.uint8), cv2.IMREAD_UNCHANGED)
