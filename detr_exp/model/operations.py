@@ -21,7 +21,7 @@ def gigaflops(network: Network) -> float:
     for compiled in ("body", "_compiled_call_impl"):
         copied.__dict__.pop(compiled, None)
     with torch.device("meta"), torch.no_grad(), FlopCounterMode(display=False) as counter:
-        masks = predicted(copied(torch.empty(1, 3, *copied.image_size)).pred, "masks")
+        masks = predicted(copied(torch.empty(1, len(copied.pixel_mean), *copied.image_size)).pred, "masks")
         if masks is not None:
             masks.dense()
     return counter.get_total_flops() / 1e9
