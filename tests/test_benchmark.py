@@ -30,7 +30,7 @@ def test_forms_side_by_side(command: Callable[..., int], trained: Path, capsys: 
     assert "with all steps" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("model", ["rtdetrv2_tiny", "dfine_tiny"])
+@pytest.mark.parametrize("model", ["rtdetrv2_tiny", "dfine_tiny", "deimv2_atto", "lwdetr_tiny"])
 def test_overrides_instead_of_a_checkpoint(model: str, tmp_path: Path) -> None:
     overrides = [
         f"model={model}",

@@ -32,6 +32,11 @@ SCRIPT = Path(__file__).resolve().parent.parent / "scripts" / "onnx_predict.py"
 NETWORKS = {
     "rtdetrv2": ["model=rtdetrv2_tiny", "model.image_size=[64,64]", "data.num_classes=4"],
     "dfine": ["model=dfine_tiny", "model/backbone=hgnetv2_b0", "model.image_size=[64,64]", "data.num_classes=4"],
+    "deimv2": ["model=deimv2_atto", "model.image_size=[64,64]", "data.num_classes=4"],
+    "lwdetr": [
+        *("model=lwdetr_tiny", "model.image_size=[64,64]", "data.num_classes=4", "model.backbone.depth=2"),
+        *("model.backbone.windowed=[0]", "model.backbone.taps=[0,1]", "model.neck.num_bottlenecks=1"),
+    ],
     "rfdetr": ["model=rfdetr", "model.image_size=[96,96]", "data.num_classes=4"],
     "rfdetr_seg": ["model=rfdetr_seg", "model.image_size=[96,96]", "data.num_classes=4"],
     "rfdetr_keypoint": ["model=rfdetr_keypoint", "model.image_size=[96,96]", "data.num_classes=2"],

@@ -31,6 +31,12 @@ DFINE = ["model.num_queries=20", "model.eval_idx=1", "model.neck.depth_mult=1.0"
 SMALL = {
     "rtdetrv2": ["model=rtdetrv2_tiny", "model.image_size=[96,128]", "model.num_queries=20", "model.eval_idx=1"],
     "dfine": ["model=dfine_tiny", "model/backbone=hgnetv2_b0", "model.image_size=[96,128]", *DFINE],
+    "lwdetr": [
+        *("model=lwdetr_large", "model.image_size=[64,128]", "model.num_queries=20", "model.num_groups=2"),
+        *("model.hidden_dim=48", "model.dim_feedforward=64", "model.num_layers=2", "model.neck.num_bottlenecks=1"),
+        *("model.backbone.width=48", "model.backbone.depth=3", "model.backbone.windowed=[0,2]"),
+        "model.backbone.taps=[0,2]",
+    ],
     "rfdetr": ["model=rfdetr", "model.image_size=[96,96]", *RFDETR],  # with fewer cells than queries
     "rfdetr_seg": ["model=rfdetr_seg", "model.image_size=[96,96]", *RFDETR],
 }
@@ -57,7 +63,7 @@ def test_a_member_of_a_network(kind: str, tmp_path: Path) -> None:
     """What it writes is compared with ours, and refused where it differs."""
     whole = detector(tmp_path, *SMALL[kind])
     # transformers ties the heads of layers, which fails where there is one
-    layers, size = (1, [192, 192]) if kind.startswith("rfdetr") else (3, [64, 96])
+    layers, size = {"rfdetr": (1, [192, 192]), "lwdetr": (1, [128, 64])}.get(kind[:6], (3, [64, 96]))
     ours = load(whole.path, at={"layers": layers, "queries": 11, "image_size": size})
     config = transformers_folder.write_in(tmp_path / "hf", ours)
     assert (config["decoder_layers"], config["num_queries"]) == (layers, 11)
@@ -136,6 +142,7 @@ def test_names_of_rfdetr_there_and_back(kind: str, tmp_path: Path) -> None:
         ([*SMALL["rtdetrv2"], "model.num_points=[4,4,2]"], r"cannot express this model\.num_points"),
         ([*SMALL["dfine"], "model.head_activation=silu"], r"cannot express this model\.head_activation"),
         (["model=dfine_tiny"], r"cannot express this model\.backbone; .*HGNetV2"),
+        ([*SMALL["lwdetr"], "model.neck.squeeze=true"], r"cannot express this model: .*model\.neck\.squeeze=true only"),
         ([*SMALL["rfdetr"], "model.neck.levels=[P3,P4]"], r"cannot express this model\.neck\.levels"),
         ([*SMALL["rfdetr"], "model.image_size=[96,128]"], r"cannot express this model\.image_size"),
         (["model=rfdetr_seg_tiny"], r"cannot express model\.backbone=detr_exp\.model\.backbone\.presnet\.PResNet"),

@@ -17,7 +17,14 @@ import torch
 from torch import Tensor
 
 from detr_exp import tensor_files
-from detr_exp.model import pretrained_deimv2, pretrained_dfine, pretrained_ec, pretrained_rfdetr, pretrained_rtdetr
+from detr_exp.model import (
+    pretrained_deimv2,
+    pretrained_dfine,
+    pretrained_ec,
+    pretrained_lwdetr,
+    pretrained_rfdetr,
+    pretrained_rtdetr,
+)
 from detr_exp.model.construction import for_channels
 from detr_exp.model.recognition import network_of
 from detr_exp.protocols import Network
@@ -36,7 +43,7 @@ class Weights(NamedTuple):
     """What a file holds.
 
     Attributes:
-        state: tensors, in our names, except RF-DETR's, whose translation needs the network.
+        state: tensors, in our names, except those of RF-DETR and LW-DETR, whose translation needs the network.
         origin: the code that wrote the file, for messages.
         classes: class names in the order of the logits, or None where the file does not name them.
     """
@@ -47,7 +54,7 @@ class Weights(NamedTuple):
 
 
 def load_weights(network: Network, path: str | Path, classes: list[str] | None = None) -> str:
-    """Load a file of ours, of the official code of RT-DETR, D-FINE, DEIM or RF-DETR or of Hugging Face into `network`.
+    """Load a file of ours, of the official code of a family or of Hugging Face into `network`.
 
     Class-dependent rows are copied for every class name that file and network share. Without names on both sides the
     classes are assumed to be the same if their numbers are equal. All other class-dependent tensors keep their initial
@@ -105,7 +112,8 @@ def read_weights(path: str | Path) -> Weights:
     content = tensor_files.read(path, fix, also=pretrained_rfdetr.SAFE_GLOBALS)
     if (state := pretrained_rfdetr.rfdetr_state(content)) is not None:
         of_transformers = path.suffix == ".safetensors" or path.name == "pytorch_model.bin"
-        return Weights(state, "RF-DETR", _names_beside(path) if of_transformers else None)
+        family = "LW-DETR" if pretrained_lwdetr.MARK in state else "RF-DETR"
+        return Weights(state, family, _names_beside(path) if of_transformers else None)
     if isinstance(content.get("format"), int) and "model" in content:
         tensor_files.refuse_misshapen(content, path)
         _refuse_slim(content, path)
@@ -193,7 +201,7 @@ def _names_beside(path: Path) -> list[str] | None:
 
 
 def _of_rfdetr(weights: Weights, network: Network, classes: list[str] | None) -> tuple[State, list[str]]:
-    """RF-DETR's weights for the network, with class rows by name where both sides have names; and the new classes."""
+    """RF-DETR's or LW-DETR's weights, with class rows by name where both sides have names; and the new classes."""
     theirs = weights.classes if len(weights.classes or []) == len(weights.state.get("class_embed.bias", ())) else None
     if theirs is None or classes is None or _in_same_order(theirs, classes):
         return pretrained_rfdetr.from_rfdetr(weights.state, network), []

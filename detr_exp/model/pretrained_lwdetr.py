@@ -17,10 +17,11 @@ State = dict[str, Tensor]
 
 POSITION = "backbone.position"  # ours; no RF-DETR has it
 _VIT, _PROJECTOR = "backbone.0.encoder", "backbone.0.projector"
+MARK = f"{_VIT}.pos_embed"  # the authors'; likewise
 # Ours and the authors' ({} is a number, and what follows a name stays as it is; for @ see `pretrained_rfdetr`).
 # Parts of their `attn.qkv`, which only transformers has, are called as there.
 NAMES = [
-    (POSITION, f"{_VIT}.pos_embed"),
+    (POSITION, MARK),
     ("backbone.patches", f"{_VIT}.patch_embed.proj"),
     *(
         (f"backbone.blocks.{{}}.{ours}", f"{_VIT}.blocks.{{}}.{theirs}")
@@ -56,7 +57,7 @@ NAMES = [
 # The authors' and those of transformers, without `model.` in front.
 _LAYER, _SCALE = "backbone.backbone.encoder.layer.{}", "backbone.projector.scale_layers.{}"
 _HUGGING_FACE = [
-    (f"{_VIT}.pos_embed", "backbone.backbone.embeddings.position_embeddings"),
+    (MARK, "backbone.backbone.embeddings.position_embeddings"),
     (f"{_VIT}.patch_embed.proj", "backbone.backbone.embeddings.projection"),
     *(
         (f"{_VIT}.blocks.{{}}.{theirs}", f"{_LAYER}.{other}")

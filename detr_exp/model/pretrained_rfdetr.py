@@ -198,7 +198,7 @@ def to_rfdetr(state: State, num_queries: int) -> State:
 
 def _renamed(state: State) -> State:
     has_keypoints = any(name.startswith("keypoint_embed.") for name in state)
-    first = lwdetr.NAMES if "backbone.0.encoder.pos_embed" in state else _KEYPOINT_NAMES if has_keypoints else []
+    first = lwdetr.NAMES if lwdetr.MARK in state else _KEYPOINT_NAMES if has_keypoints else []
     names = [*first, *_NAMES]
     return renamed_by(state, swapped(names))
 

@@ -24,6 +24,12 @@ FAMILIES = {
         *("model=rfdetr", "model.num_groups=2", "model.neck.num_bottlenecks=1", "model.num_cross_heads=4"),
         *(f"model.backbone.{key}" for key in ("width=32", "num_heads=2", "patch_size=8", "out_blocks=[1,2]")),
     ],
+    "deimv2": ["model=deimv2_atto", "model.neck.hidden_dim=32"],
+    "lwdetr": [
+        *("model=lwdetr_tiny", "model.num_groups=2", "model.neck.num_bottlenecks=1", "model.num_cross_heads=4"),
+        *(f"model.backbone.{key}" for key in ("width=32", "num_heads=2", "depth=2", "num_windows=2")),
+        *("model.backbone.windowed=[0]", "model.backbone.taps=[0,1]"),
+    ],
     "masks": ["model=rfdetr_seg_tiny"],
     "keypoints": ["model=rfdetr_keypoint_tiny", "model.keypoint_counts=[3,0,2]"],
 }

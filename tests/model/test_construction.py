@@ -8,7 +8,7 @@ import torch
 from detr_exp import build
 from detr_exp.config.compose import compose
 
-FAMILIES = ["rtdetrv2_tiny", "dfine_tiny", "rfdetr_seg_tiny", "rfdetr_keypoint_tiny"]
+FAMILIES = ["rtdetrv2_tiny", "dfine_tiny", "deimv2_atto", "lwdetr_tiny", "rfdetr_seg_tiny", "rfdetr_keypoint_tiny"]
 
 
 def biases(*overrides: str) -> dict[str, torch.Tensor]:

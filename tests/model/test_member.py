@@ -31,6 +31,11 @@ FAMILIES = {
     "deimv2": ["model=deimv2_atto", "model.image_size=[96,128]", *THREE],
     "pyramid": [*ec_peer.SMALL, *THREE],
     "rfdetr": DINO,
+    "lwdetr": [
+        *("model=lwdetr_tiny", *NARROW, *THREE, "model.num_cross_heads=4", "model.neck.num_bottlenecks=1"),
+        *("model.backbone.width=32", "model.backbone.num_heads=2", "model.backbone.depth=2"),
+        *("model.backbone.windowed=[0]", "model.backbone.taps=[0,1]", "model.backbone.num_windows=2"),
+    ],
     "masks": ["model=rfdetr_seg_tiny", *NARROW, "model.num_layers=3", "model.num_queries=24"],
     "keypoints": ["model=rfdetr_keypoint_tiny", *NARROW, "model.num_layers=3", "model.num_queries=24"],
 }

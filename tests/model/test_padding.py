@@ -33,6 +33,11 @@ TINY = {
         *("model.backbone.width=48", "model.backbone.num_heads=2", "model.backbone.out_blocks=[1,2]"),
         *("model.hidden_dim=64", "model.num_groups=2"),
     ],
+    "windows": [
+        *("model=lwdetr_tiny", "model.image_size=[128,128]", "model.neck.num_bottlenecks=1", "model.num_queries=40"),
+        *("model.backbone.width=48", "model.backbone.num_heads=2", "model.backbone.depth=2"),
+        *("model.backbone.windowed=[0]", "model.backbone.taps=[0,1]", "model.hidden_dim=64", "model.num_groups=2"),
+    ],
     "masks": ["model=rfdetr_seg_tiny"],
     "keypoints": ["model=rfdetr_keypoint_tiny", "model.keypoint_counts=[3,0]"],
 }

@@ -41,7 +41,10 @@ DEIMV2 = ["deimv2_atto", "deimv2_femto", "deimv2_pico", "deimv2_n", "deimv2_s"]
 EC = ["ecdet_s", "ecdet_m", "ecdet_l", "ecdet_x"]
 
 
-@pytest.mark.parametrize("name", [*DFINE, *DEIMV2, *EC])
+LWDETR = ["lwdetr_tiny", "lwdetr_small", "lwdetr_medium", "lwdetr_large", "lwdetr_xlarge"]
+
+
+@pytest.mark.parametrize("name", [*LWDETR, *DFINE, *DEIMV2, *EC])
 def test_a_network_of_edges_is_recognised(name: str) -> None:
     assert network_of(state(f"model={name}")) == f"model={name}"
 

@@ -51,7 +51,10 @@ def small():
     return make
 
 
-@pytest.fixture(params=["rtdetrv2_tiny", pytest.param("dfine_tiny", marks=pytest.mark.slow)])
+OTHERS = ("dfine_tiny", "deimv2_atto", "lwdetr_tiny")
+
+
+@pytest.fixture(params=["rtdetrv2_tiny", *(pytest.param(name, marks=pytest.mark.slow) for name in OTHERS)])
 def family(request):
     """Overrides of a small network of a family with the loss of its recipes."""
     return family_words(request.param)
@@ -59,8 +62,15 @@ def family(request):
 
 def family_words(model: str) -> tuple[str, ...]:
     """Overrides of `model` as small as the usual one."""
-    loss = ("loss=dfine",) if model.startswith("dfine") else ()
-    return (f"model={model}", *loss, *(word for word in SMALL if word.startswith("model.")))
+    words = [word for word in SMALL if word.startswith("model.")]
+    if model.startswith("deimv2"):
+        words = [word for word in words if not word.startswith(("model.backbone", "model.neck.dim"))]
+    if model.startswith("lwdetr"):
+        words = [word for word in words if not word.startswith(("model.backbone", "model.neck", "model.num_denoising"))]
+        words += ["model.backbone.width=24", "model.backbone.num_windows=2", "model.num_cross_heads=4"]
+        words += ["model.neck.num_bottlenecks=1", "model.num_groups=2"]
+    loss = {"dfine": "dfine", "deimv": "mal", "lwdet": "ia_bce"}.get(model[:5], "vfl")
+    return (f"model={model}", f"loss={loss}", *words)
 
 
 @pytest.fixture

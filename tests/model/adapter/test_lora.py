@@ -140,12 +140,12 @@ def test_merged_computes_the_same_bits(dtype: torch.dtype) -> None:
     assert not any(parametrize.is_parametrized(module) for module in network.modules())
 
 
-@pytest.mark.parametrize("family", ["rtdetrv2_tiny", "dfine_tiny", "rfdetr_seg_tiny"])
+@pytest.mark.parametrize("family", ["rtdetrv2_tiny", "dfine_tiny", "deimv2_atto", "lwdetr_tiny", "rfdetr_seg_tiny"])
 def test_a_network_of_each_family_is_adapted_and_merged(family: str) -> None:
-    cfg = compose(["data.num_classes=2", f"model={family}", "model.image_size=[96,96]", "model.num_queries=10"])
+    cfg = compose(["data.num_classes=2", f"model={family}", "model.image_size=[64,64]", "model.num_queries=4"])
     torch.manual_seed(0)
     network = build.network(cfg).eval()
-    pixels, names = torch.rand(1, 3, 96, 96), set(network.state_dict())
+    pixels, names = torch.rand(1, 3, 64, 64), set(network.state_dict())
     with torch.no_grad():
         before = network(pixels).pred
         lora().adapt(network, list(network.class_tensors()))

@@ -32,6 +32,11 @@ def test_gradients_and_batch_statistics_are_those_of_a_plain_pass():
     [
         ("model=rtdetrv2_tiny",),
         ("model=dfine_tiny", "loss=dfine", "model/backbone=hgnetv2_b0"),
+        ("model=deimv2_atto", "loss=mal"),
+        (
+            *("model=lwdetr_tiny", "loss=ia_bce", "model.backbone.width=48", "model.backbone.num_heads=2"),
+            *("model.backbone.num_windows=2", "model.backbone.drop_path=0.5", "model.num_groups=2"),
+        ),
         ("model=rfdetr_seg_tiny", "loss=ia_bce"),
     ],
     ids=lambda words: words[0],
