@@ -59,7 +59,7 @@ def exported(checkpoint, folder, form):
         (DFINE, "dfine.pth", 189),
         (DEIM, "deim_dfine.pth", 189),
         (ATTO, "deimv2.pth", 45),
-        (EC, "ecdet.pth", 189),
+        (EC, "ec.pth", 189),
     ],
     indirect=["checkpoint"],
     ids=["rtdetrv2", "dfine", "deim", "deimv2", "ec"],

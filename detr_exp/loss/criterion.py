@@ -230,7 +230,7 @@ class SetCriterion(nn.Module):
             layers, last = mapped(layers, lambda tensor: tensor[-1:]), 0
         weights = {name: self.weights[name] for name in names if name in self.weights}
         solved = self.matcher([layers, *others], targets, outputs.groups, weights, self.keypoint_counts)
-        denoising = [] if outputs.denoising is None else denoising_stacks(outputs.denoising, counts)
+        denoising = [] if outputs.denoising is None else denoising_stacks(outputs.denoising, counts, targets.counts)
         num_queries = layers.boxes.shape[2] * counts.images
         stacks: dict[str, list[Stack]] = {}
         for rule in rules:

@@ -61,13 +61,15 @@ def point_losses(matches: Matches) -> list[MaskLosses]:
 
 def _layer_losses(masks: MaskLogits, pairs: Assignment, layer: int, target_masks: Tensor) -> tuple[Tensor, Tensor]:
     """Zero, with the graph attached, where nothing is matched."""
-    logits = matched_logits(masks, pairs, layer)
+    order = pairs.image[layer].argsort(stable=True)  # denoising pairs are in the order of groups
+    image, query, target = (index[layer][order][None] for index in pairs[:3])
+    logits = matched_logits(masks, Assignment(image, query, target, pairs.counts), 0)
     if not len(logits):
         return logits.sum(), logits.sum()
     height, width = logits.shape[-2:]
     points = uncertain_points(logits, max(height, height * width // PIXELS_PER_POINT))
     values = sample_bilinear(logits[:, None], points).squeeze(1)
-    labels = sample_nearest(target_masks, pairs.target[layer], points).to(values.dtype)
+    labels = sample_nearest(target_masks, target[0], points).to(values.dtype)
 
     ce = F.binary_cross_entropy_with_logits(values, labels, reduction="none").mean(1)
     scores = values.sigmoid()
@@ -76,7 +78,7 @@ def _layer_losses(masks: MaskLogits, pairs: Assignment, layer: int, target_masks
 
 
 def matched_logits(masks: MaskLogits, pairs: Assignment, layer: int) -> Tensor:
-    """Dense masks `[M, h, w]` of the matched queries only, image by image."""
+    """Dense masks `[M, h, w]` of the matched queries only, image by image; pairs are in the order of images."""
     queries = masks.queries[pairs.image[layer], pairs.query[layer]].split(pairs.counts)
     logits = [query @ feature for query, feature in zip(queries, masks.features.flatten(2))]
     return (torch.cat(logits) + masks.bias).unflatten(1, masks.features.shape[-2:])

@@ -33,14 +33,15 @@ def matched_predictions(outputs: Outputs) -> list[tuple[str, list[str], Predicti
     return found
 
 
-def denoising_stacks(denoising: Denoising, counts: Counts) -> list[Stack]:
-    """The denoising queries, whose objects are known."""
+def denoising_stacks(denoising: Denoising, counts: Counts, objects: tuple[int, ...]) -> list[Stack]:
+    """The denoising queries, whose objects are known; `objects` of each image."""
 
     def stack(place: str, prediction: Prediction, suffixes: list[str]) -> Stack:
         image, query, target = (
             index.expand(len(suffixes), -1) for index in (denoising.image, denoising.query, denoising.target)
         )
-        pairs, copies = Assignment(image, query, target, counts=()), denoising.groups
+        copies = denoising.groups
+        pairs = Assignment(image, query, target, tuple(copies * count for count in objects))
         num_pairs, num_queries = between(1, counts.boxes) * copies, prediction.boxes.shape[2] * counts.images
         return Stack(frozenset(["denoising", place]), prediction, pairs, suffixes, copies, num_pairs, num_queries)
 

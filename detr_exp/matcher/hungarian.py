@@ -41,7 +41,7 @@ class Assignment(NamedTuple):
 
     Attributes:
         image: `[S, M]` int64.
-        query: `[S, M]` int64, index on the query axis (groups included); ascending within an image.
+        query: `[S, M]` int64, index on the query axis (groups included); of a matcher, ascending within an image.
         target: `[S, M]` int64, packed index of the object.
         counts: pairs per image, on the host; they sum to M.
         host: `[3, S, M]` image, query and target in host memory, for code that needs their values; None where they were

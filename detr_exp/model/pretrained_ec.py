@@ -10,6 +10,7 @@ from torch import Tensor
 
 from detr_exp.model import pretrained_dfine as dfine
 from detr_exp.model.decoder.dfine import DFineDecoder, Traits
+from detr_exp.model.pretrained_rfdetr import MASK_HEAD
 from detr_exp.model.pretrained_rtdetr import renamed_by, swapped
 
 State = dict[str, Tensor]
@@ -26,6 +27,7 @@ OFFICIAL = [
     ("backbone.body.cls_token", "backbone.backbone.register_token"),
     ("backbone.body", "backbone.backbone"),
     ("decoder.decoder.layers.{}.norm3", "decoder.decoder.layers.{}.norm2"),
+    *((ours, f"decoder.decoder.{theirs}") for ours, theirs in MASK_HEAD),
 ]
 
 
@@ -58,4 +60,4 @@ def official_name(decoder: DFineDecoder) -> str:
             f"the decoder has {' in its layers and '.join(decoder.activations)} in its perceptrons, and official files "
             "of EdgeCrafter are of networks with silu in both; use format=safetensors"
         )
-    return "ecdet.pth"
+    return "ec.pth"

@@ -35,6 +35,17 @@ SAFE_GLOBALS = (argparse.Namespace, types.SimpleNamespace)
 
 _VIT = "backbone.0.encoder.encoder"
 _PROJECTORS = {"neck": "backbone.0.projector", "keypoint_neck": "backbone.0.cross_attn_projector"}
+# Of the head that EdgeCrafter has, too.
+MASK_HEAD = [
+    ("mask_head.blocks.{}.conv", "segmentation_head.blocks.{}.dwconv"),
+    ("mask_head.blocks.{}.linear", "segmentation_head.blocks.{}.pwconv1"),
+    ("mask_head.feature_proj", "segmentation_head.spatial_features_proj"),
+    ("mask_head.query_mlp.0", "segmentation_head.query_features_block.norm_in"),
+    ("mask_head.query_mlp.1", "segmentation_head.query_features_block.layers.0"),
+    ("mask_head.query_mlp.3", "segmentation_head.query_features_block.layers.2"),
+    ("mask_head.query_proj", "segmentation_head.query_features_proj"),
+    ("mask_head", "segmentation_head"),
+]
 # Ours and theirs; {} is a number, and what follows a name stays as it is. `@i` marks the i-th of several tensors that
 # are one tensor here.
 _NAMES = [
@@ -78,14 +89,7 @@ _NAMES = [
     ("norm", "transformer.decoder.norm"),
     ("head.classes", "class_embed"),
     ("head.box", "bbox_embed"),
-    ("mask_head.blocks.{}.conv", "segmentation_head.blocks.{}.dwconv"),
-    ("mask_head.blocks.{}.linear", "segmentation_head.blocks.{}.pwconv1"),
-    ("mask_head.feature_proj", "segmentation_head.spatial_features_proj"),
-    ("mask_head.query_mlp.0", "segmentation_head.query_features_block.norm_in"),
-    ("mask_head.query_mlp.1", "segmentation_head.query_features_block.layers.0"),
-    ("mask_head.query_mlp.3", "segmentation_head.query_features_block.layers.2"),
-    ("mask_head.query_proj", "segmentation_head.query_features_proj"),
-    ("mask_head", "segmentation_head"),
+    *MASK_HEAD,
 ]
 # First where there are keypoints, whose layers hold those of the queries.
 _KEYPOINT_NAMES = [

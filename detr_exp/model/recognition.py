@@ -92,7 +92,8 @@ def network_of(state: State) -> str:
             return f"model={name}" if name else ""
         if "backbone.body.stem.0.conv.weight" in state:
             size = EC.get((state["backbone.body.cls_token"].shape[-1], len(state["decoder.layers.0.linear1.weight"])))
-            return f"model=ecdet_{size}" if size else ""
+            kind = "ecseg" if "mask_head.bias" in state else "ecdet"
+            return f"model={kind}_{size}" if size else ""
         if "decoder.layers.0.gateway.gate.weight" in state:
             return _dfine(state)
         model = "rtdetrv2_tiny" if len(state["decoder.enc_output.proj.weight"]) == 128 else "rtdetrv2"

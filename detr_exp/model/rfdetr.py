@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from detr_exp.model.adapter.slim import merge
 from detr_exp.model.decoder.rfdetr import Decoder
 from detr_exp.model.head.detection import DetectionHead
-from detr_exp.model.head.mask import Head, finite_masks, masks_in_pixels
+from detr_exp.model.head.mask import Head, add_masks
 from detr_exp.model.layer.conv import fold_convolutions
 from detr_exp.model.layer.depth import Layered, layer_by_layer
 from detr_exp.model.layer.group_queries import GroupQueries
@@ -172,11 +172,7 @@ class RFDETR(nn.Module):
         best = best_in_pixels(self, pred, image_sizes, max_detections)
         detections = best.detections()
         if pred.masks is not None:
-            for image, (height, width) in enumerate(image_sizes.round().tolist()):
-                size = (int(height), int(width))
-                detections[image].masks = masks_in_pixels(pred.masks, image, best.queries[image], size)
-                is_finite = finite_masks(pred.masks, image, best.queries[image])
-                detections[image].scores = torch.where(is_finite, detections[image].scores, torch.nan)
+            add_masks(detections, pred.masks, best.queries, image_sizes)
         return detections
 
     def class_tensors(self) -> dict[str, int]:

@@ -17,14 +17,16 @@ from torch import Tensor, nn
 
 from detr_exp.model.adapter.slim import merge
 from detr_exp.model.decoder.rtdetr import Decoder, RawOutputs, Stopping
+from detr_exp.model.head.mask import Head, add_masks
 from detr_exp.model.layer.conv import ConvNorm
 from detr_exp.model.layer.denoising import NoisyQueries, group_count, noisy_queries
+from detr_exp.model.layer.depth import Layered
 from detr_exp.model.layer.fusion import RepVggBlock
 from detr_exp.model.layer.memory import padding_of, seen_by
 from detr_exp.model.member import Extent, Member, refuse_impossible, refuse_rigid
 from detr_exp.model.postprocess import best_in_pixels
 from detr_exp.protocols import Backbone, complete
-from detr_exp.structures import Denoising, Detections, Outputs, Targets, mapped
+from detr_exp.structures import Denoising, Detections, Outputs, Prediction, Targets, mapped, predicted
 
 
 class Neck(Protocol):
@@ -59,6 +61,7 @@ class RTDETRv2(nn.Module):
         hidden_dim, num_layers, num_queries: D, L and Q, of the decoder.
         num_denoising: denoising positives per image; 0 trains without.
         label_noise_ratio, box_noise_scale, box_noise_fold: see `noisy_queries`.
+        mask_head: makes the head that predicts masks, given D and L; None predicts boxes only.
     """
 
     def __init__(
@@ -79,12 +82,13 @@ class RTDETRv2(nn.Module):
         label_noise_ratio: float,
         box_noise_scale: float,
         box_noise_fold: bool = False,
+        mask_head: Callable[..., Head] | None = None,
     ) -> None:
         super().__init__()
         self.num_classes = num_classes
         self.activation = activation
         self.cuts_boxes = False  # as the published code does not
-        self.tasks: tuple[str, ...] = ("boxes",)
+        self.tasks: tuple[str, ...] = ("boxes",) if mask_head is None else ("boxes", "masks")
         self.keypoint_counts: tuple[int, ...] = ()
         self.num_queries = num_queries
         self.image_size = (image_size[0], image_size[1])
@@ -110,7 +114,16 @@ class RTDETRv2(nn.Module):
         )
         self.decoder = complete(made, Decoder, "model.decoder", type(made).__name__)
         self.stride = max(self.encoder.out_strides)
+        self.mask_head = None
+        if mask_head is not None:
+            head = mask_head(hidden_dim=hidden_dim, num_layers=num_layers)
+            self.mask_head = complete(head, Head, "model.mask_head", type(head).__name__)
         layers = self.decoder.eval_idx + 1 if isinstance(self.decoder, Stopping) else num_layers
+        if mask_head is not None and layers != num_layers:
+            raise ValueError(
+                f"model.eval_idx is {layers - 1}, but the pixels of masks pass a block for each of {num_layers} "
+                f"layers; evaluate the last one, model.eval_idx=-1, or have fewer layers: model.num_layers={layers}"
+            )
         self.own, self.member = Extent(layers, num_queries, self.image_size), Member()
         cells = sum(height * width for height, width in self.spatial_shapes())
         if num_queries > cells:
@@ -138,15 +151,12 @@ class RTDETRv2(nn.Module):
         """
         noisy = self.noisy_queries(targets) if self.training and targets is not None else None
         raw = self.body(images, noisy, padding_mask)
+        layers, initial = _of_queries(raw, slice(noisy and noisy.labels.shape[1], None))
         if not self.training:
-            return Outputs(raw.layers, maps=raw.maps)
+            return Outputs(layers, maps=raw.maps)
         if noisy is None:
-            return Outputs(raw.layers, raw.encoder, initial=raw.initial, maps=raw.maps)
-        first = noisy.labels.shape[1]
-        layers = mapped(raw.layers, lambda tensor: tensor[:, :, first:])
-        copies = mapped(raw.layers, lambda tensor: tensor[:, :, : noisy.supervised])
-        initial = mapped(raw.initial, lambda tensor: tensor[:, first:])
-        before = mapped(raw.initial, lambda tensor: tensor[:, : noisy.supervised])
+            return Outputs(layers, raw.encoder, initial=initial, maps=raw.maps)
+        copies, before = _of_queries(raw, slice(noisy.supervised))
         denoising = Denoising(copies, noisy.image, noisy.query, noisy.target, noisy.groups, before)
         return Outputs(layers, raw.encoder, denoising, initial=initial, maps=raw.maps)
 
@@ -174,8 +184,22 @@ class RTDETRv2(nn.Module):
     def body(self, images: Tensor, noisy: NoisyQueries | None, padding_mask: Tensor | None) -> RawOutputs:
         """The network proper: no host-side decisions on values, so that it compiles as one graph."""
         maps = self.encode(images, padding_mask)
-        outputs = self.decoder(maps, noisy, padding_mask)
+        outputs = self._decoded(maps, noisy, padding_mask, images.shape[-2:])
         return outputs._replace(maps=maps) if self.shows_maps else outputs
+
+    def _decoded(
+        self, maps: list[Tensor], noisy: NoisyQueries | None, padding_mask: Tensor | None, size: torch.Size
+    ) -> RawOutputs:
+        raw = self.decoder(maps, noisy, padding_mask)
+        if self.mask_head is None:
+            return raw._replace(states=None)
+        if raw.states is None:
+            raise ValueError(
+                f"{type(self.decoder).__name__} gives no states of its layers, and masks are predicted from them; use "
+                "another model/decoder, or predict boxes only: model.mask_head=null"
+            )
+        masks = self.mask_head(self.mask_head.start(maps[0], size), torch.stack(raw.states))
+        return raw._replace(states=None, masks=masks)
 
     def encode(self, images: Tensor, padding_mask: Tensor | None) -> list[Tensor]:
         """See `model.member.Elastic`."""
@@ -190,7 +214,7 @@ class RTDETRv2(nn.Module):
 
     def decode(self, maps: list[Tensor], padding_mask: Tensor | None, size: torch.Size) -> Outputs:
         """See `model.member.Elastic`."""
-        return Outputs(self.decoder(maps, None, padding_mask).layers)
+        return Outputs(_of_queries(self._decoded(maps, None, padding_mask, size), slice(None))[0])
 
     @property
     def most_layers(self) -> int:
@@ -200,6 +224,8 @@ class RTDETRv2(nn.Module):
     def set_member(self, member: Member, *, every_layer: bool = False) -> None:
         """See `model.member.Elastic`."""
         refuse_rigid(member, self.decoder, Stopping, "layers", "queries")
+        if self.mask_head is not None:
+            refuse_rigid(member, self.mask_head, Layered, "layers")
         refuse_impossible(
             member,
             self.own,
@@ -214,6 +240,8 @@ class RTDETRv2(nn.Module):
         if isinstance(self.decoder, Stopping):
             self.decoder.num_queries = chosen.queries
             self.decoder.depth, self.decoder.every_layer = member.layers, every_layer
+        if isinstance(self.mask_head, Layered):
+            self.mask_head.depth, self.mask_head.every_layer = member.layers, every_layer
 
     def spatial_shapes(self) -> list[tuple[int, int]]:
         """(height, width) of each level the decoder reads, for images of `image_size`."""
@@ -235,8 +263,18 @@ class RTDETRv2(nn.Module):
 
     @torch.no_grad()
     def postprocess(self, outputs: Outputs, image_sizes: Tensor, max_detections: int | None = None) -> list[Detections]:
-        """Detections of each image in pixels; `image_sizes` is `[B, 2]` (height, width) of the original images."""
-        return best_in_pixels(self, outputs.pred, image_sizes, max_detections).detections()
+        """Detections of each image in pixels.
+
+        Args:
+            image_sizes: `[B, 2]` (height, width) of the original images; on the host if there are masks.
+            max_detections: of each image; None: the number of queries.
+        """
+        pred = outputs.pred
+        best = best_in_pixels(self, pred, image_sizes, max_detections)
+        detections = best.detections()
+        if (masks := predicted(pred, "masks")) is not None:
+            add_masks(detections, masks, best.queries, image_sizes)
+        return detections
 
     @torch.no_grad()
     def deploy(self) -> RTDETRv2:
@@ -246,5 +284,20 @@ class RTDETRv2(nn.Module):
             if isinstance(module, (ConvNorm, RepVggBlock)):
                 module.fold()
         self.decoder.drop_training_parts()
+        if isinstance(self.mask_head, Layered):
+            self.mask_head.shorten()
         self.own = self.member.of(self.own)
         return self
+
+
+def _of_queries(raw: RawOutputs, queries: slice) -> tuple[Prediction, Prediction | None]:
+    """What layers predict for some queries, and what was predicted before them, with the masks of the last layer."""
+    layers, initial = raw.layers, raw.initial
+    if queries != slice(None):
+        layers = mapped(layers, lambda tensor: tensor[:, :, queries])
+        initial = mapped(initial, lambda tensor: tensor[:, queries])
+    if raw.masks is not None:
+        masks = raw.masks._replace(queries=raw.masks.queries[:, :, queries])
+        layers = layers._replace(masks=masks)
+        initial = None if initial is None else initial._replace(masks=mapped(masks, lambda tensor: tensor[-1]))
+    return layers, initial

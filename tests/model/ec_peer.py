@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import io
+from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 from torch import Tensor, nn
 
+from detr_exp.model.layer.query_selection import anchor_logits
 from detr_exp.model.pretrained_ec import to_official
 
 # A network of all parts that takes milliseconds.
@@ -22,18 +26,47 @@ SMALL = [
 ]
 
 
-def libre_of(network: Any, size: str) -> nn.Module:
-    """libreyolo's ECDet of a published size, with the weights of `network`."""
+def libre_of(network: Any, size: str, side: int) -> nn.Module:
+    """libreyolo's ECDet or ECSeg of a published size, for images of that side, with the weights of `network`."""
     module = pytest.importorskip("libreyolo.models.ec.nn")
+    kind = module.LibreECModel if network.mask_head is None else module.LibreECSegModel
     with contextlib.redirect_stdout(io.StringIO()):
-        peer = module.LibreECModel(size, nb_classes=network.num_classes, eval_spatial_size=None)
+        peer = kind(size, nb_classes=network.num_classes, eval_spatial_size=(side, side))
     peer.decoder.num_queries, peer.decoder.num_denoising = network.num_queries, network.num_denoising
     peer = peer.to(next(network.parameters()).dtype)
-    state = official_of(network)
-    for name in ("decoder.anchors", "decoder.valid_mask"):  # of one size of images; without, the peer takes any size
-        del state[name]
-    peer.load_state_dict(state)
+    shapes = [(side // stride, side // stride) for stride in (8, 16, 32)]
+    anchors, valid = anchor_logits(shapes, torch.float64, torch.device("cpu"))
+    own = {"decoder.anchors": torch.where(valid, anchors, torch.inf)[None], "decoder.valid_mask": valid[None]}
+    peer.load_state_dict(official_of(network) | own)
     return peer
+
+
+@contextlib.contextmanager
+def at_fixed_points() -> Iterator[None]:
+    """Masks are compared at random points, which here are the same for every mask of a size."""
+
+    def rand(count: int, num_points: int, two: int, **_: object) -> Tensor:
+        made = np.random.default_rng(num_points).random((1, num_points, two))
+        return torch.from_numpy(made).repeat(count, 1, 1)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch, "rand", rand)
+        yield
+
+
+def libre_seg_criterion() -> nn.Module:
+    """libreyolo's losses of boxes and masks of seven classes."""
+    loss = pytest.importorskip("libreyolo.models.ec.seg_loss")
+    weights = {"loss_mal": 2, "loss_bbox": 1, "loss_giou": 1, "loss_fgl": 0.15, "loss_ddf": 1.5}
+    costs = {"cost_class": 2, "cost_bbox": 1, "cost_giou": 1, "cost_mask_ce": 5, "cost_mask_dice": 5}
+    return loss.ECSegCriterion(
+        loss.ECSegHungarianMatcher(costs),
+        weights | {"loss_mask_ce": 5, "loss_mask_dice": 5},
+        ["mal", "boxes", "local", "masks"],
+        num_classes=7,
+        reg_max=32,
+        gamma=1.5,
+    )
 
 
 def libre_criterion() -> nn.Module:

@@ -26,7 +26,11 @@ def normal(network: Any, pixels: Tensor) -> Tensor:
 def given(targets: Targets) -> list[dict[str, Tensor]]:
     """Objects as the peer wants them."""
     per_image = zip(targets.labels.split(targets.counts), targets.boxes.double().split(targets.counts))
-    return [{"labels": labels, "boxes": boxes} for labels, boxes in per_image]
+    objects = [{"labels": labels, "boxes": boxes} for labels, boxes in per_image]
+    if targets.masks is not None:
+        for one, masks in zip(objects, targets.masks.split(targets.counts)):
+            one["masks"] = masks
+    return objects
 
 
 def compare_outputs(outputs: Outputs, expected: dict[str, Any]) -> None:
@@ -37,6 +41,9 @@ def compare_outputs(outputs: Outputs, expected: dict[str, Any]) -> None:
             tensor = getattr(found, field)
             tensor = tensor.flatten(-2) if field == "edges" else tensor
             torch.testing.assert_close(tensor, other[NAMES[field]], **CLOSE)
+        if "pred_masks" in other:
+            for ours, theirs in zip(found.masks, ("spatial_features", "query_features", "bias"), strict=True):
+                torch.testing.assert_close(ours, other["pred_masks"][theirs], **CLOSE)
 
     assert outputs.denoising is not None
     for index, other in enumerate([*expected["aux_outputs"], expected]):
@@ -70,7 +77,8 @@ def compare_gradients(gradients: dict[str, Tensor], theirs: nn.Module) -> None:
     """All that the peer has, in its names."""
     for name, parameter in theirs.named_parameters():
         if parameter.requires_grad and parameter.grad is not None:
+            largest = max(1.0, parameter.grad.abs().max().item())
             torch.testing.assert_close(
-                gradients[name], parameter.grad, rtol=1e-6, atol=1e-6, msg=lambda t, n=name: f"{n}: {t}"
+                gradients[name], parameter.grad, rtol=1e-6, atol=1e-6 * largest, msg=lambda t, n=name: f"{n}: {t}"
             )
     assert len(gradients) > 200

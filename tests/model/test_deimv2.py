@@ -14,6 +14,7 @@ from detr_exp.model.layer.norm import RMSNorm, norm
 from detr_exp.model.neck.lite_encoder import LiteEncoder
 from detr_exp.model.pretrained import load_weights, read_weights
 from detr_exp.model.pretrained_deimv2 import from_official
+from detr_exp.structures import leaves
 
 SMALL = ["model=deimv2_atto", "model.image_size=[96,96]", *FEW]
 IMAGES = torch.rand(3, 3, 96, 96, generator=torch.Generator().manual_seed(2))
@@ -68,8 +69,8 @@ def test_half_precision_keeps_boxes_in_full(dtype, make, targets) -> None:
     network = make(*SMALL).train()
     with torch.autocast("cpu", dtype):
         layers = network(IMAGES, targets).layers
-    assert {tensor.dtype for tensor in layers} == {torch.float32}
-    assert all(tensor.isfinite().all() for tensor in layers)
+    assert {tensor.dtype for tensor in leaves(layers)} == {torch.float32}
+    assert all(tensor.isfinite().all() for tensor in leaves(layers))
 
 
 @pytest.mark.parametrize("eval_idx", [-1, 1])

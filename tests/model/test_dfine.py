@@ -18,6 +18,7 @@ from detr_exp.model.pretrained_dfine import (
     to_huggingface_file,
 )
 from detr_exp.ops.edges import boxes_from_edges, edge_positions
+from detr_exp.structures import leaves
 
 IMAGES = torch.rand(3, 3, 96, 96, generator=torch.Generator().manual_seed(2))
 
@@ -72,7 +73,7 @@ def test_every_parameter_is_trained_also_without_objects(loss, make, no_objects)
 def test_the_first_layer_is_in_full_precision_under_autocast(make):
     with torch.autocast("cpu", torch.bfloat16):
         layers = make(*SMALL).train()(IMAGES).layers
-    assert {tensor.dtype for tensor in layers} == {torch.float32}
+    assert {tensor.dtype for tensor in leaves(layers)} == {torch.float32}
 
 
 @pytest.mark.parametrize("eval_idx", [-1, 1])

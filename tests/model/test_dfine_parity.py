@@ -7,6 +7,7 @@ import torch
 from dfine_peer import SILU, SMALL, libre_of, official_of, peer_of
 
 from detr_exp.build import compose
+from detr_exp.structures import mapped
 
 # Parameters with 80 classes: all, trained, of backbone, encoder and decoder. Published totals count two constants, the
 # bound and the scale of edges, which are buffers here.
@@ -123,7 +124,7 @@ def test_every_layer_of_libreyolo(family, size, make, randomise, targets):
             torch.testing.assert_close(tensor, wanted[names[field]], **CLOSE)
 
     def layer(prediction, index):
-        return type(prediction)(*(tensor[index] for tensor in prediction))
+        return mapped(prediction, lambda tensor: tensor[index])
 
     for index, wanted in enumerate([*expected["aux_outputs"], expected]):
         compare(layer(outputs.layers, index), wanted)

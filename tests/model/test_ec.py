@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 
 import pytest
@@ -13,7 +14,9 @@ from detr_exp.model.backbone.rope_vit import RopeViT
 from detr_exp.model.backbone.spatial_adapter import MeanPyramid
 from detr_exp.model.pretrained import load_weights, read_weights
 from detr_exp.model.pretrained_ec import from_official
+from detr_exp.structures import MaskLogits, leaves
 
+MASKS = ["model=ecseg_s", *SMALL[1:]]
 IMAGES = torch.rand(3, 3, 64, 96, generator=torch.Generator().manual_seed(2))
 BODY = {"width": 16, "num_heads": 2, "depth": 3, "stem": "convolutions", "ffn_ratio": 2}
 
@@ -37,10 +40,11 @@ def test_mistakes_name_what_is_possible() -> None:
         RopeViT(**BODY | {"stem": "conv"}, taps=[0], pretrained=False)
 
 
-@pytest.mark.parametrize("loss", ["vfl", "deim"])
-def test_every_parameter_is_trained_also_without_objects(loss, make, no_objects) -> None:
-    network = make(*SMALL).train()
-    terms = criterion(compose([*SMALL, "data.num_classes=7", f"loss={loss}"]))(
+@pytest.mark.parametrize(("loss", "words"), [("vfl", SMALL), ("deim", SMALL), ("deim", MASKS)])
+def test_every_parameter_is_trained_also_without_objects(loss, words, make, no_objects) -> None:
+    network = make(*words).train()
+    no_objects = replace(no_objects, masks=torch.zeros(0, 64, 96, dtype=torch.bool))
+    terms = criterion(compose([*words, "data.num_classes=7", f"loss={loss}"]))(
         network(IMAGES, no_objects), no_objects, 0.0
     )
     assert all(term.isfinite() for term in terms.values())
@@ -48,18 +52,52 @@ def test_every_parameter_is_trained_also_without_objects(loss, make, no_objects)
     assert [name for name, parameter in network.named_parameters() if parameter.grad is None] == []
 
 
-def test_deployment_changes_nothing(make, randomise) -> None:
-    network = randomise(make(*SMALL).double()).eval()
+@pytest.mark.parametrize("words", [SMALL, MASKS, [*MASKS, "model.mask_head.eval_blocks=1"]])
+def test_deployment_changes_nothing(words, make, randomise) -> None:
+    network = randomise(make(*words).double()).eval()
     with torch.no_grad():
-        expected = network(IMAGES.double()).pred
-        found = network.deploy()(IMAGES.double()).pred
-    torch.testing.assert_close(found.logits, expected.logits, rtol=0, atol=1e-9)
-    torch.testing.assert_close(found.boxes, expected.boxes, rtol=0, atol=1e-9)
+        expected = list(leaves(network(IMAGES.double()).pred))
+        found = list(leaves(network.deploy()(IMAGES.double()).pred))
+    assert len(found) == len(expected)
+    for one, other in zip(found, expected):
+        torch.testing.assert_close(one, other, rtol=0, atol=1e-9)
     assert not [module for module in network.modules() if isinstance(module, torch.nn.BatchNorm2d)]
 
 
-def test_files_of_the_authors_are_read(make, randomise, tmp_path) -> None:
-    network, other = randomise(make(*SMALL)), make(*SMALL)
+def test_masks_before_the_layers_are_those_of_the_last(make, targets) -> None:
+    outputs = make(*MASKS).train()(IMAGES, replace(targets, masks=torch.ones(3, 64, 96, dtype=torch.bool)))
+    for layers, initial in ((outputs.layers, outputs.initial), (outputs.denoising.layers, outputs.denoising.initial)):
+        assert layers.masks.dense().shape == (2, 3, layers.boxes.shape[2], 16, 24)
+        assert torch.equal(initial.masks.dense(), layers.masks.dense()[-1])
+    assert outputs.encoder.masks is None
+
+
+def test_denoising_masks_are_compared_with_those_of_their_objects(make, targets) -> None:
+    """Their pairs are group by group: exchanging the masks of two images must not go unnoticed."""
+    masks = torch.zeros(3, 64, 96, dtype=torch.bool)
+    masks[2] = True
+    cfg = compose([*MASKS, "data.num_classes=7", "loss=deim"])
+    network = make(*MASKS).train()
+    outputs = network(IMAGES, replace(targets, masks=masks))
+    # the last object is the only one of the last image
+    pixels = torch.where(torch.arange(3) == 2, 20.0, -20.0)[None, :, None, None, None].expand(2, 3, 1, 16, 24)
+    queries = torch.ones(*outputs.denoising.layers.boxes.shape[:3], 1)
+    certain = MaskLogits(pixels, queries, torch.zeros(1))
+    copies = outputs.denoising._replace(layers=outputs.denoising.layers._replace(masks=certain))
+    terms = criterion(cfg)(outputs._replace(denoising=copies), replace(targets, masks=masks), 3.0)
+    assert terms["loss_mask_ce_dn_1"] < 1e-3 < terms["loss_mask_ce"]
+
+
+def test_masks_need_the_last_layer(make) -> None:
+    with pytest.raises(ValueError, match=r"eval_idx is 0, but the pixels of masks.*model\.eval_idx=-1"):
+        make(*MASKS, "model.eval_idx=0")
+    with pytest.raises(ValueError, match=r"eval_blocks is 3 but there are 2 layers.*eval_blocks=null"):
+        make(*MASKS, "model.mask_head.eval_blocks=3")
+
+
+@pytest.mark.parametrize("words", [SMALL, MASKS])
+def test_files_of_the_authors_are_read(words, make, randomise, tmp_path) -> None:
+    network, other = randomise(make(*words)), make(*words)
     state, official = network.state_dict(), official_of(network)
     back = from_official(official)
     assert back.keys() == state.keys()

@@ -29,7 +29,7 @@ from detr_exp.model.layer.memory import Memory, level_projections, read_maps
 from detr_exp.model.layer.mlp import MLP
 from detr_exp.model.layer.query_selection import checked_selection, inverse_sigmoid
 from detr_exp.ops.edges import boxes_from_edges, edge_positions
-from detr_exp.structures import Prediction
+from detr_exp.structures import MaskLogits, Prediction
 
 FARTHEST = 10.0  # of the channels of a position embedding
 SEEN = 4  # largest shares of an edge that say how certain its location is
@@ -43,12 +43,14 @@ class EdgePrediction(NamedTuple):
         boxes: `[..., B, Q, 4]` cxcywh, which may leave 0..1 and have a negative size.
         edges: `[..., B, Q, 4, K]` logits over the positions of `ops.edges`; left, top, right, bottom.
         reference: `[..., B, Q, 4]` boxes cxcywh from which the distances count, without gradient.
+        masks: factored mask logits, or None.
     """
 
     logits: Tensor
     boxes: Tensor
     edges: Tensor
     reference: Tensor
+    masks: MaskLogits | None = None
 
 
 class Traits(NamedTuple):
@@ -204,13 +206,13 @@ class DFineDecoder(nn.Module):
         """Encoder maps `[B, E, h, w]` -> predictions; arguments as in `RTDETRv2.body`."""
         memory = read_maps(maps, self.input_proj, padding_mask)
         content, reference, allowed, encoder = first_queries(self, memory, noisy)
-        layers, initial = self._decode(content, reference, memory, allowed)
-        return RawOutputs(cast(Prediction, layers), encoder, initial)
+        layers, initial, states = self._decode(content, reference, memory, allowed)
+        return RawOutputs(cast(Prediction, layers), encoder, initial, states)
 
     def _decode(
         self, content: Tensor, reference: Tensor, memory: Memory, allowed: Tensor | None
-    ) -> tuple[EdgePrediction, Prediction | None]:
-        """The predictions of the layers that count, stacked, and in training the usual ones of layer 0.
+    ) -> tuple[EdgePrediction, Prediction | None, list[Tensor]]:
+        """The predictions of the layers that count, stacked, in training the usual ones of layer 0, and their states.
 
         Distributions and boxes are in float32 at least: half precision has not enough digits for the positions.
 
@@ -221,7 +223,7 @@ class DFineDecoder(nn.Module):
         """
         last = last_layer(self)
         exact, started = reference.dtype, inverse_sigmoid(reference)
-        found, initial = [], None
+        found, states, initial = [], [], None
         frozen = edges = before = position = reference.new_zeros(())
         for index, layer in enumerate(self.layers[: last + 1]):
             if index == 0 or not self.traits.position_once:
@@ -238,9 +240,10 @@ class DFineDecoder(nn.Module):
             boxes = boxes_from_edges((shares * self.positions.to(exact)).sum(-1), frozen, self.edge_scale)
             if self.training or self.every_layer or index == last:
                 logits = self.dec_score_head[index](content) + self.lqe_layers[index](shares.to(content.dtype))
-                found.append(EdgePrediction(logits.to(exact), boxes, edges, frozen))
+                found.append((logits.to(exact), boxes, edges, frozen))
+                states.append(content)
             before, reference = content.detach(), boxes.detach()
-        return EdgePrediction(*(torch.stack(parts) for parts in zip(*found))), initial
+        return EdgePrediction._make([*map(torch.stack, zip(*found)), None]), initial, states
 
     def class_tensors(self) -> dict[str, int]:
         """Names of the tensors that depend on the classes, with the axis along which the classes are."""

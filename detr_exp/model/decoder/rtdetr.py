@@ -19,7 +19,7 @@ from detr_exp.model.layer.denoising import NoisyQueries
 from detr_exp.model.layer.memory import Memory, level_projections, read_maps
 from detr_exp.model.layer.mlp import MLP
 from detr_exp.model.layer.query_selection import anchor_logits, checked_selection, inverse_sigmoid, top_cells
-from detr_exp.structures import Prediction
+from detr_exp.structures import MaskLogits, Prediction
 
 
 class RawOutputs(NamedTuple):
@@ -29,13 +29,16 @@ class RawOutputs(NamedTuple):
         layers: logits `[L, B, N + Q, C]`, boxes `[L, B, N + Q, 4]`; further predictions have the same axes.
         encoder: logits `[B, Q, C]`, or of one class, and boxes `[B, Q, 4]` of the chosen cells.
         initial: of decoders that predict before their layers, logits `[B, N + Q, C]`; None in evaluation.
-        maps: see `Outputs.maps`; the network adds them.
+        states: of the supervised layers, `[B, N + Q, D]` each; None: a network cannot predict masks from them.
+        maps, masks: see `Outputs.maps` and `Prediction.masks`; the network adds them.
     """
 
     layers: Prediction
     encoder: Prediction
     initial: Prediction | None = None
+    states: list[Tensor] | None = None
     maps: list[Tensor] | None = None
+    masks: MaskLogits | None = None
 
 
 class Decoder(Protocol):
@@ -199,10 +202,13 @@ class RTDETRDecoder(nn.Module):
         memory = read_maps(maps, self.input_proj, padding_mask)
         learned = self.tgt_embed.weight[: self.num_queries] if hasattr(self, "tgt_embed") else None
         content, reference, allowed, encoder = first_queries(self, memory, noisy, learned)
-        return RawOutputs(self._decode(content, reference, memory, allowed), encoder)
+        layers, states = self._decode(content, reference, memory, allowed)
+        return RawOutputs(layers, encoder, states=states)
 
-    def _decode(self, content: Tensor, reference: Tensor, memory: Memory, allowed: Tensor | None) -> Prediction:
-        """Refine queries and boxes layer by layer; the predictions of the layers that count, stacked.
+    def _decode(
+        self, content: Tensor, reference: Tensor, memory: Memory, allowed: Tensor | None
+    ) -> tuple[Prediction, list[Tensor]]:
+        """Refine queries and boxes layer by layer; the predictions of the layers that count, stacked, and their states.
 
         Args:
             content: `[B, N + Q, D]`.
@@ -210,7 +216,7 @@ class RTDETRDecoder(nn.Module):
             allowed: as in `SelfAttention`.
         """
         last = last_layer(self)
-        logits, boxes = [], []
+        logits, boxes, states = [], [], []
         previous = reference
         for index, layer in enumerate(self.layers[: last + 1]):
             position = self.query_pos_head(reference.to(content.dtype))
@@ -222,8 +228,9 @@ class RTDETRDecoder(nn.Module):
                 twice = index > 0 and self.look_forward_twice and self.training
                 boxes.append((change + inverse_sigmoid(previous)).sigmoid() if twice else refined)
                 logits.append(self.dec_score_head[index](content).to(refined.dtype))
+                states.append(content)
             previous, reference = refined, refined.detach()
-        return Prediction(torch.stack(logits), torch.stack(boxes))
+        return Prediction(torch.stack(logits), torch.stack(boxes)), states
 
     def class_tensors(self) -> dict[str, int]:
         """Names of the tensors that depend on the classes, with the axis along which the classes are."""

@@ -15,13 +15,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from detr_exp.model.layer.depth import layer_by_layer
-from detr_exp.structures import MaskLogits
+from detr_exp.structures import Detections, MaskLogits
 
 MASKS_AT_ONCE = 32  # masks of an image that are resized together; bounds the memory of large images
 
 
 class Head(Protocol):
-    """What `RFDETR` needs of the head that predicts masks; an `nn.Module`."""
+    """What a network needs of the head that predicts masks; an `nn.Module`. Only `RFDETR` asks for `of_encoder`."""
 
     def start(self, features: Tensor, image_size: torch.Size) -> Tensor:
         """The finest map of the neck `[B, D, .., ..]`, for images of (height, width) -> pixels `[B, D, h, w]`."""
@@ -40,14 +40,21 @@ class MaskHead(nn.Module):
         hidden_dim: D.
         num_layers: L.
         downsample: pixels of the image on a side of a pixel of the masks.
+        eval_blocks: blocks that pixels pass in evaluation; None: all of those layers that are computed, as in training.
 
     Attributes:
         depth, every_layer: see `layer.depth.Layered`; the queries say how many layers are asked for.
     """
 
-    def __init__(self, *, hidden_dim: int, num_layers: int, downsample: int) -> None:
+    def __init__(self, *, hidden_dim: int, num_layers: int, downsample: int, eval_blocks: int | None = None) -> None:
         super().__init__()
+        if eval_blocks is not None and not 1 <= eval_blocks <= num_layers:
+            raise ValueError(
+                f"model.mask_head.eval_blocks is {eval_blocks} but there are {num_layers} layers; use 1 to "
+                f"{num_layers}, or null for all: model.mask_head.eval_blocks=null"
+            )
         self.downsample = downsample
+        self.eval_blocks = eval_blocks
         self.depth: int | None = None
         self.every_layer = False
         self.blocks = nn.ModuleList(Block(hidden_dim) for _ in range(num_layers))
@@ -68,9 +75,11 @@ class MaskHead(nn.Module):
 
     def forward(self, pixels: Tensor, queries: Tensor) -> MaskLogits:
         """Pixels of `start` and queries `[l, B, Q, D]` of the last l layers -> masks stacked over these layers."""
-        first = (self.depth or len(self.blocks)) - len(queries)
+        alone = not self.training and len(queries) == 1
+        count = (self.eval_blocks if alone else None) or self.depth or len(self.blocks)
+        first = count - len(queries)
         features = []
-        for index, block in enumerate(islice(self.blocks, self.depth)):
+        for index, block in enumerate(islice(self.blocks, count)):
             pixels = block(pixels)
             if index >= first:
                 features.append(self.feature_proj(pixels))
@@ -83,7 +92,7 @@ class MaskHead(nn.Module):
 
     def shorten(self) -> None:
         """Drop the blocks that evaluation does not compute, in place."""
-        del self.blocks[self.depth or len(self.blocks) :]
+        del self.blocks[self.eval_blocks or self.depth or len(self.blocks) :]
 
     def of_encoder(self, pixels: Tensor, tokens: Tensor) -> MaskLogits:
         """Pixels of `start` and selected encoder tokens `[B, Q, D]` -> their masks; no block is applied."""
@@ -121,6 +130,20 @@ def masks_in_pixels(masks: MaskLogits, image: int, queries: Tensor, size: tuple[
         large = F.interpolate(logits[:, None], size=size, mode="bilinear", align_corners=False)
         masks_of_chunks.append(large[:, 0] > 0)
     return torch.cat(masks_of_chunks)
+
+
+def add_masks(detections: list[Detections], masks: MaskLogits, queries: Tensor, image_sizes: Tensor) -> None:
+    """Give detections of each image their masks, in place, and the score NaN where masks are not of finite numbers.
+
+    Args:
+        masks: of one layer.
+        queries: `[B, n]` of the detections.
+        image_sizes: `[B, 2]` (height, width) of the original images, on the host.
+    """
+    for image, (height, width) in enumerate(image_sizes.round().tolist()):
+        found = detections[image]
+        found.masks = masks_in_pixels(masks, image, queries[image], (int(height), int(width)))
+        found.scores = torch.where(finite_masks(masks, image, queries[image]), found.scores, torch.nan)
 
 
 def finite_masks(masks: MaskLogits, image: int, queries: Tensor) -> Tensor:

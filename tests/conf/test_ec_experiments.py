@@ -1,0 +1,79 @@
+"""The recipes of EdgeCrafter, each line against the tables of its authors."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import NamedTuple
+
+import pytest
+import torch
+
+from detr_exp import build
+from detr_exp.config.compose import CONF_DIR, compose
+from detr_exp.data.sampler import multi_scale_sizes
+
+COCO = ("model.weights=null", "model.backbone.pretrained=false", "data.root=.", "data.num_classes=80")
+
+
+class Recipe(NamedTuple):
+    """A column of the table; `dense` is the last epoch of mosaic and mixup and of the first rate."""
+
+    epochs: int
+    stop: int
+    dense: int
+    share: float
+    lr_backbone: float
+    decay: float
+
+
+RECIPES = {
+    "ecdet_s": Recipe(74, 72, 36, 0.75, 2.5e-5, 1e-4),
+    "ecdet_m": Recipe(62, 60, 30, 0.75, 2.5e-5, 1e-4),
+    "ecdet_l": Recipe(50, 48, 24, 1.0, 5e-6, 1.25e-4),
+    "ecdet_x": Recipe(50, 48, 24, 1.0, 2.5e-6, 1.25e-4),
+    "ecseg_s": Recipe(74, 72, 36, 0.75, 2.5e-5, 1e-4),
+    "ecseg_m": Recipe(74, 72, 36, 0.75, 2.5e-5, 1e-4),
+    "ecseg_l": Recipe(50, 48, 24, 1.0, 2.5e-6, 1.25e-4),
+    "ecseg_x": Recipe(50, 48, 24, 1.0, 2.5e-6, 1.25e-4),
+}
+
+
+def test_every_recipe_is_in_the_table() -> None:
+    found = {path.stem for path in (CONF_DIR / "experiment").glob("ec*.yaml")}
+    assert found == {f"{name}_coco" for name in RECIPES}
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_recipe_trains_as_its_authors_did(name: str) -> None:
+    cfg, recipe = compose([f"experiment={name}_coco", *COCO]), RECIPES[name]
+    trainer, optim, data, loss = cfg.trainer, cfg.optim, cfg.data, cfg.loss
+    assert list(cfg.model.image_size) == [640, 640]
+    assert (trainer.epochs, trainer.batch_size, trainer.restart_epoch) == (recipe.epochs, 32, recipe.stop)
+    assert (trainer.clip_max_norm, trainer.ema_decay, trainer.ema_tau) == (0.1, 0.9999, 1000)
+    assert (optim.lr, optim.lr_backbone, optim.weight_decay) == (5e-4, recipe.lr_backbone, recipe.decay)
+    assert len(multi_scale_sizes(data.multi_scale, (640, 640), 32)) == 1
+    assert data.stop_epoch == recipe.stop
+    dense = [0, recipe.dense]
+    assert (data.phases.strong, data.phases.mosaic, data.phases.mixup) == ([0, recipe.stop], dense, dense)
+    assert (data.augment.mosaic, data.augment.mixup) == (recipe.share, recipe.share)
+    masks = name.startswith("ecseg")
+    assert (loss.weight_class, loss.weight_bbox, loss.weight_giou) == ((2, 1, 1) if masks else (1, 5, 2))
+    assert (cfg.matcher.cost_class, cfg.matcher.cost_bbox, cfg.matcher.cost_giou) == ((2, 1, 1) if masks else (2, 5, 2))
+    assert (loss.focal_gamma, loss.weight_fgl, loss.weight_ddf) == (1.5, 0.15, 1.5)
+    assert (loss.weight_mask_ce, loss.weight_mask_dice) == (5, 5)
+    assert (cfg.model.ffn_activation, cfg.model.head_activation, cfg.model.norm_type) == ("silu", "silu", "layer")
+    factor = build.schedule(cfg)(1000, 1000 * recipe.epochs)
+    assert (factor(0), factor(1000)) == (0.0, 0.25), "a quadratic warm-up of 2000 steps"
+    assert factor(1000 * recipe.dense) == 1.0 > factor(1000 * recipe.dense + 2000)
+    assert factor(1000 * recipe.stop) == 0.5 == factor(1000 * recipe.epochs - 1)
+
+
+def test_groups_of_parameters() -> None:
+    """By rate and decay: tensors. What is beside the transformer learns as the encoder does."""
+    cfg = compose(["experiment=ecdet_s_coco", *COCO])
+    with torch.device("meta"):
+        network = build.network(cfg)
+    tensors: Counter[tuple[float, float]] = Counter()
+    for group in build.optimizer(cfg)(network).param_groups:
+        tensors[group["lr"], group["weight_decay"]] += len(group["params"])
+    assert tensors == {(2.5e-5, 1e-4): 53, (2.5e-5, 0): 103, (5e-4, 0): 204, (5e-4, 1e-4): 122}
