@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from detr_exp.published.source import HUB, is_remote, of_word
 from detr_exp.published.table import UNKNOWN, named
+from detr_exp.runs.swept import alone
 from detr_exp.terminal import printable
 from detr_exp.tracker.base import RunRecord
 from detr_exp.values import Values
@@ -212,7 +213,7 @@ def _command(path: Path) -> str:
         record = RunRecord.load(path.parent)
     except ValueError:
         return f"The command is {UNKNOWN}: no record of the run lies beside the checkpoint."
-    words = [shlex.quote(printable(_without_folders(word))) for word in record.words]
+    words = [shlex.quote(printable(_without_folders(word))) for word in alone(record.words)]
     line = " ".join(["python -m detr_exp.train", *words])
     versions = ", ".join(f"{name} {record.tags.get(f'version/{name}', UNKNOWN)}" for name in ("detr_exp", "torch"))
     return f"```sh\n{line}\n```\n\nVersions: {versions}. Folders are left out of paths."

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from detr_exp.tracker.secrets import masked
@@ -44,3 +44,8 @@ def readable(swept: Iterable[str]) -> str:
         name = UNSAFE.sub("_", short if last[short] == 1 else key).lstrip(".")
         parts.append(f"{name}={UNSAFE.sub('_', value)[:LONGEST_VALUE]}")
     return ",".join(parts)[:LONGEST]
+
+
+def alone(words: Sequence[str]) -> list[str]:
+    """The overrides of a run of a sweep as those of a run by itself, with what an option of `sweep` sets besides."""
+    return [*words, "hydra.mode=RUN"] if any(word.partition("=")[0] == "sweep" for word in words) else [*words]

@@ -18,7 +18,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from detr_exp.data.splits import HELD_OUT
 from detr_exp.metric.mean import mean_of
-from detr_exp.runs.swept import folder_of
+from detr_exp.runs.swept import alone, folder_of
 from detr_exp.terminal import printable, say
 from detr_exp.tracker.base import FINISHED, RunRecord
 from detr_exp.tracker.secrets import masked
@@ -102,7 +102,7 @@ def described(folder: Path) -> dict[str, str]:
     from detr_exp.runs.past import mapping
     from detr_exp.tracker.mlflow import LINK as RUN
 
-    words = shlex.join(RunRecord.load(folder).words)
+    words = shlex.join(alone(RunRecord.load(folder).words))
     return {"best.words": words, "best.mlflow_run": str(mapping(folder / RUN, json.loads).get("run_id", ""))}
 
 

@@ -15,6 +15,7 @@ from rich.table import Table
 from detr_exp.metric.mean import mean_of
 from detr_exp.runs.next_commands import commands_of
 from detr_exp.runs.past import PastRun
+from detr_exp.runs.swept import alone
 from detr_exp.terminal import counted, duration, printable, python
 from detr_exp.tracker.secrets import masked
 from hydra_plugins.detr_exp._ledger import Entry, Job, best_first, by_point, score, setting_of
@@ -134,7 +135,7 @@ def winner(best: Job, folder: Path, result: str, sources: Sequence[ConfigSourceI
         f"best run of the best setting: {' '.join(best.swept)} ({result})",
         f"  folder  {folder}",
         *_use(folder),
-        f"  repeat  {python()} -m detr_exp.train {shlex.join([*custom, *best.overrides])}",
+        f"  repeat  {python()} -m detr_exp.train {shlex.join([*custom, *alone(best.overrides)])}",
     ]
 
 

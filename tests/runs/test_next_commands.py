@@ -50,4 +50,6 @@ def test_a_sweep_and_a_report_name_an_image_of_the_data(tmp_path: Path) -> None:
     assert shlex.split(use)[2:] == words
     page = render([run], title="t", about="a", now=datetime(2026, 1, 2))
     assert shlex.join(words).replace("'", "&#39;") in page
+    lines = winner(Job(0, ["seed=1", "sweep=seeds"], ["seed=1"], "0a"), run.folder, "", [])
+    assert lines[-1].endswith("detr_exp.train seed=1 sweep=seeds hydra.mode=RUN")
     assert not any(line.startswith("  use") for line in winner(Job(0, [], [], "0a"), tmp_path / "gone", "", []))

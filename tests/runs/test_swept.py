@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from detr_exp.runs.swept import LONGEST, folder_of, hash_in, readable
+from detr_exp.runs.swept import LONGEST, alone, folder_of, hash_in, readable
 
 HASH = "0a1b2c3d4e"
 
@@ -46,3 +46,8 @@ def test_a_folder_of_an_earlier_version_keeps_its_name(tmp_path: Path) -> None:
 
 def test_without_swept_overrides_the_hash_is_the_name(tmp_path: Path) -> None:
     assert (readable([]), folder_of(tmp_path, HASH, [])) == ("", tmp_path / HASH)
+
+
+def test_a_run_of_a_sweep_is_repeated_alone() -> None:
+    assert alone(["seed=2", "sweep=seeds"]) == ["seed=2", "sweep=seeds", "hydra.mode=RUN"]
+    assert alone(["seed=2", "loss=focal"]) == ["seed=2", "loss=focal"]
