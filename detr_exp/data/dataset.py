@@ -123,7 +123,8 @@ class DataSet:
         )
         self.augment, self.multi_scale, self.channels = augment, multi_scale, channels
         refuse_colours(augment, channels)
-        self.fit, self.tiles = checked_fit(fit), tiles if tiles == AUTO else tiles_of(tiles)
+        self.fit = checked_fit(fit)
+        self.tiles = tiles if isinstance(tiles, str) and tiles == AUTO else tiles_of(tiles)
         refuse_other_sizes(self.fit, tiles=self.tiles, multi_scale=multi_scale)
         used = {"mosaic": augment.mosaic, "mixup": augment.mixup, "multi_scale": multi_scale}
         self.phases = Phases(stop_epoch, phases, [name for name, value in used.items() if not value])
@@ -260,7 +261,8 @@ class DataSet:
 
     def tiles_for(self, network: Network) -> Tiles | None:
         """How images are cut for a network; the numbers of `auto` are chosen once."""
-        self.tiles = tiles_for(self.tiles, self.train, network) if self.tiles == AUTO else self.tiles
+        if isinstance(self.tiles, str):
+            self.tiles = tiles_for(self.train, network)
         return self.tiles
 
     def refuse(self, split: str, network: Network) -> None:

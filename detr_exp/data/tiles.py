@@ -59,16 +59,13 @@ class Tiles:
         return [round(step * (side - length) / max(1, count - 1)) for step in range(count)], length
 
 
-def tiles_for(settings: Mapping[str, Any] | str | None, split: Split, network: Sized) -> Tiles | None:
-    """The tiles that a configuration requests, with the numbers of `auto`.
+def tiles_for(split: Split, network: Sized) -> Tiles | None:
+    """The tiles of `auto`, from the sizes of the objects; None: whole images.
 
     Args:
-        settings: see `tiles_of`; `auto`: from the sizes of the training objects.
         split: the training images.
         network: gives the size of its input.
     """
-    if settings != AUTO:
-        return tiles_of(settings)  # type: ignore[arg-type]
     found, made = flat(split), None
     sides = found.boxes_xyxy[:, 2:] - found.boxes_xyxy[:, :2]
     if len(sides):
@@ -82,7 +79,7 @@ def tiles_for(settings: Mapping[str, Any] | str | None, split: Split, network: S
     return made
 
 
-def tiles_of(settings: Mapping[str, Any] | None, key: str = "data.tiles") -> Tiles | None:
+def tiles_of(settings: Mapping[str, Any] | str | None, key: str = "data.tiles") -> Tiles | None:
     """The tiles that a configuration requests.
 
     Args:

@@ -25,8 +25,10 @@ def as_image(source: ImageLike, channels: int = 3) -> np.ndarray:
     if isinstance(source, str | Path):
         source = Path(source).expanduser()
     if isinstance(source, Path | bytes | Image.Image):
-        is_open = isinstance(source, Image.Image)
-        pixels = pixels_of(source, channels) if is_open else read_image(source, channels=channels)
+        if isinstance(source, Image.Image):
+            pixels = pixels_of(source, channels)
+        else:
+            pixels = read_image(source, channels=channels)
         if has_more_frames(source, channels):
             log.warning("%s: %s", source if isinstance(source, Path) else "an image in memory", FIRST_FRAME)
         return pixels

@@ -11,7 +11,9 @@ import pickle
 import re
 import uuid
 from collections.abc import Callable
+from concurrent.futures import Future
 from pathlib import Path
+from typing import Any, cast
 
 import torch
 import torch.distributed.checkpoint as dcp
@@ -73,7 +75,7 @@ def save(
     copies = {
         name: tensor.detach().clone() if tensor.device.type == "cpu" else tensor for name, tensor in sharded.items()
     }
-    writing = dcp.async_save(copies, checkpoint_id=folder, process_group=background.group)
+    writing = cast("Future[Any]", dcp.async_save(copies, checkpoint_id=folder, process_group=background.group))
     without_values = copied(without_values)
 
     def complete() -> None:

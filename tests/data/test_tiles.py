@@ -155,7 +155,7 @@ class OfBoxes:
 )
 def test_auto_makes_small_objects_large_enough(sides, size, found):
     network = SimpleNamespace(image_size=(640, 960))
-    tiles = tiles_for("auto", OfBoxes(size, sides), network)
+    tiles = tiles_for(OfBoxes(size, sides), network)
     assert tiles == found
     if tiles is not None:
         assert tiles_of(numbers_of(tiles)) == tiles
