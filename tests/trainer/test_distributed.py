@@ -210,6 +210,7 @@ def test_a_sharded_checkpoint_is_read_by_one_process(pair):
 
 @pytest.mark.slow
 def test_a_sharded_run_resumes_bit_for_bit(pair):
+    """Also from checkpoints that a thread writes."""
     folder, _, _ = pair
     one, two = (files.load(folder / name / files.NEWEST) for name in ("sharded", "sharded_resumed"))
     assert_same_bits(two, one)

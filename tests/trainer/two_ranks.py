@@ -217,10 +217,11 @@ def main(folder: Path) -> None:
             found["ended by"] = ending.number
         run_in(folder / "resumed", "trainer.resume=auto")
         run_in(folder / "sharded", *fsdp)
+        in_thread = ("trainer.checkpoint_in_background=true", "trainer.checkpoint_every_steps=1")
         try:
-            run_in(folder / "sharded_resumed", *fsdp, ends_at=3)
+            run_in(folder / "sharded_resumed", *fsdp, *in_thread, ends_at=3)
         except Interrupted:
-            run_in(folder / "sharded_resumed", *fsdp, "trainer.resume=auto")
+            run_in(folder / "sharded_resumed", *fsdp, *in_thread, "trainer.resume=auto")
         torch.save(found, folder / f"rank{distributed.rank()}.pt")
         if distributed.rank() == 1:
             raise ValueError("rank 1 has had enough")
