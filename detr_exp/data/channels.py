@@ -10,6 +10,7 @@ import numpy as np
 from detr_exp.data.augment import Augment
 from detr_exp.data.content import Objects, Split
 from detr_exp.data.joined import Joined
+from detr_exp.data.part import Part
 from detr_exp.data.pixels import as_channels
 from detr_exp.data.shards import ShardSplit
 from detr_exp.data.table import TableSplit
@@ -51,7 +52,7 @@ class Converted:
 
 def in_channels(split: Split, channels: int) -> Split:
     """A split whose images have as many channels: those of files are read so, others are converted."""
-    if channels == 3:
+    if channels == 3 or isinstance(split, Part):  # the whole that it is of was changed
         return split
     if isinstance(split, TableSplit):
         split.channels = channels

@@ -112,10 +112,12 @@ def each_tensor(nest: Any, change: Callable[[str, Tensor], Tensor], name: str = 
 
 
 def copied(state: Stored) -> Stored:
-    """A state whose tensors are copies on the host, which training does not change; sharded ones stay."""
-    return each_tensor(
-        state, lambda name, tensor: tensor if is_sharded(tensor) else tensor.detach().to("cpu", copy=True)
-    )
+    """A state with copies on the host, which training does not change; sharded tensors and those without values stay."""
+
+    def copy(name: str, tensor: Tensor) -> Tensor:
+        return tensor if is_sharded(tensor) or tensor.is_meta else tensor.detach().to("cpu", copy=True)
+
+    return each_tensor(state, copy)
 
 
 def sharded_like(state: Stored, like: Stored) -> Stored:

@@ -13,9 +13,13 @@ import torch
 from detr_exp import build
 from detr_exp.data.augment import Augment
 from detr_exp.data.cache import image_cache
+from detr_exp.data.channels import in_channels
 from detr_exp.data.coco import coco
+from detr_exp.data.content import Category
 from detr_exp.data.dataset import DataSet
+from detr_exp.data.joined import Joined, Member
 from detr_exp.data.operations import Blur, Grey, Jpeg
+from detr_exp.data.part import Part
 from detr_exp.data.shapes import shapes
 from detr_exp.inference.detector import load
 from detr_exp.ops.draw import draw_objects
@@ -151,3 +155,14 @@ def test_four_channels_train_resume_and_predict(bands: Path, tiny_run: list[str]
     others = build.compose([*words, "data.channels=3", f"trainer.resume={tmp_path / 'run'}"])
     with pytest.raises(ValueError, match=r"0\.npy has 4 channels, but data\.channels is 3"):
         train_in(tmp_path / "run", others)
+
+
+def test_parts_and_several_sets_keep_their_channels(bands: Path) -> None:
+    data = of_bands(bands, channels=4, val_sample=3).sampled()
+    assert isinstance(data.val, Part)
+    assert data.val.image(0).shape == (40, 60, 4)
+    few = of_bands(bands, channels=4).first(2)
+    assert few.val.image(1).shape == (40, 60, 4)
+    member = Member(of_bands(bands).train, {1: 1}, None)
+    joined = in_channels(Joined({"a": member, "b": member}, [Category(1, "warm")]), 4)
+    assert joined.image(9).shape == (40, 60, 4)
