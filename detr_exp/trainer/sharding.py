@@ -112,7 +112,7 @@ def each_tensor(nest: Any, change: Callable[[str, Tensor], Tensor], name: str = 
 
 
 def copied(state: Stored) -> Stored:
-    """A state with copies on the host, which training does not change; sharded tensors and those without values stay."""
+    """A state of copies on the host, which training does not change; sharded tensors and those without values stay."""
 
     def copy(name: str, tensor: Tensor) -> Tensor:
         return tensor if is_sharded(tensor) or tensor.is_meta else tensor.detach().to("cpu", copy=True)
