@@ -86,6 +86,8 @@ def test_a_recipe_trains_as_its_authors_did(size: str) -> None:
         0.5,
         0.8,
     )
+    blends = [] if is_lite or size == "n" else [("detr_exp.data.copy_blend.CopyBlend", 0.5, 3)]
+    assert [(one["_target_"], one.chance, one.most) for one in augment.get("operations", [])] == blends
     assert (cfg.matcher.late_epoch, cfg.matcher.late_power) == (recipe.late, 4.0)
     assert (cfg.model.ffn_activation, cfg.model.head_activation) == ("swiglu", "silu")
     assert (cfg.loss.focal_gamma, "fgl" in cfg.loss.terms) == (1.5, not is_lite)
