@@ -95,7 +95,7 @@ def pareto_in(folder: Path, cfg: DictConfig) -> Values:
     by_name, points = _evaluated(opened, cfg, members, console)
     seconds = _cpu_seconds() - started
     timed = [point for point in points if point.timed]
-    console.line(f"{len(points)} members in {seconds:.1f} s of CPU time; measuring the latency of {len(timed)}")
+    console.line(f"{len(points)} evaluated in {seconds:.1f} s of CPU time; measuring the latency of {len(timed)}")
     _time(timed, by_name, opened, cfg)
     content = members_page.content(points, _facts(opened, cfg, seconds))
     if cfg.pareto.export is not None and cfg.pareto.export not in (*by_name, *content["names"]):
@@ -172,6 +172,11 @@ def _evaluated(
                     point.draws = _drawn(metrics[point.name], point.metric, times)
     for point in points:  # a search evaluates larger ones before smaller ones
         point.timed = point.timed and not is_beaten(point, points)
+    if all(point.values[point.metric] == -1 for point in points):
+        raise ValueError(
+            f"{opened.detector.path}: {split} has nothing to measure {points[0].metric} on, so none can be chosen; use "
+            "another split, data.split=..., or pareto.metric=..."
+        )
     if not any(point.timed for point in points):
         raise ValueError(
             f"{opened.detector.path}: no member has a finite {points[0].metric} on {split}, so none can "

@@ -20,6 +20,7 @@ HEADER = "detr_exp"  # in the metadata of our own safetensors: all but the tenso
 HEAD = 256
 POINTER = b"version https://git-lfs.github.com/spec/"
 ZIP, PICKLE = b"PK\x03\x04", b"\x80"
+ONNX, OPENVINO = re.compile(rb"\x08[\x01-\x40]\x12", re.DOTALL), b"<net "  # version and producer; XML
 # Required entries of our checkpoints and their types.
 KINDS: dict[str, type | tuple[type, ...]] = {
     "format": int,
@@ -61,6 +62,8 @@ def read(path: Path, fix: str, also: tuple[type, ...] = ()) -> Stored:
         raise ValueError(f"{path} is empty{fix}")
     if head.startswith(POINTER):
         raise ValueError(f"{path} is a pointer of git-lfs in place of the file; fetch that with git lfs pull{fix}")
+    if ONNX.match(head) or OPENVINO in head:
+        raise _exported(path, fix)
     if head.lstrip()[:1] == b"<":
         raise ValueError(f"{path} is a page of the web in place of the file; download that again{fix}")
     if head.startswith(ZIP):
@@ -86,14 +89,21 @@ def read(path: Path, fix: str, also: tuple[type, ...] = ()) -> Stored:
 def _refuse_damaged_archive(path: Path, fix: str) -> None:
     try:
         with zipfile.ZipFile(path) as archive:
+            is_program = any("/code/" in part for part in archive.namelist())
             is_packed = any(part.compress_type != zipfile.ZIP_STORED for part in archive.infolist())
             damaged = None if is_packed else archive.testzip()
     except Exception as error:  # from archives, names that are not UTF-8, the disk
         raise ValueError(f"{path} is truncated or no checkpoint ({error}){fix}") from error
+    if is_program:  # of TorchScript
+        raise _exported(path, fix)
     if is_packed:  # its content may be larger than the memory
         raise ValueError(f"{path} is compressed, which files of torch are not; unpack it{fix}")
     if damaged is not None:
         raise ValueError(f"{path} is damaged: the checksum of {damaged!r} does not match{fix}")
+
+
+def _exported(path: Path, fix: str) -> ValueError:
+    return ValueError(f"{path} is an exported network, whose weights have no names; give its checkpoint instead{fix}")
 
 
 def _safetensors(path: Path, fix: str) -> Stored:

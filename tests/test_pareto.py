@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -16,6 +16,7 @@ import detr_exp
 from detr_exp import pareto
 from detr_exp.config.compose import compose
 from detr_exp.config.mistakes import ConfigError
+from detr_exp.inference import shared
 from detr_exp.inference.detector import load
 from detr_exp.inference.members import chosen, file_of, grid_of
 from detr_exp.inference.on_data import on_data, open_detector
@@ -86,6 +87,21 @@ def test_a_search_of_all_members_finds_the_front_of_the_grid(trained: Path) -> N
     assert seen[0] == seen[1]
     assert len(seen[0]) == 8
     assert any(timed for _, timed in seen[0].values())
+
+
+def test_a_split_without_objects_is_said(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cfg = compose([f"checkpoint={trained}", *DATA, *GRID, *FEW, "metric=fast"], config_name="pareto")
+    opened = on_data(open_detector(cfg), cfg)
+    members = [Member(1, 5, (64, 64)), Member(3, 5, (64, 64))]
+
+    def nothing(*_: object) -> Iterator[list[object]]:
+        yield [
+            (member, metric, {"mAP": -1.0, "mAP50": -1.0}) for member in members for metric in opened.metrics("val", 1)
+        ]
+
+    monkeypatch.setattr(shared, "evaluate_members", nothing)
+    with pytest.raises(ValueError, match=r"val has nothing to measure mAP on.*another split, data.split="):
+        pareto._evaluated(opened, cfg, members, Console("none"))
 
 
 def assert_page(page: str, names: list[str]) -> None:

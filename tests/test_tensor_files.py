@@ -95,6 +95,24 @@ def zipped() -> bytes:
     return file.getvalue()
 
 
+def program() -> bytes:
+    """Of TorchScript: an archive with code."""
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w") as archive:
+        archive.writestr("net/data.pkl", b"")
+        archive.writestr("net/code/__torch__.py", "")
+    return file.getvalue()
+
+
+@pytest.mark.parametrize(
+    "content", [b"\x08\x08\x12\x07pytorch", b'<?xml version="1.0"?>\n<net name="Model0" version="11">', program()]
+)
+def test_exported_files_are_called_so(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "a.pth").write_bytes(content)
+    with pytest.raises(ValueError, match=r"a.pth is an exported network.*give its checkpoint instead; or none"):
+        tensor_files.read(tmp_path / "a.pth", "; or none")
+
+
 @pytest.fixture(scope="module")
 def network() -> Any:
     return build.network(compose(WORDS))

@@ -50,10 +50,14 @@ class DetectorTeacher:
             raise ConfigError("teacher.checkpoint is empty; give a run or a checkpoint: teacher.checkpoint=outputs/...")
         plain = build.hardware(build.compose(["trainer/hardware=cpu", "trainer.hardware.products=torch"]))
         plain = replace(plain, threads=torch.get_num_threads())
-        if (entry := _published(str(checkpoint), weights)) is not None:
-            opened = load_published(entry, plain)
-        else:
-            opened = detector.load(checkpoint, hardware=plain, allow_targets=allow_targets, weights=weights)
+        entry = _published(str(checkpoint), weights)
+        try:
+            if entry is not None:
+                opened = load_published(entry, plain)
+            else:
+                opened = detector.load(checkpoint, hardware=plain, allow_targets=allow_targets, weights=weights)
+        except ValueError as error:
+            raise ConfigError(f"the teacher, teacher.checkpoint={checkpoint}, cannot be opened: {error}") from error
         self.network = frozen(opened.network)
         self.channels = len(opened.network.pixel_mean)
         self.record = {"teacher": str(checkpoint), "sha256": digests(opened.path)["sha256"]}

@@ -222,6 +222,11 @@ def connected(
             f"teacher is {word}, but the loss has no terms against a teacher; choose some: loss/teacher=detr, or "
             "loss/teacher=maps for the maps of the encoder alone"
         )
+    if isinstance(teacher, Keeping) and caching.where != "none":
+        raise ValueError(
+            f"teacher.cache is {caching.where}, but the teacher is {word}, which changes in each step: "
+            "teacher.cache=none"
+        )
     if isinstance(teacher, Keeping) and not of_maps:
         return Teaching(teacher, criterion, list(range(len(classes))), [], None, caching)
     if fit == "short_side" and teacher.image_size is not None:

@@ -272,7 +272,10 @@ def test_accumulation_takes_the_step_of_the_whole_batch(taught, tmp_path):
         (["loss/teacher=none"], r"no terms against a teacher; choose some: loss/teacher=detr"),
         (["teacher=none"], r"there is none; give one, teacher=run"),
         (["data.source.size=48", "model=dfine_tiny", "teacher.checkpoint="], "teacher.checkpoint is empty"),
-        (["teacher.checkpoint=nowhere"], "nowhere is not a file"),
+        (
+            ["teacher.checkpoint=nowhere"],
+            "the teacher, teacher.checkpoint=nowhere, cannot be opened: nowhere is not a file",
+        ),
         (["teacher.threshold=2"], r"teacher.threshold is 2; it must be a number in \[0, 1\]"),
         (
             ["teacher.cache=ram"],

@@ -158,6 +158,7 @@ def test_other_families_are_elastic_too(small, tmp_path, family):
         ((*ELASTIC, "data.multi_scale=[64,96]"), r"one of them chooses the sizes: data.multi_scale=null"),
         (("teacher=largest",), r"trainer/elastic is none.*trainer.elastic.sandwich=true"),
         ((*ELASTIC, "teacher=largest"), "trainer.elastic.sandwich is false"),
+        ((*ELASTIC, "teacher=largest", "+teacher.cache=ram", "data/augment=none"), "which changes in each step"),
         ((*ELASTIC, "trainer.elastic.num_random=0"), "trainer.elastic.num_random=1"),
         ((*ELASTIC, "trainer.elastic.layers=[]"), r"trainer.elastic.layers=\[1.0\]"),
         ((*ELASTIC, "trainer.elastic.queries=[0]"), r"trainer.elastic.queries is 0"),
