@@ -86,7 +86,13 @@ def test_a_kill_while_the_thread_writes_leaves_the_older_one(tmp_path):
 
 def test_the_same_checkpoints_are_written(small, fit, tmp_path, monkeypatch):
     """Of the step at which they were begun, although training goes on while they are written."""
-    words = ("trainer.epochs=1", "trainer.checkpoint_every_steps=1", "trainer.checkpoint_interval=1")
+    words = (
+        "trainer.epochs=1",
+        "data.train=4",
+        "data.val=1",
+        "trainer.checkpoint_every_steps=1",
+        "trainer.checkpoint_interval=1",
+    )
     usual = fit(*words, folder="usual")
     threads, save = set(), files.save
 

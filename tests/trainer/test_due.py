@@ -47,7 +47,14 @@ def test_they_change_no_step(small, undisturbed, tmp_path):
     assert losses[0] == losses[1]
 
 
-@pytest.mark.parametrize("moment", [pytest.param("before", marks=pytest.mark.slow), "in the second of two", "after"])
+@pytest.mark.parametrize(
+    "moment",
+    [
+        pytest.param("before", marks=pytest.mark.slow),
+        "in the second of two",
+        pytest.param("after", marks=pytest.mark.slow),
+    ],
+)
 def test_a_resumed_run_repeats_no_step_and_no_evaluation(small, undisturbed, tmp_path, monkeypatch, moment):
     def interrupted(*args, **settings):
         raise Interrupted(15)
