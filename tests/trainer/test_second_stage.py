@@ -74,10 +74,10 @@ def test_it_goes_back_and_a_run_that_is_stopped_there_too(
             signal.raise_signal(signal.SIGTERM)
         return step(self, run, state, window)
 
-    def killed(run, state, *name):
+    def killed(run, state, *name, **thread):
         if state.closed == 3 * STEPS:  # went back, and did not write it any more
             raise KeyboardInterrupt
-        save(run, state, *name)
+        save(run, state, *name, **thread)
 
     for how, ending in ((stopped, Interrupted), (killed, KeyboardInterrupt)):
         folder = tmp_path / how.__name__
