@@ -76,11 +76,11 @@ class Network(Protocol):
     tasks: tuple[str, ...]  # what it predicts, of TASKS
     keypoint_counts: tuple[int, ...]  # keypoints of each class; () where it predicts none
     cuts_boxes: bool  # whether detections are clipped to the image
-    pixel_mean: Tensor  # [3, 1, 1] of RGB in 0..1, a buffer
+    pixel_mean: Tensor  # [3, 1, 1] of RGB in 0..1, a buffer; of other channels, a value for each
     pixel_std: Tensor  # [3, 1, 1], likewise
 
     def __call__(self, images: Tensor, targets: Targets | None = None, padding_mask: Tensor | None = None) -> Outputs:
-        """`forward`: images `[B, 3, H, W]` RGB in 0..1, and padding_mask `[B, H, W]` bool, True where there is none."""
+        """`forward`: images `[B, C, H, W]` in 0..1, and padding_mask `[B, H, W]` bool, True where there is none."""
 
     def forward(self, images: Tensor, targets: Targets | None = None, padding_mask: Tensor | None = None) -> Outputs:
         """The computation of a call, without compilation."""

@@ -81,6 +81,17 @@ def described(source: Path | bytes, channels: int) -> tuple[int, int, int] | Non
 
 
 def refuse(name: str, shape: tuple[int, int, int], size: tuple[int, int] | None, channels: int) -> None:
+    """Refuse a file by its header.
+
+    Args:
+        name: of the file.
+        shape: by `described`.
+        size: (height, width) that was annotated; None: any.
+        channels: that are needed.
+
+    Raises:
+        ImageError: it is too large, or has another size or other channels.
+    """
     height, width, count = shape
     if height * width > MAX_PIXELS:
         raise ImageError(HUGE.format(name, width, height, MAX_PIXELS // 10**6))
@@ -93,6 +104,11 @@ def refuse(name: str, shape: tuple[int, int, int], size: tuple[int, int] | None,
 def decoded(
     source: Path | bytes, shape: tuple[int, int, int], size: tuple[int, int] | None, channels: int
 ) -> np.ndarray:
+    """`[H, W, channels]` uint8: a file that `described` describes; see `refuse` and `image.read_image`.
+
+    Raises:
+        ImageError: it cannot be used.
+    """
     name = "an image in memory" if isinstance(source, bytes) else str(source)
     refuse(name, shape, size, channels)
     content = source if isinstance(source, bytes) else source.read_bytes()
