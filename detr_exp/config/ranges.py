@@ -167,7 +167,7 @@ TABLE: tuple[tuple[str, Range, str], ...] = (
     ("model.backbone.", COUNT, "depth widths[] blocks[]?"),
     ("model.backbone.", COUNT, "details channels"),
     ("model.backbone.", WHOLE, "windowed[] taps[]"),
-    ("model.backbone.body.", COUNT, "width num_heads depth"),
+    ("model.backbone.body.", COUNT, "width num_heads depth ffn_ratio"),
     ("model.backbone.body.", WHOLE, "taps[]"),
     ("model.backbone.", BELOW_ONE, "drop_path"),
     ("model.backbone.", FROZEN, "freeze_at"),
