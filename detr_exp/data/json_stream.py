@@ -7,7 +7,6 @@ import hashlib
 import json
 import re
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from pathlib import Path
 from typing import NoReturn
 
@@ -91,11 +90,13 @@ class _Text:
         if self.part[self.at : self.at + 1] in _SPACES:
             self.begins("")
         while True:
-            with suppress(json.JSONDecodeError, IndexError):
+            try:
                 value, end = _decode(self.part, self.at)
                 if self.part[end] in _BEHIND:
                     self.at = end
                     return value
+            except (json.JSONDecodeError, IndexError):
+                pass  # more of it is read; a context manager would take a tenth of the time of all entries
             if not self._more():
                 self.refuse()
 
