@@ -18,7 +18,11 @@ from detr_exp.config.compose import CONF_DIR, compose, refuse_unready
 SPECIAL = {"_target_", "_partial_", "_convert_", "_recursive_", "_args_"}
 RECIPES = ("experiment", "sweep")
 TOLD_BY_BUILD = {"model": {"num_classes", "activation"}, "matcher": {"activation"}}
-TAKEN_OUT_BY_BUILD = {"model": {"weights", "adapter", "class_prior"}, "metric": {"honest_selection"}}
+TAKEN_OUT_BY_BUILD = {
+    "model": {"weights", "adapter", "class_prior"},
+    "metric": {"honest_selection"},
+    "teacher": {"cache", "cache_gb"},
+}
 # words that an option needs beside it, because it refers to keys that the default of another group does not have
 EDGES = [f"loss.terms.fgl.function.{word}" for word in ("num_bins=32", "bound=0.5", "scale=4.0")]
 BESIDE = {"loss=dfine": EDGES, "loss=deim": EDGES, "loss/terms=dfine": EDGES}
