@@ -13,7 +13,7 @@ from detr_exp.folder import hydra_files
 from detr_exp.values import values_of
 
 USAGE = """\
-Train detection transformers: RT-DETR, RT-DETRv2, D-FINE, DEIM, DEIMv2, LW-DETR, RF-DETR.
+Train detection transformers: RT-DETR, RT-DETRv2, D-FINE, DEIM, DEIMv2, EdgeCrafter, LW-DETR, RF-DETR.
 
   python -m detr_exp.train [group=option ...] [key=value ...]
 

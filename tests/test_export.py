@@ -29,10 +29,12 @@ from detr_exp.structures import Prediction
 
 Command = Callable[..., int]
 SCRIPT = Path(__file__).resolve().parent.parent / "scripts" / "onnx_predict.py"
+TAPS = "model.backbone.body.taps=[0,1]"
 NETWORKS = {
     "rtdetrv2": ["model=rtdetrv2_tiny", "model.image_size=[64,64]", "data.num_classes=4"],
     "dfine": ["model=dfine_tiny", "model/backbone=hgnetv2_b0", "model.image_size=[64,64]", "data.num_classes=4"],
     "deimv2": ["model=deimv2_atto", "model.image_size=[64,64]", "data.num_classes=4"],
+    "ecseg": ["model=ecseg_s", "model.image_size=[64,64]", "data.num_classes=4", "model.backbone.body.depth=2", TAPS],
     "lwdetr": [
         *("model=lwdetr_tiny", "model.image_size=[64,64]", "data.num_classes=4", "model.backbone.depth=2"),
         *("model.backbone.windowed=[0]", "model.backbone.taps=[0,1]", "model.neck.num_bottlenecks=1"),

@@ -25,6 +25,10 @@ FAMILIES = {
         *(f"model.backbone.{key}" for key in ("width=32", "num_heads=2", "patch_size=8", "out_blocks=[1,2]")),
     ],
     "deimv2": ["model=deimv2_atto", "model.neck.hidden_dim=32"],
+    "ecseg": [
+        *("model=ecseg_s", "model.neck.hidden_dim=32", "model.backbone.channels=32"),
+        *(f"model.backbone.body.{key}" for key in ("width=32", "num_heads=2", "depth=2", "taps=[0,1]")),
+    ],
     "lwdetr": [
         *("model=lwdetr_tiny", "model.num_groups=2", "model.neck.num_bottlenecks=1", "model.num_cross_heads=4"),
         *(f"model.backbone.{key}" for key in ("width=32", "num_heads=2", "depth=2", "num_windows=2")),

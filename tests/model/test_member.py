@@ -29,7 +29,7 @@ FAMILIES = {
     "early": [*rtdetr_peer.SMALL, *THREE, "model.eval_idx=1"],
     "dfine": [*dfine_peer.SMALL, *THREE],
     "deimv2": ["model=deimv2_atto", "model.image_size=[96,128]", *THREE],
-    "pyramid": [*ec_peer.SMALL, *THREE],
+    "pyramid": ["model=ecseg_s", *ec_peer.SMALL[1:], *THREE],
     "rfdetr": DINO,
     "lwdetr": [
         *("model=lwdetr_tiny", *NARROW, *THREE, "model.num_cross_heads=4", "model.neck.num_bottlenecks=1"),
