@@ -158,7 +158,7 @@ TABLE: tuple[tuple[str, Range, str], ...] = (
     ("model.", BELOW_ONE, "dropout attention_dropout activation_dropout"),
     ("model.", NOT_NEGATIVE, "box_noise_scale score_alpha"),
     ("model.", POSITIVE, "offset_scale pixel_std[3]? edge_bound edge_scale"),
-    ("model.mask_head.", COUNT, "downsample"),
+    ("model.mask_head.", COUNT, "downsample eval_blocks?"),
     ("model.neck.", COUNT, "num_bottlenecks hidden_dim num_heads dim_feedforward in_channels[]? feat_strides[]?"),
     ("model.neck.", WHOLE, "num_encoder_layers use_encoder_idx[]"),
     ("model.neck.", BELOW_ONE, "dropout"),

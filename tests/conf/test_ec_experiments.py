@@ -61,6 +61,8 @@ def test_a_recipe_trains_as_its_authors_did(name: str) -> None:
     assert (cfg.matcher.cost_class, cfg.matcher.cost_bbox, cfg.matcher.cost_giou) == ((2, 1, 1) if masks else (2, 5, 2))
     assert (loss.focal_gamma, loss.weight_fgl, loss.weight_ddf) == (1.5, 0.15, 1.5)
     assert (loss.weight_mask_ce, loss.weight_mask_dice) == (5, 5)
+    places = ["layers", "initial", "denoising"] if masks else ["layers", "encoder"]
+    assert loss.terms.mask_ce.at == loss.terms.mask_dice.at == places
     assert (cfg.model.ffn_activation, cfg.model.head_activation, cfg.model.norm_type) == ("silu", "silu", "layer")
     factor = build.schedule(cfg)(1000, 1000 * recipe.epochs)
     assert (factor(0), factor(1000)) == (0.0, 0.25), "a quadratic warm-up of 2000 steps"

@@ -76,7 +76,8 @@ def test_denoising_masks_are_compared_with_those_of_their_objects(make, targets)
     """Their pairs are group by group: exchanging the masks of two images must not go unnoticed."""
     masks = torch.zeros(3, 64, 96, dtype=torch.bool)
     masks[2] = True
-    cfg = compose([*MASKS, "data.num_classes=7", "loss=deim"])
+    at = [f"loss.terms.{name}.at=[layers,initial,denoising]" for name in ("mask_ce", "mask_dice")]
+    cfg = compose([*MASKS, "data.num_classes=7", "loss=deim", *at])
     network = make(*MASKS).train()
     outputs = network(IMAGES, replace(targets, masks=masks))
     # the last object is the only one of the last image

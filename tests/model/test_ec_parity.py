@@ -25,6 +25,7 @@ LARGE = [pytest.param(size, marks=pytest.mark.slow) for size in ("m", "l", "x")]
 
 SEG_TOTALS = {"s": 10_411_911, "m": 20_364_623, "l": 33_899_231, "x": 50_875_103}
 SEG = ["loss.weight_class=2", "loss.weight_bbox=1", "loss.weight_giou=1", "matcher.cost_bbox=1", "matcher.cost_giou=1"]
+SEG += [f"loss.terms.{name}.at=[layers,initial,denoising]" for name in ("mask_ce", "mask_dice")]
 
 
 @pytest.mark.parametrize("size", SEG_TOTALS)
