@@ -35,7 +35,7 @@ COMMANDS = {
     "proof": "train several programs on the same data, and compare them",
 }
 USAGE = """\
-Train, compare and use real-time detection transformers: RT-DETR, RT-DETRv2, D-FINE, DEIM, DEIMv2, EdgeCrafter, LW-DETR, RF-DETR.
+Train, compare and use detection transformers: RT-DETR, RT-DETRv2, D-FINE, DEIM, DEIMv2, EdgeCrafter, LW-DETR, RF-DETR.
 
   detr-exp COMMAND [group=option ...] [key=value ...]     or: python -m detr_exp.COMMAND ...
 
