@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import Protocol, cast, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +18,7 @@ from detr_exp.loss.teacher import EdgeGrid
 from detr_exp.protocols import Network, ShowingMaps
 from detr_exp.published.places import digests
 from detr_exp.published.table import Entry, named, nearest
+from detr_exp.tensor_files import refuse_non_finite
 from detr_exp.trainer.hardware import Hardware
 from detr_exp.trainer.teaching import Seen
 
@@ -59,6 +60,8 @@ class DetectorTeacher:
         except ValueError as error:
             raise ConfigError(f"the teacher, teacher.checkpoint={checkpoint}, cannot be opened: {error}") from error
         self.network = frozen(opened.network)
+        held = {name: parameter.detach() for name, parameter in cast("nn.Module", opened.network).named_parameters()}
+        refuse_non_finite(held, opened.path, "; give another teacher: teacher.checkpoint=...")
         self.channels = len(opened.network.pixel_mean)
         self.record = {"teacher": str(checkpoint), "sha256": digests(opened.path)["sha256"]}
         self.image_size: tuple[int, int] | None = opened.network.image_size

@@ -11,6 +11,7 @@ from detr_exp import build
 from detr_exp.inference.detector import load
 from detr_exp.signals import Interrupted
 from detr_exp.structures import leaves
+from detr_exp.teacher.detector import DetectorTeacher
 from detr_exp.trainer import checkpoint as files
 from detr_exp.trainer.trainer import Trainer
 from detr_exp.training import train_in
@@ -306,6 +307,15 @@ def test_a_teacher_that_lacks_a_class_is_refused(taught, teachers, tmp_path):
         build.compose(taught("rtdetr", "rtdetr", f"teacher.checkpoint={path}", "loss/teacher=maps")), tmp_path
     )
     assert run.teaching.columns == []
+
+
+def test_a_teacher_that_has_diverged_is_refused(teachers, tmp_path):
+    content = files.load(files.resolve(teachers("rtdetr")))
+    name = next(name for name, tensor in content["model"].items() if tensor.is_floating_point())
+    content["model"][name][0] = torch.nan
+    files.save(content, tmp_path / "diverged.pth")
+    with pytest.raises(ValueError, match=r"not finite in 1 tensors .*give another teacher: teacher.checkpoint="):
+        DetectorTeacher(checkpoint=str(tmp_path / "diverged.pth"), weights=None, threshold=0.3)
 
 
 @pytest.mark.slow
