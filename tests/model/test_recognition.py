@@ -38,7 +38,7 @@ def test_a_published_network_is_recognised(name: str) -> None:
 
 DFINE = ["dfine_n", "dfine_s", "dfine_m", "dfine_l", "dfine_tiny"]
 DEIMV2 = ["deimv2_atto", "deimv2_femto", "deimv2_pico", "deimv2_n", "deimv2_s"]
-EC = ["ecdet_s", "ecdet_l", "ecseg_m", "ecseg_x"]
+EC = ["ecdet_l", "ecseg_m"]
 
 
 LWDETR = ["lwdetr_tiny", "lwdetr_small", "lwdetr_medium", "lwdetr_large", "lwdetr_xlarge"]
