@@ -45,16 +45,6 @@ def test_overrides_instead_of_a_checkpoint(model: str, tmp_path: Path) -> None:
     assert row.throughput == {}
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("model", ["rtdetrv2_tiny", "rfdetr_seg_tiny"])
-def test_compiled_networks_compute_by_onednn(model: str, tmp_path: Path) -> None:
-    """With code that is generated: other backends of the compiler do not ask what oneDNN's operators need."""
-    overrides = [f"model={model}", "data.num_classes=3", "trainer/hardware=cpu", "trainer.hardware.products=onednn"]
-    overrides += ["benchmark.forms=[compiled,compiled_bf16]", "benchmark.rounds=1", "benchmark.batch_sizes=[]"]
-    rows = benchmark.benchmark_in(tmp_path, compose(overrides, config_name="benchmark"))
-    assert [row.form for row in rows] == ["compiled", "compiled_bf16"]
-
-
 def test_an_unknown_form(command: Callable[..., int], capfd: pytest.CaptureFixture[str]) -> None:
     assert command(benchmark.main, *TINY, "benchmark.forms=[eagre]") == 2
     assert "benchmark.forms has 'eagre'" in capfd.readouterr().err

@@ -44,7 +44,7 @@ def in_form(network: Network, form: str, folder: Path) -> Program:
         copied.to(memory_format=torch.channels_last)
         products.pack(copied.modules())
     if form.startswith("compiled"):
-        copied.compile()
+        copied.compile(options={"freezing": True})  # weights are constants, and laid out for oneDNN once
     return Program(graph, engines.in_torch(graph, torch.bfloat16 if form.endswith("bf16") else None))
 
 

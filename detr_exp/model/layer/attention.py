@@ -41,19 +41,8 @@ class SelfAttention(nn.Module):
             value = linear(tokens, self.in_proj_weight[2 * dim :], self.in_proj_bias[2 * dim :])
         query, key, value = (part.unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for part in (query, key, value))
         dropout = self.dropout if self.training else 0.0
-        if query.device.type == "cpu" and query.dtype == torch.bfloat16:
-            mixed = _by_matmul(query, key, value, allowed, dropout)
-        else:
-            mixed = attend(query, key, value, allowed, dropout, like=self.out_proj)
+        mixed = attend(query, key, value, allowed, dropout, like=self.out_proj)
         return self.out_proj(mixed.transpose(1, 2).flatten(2))
-
-
-def _by_matmul(query: Tensor, key: Tensor, value: Tensor, allowed: Tensor | None, dropout: float) -> Tensor:
-    """Attention written out: a CPU's fused kernel is two to three times slower than this in bf16, forward and back."""
-    scores = query @ key.transpose(-1, -2) * query.shape[-1] ** -0.5
-    if allowed is not None:
-        scores = scores.masked_fill(~allowed, float("-inf"))
-    return F.dropout(scores.softmax(-1), dropout) @ value
 
 
 def attend(
@@ -61,7 +50,8 @@ def attend(
 ) -> Tensor:
     """Scaled dot-product attention of `[B, heads, N, d]`; `allowed` as in `SelfAttention`.
 
-    On CPU torch has no fast kernel for bfloat16: written out, forward and backward need less than half the time. For
+    On CPU torch has no fast kernel for bfloat16: written out, forward and backward need less than half the time, and the
+    queries are scaled, because there are fewer of them than of scores. For
     float32 it asks the library of its own products, which may be the slower one; without gradients that of `like`, a
     linear layer, multiplies.
     """
