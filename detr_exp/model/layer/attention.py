@@ -50,10 +50,9 @@ def attend(
 ) -> Tensor:
     """Scaled dot-product attention of `[B, heads, N, d]`; `allowed` as in `SelfAttention`.
 
-    On CPU torch has no fast kernel for bfloat16: written out, forward and backward need less than half the time, and the
-    queries are scaled, because there are fewer of them than of scores. For
-    float32 it asks the library of its own products, which may be the slower one; without gradients that of `like`, a
-    linear layer, multiplies.
+    On CPU torch has no fast kernel for bfloat16: written out, both passes need less than half the time. Queries
+    are scaled, because there are fewer of them than of scores. For float32 torch asks the library of its own products,
+    which may be the slower one; without gradients that of `like`, a linear layer, multiplies.
     """
     if allowed is None and not dropout and products.are_worth_it(query, key, like):
         return _by_heads(query, key, value)
