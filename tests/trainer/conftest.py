@@ -68,7 +68,7 @@ def family_words(model: str) -> tuple[str, ...]:
     if model.startswith("lwdetr"):
         words = [word for word in words if not word.startswith(("model.backbone", "model.neck", "model.num_denoising"))]
         words += ["model.backbone.width=24", "model.backbone.num_windows=2", "model.num_cross_heads=4"]
-        words += ["model.neck.num_bottlenecks=1", "model.num_groups=2"]
+        words += ["model.neck.num_bottlenecks=1", "model.num_groups=2", "model.backbone.drop_path=0.3"]
     loss = {"dfine": "dfine", "deimv": "mal", "lwdet": "ia_bce"}.get(model[:5], "vfl")
     return (f"model={model}", f"loss={loss}", *words)
 

@@ -137,13 +137,13 @@ def test_other_families_are_elastic_too(small, tmp_path, family):
             "model.backbone.num_windows=1",
         ),
         "lwdetr": (
-            *("model=lwdetr_tiny", "loss=ia_bce", "model.image_size=[64,64]", "model.hidden_dim=32"),
+            *("model=lwdetr_tiny", "loss=ia_bce", "model.image_size=[128,128]", "model.hidden_dim=32"),
             *("model.backbone.width=32", "model.backbone.num_heads=2", "model.backbone.depth=2"),
             *("model.backbone.windowed=[0]", "model.backbone.taps=[0,1]", "model.backbone.num_windows=2"),
             *("model.dim_feedforward=32", "model.num_heads=2", "model.num_cross_heads=4", "model.num_layers=2"),
             *("model.num_queries=12", "model.num_groups=2"),
         ),
-        "deimv2_atto": ("model=deimv2_atto", "loss=mal", "model.image_size=[64,64]", "model.num_queries=12"),
+        "deimv2_atto": ("model=deimv2_atto", "loss=mal", "model.image_size=[128,128]", "model.num_queries=12"),
         "dfine_tiny": ("model=dfine_tiny", "loss=dfine", "model.image_size=[64,64]", "model.num_queries=20"),
     }[family]
     cfg = small(*words, *ELASTIC, "trainer.elastic.sandwich=true", "teacher=largest", "teacher.threshold=0.01")
