@@ -108,7 +108,8 @@ class MeanPyramid(nn.Module):
 
     def _pyramid(self, maps_of: list[Tensor]) -> list[Tensor]:
         mean = torch.stack(maps_of).mean(0)
-        sizes = [[round(side * factor) for side in mean.shape[-2:]] for factor in (2, 1, 0.5)]
+        height, width = mean.shape[-2:]
+        sizes = [(2 * height, 2 * width), (height, width), (height // 2, width // 2)]
         maps = [F.interpolate(mean, size=size, mode="bilinear", align_corners=False) for size in sizes]
         kept = 3 - len(self.projector)
         return [*maps[:kept], *(project(level) for project, level in zip(self.projector, maps[kept:], strict=True))]
