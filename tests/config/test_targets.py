@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import importlib
 import pkgutil
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -108,15 +109,16 @@ def placed_cheaply(group: Any, path: tuple[Any, ...], target: str) -> Any:
 
 
 def test_the_list_is_what_the_options_call() -> None:
-    named = {line.split()[-1] for path in CONF_DIR.rglob("*.yaml") for line in lines_with_target(path)}
+    named = {name for path in CONF_DIR.rglob("*.yaml") for name in called_in(path)}
     named = {name for name in named if not name.startswith("hydra_plugins.")}
     known = {name for group in GROUPS for names in targets.known_targets(group).values() for name in names}
     assert known == named
     assert targets.known_targets("trainer").keys() == {"trainer", "trainer.elastic", "trainer.hardware"}
 
 
-def lines_with_target(path: Path) -> list[str]:
-    return [line for line in path.read_text().splitlines() if line.strip().startswith("_target_:")]
+def called_in(path: Path) -> list[str]:
+    lines = (line.partition("#")[0] for line in path.read_text().splitlines())
+    return [name for line in lines for name in re.findall(r"_target_: *([\w.]+)", line)]
 
 
 @pytest.mark.parametrize("word", ["_args_", "_recursive_", "_convert_", "_mode_"])

@@ -74,7 +74,7 @@ def test_samples_are_the_same(root, where, training):
     for _ in range(2):
         for key in KEYS:
             assert torch.equal(plain[key].image, cached[key].image)
-    folder = cached.image.func.__self__.folder
+    folder = cached.image.func.__self__.room.folder
     scales = {path.name.rpartition("-")[2] for path in files(folder)}
     assert (len(scales) > 2 and "1" in scales) if training else scales == {"1"}
 
