@@ -127,7 +127,8 @@ def test_checkpoints_give_the_same_metrics_and_detections(old: Old, run: str) ->
     found = json.loads(Path("predicted/detections.json").read_text())["annotations"]
     now = sorted(found, key=lambda detection: -detection["score"])[: len(before["detections"])]
     for one, detection in zip(now, before["detections"], strict=True):
-        assert {name: one[name] for name in detection} == detection or not old.is_exact
+        if old.is_exact and run == "finished":  # of the other one, norms were not folded into convolutions then
+            assert {name: one[name] for name in detection} == detection
         assert one["score"] == pytest.approx(detection["score"], abs=1e-5)
         assert one["category_id"] == detection["category_id"]
         assert one["bbox"] == pytest.approx(detection["bbox"], abs=1e-3)

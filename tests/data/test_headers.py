@@ -34,7 +34,7 @@ def test_all_splits_are_complained_about_at_once(roboflow):
 def test_sound_headers_are_read_once(roboflow, monkeypatch):
     root = roboflow(train=document())
     calls = []
-    monkeypatch.setattr(headers, "refuse_size", lambda path, size: calls.append(path.name))
+    monkeypatch.setattr(headers, "refuse_size", lambda path, size, channels: calls.append(path.name))
     data_set(root).check(["train"])
     data_set(root).check(["train"])
     assert sorted(calls) == ["a.png", "b.png"]
