@@ -128,15 +128,8 @@ def words(tiny_run: list[str]) -> list[str]:
     return [*without, *small, *steps, "hydra.run.dir=run"]
 
 
-@pytest.mark.parametrize(
-    ("behaviour", "after"),
-    [
-        ("die", 5),
-        pytest.param("hang", 3, marks=pytest.mark.slow),
-        pytest.param("refuse", 0, marks=pytest.mark.slow),
-        pytest.param("500", 7, marks=pytest.mark.slow),
-    ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize(("behaviour", "after"), [("die", 5), ("hang", 3), ("refuse", 0), ("500", 7)])
 def test_training_continues_and_the_rest_is_sent_later(
     behaviour: str,
     after: int,
