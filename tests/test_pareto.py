@@ -75,6 +75,7 @@ def test_shared_evaluations_are_separate_ones(trained: Path) -> None:
             assert np.array_equal(images[number].boxes, detections.boxes)
 
 
+@pytest.mark.slow
 def test_a_search_of_all_members_finds_the_front_of_the_grid(trained: Path) -> None:
     pytest.importorskip("optuna")
     seen = []

@@ -127,6 +127,7 @@ def test_distributions_teach_distributions(taught, tmp_path):
     assert terms["loss_teacher_bbox"] > 0
 
 
+@pytest.mark.slow
 def test_only_checkpoints_to_resume_from_know_the_projection_and_none_the_teacher(
     words, taught, teachers, tmp_path, capsys
 ):

@@ -84,6 +84,7 @@ def test_a_kill_while_the_thread_writes_leaves_the_older_one(tmp_path):
     assert files.load(path)["step"] == 1
 
 
+@pytest.mark.slow
 def test_the_same_checkpoints_are_written(small, fit, tmp_path, monkeypatch):
     """Of the step at which they were begun, although training goes on while they are written."""
     words = (
