@@ -54,6 +54,7 @@ def noise_images(*sizes: tuple[int, int]) -> list[np.ndarray]:
 def network(name: str) -> Any:
     """A small network of a kind whose numbers do not stand at their starts."""
     overrides = [*NETWORKS[name], "model.num_queries=10", *([COUNTS] if "keypoint" in name else [])]
+    torch.manual_seed(0)
     made = build.network(compose(overrides)).eval()
     noise = torch.Generator().manual_seed(1)
     with torch.no_grad():
@@ -212,11 +213,12 @@ def test_images_with_their_proportions_inside_the_graph(name: str) -> None:
     for first, *others in zip(*found):
         for one in others:
             assert torch.allclose(one.scores, first.scores, atol=5e-3)  # a level of a pixel's 255
-            assert torch.allclose(one.boxes[0], first.boxes[0], atol=0.5)
+            same = (one.boxes - first.boxes[0]).abs().amax(1).argmin()  # rounding may change the order of equal scores
+            assert torch.allclose(one.boxes[same], first.boxes[0], atol=0.5)
             for part in ("keypoints", "masks"):
                 assert (getattr(one, part) is None) == (getattr(first, part) is None)
             if one.masks is not None:
-                assert (one.masks[0] == first.masks[0]).float().mean() > 0.96
+                assert (one.masks[same] == first.masks[0]).float().mean() > 0.96
 
 
 @pytest.mark.parametrize("form", ["torchscript", pytest.param("onnx", marks=pytest.mark.slow)])
