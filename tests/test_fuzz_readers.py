@@ -2,33 +2,20 @@
 
 from __future__ import annotations
 
-import importlib.util
 import random
-import sys
 from collections.abc import Iterator
 from pathlib import Path
-from types import ModuleType
 
+import fuzz_readers as fuzz
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 resource = pytest.importorskip("resource", reason="limits of a process are set by POSIX systems only")
 GIGABYTES = 2  # beyond what the tests have
-SCRIPT = Path(__file__).resolve().parent.parent / "scripts" / "fuzz_readers.py"
 
 
-def script() -> ModuleType:
-    spec = importlib.util.spec_from_file_location(SCRIPT.stem, SCRIPT)
-    assert spec is not None
-    assert spec.loader is not None
-    module = sys.modules[SCRIPT.stem] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-FUZZ = script()
-SEEDS = {name: reader.seeds() for name, reader in FUZZ.READERS.items()}
+SEEDS = {name: reader.seeds() for name, reader in fuzz.READERS.items()}
 
 
 @pytest.fixture(autouse=True)
@@ -48,9 +35,9 @@ def test_sound_inputs_are_read(name: str, tmp_path: Path) -> None:
         folder.mkdir()
         if name in ("weights", "config"):  # too few tensors for a network, and that is what is said
             with pytest.raises(ValueError, match=r"\w"):
-                FUZZ.READERS[name].read(seed, folder)
+                fuzz.READERS[name].read(seed, folder)
         else:
-            FUZZ.READERS[name].read(seed, folder)
+            fuzz.READERS[name].read(seed, folder)
 
 
 @pytest.mark.parametrize("name", SEEDS)
@@ -58,7 +45,7 @@ def test_damaged_inputs_are_read_or_refused(name: str) -> None:
     @settings(max_examples=20 if name == "config" else 80, deadline=None, derandomize=True)
     @given(st.integers(0, 2**32), st.integers(0, len(SEEDS[name]) - 1))
     def damaged(seed: int, which: int) -> None:
-        error = FUZZ.tried(FUZZ.READERS[name], FUZZ.changed(SEEDS[name][which], random.Random(seed)))
+        error = fuzz.tried(fuzz.READERS[name], fuzz.changed(SEEDS[name][which], random.Random(seed)))
         if error is not None:
             raise error
 
@@ -69,4 +56,4 @@ def test_a_fault_is_noticed() -> None:
     def read(data: bytes, folder: Path) -> None:
         raise KeyError(data)
 
-    assert isinstance(FUZZ.tried(FUZZ.Reader(list, read), b""), KeyError)
+    assert isinstance(fuzz.tried(fuzz.Reader(list, read), b""), KeyError)

@@ -2,24 +2,14 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
-from pathlib import Path
 from types import ModuleType
 
+import measure as module
 import pytest
 
-SCRIPT = Path(__file__).resolve().parent.parent / "scripts" / "measure.py"
 
-
-@pytest.fixture
-def measure(tmp_path, monkeypatch) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(SCRIPT.stem, SCRIPT)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    monkeypatch.setitem(sys.modules, SCRIPT.stem, module)
-    spec.loader.exec_module(module)
+@pytest.fixture(name="measure")
+def measure_without_its_page(tmp_path, monkeypatch) -> ModuleType:
     monkeypatch.setattr(module, "PAGE", tmp_path / "performance.md")
     return module
 

@@ -2,28 +2,16 @@
 
 from __future__ import annotations
 
-import importlib.util
 import re
-from pathlib import Path
-from types import ModuleType
 
+import model_table as table
 import pytest
 import torch
 
 from detr_exp.config.compose import CONF_DIR
 
-SCRIPT = Path(__file__).resolve().parent.parent / "scripts" / "model_table.py"
 SMALL = ("rtdetrv2_r18vd_120e_coco", "rtdetrv2_r18vd_120e_voc", "rfdetr_nano_coco", "rfdetr_keypoint_coco")
 HEADERS = {path.stem: path.read_text() for path in (CONF_DIR / "experiment").glob("*.yaml")}
-
-
-def loaded() -> ModuleType:
-    spec = importlib.util.spec_from_file_location(SCRIPT.stem, SCRIPT)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def on_meta(name: str) -> torch.nn.Module:
@@ -31,7 +19,6 @@ def on_meta(name: str) -> torch.nn.Module:
         return table.of_recipe(name)
 
 
-table = loaded()
 PAGE = table.DOCUMENT.read_text(encoding="utf-8")
 CELLS = [
     line.strip("| ").split(" | ") for line in PAGE.splitlines() if line.startswith(("| rt", "| rf", "| d", "| lw"))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import pickle
@@ -13,6 +12,7 @@ from dataclasses import asdict
 from pathlib import Path
 from types import SimpleNamespace
 
+import kill_and_resume
 import numpy as np
 import psutil
 import pytest
@@ -273,7 +273,6 @@ def test_a_million_images_open_in_two_seconds_and_200_megabytes(tmp_path) -> Non
 
 # -------------------------------------------------------------------------------------- killed in the middle of a shard
 
-SCRIPT = Path(__file__).parents[2] / "scripts" / "kill_and_resume.py"
 TRAINING = (
     *("trainer/hardware=cpu", "trainer.hardware.amp=null", "trainer.hardware.products=torch", "tracker=none"),
     *("trainer.epochs=2", "trainer.batch_size=1", "trainer.deterministic=true", "trainer.checkpoint_every_steps=1"),
@@ -307,9 +306,6 @@ def train_until(step: int | None, folder: Path, words: tuple[str, ...]) -> None:
     ids=["no workers", "two workers", "two ranks"],
 )
 def test_a_training_killed_in_the_middle_of_a_shard_ends_with_the_same_bits(files, tmp_path, words) -> None:
-    spec = importlib.util.spec_from_file_location("kill_and_resume", SCRIPT)
-    script = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(script)
     words = ("data=shards", f"data.root={written(files, tmp_path / 'shards')}", *words)
     shards = sorted((tmp_path / "shards").glob("train-*.tar"))
     assert 1 < len(shards) < COUNT, "several images in one"
@@ -317,7 +313,7 @@ def test_a_training_killed_in_the_middle_of_a_shard_ends_with_the_same_bits(file
     train_until(2, tmp_path / "killed", words)
     assert newest_checkpoint(tmp_path / "killed")["batch"] > 0, "in the middle of an epoch"
     train_until(None, tmp_path / "killed", words)
-    assert script.compare(tmp_path / "undisturbed", tmp_path / "killed") == []
+    assert kill_and_resume.compare(tmp_path / "undisturbed", tmp_path / "killed") == []
 
 
 def newest_checkpoint(folder: Path) -> dict:

@@ -1,14 +1,13 @@
 """Interrupted runs, and how they resume."""
 
 import csv
-import importlib.util
 import json
 import logging
 import shutil
 import signal
 from logging.handlers import MemoryHandler
-from pathlib import Path
 
+import kill_and_resume as rehearsal
 import pytest
 import torch
 from filelock import FileLock
@@ -20,12 +19,6 @@ from detr_exp.trainer import checkpoint as files
 from detr_exp.trainer import origin, trainer, validation
 from detr_exp.trainer.trainer import Trainer
 from detr_exp.training import train_in
-
-SPEC = importlib.util.spec_from_file_location(
-    "kill_and_resume", Path(__file__).parents[2] / "scripts" / "kill_and_resume.py"
-)
-rehearsal = importlib.util.module_from_spec(SPEC)
-SPEC.loader.exec_module(rehearsal)
 
 FEW = ("data.train=4", "data.val=2", "data.test=2", "trainer.num_pictures=0")
 EXACT = (*FEW, "trainer.deterministic=true", "trainer.log_every_steps=3", "trainer.resume=auto")

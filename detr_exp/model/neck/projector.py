@@ -11,9 +11,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from ..layer.activation import activation
-from ..layer.channel_norm import ChannelNorm
-from ..layer.conv import ConvNorm
+from detr_exp.model.layer.activation import activation
+from detr_exp.model.layer.channel_norm import ChannelNorm
+from detr_exp.model.layer.conv import ConvNorm
 
 # level -> how much finer its map is than the backbone's
 SCALES = {"P3": 2.0, "P4": 1.0, "P5": 0.5}
