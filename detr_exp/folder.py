@@ -88,13 +88,19 @@ def remove_empty_folders(folder: Path, since: float) -> None:
     """Remove an empty folder that was created for a refused command, and its empty new parents.
 
     Args:
-        since: time at which the command was started; folders that have not changed since then are kept.
+        since: time at which the command was started; older folders are kept, also where the new one is in them.
     """
-    changed = {path: path.stat().st_mtime for path in (folder, *folder.parents) if path.exists()}
-    for path, when in changed.items():
+    made = {path: _made(path) for path in (folder, *folder.parents) if path.exists()}
+    for path, when in made.items():
         if when < since - TICK or path == Path.cwd():
             return
         try:
             path.rmdir()
         except OSError:  # not empty
             return
+
+
+def _made(folder: Path) -> float:
+    """When a folder was made, or a later time before it was written to and read."""
+    stat = folder.stat()
+    return getattr(stat, "st_birthtime", min(stat.st_atime, stat.st_mtime))  # Python does not know Linux's
