@@ -203,11 +203,11 @@ def sentence(row: Values, about: Values, level: float, margin: float | None) -> 
 
 
 def _measured(row: Values, level: float) -> Iterator[str]:
-    yield f"{row['metric']} b - a {row['difference']:+.4f}"
+    yield f"{row['metric']} b - a {_signed(row['difference'])}"
     low, high = row["interval"]
     if low is None:
         return
-    yield f"{100 * level:g} % interval {low:+.4f} .. {high:+.4f}"
+    yield f"{100 * level:g} % interval {_signed(low)} .. {_signed(high)}"
     corrected = f" corrected for {row['corrected_for']} comparisons (Holm)" if row["corrected_for"] > 1 else ""
     if row["verdict"] == "equal":
         yield f"p {_p(row['equivalence_p_corrected'])} of the equivalence test{corrected}"
@@ -297,10 +297,10 @@ def _table(rows: Sequence[Values], kind: str, level: float) -> Iterator[str]:
     yield f"{kind:<{width}}  images       a       b    b - a  {head:<18}  p{' (Holm)' if corrected > 1 else ''}"
     for row in rows:
         low, high = row["interval"]
-        between = "-" if low is None else f"{low:+.4f} .. {high:+.4f}"
+        between = "-" if low is None else f"{_signed(low)} .. {_signed(high)}"
         said = {"a": "a *", "b": "b *", "equal": "equal"}.get(row["verdict"], "")
         values = [f"{row[name]:.4f}" if row[name] is not None else "-" for name in ("a", "b")]
-        gap = f"{row['difference']:+.4f}" if row["difference"] is not None else "-"
+        gap = _signed(row["difference"]) if row["difference"] is not None else "-"
         line = f"{row[kind]:<{width}}  {row['images'] or '-':>6}  {values[0]:>6}  {values[1]:>6}  {gap:>7}  "
         yield f"{line}{between:<18}  {_p(row['p_corrected'])}  {said}".rstrip()
     known = [row for row in rows if row["p"] is not None]
@@ -318,6 +318,10 @@ def spread(values: Sequence[float | None]) -> str:
     if len(known) == 1:
         return f"{known[0]:.4f}"
     return f"{mean(known):.4f} +- {stdev(known):.4f} ({len(known)} runs)"
+
+
+def _signed(value: float) -> str:
+    return f"{round(value, 4) + 0.0:+.4f}"  # no -0.0000
 
 
 def _p(value: float | None) -> str:

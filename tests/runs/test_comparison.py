@@ -49,6 +49,11 @@ def test_one_run_a_side_says_in_its_verdict_what_it_is_about() -> None:
     assert "checkpoint" not in several
 
 
+def test_a_difference_that_rounds_to_nothing_has_no_minus() -> None:
+    told = judged(side(0.5), side(0.49999, draw=1))["says"]
+    assert "mAP b - a +0.0000" in told
+
+
 def test_seeds_that_scatter_leave_it_open_and_it_is_said_how_many_would_tell() -> None:
     a, b = side(0.4, 0.5, 0.6, seeds=(0, 1, 2)), side(0.45, 0.67, 0.53, seeds=(3, 4, 5), draw=1)
     found = judged(a, b)
