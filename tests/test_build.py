@@ -112,12 +112,14 @@ def test_what_is_refused_is_not_even_imported(cfg: DictConfig, tmp_path: Path, m
         build.network(cfg)
 
 
-def test_user_packages_are_allowed_by_name(cfg: DictConfig) -> None:
+def test_user_packages_are_allowed_by_name(cfg: DictConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "own_matchers.py").write_text("def made(numerator): ...\n")
+    monkeypatch.syspath_prepend(tmp_path)
     with open_dict(cfg):
-        cfg.matcher = {"_target_": "fractions.Fraction", "numerator": 3}
-    with pytest.raises(ValueError, match=r"allow_targets=\[fractions\]"):
+        cfg.matcher = {"_target_": "own_matchers.made", "numerator": 3}
+    with pytest.raises(ValueError, match=r"allow_targets=\[own_matchers\]"):
         build.criterion(cfg)
-    cfg.allow_targets = ["fractions"]
+    cfg.allow_targets = ["own_matchers"]
     with pytest.raises(Exception, match="activation"):  # it was called, with what a matcher is told
         build.criterion(cfg)
 

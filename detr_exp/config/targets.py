@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import inspect
 import re
+import sys
 from collections.abc import Callable, Collection, Iterator
 from typing import TypeVar
 
@@ -21,6 +22,8 @@ from detr_exp.values import Values
 
 Made = TypeVar("Made")
 TARGET, PARTIAL = "_target_", "_partial_"
+# no user's packages: allowing one of them would allow running, reading and writing anything
+LIBRARIES = frozenset(("torch", __package__.partition(".")[0], *sys.stdlib_module_names))
 _REFERENCE = re.compile(r"\$\{([\w.]+)\}")
 _PACKAGE = re.compile(r"# @package (\w+)\n")
 
@@ -56,11 +59,13 @@ def refuse_unknown_targets(node: object, group: str, allowed: Collection[str]) -
     Args:
         node: nested plain values.
         group: its key in the config.
-        allowed: packages of the user. Nodes below a target of these may have any target of the options of the group.
+        allowed: packages of the user, but for `LIBRARIES`. Nodes below a target of these may have any target of the
+            options of the group.
 
     Raises:
         ConfigError: with the key and the targets allowed there.
     """
+    allowed = set(allowed) - LIBRARIES
     own: list[tuple[str, str]] = []
     for key, found in sorted(_nodes(node, group), key=lambda node: node[0].count(".")):  # before the nodes inside them
         target = found[TARGET]
@@ -116,7 +121,7 @@ def _not_allowed(key: str, target: str) -> str:
     here = sorted(known_targets(key.partition(".")[0]).get(key_pattern(key), ()))
     may = f"configs may name {', '.join(here)} there" if here else "a plain value stands there, and nothing is called"
     package, _, rest = target.partition(".")
-    if package in ("torch", __package__):  # allowing a whole library would allow running, reading and writing anything
+    if package in LIBRARIES:
         why = f"{rest[6:]} {UNFIT[rest[6:]]}; " if rest in [f"optim.{name}" for name in UNFIT] else ""
         return f"{key}._target_ is {target}; {why}{may}; for anything else use a function of your package that calls it"
     return f"{key}._target_ is {target}; {may}. If it is your package and you trust it: allow_targets=[{package}]"

@@ -137,7 +137,9 @@ def test_a_target_is_a_name(target: Any) -> None:
 
 @pytest.fixture
 def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    (tmp_path / "my_things.py").write_text("import os, torch\nfrom os import remove\nclass Around: ...\n")
+    (tmp_path / "my_things.py").write_text(
+        "import os, torch\nfrom os import remove\nclass Around: ...\ndef told(**keys): return keys\n"
+    )
     monkeypatch.syspath_prepend(tmp_path)
     yield "my_things"
     sys.modules.pop("my_things", None)
@@ -147,6 +149,13 @@ def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
 def test_imports_of_a_user_package_do_not_belong_to_it(own: str, name: str) -> None:
     with pytest.raises(ConfigError, match="which belongs to"):
         targets.refuse_unknown_targets({"_target_": f"{own}.{name}"}, "model", [own])
+
+
+@pytest.mark.parametrize("target", ["subprocess.run", "builtins.exec", "torch.hub.load", "detr_exp.writing.write"])
+def test_a_library_is_no_package_of_a_user(target: str) -> None:
+    with pytest.raises(ConfigError, match="for anything else use a function of your package") as caught:
+        targets.refuse_unknown_targets({"_target_": target}, "model", [target.partition(".")[0]])
+    assert "allow_targets" not in str(caught.value)
 
 
 def test_nodes_below_a_user_target_may_have_targets_of_the_group(own: str) -> None:
@@ -174,11 +183,11 @@ def test_texts_of_stored_configs_are_texts(text: str) -> None:
     assert OmegaConf.to_container(kept, resolve=True) == {"seed": 0, "a": {"b": [text]}}
 
 
-def test_what_looks_like_a_reference_reaches_the_constructor_as_text(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_looks_like_a_reference_reaches_the_constructor_as_text(own: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SECRET", "hunter2")
     for text in ("${oc.env:SECRET}", r"\${oc.env:SECRET}", "${oc.create:{_target_: os.system}}"):
-        config = {"optim": {"_target_": "builtins.dict", "a": text}}
-        cfg = stored(config | {"allow_targets": ["builtins"]}, HERE)
+        config = {"optim": {"_target_": f"{own}.told", "a": text}}
+        cfg = stored(config | {"allow_targets": [own]}, HERE)
         assert build._instantiated(cfg, "optim") == {"a": text}
         assert build.instantiate({"_target_": "builtins.dict", "a": text}, "optim") == {"a": text}
 
