@@ -83,7 +83,8 @@ def inside(one: Values, part: tuple[int, int, int, int]) -> Values | None:
     if x1 <= x0 or y1 <= y0 or (x1 - x0) * (y1 - y0) < STAYS * width * height:
         return None
     box = [x0 - left, y0 - top, x1 - x0, y1 - y0]
-    return {**{key: one[key] for key in ("id", "image_id", "category_id")}, "bbox": box, "area": box[2] * box[3]}
+    known = {key: one[key] for key in ("id", "image_id", "category_id", "iscrowd")}
+    return {**known, "bbox": box, "area": box[2] * box[3]}
 
 
 def table(cells: Sequence[Values]) -> str:
