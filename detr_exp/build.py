@@ -29,7 +29,9 @@ if TYPE_CHECKING:
     from torch import nn
 
     from detr_exp.data.dataset import DataSet
+    from detr_exp.data.keypoints import KeypointSchema
     from detr_exp.loss.criterion import SetCriterion
+    from detr_exp.matcher.hungarian import Matcher
     from detr_exp.model.adapter.slim import BaseFile
     from detr_exp.protocols import Labels, Metric, Network
     from detr_exp.trainer.hardware import Hardware
@@ -72,8 +74,10 @@ def started(cfg: DictConfig, data: Labels | None = None, anew: Collection[str] |
     refuse_unused_keys(cfg, "model", [name for name in arguments if name not in FROM_OTHER_GROUPS], NOT_ARGUMENTS)
     count = cfg.data.num_classes if data is None else data.num_classes
     extra = {"num_classes": count, "activation": cfg.loss.activation}
-    if "keypoint_counts" in arguments:
-        extra["keypoint_counts"] = _keypoint_counts(cfg, data)
+    if "keypoint_counts" in arguments and "keypoint_counts" in cfg.model:
+        extra["keypoint_counts"] = counts = _keypoint_counts(cfg, data)
+        if "keypoint_sigmas" in arguments:
+            extra["keypoint_sigmas"] = _keypoint_sigmas(data, max(counts))
     from detr_exp import start
     from detr_exp.model.construction import settle
 
@@ -142,8 +146,9 @@ def criterion(cfg: DictConfig, data: DataSet | None = None) -> SetCriterion:
     schema = None if data is None else data.keypoints
     return SetCriterion(
         num_classes=cfg.data.num_classes if data is None else data.num_classes,
-        matcher=_instantiated(cfg, "matcher", activation=cfg.loss.activation),
+        matcher=_matcher(cfg, schema),
         keypoint_counts=() if schema is None else schema.counts,
+        keypoint_sigmas=() if schema is None else schema.sigmas,
         class_weights=weights,
         **{name: term for name, term in terms.items() if name in accepted},
     )
@@ -322,6 +327,22 @@ def _keypoint_counts(cfg: DictConfig, data: Labels | None) -> list[int]:
     if data is None and given is not None:
         return given
     return counts_for(_instantiated(cfg, "data") if data is None else data, given, cfg.model._target_)
+
+
+def _keypoint_sigmas(data: Labels | None, count: int) -> list[float]:
+    """OKS scales of the keypoints of the data; without data COCO's for so many, or the usual one."""
+    from detr_exp.data.keypoints import COCO_SIGMAS, DEFAULT_SIGMA
+
+    if data is not None and data.keypoints is not None:
+        return list(data.keypoints.sigmas)
+    return COCO_SIGMAS if count == len(COCO_SIGMAS) else [DEFAULT_SIGMA] * count
+
+
+def _matcher(cfg: DictConfig, schema: KeypointSchema | None) -> Matcher:
+    """The matcher, with the OKS scales of the data if it takes them."""
+    scaled = schema is not None and "keypoint_sigmas" in arguments_of(_settings(cfg, "matcher"))
+    extra = {"keypoint_sigmas": schema.sigmas} if schema is not None and scaled else {}
+    return _instantiated(cfg, "matcher", activation=cfg.loss.activation, **extra)
 
 
 def _instantiated(cfg: DictConfig, group: str, only: Collection[str] | None = None, **extra: object) -> Any:

@@ -150,15 +150,17 @@ def write_official(folder: Path, detector: Detector) -> Path:
 
     from detr_exp.model import pretrained_deimv2, pretrained_dfine, pretrained_ec, pretrained_rtdetr
     from detr_exp.model.decoder.dfine import DFineDecoder
+    from detr_exp.model.decoder.pose import PoseDecoder
     from detr_exp.model.decoder.rtdetr import RTDETRDecoder
     from detr_exp.model.rtdetrv2 import RTDETRv2
 
     network = detector.network
-    if not isinstance(network, RTDETRv2) or not isinstance(network.decoder, (RTDETRDecoder, DFineDecoder)):
+    known = (RTDETRDecoder, DFineDecoder, PoseDecoder)
+    if not isinstance(network, RTDETRv2) or not isinstance(network.decoder, known):
         part = network.decoder if isinstance(network, RTDETRv2) else network
         raise ValueError(
-            f"{detector.path} holds {type(part).__name__}, and format=official is only for RT-DETR, D-FINE and DEIMv2 "
-            "with their own decoders; give a checkpoint of model=rtdetrv2 or model=dfine, or use format=safetensors"
+            f"{detector.path} holds {type(part).__name__}, and format=official is only for RT-DETR, D-FINE, DEIMv2 "
+            "and EdgeCrafter with their own decoders; give a checkpoint of model=rtdetrv2 or model=dfine, or use format=safetensors"
         )
     state = network.state_dict()
     constants: Values = {"num_points": list(detector.cfg.model.num_points), "spatial_shapes": network.spatial_shapes()}
@@ -166,6 +168,8 @@ def write_official(folder: Path, detector: Detector) -> Path:
         names = pretrained_ec if network.decoder.traits == pretrained_ec.TRAITS else pretrained_dfine
         names = pretrained_deimv2 if network.decoder.activations[0] == "swiglu" else names
         name, state = names.official_name(network.decoder), names.to_official(state, **constants)
+    elif isinstance(network.decoder, PoseDecoder):
+        name, state = pretrained_ec.official_name(network.decoder), pretrained_ec.to_official(state, **constants)
     else:
         name, state = "rtdetrv2.pth", pretrained_rtdetr.to_official(state, **constants)
     _refuse_present(folder, name)

@@ -124,7 +124,10 @@ class Network(Protocol):
 
 @runtime_checkable
 class KeypointScored(Protocol):
-    """A network that lowers the scores of detections with uncertain keypoints; its exported files do so as well."""
+    """A network that predicts how uncertain keypoints are, and lowers the scores of detections with uncertain ones.
+
+    Its exported files do so as well. Other networks only predict where keypoints are.
+    """
 
     score_alpha: float  # how much; see `model.head.keypoint`
 

@@ -216,7 +216,8 @@ class Prediction(NamedTuple):
         logits: `[..., B, Q, C]`.
         boxes: `[..., B, Q, 4]` cxcywh in 0..1 (RF-DETR's are unbounded).
         masks: factored mask logits, or None.
-        keypoints: `[..., B, Q, K, 8]` (see `model/rfdetr_keypoint.py` for the channels), or None.
+        keypoints: `[..., B, Q, C * K, 8]`, K keypoints of each class (see `model/head/keypoint.py` for the channels);
+            or `[..., B, Q, K, 2]`, x, y in 0..1 of the keypoints of any class; or None.
     """
 
     logits: Tensor

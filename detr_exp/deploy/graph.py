@@ -5,7 +5,7 @@ Legend: B images, Q queries, C logits, n detections of an image, K keypoints, (h
 | | without | with |
 |---|---|---|
 | preprocess | `images` `[B, 3, h, w]` float32, RGB in 0..1 | `images` `[B, H, W, 3]` uint8, RGB, of any size |
-| postprocess | `logits` `[B, Q, C]`, `boxes` `[B, Q, 4]` cxcywh in 0..1, `masks` `[B, Q, mh, mw]` logits, `keypoints` `[B, Q, C * K, 8]` | `scores` `[B, n]` best first, `labels` `[B, n]`, `boxes` `[B, n, 4]` xyxy in pixels, `masks` `[B, n, mh, mw]` logits, `keypoints` `[B, n, K, 3]` x, y in pixels and confidence, `keypoint_covariance` `[B, n, K, 2, 2]` |
+| postprocess | `logits` `[B, Q, C]`, `boxes` `[B, Q, 4]` cxcywh in 0..1, `masks` `[B, Q, mh, mw]` logits, `keypoints` `[B, Q, C * K, 8]`, or `[B, Q, K, 2]` x, y in 0..1 | `scores` `[B, n]` best first, `labels` `[B, n]`, `boxes` `[B, n, 4]` xyxy in pixels, `masks` `[B, n, mh, mw]` logits, `keypoints` `[B, n, K, 3]` x, y in pixels and confidence, `keypoint_covariance` `[B, n, K, 2, 2]` of networks that predict it |
 
 With postprocess but without preprocess there is a second input, `image_sizes` `[B, 2]` int64: (height, width) of the
 original images; likewise without postprocess, for a network whose images keep their proportions (`data.fit=letterbox`),
@@ -20,7 +20,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from detr_exp.data.fit import STRETCH, Fit
-from detr_exp.model.head.keypoint import rows, with_keypoints
+from detr_exp.model.decoder.pose import PoseQuality
+from detr_exp.model.head.keypoint import rows, with_keypoints, with_points
 from detr_exp.model.layer.deformable_attention import DeformableAttention
 from detr_exp.model.postprocess import best_in_pixels, cut
 from detr_exp.ops.canvas import canvas_sizes, content_size, padding_mask
@@ -57,7 +58,7 @@ class Graph(nn.Module):
                 "boxes",
                 *masks,
                 *keypoints,
-                *(f"{k[:-1]}_covariance" for k in keypoints),
+                *(f"{k[:-1]}_covariance" for k in keypoints if isinstance(network, KeypointScored)),
             ]
 
     def forward(self, images: Tensor, image_sizes: Tensor | None = None) -> tuple[Tensor, ...]:
@@ -101,8 +102,11 @@ class Graph(nn.Module):
             return *best[:3], masks._replace(queries=rows(masks.queries, best.queries)).dense()
         if keypoints is None:
             return best[:3]
+        if keypoints.shape[-1] == 2:
+            return with_points(best, keypoints, network.keypoint_counts, image_sizes)
         alpha = network.score_alpha if isinstance(network, KeypointScored) else 0.0
-        return with_keypoints(best, keypoints, pred.boxes, network.keypoint_counts, image_sizes, alpha)
+        parts = with_keypoints(best, keypoints, pred.boxes, network.keypoint_counts, image_sizes, alpha)
+        return parts[: len(self.outputs)]  # without covariances where scores do not depend on them
 
 
 def fitted(images: Tensor, size: tuple[int, int], fit: Fit = STRETCH) -> Tensor:
@@ -120,9 +124,9 @@ def fitted(images: Tensor, size: tuple[int, int], fit: Fit = STRETCH) -> Tensor:
 
 
 def sample_discretely(network: Network) -> None:
-    """Make deformable attention read single cells, in place: for engines without `grid_sample`."""
+    """Make all that reads maps at points read single cells, in place: for engines without `grid_sample`."""
     for module in network.modules():
-        if isinstance(module, DeformableAttention):
+        if isinstance(module, (DeformableAttention, PoseQuality)):
             module.method = "discrete"
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from detr_exp.loss.keypoint import similarity
 from detr_exp.loss.matches import Matches
 
 
@@ -26,17 +27,19 @@ def giou(matches: Matches, *, overlap: str | None) -> list[Tensor]:
 
 
 def quality(matches: Matches, *, overlap: str | None) -> Tensor:
-    """Overlap of the matched boxes, in 0..1 without gradient: `[P]`.
+    """Overlap of the matched boxes or keypoints, in 0..1 without gradient: `[P]`.
 
     Args:
-        overlap: "iou" or None, or "giou", clamped at zero.
+        overlap: "iou" or None, or "giou", clamped at zero; or "oks", the similarity of keypoints in place of boxes.
 
     Raises:
         ValueError: another value.
     """
-    if overlap not in (None, "iou", "giou"):
+    if overlap not in (None, "iou", "giou", "oks"):
         raise ValueError(
-            f"loss.boxes_weight_format is {overlap!r}; it may be null, iou or giou: loss.boxes_weight_format=iou"
+            f"loss.boxes_weight_format is {overlap!r}; it may be null, iou, giou or oks: loss.boxes_weight_format=iou"
         )
+    if overlap == "oks":
+        return matches.once(similarity).detach()
     iou, giou = matches.overlaps
     return giou.detach().clamp(min=0) if overlap == "giou" else iou.detach()

@@ -47,11 +47,12 @@ class SetCriterion(nn.Module):
         terms: name -> loss; null removes one. It is logged as `loss_<name><suffix>`, a statistic as `<name><suffix>`.
         share_matched_indices: terms with `pairs: own` use the last layer's pairs for all decoder layers.
         aux_loss: supervise the intermediate layers, the encoder and the denoising queries, not only the last layer.
-        keypoint_counts: keypoints of each class slot, where keypoints are predicted.
+        keypoint_counts, keypoint_sigmas: keypoints of each class slot, and their OKS scales, where they are predicted.
         class_weights: `[K]` how much a match counts in the class loss by its class (see `loss.class_weights`); None: 1.
     """
 
     class_weights: Tensor | None
+    keypoint_sigmas: Tensor
 
     def __init__(
         self,
@@ -63,6 +64,7 @@ class SetCriterion(nn.Module):
         share_matched_indices: bool,
         aux_loss: bool,
         keypoint_counts: Sequence[int] = (),
+        keypoint_sigmas: Sequence[float] = (),
         class_weights: Sequence[float] | None = None,
     ) -> None:
         super().__init__()
@@ -76,6 +78,7 @@ class SetCriterion(nn.Module):
         self.weights = {name: term.weight for name, term in self.terms.items() if term.weight is not None}
         weights = None if class_weights is None else torch.tensor([*class_weights, 1.0])
         self.register_buffer("class_weights", weights, persistent=False)
+        self.register_buffer("keypoint_sigmas", torch.tensor(keypoint_sigmas, dtype=torch.float32), persistent=False)
         self._compiled: Callable[..., Losses] | None = None
 
     def forward(
@@ -184,6 +187,7 @@ class SetCriterion(nn.Module):
                 shared[rule, places] = Matches(
                     *(mine, targets, self.num_classes, self.activation, self.keypoint_counts),
                     class_weights=self.class_weights,
+                    keypoint_sigmas=self.keypoint_sigmas,
                 )
             matches = shared[rule, places]
             for stack, values in zip(mine, term.function(matches), strict=True):

@@ -67,6 +67,7 @@ class Matches:
         num_classes: of the data set; the label of a query without an object.
         activation: `sigmoid` or `softmax`.
         keypoint_counts: keypoints of each class slot.
+        keypoint_sigmas: `[K]` their OKS scales.
         class_weights: `[num_classes + 1]` how much a match counts in the class loss by the class of its object, 1 for
             the label without one; None: all count 1.
     """
@@ -76,6 +77,7 @@ class Matches:
     num_classes: int
     activation: str
     keypoint_counts: tuple[int, ...] = ()
+    keypoint_sigmas: Tensor | None = None
     class_weights: Tensor | None = None
     _once: dict[Any, Any] = field(default_factory=dict, repr=False)
 

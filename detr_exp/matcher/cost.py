@@ -18,8 +18,15 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from detr_exp.ops.boxes import EPS, cxcywh_to_xyxy, iou_and_giou
-from detr_exp.ops.keypoints import existing_keypoints, keypoint_errors, slot_keypoints
+from detr_exp.ops.keypoints import (
+    existing_keypoints,
+    keypoint_distance,
+    keypoint_errors,
+    keypoint_similarity,
+    slot_keypoints,
+)
 from detr_exp.ops.points import PIXELS_PER_POINT, sample_bilinear, sample_nearest
+from detr_exp.ops.transfer import to_device
 from detr_exp.structures import MaskLogits, Targets
 
 
@@ -32,6 +39,8 @@ class TaskWeights(NamedTuple):
     keypoint_findable: float = 0.0
     keypoint_visible: float = 0.0
     keypoint_nll: float = 0.0
+    keypoint_distance: float = 0.0
+    keypoint_oks: float = 0.0
 
 
 def object_logits(logits: Tensor, image: Tensor, labels: Tensor) -> Tensor:
@@ -141,29 +150,47 @@ def _point_cost(values: Tensor, labels: Tensor, weights: TaskWeights) -> Tensor:
 
 
 def keypoint_cost(
-    keypoints: Tensor, targets: Targets, chunk: slice, image: Tensor, counts: Sequence[int], weights: TaskWeights
+    keypoints: Tensor,
+    targets: Targets,
+    chunk: slice,
+    image: Tensor,
+    counts: Sequence[int],
+    sigmas: Sequence[float],
+    weights: TaskWeights,
 ) -> Tensor:
     """The keypoint losses of every pair.
 
     Args:
-        keypoints: `[S, B, Q, slots * K, 8]`.
+        keypoints: `[S, B, Q, slots * K, 8]` or `[S, B, Q, K, 2]`; see `Prediction`.
         targets: ground truth with keypoints.
         chunk: the C selected objects.
         image: `[C]` int64, their images.
-        counts: keypoints of each class slot.
+        counts, sigmas: keypoints of each class slot, and their OKS scales.
 
     Returns:
         `[S, C, Q]`.
     """
     assert targets.keypoints is not None
     labels = targets.labels[chunk]
-    slots = slot_keypoints(keypoints, len(counts)).transpose(2, 3)  # [S, B, slots, Q, K, 8]
+    if keypoints.shape[-1] == 2:
+        own = keypoints[:, image]
+    else:
+        own = slot_keypoints(keypoints, len(counts)).transpose(2, 3)[:, image, labels]  # [S, C, Q, K, 8]
     target = targets.keypoints[chunk].to(keypoints.dtype)[:, None]
     area = targets.boxes[chunk, 2:].prod(-1).to(keypoints.dtype)[:, None]
     exists = existing_keypoints(counts, keypoints.device)[labels][:, None]
-    errors = keypoint_errors(slots[:, image, labels], target, area, exists)
+    cost = own.new_zeros(own.shape[:3])
+    if weights.keypoint_distance:
+        cost += weights.keypoint_distance * keypoint_distance(own[..., :2], target, exists)
+    if weights.keypoint_oks:
+        scales = to_device(torch.tensor(sigmas, dtype=own.dtype), own.device)
+        cost -= weights.keypoint_oks * keypoint_similarity(own[..., :2], target, area, exists, scales)
+    if not (weights.keypoint_l1 or weights.keypoint_findable or weights.keypoint_visible or weights.keypoint_nll):
+        return cost
+    errors = keypoint_errors(own, target, area, exists)
     return (
-        weights.keypoint_l1 * errors.l1
+        cost
+        + weights.keypoint_l1 * errors.l1
         + weights.keypoint_findable * errors.findable
         + weights.keypoint_visible * errors.visible
         + weights.keypoint_nll * errors.nll

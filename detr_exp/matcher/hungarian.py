@@ -81,6 +81,7 @@ class HungarianMatcher:
         gamma: focusing exponent of the focal class cost; sigmoid only.
         late_epoch: from this one on, counted from 0, the cost is only the probability of the class times the IoU to
             the power `late_power`, which ranks pairs as the targets of such losses do; None: never.
+        keypoint_sigmas: OKS scales of keypoints, for the cost of their similarity.
 
     Attributes:
         num_non_finite: number of costs that were not finite, since the start. Counted on the host, without a
@@ -98,6 +99,7 @@ class HungarianMatcher:
         gamma: float,
         late_epoch: int | None = None,
         late_power: float = 4.0,
+        keypoint_sigmas: Sequence[float] = (),
     ) -> None:
         if activation not in ("sigmoid", "softmax"):
             raise ValueError(f"activation is {activation!r}; the matcher knows 'sigmoid' and 'softmax'")
@@ -113,6 +115,7 @@ class HungarianMatcher:
         self.alpha = alpha
         self.gamma = gamma
         self.late_epoch, self.late_power = late_epoch, late_power
+        self.keypoint_sigmas = keypoint_sigmas
         self.is_late = False
         self.num_non_finite = 0
 
@@ -147,7 +150,8 @@ class HungarianMatcher:
         if weights is not None:
             task_weights = TaskWeights(**{name: weights[name] for name in TaskWeights._fields if name in weights})
             _add_mask_costs(costs, predictions, targets, task_weights)
-            _add_keypoint_costs(costs, predictions, targets, image, keypoint_counts, task_weights)
+            known = (keypoint_counts, self.keypoint_sigmas, task_weights)
+            _add_keypoint_costs(costs, predictions, targets, image, *known)
         pairs = solve(self._finite(to_host(costs)), targets.counts, groups)
         matched_image, query, target = to_device(pairs, boxes.device)
         return Assignment(matched_image, query, target, pairs_per_image, pairs)
@@ -228,6 +232,7 @@ def _add_keypoint_costs(
     targets: Targets,
     image: Tensor,
     keypoint_counts: Sequence[int],
+    keypoint_sigmas: Sequence[float],
     weights: TaskWeights,
 ) -> None:
     first = 0
@@ -238,7 +243,7 @@ def _add_keypoint_costs(
             num_points = keypoints.shape[0] * keypoints.shape[2] * max(keypoint_counts)
             for chunk in _chunks(len(targets), num_points, costs.device):
                 costs[first:end, chunk] += keypoint_cost(
-                    keypoints, targets, chunk, image[chunk], keypoint_counts, weights
+                    *(keypoints, targets, chunk, image[chunk], keypoint_counts, keypoint_sigmas, weights)
                 )
         first = end
 

@@ -26,6 +26,7 @@ from detr_exp.model import (
     pretrained_rtdetr,
 )
 from detr_exp.model.construction import for_channels
+from detr_exp.model.decoder.rtdetr import OfKeypoints
 from detr_exp.model.recognition import network_of
 from detr_exp.protocols import Network
 from detr_exp.tensor_files import named
@@ -35,6 +36,11 @@ logger = logging.getLogger(__name__)
 
 State = dict[str, Tensor]
 
+# Counters that frozen norms lack on one side, and denoising where it is switched off, are no misfit.
+ONLY_SOME_HAVE = (
+    ".num_batches_tracked",
+    *(f".{name}.weight" for name in ("denoising_class_embed", "noise_label_embed", "noise_point_embed")),
+)
 # In a folder, the first of these that exists is meant.
 _IN_FOLDER = ("checkpoint_best_total.pth", "model.safetensors", "pytorch_model.bin")
 
@@ -129,7 +135,8 @@ def read_weights(path: str | Path) -> Weights:
         family, names = "EdgeCrafter", pretrained_ec
     if pretrained_rtdetr.is_official(state):
         with _whole(path, origin := f"official {family}"):
-            return Weights(names.from_official(state), origin, None)
+            classes = pretrained_ec.POSE_CLASSES if pretrained_ec.is_pose(state) else None
+            return Weights(names.from_official(state), origin, classes)
     if pretrained_rtdetr.is_huggingface(state):
         with _whole(path, origin := f"Hugging Face {family}"):
             return Weights(names.from_huggingface(state), origin, _names_beside(path))
@@ -236,17 +243,20 @@ def _fitted(weights: Weights, network: Network, classes: list[str] | None, path:
         ValueError: listing the keys that are missing, superfluous or of another shape.
     """
     own = network.state_dict()
-    # Counters that frozen norms lack on one side, and denoising where it is switched off, are no misfit.
     state = {
         name: tensor
         for name, tensor in weights.state.items()
-        if name in own or not name.endswith((".num_batches_tracked", ".denoising_class_embed.weight"))
+        if name in own or not name.endswith(ONLY_SOME_HAVE)
     }
     state = _with_channels(state, own)
     by_class = network.class_tensors()
-    _refuse_misfits(state, own, by_class, path)
+    by_keypoint = [name for name in network.keypoint_tensors() if name in own] if isinstance(network, OfKeypoints) else []
+    _refuse_misfits(state, own, by_class, by_keypoint, path)
     shared = _shared_classes(weights.classes, classes)
     anew = []
+    if new_points := [name for name in by_keypoint if name in state and state[name].shape != own[name].shape]:
+        state |= {name: own[name] for name in new_points}
+        logger.info("keypoints: initialised anew, for %s has another number of them", path)
     for name, axis in by_class.items():
         if name in state and shared is not None:
             state[name] = _with_rows(own[name], state[name], axis, shared, len(classes or []))
@@ -271,12 +281,14 @@ def _with_channels(state: State, own: State) -> State:
     return made
 
 
-def _refuse_misfits(state: State, own: State, by_class: dict[str, int], path: str | Path) -> None:
+def _refuse_misfits(
+    state: State, own: State, by_class: dict[str, int], by_keypoint: list[str], path: str | Path
+) -> None:
     def fits(name: str) -> bool:
         ours, theirs = list(own[name].shape), list(state[name].shape)
         if name in by_class and len(ours) == len(theirs):
             ours[by_class[name]] = theirs[by_class[name]]
-        return ours == theirs
+        return ours == theirs or name in by_keypoint
 
     missing = [n for n in own if n not in state and n not in by_class and not n.endswith(".num_batches_tracked")]
     misfits = {

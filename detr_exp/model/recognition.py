@@ -71,7 +71,7 @@ DEIMV2 = {
     (256, 6, 2048): "deimv2_x",
 }
 # EdgeCrafter: channels of the transformer, feed-forward channels of the decoder -> the end of its options of `model`.
-EC = {(192, 512): "s", (256, 1024): "m", (384, 1024): "l", (384, 2048): "x"}
+EC = {(192, 512): "s", (256, 1024): "m", (256, 512): "m", (384, 1024): "l", (384, 2048): "x"}
 # ResNet-vd: option of `model/backbone` -> widths, blocks, and whether the blocks are bottlenecks.
 RESNETS = {f"r{depth}vd": ([64, 128, 256, 512], list(BLOCKS[depth]), depth >= 50) for depth in BLOCKS}
 RESNETS["tiny"] = ([32, 64, 128, 256], [1, 1, 1, 1], False)
@@ -93,6 +93,7 @@ def network_of(state: State) -> str:
         if "backbone.body.stem.0.conv.weight" in state:
             size = EC.get((state["backbone.body.cls_token"].shape[-1], len(state["decoder.layers.0.linear1.weight"])))
             kind = "ecseg" if "mask_head.bias" in state else "ecdet"
+            kind = "ecpose" if "decoder.point_embed.weight" in state else kind
             return f"model={kind}_{size}" if size else ""
         if "decoder.layers.0.gateway.gate.weight" in state:
             return _dfine(state)

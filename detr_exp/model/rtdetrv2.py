@@ -9,14 +9,15 @@ Parameters carry the names of the published checkpoints, but for `decoder.decode
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from detr_exp.model.adapter.slim import merge
-from detr_exp.model.decoder.rtdetr import Decoder, RawOutputs, Stopping
+from detr_exp.model.decoder.rtdetr import Decoder, OfKeypoints, RawOutputs, Stopping
+from detr_exp.model.head.keypoint import with_points
 from detr_exp.model.head.mask import Head, add_masks
 from detr_exp.model.layer.conv import ConvNorm
 from detr_exp.model.layer.denoising import NoisyQueries, group_count, noisy_queries
@@ -25,6 +26,7 @@ from detr_exp.model.layer.fusion import RepVggBlock
 from detr_exp.model.layer.memory import padding_of, seen_by
 from detr_exp.model.member import Extent, Member, refuse_impossible, refuse_rigid
 from detr_exp.model.postprocess import best_in_pixels
+from detr_exp.ops.transfer import to_device
 from detr_exp.protocols import Backbone, complete
 from detr_exp.structures import Denoising, Detections, Outputs, Prediction, Targets, mapped, predicted
 
@@ -55,13 +57,16 @@ class RTDETRv2(nn.Module):
         neck: makes the encoder from the backbone's `channels` and `strides`.
         decoder: makes the decoder, a `Decoder`, from the encoder's `channels` and `strides`, the arguments
             `num_classes`, `activation`, `hidden_dim`, `num_layers` and `num_queries` of the network, and whether it
-            trains with `denoising`.
+            trains with `denoising`; with keypoints also `num_keypoints` and `num_noise_labels`.
         image_size: (height, width) the network is made for.
         pixel_mean, pixel_std: of RGB in 0..1; null takes the backbone's.
         hidden_dim, num_layers, num_queries: D, L and Q, of the decoder.
         num_denoising: denoising positives per image; 0 trains without.
         label_noise_ratio, box_noise_scale, box_noise_fold: see `noisy_queries`.
         mask_head: makes the head that predicts masks, given D and L; None predicts boxes only.
+        keypoint_counts: keypoints of each class, for decoders that predict keypoints; None: for others.
+        keypoint_sigmas: OKS scales of the keypoints of the class with most, which denoising moves in their measure.
+        num_noise_labels: labels that noise chooses from where the decoder predicts keypoints, at least the classes.
     """
 
     def __init__(
@@ -83,13 +88,19 @@ class RTDETRv2(nn.Module):
         box_noise_scale: float,
         box_noise_fold: bool = False,
         mask_head: Callable[..., Head] | None = None,
+        keypoint_counts: Sequence[int] | None = None,
+        keypoint_sigmas: Sequence[float] | None = None,
+        num_noise_labels: int = 0,
     ) -> None:
         super().__init__()
         self.num_classes = num_classes
         self.activation = activation
         self.cuts_boxes = False  # as the published code does not
-        self.tasks: tuple[str, ...] = ("boxes",) if mask_head is None else ("boxes", "masks")
-        self.keypoint_counts: tuple[int, ...] = ()
+        self.keypoint_counts = tuple(keypoint_counts or ())
+        beside = {"masks": mask_head, "keypoints": keypoint_counts}
+        self.tasks = ("boxes", *(task for task, part in beside.items() if part is not None))
+        self.keypoint_sigmas = keypoint_sigmas
+        self.num_noise_labels = max(num_classes, num_noise_labels)
         self.num_queries = num_queries
         self.image_size = (image_size[0], image_size[1])
         self.num_denoising = num_denoising
@@ -102,6 +113,9 @@ class RTDETRv2(nn.Module):
         self.encoder = neck(channels=backbone.out_channels, strides=backbone.out_strides)
         self.map_channels, self.map_strides = self.encoder.out_channels, self.encoder.out_strides
         self.shows_maps = False
+        points = {}
+        if keypoint_counts is not None:
+            points = {"num_keypoints": max(keypoint_counts), "num_noise_labels": self.num_noise_labels}
         made = decoder(
             num_classes=num_classes,
             activation=activation,
@@ -111,6 +125,7 @@ class RTDETRv2(nn.Module):
             num_layers=num_layers,
             num_queries=num_queries,
             denoising=num_denoising > 0,
+            **points,
         )
         self.decoder = complete(made, Decoder, "model.decoder", type(made).__name__)
         self.stride = max(self.encoder.out_strides)
@@ -166,12 +181,14 @@ class RTDETRv2(nn.Module):
             return None
         return noisy_queries(
             targets,
-            num_classes=self.num_classes,
+            num_classes=self.num_noise_labels if self.keypoint_counts else self.num_classes,
             num_queries=self.num_queries,
             num_denoising=self.num_denoising,
             label_noise_ratio=self.label_noise_ratio,
             box_noise_scale=self.box_noise_scale,
             box_noise_fold=self.box_noise_fold,
+            sigmas=self.keypoint_sigmas,
+            image_size=self.image_size,
             groups=self.denoising_groups,
             fixed_size=self.fixed_denoising_size,
         )
@@ -251,6 +268,11 @@ class RTDETRv2(nn.Module):
         """Names of the tensors that depend on the classes, with the axis along which the classes are."""
         return {f"decoder.{name}": axis for name, axis in self.decoder.class_tensors().items()}
 
+    def keypoint_tensors(self) -> list[str]:
+        """See `model.decoder.rtdetr.OfKeypoints`."""
+        names = self.decoder.keypoint_tensors() if isinstance(self.decoder, OfKeypoints) else []
+        return [f"decoder.{name}" for name in names]
+
     def compile(self, *args: Any, **kwargs: Any) -> None:
         """Compile `body` in place; the number of denoising queries is then rounded up, so that shapes repeat."""
         self.fixed_denoising_size = True
@@ -271,6 +293,9 @@ class RTDETRv2(nn.Module):
         """
         pred = outputs.pred
         best = best_in_pixels(self, pred, image_sizes, max_detections)
+        if (points := predicted(pred, "keypoints")) is not None:
+            parts = with_points(best, points, self.keypoint_counts, to_device(image_sizes, points.device))
+            return [Detections(*part[:3], keypoints=part[3]) for part in zip(*parts)]
         detections = best.detections()
         if (masks := predicted(pred, "masks")) is not None:
             add_masks(detections, masks, best.queries, image_sizes)

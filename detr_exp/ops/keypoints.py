@@ -51,7 +51,15 @@ def keypoint_errors(predicted: Tensor, target: Tensor, area: Tensor, exists: Ten
 
     Returns:
         Tensors `[...]`; zero, but part of the graph, for objects without labelled points, area or keypoints.
+
+    Raises:
+        ValueError: predictions of places only.
     """
+    if predicted.shape[-1] == 2:
+        raise ValueError(
+            "the network predicts where keypoints are, but not how certain that is, and this loss learns both; use the "
+            "losses and costs of such networks: loss=pose matcher=pose"
+        )
     visibility = target[..., 2]
     has_scale = area > MIN_AREA
     labelled = exists & (visibility > 0) & has_scale[..., None]
@@ -69,6 +77,25 @@ def keypoint_errors(predicted: Tensor, target: Tensor, area: Tensor, exists: Ten
         visible=_mean(visible, exists),
         nll=_mean(0.5 * distance / area - (log_l11 + log_l22), labelled),
     )
+
+
+def keypoint_distance(points: Tensor, target: Tensor, exists: Tensor) -> Tensor:
+    """Sum of the L1 distances of the labelled points, in sides of the image: `[...]`; arguments as below."""
+    return _labelled((points - target[..., :2]).abs().sum(-1), target, exists).sum(-1)
+
+
+def keypoint_similarity(points: Tensor, target: Tensor, area: Tensor, exists: Tensor, sigmas: Tensor) -> Tensor:
+    """OKS of COCO, the mean over labelled points: `[...]` in 1e-6..1; leading axes broadcast.
+
+    Args:
+        points: `[..., K, 2]` predicted x, y.
+        target, area, exists: as in `keypoint_errors`.
+        sigmas: `[K]` OKS scales.
+    """
+    squared = (points - target[..., :2]).square().sum(-1)
+    scale = area.clamp(min=MIN_AREA)[..., None] * (2 * sigmas).square() * 2
+    total = _labelled((-squared / scale).exp(), target, exists).sum(-1)
+    return (total / ((exists & (target[..., 2] > 0)).sum(-1) + 1e-6)).clamp(min=1e-6)
 
 
 def slot_keypoints(keypoints: Tensor, num_slots: int) -> Tensor:
@@ -98,6 +125,10 @@ def keypoint_covariance(predicted: Tensor, area: Tensor) -> Tensor:
     cross = shear * scale_y
     entries = torch.stack((scale_x.square() + shear.square(), cross, cross, scale_y.square()), dim=-1)
     return (entries * area[..., None]).unflatten(-1, (2, 2))
+
+
+def _labelled(values: Tensor, target: Tensor, exists: Tensor) -> Tensor:
+    return torch.where(exists & (target[..., 2] > 0), values, 0.0)
 
 
 def _mean(values: Tensor, chosen: Tensor) -> Tensor:

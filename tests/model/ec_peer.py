@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from detr_exp.model.layer.query_selection import anchor_logits
+from detr_exp.model.layer.query_selection import POINT_EPS, anchor_logits, inverse_sigmoid
 from detr_exp.model.pretrained_ec import to_official
 
 # A network of all parts that takes milliseconds.
@@ -39,6 +39,65 @@ def libre_of(network: Any, size: str, side: int) -> nn.Module:
     own = {"decoder.anchors": torch.where(valid, anchors, torch.inf)[None], "decoder.valid_mask": valid[None]}
     peer.load_state_dict(official_of(network) | own)
     return peer
+
+
+def libre_pose_of(network: Any, size: str, side: int) -> nn.Module:
+    """libreyolo's ECPose of a published size, for images of that side, with the weights of `network`."""
+    module = pytest.importorskip("libreyolo.models.ec.nn")
+    with contextlib.redirect_stdout(io.StringIO()):
+        peer = module.LibreECPoseModel(size, eval_spatial_size=(side, side))
+    decoder = peer.decoder
+    decoder.num_queries, decoder.dn_number = network.num_queries, network.num_denoising
+    decoder.tgt_embed = nn.Embedding(network.num_queries, decoder.hidden_dim)
+    peer = peer.to(next(network.parameters()).dtype)
+    shapes = [(side // stride, side // stride) for stride in (8, 16, 32)]
+    peer.load_state_dict(to_official(network.state_dict(), num_points=[4, 4, 4], spatial_shapes=shapes))
+    return peer
+
+
+@contextlib.contextmanager
+def trained_as_evaluated(peer: nn.Module) -> Iterator[None]:
+    """libreyolo's ECPose adds positions to tokens in evaluation only, and clamps points elsewhere than its authors.
+
+    Its authors' code always adds them. What random numbers decide is the same everywhere: all labels are replaced by
+    the seventh, and all points move in the same direction by the same share.
+    """
+    decoder, share = peer.decoder, 0.2
+    positions: list[Tensor] = []
+    handles = [decoder.decoder.half_pose_ref_point_head.register_forward_hook(lambda *a: positions.append(a[2]))]
+    for index, head in enumerate(decoder.pose_embed):
+        if index:
+            place = lambda module, given, index=index: (given[0] + positions[index].detach(),)  # noqa: E731
+            handles.append(head.register_forward_pre_hook(place))
+    for layer in decoder.decoder.layers:
+        layer.training = False
+
+    def logits(values: Tensor) -> Tensor:
+        return inverse_sigmoid(values, POINT_EPS)
+
+    def chosen(*shape: Any, **_: object) -> Tensor:
+        return torch.full(shape if isinstance(shape[0], int) else tuple(shape[0]), share, dtype=torch.float64)
+
+    torch.set_default_dtype(torch.float64)  # of the copies that the peer makes
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("decoder", "pose_denoising"):
+            patch.setattr(f"libreyolo.models.ec.{name}.inverse_sigmoid", logits)
+        patch.setattr(torch, "rand", chosen)
+        patch.setattr(torch, "rand_like", lambda like: torch.full_like(like, share))
+        patch.setattr(torch, "randint", lambda high, shape, **_: torch.full(shape, 7))
+        patch.setattr(torch, "randint_like", lambda like, low, high: torch.full_like(like, 7))
+        patch.setattr(Tensor, "uniform_", lambda self, low, high: self.fill_(low + share * (high - low)))
+        patch.setattr("detr_exp.model.layer.denoising._directions", lambda points: torch.full_like(points, 0.5**0.5))
+        yield
+    torch.set_default_dtype(torch.float32)
+    for handle in handles:
+        handle.remove()
+
+
+def libre_pose_criterion() -> nn.Module:
+    """libreyolo's losses of poses."""
+    loss = pytest.importorskip("libreyolo.models.ec.pose_loss")
+    return loss.ECPoseCriterion(loss.PoseHungarianMatcher())
 
 
 @contextlib.contextmanager

@@ -151,7 +151,7 @@ class DFineDecoder(nn.Module):
         self.register_buffer("positions", edge_positions(num_bins, edge_bound, edge_scale).float(), persistent=False)
         self.register_buffer("up", torch.tensor([float(edge_bound)]))  # these two only mark the weights
         self.register_buffer("reg_scale", torch.tensor([float(edge_scale)]))
-        self.register_load_state_dict_pre_hook(_refuse_other_edges)
+        self.register_load_state_dict_pre_hook(refuse_other_edges)
         self.input_proj, self.strides = level_projections(
             channels, strides, hidden_dim, len(num_points), keep_equal=True
         )
@@ -268,7 +268,7 @@ class DFineDecoder(nn.Module):
             del self.denoising_class_embed
 
 
-def _refuse_other_edges(decoder: nn.Module, state: dict[str, Tensor], prefix: str, *_: object) -> None:
+def refuse_other_edges(decoder: nn.Module, state: dict[str, Tensor], prefix: str, *_: object) -> None:
     """The same logits mean other boxes where bound or scale are others: plausible ones, and wrong.
 
     Raises:

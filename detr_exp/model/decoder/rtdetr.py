@@ -75,6 +75,14 @@ class Stopping(Protocol):
     def num_layers(self) -> int: ...
 
 
+@runtime_checkable
+class OfKeypoints(Protocol):
+    """A part of a network with tensors that are initialised anew where weights are for another number of keypoints."""
+
+    def keypoint_tensors(self) -> list[str]:
+        """Their names, also of those that only some configurations have."""
+
+
 class Selecting(Protocol):
     """The parts of a decoder that make its first queries."""
 
@@ -309,7 +317,7 @@ def first_queries(
     reference, allowed = boxes.detach(), None
     if noisy is not None:
         content = torch.cat([decoder.denoising_class_embed(noisy.labels), content], dim=1)
-        reference = torch.cat([noisy.boxes, reference], dim=1)
+        reference = torch.cat([noisy.places, reference], dim=1)
         allowed = noisy.allowed
     return content, reference.sigmoid(), allowed, Prediction(logits, boxes.sigmoid())
 

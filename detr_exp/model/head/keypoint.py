@@ -10,6 +10,8 @@ Eight numbers are predicted for each keypoint:
 | 4, 5, 6 | log l11, l21, log l22: the factor U = [[l11, l21], [0, l22]] of the precision, for an object of area 1 |
 | 7 | class evidence: summed over a class's keypoints and added to its logit |
 
+Networks that only predict where points are have predictions `[..., K, 2]`, for all classes together.
+
 Legend: B images, Q queries, D width, N keypoints of all classes, counts: those of each class, K their maximum,
 C classes. Predictions are laid out `[..., C * K, 8]`, class by class; keypoints that a class does not have are zero.
 """
@@ -110,6 +112,28 @@ def with_keypoints(
     points = rows(points.flatten(2), order).unflatten(-1, points.shape[2:])
     covariance = rows(covariance.flatten(2), order).unflatten(-1, covariance.shape[2:])
     return scores, labels.gather(1, order), rows(boxes_px, order), points, covariance
+
+
+def with_points(
+    best: tuple[Tensor, Tensor, Tensor, Tensor], points: Tensor, counts: tuple[int, ...], sizes: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Detections with the keypoints that their classes have, all of confidence 1, and the bounding boxes of these.
+
+    Args:
+        best, counts, sizes: as in `with_keypoints`; a class without keypoints keeps its boxes.
+        points: `[B, Q, K, 2]` x, y in 0..1 of all queries.
+
+    Returns:
+        scores, labels, boxes in pixels and points `[B, n, K, 3]`, zero where a class has none.
+    """
+    scores, labels, boxes, queries = best
+    exists = existing_keypoints(counts, points.device)[labels][..., None]
+    placed = rows(points.to(boxes.dtype).flatten(2), queries).unflatten(-1, points.shape[2:])
+    placed = placed * sizes.to(placed).flip(1)[:, None, None]
+    far = torch.finfo(placed.dtype).max
+    ends = placed.masked_fill(~exists, far).amin(2), placed.masked_fill(~exists, -far).amax(2)
+    boxes = torch.where(exists.any(2), torch.cat(ends, dim=-1), boxes)
+    return scores, labels, boxes, torch.where(exists, F.pad(placed, (0, 1), value=1.0), 0.0)
 
 
 def rows(values: Tensor, index: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from detr_exp.model.layer.memory import Memory
 from detr_exp.ops.deformable import METHODS, deformable_sample
+from detr_exp.ops.transfer import filled
 
 
 class DeformableAttention(nn.Module):
@@ -73,7 +74,8 @@ class DeformableAttention(nn.Module):
         """Queries `[B, Q, D]` -> features that they read `[B, Q, D]`.
 
         Args:
-            reference: `[B, Q, 4]` boxes cxcywh in 0..1; their dtype is that of the locations.
+            reference: `[B, Q, 4]` boxes cxcywh in 0..1, or `[B, Q, 2]` points, around which offsets count in cells of
+                their level; its dtype is that of the locations.
             memory: maps to read; padded cells count as zero.
         """
         value, padding = self.value_proj(memory.cells), memory.padded_cells()
@@ -83,7 +85,16 @@ class DeformableAttention(nn.Module):
         offsets = self.sampling_offsets(query).unflatten(-1, (self.num_heads, -1, 2))
         weights = self.attention_weights(query).unflatten(-1, (self.num_heads, -1))
         weights = weights.softmax(-1, dtype=reference.dtype)
-        center, size = reference[:, :, None, None].split(2, dim=-1)
-        locations = center + offsets * (self.reach.to(reference.dtype) * size)
+        center, size = reference[:, :, None, None, :2], reference[:, :, None, None, 2:]
+        reach = self.reach.to(reference.dtype) * size if size.shape[-1] else self._cells(memory).to(reference.dtype)
+        locations = center + offsets * reach
         sampled = deformable_sample(value, memory.shapes, locations, weights, self.points_per_level, self.method)
         return self.output_proj(sampled)
+
+    def _cells(self, memory: Memory) -> Tensor:
+        """Width and height of a cell on the level of each point, in image sizes: `[P, 2]`."""
+        sides = filled([side for height, width in memory.shapes for side in (width, height)], memory.cells.device)
+        levels = zip(sides.view(-1, 1, 2), self.points_per_level, strict=True)
+        return 1 / torch.cat([level.expand(count, -1) for level, count in levels]).to(
+            torch.promote_types(memory.cells.dtype, torch.float32)
+        )

@@ -1,7 +1,7 @@
 """Contrastive denoising queries (DINO, arXiv 2203.03605, section 3.3): noisy copies of objects, near and far.
 
 Legend: B images, T objects of the batch, G objects of the fullest image, K groups, N = 2 G K denoising queries,
-Q matching queries.
+Q matching queries, P keypoints of an object.
 
 A group holds, for every object, a positive copy (noise below half a box) and a negative one (noise beyond), ordered as
 G positives, then G negatives. Nothing here has parameters or waits for the device: counts are on the host.
@@ -9,12 +9,14 @@ G positives, then G negatives. Nothing here has parameters or waits for the devi
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from detr_exp.model.layer.query_selection import inverse_sigmoid
+from detr_exp.model.layer.query_selection import POINT_EPS, inverse_sigmoid
 from detr_exp.ops.boxes import cxcywh_to_xyxy, xyxy_to_cxcywh
 from detr_exp.ops.transfer import to_device
 from detr_exp.structures import Targets
@@ -25,7 +27,7 @@ class NoisyQueries(NamedTuple):
 
     Attributes:
         labels: `[B, N]` int64; the number of classes marks a slot without object.
-        boxes: `[B, N, 4]` logits of cxcywh, float32.
+        places: `[B, N, 4]` logits of boxes cxcywh, or `[B, N, 1 + P, 2]` of the centre and the keypoints; float32.
         allowed: `[N + Q, N + Q]` bool, True where a query (row) may attend to another (column).
         image, query, target: `[M]` int64 each; the object that each positive query copies, as in `Denoising`.
         groups: K.
@@ -33,7 +35,7 @@ class NoisyQueries(NamedTuple):
     """
 
     labels: Tensor
-    boxes: Tensor
+    places: Tensor
     allowed: Tensor
     image: Tensor
     query: Tensor
@@ -59,6 +61,8 @@ def noisy_queries(
     label_noise_ratio: float,
     box_noise_scale: float,
     box_noise_fold: bool = False,
+    sigmas: Sequence[float] | None = None,
+    image_size: tuple[int, int] = (1, 1),
     groups: int | None = None,
     fixed_size: bool = False,
 ) -> NoisyQueries:
@@ -70,6 +74,8 @@ def noisy_queries(
         box_noise_scale: how many half box sizes the corners of positives move at most; those of negatives move up to
             twice as far.
         box_noise_fold: turn boxes that noise has turned inside out; without, their size counts as zero.
+        sigmas: `[P]` OKS scales, for copies of keypoints; None: of boxes. `box_noise_scale` then multiplies distances.
+        image_size: (height, width), for the shape of images with keypoints.
         groups: K where it is decided elsewhere (the same on all ranks); None derives it from this batch.
         fixed_size: round N up to a multiple of `2 * num_denoising`, so that compiled code sees few shapes: one for all
             images of up to `num_denoising` objects, and one more for every further `num_denoising`.
@@ -88,15 +94,23 @@ def noisy_queries(
     labels = torch.cat([targets.labels, targets.labels.new_full((1,), num_classes)])[slots].tile(1, 2 * groups)
     boxes = torch.cat([targets.boxes, targets.boxes.new_zeros(1, 4)])[slots].float().tile(1, 2 * groups, 1)
     negative = (torch.arange(count, device=device) // width % 2).view(-1, 1)
+    is_empty = labels == num_classes
     labels = _noisy_labels(labels, num_classes, label_noise_ratio, targets.annotated)
-    boxes = _noisy_boxes(boxes, negative, box_noise_scale)
-    logits = inverse_sigmoid(boxes.abs() if box_noise_fold else boxes)  # centres are in 0..1
+    if sigmas is None:
+        boxes = _noisy_boxes(boxes, negative, box_noise_scale)
+        logits = inverse_sigmoid(boxes.abs() if box_noise_fold else boxes)  # centres are in 0..1
+    else:
+        assert targets.keypoints is not None
+        points = torch.cat([targets.keypoints, targets.keypoints.new_zeros(1, *targets.keypoints.shape[1:])])
+        points = points[slots].float().tile(1, 2 * groups, 1, 1)
+        points = _noisy_points(points, boxes, negative, box_noise_scale, sigmas, image_size)
+        logits = inverse_sigmoid(points, POINT_EPS).masked_fill(is_empty[..., None, None], 0.0)
 
     bucket = 2 * num_denoising if fixed_size else 1
     size = -(-count // bucket) * bucket
     if size > count:
         labels = torch.cat([labels, labels.new_full((len(labels), size - count), num_classes)], dim=1)
-        logits = torch.cat([logits, logits.new_zeros(len(logits), size - count, 4)], dim=1)
+        logits = torch.cat([logits, logits.new_zeros(len(logits), size - count, *logits.shape[2:])], dim=1)
     allowed = _allowed(size, 2 * width, num_queries, device)
     return NoisyQueries(labels, logits, allowed, image, query, target, groups, count)
 
@@ -148,6 +162,35 @@ def _noisy_boxes(boxes: Tensor, negative: Tensor, scale: float) -> Tensor:
     part = torch.rand(boxes.shape, device=boxes.device) + negative
     half = boxes[..., 2:].tile(2) * 0.5
     return xyxy_to_cxcywh((cxcywh_to_xyxy(boxes) + sign * part * half * scale).clamp(0, 1))
+
+
+def _noisy_points(
+    points: Tensor, boxes: Tensor, negative: Tensor, scale: float, sigmas: Sequence[float], size: tuple[int, int]
+) -> Tensor:
+    """Centres of boxes and, moved, labelled keypoints (DETRPose, arXiv 2506.13027): `[B, N, 1 + P, 2]`.
+
+    Each point moves in a direction of its own, so far that its similarity (OKS) with the original is 0.5 to 1, that of
+    negatives 0.1 to 0.5.
+
+    Args:
+        points: `[B, N, P, 3]` x, y in 0..1 and visibility.
+        boxes: `[B, N, 4]` cxcywh in 0..1.
+    """
+    height, width = size
+    place, labelled = points[..., :2], points[..., 2:] > 0
+    spread = 2 * torch.stack([torch.full((), sigma, device=points.device) for sigma in sigmas])[:, None]
+    part = torch.rand(labelled.shape, device=points.device)
+    exponent = torch.where(negative[..., None] == 1, math.log(2) + part * math.log(5), part * math.log(2))
+    area = boxes[..., 2:].prod(-1)[..., None, None] * (height * width)
+    reach = (2 * exponent * area).sqrt() * spread * (scale / max(size))
+    moved = torch.where(labelled, place + reach * _directions(place), place)
+    return torch.cat([boxes[:, :, None, :2], moved], dim=2)
+
+
+def _directions(points: Tensor) -> Tensor:
+    """As many vectors of length 1, `[..., 2]`."""
+    angle = torch.rand(points.shape[:-1], device=points.device) * (2 * math.pi)
+    return torch.stack([angle.cos(), angle.sin()], dim=-1)
 
 
 def _allowed(size: int, group_size: int, num_queries: int, device: torch.device) -> Tensor:

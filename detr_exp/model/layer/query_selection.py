@@ -18,6 +18,8 @@ ANCHOR_SIZE = 0.05
 ANCHOR_MARGIN = 0.01
 # Used instead of infinity, which some exporters do not support: its sigmoid is 1 in every precision.
 FAR = 1e4
+# Keypoints, unlike boxes, count as at least so far from 0 and 1 where their logits are needed (EdgeCrafter).
+POINT_EPS = 1e-3
 
 
 def inverse_sigmoid(values: Tensor, eps: float = 1e-5) -> Tensor:

@@ -1,4 +1,4 @@
-"""Reference boxes of RF-DETR's queries: how they are refined, and how they are embedded."""
+"""Reference boxes and points of queries: how they are refined, and how they are embedded."""
 
 from __future__ import annotations
 
@@ -24,11 +24,13 @@ def refine_boxes(delta: Tensor, reference: Tensor) -> Tensor:
 def embed_boxes(boxes: Tensor, dim: int) -> Tensor:
     """Sines and cosines of boxes cxcywh in 0..1: `[..., 4]` -> `[..., 4 * dim]`, in the order y, x, w, h.
 
+    Or of points: `[..., 2]` -> `[..., 2 * dim]`, in the order y, x.
+
     Channel k of a coordinate turns `10000^(-2 floor(k / 2) / dim)` times as fast as once round for 0..1; even
     channels are sines, odd ones cosines (DAB-DETR, section 4.3).
     """
     channel = torch.arange(dim // 2, dtype=torch.float32, device=boxes.device)
     speed = 2 * math.pi * 10000 ** (-2 * channel / dim)
-    x, y, width, height = boxes.unbind(-1)
-    angles = torch.stack([y, x, width, height], dim=-1)[..., None] * speed
+    x, y, *size = boxes.unbind(-1)
+    angles = torch.stack([y, x, *size], dim=-1)[..., None] * speed
     return torch.stack([angles.sin(), angles.cos()], dim=-1).flatten(-3)

@@ -35,7 +35,7 @@ def test_equal_those_of_transformers_with_the_same_seed(counts):
     torch.manual_seed(3)
     ours = noisy_queries(targets, **SETTINGS)
     assert ours.labels.tolist() == labels.tolist()
-    torch.testing.assert_close(ours.boxes, boxes, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(ours.places, boxes, rtol=1e-5, atol=1e-5)
     assert ours.groups == meta["dn_num_group"]
     assert ours.supervised == meta["dn_num_split"][0]
     assert torch.equal(ours.allowed, mask == 0)
@@ -47,7 +47,7 @@ def test_positives_are_near_copies_and_negatives_far_ones():
     torch.manual_seed(0)
     targets = some_targets(3)
     noisy = noisy_queries(targets, **SETTINGS | {"num_denoising": 300})
-    center, size = noisy.boxes.sigmoid()[0].split(2, dim=-1)
+    center, size = noisy.places.sigmoid()[0].split(2, dim=-1)
     corners = torch.cat([center - size / 2, center + size / 2], dim=-1).view(-1, 2, 3, 4)
     exact_center, half = targets.boxes[:, :2], targets.boxes[:, 2:] / 2
     moved = (corners - torch.cat([exact_center - half, exact_center + half], dim=-1)).abs() / half.tile(2)
@@ -71,7 +71,7 @@ def test_every_positive_stands_for_its_object():
     targets = some_targets(2, 0, 3)
     noisy = noisy_queries(targets, **SETTINGS | {"label_noise_ratio": 0.0, "box_noise_scale": 0.0})
     assert noisy.labels[noisy.image, noisy.query].tolist() == targets.labels[noisy.target].tolist()
-    torch.testing.assert_close(noisy.boxes[noisy.image, noisy.query].sigmoid(), targets.boxes[noisy.target])
+    torch.testing.assert_close(noisy.places[noisy.image, noisy.query].sigmoid(), targets.boxes[noisy.target])
     assert len(noisy.target) == noisy.groups * len(targets)
     assert (noisy.labels[1] == 7).all()
 
@@ -95,7 +95,7 @@ def test_compiled_shapes_are_few(objects, size):
     """Multiples of twice `num_denoising`; what is added counts nowhere."""
     noisy = noisy_queries(some_targets(objects, 0), **SETTINGS, fixed_size=True)
     assert noisy.labels.shape == (2, size)
-    assert noisy.boxes.shape == (2, size, 4)
+    assert noisy.places.shape == (2, size, 4)
     assert noisy.supervised == 2 * noisy.groups * max(1, objects)
     assert (noisy.labels[:, noisy.supervised :] == 7).all()
 
@@ -106,7 +106,7 @@ def test_a_batch_without_objects_makes_one_group_or_as_many_as_other_ranks(group
     noisy = noisy_queries(targets, **SETTINGS, groups=groups)
     assert noisy.labels.shape == (2, 2 * (groups or 1))
     assert (noisy.labels == 7).all()
-    assert noisy.boxes.isfinite().all()
+    assert noisy.places.isfinite().all()
     assert len(noisy.target) == 0
     embedding = torch.nn.Embedding(8, 4, padding_idx=7)
     embedding(noisy.labels).sum().backward()
