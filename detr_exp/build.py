@@ -29,9 +29,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from detr_exp.data.dataset import DataSet
-    from detr_exp.data.keypoints import KeypointSchema
     from detr_exp.loss.criterion import SetCriterion
-    from detr_exp.matcher.hungarian import Matcher
     from detr_exp.model.adapter.slim import BaseFile
     from detr_exp.protocols import Labels, Metric, Network
     from detr_exp.trainer.hardware import Hardware
@@ -73,11 +71,14 @@ def started(cfg: DictConfig, data: Labels | None = None, anew: Collection[str] |
     arguments = [name for name in arguments_of(_settings(cfg, "model")) if name not in NOT_ARGUMENTS]
     refuse_unused_keys(cfg, "model", [name for name in arguments if name not in FROM_OTHER_GROUPS], NOT_ARGUMENTS)
     count = cfg.data.num_classes if data is None else data.num_classes
-    extra = {"num_classes": count, "activation": cfg.loss.activation}
+    extra: Values = {"num_classes": count, "activation": cfg.loss.activation}
     if "keypoint_counts" in arguments and "keypoint_counts" in cfg.model:
-        extra["keypoint_counts"] = counts = _keypoint_counts(cfg, data)
-        if "keypoint_sigmas" in arguments:
-            extra["keypoint_sigmas"] = _keypoint_sigmas(data, max(counts))
+        from detr_exp.data.keypoints import of_network
+
+        known = data is not None or cfg.model.keypoint_counts is not None
+        labels = data if known else _instantiated(cfg, "data")
+        points = of_network(labels, cfg.model.keypoint_counts, cfg.model._target_)
+        extra |= {name: value for name, value in points.items() if name in arguments}
     from detr_exp import start
     from detr_exp.model.construction import settle
 
@@ -144,11 +145,13 @@ def criterion(cfg: DictConfig, data: DataSet | None = None) -> SetCriterion:
         refuse_smoothing(terms, data)
     accepted = inspect.signature(SetCriterion).parameters
     schema = None if data is None else data.keypoints
+    sigmas = [] if schema is None else schema.sigmas
+    scales = {"keypoint_sigmas": sigmas} if "keypoint_sigmas" in arguments_of(_settings(cfg, "matcher")) else {}
     return SetCriterion(
         num_classes=cfg.data.num_classes if data is None else data.num_classes,
-        matcher=_matcher(cfg, schema),
+        matcher=_instantiated(cfg, "matcher", activation=cfg.loss.activation, **scales),
         keypoint_counts=() if schema is None else schema.counts,
-        keypoint_sigmas=() if schema is None else schema.sigmas,
+        keypoint_sigmas=sigmas,
         class_weights=weights,
         **{name: term for name, term in terms.items() if name in accepted},
     )
@@ -317,32 +320,6 @@ def metric(
         return refuse_missing_members(make(**arguments), "metric", cfg.metric[TARGET])
 
     return of_split
-
-
-def _keypoint_counts(cfg: DictConfig, data: Labels | None) -> list[int]:
-    """Keypoints of each label; see `data.keypoints.counts_for`."""
-    from detr_exp.data.keypoints import counts_for
-
-    given = cfg.model.get("keypoint_counts")
-    if data is None and given is not None:
-        return given
-    return counts_for(_instantiated(cfg, "data") if data is None else data, given, cfg.model._target_)
-
-
-def _keypoint_sigmas(data: Labels | None, count: int) -> list[float]:
-    """OKS scales of the keypoints of the data; without data COCO's for so many, or the usual one."""
-    from detr_exp.data.keypoints import COCO_SIGMAS, DEFAULT_SIGMA
-
-    if data is not None and data.keypoints is not None:
-        return list(data.keypoints.sigmas)
-    return COCO_SIGMAS if count == len(COCO_SIGMAS) else [DEFAULT_SIGMA] * count
-
-
-def _matcher(cfg: DictConfig, schema: KeypointSchema | None) -> Matcher:
-    """The matcher, with the OKS scales of the data if it takes them."""
-    scaled = schema is not None and "keypoint_sigmas" in arguments_of(_settings(cfg, "matcher"))
-    extra = {"keypoint_sigmas": schema.sigmas} if schema is not None and scaled else {}
-    return _instantiated(cfg, "matcher", activation=cfg.loss.activation, **extra)
 
 
 def _instantiated(cfg: DictConfig, group: str, only: Collection[str] | None = None, **extra: object) -> Any:

@@ -160,7 +160,8 @@ def write_official(folder: Path, detector: Detector) -> Path:
         part = network.decoder if isinstance(network, RTDETRv2) else network
         raise ValueError(
             f"{detector.path} holds {type(part).__name__}, and format=official is only for RT-DETR, D-FINE, DEIMv2 "
-            "and EdgeCrafter with their own decoders; give a checkpoint of model=rtdetrv2 or model=dfine, or use format=safetensors"
+            "and EdgeCrafter with their own decoders; give a checkpoint of model=rtdetrv2 or model=dfine, or use "
+            "format=safetensors"
         )
     state = network.state_dict()
     constants: Values = {"num_points": list(detector.cfg.model.num_points), "spatial_shapes": network.spatial_shapes()}

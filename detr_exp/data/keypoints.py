@@ -217,18 +217,22 @@ def sigmas_for(data: Labels, category_ids: Sequence[int], predicted: Sequence[in
     return None if schema is None else [list(schema.sigmas[: of_id.get(number, 0)]) for number in category_ids]
 
 
-def counts_for(data: Labels, given: Sequence[int] | None, network: str) -> list[int]:
-    """Keypoints of each label that a network is to predict.
+def of_network(data: Labels | None, given: Sequence[int] | None, network: str) -> dict[str, list[int] | list[float]]:
+    """`keypoint_counts`, keypoints of each label that a network is to predict, and `keypoint_sigmas`, their OKS scales.
 
     Args:
-        data: has the classes and their keypoints.
+        data: has the classes and their keypoints; None where `given` is all that is known.
         given: `model.keypoint_counts`.
         network: its class, for messages.
 
     Raises:
         ValueError: the data have no keypoints, or other ones than the model.
     """
-    if data.keypoints is None:
+    if data is None and given is not None:
+        most = max(given, default=0)
+        sigmas = COCO_SIGMAS if most == len(COCO_SIGMAS) else [DEFAULT_SIGMA] * most
+        return {"keypoint_counts": list(given), "keypoint_sigmas": sigmas}
+    if data is None or data.keypoints is None:
         raise ValueError(
             f"{network} predicts keypoints, but the data have none; use data with keypoints, or model=rfdetr"
         )
@@ -238,4 +242,4 @@ def counts_for(data: Labels, given: Sequence[int] | None, network: str) -> list[
             f"model.keypoint_counts is {list(given)}, but the classes of the data have {counts} keypoints; "
             "model.keypoint_counts=null uses those"
         )
-    return counts
+    return {"keypoint_counts": counts, "keypoint_sigmas": list(data.keypoints.sigmas)}

@@ -243,14 +243,12 @@ def _fitted(weights: Weights, network: Network, classes: list[str] | None, path:
         ValueError: listing the keys that are missing, superfluous or of another shape.
     """
     own = network.state_dict()
-    state = {
-        name: tensor
-        for name, tensor in weights.state.items()
-        if name in own or not name.endswith(ONLY_SOME_HAVE)
-    }
+    state = {name: tensor for name, tensor in weights.state.items() if name in own or not name.endswith(ONLY_SOME_HAVE)}
     state = _with_channels(state, own)
     by_class = network.class_tensors()
-    by_keypoint = [name for name in network.keypoint_tensors() if name in own] if isinstance(network, OfKeypoints) else []
+    by_keypoint = (
+        [name for name in network.keypoint_tensors() if name in own] if isinstance(network, OfKeypoints) else []
+    )
     _refuse_misfits(state, own, by_class, by_keypoint, path)
     shared = _shared_classes(weights.classes, classes)
     anew = []

@@ -23,7 +23,9 @@ TOTALS = {
 }
 LARGE = [pytest.param(size, marks=pytest.mark.slow) for size in ("m", "l", "x")]
 POSE = ["loss=pose", "matcher=pose", "model.keypoint_counts=[0,17]", "model.num_queries=20", "model.num_denoising=4"]
-PERSON = KnownLabels(2, keypoints=KeypointSchema([[], list("abcdefghijklmnopq")], [[], []], [[], []], COCO_SIGMAS, True))
+PERSON = KnownLabels(
+    2, keypoints=KeypointSchema([[], list("abcdefghijklmnopq")], [[], []], [[], []], COCO_SIGMAS, True)
+)
 TERMS = {"loss_vfl": "loss_class", "loss_keypoints": "loss_keypoint_distance", "loss_oks": "loss_keypoint_oks"}
 
 
@@ -33,7 +35,9 @@ def people() -> Targets:
     made = []
     for count in (2, 0, 1):
         boxes = torch.rand(count, 4, generator=generator).double() * 0.3 + 0.3
-        points = boxes[:, None, :2] + (torch.rand(count, 17, 2, generator=generator).double() - 0.5) * boxes[:, None, 2:]
+        points = (
+            boxes[:, None, :2] + (torch.rand(count, 17, 2, generator=generator).double() - 0.5) * boxes[:, None, 2:]
+        )
         visibility = torch.randint(0, 3, (count, 17, 1), generator=generator).double()
         keypoints = torch.cat([points * (visibility > 0), visibility], dim=-1)
         made.append(Target(torch.ones(count, dtype=torch.int64), boxes, keypoints=keypoints))
