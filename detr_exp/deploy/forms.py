@@ -25,6 +25,7 @@ def in_form(network: Network, form: str, folder: Path) -> Program:
     import copy
 
     import torch
+    import torch._inductor.config
 
     from detr_exp.deploy import engines
     from detr_exp.deploy.graph import Graph
@@ -43,9 +44,13 @@ def in_form(network: Network, form: str, folder: Path) -> Program:
     if form != "eager":
         copied.to(memory_format=torch.channels_last)
         products.pack(copied.modules())
+    run = engines.in_torch(graph, torch.bfloat16 if form.endswith("bf16") else None)
     if form.startswith("compiled"):
-        copied.compile(options={"freezing": True})  # weights are constants, and laid out for oneDNN once
-    return Program(graph, engines.in_torch(graph, torch.bfloat16 if form.endswith("bf16") else None))
+        copied.compile()
+        # weights become constants, converted and laid out for oneDNN once; an option of `compile` would come too late
+        # for the part of torch that reads the code, which does so in the first call for a shape
+        run = torch._inductor.config.patch(freezing=True)(run)
+    return Program(graph, run)
 
 
 def image_to_time(path: str | None, channels: int = 3) -> np.ndarray:
