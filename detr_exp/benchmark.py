@@ -91,6 +91,7 @@ def benchmark_in(folder: Path, cfg: DictConfig) -> list[Measured]:
         ValueError: a form is unknown, or a network cannot be built.
     """
     from detr_exp import build
+    from detr_exp.data.fit import sizes_of, written
     from detr_exp.trainer.console import Console
 
     wanted = list(cfg.benchmark.forms)
@@ -102,6 +103,8 @@ def benchmark_in(folder: Path, cfg: DictConfig) -> list[Measured]:
     with console.progress("measuring", len(wanted) * (len(published()) if cfg.published else 1)) as meter:
         for name, network in networks(cfg):
             hardware.place(network).eval()
+            if sizes := sizes_of(network):
+                console.line(f"{name} at {written(sizes[:1])} of {written(sizes)}; choose another: at.image_size=...")
             image = image_to_time(cfg.benchmark.image, len(network.pixel_mean))
             if not rows:
                 height, width = image.shape[:2]
@@ -119,6 +122,7 @@ def benchmark_in(folder: Path, cfg: DictConfig) -> list[Measured]:
 def networks(cfg: DictConfig) -> Iterator[tuple[str, Network]]:
     """The networks to measure, with their names, one at a time."""
     from detr_exp import build
+    from detr_exp.data.fit import use_one_size
     from detr_exp.inference.detector import load
     from detr_exp.inference.members import chosen
     from detr_exp.model.member import become
@@ -134,6 +138,8 @@ def networks(cfg: DictConfig) -> Iterator[tuple[str, Network]]:
     built = map(of_recipe, published()) if cfg.published else [build.network(cfg, _labels(cfg, 80))]
     for name, network in zip(published() if cfg.published else [type_name(cfg)], built):
         become(network, asked.member)
+        if asked.member.image_size is not None:
+            use_one_size(network)
         yield " ".join(filter(None, (name, asked.name))), network
 
 

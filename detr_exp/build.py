@@ -65,7 +65,11 @@ def network(cfg: DictConfig, data: Labels | None = None, anew: Collection[str] |
 
 def started(cfg: DictConfig, data: Labels | None = None, anew: Collection[str] | None = None) -> tuple[Network, str]:
     """As `network`, and how much of it is from the file of `model.weights`, in words; empty without a file."""
+    from detr_exp import start
+    from detr_exp.model.construction import settle
+
     adapts = has_adapter(cfg)
+    cfg, sizes = start.of_one_size(cfg)
     if data is None and cfg.data.num_classes is None:
         data = _instantiated(cfg, "data")
     arguments = [name for name in arguments_of(_settings(cfg, "model")) if name not in NOT_ARGUMENTS]
@@ -79,13 +83,10 @@ def started(cfg: DictConfig, data: Labels | None = None, anew: Collection[str] |
         labels = data if known else _instantiated(cfg, "data")
         points = of_network(labels, cfg.model.keypoint_counts, cfg.model._target_)
         extra |= {name: value for name, value in points.items() if name in arguments}
-    from detr_exp import start
-    from detr_exp.model.construction import settle
-
     found = start.find(cfg.model.weights)
     made: Network = _instantiated(start.for_weights(cfg) if found else cfg, "model", only=arguments, **extra)
     channels, fit = (OmegaConf.select(cfg, f"data.{name}") for name in ("channels", "fit"))
-    settle(made, channels or 3, fit, count, cfg.model.get("class_prior"))
+    settle(made, sizes, channels or 3, fit, count, cfg.model.get("class_prior"))
     if found is None:
         return made, ""
     classes = None if data is None else data.classes or None

@@ -142,6 +142,18 @@ def for_weights(cfg: DictConfig) -> DictConfig:
     return cfg
 
 
+def of_one_size(cfg: DictConfig) -> tuple[DictConfig, tuple[tuple[int, int], ...]]:
+    """The config of a network for the first of several image sizes, and all of them; none where it has one."""
+    given = OmegaConf.select(cfg, "model.image_size")
+    if not OmegaConf.is_list(given) or not any(map(OmegaConf.is_list, given)):
+        return cfg, ()
+    sizes = tuple(dict.fromkeys((height, width) for height, width in given))
+    cfg = copy.deepcopy(cfg)
+    OmegaConf.set_readonly(cfg, False)
+    cfg.model.image_size = list(sizes[0])
+    return cfg, sizes if len(sizes) > 1 else ()
+
+
 def for_checkpoint(cfg: DictConfig) -> DictConfig:
     """The config of a network that is about to get all weights of a checkpoint: no others are looked for."""
     cfg = for_weights(cfg)

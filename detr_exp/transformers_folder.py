@@ -50,6 +50,7 @@ def write_in(folder: Path, detector: Detector) -> Values:
             "stretch images, and its networks attend to padding: use format=safetensors, or detr_exp.export "
             "export.preprocess=true"
         )
+    detector.refuse_several_sizes("a folder for transformers")
     config, state = _for_transformers(detector)
     network = detector.network
     height, width = network.image_size

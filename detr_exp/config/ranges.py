@@ -85,8 +85,8 @@ BELOW_ONE = Range(0, 1, below=True)
 FROZEN = Range(-1, 4, whole=True)  # stages of the backbones that can be frozen
 
 # (prefix, range, names): `name?` may be null, `name[]` may be a list of such numbers, `name[2]` is a list of two,
-# `name*` may have another type, which is checked elsewhere; `name:value` applies if the key in
-# `DECIDED_BY` has this value
+# `name[2]+` one or a list of such lists, `name*` may have another type, which is checked elsewhere; `name:value`
+# applies if the key in `DECIDED_BY` has this value
 TABLE: tuple[tuple[str, Range, str], ...] = (
     ("", SEED, "seed?"),
     ("", COUNT, "every num_queries resamples batch_size? image_size[2]"),
@@ -148,7 +148,7 @@ TABLE: tuple[tuple[str, Range, str], ...] = (
     ("matcher.", NOT_NEGATIVE, "late_power"),
     ("metric.", COUNT, "eval_max_dets"),
     # the network
-    ("model.", COUNT, "image_size[2] hidden_dim num_layers num_heads num_cross_heads num_points[] dim_feedforward"),
+    ("model.", COUNT, "image_size[2]+ hidden_dim num_layers num_heads num_cross_heads num_points[] dim_feedforward"),
     ("model.", COUNT, "num_queries num_groups"),
     ("model.", Range(4, whole=True, valid=32), "num_bins"),
     ("model.", PRIOR, "class_prior?"),
@@ -224,10 +224,11 @@ class Row(NamedTuple):
     listed: bool
     length: int | None
     free: bool
+    several: bool
 
     def __str__(self) -> str:
         many = f"a list of {self.length}, each " if self.length else ""
-        return f"{many}{self.range}{', or null' if self.nullable else ''}"
+        return f"{many}{self.range}{', or several such lists' * self.several}{', or null' if self.nullable else ''}"
 
     def faults(self, value: object) -> Iterator[object]:
         """The numbers in `value` that are out of range, or `value` itself if its type or length is wrong."""
@@ -235,10 +236,13 @@ class Row(NamedTuple):
         if value is None:
             if not self.nullable:
                 yield value
+        elif self.several and isinstance(value, list) and any(isinstance(item, list) for item in value):
+            for item in value:
+                yield from self._replace(several=False).faults(item)
         elif self.length and (items is None or len(items) != self.length):
             yield value
         elif items is not None:
-            one = self._replace(length=None, free=False)
+            one = self._replace(length=None, several=False, free=False)
             for item in items:
                 yield from one.faults(item)
         elif not self.range.holds(value) and (not self.free or is_number(value)):
@@ -246,12 +250,14 @@ class Row(NamedTuple):
 
 
 def _rows() -> dict[str, Row]:
-    rows = {}
+    rows, pattern = {}, r"([\w:]+)(\[(\d?)\])?(\+)?(\?)?(\*)?"
     for prefix, allowed, names in TABLE:
         between = "" if prefix.endswith(".") or not prefix else "."
-        for name, listed, length, nullable, free in re.findall(r"([\w:]+)(\[(\d?)\])?(\?)?(\*)?", names):
+        for name, listed, length, several, nullable, free in re.findall(pattern, names):
             many = int(length) if length else None
-            rows[f"{prefix}{between}{name}"] = Row(allowed, bool(nullable), bool(listed), many, bool(free))
+            rows[f"{prefix}{between}{name}"] = Row(
+                allowed, bool(nullable), bool(listed), many, bool(free), bool(several)
+            )
     return rows
 
 

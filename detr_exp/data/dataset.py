@@ -23,7 +23,7 @@ from detr_exp.data.checks import check_splits
 from detr_exp.data.classes import ClassMap
 from detr_exp.data.collate import Sample
 from detr_exp.data.content import SPLITS, Source, Split
-from detr_exp.data.fit import checked_fit, fit_of, refuse_other_sizes
+from detr_exp.data.fit import checked_fit, fit_of, refuse_other_sizes, refuse_several
 from detr_exp.data.halves import halves_of
 from detr_exp.data.keypoints import FlipPairs, KeypointSchema, mirror_remarks, schema
 from detr_exp.data.loader import Loading, Samples
@@ -221,10 +221,10 @@ class DataSet:
         part: Split = whole if tiles is None else TiledSplit(whole, tiles, self.cache)
         owners = part.owners if isinstance(part, TiledSplit) else range(len(part))
         with_masks, with_keypoints = ("masks" in network.tasks, "keypoints" in network.tasks)
-        height, width = network.image_size
-        sizes = multi_scale_sizes(self.multi_scale if training else None, (height, width), network.stride)
+        own = network.image_size[0], network.image_size[1]
+        sizes = multi_scale_sizes(self.multi_scale if training else None, own, network.stride)
         fit = fit_of(self.fit, network)
-        canvases = [fit.canvas(part.size(i), (height, width)) for i in range(len(part))] if fit.buckets else None
+        canvases = [fit.canvas(part.size(i), own) for i in range(len(part))] if fit.buckets else None
         samples = Samples(
             split=part,
             class_map=self.class_map,
@@ -245,7 +245,7 @@ class DataSet:
         sampler: TrainSampler | EvalSampler
         if training:
             sampler = TrainSampler(
-                *(len(part), batch_size, seed, (height, width)),
+                *(len(part), batch_size, seed, own),
                 sizes=sizes,
                 step_batches=step_batches,
                 phases=self.phases,
@@ -256,7 +256,7 @@ class DataSet:
             )
         else:
             ranks = {"rank": rank, "world_size": world_size}
-            sampler = EvalSampler(owners, batch_size, (height, width), canvases=canvases, **ranks)
+            sampler = EvalSampler(owners, batch_size, own, canvases=canvases, **ranks)
         return self.loading.loader(samples, sampler)
 
     def tiles_for(self, network: Network) -> Tiles | None:
@@ -266,14 +266,14 @@ class DataSet:
         return self.tiles
 
     def refuse(self, split: str, network: Network) -> None:
-        """Refuse a network that needs masks or keypoints which a split does not have.
+        """Refuse a network that needs masks or keypoints which a split does not have, or sizes that are chosen here.
 
         Raises:
             ValueError: it does, or the split does not exist.
         """
-        part = self.split(split)
+        refuse_several(network, self.fit, tiles=self.tiles, multi_scale=self.multi_scale)
         lacks = {
-            "masks": "masks" in network.tasks and not part.has_masks,
+            "masks": "masks" in network.tasks and not self.split(split).has_masks,
             "keypoints": "keypoints" in network.tasks and self.keypoints is None,
         }
         for what in (name for name, is_absent in lacks.items() if is_absent):

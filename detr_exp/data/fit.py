@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -24,7 +24,8 @@ class Fit:
     Attributes:
         name: `stretch`: to the whole input, whatever its shape. `letterbox`: as large as it fits with its proportions,
             in the top left corner; the rest is padding, which the network leaves out. `short_side`: the same in an
-            input of about its proportions, one of `buckets`.
+            input of about its proportions, one of `buckets_of`.
+        buckets: sizes of the input, of which each image gets that which suits its shape; empty: one size.
         fill: colour of the padding, a value for each channel. The mean colour of the network is zero after its
             normalisation, as is what its convolutions add beyond the border of an image, so that there is no edge where
             the padding begins.
@@ -37,10 +38,14 @@ class Fit:
     def canvas(self, size: Size, image_size: Size) -> Size:
         """(height, width) of the input for an image of `size`, with a network whose usual input is `image_size`.
 
-        The smallest bucket in which its short side has full length; the longest one, if its long side fits in none.
+        Of several sizes of the network, the nearest in proportions. For `short_side`, the smallest bucket in which its
+        short side has full length; the longest one, if its long side fits in none.
         """
         if not self.buckets:
             return image_size
+        if self.name != "short_side":
+            shape = math.log(max(1, size[0]) / max(1, size[1]))
+            return min(self.buckets, key=lambda one: abs(math.log(one[0] / one[1]) - shape))
         axis = 1 if size[1] >= size[0] else 0  # of the long side
         needed = self.buckets[0][0] * size[axis] / max(1, size[1 - axis])
         fitting = sorted((one for one in self.buckets if one[axis] >= one[1 - axis]), key=lambda one: one[axis])
@@ -78,10 +83,30 @@ def fit_of(name: str | None, network: Coloured) -> Fit:
         name: of `FITS`; None: `stretch`.
         network: gives the colour of the padding.
     """
+    sizes = sizes_of(network)
     if checked_fit(name) == STRETCH.name:
-        return STRETCH
-    buckets = buckets_of(network.image_size, network.stride) if name == "short_side" else ()
+        return Fit(buckets=sizes)
+    buckets = buckets_of(network.image_size, network.stride) if name == "short_side" else sizes
     return Fit(checked_fit(name), tuple(round(255 * value) for value in network.pixel_mean.flatten().tolist()), buckets)
+
+
+@runtime_checkable
+class Bucketed(Protocol):
+    """A network that is trained on images of several sizes."""
+
+    buckets: tuple[Size, ...]  # the first is that of the network; none: one size
+
+
+def sizes_of(network: Coloured) -> tuple[Size, ...]:
+    """The sizes of which an image gets one, with the size of the network first; none where it computes at one size."""
+    buckets = network.buckets if isinstance(network, Bucketed) else ()
+    return buckets if network.image_size in buckets[:1] else ()
+
+
+def use_one_size(network: Coloured) -> None:
+    """Show a network images of its own size only, from now on."""
+    if isinstance(network, Bucketed):
+        network.buckets = ()
 
 
 def buckets_of(image_size: Size, stride: int) -> tuple[Size, ...]:
@@ -125,3 +150,30 @@ def refuse_other_sizes(fit: str, **choosing: object) -> None:
             f"data.fit is short_side, which chooses the size of a batch by the shape of its images, and data.{key} "
             f"chooses it otherwise; leave one out: data.{key}=null, or data.fit=letterbox"
         )
+
+
+def refuse_several(network: Coloured, fit: str, **choosing: object) -> None:
+    """Refuse what chooses sizes of batches beside a network that has several.
+
+    Raises:
+        ValueError: names the setting.
+    """
+    if not (sizes := sizes_of(network)):
+        return
+    one = f"model.image_size={written(sizes[:1])}"
+    if fit == "short_side":
+        raise ValueError(
+            f"data.fit is short_side, which makes sizes of its own, and model.image_size has several, "
+            f"{written(sizes)}; leave one out: data.fit=letterbox, or {one}"
+        )
+    for key in (key for key, value in choosing.items() if value):
+        raise ValueError(
+            f"model.image_size is {written(sizes)}, of which the shape of an image chooses one, and data.{key} chooses "
+            f"sizes otherwise; leave one out: data.{key}=null, or {one}"
+        )
+
+
+def written(sizes: Sequence[Size]) -> str:
+    """Sizes, or the only one, as an override has them."""
+    each = [f"[{height},{width}]" for height, width in sizes]
+    return each[0] if len(each) == 1 else f"[{','.join(each)}]"

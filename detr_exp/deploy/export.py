@@ -82,6 +82,7 @@ def in_float32(cfg: DictConfig, detector: Detector | None = None) -> Detector:
     from detr_exp.inference.on_data import open_detector
 
     opened = open_detector(cfg) if detector is None else replace(detector, network=copy.deepcopy(detector.network))
+    opened.refuse_several_sizes("an exported file")
     opened.network.to(memory_format=torch.contiguous_format)
     return opened
 

@@ -25,7 +25,7 @@ from detr_exp.config.mistakes import is_raised_by_us
 from detr_exp.config.stored import stored
 from detr_exp.config.targets import WrongArgumentsError
 from detr_exp.data.classes import KnownLabels
-from detr_exp.data.fit import Fit, fit_of
+from detr_exp.data.fit import Fit, fit_of, sizes_of, use_one_size, written
 from detr_exp.data.keypoints import KeypointSchema
 from detr_exp.data.render import fitted
 from detr_exp.data.tiles import Tiles, tiles_of
@@ -110,6 +110,18 @@ class Detector:
     def tiles(self) -> Tiles | None:
         """How images are cut for the network: as in its training; can be set to another, or to None."""
         return tiles_of(values_of(self.cfg.data).get("tiles"))
+
+    def refuse_several_sizes(self, file: str) -> None:
+        """Refuse to write a file that has one size of images, where several have not been chosen from.
+
+        Raises:
+            ValueError: says how.
+        """
+        if sizes := sizes_of(self.network):
+            raise ValueError(
+                f"{self.path} was trained with model.image_size={written(sizes)}, and {file} has one size of images: "
+                f"at.image_size={written(sizes[:1])}"
+            )
 
     def folded(self) -> Detector:
         """This detector with norms folded into convolutions: faster, and not equal to the last digit."""
@@ -214,6 +226,8 @@ def load(
             hardware = build.hardware(stored({"trainer": {"hardware": _hardware_of(config)}}, path))
             hardware = replace(hardware, compile=hardware.compile and compiled, gradient_checkpointing=False)
     become(network, asked.member)
+    if asked.member.image_size is not None:
+        use_one_size(network)
     network = hardware.place(network).eval()
     if base is not None:
         merge(network)  # on its device, where the training computed it, too

@@ -3,19 +3,30 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 
-from detr_exp.data.fit import STRETCH, checked_fit
+from detr_exp.data.fit import STRETCH, Bucketed, Size, checked_fit, written
+from detr_exp.model.member import Elastic, Member, become
 from detr_exp.protocols import Attending, Network
 
 
-def settle(network: Network, channels: int, fit: str | None, num_classes: int, prior: float | str | None) -> None:
+def settle(
+    network: Network,
+    sizes: Sequence[Size],
+    channels: int,
+    fit: str | None,
+    num_classes: int,
+    prior: float | str | None,
+) -> None:
     """Adapt a new network to its data.
 
     Args:
         network: to adapt, in place.
+        sizes: of its images, (height, width), with its own first; empty: one size.
         channels: of the images.
         fit: of images to its input.
         num_classes, prior: see `set_class_prior`.
@@ -23,23 +34,50 @@ def settle(network: Network, channels: int, fit: str | None, num_classes: int, p
     Raises:
         ValueError: they do not fit each other.
     """
-    refuse_wrong_size(network)
+    refuse_wrong_sizes(sizes or [network.image_size], network.stride)
     set_channels(network, channels)
+    set_sizes(network, sizes)
     refuse_padding(network, fit)
     set_class_prior(network, num_classes, prior)
 
 
-def refuse_wrong_size(network: Network) -> None:
+def refuse_wrong_sizes(sizes: Sequence[Size], stride: int) -> None:
     """Refuse image sizes that are not multiples of the stride of the network.
 
     Raises:
         ValueError: says which sizes are valid.
     """
-    size, stride = list(network.image_size), network.stride
-    if any(side % stride for side in size):
-        nearest = [[max(1, side // stride + up) * stride for side in size] for up in (0, 1)]
-        valid = " or ".join(f"model.image_size=[{height},{width}]" for height, width in nearest)
-        raise ValueError(f"model.image_size is {size}, but its sides must be multiples of {stride}; use {valid}")
+    if any(side % stride for size in sizes for side in size):
+        shown = list(sizes[0]) if len(sizes) == 1 else list(map(list, sizes))
+        nearest = [[_multiples(size, stride, up) for size in sizes] for up in (0, 1)]
+        valid = " or ".join(f"model.image_size={written(each)}" for each in nearest)
+        raise ValueError(f"model.image_size is {shown}, but its sides must be multiples of {stride}; use {valid}")
+
+
+def _multiples(size: Size, stride: int, up: int) -> Size:
+    height, width = (max(1, side // stride + up) * stride for side in size)
+    return height, width
+
+
+def set_sizes(network: Network, sizes: Sequence[Size]) -> None:
+    """Let a network be shown images of several sizes.
+
+    Raises:
+        ValueError: it cannot compute one of them.
+    """
+    for size in sizes[1:] if isinstance(network, Elastic) else ():
+        try:
+            become(network, Member(image_size=size))
+        except ValueError as error:
+            reason = str(error).partition(": at.")[0].removeprefix(f"at.image_size is {list(size)}, but ")
+            raise ValueError(
+                f"model.image_size has {list(size)}, which this network cannot compute: "
+                f"{reason.partition('; leave it')[0]}; choose others, or one: model.image_size={written(sizes[:1])}"
+            ) from error
+        finally:
+            cast(Elastic, network).set_member(Member())
+    if sizes:
+        cast(Bucketed, network).buckets = tuple(sizes)
 
 
 def refuse_padding(network: Network, fit: str | None) -> None:

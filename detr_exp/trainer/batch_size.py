@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from detr_exp.data.fit import STRETCH
+from detr_exp.data.fit import STRETCH, sizes_of
 from detr_exp.data.sampler import multi_scale_sizes
 from detr_exp.protocols import Network
 from detr_exp.structures import Batch, Target, Targets
@@ -194,7 +194,8 @@ def worst_case_batch(run: Run, network: Network, images: int, most_targets: int)
 def _largest_size(run: Run, network: Network) -> tuple[int, int]:
     """(height, width) of the largest images of training."""
     height, width = network.image_size
-    return max(multi_scale_sizes(run.data.multi_scale, (height, width), network.stride), key=math.prod)
+    several = multi_scale_sizes(run.data.multi_scale, (height, width), network.stride)
+    return max([*several, *sizes_of(network)], key=math.prod)
 
 
 def _too_large(settings: Settings, run: Run, network: Network, need: MemoryNeed, free: int, batch_size: int) -> str:

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from detr_exp.data.dataset import DataSet
+from detr_exp.data.fit import sizes_of, written
 from detr_exp.loss.criterion import SetCriterion
 from detr_exp.model.member import Elastic, Member
 from detr_exp.protocols import Network
@@ -141,6 +142,12 @@ class ElasticTraining:
             raise ValueError(
                 f"data.fit is short_side, and trainer.elastic.image_size is {list(self.image_size)}; one of them "
                 "chooses the sizes: data.fit=letterbox, or trainer.elastic.image_size=[1.0]"
+            )
+        if sizes_of(network) and image_sizes != [None]:
+            raise ValueError(
+                f"model.image_size has several sizes, and trainer.elastic.image_size is {list(self.image_size)}; one "
+                f"of them chooses the sizes: model.image_size={written([own.image_size])}, or "
+                "trainer.elastic.image_size=[1.0]"
             )
         made = Members(
             layers=_numbers(self.layers, network.most_layers),

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from detr_exp.data.content import SPLITS
+from detr_exp.data.fit import sizes_of
 from detr_exp.data.joined import tables_of
 from detr_exp.data.splits import HELD_OUT
 from detr_exp.published.table import named
@@ -41,7 +42,7 @@ def print_start(console: Console, settings: Settings, run: Run, state: State) ->
     """Print the network, the data, the device and the length of the run."""
     parameters = sum(p.numel() for p in state.network.parameters())
     trained = sum(p.numel() for p in state.parameters)
-    height, width = state.network.image_size
+    shown = ", ".join(f"{height} x {width}" for height, width in sizes_of(state.network) or [state.network.image_size])
     ranks = distributed.world_size()
     splits = [(name, getattr(run.data, name)) for name in (*SPLITS, HELD_OUT)]
     sizes = ", ".join(f"{len(split)} {name}" for name, split in splits if split is not None)
@@ -49,7 +50,7 @@ def print_start(console: Console, settings: Settings, run: Run, state: State) ->
     console.summary(
         f"training {run.config['model']['_target_'].rpartition('.')[2]}",
         {
-            "network": f"{parameters:,} parameters ({trained:,} trained), {height} x {width} px",
+            "network": f"{parameters:,} parameters ({trained:,} trained), {shown} px",
             "start": _start(run),
             **({} if run.teaching is None else {"teacher": _teacher(run.teaching.teacher.record)}),
             "data": f"{run.data.content.origin}: {sizes} images",

@@ -18,6 +18,7 @@ from typing import NamedTuple, Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
+from detr_exp.data.fit import sizes_of, written
 from detr_exp.loss.criterion import SetCriterion
 from detr_exp.loss.stacks import without_tasks
 from detr_exp.loss.teacher import EdgeGrid, Maps, Taught, as_targets, in_our_classes
@@ -229,10 +230,12 @@ def connected(
         )
     if isinstance(teacher, Keeping) and not of_maps:
         return Teaching(teacher, criterion, list(range(len(classes))), [], None, caching)
-    if fit == "short_side" and teacher.image_size is not None:
+    shapes = "data.fit=short_side" if fit == "short_side" else sizes_of(network) and "model.image_size"
+    if shapes and teacher.image_size is not None:
+        one = "data.fit=letterbox" if fit == "short_side" else f"model.image_size={written([network.image_size])}"
         raise ValueError(
-            f"the teacher {word} sees images of {list(teacher.image_size)}, but data.fit=short_side makes batches of "
-            "several shapes; use data.fit=letterbox, or teacher=none"
+            f"the teacher {word} sees images of {list(teacher.image_size)}, but {shapes} makes batches of several "
+            f"shapes; use {one}, or teacher=none"
         )
     channels = getattr(teacher, "channels", 3)
     if not isinstance(teacher, Keeping) and channels != len(network.pixel_mean):

@@ -12,7 +12,7 @@ import torch
 from detr_exp.data.augment import Augment, plain, planned
 from detr_exp.data.collate import Sample, collate
 from detr_exp.data.content import Objects
-from detr_exp.data.fit import STRETCH, Fit, buckets_of, fit_of
+from detr_exp.data.fit import STRETCH, Fit, buckets_of, fit_of, sizes_of, use_one_size, written
 from detr_exp.data.loader import _operated
 from detr_exp.data.render import fitted, layer, render, target_of
 from detr_exp.ops.boxes import cxcywh_to_xyxy
@@ -204,3 +204,36 @@ def test_the_short_side_has_its_length_and_little_is_padded(size):
 
 def test_without_buckets_the_input_is_that_of_the_network():
     assert Fit("letterbox").canvas((3, 5), (64, 128)) == (64, 128)
+
+
+SEVERAL = ((320, 480), (480, 320), (400, 400))
+
+
+def several(image_size=SEVERAL[0]):
+    return SimpleNamespace(image_size=image_size, stride=32, pixel_mean=torch.zeros(3, 1, 1), buckets=SEVERAL)
+
+
+@pytest.mark.parametrize("name", ["stretch", "letterbox"])
+@pytest.mark.parametrize("size", [(1, 9000), (9000, 1), (50, 50), (47, 60), (100, 150), (600, 480), (0, 0)])
+def test_of_several_sizes_an_image_gets_the_nearest_in_proportions(name, size):
+    fit = fit_of(name, several())
+    chosen = fit.canvas(size, SEVERAL[0])
+    apart = {
+        one: max(a, b) / min(a, b) for one in SEVERAL for a, b in [(one[0] * max(1, size[1]), one[1] * max(1, size[0]))]
+    }
+    assert apart[chosen] == min(apart.values())
+    assert (fit.content(size, chosen) == chosen) or name == "letterbox"
+
+
+def test_a_member_of_another_size_has_that_size_alone():
+    assert sizes_of(several()) == SEVERAL
+    assert sizes_of(several((400, 400))) == ()
+    assert fit_of(None, several((400, 400))) == STRETCH
+    network = several()
+    use_one_size(network)
+    assert sizes_of(network) == ()
+
+
+def test_sizes_are_written_as_overrides():
+    assert written(SEVERAL) == "[[320,480],[480,320],[400,400]]"
+    assert written(SEVERAL[:1]) == "[320,480]"
