@@ -48,8 +48,10 @@ def in_form(network: Network, form: str, folder: Path) -> Program:
     if form.startswith("compiled"):
         copied.compile()
         # weights become constants, converted and laid out for oneDNN once; an option of `compile` would come too late
-        # for the part of torch that reads the code, which does so in the first call for a shape
-        run = torch._inductor.config.patch(freezing=True)(run)
+        # for the part of torch that reads the code, which does so in the first call for a shape. On the CPU the code
+        # between operators is C++, too: Python's takes as long as some of them
+        on_cpu = graph.network.pixel_mean.device.type == "cpu"
+        run = torch._inductor.config.patch(freezing=True, cpp_wrapper=on_cpu)(run)
     return Program(graph, run)
 
 
