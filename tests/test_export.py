@@ -35,6 +35,7 @@ NETWORKS = {
     "dfine": ["model=dfine_tiny", "model/backbone=hgnetv2_b0", "model.image_size=[64,64]", "data.num_classes=4"],
     "deimv2": ["model=deimv2_atto", "model.image_size=[64,64]", "data.num_classes=4"],
     "ecseg": ["model=ecseg_s", "model.image_size=[64,64]", "data.num_classes=4", "model.backbone.body.depth=2", TAPS],
+    "ecpose": ["model=ecpose_s", "model.image_size=[64,64]", "data.num_classes=2", "model.backbone.body.depth=2", TAPS],
     "lwdetr": [
         *("model=lwdetr_tiny", "model.image_size=[64,64]", "data.num_classes=4", "model.backbone.depth=2"),
         *("model.backbone.windowed=[0]", "model.backbone.taps=[0,1]", "model.neck.num_bottlenecks=1"),
@@ -53,7 +54,7 @@ def noise_images(*sizes: tuple[int, int]) -> list[np.ndarray]:
 
 def network(name: str) -> Any:
     """A small network of a kind whose numbers do not stand at their starts."""
-    overrides = [*NETWORKS[name], "model.num_queries=10", *([COUNTS] if "keypoint" in name else [])]
+    overrides = [*NETWORKS[name], "model.num_queries=10", *([COUNTS] if name in ("rfdetr_keypoint", "ecpose") else [])]
     torch.manual_seed(0)
     made = build.network(compose(overrides)).eval()
     noise = torch.Generator().manual_seed(1)

@@ -25,6 +25,8 @@ DEIM = [*DFINE, "model.ffn_activation=silu", "model.head_activation=silu"]
 ATTO = ["model=deimv2_atto", *(word for word in SIZES if "widths" not in word)]
 EC = ["model=ecdet_s", *(f"model.backbone.body.{key}" for key in ("width=32", "num_heads=2", "depth=2", "taps=[0,1]"))]
 EC += ["model.backbone.channels=192", *(word for word in SIZES if "widths" not in word)]
+POSE = ["model=ecpose_s", *EC[1:], "model.keypoint_counts=[2,0,1]", "loss=pose", "matcher=pose"]
+POINTS = {"names": [["a", "b"], [], ["c"]], "flip_pairs": [[]] * 3, "skeletons": [[]] * 3, "sigmas": [0.05, 0.05]}
 NAMES = ["ape", "bee", "cat"]
 
 
@@ -43,6 +45,8 @@ def checkpoint(request, tmp_path):
         "category_ids": [1, 2, 3],
         "model": made.state_dict(),
     }
+    if "keypoint_counts" in cfg.model:
+        state["keypoints"] = POINTS | {"flippable": False}
     files.save(state, tmp_path / "checkpoint.pth")
     return made.eval(), tmp_path / "checkpoint.pth"
 
@@ -60,16 +64,17 @@ def exported(checkpoint, folder, form):
         (DEIM, "deim_dfine.pth", 189),
         (ATTO, "deimv2.pth", 45),
         (EC, "ec.pth", 189),
+        (POSE, "ecpose.pth", 189),
     ],
     indirect=["checkpoint"],
-    ids=["rtdetrv2", "dfine", "deim", "deimv2", "ec"],
+    ids=["rtdetrv2", "dfine", "deim", "deimv2", "ec", "poses"],
 )
 def test_official(checkpoint, name, cells, tmp_path):
     made, path = checkpoint
     written = exported(path, tmp_path / "out", "official")
     assert written.name == name
     state = torch.load(written, weights_only=True)["model"]
-    assert state["decoder.anchors"].shape == (1, cells, 4)
+    assert state["decoder.anchors"].shape[:2] == (1, cells)
     again = network(load(path).cfg).eval()
     load_weights(again, written, NAMES)
     images = torch.rand(1, 3, 96, 96)

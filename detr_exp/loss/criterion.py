@@ -205,7 +205,7 @@ class SetCriterion(nn.Module):
             without_tasks(outputs.layers),
             without_tasks(outputs.encoder) if outputs.encoder is not None and "encoder" in places else None,
             groups=outputs.groups,
-            initial=outputs.initial if "initial" in places else None,
+            initial=without_tasks(outputs.initial) if outputs.initial is not None and "initial" in places else None,
         )
         found: Losses = []
         if of_queries:

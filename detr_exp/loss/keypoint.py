@@ -19,6 +19,7 @@ from detr_exp.ops.keypoints import (
     keypoint_similarity,
     slot_keypoints,
 )
+from detr_exp.structures import predicted
 
 
 def l1(matches: Matches) -> list[Tensor]:
@@ -67,7 +68,7 @@ def similarity(matches: Matches) -> Tensor:
 def _places(matches: Matches) -> tuple[Tensor, Tensor, Tensor]:
     """Of all pairs: predicted points `[P, K, 2]`, area `[P]` and keypoints `[P, K, 3]` of their objects."""
     targets = matches.targets
-    predictions = [stack.prediction.keypoints for stack in matches.stacks]
+    predictions = [predicted(stack.prediction, "keypoints") for stack in matches.stacks]
     if targets.keypoints is None or any(one is None for one in predictions):
         raise ValueError(
             "the loss compares keypoints, but the network predicts none, or the data have none; use data with "
@@ -95,7 +96,7 @@ def errors(matches: Matches) -> KeypointErrors:
     labels = targets.labels[matches.target]
     stacks = [stack.prediction.keypoints for stack in matches.stacks]
     slots = torch.cat([slot_keypoints(one, len(counts)).flatten(0, 2) for one in stacks if one is not None])
-    predicted = slots[matches.rows, labels]
-    exists = existing_keypoints(counts, predicted.device)[labels]
-    area = targets.boxes[:, 2:].prod(-1).to(predicted.dtype)[matches.target]
-    return keypoint_errors(predicted, targets.keypoints.to(predicted.dtype)[matches.target], area, exists)
+    own = slots[matches.rows, labels]
+    exists = existing_keypoints(counts, own.device)[labels]
+    area = targets.boxes[:, 2:].prod(-1).to(own.dtype)[matches.target]
+    return keypoint_errors(own, targets.keypoints.to(own.dtype)[matches.target], area, exists)

@@ -135,8 +135,7 @@ def read_weights(path: str | Path) -> Weights:
         family, names = "EdgeCrafter", pretrained_ec
     if pretrained_rtdetr.is_official(state):
         with _whole(path, origin := f"official {family}"):
-            classes = pretrained_ec.POSE_CLASSES if pretrained_ec.is_pose(state) else None
-            return Weights(names.from_official(state), origin, classes)
+            return Weights(names.from_official(state), origin, pretrained_ec.classes_of(state))
     if pretrained_rtdetr.is_huggingface(state):
         with _whole(path, origin := f"Hugging Face {family}"):
             return Weights(names.from_huggingface(state), origin, _names_beside(path))

@@ -56,12 +56,17 @@ POSE = [
         )
     ),
 ]
-POSE_CLASSES = ["unused_0", "person"]  # of published files, whose logits are of category ids
+_SCORES = "decoder.enc_out_class_embed.bias"
 
 
 def is_pose(state: State) -> bool:
     """Whether these are weights of poses in the names of their authors."""
     return "decoder.keypoint_embedding.weight" in state
+
+
+def classes_of(state: State) -> list[str] | None:
+    """Class names of published files of poses, whose two logits are of category ids; None for all others."""
+    return ["unused_0", "person"] if is_pose(state) and len(state[_SCORES]) == 2 else None
 
 
 def is_ec(state: State) -> bool:

@@ -29,6 +29,10 @@ FAMILIES = {
         *("model=ecseg_s", "model.neck.hidden_dim=32", "model.backbone.channels=32"),
         *(f"model.backbone.body.{key}" for key in ("width=32", "num_heads=2", "depth=2", "taps=[0,1]")),
     ],
+    "poses": [
+        *("model=ecpose_s", "model.neck.hidden_dim=32", "model.backbone.channels=32", "model.keypoint_counts=[3,0,2]"),
+        *(f"model.backbone.body.{key}" for key in ("width=32", "num_heads=2", "depth=2", "taps=[0,1]")),
+    ],
     "lwdetr": [
         *("model=lwdetr_tiny", "model.num_groups=2", "model.neck.num_bottlenecks=1", "model.num_cross_heads=4"),
         *(f"model.backbone.{key}" for key in ("width=32", "num_heads=2", "depth=2", "num_windows=2")),

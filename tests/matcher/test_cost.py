@@ -99,7 +99,7 @@ def test_keypoint_cost():
     split = zip(labels.split(COUNTS), boxes.split(COUNTS), objects.split(COUNTS))
     targets = Targets.pack([Target(a, b, keypoints=c) for a, b, c in split])
     chunk = slice(2, 7)
-    cost = keypoint_cost(keypoints, targets, chunk, IMAGE[chunk], counts, weights)
+    cost = keypoint_cost(keypoints, targets, chunk, IMAGE[chunk], counts, [], weights)
     exists = existing_keypoints(counts, keypoints.device)
     for place in range(2, 7):
         label = int(labels[place])
@@ -107,3 +107,28 @@ def test_keypoint_cost():
         errors = keypoint_errors(predicted, objects[place], boxes[place, 2:].prod(), exists[label])
         plain = errors.l1 + 2 * errors.findable + 3 * errors.visible + 4 * errors.nll
         torch.testing.assert_close(cost[:, place - 2], plain)
+
+
+def test_cost_of_places_of_keypoints():
+    """Of predictions for each class, and of those for all classes together."""
+    torch.manual_seed(0)
+    counts, sigmas, weights = [3, 2], [0.1, 0.2, 0.3], TaskWeights(keypoint_distance=10.0, keypoint_oks=4.0)
+    of_classes = torch.rand(2, 3, 10, 6, 8)
+    objects = torch.rand(8, 3, 3)
+    objects[..., 2] = torch.randint(0, 3, (8, 3))
+    labels, boxes = torch.tensor([0, 1, 1, 1, 0, 0, 1, 1]), torch.rand(8, 4) * 0.3 + 0.1
+    split = zip(labels.split(COUNTS), boxes.split(COUNTS), objects.split(COUNTS))
+    targets = Targets.pack([Target(a, b, keypoints=c) for a, b, c in split])
+    for keypoints in (of_classes, of_classes[..., :3, :2]):
+        cost = keypoint_cost(keypoints, targets, slice(0, 8), IMAGE, counts, sigmas, weights)
+        for place in range(8):
+            label = int(labels[place])
+            first = 3 * label if keypoints is of_classes else 0
+            apart = (
+                keypoints[:, IMAGE[place], :, first : first + counts[label], :2] - objects[place, : counts[label], :2]
+            )
+            labelled = objects[place, : counts[label], 2] > 0
+            scale = 2 * boxes[place, 2:].prod() * (2 * torch.tensor(sigmas[: counts[label]])) ** 2
+            alike = ((-apart.square().sum(-1) / scale).exp() * labelled).sum(-1) / (labelled.sum() + 1e-6)
+            plain = 10 * (apart.abs().sum(-1) * labelled).sum(-1) - 4 * alike.clamp(min=1e-6)
+            torch.testing.assert_close(cost[:, place], plain)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 
 import dfine_peer
 import ec_peer
@@ -30,6 +31,7 @@ FAMILIES = {
     "dfine": [*dfine_peer.SMALL, *THREE],
     "deimv2": ["model=deimv2_atto", "model.image_size=[96,128]", *THREE],
     "pyramid": ["model=ecseg_s", *ec_peer.SMALL[1:], *THREE],
+    "poses": ["model=ecpose_s", *ec_peer.SMALL[1:], *THREE],
     "rfdetr": DINO,
     "lwdetr": [
         *("model=lwdetr_tiny", *NARROW, *THREE, "model.num_cross_heads=4", "model.neck.num_bottlenecks=1"),
@@ -46,7 +48,7 @@ Make = Callable[..., nn.Module]
 @pytest.fixture(scope="module")
 def made(make: Make, randomise: Callable[[nn.Module], nn.Module]) -> Callable[..., nn.Module]:
     def build(family: str, *words: str) -> nn.Module:
-        beside = KEYPOINTS if family == "keypoints" else []
+        beside = KEYPOINTS if family in ("keypoints", "poses") else []
         return randomise(make(*FAMILIES[family], *beside, *words)).eval()
 
     return build
@@ -68,7 +70,11 @@ def words_of(member: Member, family: str) -> list[str]:
     stays = ["model.backbone.position_grid=8"] if family == "rfdetr" else []
     return [
         f"model.num_layers={layers}",
-        *(["model.eval_idx=-1"] if family in ("rtdetrv2", "learned", "early", "dfine", "deimv2", "pyramid") else []),
+        *(
+            ["model.eval_idx=-1"]
+            if family in ("rtdetrv2", "learned", "early", "dfine", "deimv2", "pyramid", "poses")
+            else []
+        ),
         f"model.num_queries={queries}",
         f"model.image_size=[{height},{width}]",
         *stays,
@@ -134,7 +140,7 @@ def test_a_member_can_be_left_again(family: str, made: Make) -> None:
 def test_training_computes_the_layers_and_queries_of_the_member(family: str, made: Make, targets) -> None:
     network = made(family).train()
     network.set_member(Member(2, 11, (64, 64)))
-    outputs = network(images((64, 64), batch=3), targets)
+    outputs = network(images((64, 64), batch=3), replace(targets, keypoints=torch.zeros(3, 3, 3)))
     assert outputs.layers.boxes.shape[:3] == (2, 3, 11 * outputs.groups)
     sum(part.square().sum() for part in leaves(outputs) if part.is_floating_point()).backward()
     reached = {name for name, parameter in network.named_parameters() if parameter.grad is not None}

@@ -13,7 +13,8 @@ from detr_exp.model.backbone.timm_vit import TimmViT
 from detr_exp.model.layer import query_selection
 from detr_exp.model.layer.memory import padding_of
 from detr_exp.model.postprocess import detect
-from detr_exp.structures import Outputs, Target, Targets
+from detr_exp.ops.boxes import cxcywh_to_xyxy
+from detr_exp.structures import Outputs, Target, Targets, predicted
 
 TINY = {
     "rtdetrv2": ["model=rtdetrv2_tiny", "model.image_size=[96,96]"],
@@ -23,6 +24,11 @@ TINY = {
         *("model=ecdet_s", "model.image_size=[96,96]", "model.num_queries=30", "model.num_layers=2"),
         *("model.backbone.body.width=64", "model.backbone.body.num_heads=2", "model.backbone.body.depth=2"),
         "model.backbone.body.taps=[0,1]",
+    ],
+    "poses": [
+        *("model=ecpose_s", "model.image_size=[96,96]", "model.num_queries=30", "model.num_layers=2"),
+        *("model.backbone.body.width=64", "model.backbone.body.num_heads=2", "model.backbone.body.depth=2"),
+        *("model.backbone.body.taps=[0,1]", "model.keypoint_counts=[3,0]"),
     ],
     "dinov3": [
         *("model=deimv2_l", "model.image_size=[96,96]", "model.num_queries=30", "model.num_layers=2"),
@@ -87,8 +93,19 @@ def test_no_query_is_selected_on_padding(network, monkeypatch):
         assert not padded.expand_as(scores).gather(-1, best).any()
 
 
+def with_boxes(outputs, boxes):
+    """Outputs with other boxes, and with their corners as keypoints where boxes follow from these."""
+    layers = outputs.layers._replace(boxes=boxes)
+    points = predicted(layers, "keypoints")
+    if points is not None and points.shape[-1] == 2:
+        low, high = cxcywh_to_xyxy(boxes).chunk(2, dim=-1)
+        layers = layers._replace(keypoints=torch.stack([low, high, (low + high) / 2], dim=-2))
+    return outputs._replace(layers=layers)
+
+
 def nothing(count):
-    return Targets.pack([Target(torch.zeros(0, dtype=torch.int64), torch.zeros(0, 4)) for _ in range(count)])
+    empty = Target(torch.zeros(0, dtype=torch.int64), torch.zeros(0, 4), keypoints=torch.zeros(0, 3, 3))
+    return Targets.pack([empty] * count)
 
 
 @torch.no_grad()
@@ -101,7 +118,7 @@ def test_detections_are_in_the_pixels_of_their_image(network):
     contents = torch.tensor([Fit("letterbox").content(size, (height, width)) for size in sizes])
     ends = (contents / torch.tensor([height, width])).flip(1)
     boxes = torch.cat([ends / 2, ends], dim=1)[:, None].expand_as(outputs.pred.boxes)
-    outputs = outputs._replace(layers=outputs.layers._replace(boxes=boxes[None]))
+    outputs = with_boxes(outputs, boxes[None])
     for detections, size in zip(detect(network, outputs, torch.tensor(sizes), mask), sizes):
         expected = torch.tensor([0.0, 0.0, size[1], size[0]]).expand(len(detections), 4)
         torch.testing.assert_close(detections.boxes, expected, atol=1e-3, rtol=0)
@@ -114,7 +131,7 @@ def test_boxes_are_cut_at_the_image_where_the_network_cuts_them(network):
     images, mask = batch(network, [(40, 80)])
     outputs = network(images, padding_mask=mask)
     whole = torch.tensor([0.5, 0.5, 1.0, 1.0]).expand_as(outputs.layers.boxes)
-    outputs = outputs._replace(layers=outputs.layers._replace(boxes=whole))
+    outputs = with_boxes(outputs, whole)
     (found,) = detect(network, outputs, torch.tensor([[40, 80]]), mask)
     expected = [0.0, 0.0, 80.0, 40.0 if network.cuts_boxes else 80.0]
     torch.testing.assert_close(found.boxes[0], torch.tensor(expected), atol=1e-3, rtol=0)

@@ -26,7 +26,9 @@ RECIPES = {
 
 def state(*words: str) -> dict[str, torch.Tensor]:
     """Names and shapes of a network, without values."""
-    always = ("model.weights=null", "model.backbone.pretrained=false", "data.num_classes=80")
+    always = ["model.weights=null", "model.backbone.pretrained=false", "data.num_classes=80"]
+    if words[0].startswith("model=ecpose"):
+        always.append(f"model.keypoint_counts={[17] * 80}")
     with torch.device("meta"):
         return build.network(compose([*words, *always])).state_dict()
 
@@ -38,7 +40,7 @@ def test_a_published_network_is_recognised(name: str) -> None:
 
 DFINE = ["dfine_n", "dfine_s", "dfine_m", "dfine_l", "dfine_tiny"]
 DEIMV2 = ["deimv2_atto", "deimv2_femto", "deimv2_pico", "deimv2_n", "deimv2_s"]
-EC = ["ecdet_l", "ecseg_m"]
+EC = ["ecdet_l", "ecseg_m", "ecpose_m"]
 
 
 LWDETR = ["lwdetr_tiny", "lwdetr_small", "lwdetr_medium", "lwdetr_large", "lwdetr_xlarge"]

@@ -51,13 +51,19 @@ def small():
     return make
 
 
-OTHERS = ("dfine_tiny", "deimv2_atto", "lwdetr_tiny")
+OTHERS = ("dfine_tiny", "deimv2_atto", "lwdetr_tiny", "ecseg_s", "ecpose_s")
 
 
 @pytest.fixture(params=["rtdetrv2_tiny", *(pytest.param(name, marks=pytest.mark.slow) for name in OTHERS)])
 def family(request):
     """Overrides of a small network of a family with the loss of its recipes."""
     return family_words(request.param)
+
+
+@pytest.fixture
+def words_of_family():
+    """See `family_words`."""
+    return family_words
 
 
 def family_words(model: str) -> tuple[str, ...]:
@@ -69,8 +75,12 @@ def family_words(model: str) -> tuple[str, ...]:
         words = [word for word in words if not word.startswith(("model.backbone", "model.neck", "model.num_denoising"))]
         words += ["model.backbone.width=24", "model.backbone.num_windows=2", "model.num_cross_heads=4"]
         words += ["model.neck.num_bottlenecks=1", "model.num_groups=2", "model.backbone.drop_path=0.3"]
-    loss = {"dfine": "dfine", "deimv": "mal", "lwdet": "ia_bce"}.get(model[:5], "vfl")
-    return (f"model={model}", f"loss={loss}", *words)
+    if model.startswith("ec"):
+        words = [word for word in words if not word.startswith("model.backbone")]
+        words += [f"model.backbone.body.{key}" for key in ("width=32", "num_heads=2", "depth=2", "taps=[0,1]")]
+        words += ["model.backbone.channels=32", "matcher=pose"][: 1 + model.startswith("ecpose")]
+    losses = {"dfine": "dfine", "deimv": "mal", "lwdet": "ia_bce", "ecseg": "deim", "ecpos": "pose"}
+    return (f"model={model}", f"loss={losses.get(model[:5], 'vfl')}", *words)
 
 
 @pytest.fixture

@@ -126,9 +126,10 @@ def test_a_resumed_run_repeats_the_undisturbed_one(small, fit, tmp_path, monkeyp
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("family", ["rfdetr", "lwdetr", "dfine_tiny", "deimv2_atto"])
-def test_other_families_are_elastic_too(small, tmp_path, family):
+@pytest.mark.parametrize("family", ["rfdetr", "lwdetr", "dfine_tiny", "deimv2_atto", "ecseg_s", "ecpose_s"])
+def test_other_families_are_elastic_too(small, words_of_family, tmp_path, family):
     words = {
+        **{name: words_of_family(name) for name in ("ecseg_s", "ecpose_s")},
         "rfdetr": (
             *("model=rfdetr_seg", "loss=ia_bce", "model.image_size=[64,64]", "model.hidden_dim=32"),
             *("model.backbone.width=32", "model.backbone.num_heads=2", "model.backbone.patch_size=8"),

@@ -75,6 +75,7 @@ RFDETR = (
 NETWORKS = {
     "boxes": ("model=rtdetrv2_tiny", *RTDETR),
     "edges": ("model=dfine_tiny", "loss=dfine", *RTDETR),
+    "poses": ("model=ecpose_s", "loss=pose", "matcher=pose", "model/backbone=tiny", *RTDETR),
     "rfdetr": ("model=rfdetr", *RFDETR),
     "masks": ("model=rfdetr_seg", *RFDETR),
     "keypoints": ("model=rfdetr_keypoint", *RFDETR),
@@ -84,7 +85,7 @@ TEACHER = "teacher"  # folder of the run that teaches, in the folder of all
 TAUGHT = ("teacher=run", "teacher.threshold=0.01", "model.hidden_dim=48", "model.neck.hidden_dim=48")
 # Their loss divides by a number that is known after the matching only. Ranks exchange it, micro-batches do not: two
 # ranks take the step of one large batch, and norms, which see a batch each, stay as they are.
-COUNTED = {"edges"}
+COUNTED = {"edges", "poses"}
 RUN = (
     *(word for word in SHAPES if not word.startswith(("data.train", "data/augment"))),
     "data.train=16",

@@ -19,7 +19,7 @@ from detr_exp.model.layer.denoising import NoisyQueries
 from detr_exp.model.layer.memory import Memory, level_projections, read_maps
 from detr_exp.model.layer.mlp import MLP
 from detr_exp.model.layer.pose_decoder_layer import PoseDecoderLayer
-from detr_exp.model.layer.query_selection import ANCHOR_MARGIN, POINT_EPS, best_cells, inverse_sigmoid
+from detr_exp.model.layer.query_selection import ANCHOR_MARGIN, POINT_EPS, inverse_sigmoid, top_cells
 from detr_exp.model.layer.reference import embed_boxes
 from detr_exp.ops.deformable import deformable_sample
 from detr_exp.ops.edges import edge_positions
@@ -167,8 +167,7 @@ class PoseDecoder(nn.Module):
         valid = valid if padded is None else valid & ~padded[..., None]
         features = self.enc_output(memory.cells * valid)
         logits = self.enc_score_head(features)
-        scores = logits.detach() if self.activation == "sigmoid" else logits.detach().softmax(-1)[..., :-1]
-        chosen = best_cells(scores.amax(-1), self.num_queries, padded)[..., None]
+        chosen = top_cells(logits.detach(), self.num_queries, "default", self.activation, padded)[..., None]
         logits, features = (part.gather(1, chosen.expand(-1, -1, part.shape[-1])) for part in (logits, features))
         starts = inverse_sigmoid(centres).expand(len(chosen), -1, -1).gather(1, chosen.expand(-1, -1, 2))
         moves = self.enc_pose_head(features).unflatten(-1, (self.num_keypoints, 2))

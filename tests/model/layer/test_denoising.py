@@ -1,5 +1,8 @@
 """Denoising queries: against transformers' with the same seed, and what must hold for any draw."""
 
+import math
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -145,3 +148,31 @@ def test_noisy_labels_are_of_classes_that_the_image_has_annotations_of():
         for image, row in enumerate(labels.tolist()):
             seen[image] |= set(row) - {7}
     assert seen == [{1, 3, 6}, {1}, {1, 3, 6}]
+
+
+def test_copies_of_keypoints_are_as_similar_as_they_should_be():
+    """OKS of 0.5 to 1, that of negatives 0.1 to 0.5, in all directions; unlabelled points, centres and gaps stay."""
+    targets, sigmas = some_targets(3, 0, 1), [0.05, 0.1]
+    points = torch.rand(4, 2, 3, generator=torch.Generator().manual_seed(1)) * 0.3 + 0.3
+    points[..., 2] = 2
+    points[0, 1] = 0
+    targets = replace(targets, keypoints=points)
+    settings = SETTINGS | {"num_denoising": 600, "sigmas": sigmas, "image_size": (100, 100)}
+    noisy = noisy_queries(targets, **settings)
+    assert noisy.places.shape == (3, 1200, 3, 2)
+    found = noisy.places[noisy.image, noisy.query].sigmoid()
+    torch.testing.assert_close(found[:, 0], targets.boxes[noisy.target, :2])
+    negatives = noisy.places[noisy.image, noisy.query + 3].sigmoid()
+    for copies, low, high in ((found, 0.5, 1.0), (negatives, 0.1, 0.5)):
+        apart = copies[:, 1:] - points[noisy.target, :, :2]
+        scale = 2 * targets.boxes[noisy.target, 2:].prod(-1)[:, None] * (2 * torch.tensor(sigmas)) ** 2
+        labelled = points[noisy.target, :, 2] > 0
+        inside = ((copies[:, 1:] > 0.002) & (copies[:, 1:] < 0.998)).all(-1) & labelled
+        alike = (-apart.square().sum(-1) / scale).exp()[inside]
+        assert low - 1e-3 <= alike.min() < low + 0.1 < high - 0.1 < alike.max() <= high + 1e-3
+        angles = torch.atan2(apart[..., 1], apart[..., 0])[inside]
+        assert torch.histc(angles, 4, -math.pi, math.pi).min() > len(angles) / 6
+        assert (copies[:, 1:][~labelled] < 0.0011).all()
+    assert not noisy.places[1].any()
+    wide = noisy_queries(targets, **settings | {"image_size": (50, 100), "box_noise_scale": 0.0}).places
+    torch.testing.assert_close(wide[noisy.image, noisy.query, 1:].sigmoid()[2], points[2, :, :2])
