@@ -68,10 +68,9 @@ class Balance:
                 "images have objects, so that none is left to train on; use images without objects: data.keep_empty=1"
             )
         log.info(
-            "an epoch uses %d images of %d: %d are repeated, up to %.2f times, and %.3g of the %d without objects are "
-            "used",
+            "an epoch uses %d images of %d: %d are repeated, up to %.2f times; of %d without objects the share %.3g",
             *(uses.sum() // UNIT, len(uses), (uses > UNIT).sum(), uses.max() / UNIT),
-            *(self.keep_empty, (found.counts == 0).sum()),
+            *((found.counts == 0).sum(), self.keep_empty),
         )
         return None if (uses == UNIT).all() else uses
 

@@ -10,8 +10,9 @@ from __future__ import annotations
 import hashlib
 import os
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -56,7 +57,12 @@ class Place:
                 with os.scandir(Path(self.root).expanduser()) as entries:
                     return {entry.name: entry.stat().st_size for entry in entries if entry.is_file()}
             system, path = self._system()
-            return {str(one["name"]).rpartition("/")[2]: int(one["size"] or 0) for one in system.ls(path, detail=True)}
+            with _as_os_errors():
+                files = [one for one in system.ls(path, detail=True) if one["type"] == "file"]
+                untold = [one["name"] for one in files if one["size"] is None]  # pages of http servers list names only
+                told = dict(zip(untold, system.sizes(untold)))
+            found = {str(one["name"]): told.get(one["name"], one["size"]) for one in files}
+            return {name.rpartition("/")[2]: int(size or 0) for name, size in found.items()}
         except OSError as error:
             raise ValueError(
                 f"data.root is {self.root!r}, which cannot be listed ({error}); give a folder of shards: data.root=..."
@@ -70,7 +76,11 @@ class Place:
         """
         if self.is_remote:
             system, path = self._system()
-            return system.cat_file(f"{path}/{name}", start=start, end=start + length)
+            with _as_os_errors():
+                content = system.cat_file(f"{path}/{name}", start=start, end=start + length)
+            if len(content) > length:
+                raise OSError(f"it gives {len(content)} bytes where {length} are asked for: a server needs byte ranges")
+            return content
         with open(Path(self.root).expanduser() / name, "rb", buffering=0) as file:
             return os.pread(file.fileno(), length, start)
 
@@ -101,6 +111,17 @@ class Place:
                 ) from error
             self._opened = os.getpid(), system, path
         return self._opened[1], self._opened[2]
+
+
+@contextmanager
+def _as_os_errors() -> Iterator[None]:
+    """Turn errors of libraries behind a file system, each of which has its own, into an `OSError`."""
+    try:
+        yield
+    except OSError:
+        raise
+    except Exception as error:
+        raise OSError(" ".join(f"{type(error).__name__}: {error}".split())[:300]) from error
 
 
 def shards(root: str | None, places: Values) -> Content:

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import pickle
+import re
 import subprocess
 import sys
+import threading
 import time
 from dataclasses import asdict
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import SimpleNamespace
+from typing import BinaryIO
 
 import kill_and_resume
 import numpy as np
@@ -181,6 +187,63 @@ def test_an_address_gives_the_same_and_its_reads_overlap(files, shards, monkeypa
     memory.rm("/bucket/set/train-00001.tar")
     with pytest.raises(ValueError, match=r"train-00001\.tar is lost"):
         opened("memory://bucket/set").check()
+
+
+class Ranged(SimpleHTTPRequestHandler):
+    """A web server's answers to requests for parts of files."""
+
+    refuses = False
+
+    def log_message(self, *words: object) -> None:
+        """Stay quiet."""
+
+    def send_head(self) -> BinaryIO | None:
+        if self.refuses:
+            self.send_error(403)
+            return None
+        asked = re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range", ""))
+        path = Path(self.translate_path(self.path))
+        if asked is None or not path.is_file():
+            return super().send_head()
+        part = path.read_bytes()[int(asked[1]) : int(asked[2]) + 1]
+        self.send_response(206)
+        self.send_header("Content-Length", str(len(part)))
+        self.end_headers()
+        return io.BytesIO(part)
+
+
+def served(root: Path, answers: type[SimpleHTTPRequestHandler]) -> tuple[ThreadingHTTPServer, str]:
+    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(answers, directory=str(root)))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    return server, f"http://127.0.0.1:{server.server_port}"
+
+
+def test_a_web_server_gives_the_same(files, shards, monkeypatch) -> None:
+    pytest.importorskip("aiohttp", reason="pip install aiohttp")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(shards.parent / "cache"))
+    server, address = served(shards.parent, Ranged)
+    place = f"{address}/{shards.name}"
+    data = opened(place)
+    data.check()
+    assert same(samples(data), samples(opened(files, "auto")))
+    monkeypatch.setattr(Ranged, "refuses", True)
+    with pytest.raises(ImageError, match=r"shard train-0000.\.tar cannot be read \(.*403"):
+        data.train.image(0)
+    with pytest.raises(ValueError, match=r"which cannot be listed \(.*403.*data\.root="):
+        opened(place)
+    server.shutdown()
+    server.server_close()
+
+
+def test_a_web_server_without_ranges_is_named(shards, monkeypatch) -> None:
+    pytest.importorskip("aiohttp", reason="pip install aiohttp")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(shards.parent / "cache"))
+    monkeypatch.setattr(SimpleHTTPRequestHandler, "log_message", lambda *words: None)
+    server, address = served(shards, SimpleHTTPRequestHandler)
+    with pytest.raises(ImageError, match="a server needs byte ranges"):
+        opened(address).train.image(0)
+    server.shutdown()
+    server.server_close()
 
 
 def test_what_is_no_set_of_shards_is_refused(files, shards, tmp_path) -> None:
