@@ -137,7 +137,10 @@ def _names(content: Content, given: Values) -> dict[int, str]:
     renamed, left_out = {str(key): str(value) for key, value in renamed.items()}, set(map(str, ignored))
     own = [category.name for category in content.categories]
     if unknown := sorted((renamed.keys() | left_out) - set(own)):
-        raise ValueError(f"as and ignore have {', '.join(map(repr, unknown))}, but its classes are {', '.join(own)}")
+        raise ValueError(
+            f"as and ignore have {', '.join(map(repr, unknown))}, but its classes are {', '.join(own)}; name some of "
+            "these, or leave it out: {as: {its class: class here}, ignore: [its class]}"
+        )
     if both := sorted(renamed.keys() & left_out):
         raise ValueError(f"as and ignore both have {', '.join(map(repr, both))}; leave one out")
     return {one.id: renamed.get(one.name, one.name) for one in content.categories if one.name not in left_out}
