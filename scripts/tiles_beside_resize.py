@@ -4,9 +4,10 @@ python scripts/tiles_beside_resize.py --data FOLDER_OF_SETS/bccd_coco --work FOL
 
 Large images are mosaics of small ones, each resized to 160 x 120 pixels; half of the images make those for training,
 the other half those for evaluation. One network is trained on tiles as large as its input and evaluated in tiles, on
-the mosaic resized to its input, and on the whole mosaic in one pass, at the resolution of the tiles. Another one is
-trained and evaluated on resized mosaics, with as many steps. Each evaluation is a process with one image at a time,
-whose peak memory is in the table. What was finished is not repeated, an interrupted training is resumed.
+the mosaic resized to its input, and on the whole mosaic in one pass, at the resolution of the tiles. Two others are
+trained and evaluated on resized mosaics, and on whole ones in one pass, with as many steps. Each evaluation is a
+process with one image at a time, whose peak memory is in the table. What was finished is not repeated, an interrupted
+training is resumed.
 """
 
 from __future__ import annotations
@@ -37,19 +38,26 @@ LARGEST_SMALL = 32**2  # of COCO
 QUERIES = 150
 TILES = f"data.tiles={{size: {SIDE}, overlap: 0.2}}"
 UNCUT = f"data.tiles={{size: {max(WHOLE)}}}"  # one tile, which is the image
+FULL = f"[{-(-WHOLE[1] // 32) * 32},{-(-WHOLE[0] // 32) * 32}]"
+TRAININGS: dict[str, Sequence[str]] = {  # of whole mosaics two are about as many pixels as eight tiles
+    "tiles": (f"model.image_size=[{SIDE},{SIDE}]", "trainer.batch_size=8", TILES),
+    "resized": (f"model.image_size=[{SIDE},{SIDE}]", "trainer.batch_size=8"),
+    "full": (f"model.image_size={FULL}", "trainer.batch_size=2"),
+}
 ARMS: dict[str, tuple[str, Sequence[str]]] = {  # how it is evaluated: what it was trained on, and overrides
     "tiles": ("tiles", (TILES,)),
     "resized": ("tiles", (UNCUT,)),
-    "one pass": ("tiles", (UNCUT, f"at.image_size=[{-(-WHOLE[1] // 32) * 32},{-(-WHOLE[0] // 32) * 32}]")),
+    "one pass": ("tiles", (UNCUT, f"at.image_size={FULL}")),
     "resized, trained so": ("resized", ()),
+    "one pass, trained so": ("full", ()),
 }
 OVERRIDES = (
     *("model=rtdetrv2_tiny", "model/backbone=timm", "model.backbone.name=tf_efficientnet_lite0"),
-    *("model.class_prior=auto", f"model.image_size=[{SIDE},{SIDE}]", f"model.num_queries={QUERIES}"),
+    *("model.class_prior=auto", f"model.num_queries={QUERIES}", "trainer.num_pictures=0", "tracker=none"),
     *("data/augment=flip", "data.augment.photometric=0.5", "optim.lr=4e-4", "optim/scheduler=cosine"),
-    *("trainer.batch_size=8", "trainer.num_pictures=0", "tracker=none", "trainer/hardware=cpu"),
-    *("trainer.hardware.threads=1", "trainer.hardware.amp=bf16", "trainer.progress_bar=none", "data.num_workers=0"),
+    *("trainer/hardware=cpu", "trainer.hardware.threads=1", "trainer.hardware.amp=bf16", "data.num_workers=0"),
     *("data.cache=ram", "trainer.eval_interval=100000", "trainer.checkpoint_every_steps=100", "trainer.epochs=100000"),
+    "trainer.progress_bar=none",
 )
 
 
@@ -86,13 +94,13 @@ def write_mosaics(made: ImageSet, ids: Sequence[int], folder: Path, name: str) -
 
 
 def trained(folder: Path, kind: str, seed: int, given: argparse.Namespace) -> Path:
-    """A run on tiles, or on resized mosaics."""
+    """A run of one of the trainings."""
     run = folder / f"{kind}-{given.steps}-{seed}"
     if not (run / "done").exists():
         splits = [f"data.{split}.{key}" for split in ("train", "val") for key in ("annotations", "images")]
         words = [f"{key}={value}" for key, value in zip(splits, ("train.json", ".", "val.json", "."))]
         words += [*OVERRIDES, "data=coco", f"data.root={folder}", f"trainer.max_steps={given.steps}", f"seed={seed}"]
-        words += [f"model.backbone.pretrained={given.backbone}", *([TILES] if kind == "tiles" else [])]
+        words += [f"model.backbone.pretrained={given.backbone}", *TRAININGS[kind]]
         command = [sys.executable, "-m", "detr_exp.train", *words, "trainer.resume=auto", f"hydra.run.dir={run}"]
         subprocess.run(command, check=True)
         write(run / "done", "")
