@@ -147,7 +147,7 @@ def criterion(cfg: DictConfig, data: DataSet | None = None) -> SetCriterion:
     accepted = inspect.signature(SetCriterion).parameters
     schema = None if data is None else data.keypoints
     sigmas = [] if schema is None else schema.sigmas
-    scales = {"keypoint_sigmas": sigmas} if "keypoint_sigmas" in arguments_of(_settings(cfg, "matcher")) else {}
+    scales: Values = {"keypoint_sigmas": sigmas} if "keypoint_sigmas" in arguments_of(_settings(cfg, "matcher")) else {}
     return SetCriterion(
         num_classes=cfg.data.num_classes if data is None else data.num_classes,
         matcher=_instantiated(cfg, "matcher", activation=cfg.loss.activation, **scales),
