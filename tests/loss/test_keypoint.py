@@ -94,3 +94,27 @@ def test_keypoints_need_keypoints(layers, targets, make_criterion):
     boxes_only = Targets(targets.labels, targets.boxes, targets.counts)
     with pytest.raises(ValueError, match="model=rfdetr"):
         make_criterion(num_classes=3, keypoint_counts=COUNTS)(Outputs(layers), boxes_only, num_boxes=3.0)
+
+
+@pytest.mark.parametrize("of_classes", [True, False])
+def test_places_are_compared_as_coco_does(layers, targets, of_classes):
+    """Also of predictions that say more about a point."""
+    index = torch.tensor([[0, 3, 2], [1, 2, 0]])
+    pairs = Assignment(torch.tensor([[0, 0, 1]] * 2), index, torch.tensor([[1, 0, 2], [0, 1, 2]]), counts=(2, 1))
+    if not of_classes:
+        layers = layers._replace(keypoints=layers.keypoints[..., :3, :2])
+    stack = Stack(frozenset(["layers"]), layers, pairs, ["", ""], 1, 1.0, 1.0)
+    sigmas = torch.tensor([0.2, 0.3, 0.4])
+    matches = Matches([stack], targets, 3, "sigmoid", keypoint_counts=(*COUNTS,), keypoint_sigmas=sigmas)
+    found = torch.stack([keypoint.distance(matches)[0], keypoint.oks(matches)[0]], dim=-1)
+    for layer in range(2):
+        for place, (image, query, target) in enumerate(zip(*(part[layer].tolist() for part in pairs[:3]))):
+            label = int(targets.labels[target])
+            first = 3 * label if of_classes else 0
+            points = layers.keypoints[layer, image, query, first : first + COUNTS[label], :2]
+            known = targets.keypoints[target, : COUNTS[label]]
+            apart, labelled = points - known[:, :2], known[:, 2] > 0
+            scale = 2 * targets.boxes[target, 2:].prod() * (2 * sigmas[: COUNTS[label]]) ** 2
+            alike = (-apart.square().sum(-1) / scale).exp()[labelled].sum() / (labelled.sum() + 1e-6)
+            wanted = torch.stack([apart.abs().sum(-1)[labelled].sum(), 1 - alike.clamp(min=1e-6)])
+            torch.testing.assert_close(found[layer, place], wanted)
