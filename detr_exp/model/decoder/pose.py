@@ -147,7 +147,7 @@ class PoseDecoder(nn.Module):
         points, encoder = self._selected(memory)
         content = self.point_embed.weight + self.tgt_embed.weight[: self.num_queries, None]
         instance = self.instance_embed.weight.expand(self.num_queries, 1, -1)
-        tokens = torch.cat([instance, content], dim=1).expand(len(points), -1, -1, -1)
+        tokens = torch.cat([instance, content], dim=1).expand(points.shape[0], -1, -1, -1)
         reference = with_centre(points)
         if noisy is not None:
             label = self.noise_label_embed(noisy.labels)[:, :, None]
@@ -169,7 +169,7 @@ class PoseDecoder(nn.Module):
         logits = self.enc_score_head(features)
         chosen = top_cells(logits.detach(), self.num_queries, "default", self.activation, padded)[..., None]
         logits, features = (part.gather(1, chosen.expand(-1, -1, part.shape[-1])) for part in (logits, features))
-        starts = inverse_sigmoid(centres).expand(len(chosen), -1, -1).gather(1, chosen.expand(-1, -1, 2))
+        starts = inverse_sigmoid(centres).expand(chosen.shape[0], -1, -1).gather(1, chosen.expand(-1, -1, 2))
         moves = self.enc_pose_head(features).unflatten(-1, (self.num_keypoints, 2))
         points = (moves + starts[:, :, None]).sigmoid()
         return points.detach(), prediction(logits.to(exact), points)
