@@ -131,7 +131,7 @@ class RopeViT(nn.Module):
     def _maps(self, images: Tensor, allowed: Tensor | None) -> list[Tensor]:
         maps = self.patches(self.stem(images))
         height, width = maps.shape[-2:]
-        tokens = torch.cat([self.cls_token.expand(len(maps), -1, -1), maps.flatten(2).transpose(1, 2)], dim=1)
+        tokens = torch.cat([self.cls_token.expand(maps.shape[0], -1, -1), maps.flatten(2).transpose(1, 2)], dim=1)
         found = []
         sin, cos = rotations(height, width, self.head_dim, self.cls_token)
         for index, block in enumerate(self.blocks[: self.taps[-1] + 1]):
