@@ -134,7 +134,7 @@ def criterion(cfg: DictConfig, data: DataSet | None = None) -> SetCriterion:
         cfg: see `compose`.
         data: has classes, keypoints, and for `loss.class_weights` training objects; see `network`.
     """
-    from detr_exp.loss.class_weights import class_weights, refuse_smoothing
+    from detr_exp.loss.class_weights import class_weights, refuse_smoothing, warn_of_unlearned
     from detr_exp.loss.criterion import SetCriterion
 
     terms = _instantiated(cfg, "loss")
@@ -144,6 +144,7 @@ def criterion(cfg: DictConfig, data: DataSet | None = None) -> SetCriterion:
     if data is not None:
         weights = class_weights(weights, data)
         refuse_smoothing(terms, data)
+        warn_of_unlearned(terms["terms"], data)
     accepted = inspect.signature(SetCriterion).parameters
     schema = None if data is None else data.keypoints
     sigmas = [] if schema is None else schema.sigmas

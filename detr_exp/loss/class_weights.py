@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Mapping, Sequence
 
 from detr_exp.data.dataset import DataSet
+from detr_exp.loss.term import Term
 from detr_exp.values import Values, is_number
 
+log = logging.getLogger(__name__)
 AUTO = "auto"
 
 
@@ -72,6 +75,21 @@ def refuse_smoothing(loss: Values, data: DataSet) -> None:
             f"loss.label_smoothing is {loss['label_smoothing']}, but some classes are annotated in some sets only, "
             "and a softmax spreads the target over all: loss.label_smoothing=0, or another loss: loss=vfl"
         )
+
+
+def warn_of_unlearned(terms: Mapping[str, Term | None], data: DataSet) -> None:
+    """Warn of classes without keypoints where nothing but keypoints says where an object is."""
+    places = [term for name, term in terms.items() if name != "class" and term is not None and term.weight is not None]
+    by_points = bool(places) and all("keypoints" in term.needs_targets for term in places)
+    if by_points and data.keypoints is not None:
+        without = [repr(name) for name, count in zip(data.classes, data.keypoints.counts) if not count]
+        if without:
+            log.warning(
+                "%s: %s have no keypoints, and these losses learn places from keypoints only: such objects are not "
+                "learned; model=rfdetr_keypoint learns them, too",
+                data.content.origin,
+                ", ".join(without),
+            )
 
 
 def _balanced(counts: Sequence[int]) -> list[float]:

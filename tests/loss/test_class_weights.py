@@ -6,7 +6,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from detr_exp.loss.class_weights import class_weights, refuse_smoothing
+from detr_exp import build
+from detr_exp.loss.class_weights import class_weights, refuse_smoothing, warn_of_unlearned
 from detr_exp.structures import Outputs
 
 LOSSES = ["vfl", "focal", "bce", "mal", "ce", "ia_bce"]
@@ -137,3 +138,14 @@ def test_smoothing_of_a_softmax_needs_all_annotations():
     refuse_smoothing(smoothed, data(None))
     refuse_smoothing({"activation": "sigmoid", "label_smoothing": 0.1}, data([1]))
     refuse_smoothing({"activation": "softmax", "label_smoothing": 0.0}, data([1]))
+
+
+@pytest.mark.parametrize(
+    ("loss", "counts", "warned"), [("pose", [6, 0], True), ("pose", [6, 3], False), ("vfl", [6, 0], False)]
+)
+def test_classes_that_a_loss_of_keypoints_cannot_learn_are_named(loss, counts, warned, caplog):
+    keypoints = SimpleNamespace(counts=counts)
+    data = SimpleNamespace(classes=["person", "dog"], keypoints=keypoints, content=SimpleNamespace(origin="mine"))
+    cfg = build.compose(["model=rtdetrv2_tiny", "data=shapes", f"loss={loss}"])
+    warn_of_unlearned(build._instantiated(cfg, "loss")["terms"], data)
+    assert ("mine: 'dog' have no keypoints" in caplog.text) == warned
