@@ -100,7 +100,7 @@ class Bucketed(Protocol):
 def sizes_of(network: Coloured) -> tuple[Size, ...]:
     """The sizes of which an image gets one, with the size of the network first; none where it computes at one size."""
     buckets = network.buckets if isinstance(network, Bucketed) else ()
-    return buckets if network.image_size in buckets[:1] else ()
+    return buckets if buckets and network.image_size == buckets[0] else ()
 
 
 def use_one_size(network: Coloured) -> None:

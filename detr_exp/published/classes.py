@@ -35,8 +35,8 @@ def classes_of(entry: Entry) -> dict[int, str]:
             return {1: known[1]}
         if entry.classes == "80":
             return known
-        if entry.classes == "91":  # labels are category ids
-            return {number: known.get(number, f"unused_{number}") for number in range(91)}
+        if entry.classes in ("91", "2"):  # labels are category ids; the two are nothing and person
+            return {number: known.get(number, f"unused_{number}") for number in range(int(entry.classes))}
     raise ValueError(
         f"the names of the {entry.classes} classes of {entry.title} are not known here; choose weights of COCO, "
         "python -m detr_exp.weights list COCO, or fine-tune these on your data first and give that run"

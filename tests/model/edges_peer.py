@@ -73,12 +73,12 @@ def gradients_of(network: nn.Module) -> dict[str, Tensor]:
     return {name: gradients.get(name, tensor) for name, tensor in network.state_dict().items()}
 
 
-def compare_gradients(gradients: dict[str, Tensor], theirs: nn.Module) -> None:
-    """All that the peer has, in its names."""
+def compare_gradients(gradients: dict[str, Tensor], theirs: nn.Module, share: float = 1e-6) -> None:
+    """All that the peer has, in its names, up to a share of the largest one of each parameter."""
     for name, parameter in theirs.named_parameters():
         if parameter.requires_grad and parameter.grad is not None:
             largest = max(1.0, parameter.grad.abs().max().item())
             torch.testing.assert_close(
-                gradients[name], parameter.grad, rtol=1e-6, atol=1e-6 * largest, msg=lambda t, n=name: f"{n}: {t}"
+                gradients[name], parameter.grad, rtol=1e-6, atol=share * largest, msg=lambda t, n=name: f"{n}: {t}"
             )
     assert len(gradients) > 200

@@ -126,4 +126,5 @@ def test_training_of_libreyolo(size, make, randomise):
     assert len(wanted) == 3 * (2 * ours.decoder.num_layers + 3)
     terms["total"].backward()
     sum(wanted.values()).backward()
-    compare_gradients(official_of(ours, gradients_of(ours)), theirs)
+    # sines of positions are float32 in both, computed in another order
+    compare_gradients(official_of(ours, gradients_of(ours)), theirs, share=3e-6)
