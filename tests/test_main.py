@@ -101,7 +101,7 @@ COMPLETION = {  # shell -> where its settings are, and what stands there
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="no pseudo-terminals")
-@pytest.mark.parametrize("shell", COMPLETION)
+@pytest.mark.parametrize("shell", ["bash", *(pytest.param(name, marks=pytest.mark.slow) for name in ("zsh", "fish"))])
 def test_a_shell_completes_what_is_typed(shell: str, tmp_path: Path) -> None:
     """In a terminal, with the tabulator key."""
     import pty

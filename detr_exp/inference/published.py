@@ -12,7 +12,7 @@ from detr_exp.data.content import Category
 from detr_exp.data.keypoints import schema
 from detr_exp.inference.detector import Detector
 from detr_exp.model.adapter.slim import undetermined_by
-from detr_exp.published.classes import POINTS_OF_A_PERSON, classes_of
+from detr_exp.published.classes import POINTS_OF_A_PERSON, classes_of, has_keypoints
 from detr_exp.published.fetch import fetch
 from detr_exp.published.table import Entry
 from detr_exp.trainer.checkpoint_content import DEFAULT_THRESHOLD
@@ -36,8 +36,8 @@ def load_published(entry: Entry, hardware: Hardware) -> Detector:
     if "num_denoising" in cfg.model:
         cfg.model.num_denoising = 0  # queries of trainings
     ids, names = list(named), list(named.values())
-    points = [str(number) for number in range(POINTS_OF_A_PERSON)] if "keypoint" in entry.model else []
-    keypoints = schema([Category(number, name, points) for number, name in named.items()])
+    points = [str(number) for number in range(POINTS_OF_A_PERSON)] if has_keypoints(entry) else []
+    keypoints = schema([Category(number, name, points if name == "person" else []) for number, name in named.items()])
     network = build.network(start.for_checkpoint(cfg), KnownLabels(len(ids), names, ids, keypoints))
     missing, share = undetermined_by(lambda: start.load(network, found, names), cast("nn.Module", network))
     if missing:

@@ -23,6 +23,11 @@ def coco() -> dict[int, str]:
     return {number: name.strip() for number, name in names if name.strip() != "-"}
 
 
+def has_keypoints(entry: Entry) -> bool:
+    """Whether the detector predicts those of a person."""
+    return entry.published.startswith("keypoint AP")
+
+
 def classes_of(entry: Entry) -> dict[int, str]:
     """Category id -> name, in the order of the labels; labels without a category are called `unused_<id>`.
 
@@ -31,7 +36,7 @@ def classes_of(entry: Entry) -> dict[int, str]:
     """
     known = coco()
     if "COCO" in entry.data.split(" + "):
-        if "keypoint" in entry.model:
+        if has_keypoints(entry) and entry.classes == "91":  # for the keypoints of one of them
             return {1: known[1]}
         if entry.classes == "80":
             return known

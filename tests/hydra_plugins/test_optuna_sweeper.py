@@ -37,6 +37,7 @@ def goodness(cfg: DictConfig) -> float:
     return 1 - abs(cfg.optim.lr - 1e-3)
 
 
+@pytest.mark.slow
 def test_the_total_is_reached_over_several_starts_and_no_draw_is_repeated(sweep: Sweep) -> None:
     requested: list[tuple[int, float]] = []
 
@@ -84,6 +85,7 @@ def test_what_cannot_be_searched_is_refused(sweep: Sweep, override: str, message
     assert message in done.err
 
 
+@pytest.mark.slow
 def test_another_folder_joins_a_study_in_a_storage(sweep: Sweep, tmp_path: Path) -> None:
     words = [*SEARCH, f"hydra.sweeper.storage=sqlite:///{tmp_path}/study.db", "hydra.sweeper.study=one"]
     assert sweep(goodness, *words, "hydra.sweeper.n_trials=2").status == 0
@@ -106,6 +108,7 @@ def test_another_folder_joins_a_study_in_a_storage(sweep: Sweep, tmp_path: Path)
     assert "was searched with hydra.sweeper.storage=sqlite" in refused.err
 
 
+@pytest.mark.slow
 def test_trials_of_a_folder_that_is_gone_are_replaced_on_request(sweep: Sweep, tmp_path: Path) -> None:
     words = [*SEARCH, f"hydra.sweeper.storage=sqlite:///{tmp_path}/study.db", "hydra.sweeper.study=one"]
     words.append("hydra.sweeper.n_trials=2")
