@@ -38,8 +38,8 @@ BACKBONE = ("model/backbone=timm", "model.backbone.name=tf_efficientnet_lite0")
 OVERRIDES = (
     *("data=coco", "data/augment=flip", "data.augment.photometric=0.5", "data.num_workers=0", "data.cache=ram"),
     *("model.class_prior=0.1", "optim.lr=4e-4", "optim/scheduler=cosine", "trainer.batch_size=8"),
-    *("trainer/hardware=cpu", "trainer.hardware.threads=1", "trainer.num_pictures=0", "trainer.progress_bar=none"),
-    *("tracker=none", "trainer.checkpoint_every_steps=100"),
+    *("trainer/hardware=cpu", "trainer.hardware.threads=1", "trainer.hardware.amp=bf16", "trainer.num_pictures=0"),
+    *("trainer.progress_bar=none", "tracker=none", "trainer.checkpoint_every_steps=100"),
 )
 
 

@@ -1,7 +1,8 @@
-"""Linear layers and 1 x 1 convolutions by oneDNN, for processors on which torch's own are slow.
+"""Products and convolutions that are faster on a CPU than torch's own.
 
 For products of float32 matrices torch asks MKL, which keeps AVX-512 for Intel's processors; on AMD's, oneDNN, by which
-torch convolves, takes half the time. Sums are rounded differently, so the library is a setting of a run.
+torch convolves, takes half the time. Sums are rounded differently, so the library is a setting of a run. Depthwise
+convolutions are trained in float32 whatever the library, see `Depthwise`.
 
 Legend: N tokens, I inputs, O outputs of a layer.
 """
@@ -10,6 +11,7 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Callable, Iterable
+from functools import cache
 from pathlib import Path
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -44,7 +46,7 @@ def fastest() -> str:
 def use(modules: Iterable[nn.Module], library: str) -> None:
     """Let the linear layers and 1 x 1 convolutions among modules compute by one of `LIBRARIES`, in place.
 
-    Only classes of modules change: names, tensors and all that is registered stay as they are.
+    Depthwise convolutions become `Depthwise` with either. Only classes of modules change: names, tensors and all that is registered stay as they are.
     """
     swaps: dict[type, type] = {nn.Linear: Linear, nn.Conv2d: Pointwise}
     if library == "torch":
@@ -52,11 +54,12 @@ def use(modules: Iterable[nn.Module], library: str) -> None:
     for module in modules:
         own = type(module)
         kind = own.__bases__[0] if parametrize.is_parametrized(module) else own  # a class of its own over the layer's
-        if kind not in swaps or (isinstance(module, nn.Conv2d) and not _is_pointwise(module)):
-            continue
-        if kind is own:
+        if isinstance(module, nn.Conv2d) and not _is_pointwise(module):
+            if module.groups == module.in_channels > 1 and kind is own and not isinstance(module, Depthwise):
+                module.__class__ = _depthwise(own)
+        elif kind in swaps and kind is own:
             module.__class__ = swaps[kind]
-        else:
+        elif kind in swaps:
             own.__bases__ = (swaps[kind],)
 
 
@@ -69,7 +72,7 @@ def pack(modules: Iterable[nn.Module]) -> None:
     found = list(modules)
     if any(isinstance(module, Linear | Pointwise) for module in found):
         for module in found:
-            if type(module) in (nn.Conv2d, Pointwise) and module.padding_mode == "zeros":
+            if type(module) in (nn.Conv2d, Pointwise, Depthwise) and module.padding_mode == "zeros":
                 module.__class__ = Packed
             elif isinstance(module, Linear):
                 module.is_packed = True
@@ -135,6 +138,27 @@ class Pointwise(nn.Conv2d):
         # a dilation changes nothing in a kernel of one cell, but with it torch does not replace the convolution by its
         # own product, as it would with one thread and less than 16 images
         return F.conv2d(input, self.weight, self.bias, self.stride, self.padding, dilation=2)
+
+
+class Depthwise(nn.Conv2d):
+    """A convolution with a kernel per channel, trained in float32 under autocast on a CPU.
+
+    In bfloat16 oneDNN computes the gradients of stride 2 and of kernels of 5 cells by programs for whole convolutions,
+    which take up to ten times as long.
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        if not (torch.is_grad_enabled() and input.device.type == "cpu" and torch.is_autocast_enabled("cpu")):
+            return super().forward(input)
+        dtype = torch.get_autocast_dtype("cpu")
+        with torch.autocast("cpu", enabled=False):
+            return super().forward(input.float()).to(dtype)
+
+
+@cache
+def _depthwise(kind: type[nn.Conv2d]) -> type[nn.Conv2d]:
+    """`Depthwise` for a convolution of some kind, e.g. one of timm's that pads by itself."""
+    return Depthwise if kind is nn.Conv2d else type(kind.__name__, (Depthwise, kind), {})
 
 
 class Packed(nn.Conv2d):

@@ -363,3 +363,36 @@ def test_the_processor_decides(monkeypatch, make, capability, right):
     assert FASTEST() == right
     monkeypatch.setattr(products, "is_there", lambda: False)
     assert FASTEST() == "torch"
+
+
+class Padded(nn.Conv2d):
+    """A convolution that pads by itself, as timm has some."""
+
+    def forward(self, input):
+        return F.conv2d(F.pad(input, (0, 1, 0, 1)), self.weight, self.bias, self.stride, 0, groups=self.groups)
+
+
+@pytest.mark.parametrize("kind", [nn.Conv2d, Padded])
+def test_depthwise_convolutions_are_trained_in_float32_and_used_in_any_type(kind):
+    torch.manual_seed(0)
+    plain = kind(8, 8, 3, stride=2, groups=8)
+    ours = copy.deepcopy(plain)
+    products.use([ours], "torch")
+    products.use([ours], "torch")  # again changes nothing
+    assert isinstance(copy.deepcopy(ours), kind) and ours.state_dict().keys() == plain.state_dict().keys()
+    pixels = torch.randn(2, 8, 9, 9)
+    expected = plain(pixels)
+    assert ours(pixels).equal(expected)
+    with torch.autocast("cpu", torch.bfloat16):
+        trained = ours(pixels.bfloat16())
+        with torch.no_grad():
+            assert ours(pixels).equal(plain(pixels))
+    assert trained.dtype is torch.bfloat16 and trained.equal(plain(pixels.bfloat16().float()).bfloat16())
+    (convolution, _), *_ = trained.grad_fn.next_functions
+    assert convolution._saved_input.dtype is torch.float32
+
+
+def test_convolutions_of_groups_are_no_depthwise_ones():
+    layers = nn.Conv2d(8, 8, 3, groups=4), nn.Conv2d(1, 8, 3), nn.ConvTranspose2d(8, 8, 3, groups=8)
+    products.use(layers, "onednn")
+    assert [type(layer) for layer in layers] == [nn.Conv2d, nn.Conv2d, nn.ConvTranspose2d]
