@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Callable, Iterable
-from functools import cache
 from pathlib import Path
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -46,7 +45,8 @@ def fastest() -> str:
 def use(modules: Iterable[nn.Module], library: str) -> None:
     """Let the linear layers and 1 x 1 convolutions among modules compute by one of `LIBRARIES`, in place.
 
-    Depthwise convolutions become `Depthwise` with either. Only classes of modules change: names, tensors and all that is registered stay as they are.
+    Depthwise convolutions become `Depthwise` with either. Only classes of modules change: names, tensors and all that
+    is registered stay as they are.
     """
     swaps: dict[type, type] = {nn.Linear: Linear, nn.Conv2d: Pointwise}
     if library == "torch":
@@ -155,10 +155,14 @@ class Depthwise(nn.Conv2d):
             return super().forward(input.float()).to(dtype)
 
 
-@cache
 def _depthwise(kind: type[nn.Conv2d]) -> type[nn.Conv2d]:
     """`Depthwise` for a convolution of some kind, e.g. one of timm's that pads by itself."""
-    return Depthwise if kind is nn.Conv2d else type(kind.__name__, (Depthwise, kind), {})
+    if kind not in _depthwise_kinds:
+        _depthwise_kinds[kind] = type(kind.__name__, (Depthwise, kind), {})
+    return _depthwise_kinds[kind]
+
+
+_depthwise_kinds: dict[type, type[nn.Conv2d]] = {nn.Conv2d: Depthwise}
 
 
 class Packed(nn.Conv2d):

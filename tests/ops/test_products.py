@@ -379,7 +379,8 @@ def test_depthwise_convolutions_are_trained_in_float32_and_used_in_any_type(kind
     ours = copy.deepcopy(plain)
     products.use([ours], "torch")
     products.use([ours], "torch")  # again changes nothing
-    assert isinstance(copy.deepcopy(ours), kind) and ours.state_dict().keys() == plain.state_dict().keys()
+    assert isinstance(copy.deepcopy(ours), kind)
+    assert ours.state_dict().keys() == plain.state_dict().keys()
     pixels = torch.randn(2, 8, 9, 9)
     expected = plain(pixels)
     assert ours(pixels).equal(expected)
@@ -387,7 +388,8 @@ def test_depthwise_convolutions_are_trained_in_float32_and_used_in_any_type(kind
         trained = ours(pixels.bfloat16())
         with torch.no_grad():
             assert ours(pixels).equal(plain(pixels))
-    assert trained.dtype is torch.bfloat16 and trained.equal(plain(pixels.bfloat16().float()).bfloat16())
+    assert trained.dtype is torch.bfloat16
+    assert trained.equal(plain(pixels.bfloat16().float()).bfloat16())
     (convolution, _), *_ = trained.grad_fn.next_functions
     assert convolution._saved_input.dtype is torch.float32
 
