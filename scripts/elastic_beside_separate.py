@@ -70,7 +70,7 @@ def separate(place: Place, name: str, seeds: Sequence[int], epochs: int) -> tupl
     for seed in seeds:
         for size, member in MEMBERS.items():
             run = f"{name}-{size}-{seed}"
-            seconds = place.train(run, name, words(member, epochs, seed))
+            seconds = place.train(run, name, words(member, epochs, seed), [run])
             if seconds is not None:
                 spent += seconds
                 known = {"arm": "separate", "member": size, "seed": seed, "cpu": seconds}
@@ -88,15 +88,16 @@ def elastic(
     spent = 0.0
     for seed in seeds:
         run = f"{name}-{arm}-{seed}"
-        seconds = place.train(run, name, [*words(MEMBERS["large"], max(1, round(factor * epochs)), seed), *more])
+        made = {(kind, size): f"{name}-{kind}-{size}-{seed}" for kind in kinds for size in MEMBERS}
+        overrides = [*words(MEMBERS["large"], max(1, round(factor * epochs)), seed), *more]
+        seconds = place.train(run, name, overrides, list(made.values()))
         if seconds is None:
             continue
         spent += seconds
-        for kind, make in kinds.items():
-            for size, member in MEMBERS.items():
-                known = {"arm": kind, "member": size, "seed": seed, "cpu": seconds}
-                cell = f"{name}-{kind}-{size}-{seed}"
-                cells[kind][size].append(place.cell(cell, name, run, partial(make, member=member), known))
+        for (kind, size), cell in made.items():
+            known = {"arm": kind, "member": size, "seed": seed, "cpu": seconds}
+            make = partial(kinds[kind], member=MEMBERS[size])
+            cells[kind][size].append(place.cell(cell, name, run, make, known))
     return cells, spent
 
 

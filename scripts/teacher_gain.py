@@ -47,7 +47,7 @@ def share_of_teacher(place: Place, run: str) -> float:
 def student(place: Place, name: str, arm: str, more: Sequence[str], epochs: int, seed: int) -> Values | None:
     """The cell of a student; None: its training is not finished."""
     run = f"{name}-{arm}-{seed}"
-    seconds = place.train(run, name, [*STUDENT, *more, *length(epochs, seed)])
+    seconds = place.train(run, name, [*STUDENT, *more, *length(epochs, seed)], [run])
     if seconds is None:
         return None
     known = {"arm": arm, "seed": seed, "epochs": epochs, "cpu": seconds}
@@ -56,13 +56,17 @@ def student(place: Place, name: str, arm: str, more: Sequence[str], epochs: int,
 
 def taught(place: Place, name: str, arm: str, given: argparse.Namespace) -> list[Values | None]:
     """A cell for each seed of the students of a teacher."""
+    students = [place.path(f"{name}-{arm}-{seed}") for seed in given.seeds]
+    if all(path.exists() for path in students):
+        return [json.loads(path.read_text("utf-8")) for path in students]
     of_teacher = f"{name}-teacher_{arm}"
-    if place.train(of_teacher, name, [*TEACHERS[arm], *length(given.teacher_epochs, 0)]) is None:
+    # needed until its students are trained
+    if place.train(of_teacher, name, [*TEACHERS[arm], *length(given.teacher_epochs, 0)], [""]) is None:
         return []
     more = ["teacher=run", f"teacher.checkpoint={place.work / 'runs' / of_teacher / NEWEST}"]
     trial = f"{name}-trial_{arm}"
     steps = [f"trainer.max_steps={TRIAL_STEPS}", f"trainer.log_every_steps={TRIAL_STEPS // 2}"]
-    if place.train(trial, name, [*STUDENT, *more, *length(given.epochs, 0), *steps]) is None:
+    if place.train(trial, name, [*STUDENT, *more, *length(given.epochs, 0), *steps], [""]) is None:
         return []
     known = {"arm": "teacher", "teacher": arm}
     worth = place.cell(of_teacher, name, of_teacher, load, known)

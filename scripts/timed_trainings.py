@@ -1,7 +1,8 @@
 """Trainings whose CPU time is counted, in several sittings, and what they are worth on held-out images.
 
-Shared by `elastic_beside_separate.py` and `teacher_gain.py`. A training is one folder; its processes write their CPU
-times beside it, start and interrupted ones included. A cell is one JSON file of numbers.
+Shared by `elastic_beside_separate.py` and `teacher_gain.py`. A training is one folder; the CPU times of its processes,
+start and interrupted ones included, are one JSON file, and what it is worth, a cell, another one. With these files a
+training is not repeated where its folder is gone.
 """
 
 from __future__ import annotations
@@ -66,13 +67,15 @@ class Place:
 
     Attributes:
         data: folder of the sets.
-        work: folder for everything that is made, which is used again.
+        work: folder of sets and trainings, which is used again.
+        results: folder of CPU times and cells.
         backbone: file with weights of tf_efficientnet_lite0.
         sitting: for all trainings together.
     """
 
     data: Path
     work: Path
+    results: Path
     backbone: str
     sitting: Sitting
     sets: dict[str, ImageSet] = field(default_factory=dict)
@@ -88,13 +91,17 @@ class Place:
     def root(self, name: str) -> Path:
         return self.work / "sets" / name
 
-    def train(self, name: str, of_set: str, words: Sequence[str]) -> float | None:
+    def path(self, cell: str) -> Path:
+        return self.results / "cells" / f"{cell}.json"
+
+    def train(self, name: str, of_set: str, words: Sequence[str], cells: Sequence[str]) -> float | None:
         """Train, or go on, as long as the sitting allows.
 
         Args:
             name: of the training.
             of_set: the set.
             words: overrides.
+            cells: which are made of it; it is trained again where its folder is gone and one of them is missing.
 
         Returns:
             seconds of CPU time of all its processes; None: it is not finished.
@@ -104,15 +111,18 @@ class Place:
         """
         self.set(of_set)
         folder = self.work / "runs" / name
-        times = folder.with_suffix(".cpu.json")
+        times = self.results / "cpu" / f"{name}.json"
         known: Values = json.loads(times.read_text("utf-8")) if times.exists() else {"seconds": [], "is_done": False}
-        if known["is_done"]:
+        if known["is_done"] and (folder.exists() or all(self.path(cell).exists() for cell in cells)):
             return float(sum(known["seconds"]))
+        if not folder.exists():
+            known = {"seconds": [], "is_done": False}
         if self.sitting.is_over:
             return None
         overrides = [*OVERRIDES, f"model.backbone.pretrained={self.backbone}", *words, f"data.root={self.root(of_set)}"]
         command = [sys.executable, "-m", "detr_exp.train", *overrides, "trainer.resume=auto", f"hydra.run.dir={folder}"]
-        folder.parent.mkdir(parents=True, exist_ok=True)
+        for parent in (folder.parent, times.parent):
+            parent.mkdir(parents=True, exist_ok=True)
         with open(folder.with_suffix(".log"), "ab") as log:
             status, seconds = self._watched(subprocess.Popen(command, stdout=log, stderr=log))
         known["seconds"].append(round(seconds, 2))
@@ -148,7 +158,7 @@ class Place:
             make: checkpoint -> detector.
             known: further values of the cell.
         """
-        path = self.work / "cells" / f"{name}.json"
+        path = self.path(name)
         if path.exists():
             return json.loads(path.read_text("utf-8"))
         detector, found = make(self.work / "runs" / run / NEWEST), []
@@ -216,7 +226,8 @@ def parser(about: str | None) -> argparse.ArgumentParser:
     """The arguments that both scripts have."""
     made = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
     made.add_argument("--data", required=True, type=Path, help="folder of the sets")
-    made.add_argument("--work", required=True, type=Path, help="folder for trainings and cells, which is used again")
+    made.add_argument("--work", required=True, type=Path, help="folder for sets and trainings, which is used again")
+    made.add_argument("--results", type=Path, help="folder for CPU times and cells; --work, if not given")
     made.add_argument("--backbone", required=True, help="file with weights of tf_efficientnet_lite0")
     made.add_argument("--sets", nargs="+", default=list(FOLDS))
     made.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
@@ -226,4 +237,5 @@ def parser(about: str | None) -> argparse.ArgumentParser:
 
 
 def place_of(given: argparse.Namespace) -> Place:
-    return Place(given.data, given.work.resolve(), given.backbone, Sitting(60 * given.minutes))
+    results = (given.results or given.work).resolve()
+    return Place(given.data, given.work.resolve(), results, given.backbone, Sitting(60 * given.minutes))

@@ -56,7 +56,7 @@ def use(modules: Iterable[nn.Module], library: str) -> None:
         kind = own.__bases__[0] if parametrize.is_parametrized(module) else own  # a class of its own over the layer's
         if isinstance(module, nn.Conv2d) and not _is_pointwise(module):
             if module.groups == module.in_channels > 1 and kind is own and not isinstance(module, Depthwise):
-                module.__class__ = _depthwise(own)
+                module.__class__ = _depthwise(type(module))
         elif kind in swaps and kind is own:
             module.__class__ = swaps[kind]
         elif kind in swaps:
