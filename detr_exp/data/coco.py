@@ -126,7 +126,7 @@ class _Document:
     @classmethod
     def read(cls, folder: Folder, path: Path) -> _Document:
         found = cls(stamp=stamp_of(path))
-        places = {"images": lambda entry: found.images.append(_slim(entry)), "annotations": found.annotations.add}
+        places = {"images": lambda some: found.images.extend(map(_slim, some)), "annotations": found.annotations.add}
         try:
             rest, found.sha256 = read_json(path, places)
         except (OSError, ValueError, RecursionError) as error:

@@ -9,12 +9,23 @@ from array import array
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TypeGuard
+from itertools import chain
+from typing import Any, TypeGuard
 
 import numpy as np
 
-from detr_exp.data.content import Category
-from detr_exp.data.fields import LARGEST, are_numbers, are_points, is_int, is_number, points_complaint, segments
+from detr_exp.data.content import Category, Outline
+from detr_exp.data.fields import (
+    LARGEST,
+    are_numbers,
+    are_points,
+    int_column,
+    is_int,
+    is_number,
+    number_column,
+    points_complaint,
+    segments,
+)
 from detr_exp.data.outlines import frames
 from detr_exp.data.problems import Problems, short
 from detr_exp.data.rows import Rows
@@ -44,8 +55,43 @@ class Annotations:
     used: set[int] = field(default_factory=set)
     most_points: dict[int, int] = field(default_factory=dict)
 
-    def add(self, entry: object) -> None:
-        """The next entry of the list."""
+    def add(self, entries: Sequence[object]) -> None:
+        """The next entries of the list: by columns where nothing is odd about any of them, which is far faster."""
+        if not self._add_columns(entries):
+            for entry in entries:
+                self._add(entry)
+
+    def _add_columns(self, entries: Sequence[Any]) -> bool:
+        """Add entries with integers as ids, boxes of four numbers, and no keypoints; False: there are others."""
+        try:
+            images, categories, numbers, boxes = (
+                [entry[key] for entry in entries] for key in ("image_id", "category_id", "id", "bbox")
+            )
+            crowd = [entry.get("iscrowd") or 0 for entry in entries]
+            is_plain = {0, 1}.issuperset(crowd) and all(entry.get("keypoints") is None for entry in entries)
+        except (TypeError, KeyError, AttributeError):
+            return False
+        if not (is_plain and {list}.issuperset(map(type, boxes)) and {4}.issuperset(map(len, boxes))):
+            return False
+        ids = [column for given in (images, categories, numbers) if (column := int_column(given)) is not None]
+        values = number_column([*chain.from_iterable(boxes)])
+        if values is None or len(ids) < 3:
+            return False
+        outlines: dict[int, Outline] = {}
+        given = ((i, part) for i, entry in enumerate(entries) if (part := entry.get("segmentation")) is not None)
+        for i, segmentation in given:
+            outline, usable = segments(segmentation)
+            if outline is not None:
+                outlines[i] = outline
+            if not usable:
+                self.unusable.append(len(self.rows) + i)
+        areas = [entry.get("area") for entry in entries]
+        area = np.array(areas if are_numbers(areas) else [area if is_number(area) else _NAN for area in areas])
+        self.used.update(categories)
+        self.rows.extend(ids, values, np.array(crowd), area, outlines)
+        return True
+
+    def _add(self, entry: object) -> None:
         rows, place = self.rows, len(self.rows)
         get = entry.get if isinstance(entry, dict) else {}.get
         image, category, box, crowd = get("image_id"), get("category_id"), get("bbox"), get("iscrowd") or 0

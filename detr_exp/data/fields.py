@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from array import array
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import TypeGuard
 
 import numpy as np
@@ -25,6 +26,28 @@ def is_int(value: object) -> TypeGuard[int]:
 
 def is_number(value: object, finite: bool = True) -> TypeGuard[float]:
     return is_int(value) or (isinstance(value, float) and (not finite or math.isfinite(value)))
+
+
+def int_column(values: Sequence[object]) -> np.ndarray | None:
+    """`[n]` int64, if all of them are integers as `is_int` wants them."""
+    if not {int}.issuperset(map(type, values)):
+        return None
+    with suppress(OverflowError):
+        column = np.array(values, np.int64)
+        if not len(column) or (column.min() > -LARGEST and column.max() < LARGEST):
+            return column
+    return None
+
+
+def number_column(values: Sequence[object]) -> np.ndarray | None:
+    """`[n]` float64, if all of them are numbers as `is_number` wants them, infinite or not."""
+    if not _NUMBERS.issuperset(map(type, values)):
+        return None
+    with suppress(OverflowError):
+        column = np.array(values, np.float64)
+        if (np.abs(column) < LARGEST).all() or are_numbers(values, finite=False):
+            return column
+    return None
 
 
 def are_numbers(values: Sequence[object], finite: bool = True) -> TypeGuard[Sequence[float]]:

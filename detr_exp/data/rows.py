@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from array import array
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -98,6 +98,37 @@ class Rows:
         if self.files:
             self.file.append(len(self.files) - 1)
         self.number.append(number)
+
+    def extend(
+        self,
+        ids: Sequence[np.ndarray],
+        boxes: np.ndarray,
+        crowd: np.ndarray,
+        areas: np.ndarray,
+        outlines: Mapping[int, Outline],
+    ) -> None:
+        """As `add` for n without keypoints.
+
+        Args:
+            ids: `[n]` of the images, categories and annotations.
+            boxes: `[4 n]`.
+            crowd: `[n]`, as are `areas`.
+            outlines: of some of them.
+        """
+        columns: tuple[array[int] | array[float], ...] = (self.image, self.category, self.number)
+        columns += (self.box_xywh, self.crowd, self.area)
+        count = len(areas)
+        for column, more in zip(columns, (*ids, boxes, crowd, areas)):
+            column.frombytes(more.astype(column.typecode).tobytes())
+        done = 0
+        for place in sorted(outlines):
+            self.outline_ends.extend([len(self.outlines)] * (place - done))
+            self.outlines += packed(outlines[place])
+            done = place
+        self.outline_ends.extend([len(self.outlines)] * (count - done))
+        self.point_ends.extend([len(self.points)] * count)
+        if self.files:
+            self.file.extend([len(self.files) - 1] * count)
 
     def __len__(self) -> int:
         return len(self.image)
