@@ -52,6 +52,7 @@ LATER: dict[str, Values] = {  # the same for parts of this package only, by targ
         "eval_every_steps": None,
         "checkpoint_in_background": False,
     },
+    "detr_exp.data.augment.Augment": {"operations": []},
     "detr_exp.teacher.detector.DetectorTeacher": CACHE_OF_TEACHER,
     "detr_exp.teacher.timm.TimmTeacher": CACHE_OF_TEACHER,
 }
@@ -147,17 +148,19 @@ def as_first_version(config: Values) -> Values:
                 absent = derived if derived and group == "model" else {}  # keys of decoders that are older than these
                 if absent | values[name] == derived:
                     made[group] = rest
-    later = {f"{group}.{key}": value for group, keys in _later(made) for key, value in keys.items()}
+    later = {f"{path}.{key}": value for path, keys in _later(made) for key, value in keys.items()}
     for path, value in (ADDED | later).items():
         made = _without(made, path.split("."), value)
     return _renamed(made, {now: once for once, now in RENAMED.items()})
 
 
 def _later(config: Values) -> list[tuple[str, Values]]:
-    """Groups with keys that their earlier versions did not have."""
-    targets = {group: node.get("_target_") for group, node in config.items() if isinstance(node, dict)}
-    found = [(group, LATER[target]) for group, target in targets.items() if isinstance(target, str) and target in LATER]
-    return [(group, keys) for group, keys in found if group != "model" or _has_first_decoder(config[group])]
+    """Paths of nodes with keys that their earlier versions did not have."""
+    data = config.get("data")
+    nodes = config | ({"data.augment": data.get("augment")} if isinstance(data, dict) else {})
+    targets = {path: node.get("_target_") for path, node in nodes.items() if isinstance(node, dict)}
+    found = [(path, LATER[target]) for path, target in targets.items() if isinstance(target, str) and target in LATER]
+    return [(path, keys) for path, keys in found if path != "model" or _has_first_decoder(config[path])]
 
 
 def _has_first_decoder(model: Values) -> bool:
@@ -167,7 +170,10 @@ def _has_first_decoder(model: Values) -> bool:
 
 
 def _with_later(config: Values) -> Values:
-    return {**config, **{group: {**keys, **config[group]} for group, keys in _later(config)}}
+    for path, keys in _later(config):
+        for key, value in keys.items():
+            config = _with(config, [*path.split("."), key], value)
+    return config
 
 
 def _with(node: Values, path: Sequence[str], value: object) -> Values:

@@ -25,6 +25,7 @@ TARGET, PARTIAL = "_target_", "_partial_"
 # no user's packages: allowing one of them would allow running, reading and writing anything
 LIBRARIES = frozenset(("torch", __package__.partition(".")[0], *sys.stdlib_module_names))
 _REFERENCE = re.compile(r"\$\{([\w.]+)\}")
+_PLACE = re.compile(r"\[\d+\]")
 _PACKAGE = re.compile(r"# @package (\w+)\n")
 
 
@@ -99,7 +100,8 @@ def _nodes(node: object, key: str) -> Iterator[tuple[str, Values]]:
 
 
 def key_pattern(key: str) -> str:
-    """A key with `*` in place of the name of an entry, for mappings to which users can add entries."""
+    """A key with `*` in place of the place in a list, and of the name of an entry to which users can add others."""
+    key = _PLACE.sub("[*]", key)
     above = next((above for above in OPEN_KEYS if key.startswith(f"{above}.")), None)
     if above is None:
         return key
@@ -190,5 +192,5 @@ def refuse_missing_members(made: Made, key: str, target: str) -> Made:
         "tracker": protocols.Tracker,
         "data.augment.operations": protocols.Operation,
     }
-    contract = contracts.get(re.sub(r"\[\d+\]", "", key))
+    contract = contracts.get(_PLACE.sub("", key))
     return made if contract is None else protocols.complete(made, contract, key, target)

@@ -243,7 +243,7 @@ class Augment:
             else:
                 image, target = operation(rng, image, target)
             refuse_spoiled(operation, shape, image, target)
-            target.annotated = annotated  # an operation may make a new target
+            target.annotated = annotated if target.annotated is None else target.annotated  # of a new target
         return image, target
 
 

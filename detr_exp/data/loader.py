@@ -193,10 +193,13 @@ class Samples(Dataset[Sample]):
             self.split.ahead([key.image % len(self.split) for key in keys])
         return [self[key] for key in keys]
 
-    def target(self, objects: Objects, plan: Plan) -> Target:
-        """The objects of one image, transformed by a plan."""
-        labels = self.class_map.labels(objects.categories)
-        target = target_of(plan, objects, labels, with_masks=self.with_masks, flip_order=self.flip_order)
+    def target(self, objects: Objects, plan: Plan, with_masks: bool | None = None) -> Target:
+        """The objects of one image, transformed by a plan; with masks as for samples, unless told otherwise."""
+        labels, wanted = (
+            self.class_map.labels(objects.categories),
+            self.with_masks if with_masks is None else with_masks,
+        )
+        target = target_of(plan, objects, labels, with_masks=wanted, flip_order=self.flip_order)
         if objects.annotated is not None:
             target.annotated = torch.from_numpy(self.class_map.mask(objects.annotated))
         return target
@@ -252,9 +255,9 @@ class Samples(Dataset[Sample]):
         index = int(rng.integers(len(self.split)))
         size, objects = self.split.size(index), self.split.objects(index)
         plan = augment.plan(rng, size, objects.boxes_xyxy, out, flippable=self.flippable, fit=self.fit)
-        labels = self.class_map.labels(objects.categories)
-        target = target_of(plan, objects, labels, with_masks=self.split.has_masks, flip_order=self.flip_order)
-        return layer([(plan, self.image(index, needed(plan)))], self.fit), target
+        return layer([(plan, self.image(index, needed(plan)))], self.fit), self.target(
+            objects, plan, self.split.has_masks
+        )
 
     def _content(self, layers: Sequence[Sequence[Plan]]) -> tuple[int, int] | None:
         """(height, width) of all that is seen; a mosaic fills its output, a mix is as large as the larger image."""

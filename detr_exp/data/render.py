@@ -159,7 +159,7 @@ def together(targets: Sequence[Target]) -> Target:
     if packed.image_extra:
         raise ValueError(
             f"{', '.join(packed.image_extra)} of a whole image cannot be that of several in one; leave out what puts "
-            "images together: data.augment.mosaic=0 data.augment.mixup=0"
+            "images together: data.augment.mosaic=0 data.augment.mixup=0 data.augment.operations=[]"
         )
     annotated = None if packed.annotated is None else packed.annotated.all(0)
     return Target(packed.labels, packed.boxes, packed.masks, packed.keypoints, packed.extra, annotated=annotated)

@@ -20,7 +20,8 @@ from detr_exp.trainer.origin import identity
 def before(config: dict) -> dict:
     """As the first version wrote it: no table of losses, no decoder apart, settings of a training in its engine,
     all validation images choosing, no choice of products, classes starting as published, one stage, no phases, no
-    balance of classes, every image stretched, evaluations of all images at ends of epochs, of three channels."""
+    balance of classes, every image stretched, evaluations of all images at ends of epochs, of three channels, no
+    operations of images."""
     made = copy.deepcopy(config)
     del made["loss"]["terms"], made["model"]["decoder"], made["metric"]["honest_selection"]
     made.pop("teacher", None)
@@ -30,7 +31,7 @@ def before(config: dict) -> dict:
     del made["loss"]["class_weights"], made["data"]["repeat_threshold"], made["data"]["keep_empty"]
     del made["data"]["phases"], made["data"]["fit"], made["data"]["tiles"], made["trainer"]["restart_epoch"]
     del made["trainer"]["eval_every_steps"], made["trainer"]["checkpoint_in_background"], made["data"]["val_sample"]
-    del made["data"]["channels"]
+    del made["data"]["channels"], made["data"]["augment"]["operations"]
     made["trainer"]["_target_"] = "detr_exp.trainer.trainer.Trainer"
     return made
 

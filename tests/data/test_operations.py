@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import cv2
 import numpy as np
 import pytest
 import torch
 
+from detr_exp import build
+from detr_exp.config.compose import compose
+from detr_exp.config.mistakes import ConfigError
+from detr_exp.config.stored import stored
 from detr_exp.data.augment import Augment
+from detr_exp.data.copy_paste import CopyPaste
 from detr_exp.data.operations import Affine, Blur, Cutout, Grey, Jpeg
 from detr_exp.ops.boxes import cxcywh_to_xyxy
 from detr_exp.structures import Target
@@ -114,3 +121,20 @@ def test_cutouts_hide_masks_and_keypoints_and_drop_what_is_hardly_seen(seed):
 def test_settings_that_cannot_be_used(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+def test_configs_list_them_in_any_order_and_number():
+    """On the command line, and from the config in a checkpoint."""
+    one_of_each = build.plain(compose(["data/augment=varied"]))["data"]["augment"]["operations"]
+    assert {type(each) for each in build.data(compose(["data=shapes", "data/augment=varied"])).augment.operations} == {
+        *(Affine, Blur, Cutout, Grey, Jpeg, CopyPaste)
+    }
+    listed = ",".join(f"{{_target_: {each['_target_']}, chance: 0.1}}" for each in one_of_each[::-1] * 2)
+    cfg = compose(["data=shapes", "data/augment=flip", f"data.augment.operations=[{listed}]"])
+    for config in (cfg, stored(build.plain(cfg), Path("a.pth"))):
+        made = [type(each).__name__ for each in build.data(config).augment.operations]
+        assert made == [each["_target_"].rpartition(".")[2] for each in one_of_each[::-1] * 2]
+    with pytest.raises(
+        ConfigError, match=r"operations\[12\]\._target_ is os\.remove; configs may name .*Affine.*Jpeg there"
+    ):
+        build.data(compose(["data=shapes", f"data.augment.operations=[{listed},{{_target_: os.remove}}]"]))
