@@ -76,7 +76,7 @@ def python() -> str:
     return "python" if found is not None and os.path.abspath(found) == sys.executable else sys.executable
 
 
-def counted(number: int, noun: str) -> str:
+def counted(number: float, noun: str) -> str:
     """`1 image`, `2 images`, `3 classes`."""
     return f"{number:,} {noun}{'' if number == 1 else 'es' if noun.endswith('s') else 's'}"
 

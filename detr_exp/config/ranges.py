@@ -195,7 +195,8 @@ TABLE: tuple[tuple[str, Range, str], ...] = (
     ("teacher.", COUNT, "image_size[2]? out_strides[]"),
     ("teacher.", POSITIVE, "cache_gb"),
     # training
-    ("trainer.", COUNT, "epochs grad_accum_steps auto_batch_target_effective auto_batch_max_targets_per_image"),
+    ("trainer.", POSITIVE, "epochs"),
+    ("trainer.", COUNT, "grad_accum_steps auto_batch_target_effective auto_batch_max_targets_per_image"),
     ("trainer.", COUNT, "ema_update_interval eval_interval checkpoint_interval log_every_steps"),
     ("trainer.", COUNT, "early_stopping_patience nonfinite_limit"),
     ("trainer.", COUNT, "restart_epoch? overfit_batches? max_steps? eval_batch_size? checkpoint_every_steps?"),

@@ -7,8 +7,9 @@ from detr_exp.trainer.state import State
 
 
 def is_exhausted(settings: Settings, state: State) -> bool:
-    """Whether `max_steps` is reached."""
-    return settings.max_steps is not None and state.step >= settings.max_steps
+    """Whether the last step is reached, of `max_steps` or of a part of an epoch."""
+    last = settings.last_step(state.steps_per_epoch)
+    return last is not None and state.step >= last
 
 
 def has_ended(settings: Settings, state: State) -> bool:

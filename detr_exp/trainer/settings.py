@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from dataclasses import dataclass
 
@@ -20,7 +21,7 @@ class Settings:
     hardware: Hardware
     elastic: ElasticTraining | None = None
     # length
-    epochs: int
+    epochs: float
     restart_epoch: int | None = None
     max_steps: int | None
     overfit_batches: int | None
@@ -71,6 +72,13 @@ class Settings:
     def __post_init__(self) -> None:
         _refuse_wrong(self)
 
+    def last_step(self, steps_per_epoch: int) -> int | None:
+        """The step at which a run ends, wherever in an epoch that is; None: it ends with its last epoch."""
+        ends = [] if self.max_steps is None else [self.max_steps]
+        if self.epochs % 1:
+            ends.append(max(1, round(self.epochs * steps_per_epoch)))
+        return min(ends, default=None)
+
 
 def _refuse_wrong(settings: Settings) -> None:
     """Refuse unknown values, and settings that do not fit together.
@@ -87,7 +95,7 @@ def _refuse_wrong(settings: Settings) -> None:
     if settings.restart_epoch is not None and settings.restart_epoch >= settings.epochs:
         warnings.warn(
             f"trainer.restart_epoch is {settings.restart_epoch}, but the run ends after {settings.epochs} epochs, so "
-            f"there is no second stage: trainer.restart_epoch={max(1, settings.epochs - 1)}",
+            f"there is no second stage: trainer.restart_epoch={max(1, math.ceil(settings.epochs) - 1)}",
             stacklevel=2,
         )
     if settings.restart_epoch is not None and settings.eval_every_steps is not None:

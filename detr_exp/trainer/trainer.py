@@ -134,9 +134,9 @@ class Trainer:
         beside = [] if run.teaching is None else run.teaching.parameters
         loader = run.loader("train", batch_size, grad_accum_steps)
         steps_per_epoch = math.ceil(len(loader) / grad_accum_steps)
-        total_steps = steps_per_epoch * settings.epochs
-        if settings.max_steps is not None:
-            total_steps = min(total_steps, settings.max_steps)
+        total_steps = steps_per_epoch * math.ceil(settings.epochs)
+        if (last := settings.last_step(steps_per_epoch)) is not None:
+            total_steps = min(total_steps, last)
         best = {which: BestMetric(settings.skip_best_epochs, settings.smooth_alpha) for which in ("raw", "ema")}
         state = State(
             network=network,

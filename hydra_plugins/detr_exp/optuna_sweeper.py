@@ -227,7 +227,8 @@ class OptunaSweeper(Sweeper):
             pruning |= {"is_shared": self.address is not None, "pruner": self.pruner}
             pruning |= {"min_epochs": self.min_epochs, "reduction_factor": self.reduction_factor}
             pruning |= {"startup_trials": self.startup_trials}
-            pruning |= {"max_epochs": OmegaConf.select(self._composed(job.overrides), "trainer.epochs", default=100)}
+            epochs = OmegaConf.select(self._composed(job.overrides), "trainer.epochs", default=100)
+            pruning |= {"max_epochs": math.ceil(epochs)}
             self.shared.task.environment_of = {job.hash: {TRIAL_VARIABLE: json.dumps(pruning)}}
         return job
 

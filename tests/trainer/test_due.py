@@ -81,6 +81,15 @@ def test_a_resumed_run_repeats_no_step_and_no_evaluation(small, undisturbed, tmp
     assert rows(tmp_path) == rows(undisturbed)
 
 
+def test_a_part_of_an_epoch_is_the_length_of_a_run_and_a_larger_part_goes_on(small, tmp_path):
+    words = (*EXACT, "data.train=12")
+    train_in(tmp_path, small(*words, "trainer.epochs=0.5"))
+    assert steps(tmp_path, "val/mAP") == [3]
+    train_in(tmp_path, small(*words, "trainer.epochs=1.5", "trainer.resume=auto"))
+    assert steps(tmp_path, "val/mAP")[-2:] == [6, 9]
+    assert files.load(tmp_path / files.NEWEST)["step"] == 9
+
+
 def test_early_stopping_counts_them_and_ends_within_an_epoch(small, tmp_path):
     words = ("trainer.early_stopping=true", "trainer.early_stopping_min_delta=2", "trainer.early_stopping_patience=1")
     train_in(tmp_path, small(*EVERY, *words, "trainer.eval_every_steps=2"))
