@@ -15,13 +15,18 @@ def auto(root: str | None, places: Values, *, extra_roots: Sequence[str] = (), o
 
     Args:
         root: folder of the data set.
-        places: not used; the layout defines where the splits are.
+        places: has to be empty: the layout defines where the splits are.
         extra_roots: further folders that may contain images.
         on_error: `error`, or `skip` for images that are missing or have no readable header.
 
     Raises:
-        ValueError: no layout is recognised; the message lists what was searched and what is there.
+        ValueError: places are given, or no layout is recognised; the message lists what was searched and what is there.
     """
+    if named := [name for name in SPLITS if places.get(name)]:
+        raise ValueError(
+            f"data.{named[0]} is {places[named[0]]!r}, but data=auto finds the splits itself; "
+            "leave it out, or choose the layout: data=coco"
+        )
     folder = Folder(root, extra_roots)
     if coco.find_layout(folder.root):
         return coco.coco(root, {name: {} for name in SPLITS}, extra_roots=extra_roots, on_error=on_error)

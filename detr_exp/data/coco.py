@@ -79,6 +79,11 @@ def find_layout(root: Path) -> list[str]:
 
 def _located(folder: Folder, name: str, place: Mapping[str, str | None]) -> tuple[Path, Path | None] | None:
     """(annotation file, image folder or None if it has to be searched); None if there is no such split."""
+    if unknown := sorted(place.keys() - {"annotations", "images"}):
+        raise ValueError(
+            f"data.{name} has {', '.join(unknown)}, but a split has annotations, a file, and images, a folder: "
+            f"data.{name}.annotations=... data.{name}.images=..."
+        )
     root = folder.root
     given = place.get("images")
     images = root / given if given is not None else None

@@ -13,6 +13,7 @@ from detr_exp.data.coco import coco
 from detr_exp.data.content import SPLITS, Category, Content, Split
 from detr_exp.data.joined import Joined, Member
 from detr_exp.data.problems import ON_ERROR, DataError
+from detr_exp.data.set_settings import refuse_wrong_settings
 from detr_exp.data.shapes import shapes
 from detr_exp.data.shards import shards
 from detr_exp.data.voc import voc
@@ -82,6 +83,11 @@ def many(
             f"data.source.sets is {'null' if sets is None else sets}; it needs at least one data set by name: "
             "'data.source.sets={first: {root: /data/first}, second: {root: /data/second}}'"
         )
+    if classes is not None and (isinstance(classes, str | Mapping) or not isinstance(classes, Sequence)):
+        raise ValueError(
+            f"data.source.classes is {classes}; it is a list of the names of the first classes: "
+            "data.source.classes=[car,bus]"
+        )
     read = {}
     for name, given in sets.items():
         try:
@@ -119,11 +125,9 @@ def _read(name: str, given: Values, on_error: str) -> _Set:
     weight = given.get("weight")
     if weight is not None and not (is_number(weight) and 0 <= weight < float("inf")):
         raise ValueError(f"its weight is {weight!r}; it is a number from 0, relative to those of other sets: weight: 1")
-    accepted = [key for key in inspect.signature(source).parameters if key not in ("root", "places")]
+    refuse_wrong_settings(source, given, given.get("options") or {})
     options = dict(given.get("options") or {})
-    if unknown := [str(key) for key in options if key not in accepted]:
-        raise ValueError(f"its options have {', '.join(unknown)}; its layout has {', '.join(accepted)}; remove it")
-    if "on_error" in accepted:
+    if "on_error" in inspect.signature(source).parameters:
         options.setdefault("on_error", on_error)
     content: Content = partial(source, **options)(given.get("root"), {split: given.get(split) for split in SPLITS})
     return _Set(content, _names(content, given), None if weight is None else float(weight))

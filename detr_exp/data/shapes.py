@@ -123,6 +123,10 @@ def shapes(root: None, places: Mapping[str, int], *, size: int, seed: int) -> Co
         raise ValueError(f"data.source.size is {size}; shapes need images of at least 64 pixels: data.source.size=160")
     if not places["train"]:
         raise ValueError(f"data.train is {places['train']}; it is the number of training images: data.train=2000")
+    if negative := [name for name in SPLITS if (places.get(name) or 0) < 0]:
+        raise ValueError(
+            f"data.{negative[0]} is {places[negative[0]]}; it is a number of images: data.{negative[0]}=200"
+        )
     categories = [
         Category(
             id=i + 1,

@@ -42,14 +42,20 @@ def yolo(
 
     Args:
         root: its folder.
-        places: not used: the YAML file names the splits.
+        places: has to be empty: the YAML file names the splits.
         file: the YAML file, relative to the root; None: `data.yaml` or `data.yml`.
         extra_roots: further folders that may contain images.
         on_error: `error`, or `skip` for images that are missing or have no readable header.
 
     Raises:
-        ValueError: no YAML file, one that cannot be used, or one that names folders or files that do not exist.
+        ValueError: places are given, or no YAML file, one that cannot be used, or one that names folders or files that
+            do not exist.
     """
+    if named := [name for name in SPLITS if places.get(name)]:
+        raise ValueError(
+            f"data.{named[0]} is {places[named[0]]!r}, but with data=yolo the YAML file names the "
+            "splits; leave it out, or name the file: data.source.file=..."
+        )
     folder = Folder(root, extra_roots)
     path = folder.root / file if file else find_file(folder.root)
     if path is None or not os.path.isfile(path):

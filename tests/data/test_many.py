@@ -15,6 +15,8 @@ import torch
 from PIL import Image
 
 from detr_exp.data.augment import Augment
+from detr_exp.data.copy_blend import CopyBlend
+from detr_exp.data.copy_paste import CopyPaste
 from detr_exp.data.dataset import DataSet
 from detr_exp.data.joined import image_ids_by_set, tables_of
 from detr_exp.data.many import many
@@ -107,6 +109,20 @@ def test_an_image_of_several_sets_has_the_classes_of_all_of_them(sets) -> None:
     assert set(known) <= {(True, False, False), (True, True, False), (True, False, True)}
 
 
+@pytest.mark.parametrize("operation", [CopyPaste, CopyBlend])
+def test_so_has_one_with_objects_of_another_set(sets, operation) -> None:
+    """What is copied brings pixels around the object, in which classes of the other set are not annotated."""
+    for copies in (Augment(operations=[operation(chance=1.0)]), Augment()):
+        known = [
+            tuple(row)
+            for e in range(4)
+            for batch in batches(joined(sets, copies), e)
+            for row in batch.targets.annotated.tolist()
+        ]
+        assert ((True, False, False) in known) == bool(copies.operations)
+        assert {(True, True, False), (True, False, True)} <= set(known)
+
+
 def test_sets_with_the_same_classes_have_no_mask(sets) -> None:
     both = {"x": sets["a"], "y": dict(sets["a"])}
     assert all(batch.targets.annotated is None for batch in batches(joined(both)))
@@ -193,6 +209,19 @@ def test_layouts_mix_and_keypoints_stay(sets) -> None:
         ({"a": {"rot": 1}}, r"sets\.a: it has rot; a data set has root, layout"),
         ({"a": {"layout": "cocoa"}}, r"sets\.a: its layout is 'cocoa'; use auto, coco"),
         ({"a": {"options": {"file": "x"}}}, r"sets\.a: its options have file; its layout has extra_roots"),
+        ({"a": {"options": {"extra_roots": "x"}}}, r"its extra_roots is 'x'; it must be a list, each a text"),
+        ({"a": {"options": 5}}, r"sets\.a: its options are 5"),
+        (
+            {"a": {"layout": "shapes", "train": 2}},
+            r"needs size and seed; give what it needs: options: \{size: \.\.\., seed",
+        ),
+        ({"a": {"layout": "coco", "train": "x"}}, r"sets\.a: its train is 'x'; it must be names with values"),
+        (
+            {"a": {"layout": "coco", "train": {"annotation": "x"}}},
+            r"data\.train has annotation, but .*annotations=\.\.\.",
+        ),
+        ({"a": {"train": {"annotations": "x"}}}, r"sets\.a: data\.train is .* data=auto finds the splits itself"),
+        ({"a": {"layout": "yolo", "val": "x"}}, r"sets\.a: data\.val is 'x', but with data=yolo the YAML"),
         ({"my mAP": {}}, r"sets\.my mAP: the name of a data set"),
         (
             {"a": {"ignore": ["cat", "dog"]}, "b": {"as": {}, "ignore": ["kitty", "bird", "sign"]}},
@@ -205,6 +234,12 @@ def test_what_cannot_be_joined_is_refused(sets, change, message) -> None:
         sets[name] = {**sets.get(name, {}), **values}
     with pytest.raises(ValueError, match=message):
         joined(sets)
+
+
+@pytest.mark.parametrize("classes", ["bird", 5, {"bird": 1}])
+def test_classes_are_a_list(sets, classes) -> None:
+    with pytest.raises(ValueError, match=rf"data\.source\.classes is {classes}; .*data\.source\.classes=\["):
+        joined(sets, classes=classes)
 
 
 def test_no_sets_and_a_root_are_refused(sets) -> None:
