@@ -27,9 +27,9 @@ A COCO set of {IMAGES:,} training and {IMAGES // 20:,} validation images, {OBJEC
 its own: categories, both splits, and the checks before a training (`data.check`: the header of every image, and where
 they were found correct before, whether a file has changed). What a process needs for its imports is left out. The files
 are small ones in the cache of the system, so what is measured is work and not the disk. "First" is with an empty cache
-folder. Before there was an index (commit cd146c7) the first opening took 7.88 s and 800 MB beside 5.17 s and 240 MB,
-16.2 s beside 9.94 s with checks: 1.52 and 1.63 times as fast now, short of twice (2026-11-29, both commits in turns on
-the same loaded machine, medians of 3).
+folder. Before there was an index (commit cd146c7) the first opening took 4.54 s and 630 MB beside
+2.14 s and 92 MB: 2.12 times as fast now (2026-11-29, commit fffc715 and the pause of the garbage collector after it, on
+two loaded cores of an Intel Xeon with AMX, both commits in turns, medians of 5).
 """
 
 
