@@ -28,6 +28,7 @@ from detr_exp.writing import write
 VARIANTS = {
     "plain": (),
     "repeats": ("data.repeat_threshold=0.2",),
+    "more repeats": ("data.repeat_threshold=1.0",),
     "weights": ("loss.class_weights=auto",),
     "both": ("data.repeat_threshold=0.2", "loss.class_weights=auto"),
 }
