@@ -91,7 +91,7 @@ def main() -> None:
         for seed in range(given.seeds):
             length = [f"trainer.max_steps={given.steps}", "trainer.epochs=1000", f"seed={seed}"]
             words_of_run = [*words, *length, f"model.backbone.pretrained={given.backbone}"]
-            found = trained(folder / f"{name}-{seed}", given.data, folder, words_of_run)
+            found = trained(folder / f"{name.replace(' ', '_')}-{seed}", given.data, folder, words_of_run)
             rows.append(
                 [np.mean([ap for c, ap in found.items() if (c in given.rare) == rare]) for rare in (True, False)]
             )
