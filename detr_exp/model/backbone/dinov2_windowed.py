@@ -18,9 +18,9 @@ import logging
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from detr_exp.model.backbone.weights import WITHOUT, stored
+from detr_exp.model.layer.checkpoint import checkpointed
 from detr_exp.model.layer.position import resample_position
 from detr_exp.model.layer.vit_block import Block
 from detr_exp.model.layer.windows import attended, merge_windows, refuse_uneven, split_windows
@@ -120,10 +120,8 @@ class WindowedDinov2(nn.Module):
         maps = []
         for index, block in enumerate(self.blocks):
             joined, allowed = (self.num_windows**2, across) if index in self.out_blocks else (1, within)
-            if self.gradient_checkpointing and self.training:
-                tokens = checkpoint(block, tokens, joined, allowed, use_reentrant=False)
-            else:
-                tokens = block(tokens, joined, allowed)
+            again = self.gradient_checkpointing and self.training
+            tokens = checkpointed(block, tokens, joined, allowed) if again else block(tokens, joined, allowed)
             if index + 1 in self.out_blocks:
                 merged = merge_windows(self.norm(tokens)[:, 1:], self.num_windows, patches.shape[1:3])
                 maps.append(merged.permute(0, 3, 1, 2))

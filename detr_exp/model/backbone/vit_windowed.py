@@ -15,9 +15,9 @@ from functools import partial
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from detr_exp.model.backbone.weights import load_pretrained
+from detr_exp.model.layer.checkpoint import checkpointed
 from detr_exp.model.layer.position import resample_position
 from detr_exp.model.layer.vit_block import Block
 from detr_exp.model.layer.windows import attended, merge_windows, refuse_uneven, split_windows
@@ -139,10 +139,8 @@ class WindowedViT(nn.Module):
         maps = []
         for index, block in enumerate(self.blocks[: self.taps[-1] + 1]):
             joined, allowed = (1, within) if index in self.windowed else (self.num_windows**2, across)
-            if self.gradient_checkpointing and self.training:
-                tokens = checkpoint(block, tokens, joined, allowed, use_reentrant=False)
-            else:
-                tokens = block(tokens, joined, allowed)
+            again = self.gradient_checkpointing and self.training
+            tokens = checkpointed(block, tokens, joined, allowed) if again else block(tokens, joined, allowed)
             if index in self.taps:
                 maps.append(merge_windows(tokens, self.num_windows, grid).permute(0, 3, 1, 2))
         return maps

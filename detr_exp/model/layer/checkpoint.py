@@ -11,7 +11,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
 
-def checkpointed(module: nn.Module, *inputs: Tensor | None) -> Tensor:
+def checkpointed(module: nn.Module, *inputs: Tensor | int | None) -> Tensor:
     """`module(*inputs)` whose activations are recomputed in the backward pass instead of being stored."""
     if not torch.is_grad_enabled():
         return module(*inputs)
