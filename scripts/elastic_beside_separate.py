@@ -30,9 +30,14 @@ ELASTIC = (
     *("trainer/elastic=full", "trainer.elastic.layers=[0.34,0.67,1.0]", "trainer.elastic.queries=[0.25,0.5,1.0]"),
     "trainer.elastic.image_size=[0.75,0.875,1.0]",
 )
+WHOLES = (
+    *("trainer/elastic=full", "trainer.elastic.layers=[0.34,0.67,1.0,1.0]"),
+    *("trainer.elastic.queries=[0.25,0.5,1.0,1.0]", "trainer.elastic.image_size=[0.75,0.875,1.0,1.0]"),
+)
 # arm -> its overrides, and its epochs as a multiple of those of a separate training: for 45 % of the time of all three
 ARMS: dict[str, tuple[tuple[str, ...], float]] = {
     "plain": (ELASTIC, 1.3),
+    "wholes": (WHOLES, 1.18),
     "sandwich": ((*ELASTIC, "trainer.elastic.sandwich=true"), 0.43),
     "distilled": ((*ELASTIC, "trainer.elastic.sandwich=true", "teacher=largest"), 0.42),
 }

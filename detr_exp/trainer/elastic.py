@@ -9,10 +9,12 @@ as all others.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import product
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -26,6 +28,7 @@ from detr_exp.model.member import Elastic, Member
 from detr_exp.protocols import Network
 from detr_exp.trainer.teaching import Keeping, Teaching
 
+T = TypeVar("T")
 WHOLE = Member()
 STREAM = 1 << 31  # of random numbers: no micro-batch has this number
 SUFFIX = re.compile(r"(_aux_\d+|_pre|_enc|_dn_\d+|_dn_pre)?")
@@ -36,7 +39,8 @@ class Members:
     """The members that are trained.
 
     Attributes:
-        layers, queries, image_sizes: to choose from, ascending; the last is None, as the network has it.
+        layers, queries, image_sizes: to sample from, ascending, some more than once; the last is None, as the network
+            has it.
         sandwich: each step computes the largest and the smallest one as well.
         num_random: sampled ones of a step.
         names: of the losses in the log, which do not depend on the member.
@@ -50,10 +54,11 @@ class Members:
     names: Sequence[str]
 
     def __len__(self) -> int:
-        return len(self.layers) * len(self.queries) * len(self.image_sizes)
+        return sum(1 for _ in self)
 
     def __iter__(self) -> Iterator[Member]:
-        return (Member(*parts) for parts in product(self.layers, self.queries, self.image_sizes))
+        found = product(self.layers, self.queries, self.image_sizes)
+        return iter(dict.fromkeys(Member(*parts) for parts in found))
 
     @property
     def smallest(self) -> Member:
@@ -131,19 +136,19 @@ class ElasticTraining:
                 "detr_exp.model.member.Elastic lists; train it alone: trainer/elastic=none"
             )
         own = network.own
-        sizes = [_size(share, own.image_size, network.stride) for share in sorted(set(self.image_size))]
-        image_sizes = [None if size == own.image_size else size for size in dict.fromkeys(sizes)]
-        if data.multi_scale is not None and image_sizes != [None]:
+        sizes = _values(self.image_size, lambda share: _size(share, own.image_size, network.stride))
+        image_sizes = [None if size == own.image_size else size for size in sizes]
+        if data.multi_scale is not None and set(image_sizes) != {None}:
             raise ValueError(
                 f"data.multi_scale is {data.multi_scale}, and trainer.elastic.image_size is {list(self.image_size)}; "
                 "one of them chooses the sizes: data.multi_scale=null, or trainer.elastic.image_size=[1.0]"
             )
-        if data.fit == "short_side" and image_sizes != [None]:
+        if data.fit == "short_side" and set(image_sizes) != {None}:
             raise ValueError(
                 f"data.fit is short_side, and trainer.elastic.image_size is {list(self.image_size)}; one of them "
                 "chooses the sizes: data.fit=letterbox, or trainer.elastic.image_size=[1.0]"
             )
-        if sizes_of(network) and image_sizes != [None]:
+        if sizes_of(network) and set(image_sizes) != {None}:
             raise ValueError(
                 f"model.image_size has several sizes, and trainer.elastic.image_size is {list(self.image_size)}; one "
                 f"of them chooses the sizes: model.image_size={written([own.image_size])}, or "
@@ -226,10 +231,17 @@ def _of_teacher(criterion: SetCriterion) -> list[str]:
     return [f"loss_{name}" for name in criterion.of("teacher")]
 
 
+def _values(shares: Sequence[float], value: Callable[[float], T]) -> list[T]:
+    """What shares stand for, ascending, as often as a share is listed; several shares of one value count once."""
+    times: dict[T, int] = {}
+    for share, count in sorted(Counter(shares).items()):
+        times[value(share)] = max(count, times.get(value(share), 0))
+    return [found for found, count in times.items() for _ in range(count)]
+
+
 def _numbers(shares: Sequence[float], most: int) -> list[int | None]:
     """Shares of a number, in whole numbers; None for all."""
-    counts = dict.fromkeys(max(1, round(share * most)) for share in sorted(shares))
-    return [None if count >= most else count for count in counts]
+    return [None if count >= most else count for count in _values(shares, lambda share: max(1, round(share * most)))]
 
 
 def _size(share: float, size: tuple[int, int], stride: int) -> tuple[int, int]:

@@ -54,6 +54,18 @@ def test_members_of_a_step_depend_on_seed_and_step_alone():
     assert min(counts.values()) > 4, "each is sampled as often as any other"
 
 
+def test_what_is_listed_more_often_is_sampled_more_often():
+    cfg = build.compose(
+        ["model=rtdetrv2_tiny", "data=shapes", *ELASTIC, "trainer.elastic.layers=[1.0,0.3,1.0,1.0,0.34]"]
+    )
+    trainer, network = build.trainer(cfg), build.network(cfg)
+    members = trainer.settings.elastic.members(network, build.data(cfg), build.criterion(cfg), False)
+    assert list(members.layers) == [1, None, None, None]
+    assert len(members) == len(set(members)) == 2 * 3 * 2
+    counts = Counter(member.layers for step in range(400) for member in members.of_step(0, step))
+    assert 0.68 < counts[None] / counts.total() < 0.82
+
+
 def test_a_sandwich_begins_with_the_largest_and_has_the_smallest_without_repeats():
     sandwich = replace(MEMBERS, sandwich=True, num_random=2)
     for step in range(50):
