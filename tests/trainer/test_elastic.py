@@ -55,9 +55,8 @@ def test_members_of_a_step_depend_on_seed_and_step_alone():
 
 
 def test_what_is_listed_more_often_is_sampled_more_often():
-    cfg = build.compose(
-        ["model=rtdetrv2_tiny", "data=shapes", *ELASTIC, "trainer.elastic.layers=[1.0,0.3,1.0,1.0,0.34]"]
-    )
+    words = ["model.num_queries=20", *ELASTIC, "trainer.elastic.layers=[1.0,0.3,1.0,1.0,0.34]"]
+    cfg = build.compose(["model=rtdetrv2_tiny", "data=shapes", *words])
     trainer, network = build.trainer(cfg), build.network(cfg)
     members = trainer.settings.elastic.members(network, build.data(cfg), build.criterion(cfg), False)
     assert list(members.layers) == [1, None, None, None]
