@@ -85,7 +85,7 @@ def predict_in(folder: Path, cfg: DictConfig) -> Path:
     items, count = open_source(str(cfg.source), cfg.every, detector.channels)
     at_once = cfg.batch_size if count else 1  # what is live is shown at once
     if cfg.tiles is not None:
-        detector.tiles = tiles_of(values_of(cfg.tiles), "tiles")
+        detector.tiles = tiles_of(values_of(cfg)["tiles"], "tiles")
     output = OUTPUTS[cfg.output](folder, detector)
     drawings = claimed(folder / "drawings", Path.mkdir) if cfg.draw else None
     console = Console("rich")

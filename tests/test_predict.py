@@ -180,6 +180,14 @@ def test_sources_without_images(
     assert message in capfd.readouterr().err
 
 
+@pytest.mark.parametrize("tiles", ["auto", "40", "[40,40]", "{size: 5}"])
+def test_tiles_that_are_none_are_refused(
+    command: Command, trained: Path, photos: Path, capsys: pytest.CaptureFixture[str], tiles: str
+) -> None:
+    assert command(predict.main, f"checkpoint={trained}", f"source={photos}", f"tiles={tiles}") == 2
+    assert "tiles={size: 640, overlap: 0.2}" in capsys.readouterr().err
+
+
 def test_a_camera(
     command: Command, trained: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
