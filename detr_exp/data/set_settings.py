@@ -5,12 +5,12 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from types import UnionType
-from typing import Any, Union, get_args, get_origin, get_type_hints
+from typing import Union, get_args, get_origin, get_type_hints
 
 from detr_exp.data.content import SPLITS
 from detr_exp.values import Values
 
-WORDS = {int: "a whole number", bool: "true or false", float: "a number", str: "a text", type(None): "null"}
+WORDS: dict[object, str] = {int: "a whole number", bool: "true or false", float: "a number", str: "a text", type(None): "null"}
 
 
 def refuse_wrong_settings(source: Callable[..., object], given: Values, options: object) -> None:
@@ -35,22 +35,22 @@ def refuse_wrong_settings(source: Callable[..., object], given: Values, options:
             f"options: {{{', '.join(f'{name}: ...' for name in lacking)}}}"
         )
     hints = _hints(source)
-    of_split = (*get_args(hints.get("places")), Any, Any)[1]
-    settings = [(name, value, hints.get(name, Any)) for name, value in options.items()]
+    of_split = (*get_args(hints.get("places")), object, object)[1]
+    settings = [(name, value, hints.get(name, object)) for name, value in options.items()]
     settings += [(name, given[name], of_split) for name in SPLITS if given.get(name) is not None]
     for name, value, hint in settings:
         if not _fits(value, hint):
             raise ValueError(f"its {name} is {value!r}; it must be {_in_words(hint)}: {name}: ...")
 
 
-def _hints(source: Callable[..., object]) -> dict[str, Any]:
+def _hints(source: Callable[..., object]) -> dict[str, object]:
     try:
         return get_type_hints(source)
     except (NameError, TypeError):  # of a user's source: types that exist for type checkers only
         return {}
 
 
-def _fits(value: object, hint: Any) -> bool:
+def _fits(value: object, hint: object) -> bool:
     origin, inner = get_origin(hint), get_args(hint)
     if origin in (Union, UnionType):
         return any(_fits(value, one) for one in inner)
@@ -58,12 +58,12 @@ def _fits(value: object, hint: Any) -> bool:
         return isinstance(value, Sequence) and not isinstance(value, str) and all(_fits(one, inner[0]) for one in value)
     if origin in (Mapping, dict):
         return isinstance(value, Mapping) and all(_fits(one, inner[1]) for one in value.values())
-    if hint in WORDS:
+    if isinstance(hint, type) and hint in WORDS:
         return isinstance(value, hint) and (hint is bool or not isinstance(value, bool))
     return True  # of a user's source
 
 
-def _in_words(hint: Any) -> str:
+def _in_words(hint: object) -> str:
     origin, inner = get_origin(hint), get_args(hint)
     if origin in (Union, UnionType):
         return " or ".join(_in_words(one) for one in inner)

@@ -76,7 +76,7 @@ def test_the_total_is_reached_over_several_starts_and_no_draw_is_repeated(sweep:
         ("optim.lr=range(1,1)", "gives no value"),
         ("seed=0,1,2", "would find the luckiest one"),
         ("loss=choice(focal,'focal')", "more than once"),
-        ("trainer.epochs=interval(1,3)", "must be a whole number"),
+        ("trainer.eval_interval=interval(1,3)", "must be a whole number"),
     ],
 )
 def test_what_cannot_be_searched_is_refused(sweep: Sweep, override: str, message: str) -> None:
