@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from detr_exp.data.content import Objects, Split
+from detr_exp.data.content import Ahead, Objects, Split
 from detr_exp.values import Values
 
 log = logging.getLogger(__name__)
@@ -46,6 +46,10 @@ class Part:
 
     def load(self, index: int) -> tuple[np.ndarray, Objects]:
         return self.whole.load(self.indices[index])
+
+    def ahead(self, indices: Sequence[int]) -> None:
+        if isinstance(self.whole, Ahead):
+            self.whole.ahead([self.indices[index] for index in indices])
 
     def truth(self) -> Values:
         return restricted(self.whole.truth(), self.image_ids)

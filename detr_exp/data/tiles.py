@@ -15,7 +15,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from detr_exp.data.cache import ImageCache
-from detr_exp.data.content import Objects, Outline, Segment, Split
+from detr_exp.data.content import Ahead, Objects, Outline, Segment, Split
 from detr_exp.data.joined import Joined
 from detr_exp.data.table import flat
 from detr_exp.tile import Tile
@@ -192,6 +192,10 @@ class TiledSplit:
 
     def load(self, index: int) -> tuple[np.ndarray, Objects]:
         return self.image(index), self.objects(index)
+
+    def ahead(self, indices: Sequence[int]) -> None:
+        if isinstance(self.whole, Ahead):
+            self.whole.ahead([*dict.fromkeys(self.owners[index] for index in indices)])
 
     def truth(self) -> Values:
         return self.whole.truth()

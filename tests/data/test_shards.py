@@ -31,7 +31,9 @@ from detr_exp.data import index
 from detr_exp.data.content import Category
 from detr_exp.data.dataset import DataSet
 from detr_exp.data.image import ImageError
+from detr_exp.data.part import Part
 from detr_exp.data.shards import KEY, OWN, Place, ShardSplit
+from detr_exp.data.tiles import TiledSplit, Tiles
 
 NETWORK = SimpleNamespace(image_size=(64, 64), stride=32, tasks=("boxes", "masks"))
 COUNT = 9
@@ -187,6 +189,20 @@ def test_an_address_gives_the_same_and_its_reads_overlap(files, shards, monkeypa
     memory.rm("/bucket/set/train-00001.tar")
     with pytest.raises(ValueError, match=r"train-00001\.tar is lost"):
         opened("memory://bucket/set").check()
+
+
+def test_tiles_and_parts_are_the_same_and_pass_on_what_is_used_next(files, shards, monkeypatch) -> None:
+    words = ["data.num_workers=0", "data.tiles={size: 200}"]
+    one, other = (
+        build.data(compose([f"data={layout}", f"data.root='{root}'", *words]))
+        for layout, root in (("shards", shards), ("auto", files))
+    )
+    assert same(samples(one), samples(other))
+    asked: list[list[int]] = []
+    monkeypatch.setattr(ShardSplit, "ahead", lambda self, indices: asked.append(list(indices)))
+    Part(one.train, [4, 2]).ahead([1, 0])
+    TiledSplit(one.train, Tiles((200, 200))).ahead([0, 1, 2, 5])
+    assert asked == [[2, 4], [0, 1]]
 
 
 class Ranged(SimpleHTTPRequestHandler):
