@@ -10,7 +10,13 @@ from typing import Union, get_args, get_origin, get_type_hints
 from detr_exp.data.content import SPLITS
 from detr_exp.values import Values
 
-WORDS: dict[object, str] = {int: "a whole number", bool: "true or false", float: "a number", str: "a text", type(None): "null"}
+WORDS: dict[object, str] = {
+    int: "a whole number",
+    bool: "true or false",
+    float: "a number",
+    str: "a text",
+    type(None): "null",
+}
 
 
 def refuse_wrong_settings(source: Callable[..., object], given: Values, options: object) -> None:
