@@ -13,9 +13,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from detr_exp import predict
+from detr_exp.trainer import checkpoint as files
 
 Command = Callable[..., int]
 
@@ -178,6 +180,29 @@ def test_sources_without_images(
     Path("empty").mkdir()
     assert command(predict.main, f"checkpoint={trained}", f"source={source}") == 2
     assert message in capfd.readouterr().err
+
+
+def test_a_checkpoint_of_tiles_may_find_in_whole_images(
+    command: Command, trained: Path, photos: Path, tmp_path: Path
+) -> None:
+    checkpoint = torch.load(trained / files.BEST_TOTAL, weights_only=True)
+    checkpoint["config"]["data"]["tiles"] = {"size": 40, "overlap": 0.2}
+    torch.save(checkpoint, tmp_path / "tiled.pt")
+    found = {}
+    for name, source, words in (
+        ("whole", trained, []),
+        ("tiled", tmp_path / "tiled.pt", []),
+        ("none", tmp_path / "tiled.pt", ["tiles=none"]),
+    ):
+        given = [
+            f"checkpoint={source}",
+            f"source={photos / 'a.jpg'}",
+            "threshold=0.0",
+            f"hydra.run.dir={tmp_path / name}",
+        ]
+        assert command(predict.main, *given, *words) == 0
+        found[name] = json.loads((tmp_path / name / "detections.json").read_text("utf-8"))
+    assert found["none"] == found["whole"] != found["tiled"]
 
 
 @pytest.mark.parametrize("tiles", ["auto", "40", "[40,40]", "{size: 5}"])
