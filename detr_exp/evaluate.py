@@ -24,7 +24,7 @@ Evaluate a checkpoint with COCO's metrics. Network, classes and, by default, dat
                      training; or at.name=..., of a point that detr_exp.pareto has found
   data.split         val, train or test; held_out: the half of val that has not chosen the checkpoint
   data, data.root    another data set, or its new folder; also data.num_workers
-  data.fit           stretch, letterbox or short_side; null: as in training; likewise data.tiles, or none
+  data.fit           stretch, letterbox or short_side; null: as in training; likewise data.tiles, or whole
   batch_size         null: as in training, which gives exactly the same numbers
   metric             pycocotools or fast; null: the checkpoint's
   trainer/hardware   auto, cpu, cuda, mps; null: the checkpoint's

@@ -30,7 +30,7 @@ Detect objects. Writes COCO-style JSON with scores, and each image with boxes, m
   every              of a video, a camera or a stream, use every n-th frame
   threshold          lowest score; null: the threshold with the best F1 in the checkpoint's evaluation
   batch_size         images at a time
-  tiles              size and overlap: find in parts of each image, and merge (docs/data.md); none: whole images;
+  tiles              size and overlap: find in parts of each image, and merge (docs/data.md); whole: no tiles;
                      null: as trained
   output             coco: detections.json | yolo: labels/*.txt, without scores | csv: detections.csv
   draw               true: save each image with its detections drawn, in drawings/

@@ -192,7 +192,7 @@ def test_a_checkpoint_of_tiles_may_find_in_whole_images(
     for name, source, words in (
         ("whole", trained, []),
         ("tiled", tmp_path / "tiled.pt", []),
-        ("none", tmp_path / "tiled.pt", ["tiles=none"]),
+        ("again", tmp_path / "tiled.pt", ["tiles=whole"]),
     ):
         given = [
             f"checkpoint={source}",
@@ -202,7 +202,7 @@ def test_a_checkpoint_of_tiles_may_find_in_whole_images(
         ]
         assert command(predict.main, *given, *words) == 0
         found[name] = json.loads((tmp_path / name / "detections.json").read_text("utf-8"))
-    assert found["none"] == found["whole"] != found["tiled"]
+    assert found["again"] == found["whole"] != found["tiled"]
 
 
 @pytest.mark.parametrize("tiles", ["auto", "40", "[40,40]", "{size: 5}"])

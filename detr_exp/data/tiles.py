@@ -26,7 +26,7 @@ KEYS = ("size", "overlap", "visible")
 LEAST, MOST_OVERLAP = 16, 0.9
 EXAMPLE = "{size: 640, overlap: 0.2}"
 AUTO = "auto"
-NONE = "none"  # whole images, where null stands for what a checkpoint was trained on
+WHOLE = "whole"  # no tiles, where null stands for what a checkpoint was trained on
 # Of `auto`: three quarters of the objects are at least so large in the input of the network (COCO's limit of small
 # ones), tiles are enlarged so much at most, and show so many of the 95 % of objects that are not the largest at once.
 SEEN, MOST_ENLARGED, ROOM = 32, 4, 2
@@ -84,13 +84,13 @@ def tiles_of(settings: Mapping[str, Any] | str | None, key: str = "data.tiles") 
     """The tiles that a configuration requests.
 
     Args:
-        settings: `size`, one number or (height, width), `overlap` and `visible`; None or `none`: no tiles.
+        settings: `size`, one number or (height, width), `overlap` and `visible`; None or `whole`: no tiles.
         key: of the configuration, for messages.
 
     Raises:
         ValueError: another key, or a value that cannot be used.
     """
-    if settings in (None, NONE):
+    if settings in (None, WHOLE):
         return None
     if not isinstance(settings, Mapping) or "size" not in settings or not set(settings) <= set(KEYS):
         raise ValueError(f"{key} is {settings}; it needs size, and may have overlap and visible: {key}={EXAMPLE}")
