@@ -36,8 +36,8 @@ WHOLES = (
 )
 # arm -> its overrides, and its epochs as a multiple of those of a separate training: for 45 % of the time of all three
 ARMS: dict[str, tuple[tuple[str, ...], float]] = {
-    "plain": (ELASTIC, 1.3),
-    "wholes": (WHOLES, 1.18),
+    "plain": (ELASTIC, 1.2),
+    "wholes": (WHOLES, 1.08),
     "sandwich": ((*ELASTIC, "trainer.elastic.sandwich=true"), 0.43),
     "distilled": ((*ELASTIC, "trainer.elastic.sandwich=true", "teacher=largest"), 0.42),
 }
