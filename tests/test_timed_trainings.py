@@ -22,7 +22,7 @@ def timed():
 
 def test_a_process_is_ended_when_the_sitting_is_over(timed, tmp_path):
     sitting = timed.Sitting(0.3)
-    place = timed.Place(tmp_path, tmp_path, "file", sitting)
+    place = timed.Place(tmp_path, tmp_path, tmp_path, "file", sitting)
     process = subprocess.Popen([sys.executable, "-c", "while True: pass"])
     status, seconds = place._watched(process)
     assert status in timed.INTERRUPTED
@@ -30,7 +30,7 @@ def test_a_process_is_ended_when_the_sitting_is_over(timed, tmp_path):
     assert sitting.spent == seconds
     assert sitting.is_over
     process = subprocess.Popen([sys.executable, "-c", "raise SystemExit(3)"])
-    assert timed.Place(tmp_path, tmp_path, "file", timed.Sitting(60))._watched(process)[0] == 3
+    assert timed.Place(tmp_path, tmp_path, tmp_path, "file", timed.Sitting(60))._watched(process)[0] == 3
 
 
 def test_unfinished_trainings_wait_for_the_next_sitting_and_finished_ones_are_not_repeated(
@@ -40,12 +40,13 @@ def test_unfinished_trainings_wait_for_the_next_sitting_and_finished_ones_are_no
     ends = iter([(143, 2.0), (0, 3.0)])
     monkeypatch.setattr(timed.Place, "_watched", lambda self, process: next(ends))
     monkeypatch.setattr(subprocess, "Popen", lambda command, **streams: command)
-    place = timed.Place(tmp_path, tmp_path, "file", timed.Sitting(100.0))
-    assert place.train("run", "cards", ["seed=0"]) is None
-    assert place.train("run", "cards", ["seed=0"]) == 5.0
-    assert place.train("run", "cards", ["seed=0"]) == 5.0, "no third process"
+    (tmp_path / "runs" / "run").mkdir(parents=True)
+    place = timed.Place(tmp_path, tmp_path, tmp_path, "file", timed.Sitting(100.0))
+    assert place.train("run", "cards", ["seed=0"], ["run"]) is None
+    assert place.train("run", "cards", ["seed=0"], ["run"]) == 5.0
+    assert place.train("run", "cards", ["seed=0"], ["run"]) == 5.0, "no third process"
     place.sitting.spent = 100.0
-    assert place.train("other", "cards", []) is None
+    assert place.train("other", "cards", [], []) is None
 
 
 def test_a_row_has_the_paired_difference_of_the_means(timed):
