@@ -46,7 +46,7 @@ Lightning or the `Trainer` of transformers, which would come on top. Ours keeps 
 the peers the allocator is set as glibc adapts it by itself. On AMD's processors with AVX-512 the products are oneDNN's
 (`trainer.hardware.products=auto`) and the gates are closer; elsewhere those of bf16 are meant for processors that
 multiply it in tiles (AMX), and where the processor does not know bf16, it is left out.
-Depthwise convolutions are trained in float32 under bf16, too, because oneDNN's gradients of stride 2 and of kernels of 5
+Depthwise convolutions are trained in float32 under bf16, too, because oneDNN's gradients of stride 2 and of 5 x 5
 cells are slow in bf16: at 256 px and batch 4, D-FINE-N takes 0.84 s beside 1.05 s before, RT-DETRv2 tiny on
 EfficientNet-Lite0 0.62 s beside 1.20 s (least of 5 rounds in turns, 2026-11-29, commit 46530a4, one thread of an Intel
 Xeon with AMX; on AMD not measured).
