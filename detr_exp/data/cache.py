@@ -15,13 +15,14 @@ import os
 import shutil
 import tempfile
 import weakref
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from detr_exp.data.content import Split
-from detr_exp.data.image import decode_scale
+from detr_exp.data.content import Split, identity_of
+from detr_exp.data.image import SCALES, decode_scale
 
 log = logging.getLogger(__name__)
 
@@ -47,8 +48,9 @@ class Room:
 class ImageCache:
     """Images of a split, decoded once.
 
-    The key of an image is its path, its file's size and modification time, and the scale it was decoded at: a changed
-    file is decoded again. Nothing is evicted; when the limit is reached, further images are decoded every time.
+    The key of an image is its path, its file's size and modification time (in shards, its place and checksum), and the
+    scale it was decoded at: a changed file is decoded again. Nothing is evicted; when the limit is reached, further
+    images are decoded every time.
 
     Args:
         room: for its files.
@@ -61,22 +63,41 @@ class ImageCache:
 
     def image(self, split: Split, index: int, smallest: tuple[int, int] | None = None) -> np.ndarray:
         """The same as `split.image(index, smallest)`."""
-        path = split.name(index)
-        try:
-            stat = os.stat(path)
-        except (OSError, ValueError):  # synthetic; or missing, which the split reports better
+        found = self._source(split, index)
+        if found is None:
             return split.image(index, smallest)
-        scale = decode_scale(path, split.size(index), smallest)
-        place = self.room.folder / f"{hashlib.sha1(path.encode()).hexdigest()}-{scale}"
-        if self.channels != 3:
-            place = place.with_name(f"{place.name}-{self.channels}")
-        stamp = (stat.st_size, stat.st_mtime_ns)
+        name, stamp = found
+        place = self._place(name, decode_scale(split.name(index), split.size(index), smallest))
         kept = _read(place, stamp, self.channels)
         if kept is not None:
             return kept
         image = split.image(index, smallest)
         self._keep(place, stamp, image)
         return image
+
+    def missing(self, split: Split, indices: Sequence[int]) -> list[int]:
+        """Those of the images that are not in the cache at any scale."""
+        sources = {index: self._source(split, index) for index in indices}
+        return [
+            index
+            for index, source in sources.items()
+            if source is None or not any(self._place(source[0], scale).exists() for scale in SCALES)
+        ]
+
+    def _source(self, split: Split, index: int) -> tuple[str, tuple[int, int]] | None:
+        """What an image is kept under, and the stamp of its file; None: it has neither."""
+        name = identity_of(split, index)
+        if name is not None:
+            return name, (0, 0)
+        try:
+            stat = os.stat(split.name(index))
+        except (OSError, ValueError):  # synthetic; or missing, which the split reports better
+            return None
+        return split.name(index), (stat.st_size, stat.st_mtime_ns)
+
+    def _place(self, name: str, scale: int) -> Path:
+        end = "" if self.channels == 3 else f"-{self.channels}"
+        return self.room.folder / f"{hashlib.sha1(name.encode()).hexdigest()}-{scale}{end}"
 
     def _keep(self, place: Path, stamp: tuple[int, int], pixels: np.ndarray) -> None:
         with self.used.get_lock():

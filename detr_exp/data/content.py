@@ -122,11 +122,25 @@ class Split(Protocol):
 
 
 @runtime_checkable
-class Ahead(Protocol):
-    """A split that reads images from afar."""
+class Afar(Protocol):
+    """A split whose images are no files of this machine, or one that passes on what another split knows of them."""
 
     def ahead(self, indices: Sequence[int]) -> None:
         """Begin to read the images that are used next."""
+
+    def identity(self, index: int) -> str | None:
+        """What tells an image and its content from all others, without reading it; None: a file tells it."""
+
+
+def identity_of(split: Split, index: int) -> str | None:
+    """See `Afar.identity`."""
+    return split.identity(index) if isinstance(split, Afar) else None
+
+
+def read_ahead(split: Split, indices: Sequence[int]) -> None:
+    """See `Afar.ahead`."""
+    if isinstance(split, Afar):
+        split.ahead(indices)
 
 
 @dataclass

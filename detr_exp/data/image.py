@@ -31,6 +31,7 @@ SUFFIXES = {
 }
 # fmt: on
 JPEG_SUFFIXES = {".jpeg", ".jpg"}
+SCALES = (1, 2, 4, 8)  # by which JPEG files are shrunk while they are decoded
 _ORIENTATION = 0x0112
 _TRANSPOSED = (5, 6, 7, 8)
 _PHOTOMETRIC, _WHITE_IS_ZERO = 262, 0  # TIFF's
@@ -197,7 +198,7 @@ def decode_scale(path: str | Path, size: tuple[int, int], smallest: tuple[int, i
     if smallest is None or os.path.splitext(path)[1].lower() not in JPEG_SUFFIXES:
         return 1
     most = min(size[0] // smallest[0], size[1] // smallest[1])
-    return 8 if most >= 8 else 4 if most >= 4 else 2 if most >= 2 else 1
+    return max(scale for scale in SCALES if scale <= max(1, most))
 
 
 def _checked(source: Path | bytes, image: Image.Image) -> bytes:

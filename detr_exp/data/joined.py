@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from detr_exp.data.content import Ahead, Category, Objects, Split
+from detr_exp.data.content import Category, Objects, Split, identity_of, read_ahead
 from detr_exp.data.part import Part
 from detr_exp.data.table import Flat, TableSplit, category_entry, flat
 from detr_exp.values import Values
@@ -93,11 +93,15 @@ class Joined:
         return image, self._ours(member, objects)
 
     def ahead(self, indices: Sequence[int]) -> None:
-        """Pass on which images are used next; see `content.Ahead`."""
+        """Pass on which images are used next; see `content.Afar`."""
         places = [self.place(index) for index in indices]
         for member in self.members.values():
-            if isinstance(member.split, Ahead):
-                member.split.ahead([inner for owner, inner in places if owner is member])
+            read_ahead(member.split, [inner for owner, inner in places if owner is member])
+
+    def identity(self, index: int) -> str | None:
+        """See `content.Afar`."""
+        member, inner = self.place(index)
+        return identity_of(member.split, inner)
 
     def flat(self) -> Flat:
         """What `objects` returns of every image, without outlines and keypoints, in one."""

@@ -17,11 +17,11 @@ import torch
 from torch._utils import ExceptionWrapper
 from torch.utils.data import DataLoader, Dataset
 
-from detr_exp.data.augment import MIX_SHARE, Augment, Plan, plain
+from detr_exp.data.augment import MIX_SHARE, Augment, Plan, Tiles, plain
 from detr_exp.data.cache import ImageCache
 from detr_exp.data.classes import ClassMap
 from detr_exp.data.collate import Sample, collate
-from detr_exp.data.content import Ahead, Objects, Split
+from detr_exp.data.content import Afar, Objects, Split
 from detr_exp.data.fit import STRETCH, Fit
 from detr_exp.data.image import ImageError
 from detr_exp.data.phases import Phases
@@ -82,6 +82,7 @@ class Loading:
         workers = self.num_workers
         if workers is None:
             workers = min(_cores(), MOST_WORKERS, len(sampler))
+        sampler.turns = max(1, workers)
         if workers > 0:
             _allow_open_files()
         return DataLoader(
@@ -166,7 +167,7 @@ class Samples(Dataset[Sample]):
         self.phases, self.with_masks = phases, with_masks
         self.flip_order, self.flippable, self.fit, self.skip = flip_order, flippable, fit, skip
         self.channels = channels
-        self.image = split.image if cache is None else partial(cache.image, split)
+        self.cache, self.image = cache, split.image if cache is None else partial(cache.image, split)
 
     def __len__(self) -> int:
         return len(self.split)
@@ -188,10 +189,17 @@ class Samples(Dataset[Sample]):
             return sample
 
     def __getitems__(self, keys: list[Key]) -> list[Sample]:
-        """The samples of a batch."""
-        if isinstance(self.split, Ahead):
-            self.split.ahead([key.image % len(self.split) for key in keys])
+        """The samples of a batch; images of the next one are read meanwhile where they are far away."""
+        if isinstance(self.split, Afar):
+            coming = [i for key in (*keys, *getattr(keys, "coming", ())) for i in self._used(key)]
+            self.split.ahead(coming if self.cache is None else self.cache.missing(self.split, coming))
         return [self[key] for key in keys]
+
+    def _used(self, key: Key) -> list[int]:
+        """The images that a sample is made of, those that operations add left out."""
+        if self.augment is None:
+            return [key.image]
+        return [index for part in self._layers(key, self.augment)[1] for index, _ in part]
 
     def target(self, objects: Objects, plan: Plan, with_masks: bool | None = None) -> Target:
         """The objects of one image, transformed by a plan; with masks as for samples, unless told otherwise."""
@@ -222,10 +230,9 @@ class Samples(Dataset[Sample]):
         return Sample(_tensor(pixels), target, size, self.split.image_ids[index], content, tile)
 
     def _augmented(self, key: Key, augment: Augment) -> Sample:
-        rng = np.random.default_rng((self.seed, _AUGMENT, key.epoch, key.image))
-        strong, mosaic, mixup = (self.phases.has(name, key.epoch) for name in ("strong", "mosaic", "mixup"))
+        rng, tiles = self._layers(key, augment)
+        strong = self.phases.has("strong", key.epoch)
         first, out = key.image % len(self.split), (key.height, key.width)
-        tiles = augment.layers(rng, first, len(self.split), out, mosaic=mosaic, mixup=mixup)
         pixels, targets, plans = [], [], []
         for part in tiles:
             pastes: list[tuple[Plan, np.ndarray]] = []
@@ -249,6 +256,13 @@ class Samples(Dataset[Sample]):
             another = partial(self._another, augment, rng, content or out)
             image, target = _operated(augment, rng, image, target, content or out, another)
         return Sample(_tensor(image), target, self.split.size(first), image_id, content)
+
+    def _layers(self, key: Key, augment: Augment) -> tuple[np.random.Generator, list[Tiles]]:
+        """The random numbers of a sample, and the images that it is made of, which are the first thing they decide."""
+        rng = np.random.default_rng((self.seed, _AUGMENT, key.epoch, key.image))
+        mosaic, mixup = (self.phases.has(name, key.epoch) for name in ("mosaic", "mixup"))
+        first, count, out = key.image % len(self.split), len(self.split), (key.height, key.width)
+        return rng, augment.layers(rng, first, count, out, mosaic=mosaic, mixup=mixup)
 
     def _another(self, augment: Augment, rng: np.random.Generator, out: tuple[int, int]) -> tuple[np.ndarray, Target]:
         """A random image of this size, augmented, with the masks of its objects where there are outlines."""

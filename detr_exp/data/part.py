@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from detr_exp.data.content import Ahead, Objects, Split
+from detr_exp.data.content import Objects, Split, identity_of, read_ahead
 from detr_exp.values import Values
 
 log = logging.getLogger(__name__)
@@ -48,8 +48,10 @@ class Part:
         return self.whole.load(self.indices[index])
 
     def ahead(self, indices: Sequence[int]) -> None:
-        if isinstance(self.whole, Ahead):
-            self.whole.ahead([self.indices[index] for index in indices])
+        read_ahead(self.whole, [self.indices[index] for index in indices])
+
+    def identity(self, index: int) -> str | None:
+        return identity_of(self.whole, self.indices[index])
 
     def truth(self) -> Values:
         return restricted(self.whole.truth(), self.image_ids)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from abc import ABC, abstractmethod
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -30,7 +32,43 @@ class Key(NamedTuple):
     width: int
 
 
-class TrainSampler:
+class Keys(list[Key]):
+    """The keys of a batch.
+
+    Attributes:
+        coming: of the batch that the same loader worker makes next.
+    """
+
+    coming: Sequence[Key] = ()
+
+
+class Sampler(ABC):
+    """Batches of keys, which loader workers make in turns.
+
+    Attributes:
+        turns: how many batches lie between two of a worker; see `Keys.coming`.
+    """
+
+    turns = 1
+
+    @abstractmethod
+    def batches(self) -> Iterable[list[Key]]:
+        """The keys of each batch of a pass."""
+
+    @abstractmethod
+    def __len__(self) -> int: ...
+
+    def __iter__(self) -> Iterator[Keys]:
+        waiting = deque[Keys]()
+        for keys in self.batches():
+            waiting.append(Keys(keys))
+            if len(waiting) > self.turns:
+                waiting[0].coming = keys
+                yield waiting.popleft()
+        yield from waiting
+
+
+class TrainSampler(Sampler):
     """Shuffled batches without a remainder; a set smaller than a batch is repeated until it fills one.
 
     An epoch uses every image once, or as often as `uses` says; its length is the same in every epoch. All ranks shuffle
@@ -87,7 +125,7 @@ class TrainSampler:
         """Skip the first `batch` batches of the next pass, which an interrupted run has already used."""
         self.start = batch
 
-    def __iter__(self) -> Iterator[list[Key]]:
+    def batches(self) -> Iterator[list[Key]]:
         order, size_of = self._order(), self._sizes()
         if self.canvases is not None:
             order, size_of = self._by_shape(order, self.canvases)
@@ -133,7 +171,7 @@ class TrainSampler:
         return order + self.count * earlier_uses(order)
 
 
-class EvalSampler:
+class EvalSampler(Sampler):
     """Every image once, in order; ranks take turns and no image is repeated.
 
     Args:
@@ -159,17 +197,17 @@ class EvalSampler:
         alike: dict[tuple[int, int], list[int]] = {}
         for index in indices:
             alike.setdefault(size if canvases is None else canvases[index], []).append(index)
-        self.batches = [
+        self._batches = [
             [Key(0, index, *shape) for index in those[first : first + batch_size]]
             for shape, those in alike.items()
             for first in range(0, len(those), batch_size)
         ]
 
     def __len__(self) -> int:
-        return len(self.batches)
+        return len(self._batches)
 
-    def __iter__(self) -> Iterator[list[Key]]:
-        return iter(self.batches)
+    def batches(self) -> list[list[Key]]:
+        return self._batches
 
 
 def multi_scale_sizes(rule: str | Sequence[int] | None, size: tuple[int, int], stride: int) -> list[tuple[int, int]]:

@@ -265,6 +265,10 @@ class ShardSplit:
             raise ImageError(f"shard {name} is damaged at byte {start}; copy it again, or write it: detr_exp.shard")
         return content
 
+    def identity(self, index: int) -> str:
+        values = (int(self.where[key][index]) for key in ("offset", "length", "crc"))
+        return f"{self.place.root}/{self.name(index)} {' '.join(map(str, values))}"
+
     def ahead(self, indices: Sequence[int]) -> None:
         """Begin to read images from afar, which `image` then returns: their latencies pass at the same time."""
         if not self.place.is_remote:

@@ -15,7 +15,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from detr_exp.data.cache import ImageCache
-from detr_exp.data.content import Ahead, Objects, Outline, Segment, Split
+from detr_exp.data.content import Objects, Outline, Segment, Split, read_ahead
 from detr_exp.data.joined import Joined
 from detr_exp.data.table import flat
 from detr_exp.tile import Tile
@@ -195,8 +195,12 @@ class TiledSplit:
         return self.image(index), self.objects(index)
 
     def ahead(self, indices: Sequence[int]) -> None:
-        if isinstance(self.whole, Ahead):
-            self.whole.ahead([*dict.fromkeys(self.owners[index] for index in indices)])
+        owners = [*dict.fromkeys(self.owners[index] for index in indices)]
+        read_ahead(self.whole, owners if self.cache is None else self.cache.missing(self.whole, owners))
+
+    def identity(self, index: int) -> str | None:
+        """None: tiles are cut out of images that are cached whole."""
+        return None
 
     def truth(self) -> Values:
         return self.whole.truth()

@@ -6,6 +6,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from detr_exp.data.loader import Loading, WorkerError, _begin, batches
+from detr_exp.data.sampler import EvalSampler
 
 resource = pytest.importorskip("resource")
 
@@ -53,10 +54,10 @@ def test_the_limit_of_open_files_is_raised_where_workers_load():
     before = resource.getrlimit(resource.RLIMIT_NOFILE)
     try:
         resource.setrlimit(resource.RLIMIT_NOFILE, (256, before[1]))
-        Loading(num_workers=0).loader(samples := Pieces(), [[0]])
+        Loading(num_workers=0).loader(samples := Pieces(), EvalSampler([0], 1, (8, 8)))
         assert resource.getrlimit(resource.RLIMIT_NOFILE)[0] == 256
         samples.augment = None
-        Loading(num_workers=1).loader(samples, [[0]])
+        Loading(num_workers=1).loader(samples, EvalSampler([0], 1, (8, 8)))
         assert resource.getrlimit(resource.RLIMIT_NOFILE)[0] == min(before[1], 65536)
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, before)

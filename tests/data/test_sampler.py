@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from collections import Counter
 from itertools import chain
 
@@ -195,3 +196,13 @@ def test_evaluation_batches_have_one_shape_and_every_image_once():
     assert len(batches) == len(sampler)
     assert sorted(key.image for batch in batches for key in batch) == list(range(len(CANVASES)))
     assert all((key.height, key.width) == CANVASES[key.image] for batch in batches for key in batch)
+
+
+@pytest.mark.parametrize("workers", [1, 2, 3])
+@pytest.mark.parametrize("training", [True, False])
+def test_batches_know_what_the_same_worker_makes_next(workers, training):
+    sampler = TrainSampler(22, 3, 0, (64, 64)) if training else EvalSampler(range(20), 3, (64, 64))
+    sampler.turns = workers
+    batches = list(sampler)
+    assert [list(batch.coming) for batch in batches] == [*batches[workers:], *[[]] * workers]
+    assert pickle.loads(pickle.dumps(batches[0])).coming == batches[workers]

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 import time
+from concurrent.futures import wait
 from dataclasses import asdict
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
@@ -182,13 +183,41 @@ def test_an_address_gives_the_same_and_its_reads_overlap(files, shards, monkeypa
         ShardSplit, "content", lambda self, i, read=ShardSplit.content: asked.append(i) or read(self, i)
     )
     loader = data.loader("train", network=NETWORK, batch_size=4, seed=0, training=True)
-    keys = next(iter(loader.batch_sampler))
+    keys, following = loader.batch_sampler
     found = loader.dataset.__getitems__(keys)
-    assert sorted(asked) == sorted(key.image for key in keys)  # once each, ahead
     assert [one.image_id for one in found] == [data.train.image_ids[key.image] for key in keys]
+    wait([*data.train._coming.values()])
+    assert sorted(asked) == sorted(key.image for key in keys + following)  # once each, the next batch's, too
+    loader.dataset.__getitems__(following)
+    assert len(asked) == 8
     memory.rm("/bucket/set/train-00001.tar")
     with pytest.raises(ValueError, match=r"train-00001\.tar is lost"):
         opened("memory://bucket/set").check()
+
+
+@pytest.mark.parametrize("more", [[], ["data.tiles={size: 200}"]], ids=["whole", "tiles"])
+def test_cached_images_are_not_read_again(shards, monkeypatch, more) -> None:
+    words = ["data=shards", f"data.root='file://{shards}'", "data.num_workers=0", "data.cache=ram", *more]
+    monkeypatch.setenv("XDG_CACHE_HOME", str(shards.parent / "cache"))
+    data = build.data(compose(words))
+    first = samples(data)
+    wait([*data.train._coming.values()])
+    monkeypatch.setattr(ShardSplit, "content", lambda self, index: pytest.fail(f"image {index} is read again"))
+    assert same(samples(data), first)
+
+
+def test_samples_of_several_images_are_read_ahead_as_well(files, shards, monkeypatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(shards.parent / "cache"))
+    words = ["data=shards", f"data.root='file://{shards}'", "data.num_workers=0", "data.augment.mosaic=1"]
+    loader = build.data(compose(words)).loader("train", network=NETWORK, batch_size=2, seed=0, training=True)
+    split, (keys, *_) = loader.dataset.split, loader.batch_sampler
+    monkeypatch.setattr(ShardSplit, "ahead", lambda self, indices: ahead.extend(indices))
+    monkeypatch.setattr(split, "image", lambda index, smallest, read=split.image: used.append(index) or read(index))
+    ahead, used = [], []
+    loader.dataset.image = split.image
+    loader.dataset.__getitems__(list(keys))
+    assert ahead == used
+    assert len(used) == 8
 
 
 def test_tiles_and_parts_are_the_same_and_pass_on_what_is_used_next(files, shards, monkeypatch) -> None:
