@@ -33,6 +33,9 @@ class SelfAttention(nn.Module):
             allowed: bool, broadcastable to `[B, heads, N, N]`; True where a query (row) may attend to a key (column).
         """
         dim, linear = tokens.shape[-1], linear_like(self.out_proj)
+        # other layouts torch multiplies image by image where a weight needs no gradient (one that is frozen, or that an
+        # adapter computes), and as one matrix where it does, which may round differently
+        tokens = tokens.contiguous()
         if position is None:
             query, key, value = linear(tokens, self.in_proj_weight, self.in_proj_bias).chunk(3, dim=-1)
         else:

@@ -23,6 +23,16 @@ def test_equals_torchs_multi_head_attention():
     torch.testing.assert_close(ours(tokens), expected, rtol=0, atol=1e-12)
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("placed", [False, True])
+@pytest.mark.parametrize("tokens", [torch.randn(2, 128, 9).mT, torch.randn(1, 9, 128).expand(2, -1, -1)])
+def test_frozen_weights_give_the_same_bits(tokens, placed):
+    torch.manual_seed(0)
+    layer, position = SelfAttention(128, 4), torch.randn(9, 128) if placed else None
+    trained = layer(tokens, position)
+    assert torch.equal(layer.requires_grad_(False)(tokens, position), trained)
+
+
 @pytest.mark.parametrize("masked", [False, True])
 def test_bfloat16_on_cpu_stays_close_to_float32(masked):
     torch.manual_seed(0)
