@@ -154,6 +154,15 @@ class Depthwise(nn.Conv2d):
         with torch.autocast("cpu", enabled=False):
             return super().forward(input.float()).to(dtype)
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        # by the kind of convolution, because its own class may have no name by which another process could find it
+        return _blank_depthwise, (type(self).__bases__[-1],), self.__dict__
+
+
+def _blank_depthwise(kind: type[nn.Conv2d]) -> nn.Conv2d:
+    made = _depthwise(kind)
+    return made.__new__(made)
+
 
 def _depthwise(kind: type[nn.Conv2d]) -> type[nn.Conv2d]:
     """`Depthwise` for a convolution of some kind, e.g. one of timm's that pads by itself."""
