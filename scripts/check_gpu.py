@@ -24,12 +24,15 @@ import argparse
 import datetime
 import json
 import math
+import os
 import platform
+import signal
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
@@ -53,12 +56,16 @@ def in_process(part: str, size: Size, seconds: float) -> dict[str, Any]:
         result = Path(folder) / "result.json"
         command = [sys.executable, __file__, "--part", part, "--results", str(result), "--device", size.device]
         command += ["--rehearse"] * size.rehearsal + (["--data", str(size.data)] if size.data else [])
-        fault = ""
+        fault, process = "", subprocess.Popen(command, start_new_session=True)
         try:
-            if status := subprocess.run(command, timeout=seconds, check=False).returncode:
+            if status := process.wait(seconds):
                 fault = f"ended with status {status}"
         except subprocess.TimeoutExpired:
             fault = f"not done within {seconds:.0f} s"
+        finally:
+            with suppress(ProcessLookupError):  # its ranks and loader workers, too, which would share the device
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
         found = json.loads(result.read_text(encoding="utf-8")) if result.exists() else described([], size)
     return found | {"rows": found["rows"] + ([asdict(Row(part, math.nan, fault=fault))] if fault else [])}
 
@@ -140,6 +147,7 @@ def main() -> int:
 
 def run_parts(chosen: Sequence[str], size: Size, given: argparse.Namespace) -> int:
     """Run the parts one after another, and keep what they measured after each."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # which ends the part, too
     until = time.monotonic() + 60 * given.minutes
     results = json.loads(given.results.read_text(encoding="utf-8")) if given.results.exists() else {}
     given.results.parent.mkdir(parents=True, exist_ok=True)

@@ -228,12 +228,14 @@ def best_of_peer(peer: str, batch: Any, cfg: Any, size: Size) -> tuple[float, st
     return max(found) if found else f"{peer} fails: {reason}"
 
 
-def rate_of(step: Callable[[list[Any]], object], batches: list[Any], size: Size) -> tuple[float, float]:
-    """Images a second after warm-up, and peak GiB."""
+def rate_of(
+    step: Callable[[list[Any]], object], batches: list[Any], size: Size, warm: int = 12, counted: int = 30
+) -> tuple[float, float]:
+    """Images a second in `counted` steps after those to warm up, and peak GiB."""
     import torch
 
     gc.collect()
-    warm, counted = (2, 1) if size.rehearsal else (12, 30)
+    warm, counted = (2, 1) if size.rehearsal else (warm, counted)
     if size.device == "cuda":
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
@@ -267,7 +269,7 @@ def batch_size(size: Size) -> Iterator[Row]:
         del run, network
         detail, share = f"{images} images, accumulated {accumulated} times", math.nan
         if size.device == "cuda":
-            _, memory = rate_of(stepper(size.config(side, *words)), batches_of(images, side, size, 1), size)
+            _, memory = rate_of(stepper(size.config(side, *words)), batches_of(images, side, size, 1), size, 2, 1)
             share = memory * 2**30 / torch.cuda.get_device_properties(0).total_memory
             detail += f"; a step takes {memory:.1f} GiB"
         skipped = "" if size.device == "cuda" else "memory of a CPU is estimated"

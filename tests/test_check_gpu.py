@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import select
 import subprocess
 import sys
 from pathlib import Path
@@ -37,6 +39,19 @@ def test_a_part_that_fails_keeps_the_rows_it_had(script: ModuleType, tmp_path: P
     first, second = json.loads((tmp_path / "result.json").read_text())["rows"]
     assert (first["part"], first["fault"]) == ("first", "")
     assert second["fault"] == "RuntimeError: CUDA error: an illegal memory access / was encountered"
+
+
+def test_what_a_part_has_started_ends_with_it(script: ModuleType, tmp_path: Path, monkeypatch) -> None:
+    alive, part = tmp_path / "alive", tmp_path / "part.py"
+    os.mkfifo(alive)
+    reader = os.open(alive, os.O_RDONLY | os.O_NONBLOCK)
+    part.write_text(f"import subprocess; subprocess.Popen(['sleep', '60'], stdout=open({str(alive)!r}, 'w')); exit(3)")
+    monkeypatch.setattr(script, "__file__", str(part))
+    (row,) = script.in_process("ranks", script.Size("cpu", True, None), 60)["rows"]
+    assert row["fault"] == "ended with status 3"
+    assert select.select([reader], [], [], 20)[0], "still open in a process"
+    assert os.read(reader, 1) == b""
+    os.close(reader)
 
 
 def test_the_page_has_the_newest_of_every_part(script: ModuleType, tmp_path: Path) -> None:
