@@ -233,7 +233,9 @@ class Hardware:
         layout = "channels-last" if self.memory_format is torch.channels_last else "channels-first"
         ranks = f"{distributed.world_size()} ranks ({self.strategy}) x " if distributed.world_size() > 1 else ""
         products = ", products by oneDNN" if self.library == "onednn" else ""
-        return f"{ranks}{device} ({name}), {names[self.amp_dtype]}, {layout}{products}"
+        is_slow = device.type == "cpu" and self.amp_dtype is torch.bfloat16 and not cpu_has_bf16()
+        slow = " (not in this processor: trainer.hardware.amp=null is faster)" if is_slow else ""
+        return f"{ranks}{device} ({name}), {names[self.amp_dtype]}{slow}, {layout}{products}"
 
 
 def _fastest_dtype(device: torch.device) -> torch.dtype | None:

@@ -40,6 +40,14 @@ def test_auto_uses_bf16_only_where_the_processor_multiplies_it():
     assert hardware(amp="auto").amp_dtype is (torch.bfloat16 if cpu_has_bf16() else None)
 
 
+@pytest.mark.parametrize("there", [False, True])
+def test_a_processor_without_bf16_is_told(monkeypatch, there):
+    for name in ("_is_amx_tile_supported", "_is_avx512_bf16_supported"):
+        monkeypatch.setattr(torch.cpu, name, lambda: there)
+    assert ("bf16 (not in this processor" in hardware(amp="bf16").describe()) != there
+    assert "not in this processor" not in hardware(amp="auto").describe()
+
+
 def test_auto_device_exists():
     torch.zeros(1, device=hardware(device="auto").torch_device)
 
