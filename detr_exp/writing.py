@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import glob
 import os
+import tempfile
 import uuid
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +14,17 @@ DEVICES = (Path("/dev"), Path("/dev/fd"))  # `/dev/stdout` may be a file to whic
 HEX = 12
 LOCK = ".lock"  # in a folder that only one process at a time may use
 SHOWN = 40  # characters of a file's name in that of its temporary file: the length of names is limited
+
+
+def caches() -> Path:
+    """The folder of this user's caches, as the XDG specification defines it; for a user without a home, which some
+    containers have, one among the temporary files."""
+    if given := os.environ.get("XDG_CACHE_HOME"):
+        return Path(given)
+    try:
+        return Path.home() / ".cache"
+    except RuntimeError:
+        return Path(tempfile.gettempdir()) / f"cache-{os.getuid()}"
 
 
 def write(path: Path, content: str | bytes | Callable[[IO[bytes]], object]) -> None:

@@ -4,16 +4,28 @@ from __future__ import annotations
 
 import os
 import stat
+import tempfile
 import threading
 from pathlib import Path
 from typing import IO
 
 import pytest
 
-from detr_exp.writing import remove_left_overs, write
+from detr_exp.writing import caches, remove_left_overs, write
 
 # what people call files, and as long as a system allows
 NAMES = ["a.txt", "x" * 255, "[a-z]*.json", "größe 画.csv", ".hidden", "-f", "a\nb", "\udcff\udcfe.txt"]
+
+
+def test_caches_have_a_place_without_a_home(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", "/elsewhere")
+    assert caches() == Path("/elsewhere")
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setenv("HOME", "/home/of")
+    assert caches() == Path("/home/of/.cache")
+    monkeypatch.delenv("HOME")
+    monkeypatch.setattr("pwd.getpwuid", lambda number: {}[number])  # a number without a name, as containers have
+    assert caches().is_relative_to(tempfile.gettempdir())
 
 
 @pytest.mark.parametrize("name", NAMES, ids=range(len(NAMES)))

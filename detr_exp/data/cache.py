@@ -23,6 +23,7 @@ import numpy as np
 
 from detr_exp.data.content import Split, identity_of
 from detr_exp.data.image import SCALES, decode_scale
+from detr_exp.writing import caches
 
 log = logging.getLogger(__name__)
 
@@ -155,7 +156,7 @@ def room_for(where: str, gigabytes: float, name: str, group: str) -> Room | None
     if where == "none":
         return None
     if where == "disk":
-        folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "detr_exp" / name
+        folder = caches() / "detr_exp" / name
         folder.mkdir(parents=True, exist_ok=True)
     else:
         base = MEMORY if os.access(MEMORY, os.W_OK) else Path(tempfile.gettempdir())

@@ -22,6 +22,7 @@ from detr_exp.data.image import ImageError, refuse_size
 from detr_exp.data.joined import tables_of
 from detr_exp.data.problems import Problems
 from detr_exp.data.table import TableSplit
+from detr_exp.writing import caches
 
 log = logging.getLogger(__name__)
 Made = TypeVar("Made")
@@ -118,6 +119,5 @@ def _complaint(split: TableSplit, index: int) -> str | None:
 
 
 def _memory() -> Path:
-    """The folder of the stamps, as the XDG specification defines it."""
-    home = os.environ.get("XDG_CACHE_HOME")
-    return (Path(home) if home else Path.home() / ".cache") / "detr_exp" / "headers"
+    """The folder of the stamps."""
+    return caches() / "detr_exp" / "headers"

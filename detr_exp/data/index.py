@@ -29,7 +29,7 @@ from detr_exp.data.problems import Problems
 from detr_exp.data.seen import Seen, holds
 from detr_exp.data.table import TableSplit, Texts
 from detr_exp.values import Values
-from detr_exp.writing import write
+from detr_exp.writing import caches, write
 
 log = logging.getLogger(__name__)
 LEAST = 2000  # images: fewer are read sooner than they are looked up
@@ -121,7 +121,7 @@ def _recalled(
 
 def cache_folder() -> Path:
     """The folder of the indices of this user."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "detr_exp" / "index"
+    return caches() / "detr_exp" / "index"
 
 
 @functools.cache

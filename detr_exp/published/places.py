@@ -18,7 +18,7 @@ from typing import Any
 
 from detr_exp.locks import lock
 from detr_exp.published.source import Source
-from detr_exp.writing import write
+from detr_exp.writing import caches, write
 
 FOLDERS = "DETR_EXP_WEIGHTS"  # folders of the user, separated as in PATH
 RECORD = "weights.lock.json"  # in the cache: key -> sha256 and size
@@ -29,7 +29,7 @@ logger = logging.getLogger(__name__)
 
 def cache_folder() -> Path:
     """The folder that files are downloaded to."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "detr_exp" / "weights"
+    return caches() / "detr_exp" / "weights"
 
 
 def own_place(source: Source) -> Path:
@@ -75,7 +75,7 @@ def _in_package(source: Source) -> Path | None:
 
 def _torch_folder() -> Path:
     """Of `torch.hub`, without loading torch."""
-    base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "torch"
+    base = caches() / "torch"
     return Path(os.environ.get("TORCH_HOME") or base).expanduser() / "hub" / "checkpoints"
 
 
