@@ -127,7 +127,7 @@ def image_cache(where: str, gigabytes: float, root: str | None, channels: int = 
         channels: of the images.
 
     Raises:
-        ValueError: for another place or a size that is not positive.
+        ValueError: as for `room_for`.
     """
     name = hashlib.sha1(os.path.abspath(root or "").encode()).hexdigest()[:16]
     room = room_for(where, gigabytes, name, "data")
@@ -147,7 +147,7 @@ def room_for(where: str, gigabytes: float, name: str, group: str) -> Room | None
         group: whose keys `cache` and `cache_gb` these are, for messages.
 
     Raises:
-        ValueError: for another place or a size that is not positive.
+        ValueError: for another place, one that cannot be written to, or a size that is not positive.
     """
     if where not in PLACES:
         raise ValueError(f"{group}.cache is {where!r}; use none, ram or disk: {group}.cache=ram")
@@ -157,7 +157,15 @@ def room_for(where: str, gigabytes: float, name: str, group: str) -> Room | None
         return None
     if where == "disk":
         folder = caches() / "detr_exp" / name
-        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=folder):
+                pass
+        except OSError as error:
+            raise ValueError(
+                f"{group}.cache is disk, but {folder} cannot be written to ({error.strerror}); keep it elsewhere: "
+                f"XDG_CACHE_HOME=FOLDER, or use {group}.cache=ram"
+            ) from error
     else:
         base = MEMORY if os.access(MEMORY, os.W_OK) else Path(tempfile.gettempdir())
         _sweep(base)

@@ -144,6 +144,15 @@ def test_wrong_settings_are_refused(root, settings, word):
         data_set(root, **settings)
 
 
+def test_a_place_that_cannot_be_written_to_is_refused(root, tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    message = r"data\.cache is disk, but .* cannot be written to \(Not a directory\).*XDG_CACHE_HOME=FOLDER.*cache=ram"
+    with pytest.raises(ValueError, match=message):
+        data_set(root, cache="disk")
+    assert data_set(root, cache="ram").split("train")
+
+
 @pytest.mark.parametrize("cut", [0, 8, 31, 32, 5000, -1], ids=str)
 def test_a_damaged_file_is_decoded_again(root, cut):
     split = data_set(root).split("train")
