@@ -22,7 +22,7 @@ from detr_exp.data.shard_writing import write_shards
 from detr_exp.data.shards import Place
 from detr_exp.data.table import TableSplit
 
-LATENCY, WORKERS, MANY = 0.02, 2, 192
+LATENCY, WORKERS, MANY = 0.02, 2, 480
 TEXT = f"""
 {IMAGES} images of 640 x 480 pixels with the training pipeline of `data/augment=rtdetr`, from JPEG files and from shards
 of the same files. The first row is CPU time of this process. The second is the time on the wall of {WORKERS} loader
