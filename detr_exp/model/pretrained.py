@@ -285,7 +285,8 @@ def _refuse_misfits(
         ours, theirs = list(own[name].shape), list(state[name].shape)
         if name in by_class and len(ours) == len(theirs):
             ours[by_class[name]] = theirs[by_class[name]]
-        return ours == theirs or name in by_keypoint
+        is_resampled = name == pretrained_rfdetr.RESAMPLED and ours[:2] == theirs[:2]
+        return ours == theirs or name in by_keypoint or is_resampled
 
     missing = [n for n in own if n not in state and n not in by_class and not n.endswith(".num_batches_tracked")]
     misfits = {

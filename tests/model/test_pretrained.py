@@ -11,6 +11,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from detr_exp.model.layer.position import fit_positions
 from detr_exp.model.pretrained import load_weights, read_weights
 from detr_exp.model.pretrained_rtdetr import (
     from_huggingface,
@@ -184,6 +185,20 @@ def test_denoising_may_be_missing_on_either_side(network, small, tmp_path):
     load_weights(small("model.num_denoising=0"), tmp_path / "with.pth")
     torch.save({"format": 1, "model": small("model.num_denoising=0").state_dict()}, tmp_path / "without.pth")
     load_weights(small(), tmp_path / "without.pth")
+
+
+def test_weights_of_ours_for_another_image_size_have_their_positions_resampled(make, randomise, tmp_path):
+    def of_size(height: int, width: int) -> torch.nn.Module:
+        vit = (f"model.backbone.{key}" for key in ("width=32", "num_heads=2", "patch_size=8", "out_blocks=[1,2]"))
+        narrow = ("model.hidden_dim=32", "model.dim_feedforward=32", "model.num_cross_heads=4", "model.num_layers=1")
+        return make("model=rfdetr", *vit, *narrow, "model.num_groups=1", f"model.image_size=[{height},{width}]")
+
+    trained, larger = randomise(of_size(64, 64)), of_size(96, 128)
+    torch.save({"format": 1, "model": trained.state_dict(), "classes": NAMES}, tmp_path / "file.pth")
+    share = load_weights(larger, tmp_path / "file.pth", NAMES)
+    assert share == f"{len(trained.state_dict())} of {len(trained.state_dict())} tensors"
+    fit_positions(trained, (96, 128))
+    assert same(larger.state_dict(), trained.state_dict())
 
 
 @pytest.mark.parametrize(
