@@ -123,7 +123,7 @@ class Teaching:
 
         Args:
             batch: on the device.
-            images: its pixels, `[B, 3, H, W]` in 0..1.
+            images: its pixels, `[B, 3, H, W]` in 0..1, at their own size also where a member sees smaller ones.
             outputs: of the network that is trained.
             precision: of the training, which the teacher shares.
             member: of the network, as which it has computed the outputs; None: whole.
@@ -133,7 +133,8 @@ class Teaching:
             return None
         began = time.process_time()
         with torch.no_grad(), precision.autocast():
-            seen = self._seen(batch, images)
+            size = self.teacher.image_size or (member or Member()).image_size
+            seen = self._seen(batch, *resized(images, batch.padding_mask, size))
         prediction, theirs = as_float32(seen.prediction), as_float32(seen.maps)
         with torch.no_grad():
             nothing = Targets(batch.targets.labels[:0], batch.targets.boxes[:0], (0,) * len(batch))
@@ -147,15 +148,15 @@ class Teaching:
         self.seconds += time.process_time() - began
         return Taught(targets, maps)
 
-    def _seen(self, batch: Batch, images: Tensor) -> Seen:
+    def _seen(self, batch: Batch, images: Tensor, padding_mask: Tensor | None) -> Seen:
         def see(images: Tensor, padding_mask: Tensor | None) -> Seen:
-            seen = self.teacher(*resized(images, padding_mask, self.teacher.image_size))
+            seen = self.teacher(images, padding_mask)
             prediction = None if seen.prediction is None or not self.columns else without_tasks(seen.prediction)
             return Seen(prediction, None if self.projection is None else seen.maps)
 
         if self.kept is None:
-            return see(images, batch.padding_mask)
-        return self.kept.joined(see, batch, images, batch.padding_mask)
+            return see(images, padding_mask)
+        return self.kept.joined(see, batch, images, padding_mask)
 
     def _targets(self, prediction: Prediction, batch: Batch) -> Targets:
         ours = self.criterion.activation

@@ -299,8 +299,8 @@ class Trainer:
                 with as_member(state.network, member), gradient_exchange(state.trained, last):
                     with state.precision.autocast():
                         images = batch.pixels(state.precision.memory_format)
-                        images, padding_mask = resized(images, batch.padding_mask, member.image_size)
-                        outputs = state.forward(images, batch.targets, padding_mask)
+                        inputs, padding_mask = resized(images, batch.padding_mask, member.image_size)
+                        outputs = state.forward(inputs, batch.targets, padding_mask)
                     taught = teaching and teaching(batch, images, outputs, state.precision, member)
                     losses = run.criterion(
                         as_float32(outputs), batch.targets, num_boxes, num_images, over_ranks, taught

@@ -9,6 +9,7 @@ import torch
 
 from detr_exp import build
 from detr_exp.inference.detector import load
+from detr_exp.model.member import Member
 from detr_exp.signals import Interrupted
 from detr_exp.structures import leaves
 from detr_exp.teacher.detector import DetectorTeacher
@@ -185,6 +186,28 @@ def test_a_teacher_of_another_size_sees_the_images_at_its_size(taught, teachers,
     assert set(seen) == {(64, 64)}, "also in the trial of memory"
     batch = next(iter(state.loader))
     assert batch.images.shape[1:3] == (96, 96)
+
+
+def test_a_teacher_sees_whole_images_where_a_member_sees_smaller_ones(taught, tmp_path):
+    """At the size of its training, however the sizes of the member and of the teacher compare, with their padding."""
+    cfg = build.compose(taught("rtdetr", "rtdetr", "data.fit=letterbox", "trainer/elastic=full"))
+    trainer, run = build.trainer(cfg), build.run(cfg, tmp_path)
+    state = trainer.start(run)
+    object.__setattr__(state.members, "of_step", lambda seed, step: [Member(image_size=(32, 32))])
+    seen = []
+    network = run.teaching.teacher.network
+    network.register_forward_pre_hook(lambda _, given, named: seen.append((*given, *named.values())), with_kwargs=True)
+    state.network.train()
+    state.loader.batch_sampler.set_epoch(0)
+    batch = next(iter(state.loader))
+    for size in ((64, 64), (32, 32)):
+        run.teaching.teacher.image_size = size
+        trainer.train_step(run, state, [batch])
+        images, padding_mask = seen.pop()
+        assert images.shape[-2:] == padding_mask.shape[-2:] == size
+        if size == batch.images.shape[1:3]:
+            assert torch.equal(images, batch.pixels(torch.contiguous_format))
+            assert torch.equal(padding_mask, batch.padding_mask)
 
 
 def test_kept_outputs_are_computed_once_and_give_the_same_steps(taught, tmp_path, monkeypatch):
