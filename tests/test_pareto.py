@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections import Counter
 from collections.abc import Callable, Iterator
 from html.parser import HTMLParser
 from pathlib import Path
@@ -73,6 +74,21 @@ def test_shared_evaluations_are_separate_ones(trained: Path) -> None:
             assert len(detections.scores) == (member.queries or 20)
             assert np.array_equal(images[number].scores, detections.scores)
             assert np.array_equal(images[number].boxes, detections.boxes)
+
+
+def test_members_share_what_they_have_in_common(trained: Path) -> None:
+    """A pass of backbone and encoder for each size, one of the decoder for each number of queries at it."""
+    cfg = compose([f"checkpoint={trained}", *DATA, *FEW, "batch_size=3"], config_name="pareto")
+    opened, passes = on_data(open_detector(cfg), cfg), Counter[str]()
+    network, batches = opened.detector.network, 2
+    for part in ("backbone", "encoder", "decoder"):
+        network.get_submodule(part).register_forward_hook(lambda *_, part=part: passes.update([part]))
+    members = grid_of(network, [1, 2, 3], [3, 7, 20], [64, [96, 64]])
+    assert len(members) == 18
+    passes.clear()
+    found = [one for size in evaluate_members(opened, "val", members) for one in size]
+    assert len(found) == len(members)
+    assert passes == {"backbone": 2 * batches, "encoder": 2 * batches, "decoder": 2 * 3 * batches}
 
 
 @pytest.mark.slow

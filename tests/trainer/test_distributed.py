@@ -113,6 +113,17 @@ def test_two_ranks_compute_the_same_member_and_wait_for_no_unused_parameter(pair
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("name", ["distilled", "fsdp, distilled"])
+def test_two_ranks_compute_the_same_members_and_the_largest_teaches_the_others(pair, tmp_path, name):
+    """Several passes of a step, of which the last exchanges gradients."""
+    _, (first, second), _ = pair
+    wanted = two_ranks.one_step(*two_ranks.DISTILLED, ACCUMULATED, folder=tmp_path)
+    assert wanted["terms"]["loss_teacher_class"] > 1e-3
+    for found in (first[name], second[name]):
+        assert_same_step(found, wanted)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("name", two_ranks.NETWORKS)
 def test_a_rank_may_have_no_objects(pair, wanted_of, name):
     _, (first, _), _ = pair

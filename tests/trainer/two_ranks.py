@@ -81,6 +81,10 @@ NETWORKS = {
     "keypoints": ("model=rfdetr_keypoint", *RFDETR),
 }
 ELASTIC = (*NETWORKS["boxes"], "trainer/elastic=full", "trainer.elastic.layers=[0.5]", "trainer.elastic.queries=[0.5]")
+DISTILLED = (
+    *(*NETWORKS["boxes"], "trainer/elastic=full", "trainer.elastic.sandwich=true", "trainer.elastic.num_random=2"),
+    *("teacher=largest", "teacher.threshold=0.01"),
+)
 TEACHER = "teacher"  # folder of the run that teaches, in the folder of all
 TAUGHT = ("teacher=run", "teacher.threshold=0.01", "model.hidden_dim=48", "model.neck.hidden_dim=48")
 # Their loss divides by a number that is known after the matching only. Ranks exchange it, micro-batches do not: two
@@ -204,6 +208,8 @@ def main(folder: Path) -> None:
         found["taught"] = one_step(*taught_words(folder), folder=folder)
         found["elastic"] = one_step(*ELASTIC, folder=folder)
         found["fsdp, elastic"] = one_step(*ELASTIC, "trainer.hardware.strategy=fsdp", folder=folder)
+        found["distilled"] = one_step(*DISTILLED, folder=folder)
+        found["fsdp, distilled"] = one_step(*DISTILLED, "trainer.hardware.strategy=fsdp", folder=folder)
         found["frozen"] = one_step(*NETWORKS["boxes"], folder=folder, frozen_norms=True)
         found["bad"] = one_step(*NETWORKS["boxes"], folder=folder, poisoned=1)
         fsdp = ("trainer.hardware.strategy=fsdp",)
