@@ -21,7 +21,8 @@ class Member:
     Attributes:
         split: with the category ids of its data set.
         number_of: category id of the data set -> of all data sets together; ids that are not in it are ignored.
-        annotated: the category ids of all together that this data set annotates; None: all that there are.
+        annotated: the category ids of all together of which this data set has all objects; None: all that there are.
+            Objects of others are trained on, and are not in the ground truth.
     """
 
     split: Split
@@ -123,7 +124,8 @@ class Joined:
             known = {} if member.annotated is None else {"annotated": list(member.annotated)}
             images += [{**image, "id": image["id"] + added, "set": name, **known} for image in truth["images"]]
             for one in truth["annotations"]:
-                if (number := member.number_of.get(one["category_id"])) is not None:
+                number = member.number_of.get(one["category_id"])
+                if number is not None and (member.annotated is None or number in member.annotated):
                     ids = {"id": len(annotations) + 1, "image_id": one["image_id"] + added, "category_id": number}
                     annotations.append({**one, **ids})
         categories = [category_entry(category) for category in self.categories]

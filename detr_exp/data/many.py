@@ -47,6 +47,11 @@ class _Set:
     name_of: dict[int, str] = field(default_factory=dict)
     weight: float | None = None
 
+    def annotates(self) -> set[str]:
+        """The classes here of which it has all objects: not one that has the name of an ignored class of it."""
+        ignored = {one.name for one in self.content.categories if one.id not in self.name_of}
+        return set(self.name_of.values()) - ignored
+
 
 def many(
     root: str | None,
@@ -202,7 +207,7 @@ def _split(name: str, sets: Mapping[str, _Set], categories: list[Category], shar
         if name not in one.content.read:
             continue
         numbers = {old: number_of[new] for old, new in one.name_of.items()}
-        annotated = tuple(sorted(set(numbers.values())))
+        annotated = tuple(sorted(number_of[known] for known in one.annotates()))
         members[set_name] = Member(one.content.read[name](), numbers, annotated)
     if all(len(member.annotated or ()) == len(categories) for member in members.values()):
         members = {set_name: replace(member, annotated=None) for set_name, member in members.items()}

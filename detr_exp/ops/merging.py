@@ -1,12 +1,14 @@
 """Detections of tiles as those of their image: each object once (non-maximum merging).
 
-Two detections of a class from two tiles are the same object if, within the region that both tiles show, their boxes
-overlap with an IoU of at least `SAME`: there both have seen the same pixels. Detections of one tile are never merged
-with each other, so that those of an image of one tile stay as they are.
+Two detections of a class from two tiles are the same object if, within the region that both tiles show, they overlap
+with an IoU of at least `SAME`: there both have seen the same pixels. Masks are compared where both have one there, as
+boxes of a slender object that lies across may hardly overlap, and those of two that cross may be equal; else boxes.
+Detections of one tile are never merged with each other, so that those of an image of one tile stay as they are.
 
 The best detection of an object stays: its score, its keypoints, and the sides of its box that its tile does not cut.
 A side that lies on a border of its tile, within the image, is where the object continues; it moves to the farthest side
-of the same object in the other tiles, whose masks are then added.
+of the same object in the other tiles, whose masks are then added; the box of an object with masks is then that of all
+its parts.
 
 Legend: n detections of an image, by tiles; boxes are xyxy in its pixels.
 """
@@ -68,11 +70,13 @@ def merged(found: Sequence[Detections], tiles: Sequence[Tile], most: int) -> Det
     owner = torch.cat([torch.full((len(one),), place) for place, one in enumerate(found)])
     scores, labels = torch.cat([one.scores for one in found]), torch.cat([one.labels for one in found])
     order = scores.argsort(descending=True, stable=True)
-    groups = _groups(boxes[order].double().numpy(), labels[order].numpy(), owner[order].numpy(), tiles)
+    masks = None if found[0].masks is None else [mask for one in found for mask in one.masks.numpy()]
+    ordered = None if masks is None else [masks[place] for place in order.tolist()]
+    groups = _groups(boxes[order].double().numpy(), labels[order].numpy(), owner[order].numpy(), tiles, ordered)
     kept, sides, parts = [], [], []
     for group in groups:
         members = order[group]
-        box, continues = _joined(boxes[members], [tiles[place] for place in owner[members].tolist()])
+        box, continues = _joined(boxes[members], tiles[int(owner[members[0]])], whole=masks is not None)
         kept.append(members[0])
         sides.append(box)
         parts.append(members if continues else members[:1])
@@ -92,11 +96,17 @@ def merged(found: Sequence[Detections], tiles: Sequence[Tile], most: int) -> Det
     return made
 
 
-def _groups(boxes: np.ndarray, labels: np.ndarray, owner: np.ndarray, tiles: Sequence[Tile]) -> list[list[int]]:
+def _groups(
+    boxes: np.ndarray,
+    labels: np.ndarray,
+    owner: np.ndarray,
+    tiles: Sequence[Tile],
+    masks: Sequence[np.ndarray] | None,
+) -> list[list[int]]:
     """For each object its detections that count, the best first: at most one of each tile.
 
     Args:
-        boxes, labels, owner: of detections, best first.
+        boxes, labels, owner, masks: of detections, best first; each mask is of its tile.
     """
     ends = np.array([(tile.x, tile.y, tile.x + tile.size[1], tile.y + tile.size[0]) for tile in tiles], float)
     taken = np.zeros(len(boxes), bool)
@@ -109,7 +119,11 @@ def _groups(boxes: np.ndarray, labels: np.ndarray, owner: np.ndarray, tiles: Seq
             own = members[place]
             place += 1
             others = np.flatnonzero(~taken & (labels == labels[own]) & (owner != owner[first]))
-            same = others[_overlap(boxes[own], ends[owner[own]], boxes[others], ends[owner[others]]) >= SAME]
+            overlap = _overlap(boxes[own], ends[owner[own]], boxes[others], ends[owner[others]])
+            for i in np.flatnonzero(overlap > 0).tolist() if masks is not None else ():
+                pair = [(tiles[owner[one]], boxes[one], masks[one]) for one in (own, others[i])]
+                overlap[i] = _mask_overlap(pair, float(overlap[i]))
+            same = others[overlap >= SAME]
             taken[same] = True
             known = {owner[member] for member in members}
             for other in same.tolist():
@@ -131,9 +145,33 @@ def _overlap(box: np.ndarray, tile: np.ndarray, boxes: np.ndarray, tiles: np.nda
     return shared / np.maximum(first + second - shared, 1e-9)
 
 
-def _joined(boxes: Tensor, tiles: Sequence[Tile]) -> tuple[Tensor, bool]:
-    """The box of an object from those of its detections, the best first, and whether it continues in other tiles."""
-    tile, box = tiles[0], boxes[0].clone()
+def _mask_overlap(pair: Sequence[tuple[Tile, np.ndarray, np.ndarray]], otherwise: float) -> float:
+    """IoU of two masks within their boxes, in the region that their tiles both show.
+
+    Args:
+        pair: of two detections each the tile, the box in the image, and the mask in the tile.
+        otherwise: what is returned where one of them has no pixel there.
+    """
+    low = np.max([(tile.x, tile.y) for tile, _, _ in pair], 0)
+    high = np.min([(tile.x + tile.size[1], tile.y + tile.size[0]) for tile, _, _ in pair], 0)
+    sides = np.array([box for _, box, _ in pair])
+    low = np.maximum(low, np.floor(sides[:, :2].min(0)).astype(int))
+    high = np.minimum(high, np.ceil(sides[:, 2:].max(0)).astype(int))
+    one, other = (mask[low[1] - t.y : high[1] - t.y, low[0] - t.x : high[0] - t.x] for t, _, mask in pair)
+    if not one.any() or not other.any():
+        return otherwise
+    return float((one & other).sum() / (one | other).sum())
+
+
+def _joined(boxes: Tensor, tile: Tile, *, whole: bool) -> tuple[Tensor, bool]:
+    """The box of an object from those of its detections, and whether it continues in other tiles.
+
+    Args:
+        boxes: `[m, 4]`, the best first.
+        tile: of the best one.
+        whole: where the object continues, the box holds all of them; False: the best one and the sides that are cut.
+    """
+    box = boxes[0].clone()
     height, width = tile.whole
     borders = (tile.x, tile.y, tile.x + tile.size[1], tile.y + tile.size[0])
     cut = [
@@ -143,7 +181,7 @@ def _joined(boxes: Tensor, tiles: Sequence[Tile]) -> tuple[Tensor, bool]:
         )
     ]
     for place, is_cut in enumerate(cut):
-        if is_cut:
+        if is_cut or (whole and any(cut)):
             box[place] = boxes[:, place].min() if place < 2 else boxes[:, place].max()
     return box, any(cut)
 

@@ -146,6 +146,21 @@ def test_detections_of_classes_without_annotations_do_not_count(sets) -> None:
     assert metric.compute()["mAP"] == 1.0
 
 
+def test_a_class_some_of_whose_objects_are_ignored_is_annotated_in_part(sets) -> None:
+    """Its other objects are trained on; that there is none is not background, and is neither right nor wrong."""
+    sets["b"] |= {"as": {"bird": "sign", "kitty": "cat"}, "ignore": ["sign"]}
+    data = joined(sets)
+    assert data.classes == ["cat", "dog", "sign"]
+    assert [data.train.objects(i).categories.tolist() for i in (4, 5)] == [[3], [1]]
+    known = {n: row for b in batches(data) for n, row in zip(b.image_ids, b.targets.annotated.tolist())}
+    assert known[9] == known[10] == [True, False, False]
+    truth = data.val.truth()
+    assert {one["category_id"] for one in truth["annotations"] if one["image_id"] >= 9} == {1}
+    data.check()
+    alone = joined({"b": sets["b"]})
+    assert alone.train.objects(0).annotated.tolist() == [1]  # in one data set, too
+
+
 def test_resuming_and_ranks(sets) -> None:
     sets["a"]["weight"], sets["b"]["weight"] = 1, 1
     data = joined(sets)

@@ -92,6 +92,43 @@ def test_masks_and_keypoints_are_in_the_image():
     assert found.keypoint_covariance.shape == (1, 1, 2, 2)
 
 
+def bars(*lines):
+    """Masks of slender objects: from (x0, y0) to (x1, y1), three pixels thick."""
+    rows, columns = torch.meshgrid(torch.arange(WHOLE[0]), torch.arange(WHOLE[1]), indexing="ij")
+    drawn = []
+    for x0, y0, x1, y1 in lines:
+        middle = y0 + (columns - x0) * (y1 - y0) / (x1 - x0)
+        drawn.append(((rows - middle).abs() <= 1) & (columns >= x0) & (columns < x1))
+    return torch.stack(drawn)
+
+
+def parts_of(masks, tile, scores):
+    """What a perfect detector finds of masks in a tile."""
+    cut = masks[:, :, tile.x : tile.x + tile.size[1]]
+    rows = [(mask.nonzero(), score, mask) for mask, score in zip(cut, scores) if mask.any()]
+    boxes = [[*points.amin(0).flip(0).tolist(), *(points.amax(0).flip(0) + 1).tolist()] for points, _, _ in rows]
+    return Detections(
+        torch.tensor([score for _, score, _ in rows]),
+        torch.zeros(len(rows), dtype=torch.int64),
+        torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4),
+        torch.stack([mask for _, _, mask in rows]),
+    )
+
+
+def test_masks_tell_slender_objects_that_lie_across_or_cross():
+    """The boxes of parts of one hardly overlap between the tiles; those of two that cross are equal there."""
+    whole = bars((2, 5, 198, 95), (61, 10, 79, 60), (61, 60, 79, 10), (30, 60, 110, 10))
+    scores = [(0.9, 0.5, 0.6, 0.7), (0.8, 0.6, 0.5, 0.9), (0.5, 0.5, 0.5, 0.5)]
+    found = merged([parts_of(whole, tile, own) for tile, own in zip(TILES, scores)], TILES, 100)
+    assert {tuple(mask.flatten().nonzero().flatten().tolist()) for mask in found.masks} == {
+        tuple(mask.flatten().nonzero().flatten().tolist()) for mask in whole
+    }
+    assert len(found) == len(whole)
+    for mask, box in zip(found.masks, found.boxes):
+        points = mask.nonzero()
+        assert box.tolist() == [*points.amin(0).flip(0).tolist(), *(points.amax(0).flip(0) + 1).tolist()]
+
+
 def test_images_are_complete_when_all_their_tiles_are():
     merging, nothing = Merging(100), Detections(torch.zeros(0), torch.zeros(0, dtype=torch.int64), torch.zeros(0, 4))
     (single,) = Tiles((100, 200)).of(WHOLE)
