@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Collection
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from detr_exp.config.stored import with_derived_nodes
 from detr_exp.config.targets import WrongArgumentsError
@@ -47,5 +47,6 @@ def refuse_unused_keys(cfg: DictConfig, group: str, known: Collection[str], furt
 def references(cfg: DictConfig) -> str:
     """All references in a config, including those of derived nodes; a config from a file has none."""
     values = values_of(cfg, resolve=False)
-    found = _REFERENCES.findall(OmegaConf.to_yaml(cfg))
-    return " ".join(found and _REFERENCES.findall(OmegaConf.to_yaml(with_derived_nodes(values, resolved=False))))
+    if not _REFERENCES.search(str(values)):
+        return ""
+    return " ".join(_REFERENCES.findall(str(with_derived_nodes(values, resolved=False))))
