@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import ast
+import functools
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from importlib import import_module
 from pathlib import Path
 from types import GenericAlias
@@ -67,8 +68,24 @@ MOST_ANY = 376  # lower it with every one that gets a type
 WITHIN = {"trainer.diagnosis"}  # rooms that share the layer of the folder they are in
 
 
+@functools.cache
 def modules() -> list[Path]:
     return sorted(PACKAGE.rglob("*.py"))
+
+
+@functools.cache
+def tree_of(path: Path) -> ast.Module:
+    return ast.parse(path.read_text("utf-8"))
+
+
+@functools.cache
+def nodes(path: Path) -> list[ast.AST]:
+    """All nodes of a file: it is parsed once for all rules."""
+    return list(ast.walk(tree_of(path)))
+
+
+def calls_in(paths: Iterable[Path]) -> Iterator[tuple[Path, ast.Call]]:
+    return ((path, node) for path in paths for node in nodes(path) if isinstance(node, ast.Call))
 
 
 def dotted(path: Path) -> str:
@@ -82,7 +99,7 @@ def folder_of(module: str) -> str:
 
 def imports(path: Path) -> Iterator[str]:
     """Dotted names inside the package that a file imports, wherever in the file."""
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in nodes(path):
         if isinstance(node, ast.Import):
             yield from (
                 alias.name.removeprefix("detr_exp.") for alias in node.names if alias.name.startswith("detr_exp.")
@@ -96,19 +113,19 @@ def imports(path: Path) -> Iterator[str]:
                 yield module.removeprefix("detr_exp.")
 
 
-@pytest.mark.parametrize("path", modules(), ids=dotted)
-def test_a_module_imports_only_from_lower_layers_or_its_own_folder(path: Path) -> None:
-    own = folder_of(dotted(path))
-    for name in imports(path):
-        other = folder_of(name)
-        assert other == own or LAYERS[other] < LAYERS[own], f"{dotted(path)} (in {own or 'root'}) imports {name}"
+def test_a_module_imports_only_from_lower_layers_or_its_own_folder() -> None:
+    for path in modules():
+        own = folder_of(dotted(path))
+        for name in imports(path):
+            other = folder_of(name)
+            assert other == own or LAYERS[other] < LAYERS[own], f"{dotted(path)} (in {own or 'root'}) imports {name}"
 
 
 def imported_modules(path: Path) -> set[str]:
     """Modules of the package that a file imports, wherever in the file; of `from data import loader` the loader."""
     known = set(map(dotted, modules()))
     found = set()
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in nodes(path):
         if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == PACKAGE.name:
             parent = (node.module or "").partition(".")[2]
             inner = {f"{parent}.{alias.name}".lstrip(".") for alias in node.names}
@@ -128,10 +145,10 @@ def test_modules_do_not_import_each_other_in_circles() -> None:
     assert not left, f"import each other: { ({name: sorted(needs & left.keys()) for name, needs in left.items()}) }"
 
 
-@pytest.mark.parametrize("path", modules(), ids=dotted)
-def test_commands_are_not_imported(path: Path) -> None:
+def test_commands_are_not_imported() -> None:
     """What two commands share is a module below them."""
-    assert not imported_modules(path) & COMMANDS
+    for path in modules():
+        assert not imported_modules(path) & COMMANDS, f"{dotted(path)} imports a command"
 
 
 def test_the_commands_are_the_modules_that_can_be_started() -> None:
@@ -139,10 +156,9 @@ def test_the_commands_are_the_modules_that_can_be_started() -> None:
     assert started == COMMANDS
 
 
-@pytest.mark.parametrize("path", modules(), ids=dotted)
-def test_parts_are_asked_by_their_contracts(path: Path) -> None:
+def test_parts_are_asked_by_their_contracts() -> None:
     """What a network or a metric may lack is an ability with a protocol, and not a name in quotation marks."""
-    for call in (node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call)):
+    for path, call in calls_in(modules()):
         if isinstance(call.func, ast.Name) and call.func.id in ("getattr", "hasattr", "setattr"):
             asked = ast.unparse(call.args[0]).rpartition(".")[2].rpartition("_")[2]
             is_named = isinstance(call.args[1], ast.Constant | ast.JoinedStr)
@@ -150,7 +166,7 @@ def test_parts_are_asked_by_their_contracts(path: Path) -> None:
 
 
 def test_few_values_may_be_anything() -> None:
-    names = [node for path in modules() for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Name)]
+    names = [node for path in modules() for node in nodes(path) if isinstance(node, ast.Name)]
     assert sum(name.id == "Any" for name in names) <= MOST_ANY
 
 
@@ -167,56 +183,49 @@ def test_no_file_is_named_for_a_drawer() -> None:
 
 def test_no_class_is_named_for_a_drawer() -> None:
     names = [
-        f"{dotted(path)}.{node.name}"
-        for path in modules()
-        for node in ast.walk(ast.parse(path.read_text()))
-        if isinstance(node, ast.ClassDef)
+        f"{dotted(path)}.{node.name}" for path in modules() for node in nodes(path) if isinstance(node, ast.ClassDef)
     ]
     assert not [name for name in names if re.search(r"(Manager|Helper|Wrapper|Base)$", name)]
 
 
-@pytest.mark.parametrize("path", modules(), ids=dotted)
-def test_classes_of_ours_are_not_inherited_from(path: Path) -> None:
+def test_classes_of_ours_are_not_inherited_from() -> None:
     """Only errors and protocols are: implementation is shared by calling it."""
-    tree = ast.parse(path.read_text())
-    ours = {node.name: node for node in ast.walk(tree) if isinstance(node, ast.ClassDef)}
-    imported = {
-        alias.asname or alias.name
-        for node in ast.walk(tree)
-        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("detr_exp")
-        for alias in node.names
-    }
-    for node in ours.values():
-        for parent in (parent.id for parent in node.bases if isinstance(parent, ast.Name)):
-            if parent in ours or parent in imported:
-                assert parent.endswith(("Error", "Protocol")), f"{node.name} inherits from {parent}"
+    for path in modules():
+        ours = {node.name: node for node in nodes(path) if isinstance(node, ast.ClassDef)}
+        imported = {
+            alias.asname or alias.name
+            for node in nodes(path)
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("detr_exp")
+            for alias in node.names
+        }
+        for node in ours.values():
+            for parent in (parent.id for parent in node.bases if isinstance(parent, ast.Name)):
+                if parent in ours or parent in imported:
+                    assert parent.endswith(("Error", "Protocol")), f"{dotted(path)}.{node.name} inherits from {parent}"
 
 
-@pytest.mark.parametrize("path", modules(), ids=dotted)
-def test_constructors_name_their_arguments(path: Path) -> None:
+def test_constructors_name_their_arguments() -> None:
     """A misspelt key must be an error, so no constructor swallows what it does not know."""
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.FunctionDef) and node.name == "__init__":
-            assert node.args.kwarg is None, f"{dotted(path)}:{node.lineno} takes **{node.args.kwarg}"
+    for path in modules():
+        for node in nodes(path):
+            if isinstance(node, ast.FunctionDef) and node.name == "__init__":
+                assert node.args.kwarg is None, f"{dotted(path)}:{node.lineno} takes **{node.args.kwarg}"
 
 
-def calls(path: Path) -> Iterator[tuple[str, int]]:
+@functools.cache
+def calls(path: Path) -> list[tuple[str, int]]:
     """Names that are called, with their lines; what follows `if __name__ == "__main__"` is a command of its own."""
-    tree = ast.parse(path.read_text())
-    tree.body = [node for node in tree.body if not (isinstance(node, ast.If) and "__main__" in ast.unparse(node.test))]
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Call):
-            yield ast.unparse(node.func), node.lineno
+    parts = [p for p in tree_of(path).body if not (isinstance(p, ast.If) and "__main__" in ast.unparse(p.test))]
+    found = [node for part in parts for node in ast.walk(part) if isinstance(node, ast.Call)]
+    return [(ast.unparse(node.func), node.lineno) for node in found]
 
 
-@pytest.mark.parametrize("path", modules(), ids=dotted)
-def test_only_build_instantiates_and_only_commands_exit(path: Path) -> None:
-    module = dotted(path)
-    for name, line in calls(path):
-        assert not name.endswith("instantiate") or module in ("build", "config.instantiation"), (
-            f"{module}:{line} instantiates"
-        )
-        assert name not in ("sys.exit", "exit", "SystemExit") or LAYERS[folder_of(module)] >= LAYERS["cli"]
+def test_only_build_instantiates_and_only_commands_exit() -> None:
+    for module, name, line in ((dotted(path), *call) for path in modules() for call in calls(path)):
+        may_instantiate = module in ("build", "config.instantiation")
+        assert may_instantiate or not name.endswith("instantiate"), f"{module}:{line} instantiates"
+        may_exit = LAYERS[folder_of(module)] >= LAYERS["cli"]
+        assert may_exit or name not in ("sys.exit", "exit", "SystemExit"), f"{module}:{line} exits"
 
 
 def test_what_hydra_calls_private_is_used_in_one_file() -> None:
@@ -228,8 +237,8 @@ def test_what_hydra_calls_private_is_used_in_one_file() -> None:
 
 def test_what_travels_has_a_type() -> None:
     """`Any` is for what libraries leave without types; plain values are `Values`, the parts of others `protocols`."""
-    trees = [ast.parse(path.read_text("utf-8")) for path in modules()]
-    assert sum(isinstance(node, ast.Name) and node.id == "Any" for tree in trees for node in ast.walk(tree)) <= 80
+    found = [node for path in modules() for node in nodes(path) if isinstance(node, ast.Name)]
+    assert sum(node.id == "Any" for node in found) <= 80
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "hydra_plugins/detr_exp").glob("[a-z]*.py")), ids=lambda p: p.stem)
@@ -248,25 +257,23 @@ def test_files_and_the_training_step_stay_short() -> None:
     assert not {name: length for name, length in lengths.items() if length > 350}
     step = next(
         node
-        for node in ast.walk(ast.parse((PACKAGE / "trainer" / "trainer.py").read_text("utf-8")))
+        for node in nodes(PACKAGE / "trainer" / "trainer.py")
         if isinstance(node, ast.FunctionDef) and node.name == "train_step"
     )
     assert step.end_lineno is not None
     assert step.end_lineno - step.lineno < 60
 
 
-@pytest.mark.parametrize("path", [*modules(), *sorted((ROOT / "hydra_plugins").rglob("*.py"))], ids=lambda p: p.stem)
-def test_what_is_printed_goes_through_one_door(path: Path) -> None:
+def test_what_is_printed_goes_through_one_door() -> None:
     """`terminal.say` masks secrets and escapes what would steer a terminal; help texts and drawn tables are ours."""
-    if path.stem not in ("terminal", "_table", "cli"):
-        assert not [line for name, line in calls(path) if name == "print"], f"{path} prints; use terminal.say"
+    for path in [*modules(), *sorted((ROOT / "hydra_plugins").rglob("*.py"))]:
+        if path.stem not in ("terminal", "_table", "cli"):
+            assert not [line for name, line in calls(path) if name == "print"], f"{path} prints; use terminal.say"
 
 
-@pytest.mark.parametrize(
-    "path", [path for tree in TREES for path in sorted((ROOT / tree).rglob("*.py"))], ids=lambda path: path.stem
-)
-def test_text_files_are_utf8_whatever_the_machine_speaks(path: Path) -> None:
-    for call in (node for node in ast.walk(ast.parse(path.read_text("utf-8"))) if isinstance(node, ast.Call)):
+def test_text_files_are_utf8_whatever_the_machine_speaks() -> None:
+    paths = [path for tree in TREES for path in sorted((ROOT / tree).rglob("*.py"))]
+    for path, call in calls_in(paths):
         name, words = ast.unparse(call.func), {word.arg for word in call.keywords}
         given = [
             word.value for word in (*call.args, *(w.value for w in call.keywords)) if isinstance(word, ast.Constant)
