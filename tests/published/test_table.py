@@ -95,7 +95,6 @@ def test_every_published_recipe_has_an_entry_that_says_what_it_says(recipe: str)
     assert f"under {entry.licence}" in header(recipe)
     row = next(line for line in MODELS.splitlines() if line.startswith(f"| {recipe} "))
     assert f"| {entry.published} |" in row
-    assert composed(f"experiment={recipe}", "model.weights=published").weights == recipe
     assert WEIGHTS[recipe] in ("published", recipe)
 
 
@@ -103,6 +102,7 @@ def test_every_published_recipe_has_an_entry_that_says_what_it_says(recipe: str)
 def test_recipes_of_an_entry_make_its_network(entry: Entry) -> None:
     for recipe in entry.recipes.split():
         chosen = composed(f"experiment={recipe}", "model.weights=published")
+        assert chosen.weights == entry.name or recipe != entry.name
         words = [f"model={entry.model}"] + (f"model/backbone={entry.backbone}".split() if entry.backbone else [])
         made, wanted = (
             {key: value for key, value in model.backbone.items() if not key.startswith(HOW_TRAINED)}
