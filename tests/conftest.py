@@ -11,13 +11,40 @@ from pathlib import Path
 
 import pytest
 import torch
+from hydra._internal.config_repository import ConfigRepository
 
+from detr_exp.config.compose import CONF_DIR
 from detr_exp.ops import products
 
 # the same numbers on every processor; DETR_EXP_TEST_PRODUCTS=onednn runs all tests with the other library
 products.fastest = functools.wraps(products.fastest)(lambda: os.environ.get("DETR_EXP_TEST_PRODUCTS", "torch"))
 # two processes of two threads each on two cores are slower than two of one
 torch.set_num_threads(1)
+
+
+def read_once(name: str) -> None:
+    """Reads of Hydra's repositories that find the options of this package alone: each is done once in a process.
+
+    These files do not change while tests run, and reading them is half of a composition.
+    """
+    read, known = getattr(ConfigRepository, name), {}
+
+    @functools.wraps(read)
+    def of_known(self: ConfigRepository, *args: object, **settings: object) -> object:
+        folders = tuple(source.path for source in self.get_sources())
+        if not set(folders) <= OPTIONS:
+            return read(self, *args, **settings)
+        key = (folders, args, *settings.items())
+        if key not in known:
+            known[key] = read(self, *args, **settings)
+        return known[key]
+
+    setattr(ConfigRepository, name, of_known)
+
+
+OPTIONS = {str(CONF_DIR), "hydra.conf", ""}
+read_once("load_config")
+read_once("get_group_options")
 
 # pip install --no-deps --target FOLDER libreyolo==1.6.0: a second D-FINE to compare with, which is in no extra because
 # what it needs replaces packages that others need
@@ -45,7 +72,7 @@ TINY_RUN = [
     "trainer.batch_size=4",
     "trainer.epochs=1",
     "trainer.max_steps=2",
-    "trainer.num_pictures=1",
+    "trainer.num_pictures=0",
 ]
 
 
@@ -57,12 +84,12 @@ def tiny_run() -> list[str]:
 
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a finished tiny run."""
+    """The folder of a finished tiny run, with pictures."""
     from detr_exp.config.compose import compose
     from detr_exp.training import train_in
 
     folder = tmp_path_factory.mktemp("trained")
-    train_in(folder, compose(TINY_RUN))
+    train_in(folder, compose([*TINY_RUN, "trainer.num_pictures=1"]))
     return folder
 
 

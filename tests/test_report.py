@@ -144,8 +144,7 @@ def test_what_only_the_ledger_of_a_sweep_knows(command: Command, tmp_path: Path)
 
 
 def test_a_real_run(command: Command, tiny_run: list[str]) -> None:
-    overrides = [override for override in tiny_run if not override.startswith("trainer.num_pictures")]
-    assert command(train.main, *overrides, "trainer.num_pictures=2", "hydra.run.dir=run") == 0
+    assert command(train.main, *tiny_run, "trainer.num_pictures=2", "hydra.run.dir=run") == 0
     page = page_of(command, "runs=run")
     result = assert_complete(page)
     assert result.addresses, "its worst images"

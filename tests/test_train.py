@@ -33,7 +33,7 @@ def series(folder: Path, name: str) -> list[tuple[int, float]]:
 
 
 def test_a_run_folder_holds_everything(tiny_run: list[str], tmp_path: Path) -> None:
-    best = training.train_in(tmp_path, compose([*tiny_run, "trainer.log_every_steps=1"]))
+    best = training.train_in(tmp_path, compose([*tiny_run, "trainer.log_every_steps=1", "trainer.num_pictures=1"]))
     assert best == series(tmp_path, "val/mAP")[-1][1]
     assert [step for step, _ in series(tmp_path, "train/loss")] == [1, 2]
     config = OmegaConf.load(tmp_path / "config.yaml")
@@ -183,7 +183,7 @@ def test_a_sweep_is_one_thing_in_mlflow(command: Command, tiny_run: list[str], c
 def test_a_sweep_file_needs_no_further_word(
     command: Command, tiny_run: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert command(train.main, *tiny_run, "trainer.max_steps=1", "sweep=seeds", "seed=3,4") == 0
+    assert command(train.main, *tiny_run, "trainer.max_steps=1", "sweep=seeds", "seed=3,4", "hydra/launcher=basic") == 0
     shown = capsys.readouterr().out
     assert "2 runs, best first" in shown
     seeds = {OmegaConf.load(path).seed for path in Path("outputs/sweeps").glob("*/*/config.yaml")}

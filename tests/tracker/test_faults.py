@@ -125,6 +125,7 @@ def words(tiny_run: list[str]) -> list[str]:
     without = [word for word in tiny_run if not word.startswith(("tracker", "trainer.max_steps", "trainer.epochs"))]
     small = ["model.num_layers=1", "model.hidden_dim=32", "model.neck.hidden_dim=32", "model.backbone.widths=[8,8,8,8]"]
     steps = ["data.train=16", "trainer.epochs=3", "trainer.log_every_steps=1", "trainer.eval_interval=3"]
+    steps.append("trainer.num_pictures=1")
     return [*without, *small, *steps, "hydra.run.dir=run"]
 
 

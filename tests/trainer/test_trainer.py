@@ -44,7 +44,8 @@ def state_differences(first, second):
 
 
 def test_files_of_a_run(fit):
-    folder = fit("trainer.checkpoint_interval=1", "trainer.run_test=true", "trainer.evaluate_weights=both")
+    words = ("trainer.checkpoint_interval=1", "trainer.run_test=true", "trainer.evaluate_weights=both")
+    folder = fit(*words, "trainer.num_pictures=2")
     names = {path.name for path in folder.iterdir()}
     assert {"config.yaml", "metrics.jsonl", files.NEWEST, files.BEST_TOTAL, *files.BEST.values()} <= names
     assert {"checkpoint_1.pth", "checkpoint_2.pth"} <= names
@@ -74,11 +75,19 @@ def test_another_seed_gives_other_weights(fit):
     assert state_differences(one, two)
 
 
+DISTURBED = ("trainer.deterministic=true", "data.multi_scale=[64,96]", "trainer.log_every_steps=2")
+
+
+@pytest.fixture(scope="module")
+def undisturbed(small, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("undisturbed")
+    train_in(folder, small(*DISTURBED))
+    return folder
+
+
 @pytest.mark.parametrize("ends_at", [3, pytest.param(4, marks=pytest.mark.slow), 6])
-def test_a_resumed_run_repeats_the_undisturbed_one(small, fit, tmp_path, monkeypatch, ends_at):
+def test_a_resumed_run_repeats_the_undisturbed_one(small, undisturbed, tmp_path, monkeypatch, ends_at):
     """Ends in the middle of the first epoch, on its last step, and in the second."""
-    words = ("trainer.deterministic=true", "data.multi_scale=[64,96]", "trainer.log_every_steps=2")
-    undisturbed = fit(*words, folder="undisturbed")
     step = Trainer.train_step
 
     def step_then_signal(self, run, state, window):
@@ -89,11 +98,11 @@ def test_a_resumed_run_repeats_the_undisturbed_one(small, fit, tmp_path, monkeyp
     monkeypatch.setattr(Trainer, "train_step", step_then_signal)
     folder = tmp_path / "resumed"
     with pytest.raises(Interrupted) as interrupted:
-        train_in(folder, small(*words))
+        train_in(folder, small(*DISTURBED))
     assert interrupted.value.exit_status == 143
     assert files.load(folder / files.NEWEST)["step"] == ends_at
     monkeypatch.undo()
-    train_in(folder, small(*words, "trainer.resume=auto"))
+    train_in(folder, small(*DISTURBED, "trainer.resume=auto"))
     assert state_differences(undisturbed, folder) == []
     assert numbers(undisturbed) == numbers(folder)
 
@@ -131,7 +140,7 @@ def test_accumulation_gives_the_gradient_of_the_whole_batch(small):
 
 @pytest.mark.parametrize("family", ["dfine_tiny"], indirect=True)
 def test_statistics_of_a_loss_are_logged_with_its_terms(fit, family):
-    folder = fit(*family, "trainer.max_steps=1")
+    folder = fit(*family, "trainer.max_steps=1", "trainer.num_pictures=2")
     (logged,) = [line for line in lines(folder) if "train/loss" in line]
     assert {"train/loss_fgl", "train/loss_fgl_dn_0", "train/loss_ddf_aux_0", "train/loss_class_pre"} <= logged.keys()
     assert logged["train/edge_entropy"] == pytest.approx(1, abs=1e-4), "all positions are as likely before training"
@@ -238,14 +247,16 @@ def test_a_changed_network_cannot_be_resumed(small, fit):
 
 
 def test_more_epochs_can_be_resumed(small, fit):
-    folder = fit()
-    train_in(folder, small("trainer.epochs=3", f"trainer.resume={folder}"))
-    assert files.load(folder / files.NEWEST)["epoch"] == 3
-    assert [line["step"] for line in lines(folder) if "val/mAP" in line] == [4, 8, 12]
+    words = ("data.train=4", "data.val=2")
+    folder = fit(*words, "trainer.epochs=1")
+    train_in(folder, small(*words, "trainer.epochs=2", f"trainer.resume={folder}"))
+    assert files.load(folder / files.NEWEST)["epoch"] == 2
+    assert [line["step"] for line in lines(folder) if "val/mAP" in line] == [2, 4]
 
 
-def test_it_overfits_a_few_images(fit):
+def test_it_overfits_a_few_images(fit, monkeypatch):
     """Objects of the training images are detected."""
+    monkeypatch.setattr(Trainer, "save_newest", lambda *_, **__: None)  # 60 files would take longer than the training
     folder = fit(
         "data.train=4",
         "data.val=4",
@@ -253,6 +264,7 @@ def test_it_overfits_a_few_images(fit):
         "data/augment=none",
         "trainer.epochs=60",
         "trainer.eval_interval=60",
+        "trainer.checkpoint_interval=100",
         "trainer.batch_size=4",
         "trainer.clip_max_norm=1.0",
         "optim.lr=5e-3",
