@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
@@ -42,33 +41,17 @@ class Keys(list[Key]):
     coming: Sequence[Key] = ()
 
 
-class Sampler(ABC):
-    """Batches of keys, which loader workers make in turns.
-
-    Attributes:
-        turns: how many batches lie between two of a worker; see `Keys.coming`.
-    """
-
-    turns = 1
-
-    @abstractmethod
-    def batches(self) -> Iterable[list[Key]]:
-        """The keys of each batch of a pass."""
-
-    @abstractmethod
-    def __len__(self) -> int: ...
-
-    def __iter__(self) -> Iterator[Keys]:
-        waiting = deque[Keys]()
-        for keys in self.batches():
-            waiting.append(Keys(keys))
-            if len(waiting) > self.turns:
-                waiting[0].coming = keys
-                yield waiting.popleft()
-        yield from waiting
+def _with_coming(batches: Iterable[list[Key]], turns: int) -> Iterator[Keys]:
+    waiting = deque[Keys]()
+    for keys in batches:
+        waiting.append(Keys(keys))
+        if len(waiting) > turns:
+            waiting[0].coming = keys
+            yield waiting.popleft()
+    yield from waiting
 
 
-class TrainSampler(Sampler):
+class TrainSampler:
     """Shuffled batches without a remainder; a set smaller than a batch is repeated until it fills one.
 
     An epoch uses every image once, or as often as `uses` says; its length is the same in every epoch. All ranks shuffle
@@ -88,7 +71,12 @@ class TrainSampler(Sampler):
             what is left has `size`. None: `size` or `sizes`.
         rank: of this process.
         world_size: processes that share the epoch.
+
+    Attributes:
+        turns: loader workers that make batches in turns; see `Keys.coming`.
     """
+
+    turns = 1
 
     def __init__(
         self,
@@ -125,7 +113,10 @@ class TrainSampler(Sampler):
         """Skip the first `batch` batches of the next pass, which an interrupted run has already used."""
         self.start = batch
 
-    def batches(self) -> Iterator[list[Key]]:
+    def __iter__(self) -> Iterator[Keys]:
+        return _with_coming(self._batches(), self.turns)
+
+    def _batches(self) -> Iterator[list[Key]]:
         order, size_of = self._order(), self._sizes()
         if self.canvases is not None:
             order, size_of = self._by_shape(order, self.canvases)
@@ -171,7 +162,7 @@ class TrainSampler(Sampler):
         return order + self.count * earlier_uses(order)
 
 
-class EvalSampler(Sampler):
+class EvalSampler:
     """Every image once, in order; ranks take turns and no image is repeated.
 
     Args:
@@ -181,7 +172,12 @@ class EvalSampler(Sampler):
         canvases: the size for each item: those of a batch have one; None: `size`.
         rank: of this process.
         world_size: processes that share the split.
+
+    Attributes:
+        turns: as of `TrainSampler`.
     """
+
+    turns = 1
 
     def __init__(
         self,
@@ -197,17 +193,17 @@ class EvalSampler(Sampler):
         alike: dict[tuple[int, int], list[int]] = {}
         for index in indices:
             alike.setdefault(size if canvases is None else canvases[index], []).append(index)
-        self._batches = [
+        self.batches = [
             [Key(0, index, *shape) for index in those[first : first + batch_size]]
             for shape, those in alike.items()
             for first in range(0, len(those), batch_size)
         ]
 
     def __len__(self) -> int:
-        return len(self._batches)
+        return len(self.batches)
 
-    def batches(self) -> list[list[Key]]:
-        return self._batches
+    def __iter__(self) -> Iterator[Keys]:
+        return _with_coming(self.batches, self.turns)
 
 
 def multi_scale_sizes(rule: str | Sequence[int] | None, size: tuple[int, int], stride: int) -> list[tuple[int, int]]:
