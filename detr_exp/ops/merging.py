@@ -70,13 +70,13 @@ def merged(found: Sequence[Detections], tiles: Sequence[Tile], most: int) -> Det
     owner = torch.cat([torch.full((len(one),), place) for place, one in enumerate(found)])
     scores, labels = torch.cat([one.scores for one in found]), torch.cat([one.labels for one in found])
     order = scores.argsort(descending=True, stable=True)
-    masks = None if found[0].masks is None else [mask for one in found for mask in one.masks.numpy()]
-    ordered = None if masks is None else [masks[place] for place in order.tolist()]
+    masks = [mask for one in found if one.masks is not None for mask in one.masks.numpy()]
+    ordered = [masks[place] for place in order.tolist()] if masks else masks
     groups = _groups(boxes[order].double().numpy(), labels[order].numpy(), owner[order].numpy(), tiles, ordered)
     kept, sides, parts = [], [], []
     for group in groups:
         members = order[group]
-        box, continues = _joined(boxes[members], tiles[int(owner[members[0]])], whole=masks is not None)
+        box, continues = _joined(boxes[members], tiles[int(owner[members[0]])], whole=bool(masks))
         kept.append(members[0])
         sides.append(box)
         parts.append(members if continues else members[:1])
@@ -101,12 +101,12 @@ def _groups(
     labels: np.ndarray,
     owner: np.ndarray,
     tiles: Sequence[Tile],
-    masks: Sequence[np.ndarray] | None,
+    masks: Sequence[np.ndarray],
 ) -> list[list[int]]:
     """For each object its detections that count, the best first: at most one of each tile.
 
     Args:
-        boxes, labels, owner, masks: of detections, best first; each mask is of its tile.
+        boxes, labels, owner, masks: of detections, best first; each mask is of its tile, and there may be none.
     """
     ends = np.array([(tile.x, tile.y, tile.x + tile.size[1], tile.y + tile.size[0]) for tile in tiles], float)
     taken = np.zeros(len(boxes), bool)
@@ -120,7 +120,7 @@ def _groups(
             place += 1
             others = np.flatnonzero(~taken & (labels == labels[own]) & (owner != owner[first]))
             overlap = _overlap(boxes[own], ends[owner[own]], boxes[others], ends[owner[others]])
-            for i in np.flatnonzero(overlap > 0).tolist() if masks is not None else ():
+            for i in np.flatnonzero(overlap > 0).tolist() if masks else ():
                 pair = [(tiles[owner[one]], boxes[one], masks[one]) for one in (own, others[i])]
                 overlap[i] = _mask_overlap(pair, float(overlap[i]))
             same = others[overlap >= SAME]
