@@ -121,7 +121,8 @@ def _groups(
             others = np.flatnonzero(~taken & (labels == labels[own]) & (owner != owner[first]))
             overlap = _overlap(boxes[own], ends[owner[own]], boxes[others], ends[owner[others]])
             for i in np.flatnonzero(overlap > 0).tolist() if masks else ():
-                pair = [(tiles[owner[one]], boxes[one], masks[one]) for one in (own, others[i])]
+                two = (own, int(others[i]))
+                pair = [(tiles[int(owner[one])], boxes[one], masks[one]) for one in two]
                 overlap[i] = _mask_overlap(pair, float(overlap[i]))
             same = others[overlap >= SAME]
             taken[same] = True
