@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import logging
 import os
@@ -37,7 +38,7 @@ def read_once(name: str) -> None:
         key = (folders, args, *settings.items())
         if key not in known:
             known[key] = read(self, *args, **settings)
-        return known[key]
+        return copy.deepcopy(known[key])  # overrides are written into a config that has no defaults
 
     setattr(ConfigRepository, name, of_known)
 
