@@ -72,7 +72,7 @@ def folder_of(root: Path, sizes: Iterable[tuple[int, int]]) -> None:
 def samples(root: Path, training: bool, *words: str) -> Any:
     """Our samples by key, as a loader's worker makes them."""
     cfg = build.compose(["data=coco", f"data.root={root}", "data/augment=rtdetr", "data.num_workers=0", *words])
-    network = SimpleNamespace(image_size=(SIDE, SIDE), stride=32)
+    network = SimpleNamespace(image_size=(SIDE, SIDE), stride=32, tasks=("boxes",))
     loader = build.data(cfg).loader("train", network=network, batch_size=1, seed=0, training=training)
     return loader.dataset
 

@@ -70,7 +70,7 @@ def main() -> None:
     model = network(data.num_classes, arguments.r18)
     print(f"{sum(p.numel() for p in model.parameters()) / 1e6:.2f} M parameters", flush=True)
     optimizer = torch.optim.AdamW(model.parameters(), lr=arguments.lr, weight_decay=1e-4)
-    seen = SimpleNamespace(image_size=tuple(cfg.model.image_size), stride=32)
+    seen = SimpleNamespace(image_size=tuple(cfg.model.image_size), stride=32, tasks=("boxes",))
     loader = data.loader("train", network=seen, batch_size=cfg.trainer.batch_size, seed=cfg.seed, training=True)
     total = cfg.trainer.epochs * len(loader)
     started, step = time.process_time(), 0
