@@ -11,6 +11,7 @@ import socket
 import uuid
 from collections.abc import Callable, Container, Sequence
 from contextlib import suppress
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from detr_exp.config.mistakes import ConfigError
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 
 LINK = "study.json"  # in the sweep folder: its identity, and the study that it is part of
 OWNER = "owner"  # attribute of a trial
+NOBODY: Values = {"folder": "", "place": -1, "host": "", "path": ""}  # of a trial that waits, or is just being taken
 T = TypeVar("T")
 
 
@@ -72,8 +74,8 @@ class SharedStudy:
         self.unfinished: list[FrozenTrial] = []
         for trial in self.study.trials:
             is_running = trial.state.name == "RUNNING" and self.is_here(trial)
-            if is_running and trial.user_attrs.get(OWNER, self.owner)["place"] not in busy:
-                self.study._storage.set_trial_user_attr(trial._trial_id, OWNER, self.owner)
+            if is_running and self._owner(trial)["place"] not in busy:
+                self._set_owner(trial, self.owner)
                 self.unfinished.append(trial)
 
     def _link(self, name: str) -> Values:
@@ -115,20 +117,24 @@ class SharedStudy:
     def trials(self) -> list[FrozenTrial]:
         return self.patiently(lambda: self.study.trials)
 
+    def _owner(self, trial: FrozenTrial) -> Values:
+        """Journals of an earlier version name none: theirs are this folder's. Else a user has added it."""
+        return cast(Values, trial.user_attrs.get(OWNER, self.owner if self.address is None else NOBODY))
+
     def is_here(self, trial: FrozenTrial) -> bool:
         """Whether a trial has its run in this folder."""
-        return bool(trial.user_attrs.get(OWNER, self.owner)["folder"] == self.owner["folder"])
+        return bool(self._owner(trial)["folder"] == self.owner["folder"])
 
     def owner_of(self, trial: FrozenTrial) -> str | None:
         """Where the process is that a trial belongs to; None: it is this one."""
-        owner = trial.user_attrs.get(OWNER, self.owner)
+        owner = self._owner(trial)
         return None if owner == self.owner else f"at {owner['host']}:{owner['path']}"
 
     def claimed(self, most: int, replaced: Container[int], started: Container[int]) -> FrozenTrial | None:
         """A trial that no other process has; None if the study has all of its trials.
 
-        A trial is first added as waiting. A storage lets only one process set it running, and does not withdraw it:
-        whoever finds enough trials before it leaves it to a later search.
+        A new trial is this process's from the moment it is in the storage, in one transaction; so one whose storage's
+        answer was lost is found again. Whoever finds enough trials before its own leaves it waiting for a later search.
 
         Args:
             most: the number of trials of the study.
@@ -142,18 +148,35 @@ class SharedStudy:
 
         while True:
             trials = self.study.get_trials(deepcopy=False)
-            for trial in trials:  # running although the storage's answer was lost
-                if trial.state.name == "RUNNING" and self.owner_of(trial) is None and trial.number not in started:
-                    return trial
+            running = [t for t in trials if t.state.name == "RUNNING" and t.user_attrs.get(OWNER) == self.owner]
+            mine = next((trial for trial in running if trial.number not in started), None)
             waiting = next((trial for trial in trials if trial.state.name == "WAITING"), None)
-            number = len(trials) if waiting is None else waiting.number
+            next_one = mine or waiting
+            number = len(trials) if next_one is None else next_one.number
             if sum(trial.number < number and trial.number not in replaced for trial in trials) >= most:
-                return None
-            if waiting is None:
-                self.study.add_trial(create_trial(state=TrialState.WAITING, user_attrs={OWNER: self.owner}))
-            elif self.study._storage.set_trial_state_values(waiting._trial_id, TrialState.RUNNING):
-                self.study._storage.set_trial_user_attr(waiting._trial_id, OWNER, self.owner)
+                if mine is None:
+                    return None
+                self._leave(mine)
+            elif mine is not None:
                 return self.study.trials[number]
+            elif waiting is None:
+                self.study.add_trial(create_trial(state=TrialState.RUNNING, user_attrs={OWNER: self.owner}))
+            elif self.study._storage.set_trial_state_values(waiting._trial_id, TrialState.RUNNING):  # for one process
+                self.patiently(partial(self._set_owner, waiting, self.owner))
+
+    def leave(self, trial: FrozenTrial) -> None:
+        """Let a running trial of this process wait for a later search."""
+        self.patiently(lambda: self._leave(trial))
+
+    def _leave(self, trial: FrozenTrial) -> None:
+        from optuna.trial import TrialState
+
+        if self.study.trials[trial.number].state.name == "RUNNING":  # else an answer was lost
+            self._set_owner(trial, NOBODY)  # first: from when it waits, another process may write that it is the owner
+            self.study._storage.set_trial_state_values(trial._trial_id, TrialState.WAITING)
+
+    def _set_owner(self, trial: FrozenTrial, owner: Values) -> None:
+        self.study._storage.set_trial_user_attr(trial._trial_id, OWNER, owner)
 
     def finish(self, number: int, state: TrialState, values: Sequence[float] | None, reason: str | None) -> None:
         """Tell the study how a trial ended; nothing if it knows."""

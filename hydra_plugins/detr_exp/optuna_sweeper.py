@@ -211,10 +211,10 @@ class OptunaSweeper(Sweeper):
             copy.sampler = optuna.samplers.RandomSampler(seed=number)
             samples = [copy.ask(self.ranges).params for _ in range(SAMPLES)]
         point = next((point for point in samples if point not in diverged), None)
-        store, id = self.study._storage, trial._trial_id
         if point is None:
-            self.common.patiently(lambda: store.set_trial_state_values(id, optuna.trial.TrialState.WAITING))
+            self.common.leave(trial)
         else:
+            store, id = self.study._storage, trial._trial_id
             self.common.patiently(lambda: store.set_trial_system_attr(id, "fixed_params", point))
         return point is not None
 

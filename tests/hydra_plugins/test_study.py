@@ -59,37 +59,83 @@ def test_a_trial_that_is_one_too_many_waits_for_a_larger_total(tmp_path: Path) -
     claim(first, 3, mine := set())
     create = type(second.study).add_trial
 
-    def slow(study: Any, trial: Any) -> None:
+    def slow(study: Any, trial: Any) -> None:  # meanwhile the other process takes the last ones
+        assert [claim(first, 3, mine), claim(first, 3, mine)] == [1, 2]
         create(study, trial)
-        if study is second.study and len(study.trials) == 2:  # meanwhile the other process takes the last ones
-            assert [claim(first, 3, mine), claim(first, 3, mine)] == [1, 2]
 
     second.study.add_trial = slow.__get__(second.study)
     assert claim(second, 3, theirs := set()) is None
-    assert states(first) == ["RUNNING"] * 3
-    second.study.add_trial(optuna.trial.create_trial(state=optuna.trial.TrialState.WAITING))
+    assert states(first) == ["RUNNING"] * 3 + ["WAITING"]
     assert claim(first, 3, mine) is None
     assert claim(second, 4, theirs) == 3
     assert states(first) == ["RUNNING"] * 4
+    assert [second.owner_of(trial) is None for trial in second.trials()] == [False] * 3 + [True]
 
 
-def test_a_trial_whose_claim_was_not_answered_is_started(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The connection was lost after the storage had set it running."""
+def test_a_trial_that_a_user_has_added_is_taken(tmp_path: Path) -> None:
+    first, second = opened(tmp_path / "a"), opened(tmp_path / "b")
+    first.study.enqueue_trial({"optim.lr": 0.1})
+    assert [claim(first, 2, set()), claim(second, 2, set()), claim(second, 2, {1})] == [0, 1, None]
+    assert first.trials()[0].system_attrs["fixed_params"] == {"optim.lr": 0.1}
+
+
+@pytest.mark.parametrize("enqueued", [False, True])
+def test_a_trial_is_of_one_process_at_every_moment(tmp_path: Path, enqueued: bool) -> None:
+    """Between any two calls of one process to the storage, another one claims a trial, too."""
+    first, second = opened(tmp_path / "a"), opened(tmp_path / "b")
+    if enqueued:
+        for _ in range(3):
+            first.study.enqueue_trial({})
+    mine, theirs, depth = set[int](), set[int](), [0]
+    store = first.study._storage
+
+    def interrupted(name: str) -> Any:
+        call = getattr(store, name)
+
+        def instead(*given: Any, **more: Any) -> Any:
+            answer = call(*given, **more)
+            if not depth[0]:
+                depth[0] = 1
+                claim(second, 8, theirs)
+                depth[0] = 0
+            return answer
+
+        return instead
+
+    for name in ("create_new_trial", "set_trial_state_values", "set_trial_user_attr"):
+        setattr(store, name, interrupted(name))
+    while claim(first, 8, mine) is not None:
+        pass
+    while claim(second, 8, theirs) is not None:
+        pass
+    assert mine | theirs == {*range(8), -1}
+    assert mine & theirs == {-1}
+    assert {*range(8)} & mine
+    assert {*range(8)} & theirs
+
+
+@pytest.mark.parametrize("call", ["create_new_trial", "set_trial_user_attr"])
+def test_a_trial_whose_claim_was_not_answered_is_started(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str
+) -> None:
+    """The connection was lost after the storage had done what it was asked for."""
     study = opened(tmp_path / "a")
+    study.study.enqueue_trial({})
     store = study.study._storage
-    ask, lost = store.set_trial_state_values, [type("OperationalError", (Exception,), {})("server closed")]
+    ask, lost = getattr(store, call), [type("OperationalError", (Exception,), {})("server closed")]
 
-    def unanswered(*given: Any, **more: Any) -> bool:
+    def unanswered(*given: Any, **more: Any) -> object:
         answer = ask(*given, **more)
         if lost:
             raise lost.pop()
         return answer
 
-    store.set_trial_state_values = unanswered
+    setattr(store, call, unanswered)
     monkeypatch.setattr(storages, "PAUSE", 0.0)
-    assert claim(study, 3, started := set()) == 0
-    assert claim(study, 3, started) == 1
-    assert states(study) == ["RUNNING"] * 2
+    started: set[int] = set()
+    assert [claim(study, 3, started) for _ in range(4)] == [0, 1, 2, None]
+    assert not lost
+    assert states(study) == ["RUNNING"] * 3
 
 
 def test_a_study_is_told_once(tmp_path: Path) -> None:
