@@ -4,9 +4,11 @@ python scripts/elastic_beside_separate.py --data FOLDER_OF_SETS --work FOLDER --
 
 Three detectors, small, middle and large, are trained separately, and one of the size of the large one is trained
 elastically and read as all three. An arm is a way to do the latter: `plain` samples one member for each step;
-`sandwich` computes the largest and the smallest one, too; `distilled` lets the largest teach the others besides;
-`norms` are the members of `plain` with batch norms that are estimated anew. Run it again until nothing is missing:
-finished trainings and cells are read, and the table is printed as far as all seeds of a set are there.
+`wholes` samples whole depth, queries and size twice as often; `deep` samples queries and size only, as the losses after
+each layer train all depths; `sandwich` computes the largest and the smallest one, too; `distilled` lets the largest
+teach the others besides; `norms` are the members of `plain` with batch norms that are estimated anew. Run it again
+until nothing is missing: finished trainings and cells are read, and the table is printed as far as all seeds of a set
+are there.
 """
 
 from __future__ import annotations
@@ -34,10 +36,15 @@ WHOLES = (
     *("trainer/elastic=full", "trainer.elastic.layers=[0.34,0.67,1.0,1.0]"),
     *("trainer.elastic.queries=[0.25,0.5,1.0,1.0]", "trainer.elastic.image_size=[0.75,0.875,1.0,1.0]"),
 )
+DEEP = (
+    *("trainer/elastic=full", "trainer.elastic.layers=[1.0]", "trainer.elastic.queries=[0.25,0.5,1.0]"),
+    "trainer.elastic.image_size=[0.75,0.875,1.0]",
+)
 # arm -> its overrides, and its epochs as a multiple of those of a separate training: for 45 % of the time of all three
 ARMS: dict[str, tuple[tuple[str, ...], float]] = {
     "plain": (ELASTIC, 1.2),
     "wholes": (WHOLES, 1.08),
+    "deep": (DEEP, 1.1),
     "sandwich": ((*ELASTIC, "trainer.elastic.sandwich=true"), 0.43),
     "distilled": ((*ELASTIC, "trainer.elastic.sandwich=true", "teacher=largest"), 0.42),
 }
