@@ -99,17 +99,17 @@ def report(inspection: Inspection) -> Iterator[str]:
 
 
 def split_row(name: str, facts: Values) -> list[str]:
-    heights, widths, many = facts["height"], facts["width"], facts["per_picture"]
+    heights, widths, many = facts["height"], facts["width"], facts["per_image"]
     sizes = f"{widths['min']:g}x{heights['min']:g}"
     if (widths["max"], heights["max"]) != (widths["min"], heights["min"]):
         sizes += f" to {widths['max']:g}x{heights['max']:g}"
-    counts = [str(facts[key]) for key in ("pictures", "empty", "objects")]
+    counts = [str(facts[key]) for key in ("images", "empty", "objects")]
     areas = [str(facts[key]) for key in ("small", "medium", "large")]
     return [name, *counts, f"{many['mean']:.1f}", f"{many['max']:g}", *areas, sizes]
 
 
 def class_row(row: Values, splits: Sequence[str]) -> list[str]:
-    numbers = [row[name][key] for name in splits for key in ("objects", "pictures", "median_side")]
+    numbers = [row[name][key] for name in splits for key in ("objects", "images", "median_side")]
     return [row["name"], str(row["id"]), *("-" if number is None else str(number) for number in numbers)]
 
 

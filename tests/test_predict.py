@@ -100,7 +100,7 @@ def test_every_other_frame_of_a_video(command: Command, trained: Path, tmp_path:
     (path,) = Path("outputs/predict").glob("*/*/detections.csv")
     with open(path, newline="") as file:
         rows = list(csv.DictReader(file))
-    assert list(dict.fromkeys(Path(row["picture"]).name for row in rows)) == [f"video.mp4#{i}" for i in (0, 2, 4)]
+    assert list(dict.fromkeys(Path(row["image"]).name for row in rows)) == [f"video.mp4#{i}" for i in (0, 2, 4)]
     assert sorted(p.name for p in (path.parent / "drawings").iterdir())[1] == "video_000002.jpg"
     Path("torn.mp4").write_bytes(b"no video")
     assert command(predict.main, f"checkpoint={trained}", "source=torn.mp4") == 2

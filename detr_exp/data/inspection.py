@@ -197,10 +197,10 @@ def split_facts(found: Inspection, name: str, split: Split, image_size: tuple[in
     crowded = [f"{split.name(i)}: {counts[i]} objects" for i in np.flatnonzero(counts > num_queries).tolist()]
     found.add("warning", name, f"images with more objects than the {num_queries} queries", crowded)
     return {
-        "pictures": len(split),
+        "images": len(split),
         "empty": int((counts == 0).sum()),
         "objects": int(counts.sum()),
-        "per_picture": spread(counts),
+        "per_image": spread(counts),
         "height": spread(sizes[:, 0]),
         "width": spread(sizes[:, 1]),
         "aspect": spread(sizes[:, 1] / sizes[:, 0]),
@@ -238,7 +238,7 @@ def class_facts(found: Inspection, data: DataSet, splits: Mapping[str, Split]) -
             own = all_of.categories == row["id"]
             row[split_name] = {
                 "objects": int(own.sum()),
-                "pictures": len(np.unique(owner[own])),
+                "images": len(np.unique(owner[own])),
                 "median_side": round(float(np.median(sides[own])), 1) if own.any() else None,
             }
             if not own.any():

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from detr_exp.structures import Detections
 
 Numbers = float | list["Numbers"] | None  # nested; null where one is not finite
-COLUMNS = ("picture", "class", "score", "x0", "y0", "x1", "y1")
+COLUMNS = ("image", "class", "score", "x0", "y0", "x1", "y1")
 SEEN = 0.5  # a keypoint with a higher confidence is visible in YOLO's text
 SHARE = 20  # after a write, results are not written for so many times its duration
 DIGITS = 4  # digits after the point of scores and pixels

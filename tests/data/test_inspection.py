@@ -28,14 +28,14 @@ def test_numbers_of_splits_and_classes(roboflow):
     root = roboflow(train=document(), valid=document(annotations=document()["annotations"][:1]))
     found, _ = inspect(partial(data_set, root), image_size=(64, 96), num_queries=300)
     train = found.splits["train"]
-    assert (train["pictures"], train["empty"], train["objects"]) == (2, 1, 2)
-    assert train["per_picture"] == {"min": 0, "median": 1, "mean": 1, "p99": 1.98, "max": 2}
+    assert (train["images"], train["empty"], train["objects"]) == (2, 1, 2)
+    assert train["per_image"] == {"min": 0, "median": 1, "mean": 1, "p99": 1.98, "max": 2}
     assert (train["small"], train["medium"], train["large"]) == (2, 0, 0)
     assert train["object_side"]["max"] == pytest.approx(200**0.5, abs=1e-3)
     ball, cup = found.classes
     assert (cup["id"], cup["label"], cup["name"]) == (7, 1, "cup")
-    assert cup["val"] == {"objects": 1, "pictures": 1, "median_side": 14.1}
-    assert ball["val"] == {"objects": 0, "pictures": 0, "median_side": None}
+    assert cup["val"] == {"objects": 1, "images": 1, "median_side": 14.1}
+    assert ball["val"] == {"objects": 0, "images": 0, "median_side": None}
 
 
 def test_sound_data_have_no_warnings(roboflow):

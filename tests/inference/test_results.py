@@ -74,7 +74,7 @@ def test_frames_have_the_same_columns_and_types_without_objects() -> None:
     assert some[["x0", "y0", "x1", "y1"]].to_numpy().tolist() == found(3).boxes.tolist()
     both = pd.concat([none, some])
     assert (both.dtypes == some.dtypes).all()
-    assert Results([found(2), found(1, name="b.png")], KNOWN).to_pandas()["picture"].tolist() == [
+    assert Results([found(2), found(1, name="b.png")], KNOWN).to_pandas()["image"].tolist() == [
         *["a.png"] * 2,
         "b.png",
     ]

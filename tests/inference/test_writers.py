@@ -90,7 +90,7 @@ def test_a_table(detector: SimpleNamespace, tmp_path: Path) -> None:
     with open(output.close(), newline="") as file:
         rows = list(csv.DictReader(file))
     assert rows[0] == {
-        "picture": "a, b.jpg",
+        "image": "a, b.jpg",
         "class": "ape",
         "score": "0.75",
         "x0": "8.0",

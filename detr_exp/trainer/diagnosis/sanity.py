@@ -109,7 +109,7 @@ def refuse_low_ground_truth_score(run: Run, split: str = "val") -> None:
 
 
 def _comparable(samples: Samples) -> list[int]:
-    """Pictures for the comparison: spread over the split, every class among them."""
+    """Images for the comparison: spread over the split, every class among them."""
     split = samples.split
     chosen: list[int] = []
     known: set[int] = set()

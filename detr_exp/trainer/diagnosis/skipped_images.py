@@ -1,4 +1,4 @@
-"""Pictures that a run had to skip: listed in a file, and counted in a metric."""
+"""Images that a run had to skip: listed in a file, and counted in a metric."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from detr_exp.terminal import say
 from detr_exp.trainer.state import Run
 from detr_exp.writing import write
 
-FILE = "skipped_pictures.txt"
+FILE = "skipped_images.txt"
 
 
 def record_skipped(run: Run, step: int, batches: Sequence[Batch]) -> None:
-    """Add the images of some batches that could not be read to `skipped_pictures.txt`, and log their number.
+    """Add the images of some batches that could not be read to `skipped_images.txt`, and log their number.
 
     Args:
         run: its folder has the file.
@@ -27,6 +27,6 @@ def record_skipped(run: Run, step: int, batches: Sequence[Batch]) -> None:
     known = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
     if new := sorted(found.difference(known)):
         write(path, "".join(f"{sentence}\n" for sentence in (*known, *new)))
-        run.tracker.log(step, {"data/skipped_pictures": len(known) + len(new)})
+        run.tracker.log(step, {"data/skipped_images": len(known) + len(new)})
         for sentence in new:
             say(f"skipped: {sentence}")

@@ -125,10 +125,10 @@ def test_images_that_cannot_be_read_are_listed_and_counted(small, tmp_path):
         path.with_name("b.png").write_bytes(path.with_name("b.png").read_bytes()[:4000])
     cfg = small(*words, "data.num_workers=0", "data.on_error=skip", "trainer.max_steps=1", "trainer.batch_size=2")
     train_in(tmp_path / "run", cfg)
-    listed = (tmp_path / "run" / "skipped_pictures.txt").read_text().splitlines()
+    listed = (tmp_path / "run" / "skipped_images.txt").read_text().splitlines()
     assert [line.split(" cannot be decoded")[0][-11:] for line in listed] == ["train/b.png", "valid/b.png"]
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
-    assert [line["data/skipped_pictures"] for line in lines if "data/skipped_pictures" in line] == [1, 2]
+    assert [line["data/skipped_images"] for line in lines if "data/skipped_images" in line] == [1, 2]
 
 
 def test_no_validation_split_is_said_before_training(small, tmp_path):
