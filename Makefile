@@ -15,7 +15,7 @@ ifneq ($(wildcard ../shared/data),)
 export DETR_EXP_TEST_DATA ?= $(abspath ../shared/data)
 endif
 
-.PHONY: help setup demo test test-all test-engines test-pythons fix check docs bench proof ui
+.PHONY: help setup demo test test-all test-engines test-pythons fix lint check docs bench proof ui
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 18
@@ -45,10 +45,12 @@ fix: $(VENV)/.test ## mend formatting and what the linter can mend
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-check: $(VENV)/.test ## linter, formatter, types, and the rules of the house
+lint: $(VENV)/.test ## linter, formatter, types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+check: lint ## the same, and the tests of the rules of the house
 	$(BIN)/python -m pytest tests/test_house.py tests/conf
 
 docs: $(VENV)/.docs ## the pages of docs/ as a site in outputs/site; needs Python 3.11
@@ -68,20 +70,21 @@ $(BIN)/python:
 		{ echo "$(PYTHON) is older than 3.10; name a newer one: make PYTHON=python3.12 ..."; exit 2; }
 	$(PYTHON) -m venv $(VENV)
 
+# each resolves all packages, which takes minutes; so one contains the others instead of following them
 $(VENV)/.run: pyproject.toml constraints.txt | $(BIN)/python
 	@echo "installing into $(VENV); minutes the first time"
 	$(PIP_INSTALL) -e .
 	@touch $@
 
-$(VENV)/.test: $(VENV)/.run
-	@echo "installing what the tests need"
+$(VENV)/.test: pyproject.toml constraints.txt | $(BIN)/python
+	@echo "installing into $(VENV), with what the tests need; minutes the first time"
 	$(PIP_INSTALL) -e ".[test]"
-	@touch $@
+	@touch $(VENV)/.run $@
 
-$(VENV)/.engines: $(VENV)/.test
-	@echo "installing what the tests of engines need"
+$(VENV)/.engines: pyproject.toml constraints.txt | $(BIN)/python
+	@echo "installing into $(VENV), with what the tests of engines need; minutes the first time"
 	$(PIP_INSTALL) -e ".[engines]"
-	@touch $@
+	@touch $(VENV)/.run $(VENV)/.test $@
 
 $(VENV)/.docs: pyproject.toml constraints.txt $(VENV)/.run
 	@echo "installing what the site needs"
