@@ -44,7 +44,7 @@ DEEP = (
 ARMS: dict[str, tuple[tuple[str, ...], float]] = {
     "plain": (ELASTIC, 1.2),
     "wholes": (WHOLES, 1.08),
-    "deep": (DEEP, 1.1),
+    "deep": (DEEP, 1.2),
     "sandwich": ((*ELASTIC, "trainer.elastic.sandwich=true"), 0.43),
     "distilled": ((*ELASTIC, "trainer.elastic.sandwich=true", "teacher=largest"), 0.42),
 }
