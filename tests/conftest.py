@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import copy
 import functools
 import logging
 import os
+import pickle
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -37,8 +37,8 @@ def read_once(name: str) -> None:
             return read(self, *args, **settings)
         key = (folders, args, *settings.items())
         if key not in known:
-            known[key] = read(self, *args, **settings)
-        return copy.deepcopy(known[key])  # overrides are written into a config that has no defaults
+            known[key] = pickle.dumps(read(self, *args, **settings))
+        return pickle.loads(known[key])  # a copy, because overrides are written into a config that has no defaults
 
     setattr(ConfigRepository, name, of_known)
 

@@ -114,6 +114,12 @@ def upgraded(config: Values) -> Values:
     return made
 
 
+def hardware_of(config: Values) -> Values:
+    """Hardware settings of a stored training; keys that its version did not have get today's defaults."""
+    known: Values = yaml.safe_load((CONF_DIR / "trainer" / "hardware" / "auto.yaml").read_text("utf-8"))
+    return known | {name: value for name, value in config["trainer"]["hardware"].items() if name in known}
+
+
 def with_derived_nodes(config: Values, *, resolved: bool) -> Values:
     """A config with the derived nodes added where it has only the keys they are derived from.
 

@@ -22,7 +22,7 @@ from torch.nn.modules.module import (
 
 from detr_exp import build
 from detr_exp.config.mistakes import is_raised_by_us
-from detr_exp.config.stored import stored
+from detr_exp.config.stored import hardware_of, stored
 from detr_exp.config.targets import WrongArgumentsError
 from detr_exp.data.classes import KnownLabels
 from detr_exp.data.fit import Fit, fit_of, sizes_of, use_one_size, written
@@ -223,7 +223,7 @@ def load(
             network = build.network(cfg, trained_on, tensors.keys())
         network.load_state_dict(tensors) if base is None else load_own_state(network, tensors)
         if hardware is None:
-            hardware = build.hardware(stored({"trainer": {"hardware": _hardware_of(config)}}, path))
+            hardware = build.hardware(stored({"trainer": {"hardware": hardware_of(config)}}, path))
             hardware = replace(hardware, compile=hardware.compile and compiled, gradient_checkpointing=False)
     become(network, asked.member)
     if asked.member.image_size is not None:
@@ -332,12 +332,6 @@ def of_this_version(path: Path) -> Iterator[None]:
             f"{path} was written by another version of detr_exp and does not fit this one "
             f"({' '.join(line.strip() for line in cause[:2])[:300]}); use the version that wrote it, or train again"
         ) from error
-
-
-def _hardware_of(config: Stored) -> Stored:
-    """Hardware settings of the training; keys that an older version did not have get today's defaults."""
-    known = values_of(build.compose().trainer.hardware)
-    return known | {name: value for name, value in config["trainer"]["hardware"].items() if name in known}
 
 
 def _without_downloads(node: Any) -> Any:
