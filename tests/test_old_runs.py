@@ -110,7 +110,7 @@ def content(folder: Path) -> dict[str, bytes]:
     return {str(path): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-@pytest.fixture(params=VERSIONS)
+@pytest.fixture(params=[VERSIONS[0], *(pytest.param(name, marks=pytest.mark.slow) for name in VERSIONS[1:])])
 def old(request: pytest.FixtureRequest, command: Callable[..., int]) -> Old:
     """What one version left, in the working directory, as if a user had moved it there."""
     unpack(request.param)

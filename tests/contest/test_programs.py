@@ -31,6 +31,7 @@ def contend(program: Program, squares: Path, tmp_path: Path, epochs: int, **opti
     return facts, scored(restricted(data.truth, data.folds[0].held_out), found, 30)
 
 
+@pytest.mark.slow
 def test_ours_finds_what_it_was_trained_on(squares: Path, tmp_path: Path) -> None:
     """Every image has the same square, so that a network that is read and written rightly finds it at once."""
     from detr_exp.contest.ours import contend as ours

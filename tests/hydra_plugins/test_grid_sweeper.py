@@ -103,6 +103,7 @@ def test_another_configuration_is_refused_with_the_difference(sweep: Sweep) -> N
     assert sweep(fixed, GRID, "data.num_workers=0").status == 0, "changes no number"
 
 
+@pytest.mark.slow
 def test_another_configuration_of_any_of_many_runs_is_refused(sweep: Sweep) -> None:
     words = ("seed=0,3,4", "optim.lr=1e-3,2e-3")  # 3 is no extreme
     assert sweep(fixed, *words).status == 0
@@ -190,6 +191,7 @@ def test_runs_that_a_file_adds_to_are_composed_as_well(sweep: Sweep) -> None:
         assert not Path("s").exists()
 
 
+@pytest.mark.slow
 def test_a_recipe_may_say_what_is_tried(command: Callable[..., int], capsys: pytest.CaptureFixture[str]) -> None:
     from detr_exp import cli
 
@@ -239,6 +241,7 @@ def test_a_race_gives_further_seeds_only_to_points_that_may_win(sweep: Sweep) ->
     assert len(full.lines) == 12, "without a race all the others follow"
 
 
+@pytest.mark.slow
 def test_a_race_that_was_stopped_goes_on_as_it_would_have(sweep: Sweep) -> None:
     runs: list[int] = []
 
@@ -255,6 +258,7 @@ def test_a_race_that_was_stopped_goes_on_as_it_would_have(sweep: Sweep) -> None:
     assert len({line["hash"] for line in done.lines}) == 10
 
 
+@pytest.mark.slow
 def test_a_point_without_a_result_loses_the_race(sweep: Sweep) -> None:
     def fails(cfg: DictConfig) -> float:
         return float("nan") if cfg.optim.lr == 6e-3 and cfg.seed == 1 else seeded(cfg)
@@ -272,6 +276,7 @@ def test_a_race_needs_points_and_seeds(sweep: Sweep, words: tuple[str, ...]) -> 
     assert "sweep both: seed=0,1,2,3,4" in refused.err
 
 
+@pytest.mark.slow
 def test_the_table_says_what_became_of_choosing_by_half_of_the_images(sweep: Sweep, trained: Path) -> None:
     def task(cfg: DictConfig) -> float:
         folder = Path(HydraConfig.get().runtime.output_dir)

@@ -126,6 +126,7 @@ def test_trials_of_a_folder_that_is_gone_are_replaced_on_request(sweep: Sweep, t
     assert [trial.state.name for trial in made.trials] == ["RUNNING", "COMPLETE", "COMPLETE"]
 
 
+@pytest.mark.slow
 def test_failures_are_failed_trials_with_their_reason(sweep: Sweep) -> None:
     def broken(cfg: DictConfig) -> float | None:
         number = HydraConfig.get().job.num
