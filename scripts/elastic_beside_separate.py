@@ -28,18 +28,17 @@ from detr_exp.values import Values
 
 NETWORK = ("model=rtdetrv2_tiny", *BACKBONE)
 MEMBERS = {"small": Member(1, 25, (192, 192)), "middle": Member(2, 50, (224, 224)), "large": Member(3, 100, (256, 256))}
-ELASTIC = (
-    *("trainer/elastic=full", "trainer.elastic.layers=[0.34,0.67,1.0]", "trainer.elastic.queries=[0.25,0.5,1.0]"),
-    "trainer.elastic.image_size=[0.75,0.875,1.0]",
-)
-WHOLES = (
-    *("trainer/elastic=full", "trainer.elastic.layers=[0.34,0.67,1.0,1.0]"),
-    *("trainer.elastic.queries=[0.25,0.5,1.0,1.0]", "trainer.elastic.image_size=[0.75,0.875,1.0,1.0]"),
-)
-DEEP = (
-    *("trainer/elastic=full", "trainer.elastic.layers=[1.0]", "trainer.elastic.queries=[0.25,0.5,1.0]"),
-    "trainer.elastic.image_size=[0.75,0.875,1.0]",
-)
+
+
+def sampled(layers: str, queries: str, image_size: str) -> tuple[str, ...]:
+    """Overrides of an elastic training with these shares."""
+    shares = {"layers": layers, "queries": queries, "image_size": image_size}
+    return ("trainer/elastic=full", *(f"trainer.elastic.{axis}=[{values}]" for axis, values in shares.items()))
+
+
+ELASTIC = sampled("0.34,0.67,1.0", "0.25,0.5,1.0", "0.75,0.875,1.0")
+WHOLES = sampled("0.34,0.67,1.0,1.0", "0.25,0.5,1.0,1.0", "0.75,0.875,1.0,1.0")
+DEEP = sampled("1.0", "0.25,0.5,1.0", "0.75,0.875,1.0")
 # arm -> its overrides, and its epochs as a multiple of those of a separate training: for 45 % of the time of all three
 ARMS: dict[str, tuple[tuple[str, ...], float]] = {
     "plain": (ELASTIC, 1.2),
