@@ -12,9 +12,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from hydra._internal import defaults_list
 from hydra._internal.config_repository import ConfigRepository
+from hydra.core.default_element import InputDefault
+from hydra.core.override_parser.types import Override
+from omegaconf import DictConfig
 
-from detr_exp.config.compose import CONF_DIR
+from detr_exp.config.compose import CONF_DIR, Composer, Composition
 from detr_exp.ops import products
 
 # the same numbers on every processor; DETR_EXP_TEST_PRODUCTS=onednn runs all tests with the other library
@@ -43,9 +47,50 @@ def read_once(name: str) -> None:
     setattr(ConfigRepository, name, of_known)
 
 
+def compose_once() -> None:
+    """Compositions of the options of this package alone: each is made once in a process, like the files it is made of.
+
+    Tests of other things compose the same few configs again and again, which is most of what they do.
+    """
+    compose, known = Composer.compose, {}
+
+    @functools.wraps(compose)
+    def of_known(self: Composer, overrides: list[Override]) -> Composition:
+        if not {source.path for source in self.repository.get_sources()} <= OPTIONS:
+            return compose(self, overrides)
+        key = (self.config_name, *(override.input_line for override in overrides))
+        if key not in known:
+            known[key] = pickle.dumps(compose(self, overrides))
+        return pickle.loads(known[key])  # a copy, because configs are written into
+
+    Composer.compose = of_known
+
+
+def resolve_only_interpolations() -> None:
+    """For each file Hydra makes a config of all choices to resolve its defaults in, which hardly ever refer to one.
+
+    That is half of what remains of a composition.
+    """
+    make_map, resolve = defaults_list._create_interpolation_map, InputDefault._resolve_interpolation_impl
+
+    @functools.wraps(make_map)
+    def of_needed(overrides: object, defaults: list[InputDefault], self_added: bool) -> DictConfig:
+        refers = any("${" in str(vars(default)) for default in defaults)
+        return make_map(overrides, defaults, self_added) if refers else DictConfig({})
+
+    @functools.wraps(resolve)
+    def of_interpolation(self: InputDefault, known_choices: DictConfig, value: str) -> str:
+        return resolve(self, known_choices, value) if "${" in value else value
+
+    defaults_list._create_interpolation_map = of_needed
+    InputDefault._resolve_interpolation_impl = of_interpolation
+
+
 OPTIONS = {str(CONF_DIR), "hydra.conf", ""}
 read_once("load_config")
 read_once("get_group_options")
+compose_once()
+resolve_only_interpolations()
 
 # pip install --no-deps --target FOLDER libreyolo==1.6.0: a second D-FINE to compare with, which is in no extra because
 # what it needs replaces packages that others need

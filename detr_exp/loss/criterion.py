@@ -26,7 +26,7 @@ from torch.fx.experimental import _config
 from detr_exp.loss.matches import Matches, Stack, between, last_pairs, layer_of, union_pairs
 from detr_exp.loss.open_sizes import as_tensor, open_stack, open_targets
 from detr_exp.loss.stacks import Counts, denoising_stacks, maps_stack, matched_predictions, without_tasks
-from detr_exp.loss.teacher import Taught
+from detr_exp.loss.teacher import Taught, to_match
 from detr_exp.loss.term import MAPS, Term
 from detr_exp.matcher.hungarian import Assignment, Matcher
 from detr_exp.ops.boxes import EPS
@@ -119,7 +119,7 @@ class SetCriterion(nn.Module):
                 counts = Counts(as_tensor(counts.boxes, device), as_tensor(counts.images, device), over_ranks)
             found = self._found(self._stacks(outputs, targets, counts, self.of("objects")), targets, counts)
             if taught is not None:
-                found = found + self._against_teacher(outputs, taught, counts)
+                found = found + self._against_teacher(outputs, taught, targets, counts)
             total = torch.cat([vector for name, _, vector in found if name.startswith("loss_")]).sum()
             if unsupervised is not None:
                 idle = [tensor.float().sum() for tensor in _differentiable(unsupervised)]
@@ -196,7 +196,7 @@ class SetCriterion(nn.Module):
                 found.append((known_as, stack.suffixes, sums * (weight / _divisor(term, stack, counts))))
         return found
 
-    def _against_teacher(self, outputs: Outputs, taught: Taught, counts: Counts) -> Losses:
+    def _against_teacher(self, outputs: Outputs, taught: Taught, targets: Targets, counts: Counts) -> Losses:
         """The losses against a teacher, whose queries take the place of the objects."""
         names = self.of("teacher")
         of_queries = tuple(name for name in names if MAPS not in self.terms[name].at)
@@ -209,7 +209,7 @@ class SetCriterion(nn.Module):
         )
         found: Losses = []
         if of_queries:
-            stacks = self._stacks(chosen, taught.targets, counts, of_queries)
+            stacks = self._stacks(chosen, to_match(taught.targets, targets), counts, of_queries)
             found += self.losses(stacks, taught.targets, counts, of_queries)
         if taught.maps is not None:
             of_maps = tuple(name for name in names if name not in of_queries)

@@ -1,9 +1,10 @@
 """Losses against what a teacher predicts for the same images, and its predictions as targets.
 
 The queries of a teacher that count are targets like objects, with a label and a box: predictions are matched with them
-by the costs of the matcher, and the losses of boxes apply as they are. In `extra` they have what an object has not:
-`scores` `[T, C]`, `confidence` `[T]`, and of teachers with distributions of edges `edge_shares` and `edge_places`
-`[T, 4, N]`.
+by the costs of the matcher, and the losses of boxes apply as they are. For one that has an object itself, that object is
+matched, since the ground truth would call any other prediction background. In `extra` they have what an object has not:
+`object` `[T]`, the index of theirs or -1, `scores` `[T, C]`, `confidence` `[T]`, and of teachers with distributions of
+edges `edge_shares` and `edge_places` `[T, 4, N]`.
 
 Legend: B images, Q queries of the teacher, T of them that count, C logits, P pairs, N positions of a teacher's edge,
 K positions of an edge.
@@ -21,10 +22,11 @@ from torch import Tensor
 
 from detr_exp.loss.edge import positions_on
 from detr_exp.loss.matches import Matches
-from detr_exp.ops.boxes import EPS, cxcywh_to_xyxy
+from detr_exp.ops.boxes import EPS, box_iou, cxcywh_to_xyxy
 from detr_exp.structures import Prediction, Targets, predicted
 
 UNKNOWN_LOGIT = -20.0  # of a class that the teacher has not
+SAME = 0.5  # intersection over union of a detection and its object, as AP50 has it
 
 
 class EdgeGrid(NamedTuple):
@@ -79,13 +81,21 @@ def in_our_classes(logits: Tensor, columns: Sequence[int], theirs: str, ours: st
 
 
 def as_targets(
-    prediction: Prediction, matched: tuple[Tensor, Tensor], threshold: float, activation: str, grid: EdgeGrid | None
+    prediction: Prediction,
+    matched: tuple[Tensor, Tensor, Tensor],
+    objects: Targets,
+    threshold: float,
+    activation: str,
+    grid: EdgeGrid | None,
 ) -> Targets:
-    """The queries of a teacher that count: the confident ones, and those matched with an object.
+    """The queries of a teacher that count: those matched with an object, and confident ones where there is no object.
+
+    A confident query over an object that another one is matched with is a duplicate, or takes it for another class.
 
     Args:
         prediction: of its last layer, logits `[B, Q, C]` in the student's classes.
-        matched: image and query of the matched ones, `[M]` each.
+        matched: image, query and object of the matched ones, `[M]` each.
+        objects: of the batch.
         threshold: score above which a query is confident.
         activation: of the student.
         grid: of its edges, if it has distributions.
@@ -93,14 +103,28 @@ def as_targets(
     scores = _scores(prediction.logits, activation)
     classes = scores[..., : scores.shape[-1] - (activation == "softmax")]
     confidence, labels = classes.max(-1)
-    counts = confidence > threshold
-    counts[matched] = True
+    image, query, target = matched
+    index = torch.full_like(labels, -1)
+    index[image, query] = target
     boxes = torch.cat([prediction.boxes[..., :2], prediction.boxes[..., 2:].clamp(min=EPS)], -1)
-    extra = {"scores": scores[counts], "confidence": confidence[counts]}
+    of_images = objects.boxes.split(list(objects.counts))
+    over_objects = torch.stack([_overlap(*pair) for pair in zip(boxes, of_images, strict=True)])
+    counts = (confidence > threshold) & ~over_objects | (index >= 0)
+    extra = {"object": index[counts], "scores": scores[counts], "confidence": confidence[counts]}
     if grid is not None:
         extra["edge_shares"] = predicted(prediction, "edges")[counts].softmax(-1)
         extra["edge_places"] = _places(predicted(prediction, "reference")[counts], grid)
     return Targets(labels[counts], boxes[counts], tuple(counts.sum(1).tolist()), extra=extra)
+
+
+def to_match(taught: Targets, objects: Targets) -> Targets:
+    """What predictions are matched with for a teacher's queries: their objects, and those that have none themselves."""
+    if not len(objects):
+        return Targets(taught.labels, taught.boxes, taught.counts)
+    index = taught.extra["object"]
+    own = index >= 0
+    labels = torch.where(own, objects.labels[index], taught.labels)
+    return Targets(labels, torch.where(own[:, None], objects.boxes[index], taught.boxes), taught.counts)
 
 
 def scores(matches: Matches) -> list[Tensor]:
@@ -175,6 +199,14 @@ def cosine(matches: Matches) -> list[Tensor]:
 
 def _scores(logits: Tensor, activation: str) -> Tensor:
     return logits.sigmoid() if activation == "sigmoid" else logits.softmax(-1)
+
+
+def _overlap(boxes: Tensor, objects: Tensor) -> Tensor:
+    """Which of the boxes `[Q, 4]` overlap an object of `[T, 4]` by SAME or more: bool `[Q]`."""
+    if not len(objects):
+        return torch.zeros(len(boxes), dtype=torch.bool, device=boxes.device)
+    corners = cxcywh_to_xyxy(boxes)[:, None], cxcywh_to_xyxy(objects)[None]
+    return box_iou(*corners).amax(1) >= SAME
 
 
 def _outwards(boxes: Tensor, scale: float) -> tuple[Tensor, Tensor]:

@@ -15,6 +15,7 @@ from detr_exp.config.mistakes import ConfigError
 from detr_exp.inference import detector
 from detr_exp.inference.published import load_published
 from detr_exp.loss.teacher import EdgeGrid
+from detr_exp.model.member import Elastic
 from detr_exp.protocols import Network, ShowingMaps
 from detr_exp.published.places import digests
 from detr_exp.published.table import Entry, named, nearest
@@ -37,7 +38,7 @@ class DetectorTeacher:
     Args:
         checkpoint: a file, the folder of a run (its best), the id of a run, or a name of the table of weights.
         weights: "ema" or "raw"; None: those of the file; the averaged ones of a training checkpoint.
-        threshold: score above which a detection is a target although it is matched with no object.
+        threshold: score above which a detection is a target where no object is.
         allow_targets: user-defined packages that its config may name.
 
     Raises:
@@ -82,8 +83,10 @@ class DetectorTeacher:
         """Move it to the device of the training."""
         self.network = frozen(replace(hardware, gradient_checkpointing=False).place(self.network))
 
-    def __call__(self, images: Tensor, padding_mask: Tensor | None) -> Seen:
-        """See `trainer.teaching.Teacher`."""
+    def __call__(self, images: Tensor, padding_mask: Tensor | None, *, detects: bool) -> Seen:
+        """See `trainer.teaching.Teacher`; maps alone need no decoder."""
+        if not detects and isinstance(self.network, Elastic):
+            return Seen(None, self.network.encode(images, padding_mask)[: len(self.map_channels)])
         outputs = self.network(images, padding_mask=padding_mask)
         return Seen(outputs.pred, outputs.maps)
 

@@ -15,7 +15,7 @@ class LargestMember:
     """In-place distillation (Yu et al. 2020, BigNAS, section 3.1): smaller members learn from what it predicts.
 
     Args:
-        threshold: score above which a detection is a target although it is matched with no object.
+        threshold: score above which a detection is a target where no object is.
     """
 
     def __init__(self, *, threshold: float) -> None:
@@ -37,6 +37,6 @@ class LargestMember:
     def place(self, hardware: Hardware) -> None:
         """It is where the network is."""
 
-    def __call__(self, images: Tensor, padding_mask: Tensor | None) -> Seen:
+    def __call__(self, images: Tensor, padding_mask: Tensor | None, *, detects: bool) -> Seen:
         """See `trainer.teaching.Teacher`."""
         return Seen(self.kept, None)

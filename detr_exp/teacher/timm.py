@@ -60,7 +60,7 @@ class TimmTeacher:
         self.backbone.to(device).to(memory_format=hardware.memory_format)
         self.pixels = self.pixels[0].to(device), self.pixels[1].to(device)
 
-    def __call__(self, images: Tensor, padding_mask: Tensor | None) -> Seen:
+    def __call__(self, images: Tensor, padding_mask: Tensor | None, *, detects: bool) -> Seen:
         """See `trainer.teaching.Teacher`."""
         mean, std = self.pixels
         return Seen(None, self.backbone((images - mean) / std))

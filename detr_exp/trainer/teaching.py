@@ -63,8 +63,14 @@ class Teacher(Protocol):
     def place(self, hardware: Hardware) -> None:
         """Move it to the device of the training."""
 
-    def __call__(self, images: Tensor, padding_mask: Tensor | None) -> Seen:
-        """Images `[B, 3, H, W]` RGB in 0..1, and `[B, H, W]` bool, True where there is none; without gradient."""
+    def __call__(self, images: Tensor, padding_mask: Tensor | None, *, detects: bool) -> Seen:
+        """What it makes of images, without gradient.
+
+        Args:
+            images: `[B, 3, H, W]` RGB in 0..1.
+            padding_mask: `[B, H, W]` bool, True where there is no image.
+            detects: whether its prediction is asked for, and not its maps alone.
+        """
 
 
 @runtime_checkable
@@ -150,7 +156,7 @@ class Teaching:
 
     def _seen(self, batch: Batch, images: Tensor, padding_mask: Tensor | None) -> Seen:
         def see(images: Tensor, padding_mask: Tensor | None) -> Seen:
-            seen = self.teacher(images, padding_mask)
+            seen = self.teacher(images, padding_mask, detects=bool(self.columns))
             prediction = None if seen.prediction is None or not self.columns else without_tasks(seen.prediction)
             return Seen(prediction, None if self.projection is None else seen.maps)
 
@@ -164,8 +170,8 @@ class Teaching:
         prediction = prediction._replace(logits=logits)
         stacked = Prediction(logits[None], prediction.boxes[None])
         pairs = self.criterion.matcher([stacked], batch.targets, 1, {}, ())
-        matched = pairs.image[0], pairs.query[0]
-        return as_targets(prediction, matched, self.teacher.threshold, ours, self.teacher.edge_grid)
+        matched = pairs.image[0], pairs.query[0], pairs.target[0]
+        return as_targets(prediction, matched, batch.targets, self.teacher.threshold, ours, self.teacher.edge_grid)
 
     @property
     def parameters(self) -> list[nn.Parameter]:

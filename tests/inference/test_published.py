@@ -98,7 +98,7 @@ def words(tmp_path: Path, tiny_run: list[str]) -> Callable[..., list[str]]:
         ]
         small = [word for word in SMALL.split() if not word.startswith("model.image")]
         model = ["model=rtdetrv2_tiny", *small, "trainer.max_steps=1", "trainer.num_pictures=0"]
-        return [*rest, *data, *model, "teacher=run", "teacher.checkpoint=stand_in_coco", *more]
+        return [*rest, *data, *model, "teacher=run", "loss/teacher=detr", "teacher.checkpoint=stand_in_coco", *more]
 
     return make
 
@@ -115,7 +115,7 @@ def test_it_teaches_the_classes_of_the_data_by_name(
     assert teaching.teacher.record["teacher"] == "stand_in_coco"
     images = torch.rand(2, 3, 64, 64)
     with torch.no_grad():
-        seen = teaching.teacher(images, None).prediction
+        seen = teaching.teacher(images, None, detects=True).prediction
         wanted = published(images).pred
     assert seen is not None
     torch.testing.assert_close(seen.logits, wanted.logits)

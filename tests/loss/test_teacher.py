@@ -8,11 +8,11 @@ import torch
 
 from detr_exp.loss import box, teacher
 from detr_exp.loss.criterion import SetCriterion
-from detr_exp.loss.teacher import EdgeGrid, Maps, Taught, as_targets, in_our_classes, on_grid
+from detr_exp.loss.teacher import EdgeGrid, Maps, Taught, as_targets, in_our_classes, on_grid, to_match
 from detr_exp.loss.term import Term
 from detr_exp.model.decoder.dfine import EdgePrediction
 from detr_exp.ops.edges import boxes_from_edges, edge_positions
-from detr_exp.structures import Outputs, Prediction, mapped
+from detr_exp.structures import Outputs, Prediction, Targets, mapped
 
 TERMS = {
     "teacher_class": Term(function=teacher.scores, weight=1.0, at=["layers"], against="teacher"),
@@ -23,9 +23,13 @@ TERMS = {
 }
 
 
+def no_objects(num_images: int) -> Targets:
+    return Targets(torch.zeros(0, dtype=torch.int64), torch.zeros(0, 4), (0,) * num_images)
+
+
 def taught_by(prediction: Prediction, activation: str = "sigmoid", threshold: float = 0.3) -> Taught:
-    nothing = torch.zeros(0, dtype=torch.int64)
-    return Taught(as_targets(prediction, (nothing, nothing), threshold, activation, None))
+    nothing, none = torch.zeros(0, dtype=torch.int64), no_objects(len(prediction.boxes))
+    return Taught(as_targets(prediction, (nothing, nothing, nothing), none, threshold, activation, None))
 
 
 @pytest.fixture
@@ -105,16 +109,49 @@ def test_each_group_of_queries_learns_from_all_of_the_teachers(with_terms, make_
     assert reached.tolist() == [taught.targets.counts[0]] * 3
 
 
-def test_queries_that_count_are_confident_or_matched():
-    logits = torch.full((1, 4, 2), -5.0)
-    logits[0, 1, 1] = 3.0
-    boxes = torch.tensor([0.5, 0.5, 0.2, -0.1]).expand(1, 4, 4)
-    matched = torch.tensor([0]), torch.tensor([3])
-    targets = as_targets(Prediction(logits, boxes), matched, 0.5, "sigmoid", None)
-    assert targets.counts == (2,)
-    assert targets.labels[0] == 1
-    assert targets.extra["confidence"].tolist() == pytest.approx([0.9526, 0.0067], abs=1e-4)
+def test_queries_that_count_are_matched_or_confident_where_there_is_no_object():
+    logits = torch.full((2, 5, 2), -5.0)
+    logits[:, 1, 1] = logits[:, 2, 0] = 3.0
+    boxes = torch.tensor([[0.5, 0.5, 0.2, -0.1], [0.2, 0.2, 0.1, 0.1], [0.8, 0.8, 0.2, 0.2]])[[0, 1, 2, 0, 0]]
+    objects = Targets(torch.tensor([1]), torch.tensor([[0.8, 0.8, 0.2, 0.19]]), (0, 1))
+    matched = torch.tensor([1]), torch.tensor([3]), torch.tensor([0])
+    targets = as_targets(Prediction(logits, boxes.expand(2, 5, 4)), matched, objects, 0.5, "sigmoid", None)
+    assert targets.counts == (2, 2), "in the second image a confident one is a duplicate"
+    assert targets.labels[:3].tolist() == [1, 0, 1]
+    assert targets.extra["object"].tolist() == [-1, -1, -1, 0]
+    assert targets.extra["confidence"].tolist() == pytest.approx([0.9526] * 3 + [0.0067], abs=1e-4)
     assert (targets.boxes[:, 2:] > 0).all(), "distributions may give a box a negative size"
+
+
+def test_the_query_of_an_object_learns_from_the_teachers_query_of_that_object(with_terms, make_targets, make_outputs):
+    targets = make_targets(3, 0, 2)
+    outputs = make_outputs(targets)
+    said = mapped(make_outputs(targets, seed=3).pred, torch.Tensor.detach)
+    image, query = torch.tensor([0, 0, 0, 2, 2]), torch.tensor([4, 0, 2, 1, 5])
+    taught = Taught(as_targets(said, (image, query, torch.arange(5)), targets, 1.0, "sigmoid", None))
+    assert taught.targets.counts == targets.counts, "none is confident without an object"
+    assert not torch.equal(taught.targets.boxes, targets.boxes), "another order and other places than the objects'"
+
+    losses = with_terms()(outputs, targets, 5.0, taught=taught)
+    gradients = {
+        name: torch.autograd.grad(losses[f"loss_{name}_aux_0"], outputs.layers.boxes, retain_graph=True)[0][0]
+        for name in ("bbox", "teacher_bbox")
+    }
+    reached = {name: (gradient.abs().sum(-1) > 0).tolist() for name, gradient in gradients.items()}
+    assert reached["teacher_bbox"] == reached["bbox"]
+    assert sum(map(sum, reached["bbox"])) == 5
+
+
+def test_confident_queries_without_an_object_are_matched_beside_the_objects(make_targets):
+    objects = make_targets(2)
+    boxes = torch.tensor([[0.1, 0.1, 0.1, 0.1], [0.2, 0.2, 0.1, 0.1], [0.3, 0.3, 0.1, 0.1]])
+    labels = torch.tensor([4, 4, 4])
+    taught = Targets(labels, boxes, (3,), extra={"object": torch.tensor([1, -1, 0])})
+    found = to_match(taught, objects)
+    assert found.labels.tolist() == [objects.labels[1], 4, objects.labels[0]]
+    assert torch.equal(found.boxes, torch.stack([objects.boxes[1], boxes[1], objects.boxes[0]]))
+    none = to_match(replace(taught, extra={"object": torch.full((3,), -1)}), make_targets(0))
+    assert torch.equal(none.boxes, boxes)
 
 
 @pytest.mark.parametrize("ours", ["sigmoid", "softmax"])
@@ -144,8 +181,8 @@ def edge_prediction(num_bins: int, bound: float, scale: float, seed: int) -> tup
 def test_distributions_keep_their_mean_place_on_another_grid():
     """The box of a distribution is the same whatever it counts from; places beyond the grid are at its end."""
     prediction, grid = edge_prediction(16, 0.25, 4.0, seed=0)
-    nothing = torch.zeros(0, dtype=torch.int64)
-    extra = as_targets(prediction, (nothing, nothing), 0.0, "sigmoid", grid).extra
+    nothing, none = torch.zeros(0, dtype=torch.int64), no_objects(len(prediction.boxes))
+    extra = as_targets(prediction, (nothing, nothing, nothing), none, 0.0, "sigmoid", grid).extra
     reference = prediction.reference[0] + 0.02
     ours = EdgeGrid(edge_positions(32, 0.5, 2.0), 2.0)
     target = on_grid(extra["edge_shares"], extra["edge_places"], reference, ours)

@@ -77,7 +77,8 @@ def taught(words, teachers):
     """Overrides of a run of a family that a teacher of another family teaches."""
 
     def make(student: str, teacher: str, *more: str) -> list[str]:
-        return words(student, "teacher=run", f"teacher.checkpoint={teachers(teacher)}", *more)
+        terms = [] if any(word.startswith("loss/teacher=") for word in more) else ["loss/teacher=detr"]
+        return words(student, "teacher=run", f"teacher.checkpoint={teachers(teacher)}", *terms, *more)
 
     return make
 
@@ -117,6 +118,21 @@ def test_any_family_teaches_any_other(taught, tmp_path, student, teacher):
     for name in ("class", "bbox", "giou", "maps"):
         assert 0 < terms[f"loss_teacher_{name}"] < 100
     assert state.projection is None, "both have maps of as many channels"
+
+
+@pytest.mark.parametrize(
+    "family", ["rtdetr", *(pytest.param(f, marks=pytest.mark.slow) for f in ("rfdetr", "keypoints"))]
+)
+def test_maps_alone_are_those_of_a_whole_pass(teachers, family):
+    teacher = DetectorTeacher(checkpoint=teachers(family), weights=None, threshold=0.5)
+    images, padding = torch.rand(2, 3, 64, 64), torch.zeros(2, 64, 64, dtype=torch.bool)
+    padding[1, :, 32:] = True
+    with torch.no_grad():
+        whole, alone = (teacher(images, padding, detects=detects) for detects in (True, False))
+    assert whole.prediction is not None
+    assert alone.prediction is None
+    assert len(alone.maps) == len(whole.maps) == len(teacher.map_channels)
+    assert all(map(torch.equal, alone.maps, whole.maps))
 
 
 @pytest.mark.slow

@@ -86,7 +86,10 @@ DISTILLED = (
     *("teacher=largest", "teacher.threshold=0.01"),
 )
 TEACHER = "teacher"  # folder of the run that teaches, in the folder of all
-TAUGHT = ("teacher=run", "teacher.threshold=0.01", "model.hidden_dim=48", "model.neck.hidden_dim=48")
+TAUGHT = (
+    *("teacher=run", "loss/teacher=detr", "teacher.threshold=0.01"),
+    *("model.hidden_dim=48", "model.neck.hidden_dim=48"),
+)
 # Their loss divides by a number that is known after the matching only. Ranks exchange it, micro-batches do not: two
 # ranks take the step of one large batch, and norms, which see a batch each, stay as they are.
 COUNTED = {"edges", "poses"}
