@@ -3,8 +3,8 @@
 The queries of a teacher that count are targets like objects, with a label and a box: predictions are matched with them
 by the costs of the matcher, and the losses of boxes apply as they are. Where one has an object itself, predictions are
 matched with that object, since the ground truth calls all others background. In `extra` they have what an object has
-not: `object` `[T]`, the index of theirs or -1, `scores` `[T, C]`, `confidence` `[T]`, and of teachers with distributions
-of edges `edge_shares` and `edge_places` `[T, 4, N]`.
+not: `object` `[T]`, the index of theirs or -1, `scores` `[T, C]`, `confidence` `[T]`, and of teachers with
+distributions of edges `edge_shares` and `edge_places` `[T, 4, N]`.
 
 Legend: B images, Q queries of the teacher, T of them that count, C logits, P pairs, N positions of a teacher's edge,
 K positions of an edge.
