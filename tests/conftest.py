@@ -25,6 +25,8 @@ from detr_exp.ops import products
 products.fastest = functools.wraps(products.fastest)(lambda: os.environ.get("DETR_EXP_TEST_PRODUCTS", "torch"))
 # two processes of two threads each on two cores are slower than two of one
 torch.set_num_threads(1)
+# no test cuts the power; waiting for the disk takes a sixth of the time of all tests
+os.fsync = lambda descriptor: None
 
 
 def read_once(name: str) -> None:

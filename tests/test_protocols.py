@@ -315,6 +315,7 @@ def test_only_the_members_of_a_contract_are_asked_for() -> None:
         refuse_missing_members(part, "data.augment.operations[1]", "mine.Rain")
 
 
+@pytest.mark.slow
 def test_an_evaluator_a_source_and_a_matcher_of_ones_own_work_everywhere(
     command: Callable[..., int], tiny_run: list[str], theirs: list[str], capfd: pytest.CaptureFixture[str]
 ) -> None:

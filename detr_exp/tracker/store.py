@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import sqlite3
 import tempfile
+from functools import cache
 from pathlib import Path
 from urllib.parse import quote
 
@@ -68,18 +69,24 @@ def prepare(file: Path) -> None:
 
 
 def _make(file: Path) -> None:
-    """Create a store in a temporary folder and move it to its path in one step."""
+    """Create a store and move it to its path in one step."""
+    content = _new()
+    for left_over in (file, *(file.with_name(file.name + end) for end in BESIDE)):  # only safe without their database
+        left_over.unlink(missing_ok=True)
+    remove_left_overs(file)
+    write(file, content)
+
+
+@cache  # takes seconds
+def _new() -> bytes:
+    """The content of a new store."""
     from mlflow.store.tracking import DEFAULT_LOCAL_FILE_AND_ARTIFACT_PATH
     from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 
     with tempfile.TemporaryDirectory() as folder:
         made = Path(folder) / "store.db"
         SqlAlchemyStore(f"sqlite:///{made}", DEFAULT_LOCAL_FILE_AND_ARTIFACT_PATH).engine.dispose()
-        content = made.read_bytes()
-    for left_over in (file, *(file.with_name(file.name + end) for end in BESIDE)):  # only safe without their database
-        left_over.unlink(missing_ok=True)
-    remove_left_overs(file)
-    write(file, content)
+        return made.read_bytes()
 
 
 def _inspect(file: Path) -> tuple[str | None, bool, bool]:

@@ -277,7 +277,7 @@ WORD = "loss.class_loss.api_token=hunter2-as-a-word"
 ADDRESS = "tracker.tracking_uri=http://me:hunter2@127.0.0.1:9"
 
 
-@pytest.mark.parametrize("secret", [[WORD], pytest.param([], marks=pytest.mark.slow), [ADDRESS]])
+@pytest.mark.parametrize("secret", [[WORD], *(pytest.param(s, marks=pytest.mark.slow) for s in ([], [ADDRESS]))])
 def test_a_planted_secret_is_in_no_file_store_or_page(command, tiny_run, own_loss, tmp_path, monkeypatch, secret):
     monkeypatch.setattr("detr_exp.tracker.tracker.PATIENCE", 1.0 if ADDRESS in secret else 300.0)
     usual = [word for word in tiny_run if not word.startswith(("tracker", "loss"))]

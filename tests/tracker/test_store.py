@@ -78,13 +78,7 @@ def test_a_kill_while_it_is_put_in_place_leaves_nothing_or_all(
         seen.append([left.name for left in path.parent.iterdir()])
         path.write_bytes(content)
 
-    class Made:
-        engine = create_engine("sqlite://")
-
-        def __init__(self, uri: str, artifacts: str) -> None:
-            Path(uri.removeprefix("sqlite:///")).write_bytes(made)
-
-    monkeypatch.setattr("mlflow.store.tracking.sqlalchemy_store.SqlAlchemyStore", Made)
+    monkeypatch.setattr(module, "_new", lambda: made)
     monkeypatch.setattr(module, "write", write)
     module.prepare(file)
     assert seen == [[]]

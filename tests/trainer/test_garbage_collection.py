@@ -97,7 +97,7 @@ def test_on_while_the_trainer_trains(tiny_run: list[str], tmp_path: Path, monkey
     "words",
     [
         ["trainer.epochs=1"],
-        ["data=coco", "data.root=/absent"],
+        pytest.param(["data=coco", "data.root=/absent"], marks=pytest.mark.slow),
         pytest.param(["--multirun", "seed=1,2"], marks=pytest.mark.slow),
     ],
 )

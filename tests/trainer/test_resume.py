@@ -167,7 +167,8 @@ def test_a_random_seed_is_chosen_once(small, ended, tmp_path):
 # ----------------------------------------------------------------------------------------------- moments without a step
 
 
-@pytest.mark.parametrize("which", [pytest.param("raw", marks=pytest.mark.slow), "ema"])
+@pytest.mark.slow
+@pytest.mark.parametrize("which", ["raw", "ema"])
 def test_a_signal_during_an_evaluation_ends_it(small, fit, tmp_path, monkeypatch, which):
     words = (*EXACT, "trainer.evaluate_weights=both", "trainer.early_stopping=true")
     undisturbed = fit(*words, folder="undisturbed")
@@ -235,8 +236,8 @@ def test_a_worker_that_is_lost_costs_nothing(small, fit, tmp_path, monkeypatch):
         ("trainer.max_steps=3", "evaluate_epoch", trainer, 1),
         pytest.param("trainer.max_steps=4", "evaluate_epoch", trainer, 1, marks=pytest.mark.slow),
         pytest.param("trainer.run_test=true", "evaluate_split", validation, 2, marks=pytest.mark.slow),
-        ("trainer.run_test=true", "print_result", validation, 1),
-        ("trainer.checkpoint_interval=2", "copy_as_numbered", trainer, 1),
+        pytest.param("trainer.run_test=true", "print_result", validation, 1, marks=pytest.mark.slow),
+        pytest.param("trainer.checkpoint_interval=2", "copy_as_numbered", trainer, 1, marks=pytest.mark.slow),
     ],
     ids=["within an epoch", "at the end of one", "in the test run", "when all was logged", "before it was numbered"],
 )

@@ -53,7 +53,8 @@ def assert_same(found, wanted) -> None:
     torch.testing.assert_close(found, wanted, rtol=0, atol=0)
 
 
-@pytest.mark.parametrize("family", ["rtdetrv2_tiny", pytest.param("dfine_tiny", marks=pytest.mark.slow)], indirect=True)
+@pytest.mark.slow
+@pytest.mark.parametrize("family", ["rtdetrv2_tiny", "dfine_tiny"], indirect=True)
 def test_it_goes_back_and_a_run_that_is_stopped_there_too(
     prescribed, fit, small, family, tmp_path, monkeypatch
 ) -> None:

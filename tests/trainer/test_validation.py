@@ -59,6 +59,7 @@ def test_half_of_the_images_choose_and_both_halves_are_recorded(honest: Path) ->
     assert PastRun.load(honest).score == pytest.approx(-best["val/loss"])
 
 
+@pytest.mark.slow
 def test_without_it_the_training_is_the_same_and_nothing_is_held_out(
     honest: Path, tiny_run: list[str], tmp_path: Path
 ) -> None:
@@ -69,6 +70,7 @@ def test_without_it_the_training_is_the_same_and_nothing_is_held_out(
     assert all(torch.equal(ends[0][name], ends[1][name]) for name in ends[0])
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_ends_alike(honest: Path, tiny_run: list[str], tmp_path: Path) -> None:
     words = [*tiny_run, *HONEST]
     train_in(tmp_path, compose([*words, "trainer.epochs=2"]))
