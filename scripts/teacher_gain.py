@@ -4,8 +4,8 @@ python scripts/teacher_gain.py --data FOLDER_OF_SETS --work FOLDER --backbone FI
 
 A small RT-DETRv2 is trained alone, and by a teacher: `size` is an RT-DETRv2 of the size of R18, `family` an RF-DETR.
 Teachers are trained first, on the same images; their training does not count. A short trial tells how much of a step a
-teacher costs; a student with a teacher is trained for as many epochs less. The measured ratio of the CPU times is in
-the table. Run it again until nothing is missing.
+teacher costs; a student with a teacher is trained for as many whole epochs less. The measured ratio of the CPU times is
+in the table. Run it again until nothing is missing.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Sequence
+from math import ceil
 
 from timed_trainings import BACKBONE, Place, parser, place_of, row
 
@@ -71,7 +72,7 @@ def taught(place: Place, name: str, arm: str, given: argparse.Namespace) -> list
     known = {"arm": "teacher", "teacher": arm}
     worth = place.cell(of_teacher, name, of_teacher, load, known)
     print(f"{name}: the teacher {arm} has mAP {worth['mAP']:.4f}")
-    epochs = max(1, round(given.epochs * (1 - share_of_teacher(place, trial))))
+    epochs = ceil(given.epochs * (1 - share_of_teacher(place, trial)))
     return [student(place, name, arm, more, epochs, seed) for seed in given.seeds]
 
 
