@@ -26,6 +26,7 @@ from detr_exp.ops.boxes import EPS, box_iou, cxcywh_to_xyxy
 from detr_exp.structures import Prediction, Targets, predicted
 
 UNKNOWN_LOGIT = -20.0  # of a class that the teacher has not
+SHORTEST = 1e-2  # length of the features of a cell
 SAME = 0.5  # intersection over union of a detection and its object, as AP50 has it
 
 
@@ -185,7 +186,8 @@ def on_grid(shares: Tensor, places: Tensor, reference: Tensor, grid: EdgeGrid) -
 def cosine(matches: Matches) -> list[Tensor]:
     """One minus the cosine between the cells of both encoders, mean over cells and levels: `[1, B]`.
 
-    A teacher's map of another size is resampled.
+    A teacher's map of another size is resampled. A cell without content has no direction: below SHORTEST gradients do not
+    grow any further.
     """
     levels = []
     (stack,) = matches.stacks
@@ -193,7 +195,7 @@ def cosine(matches: Matches) -> list[Tensor]:
     for ours, theirs in zip(pair.maps, pair.teacher):
         if theirs.shape[-2:] != ours.shape[-2:]:
             theirs = F.interpolate(theirs, ours.shape[-2:], mode="bilinear", antialias=True)
-        levels.append(1 - F.cosine_similarity(ours, theirs, dim=1).mean((1, 2)))
+        levels.append(1 - F.cosine_similarity(ours, theirs, dim=1, eps=SHORTEST).mean((1, 2)))
     return [torch.stack(levels).mean(0, keepdim=True)]
 
 

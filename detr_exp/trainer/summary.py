@@ -41,7 +41,8 @@ MOST_CLASSES = 30
 def print_start(console: Console, settings: Settings, run: Run, state: State) -> None:
     """Print the network, the data, the device and the length of the run."""
     parameters = sum(p.numel() for p in state.network.parameters())
-    trained = sum(p.numel() for p in state.parameters)
+    beside = 0 if run.teaching is None else sum(p.numel() for p in run.teaching.parameters)
+    trained = sum(p.numel() for p in state.parameters) - beside
     shown = ", ".join(f"{height} x {width}" for height, width in sizes_of(state.network) or [state.network.image_size])
     ranks = distributed.world_size()
     splits = [(name, getattr(run.data, name)) for name in (*SPLITS, HELD_OUT)]
@@ -52,7 +53,7 @@ def print_start(console: Console, settings: Settings, run: Run, state: State) ->
         {
             "network": f"{parameters:,} parameters ({trained:,} trained), {shown} px",
             "start": _start(run),
-            **({} if run.teaching is None else {"teacher": _teacher(run.teaching.teacher.record)}),
+            **({} if run.teaching is None else {"teacher": _teacher(run.teaching.teacher.record, beside)}),
             "data": f"{run.data.content.origin}: {sizes} images",
             "classes": f"{run.data.num_classes}: {names}",
             "device": settings.hardware.describe(),
@@ -102,8 +103,9 @@ def _start(run: Run) -> str:
     return f"{file}, {run.share}" if "weights" in run.start else f"random weights, the backbone from {file}"
 
 
-def _teacher(record: Mapping[str, str]) -> str:
-    return record["teacher"] + (f", sha256 {record['sha256'][:12]}" if "sha256" in record else "")
+def _teacher(record: Mapping[str, str], beside: int) -> str:
+    sha256 = f", sha256 {record['sha256'][:12]}" if "sha256" in record else ""
+    return record["teacher"] + sha256 + (f", {beside:,} parameters between both encoders are trained" if beside else "")
 
 
 def print_result(console: Console, run: Run, result: str, tables: Mapping[str, Mapping[str, float]]) -> None:

@@ -212,6 +212,19 @@ def test_maps_are_compared_by_direction_and_resampled(with_terms, make_targets, 
     assert loss((ours, coarse)) < 0.2
 
 
+def test_cells_without_content_do_not_outweigh_the_others(with_terms, make_targets, make_outputs):
+    targets, g = make_targets(1, 1), torch.Generator().manual_seed(0)
+    outputs = make_outputs(targets)
+    ours, theirs = torch.randn(2, 2, 64, 4, 4, generator=g)
+    ours[:, :, 0] = 0
+    theirs[:, :, :, 0] = 0
+    nobody = taught_by(outputs.pred, threshold=1.0)
+    losses = with_terms()(outputs, targets, 2.0, taught=nobody._replace(maps=Maps([ours.requires_grad_()], [theirs])))
+    losses["loss_teacher_maps"].backward()
+    lengths = ours.grad.norm(dim=1)
+    assert lengths[:, 0].max() < 1e3 * lengths[:, 1:, 1:].max()
+
+
 @pytest.mark.parametrize(
     ("wrong", "words"),
     [

@@ -1,5 +1,7 @@
 """A backbone of timm as the teacher."""
 
+import re
+
 import pytest
 import timm
 import torch
@@ -16,13 +18,16 @@ def file(tmp_path):
     return tmp_path / "weights.pth"
 
 
-def test_its_maps_teach_the_encoder_at_the_nearest_stride(tiny_run, file, tmp_path):
+def test_its_maps_teach_the_encoder_at_the_nearest_stride(tiny_run, file, tmp_path, capsys):
     words = ["teacher=timm", "teacher.name=test_resnet", f"teacher.pretrained={file}", "teacher.out_strides=[8,16]"]
     cfg = build.compose([*tiny_run, *TINY, *words, "teacher.image_size=[96,96]"])
     run, trainer = build.run(cfg, tmp_path), build.trainer(cfg)
     assert run.teaching.levels == [0, 1, 1]
     assert run.teaching.columns == []
     state = trainer.start(run)
+    said = capsys.readouterr().out
+    assert re.search(r"network +([\d,]+) parameters \(\1 trained\)", said)
+    assert re.search(r"teacher .*, [\d,]+ parameters between both encoders are trained", said)
     before = [p.detach().clone() for p in run.teaching.parameters]
     state.network.train()
     state.loader.batch_sampler.set_epoch(0)
