@@ -186,8 +186,8 @@ def on_grid(shares: Tensor, places: Tensor, reference: Tensor, grid: EdgeGrid) -
 def cosine(matches: Matches) -> list[Tensor]:
     """One minus the cosine between the cells of both encoders, mean over cells and levels: `[1, B]`.
 
-    A teacher's map of another size is resampled. A cell without content has no direction: of cells shorter than SHORTEST
-    gradients do not grow any further.
+    A teacher's map of another size is resampled. A cell without content has no direction: gradients of cells shorter
+    than SHORTEST do not grow any further.
     """
     levels = []
     (stack,) = matches.stacks
