@@ -143,7 +143,8 @@ def test_a_search_by_three_processes_with_a_restart_of_the_server(postgres: Post
     for one in searchers:
         rows = [json.loads(line) for line in (one.folder / "sweep.jsonl").read_text().splitlines()]
         assert [row["number"] for row in rows] == one.started
-        assert "12 runs, best first" in one.output
+    said = [one.output for one in searchers]
+    assert any("12 runs, best first" in output for output in said), "who ends first may not know the last point yet"
     assert with_password(tmp_path) == []
 
 
