@@ -72,6 +72,7 @@ def test_seeds_on_both_sides(command: Command, sweep: Path, capsys: pytest.Captu
         assert found["b"][name][0] == pytest.approx(alone[name])
 
 
+@pytest.mark.slow
 def test_each_point_of_a_sweep_against_a_run(command: Command, trained: Path, sweep: Path) -> None:
     assert command(compare.main, f"a={trained}", f"b={sweep}", *WORDS) == 0
     found = result()

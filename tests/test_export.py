@@ -147,6 +147,7 @@ def test_the_gate_keeps_back_what_differs(
     assert [path.name for path in Path("out").glob("model*")] == ["model_rejected.torchscript"]
 
 
+@pytest.mark.slow
 def test_the_gate_keeps_back_what_loses_accuracy(
     trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -234,7 +235,9 @@ def test_a_file_fits_images_of_any_shape(form: str, tmp_path: Path) -> None:
     assert max(np.quantile(gaps, 0.9) for gaps in apart.values()) < 1e-3
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize(
+    "name", ["rtdetrv2", *(pytest.param(name, marks=pytest.mark.slow) for name in [*NETWORKS][1:])]
+)
 def test_half_precision_changes_little(name: str) -> None:
     """All weights and constants in float16; what needs more digits, such as boxes, is computed with them."""
     graph = Graph(network(name), preprocess=False, postprocess=True).eval()

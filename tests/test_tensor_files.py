@@ -186,7 +186,7 @@ def is_refused(path: Path, value: Any) -> bool:
     return bool(found)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", ["config", *(pytest.param(n, marks=pytest.mark.slow) for n in NAMES if n != "config")])
 def test_a_checkpoint_of_ours_with_something_else_in_it(name: str, trained: Path, tmp_path: Path) -> None:
     """It is opened all the same, or refused in a sentence."""
     state = torch.load(trained / "checkpoint_best_total.pth", weights_only=True)
@@ -199,7 +199,7 @@ def test_a_checkpoint_of_ours_with_something_else_in_it(name: str, trained: Path
     assert refused >= 5
 
 
-@pytest.mark.parametrize("key", KEYS)
+@pytest.mark.parametrize("key", [KEYS[0], *(pytest.param(key, marks=pytest.mark.slow) for key in KEYS[1:])])
 def test_a_stored_config_with_something_else_in_it(key: str, trained: Path, tmp_path: Path) -> None:
     state = torch.load(trained / "checkpoint_best_total.pth", weights_only=True)
     path = tmp_path / "checkpoint.pth"
