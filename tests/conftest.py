@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import gc
 import logging
 import os
 import pickle
@@ -26,8 +25,6 @@ from detr_exp.ops import products
 products.fastest = functools.wraps(products.fastest)(lambda: os.environ.get("DETR_EXP_TEST_PRODUCTS", "torch"))
 # two processes of two threads each on two cores are slower than two of one
 torch.set_num_threads(1)
-# memory is there; looking for garbage as often as usual takes a twentieth of the time
-gc.set_threshold(20_000, 20, 20)
 # no test cuts the power; waiting for the disk takes a sixth of the time of all tests
 os.fsync = lambda descriptor: None
 
