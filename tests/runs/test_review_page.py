@@ -121,8 +121,8 @@ def test_enlarge_mark_and_export_by_keyboard(page: Browser) -> None:
     page.until("document.activeElement === document.getElementById('grid').children[2]")  # after the event
     choose(page, "marked", "wrong")
     assert count(page) == 1
-    page.run("location.reload()")
-    page.until("document.readyState === 'complete' && Object.keys(marks).length === 2")
+    page.run("window.isLeft = true; location.reload()")
+    page.until("!window.isLeft && document.readyState === 'complete' && Object.keys(marks).length === 2")
     page.press("e")
     (path,) = wait_for(page.downloads)
     content = json.loads(path.read_text())
