@@ -127,10 +127,11 @@ class _Document:
     categories: list[Any] = field(default_factory=list)
     sha256: str = ""
     stamp: Stamp = (0, 0, 0)
+    target: str = ""
 
     @classmethod
     def read(cls, folder: Folder, path: Path) -> _Document:
-        found = cls(stamp=stamp_of(path))
+        found = cls(stamp=stamp_of(path), target=os.path.realpath(path))
         places = {"images": lambda some: found.images.extend(map(_slim, some)), "annotations": found.annotations.add}
         try:
             rest, found.sha256 = read_json(path, places)
@@ -140,8 +141,12 @@ class _Document:
             if not isinstance(rest.get(key), list):
                 raise ValueError(f"{path} has no list {key!r}; a COCO file needs images, annotations and categories")
         found.categories = rest["categories"]
-        folder.seen.contents[str(path)] = found.stamp, found.sha256
+        found.is_seen(folder, path)
         return found
+
+    def is_seen(self, folder: Folder, path: Path) -> None:
+        folder.seen.contents[str(path)] = self.stamp, self.sha256
+        folder.seen.targets[str(path)] = self.target  # another file may have its size and times
 
 
 def _slim(entry: object) -> object:
@@ -162,7 +167,7 @@ def _split(
 
     def read() -> TableSplit:
         document = held.pop(name, None) or _Document.read(folder, path)
-        folder.seen.contents[str(path)] = document.stamp, document.sha256
+        document.is_seen(folder, path)
         images, index_of = _images(folder, name, path, image_folder, document.images, problems)
         names = renamed(document.categories, document.annotations.used, categories, problems)
         sizes = np.array(images.sizes, np.int64).reshape(-1, 2)
@@ -201,7 +206,7 @@ def _images(
             except ValueError as error:
                 problems.image(f"image {number}: {error}")
                 continue
-        sound = is_number(height) and is_number(width) and height >= 1 and width >= 1
+        sound = all(is_number(side) and side == int(side) >= 1 for side in (height, width))
         if not sound or height * width > MAX_PIXELS:
             kind = f"sizes of images are whole numbers from 1 on, and at most {MAX_PIXELS // 10**6} megapixels"
             case = f"image {number} {entry['file_name']!r}: its size is {short(width)} x {short(height)}"

@@ -100,6 +100,8 @@ def renamed(
         number, name = (entry.get("id"), entry.get("name")) if isinstance(entry, dict) else (None, None)
         if not is_int(number) or not isinstance(name, str):
             problems.error("categories need an integer id and a name", f"category {short(entry)}")
+        elif number in found:
+            problems.error(_OWN, f"category {number} {name!r}: its id or name occurs twice")
         elif by_id.get(number) == name:
             found[number] = number
         else:

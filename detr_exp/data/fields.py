@@ -69,7 +69,7 @@ def segments(given: object) -> tuple[Outline | None, bool]:
         counts, size = given.get("counts"), given.get("size")
         lengths = runs(counts) if isinstance(counts, str) else counts
         sound = isinstance(lengths, list) and all(is_int(v) and v >= 0 for v in lengths)
-        sound &= isinstance(size, list) and len(size) == 2 and all(is_number(v) and v == int(v) for v in size)
+        sound &= isinstance(size, list) and len(size) == 2 and all(is_number(v) and v == int(v) >= 0 for v in size)
         if sound and sum(lengths or ()) == math.prod(size or ()):
             return {"size": [int(v) for v in size or ()], "counts": counts}, True
     elif isinstance(given, list):

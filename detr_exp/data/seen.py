@@ -38,7 +38,7 @@ class Seen:
 
     def file(self, path: str | os.PathLike[str]) -> None:
         """A file that is to be read, or that does not exist."""
-        if (name := os.fspath(path)) not in self.stamps:
+        if (name := os.fspath(path)) not in self.stamps and "\0" not in name:  # no file can have such a name
             self.stamps[name] = stamp_of(path)
 
     def facts(self) -> tuple[Values, np.ndarray]:

@@ -72,7 +72,7 @@ def pack(modules: Iterable[nn.Module]) -> None:
     found = list(modules)
     if any(isinstance(module, Linear | Pointwise) for module in found):
         for module in found:
-            if type(module) in (nn.Conv2d, Pointwise, Depthwise) and module.padding_mode == "zeros":
+            if type(module) in (nn.Conv2d, Pointwise, Depthwise) and _has_plain_padding(module):
                 module.__class__ = Packed
             elif isinstance(module, Linear):
                 module.is_packed = True
@@ -115,12 +115,12 @@ class Linear(nn.Linear):
         dtype = self.packs(input)
         if dtype is None:
             return linear(input, self.weight, self.bias)
-        rows = input.reshape(-1, self.in_features).to(dtype)
+        rows = input.reshape(-1, input.shape[-1]).to(dtype)
         kept = _packed.setdefault(self, {})
         if dtype not in kept:
             weight = self.weight.detach().to(dtype).contiguous()
             kept[dtype] = torch.ops.mkldnn._reorder_linear_weight(weight, len(rows))
-        bias = None if self.bias is None else self.bias.to(dtype)
+        bias = None if self.bias is None else self.bias.to(dtype).contiguous()
         made = torch.ops.mkldnn._linear_pointwise(rows, kept[dtype], bias, act, [], "none")
         return made.view(*input.shape[:-1], -1)
 
@@ -154,7 +154,9 @@ class Depthwise(nn.Conv2d):
         with torch.autocast("cpu", enabled=False):
             return super().forward(input.float()).to(dtype)
 
-    def __reduce__(self) -> tuple[Any, ...]:
+    def __reduce__(self) -> str | tuple[Any, ...]:
+        if parametrize.is_parametrized(self):
+            return super().__reduce__()  # torch refuses it in a sentence
         # by the kind of convolution, because its own class may have no name by which another process could find it
         return _blank_depthwise, (type(self).__bases__[-1],), self.__dict__
 
@@ -186,12 +188,12 @@ class Packed(nn.Conv2d):
         if dtype not in kept:
             weight = self.weight.detach().to(dtype).contiguous()
             kept[dtype] = torch.ops.mkldnn._reorder_convolution_weight(weight, *shape, list(input.shape))
-        bias = None if self.bias is None else self.bias.to(dtype)
+        bias = None if self.bias is None else self.bias.to(dtype).contiguous()
         return torch.ops.mkldnn._convolution_pointwise(input.to(dtype), kept[dtype], bias, *shape, act, [], "none")
 
     def packs(self, input: Tensor) -> torch.dtype | None:
         """The type of the product of packed weights; None: they are not used."""
-        return _packing(input, self.weight)
+        return _packing(input, self.weight) if input.dim() == 4 else None
 
 
 def linear(tokens: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -243,6 +245,7 @@ def _product(rows: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 def _computed(rows: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     # oneDNN reads a matrix row by row or column by column
     weight = weight if weight.is_contiguous() or weight.t().is_contiguous() else weight.contiguous()
+    bias = None if bias is None else bias.contiguous()  # and a bias without asking for its stride
     return torch.ops.mkldnn._linear_pointwise(rows, weight, bias, "none", [], "")
 
 
@@ -278,6 +281,10 @@ def _is_plain(tensor: Tensor) -> bool:
         and tensor.device.type == "cpu"
         and tensor.numel() > 0
     )
+
+
+def _has_plain_padding(layer: nn.Module) -> bool:
+    return layer.padding_mode == "zeros" and not isinstance(layer.padding, str)
 
 
 def _is_pointwise(layer: nn.Conv2d) -> bool:

@@ -288,6 +288,9 @@ def _compared(saved: Values, config: Values) -> tuple[Values, Values]:
     """Both configs as dotted keys; `auto` for batch size and products is replaced by what was chosen."""
     decided = {f"trainer.{name}": saved[name] for name in DECIDED}
     library = {PRODUCTS: saved.get("products", "torch")}  # earlier versions had no other
-    before, now = flat(upgraded(saved["config"])) | decided | library, flat(upgraded(config))
+    before, now = flat(upgraded(saved["config"])) | decided, flat(upgraded(config))
     now |= decided if now.get("trainer.batch_size") == "auto" else {}
-    return before, now | library if now.get(PRODUCTS) == "auto" else now
+    for one in (before, now):
+        if one.get(PRODUCTS, "auto") == "auto":  # what was asked for stays: on a GPU it is not what was used
+            one |= library
+    return before, now

@@ -62,6 +62,13 @@ def test_a_useless_box_is_dropped_with_its_file_and_number(roboflow, caplog, box
     assert str(root / "train") in caplog.text
 
 
+def test_an_id_that_is_twice_among_the_categories_of_validation_is_refused(roboflow):
+    cup, plate = document()["categories"][:2]
+    root = roboflow(train=document(), valid=document(categories=[cup, plate | {"id": cup["id"]}]))
+    with pytest.raises(ValueError, match="id or name occurs twice"):
+        read(root, "val")
+
+
 def test_instances_files_with_image_folders(tmp_path):
     for split in ("train2017", "val2017"):
         for name in ("a.png", "b.png"):

@@ -195,6 +195,30 @@ def test_what_happens_to_images_is_noticed(tmp_path, name, deed, monkeypatch):
     assert now == told(root, "skip")
 
 
+def test_a_link_to_another_annotation_file_is_noticed_whatever_its_times(tmp_path, monkeypatch):
+    root = rich(tmp_path / "set")
+    path = root / "train" / ROBOFLOW
+    other = tmp_path / "other.json"
+    other.write_bytes(path.read_bytes().replace(b"16.25", b"17.25"))
+    path.rename(tmp_path / "first.json")
+    path.symlink_to(tmp_path / "first.json")
+    for module in (coco, seen):  # as of two files that were unpacked in one moment
+        monkeypatch.setattr(module, "stamp_of", lambda path, really=seen.stamp_of: (really(path)[0], 1, 1))
+    before = told(root)
+    path.unlink()
+    path.symlink_to(other)
+    assert told(root) != before
+
+
+def test_a_name_that_no_file_can_have_does_no_harm(tmp_path):
+    root = rich(tmp_path / "set")
+    path = root / "train" / ROBOFLOW
+    content = json.loads(path.read_text())
+    content["images"].append({"id": 99, "file_name": "a\0b.png", "height": 4, "width": 4})
+    path.write_text(json.dumps(content))
+    assert told(root, "skip") == told(root, "skip")
+
+
 def test_a_file_with_another_time_and_the_same_content_is_not_parsed(tmp_path, readings):
     root = rich(tmp_path / "set")
     told(root)

@@ -268,6 +268,33 @@ def test_a_folded_convolution_stays_with_its_library(pair):
 
 
 @torch.inference_mode()
+@pytest.mark.parametrize("bias", [torch.arange(512.0)[::2], torch.ones(1).expand(256)])
+@pytest.mark.parametrize("layer", [nn.Linear(64, 256), nn.Conv2d(64, 256, 1), nn.Conv2d(64, 256, 3)])
+def test_a_bias_may_lie_scattered_in_memory(layer, bias):
+    layer = copy.deepcopy(layer)
+    layer.bias = nn.Parameter(bias)
+    inputs = torch.randn(2, 64, 32, 64)
+    right, both = layer(inputs), [layer, nn.Linear(1, 1)]
+    products.use(both, "onednn")
+    torch.testing.assert_close(layer(inputs), right, **CLOSE)
+    products.pack(both)
+    torch.testing.assert_close(layer(inputs), right, **CLOSE)
+
+
+@torch.inference_mode()
+def test_what_cannot_be_packed_is_computed_all_the_same():
+    layers = [nn.Conv2d(16, 16, 3, padding="same"), nn.Conv2d(16, 16, 3), nn.Linear(64, 256)]
+    inputs = [torch.randn(1, 16, 9, 9), torch.randn(16, 9, 9), torch.randn(9, 64)]
+    right = [layer(one) for layer, one in zip(layers, inputs)]
+    products.use(layers, "onednn")
+    products.pack(layers)
+    for layer, one, wanted in zip(layers, inputs, right):
+        torch.testing.assert_close(layer(one), wanted, **CLOSE)
+    with pytest.raises(RuntimeError):
+        layers[2](torch.randn(2, 600, 128))  # and not as if it were 2,400 rows of 64
+
+
+@torch.inference_mode()
 def test_packed_weights_give_the_same_in_every_use(pair):
     plain, fast, tokens = pair
     right = plain(tokens)
@@ -393,6 +420,14 @@ def test_depthwise_convolutions_are_trained_in_float32_and_used_in_any_type(kind
     assert trained.equal(plain(pixels.bfloat16().float()).bfloat16())
     (convolution, _), *_ = trained.grad_fn.next_functions
     assert convolution._saved_input.dtype is torch.float32
+
+
+def test_a_parametrised_depthwise_convolution_is_not_pickled_as_another():
+    layer = nn.Conv2d(4, 4, 3, groups=4)
+    products.use([layer], "torch")
+    parametrize.register_parametrization(layer, "weight", nn.Identity())
+    with pytest.raises(RuntimeError, match="parametrized"):
+        pickle.dumps(layer)
 
 
 def test_convolutions_of_groups_are_no_depthwise_ones():

@@ -157,6 +157,15 @@ def test_products_stay_with_the_run_unless_others_are_asked_for(resumed, capsys,
     assert "resumed with trainer.hardware.products=onednn (was torch)" in capsys.readouterr().out
 
 
+def test_products_that_were_asked_for_are_no_change_where_they_could_not_be_used(small, stored, tmp_path, capsys):
+    saved = files.load(stored / files.NEWEST)
+    saved["config"]["trainer"]["hardware"]["products"] = "onednn"  # on a GPU, hence `torch`
+    files.save(saved, stored / "on_gpu.pth")
+    cfg = small(*FEW, "trainer.max_steps=2", "trainer.hardware.products=onednn")
+    build.trainer(cfg).start(build.run(cfg, tmp_path, resume_from=stored / "on_gpu.pth"))
+    assert "hardware.products" not in capsys.readouterr().out
+
+
 def test_a_run_goes_on_with_the_products_of_its_checkpoint(small, stored, resumed, tmp_path, monkeypatch):
     saved = files.load(stored / files.NEWEST)
     assert saved["products"] == "torch"
