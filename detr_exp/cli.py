@@ -18,7 +18,7 @@ import textwrap
 import time
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import NoReturn
 
@@ -30,8 +30,15 @@ from omegaconf import DictConfig, OmegaConf
 
 from detr_exp.config import grid
 from detr_exp.config.compose import CONF_DIR, as_config_errors, composition, config_loader, refuse_unready, summary_of
-from detr_exp.config.hydra_private import get_args_parser
-from detr_exp.config.mistakes import OUR_PACKAGES, ConfigError, groups_of, is_raised_by_us
+from detr_exp.config.hydra_private import get_args_parser, sweeping
+from detr_exp.config.mistakes import (
+    OUR_PACKAGES,
+    ConfigError,
+    groups_of,
+    is_raised_by_us,
+    parse_overrides,
+    refuse_wrong_choices,
+)
 from detr_exp.config.published import refuse_absent_weights
 from detr_exp.config.renamed import renamed
 from detr_exp.folder import hydra_files, refuse_run_folder, remove_empty_folders, start_writing
@@ -76,7 +83,7 @@ def main(task: Task, config_name: str, usage: str) -> None:
                 return
             refuse_before_start(args, config_name)
             app = hydra.main(version_base="1.3", config_path=str(CONF_DIR), config_name=config_name)
-            with _hydra_errors(args):
+            with _hydra_errors(args), sweeping() if args.multirun else nullcontext():
                 app(_with_exit_status(task, started, trains=config_name in TRAINING))()
     except ENDINGS as error:
         if with_traceback:
@@ -151,9 +158,12 @@ def refuse_before_start(args: argparse.Namespace, config_name: str) -> None:
             f"{' '.join(files)} names several files, and a command takes one; give the keys of the others beside it: "
             f"sweep={next(iter(others), 'learning_rates')} seed=0,1,2"
         )
-    if args.hydra_help or args.info or args.shell_completion or files:
+    if args.hydra_help or args.info or args.shell_completion:
         return
     loader = config_loader(args.config_dir)
+    if files:
+        refuse_wrong_choices(parse_overrides(files), groups_of(loader.repository))
+        return
     if args.multirun:
         grid.refuse_before_start(loader, config_name, args.overrides)
         return

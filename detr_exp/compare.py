@@ -89,6 +89,8 @@ def compare_in(folder: Path, cfg: DictConfig) -> Values:
     from detr_exp.runs.comparison import compared, text
 
     pairs = in_pairs(*(sides_of(_plain(cfg[name]), cfg.root, name) for name in ("a", "b")))
+    if same := sorted({str(run.folder) for a, b in pairs for run in a if run.folder in {one.folder for one in b}}):
+        say(f"warning: on both sides: {', '.join(same)}")
     first = pairs[0][0][0]
     opened = on_data(open_detector(cfg, first.folder), cfg)
     if "backend" in opened.cfg.metric:

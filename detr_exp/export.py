@@ -28,7 +28,7 @@ Write a file that runs without this project, and compare its outputs with those 
   export.preprocess       true: the input is a uint8 image of any size, resized in the file
   export.postprocess      true: the output is scores, labels and boxes in pixels, highest score first
   export.images           number of images, of the split or of the folder export.source, on which outputs are compared
-  export.max_difference   largest difference of scores and boxes in 0..1, in 99 of 100 queries; null: only shown
+  export.max_difference   largest difference of scores and boxes in 0..1, in 99 % of the queries; null: only shown
   export.max_map_drop     largest allowed loss of mAP on the split; null: not measured, the data are not needed
   data.split              val, train or test; also data, data.root, data.num_workers
   trainer/hardware        device for tracing: auto, cpu, cuda, mps; null: the checkpoint's

@@ -91,7 +91,12 @@ def train_in(
             with suppress(OSError):  # if a full disk ended the run
                 run.tracker.finish(status_of(error), str(error))
             if isinstance(error, Interrupted) and rank() == 0:
-                say(f"saved in {folder}; the same command with trainer.resume=auto goes on")
+                saved = (folder / files.NEWEST).exists()
+                say(
+                    f"saved in {folder}; the same command with trainer.resume=auto goes on"
+                    if saved
+                    else f"ended before the first step; {folder} holds nothing to go on from"
+                )
             raise
         run.tracker.finish()
     return best

@@ -78,4 +78,7 @@ def detections(logits: Any, boxes: Any, size: Any, facts: dict[str, Any]) -> dic
 
 
 if __name__ == "__main__":
+    if not 4 <= len(sys.argv) <= 5 or not Path(sys.argv[1]).is_file():
+        print(f"error: it takes a file that exists: {' '.join((__doc__ or '').split()[-6:])}", file=sys.stderr)
+        sys.exit(2)
     main(*sys.argv[1:])

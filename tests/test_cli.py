@@ -120,6 +120,9 @@ def alone() -> float:
         (["--multirun", "seed=1,2", "hydra.sweep.subdir=${hydra.job.num}"], r"hydra\.job\.num"),
         (["--multirun", "seed=1,2", "hydra.sweep.dir=../file"], r"File exists.*hydra\.sweep\.dir="),
         (["tracker=none", "--multirun", "seed=1,1"], "more than once"),
+        (["sweep=seed"], r"sweep=seed does not exist; did you mean sweep=seeds\?"),
+        (["--multirun", "loss=focal,vfl", "loss.focal_gama=2"], r"focal_gama.*did you mean"),
+        (["--multirun", "loss=focal,vfl", "hydra.sweep.dri=x"], "dri"),
         (["sweep=[seeds,learning_rates]"], r"names several files.*: sweep=learning_rates seed=0,1,2"),
         (["--multirun", "sweep=seeds,focal_gamma"], r"names several files.*: sweep=focal_gamma seed=0,1,2"),
         (["sweep=seeds", "sweep=optuna"], r"names several files.*: sweep=optuna seed=0,1,2"),
@@ -142,6 +145,21 @@ def test_a_mistake_about_hydra_is_one_sentence_and_leaves_nothing(
     assert len(said.err.splitlines()) == 1
     assert re.search(told, said.err), said.err
     assert not list(here.iterdir())
+
+
+def test_a_sweep_of_options_sets_keys_that_only_these_have(
+    command: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    seen = []
+
+    def note(cfg: DictConfig) -> float:
+        seen.append((cfg.model["_target_"], cfg.data.root))
+        return 0.0
+
+    words = "--multirun", "experiment=rtdetrv2_r18vd_120e_coco,rfdetr_nano_coco", f"data.root={tmp_path}"
+    assert command(lambda: cli.main(note, "config", ""), *words) == 0, capsys.readouterr().err
+    assert [root for _, root in seen] == [str(tmp_path)] * 2
+    assert len({network for network, _ in seen}) == 2
 
 
 def test_a_refused_command_leaves_only_folders_of_the_user(

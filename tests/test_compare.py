@@ -38,8 +38,9 @@ def result() -> Values:
 WORDS = ["resamples=100", "hydra.run.dir=out"]
 
 
-def test_a_run_against_itself(command: Command, trained: Path) -> None:
+def test_a_run_against_itself(command: Command, trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert command(compare.main, f"a={trained}", f"b={trained}", *WORDS) == 0
+    assert f"on both sides: {trained}" in capsys.readouterr().out
     found = result()
     assert (found["difference"], found["interval"], found["config"]) == (0.0, [0.0, 0.0], [])
     assert found["verdict"] == "equal"

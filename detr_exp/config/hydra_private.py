@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from argparse import ArgumentParser
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from hydra._internal import utils
@@ -15,7 +16,8 @@ from hydra.core.default_element import ResultDefault
 from hydra.core.override_parser.types import Override
 from hydra.core.utils import JobReturn, JobStatus
 from hydra.plugins.config_source import ConfigResult
-from omegaconf import DictConfig
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
 
 __all__ = [
     "CachingConfigRepository",
@@ -30,6 +32,7 @@ __all__ = [
     "get_args_parser",
     "load_file",
     "returned",
+    "sweeping",
 ]
 
 
@@ -55,6 +58,39 @@ def load_file(loader: ConfigLoaderImpl, default: ResultDefault, repository: ICon
 def apply_overrides(loader: ConfigLoaderImpl, overrides: Sequence[Override], cfg: DictConfig) -> None:
     """Set, add and delete keys as the overrides say."""
     loader._apply_overrides_to_config(list(overrides), cfg)
+
+
+@contextmanager
+def sweeping() -> Iterator[None]:
+    """A sweep has a config of its own, which Hydra composes without the groups that are swept.
+
+    Keys that only their options have are left out of it. Configs of runs have all groups, and refuse unknown keys.
+    """
+    load, apply = ConfigLoaderImpl.load_configuration, ConfigLoaderImpl._apply_overrides_to_config
+
+    def apply_known(overrides: list[Override], cfg: DictConfig) -> None:
+        apply([one for one in overrides if _fits(cfg, one)], cfg)
+
+    def load_by_mode(self: ConfigLoaderImpl, *args: object, **settings: object) -> DictConfig:
+        is_sweep = RunMode.MULTIRUN in (*args, *settings.values())
+        ConfigLoaderImpl._apply_overrides_to_config = staticmethod(apply_known if is_sweep else apply)  # type: ignore
+        try:
+            return load(self, *args, **settings)  # type: ignore
+        finally:
+            ConfigLoaderImpl._apply_overrides_to_config = staticmethod(apply)  # type: ignore
+
+    ConfigLoaderImpl.load_configuration = load_by_mode  # type: ignore
+    try:
+        yield
+    finally:
+        ConfigLoaderImpl.load_configuration = load  # type: ignore
+
+
+def _fits(cfg: DictConfig, override: Override) -> bool:
+    above, _, key = override.key_or_group.rpartition(".")
+    parent = OmegaConf.select(cfg, above) if above else cfg
+    is_there = OmegaConf.is_dict(parent) and key in list(parent)  # also if its value is missing
+    return is_there or override.is_hydra_override() or override.is_add() or override.is_force_add()
 
 
 def returned(result: JobReturn) -> Any:

@@ -39,6 +39,7 @@ MEMBERS = {  # keys of the model -> what commands on a checkpoint take instead
     "model.image_size": "at.image_size=[height,width]",
 }
 FOLDERS = ("hydra.run.dir", "hydra.sweep.dir")
+SYNONYMS = {"gpu": "cuda"}  # whose spelling is nearer to something else
 
 
 class ConfigError(ValueError):
@@ -100,7 +101,11 @@ def _unreadable(text: str, before: Sequence[str]) -> str:
         quoted = f"such elements, and the whole override for the shell: {listed}"
     else:
         quoted = f"the value, and the whole override for the shell: {_quoted(key, value)}"
-    return f"{text!r} cannot be read: spaces and ( ) [ ] {{ }} , : = have a special meaning; quote {quoted}"
+    absent = "there is no such file or folder, and in other values " if "/" in value else ""
+    return (
+        f"{text!r} cannot be read: {absent}spaces, letters outside of ASCII and ( ) [ ] {{ }} , : = have a special "
+        f"meaning; quote {quoted}"
+    )
 
 
 def _quoted(key: str, value: str) -> str:
@@ -289,7 +294,7 @@ def _option_has(repository: IConfigRepository, group: str, option: str, inside: 
 
 
 def did_you_mean(word: str, known: Iterable[str], template: str = "{}") -> str:
-    nearest = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
+    nearest = difflib.get_close_matches(SYNONYMS.get(word, word), list(known), n=1, cutoff=0.6)
     return f"did you mean {template.format(nearest[0])}? " if nearest else ""
 
 

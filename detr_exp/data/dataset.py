@@ -178,10 +178,10 @@ class DataSet:
 
     def _lacks(self, name: str) -> str:
         if name == HELD_OUT:
-            return (
-                "no half of the validation images is held out here; only a run with metric.honest_selection=true does "
-                "that, with the data it was trained on: data.split=val"
-            )
+            why = "only runs with metric.honest_selection=true hold one out, of the data that they are trained on"
+            return f"no half of the validation images is held out here; {why}: data.split=val"
+        if name not in SPLITS:
+            return f"data.split is {name!r}, and splits are {', '.join(SPLITS)}: data.split=test"
         return (
             f"the data set has no {name} split, only {', '.join(self.content.read)}; add one beside it, or name its "
             f"files where the layout has keys data.{name}"

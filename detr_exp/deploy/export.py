@@ -189,7 +189,7 @@ def compare_outputs(
     apart = differences(expected.outputs(images), exported.outputs(images), sizes)
     usual = {name: float(np.quantile(gaps, 0.99)) for name, gaps in apart.items()}
     listed = ", ".join(f"{name} {value:.1e} (all: {apart[name].max():.1e})" for name, value in usual.items())
-    say(f"outputs on {len(images)} images differ in 99 of 100 queries by at most: {listed}")
+    say(f"outputs on {len(images)} images differ in 99 % of the queries by at most: {listed}")
     over = {name: value for name, value in usual.items() if name in ("logits", "scores", "boxes")}
     if largest is not None and max(over.values()) > largest:
         raise GateError(

@@ -66,7 +66,7 @@ class Tail:
             if self.failures == FAILURES_BEFORE_NOTE:
                 logger.warning(
                     "%s cannot be reached (%s); training continues, %s holds everything and is sent again at the end",
-                    type(self.view).__name__,
+                    type(self.view).__name__.removesuffix("View"),
                     masked(str(error)).splitlines()[0][:300] if str(error) else type(error).__name__,
                     self.folder / METRICS,
                 )

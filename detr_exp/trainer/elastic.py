@@ -166,7 +166,8 @@ class ElasticTraining:
             try:
                 network.set_member(member)
             except ValueError as error:
-                raise ValueError(f"trainer.elastic has a member that this network has not: {error}") from error
+                said = re.sub(r"\bat\.", "trainer.elastic.", str(error))
+                raise ValueError(f"trainer.elastic has a member that this network has not: {said}") from error
             finally:
                 network.set_member(WHOLE)
         if compiled:  # a graph for each, of the network and of the losses

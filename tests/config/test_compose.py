@@ -63,6 +63,8 @@ def test_entries_can_be_added_to_open_mappings() -> None:
         (["backbone=r18vd"], ["did you mean model/backbone=...?"]),
         (["model.backbone=r18vd"], ["with a slash: model/backbone=r18vd"]),
         (["trainer.hardware=cpu"], ["with a slash: trainer/hardware=cpu"]),
+        (["trainer/hardware=gpu"], ["did you mean trainer/hardware=cuda?"]),
+        (["data.root=/nowhere/größe"], ["no such file or folder", "letters outside of ASCII"]),
         (["trainer=cpu"], ["did you mean trainer/hardware=cpu?"]),
         (["+experiment=demo"], ["without '+': experiment=demo"]),
         (["experiment=dmo"], ["did you mean experiment=demo?"]),

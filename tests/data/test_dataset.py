@@ -146,6 +146,8 @@ def test_what_is_missing_is_reported(roboflow, network, caplog):
     assert "no val and no test split" in caplog.text
     with pytest.raises(ValueError, match="has no val split"):
         data.loader("val", network=network, batch_size=1, seed=0)
+    with pytest.raises(ValueError, match=r"data\.split is 'tset', and splits are train, val, test"):
+        data.split("tset")
     network.tasks = ("boxes", "masks")
     with pytest.raises(ValueError, match="no masks"):
         data.loader("train", network=network, batch_size=1, seed=0)

@@ -154,8 +154,8 @@ def test_a_refusing_server_costs_nothing_and_the_run_can_be_sent_later(tmp_path,
     tracker = start(tmp_path, "http://127.0.0.1:9")
     tracker.log(1, METRICS)
     tracker.finish()
-    assert "MlflowView did not receive everything" in caplog.text
-    with pytest.raises(OutOfReachError, match="MlflowView did not accept everything"):
+    assert "Mlflow did not receive everything" in caplog.text
+    with pytest.raises(OutOfReachError, match="Mlflow did not accept everything"):
         synchronise(tmp_path, patience=0.5)
     for _ in range(2):
         synchronise(tmp_path, store)

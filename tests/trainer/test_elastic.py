@@ -172,6 +172,10 @@ def test_other_families_are_elastic_too(small, words_of_family, tmp_path, family
         ((*ELASTIC, "teacher=largest"), "trainer.elastic.sandwich is false"),
         ((*ELASTIC, "teacher=largest", "+teacher.cache=ram", "data/augment=none"), "which changes in each step"),
         ((*ELASTIC, "trainer.elastic.num_random=0"), "trainer.elastic.num_random=1"),
+        (
+            (*ELASTIC, "model.image_size=[64,64]", "trainer.elastic.image_size=[0.5]", "model.num_queries=30"),
+            r"queries are too many.*: trainer\.elastic\.queries=\d+, or a larger trainer\.elastic\.image_size",
+        ),
         ((*ELASTIC, "trainer.elastic.layers=[]"), r"trainer.elastic.layers=\[1.0\]"),
         ((*ELASTIC, "trainer.elastic.queries=[0]"), r"trainer.elastic.queries is 0"),
     ],

@@ -366,3 +366,13 @@ def test_batch_statistics_of_a_bad_first_step_are_undone(small, tmp_path, monkey
     logged = [line for line in rehearsal.metrics(tmp_path) if "train/loss" in line]
     assert [line["train/nonfinite_steps"] for line in logged] == [1, 0, 0]
     assert len({line["train/nonfinite_costs"] for line in logged} - {0}) == 1, "matched once, counted from the start"
+
+
+def test_a_run_that_ends_before_its_first_step_does_not_say_that_it_is_saved(small, tmp_path, monkeypatch, capsys):
+    def end(*_):
+        raise Interrupted(signal.SIGTERM)
+
+    monkeypatch.setattr(trainer, "save_training_samples", end)
+    with pytest.raises(Interrupted):
+        train_in(tmp_path, small())
+    assert f"ended before the first step; {tmp_path} holds nothing to go on from" in capsys.readouterr().out
