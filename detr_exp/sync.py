@@ -85,7 +85,7 @@ def synchronise(folder: Path, tracking_uri: str | None = None, patience: float =
     if refusals := [tail.refusal for tail in behind if tail.refusal]:
         raise ValueError("; ".join(refusals))
     if behind:
-        names = ", ".join(type(tail.view).__name__.removesuffix("View") for tail in behind)
+        names = ", ".join(tail.name for tail in behind)
         raise OutOfReachError(
             f"{names} did not accept everything, and nothing for {patience:.0f} s; is the server running?"
         )

@@ -43,7 +43,7 @@ def write(path: Path, content: str | bytes | Callable[[IO[bytes]], object]) -> N
         content = content.encode()
     fill = content if callable(content) else lambda file: file.write(content)
     path = Path(path)
-    home = Path(os.path.realpath(path))  # of links in a circle it says nothing; opening does
+    home = Path(os.path.realpath(path))  # a link in a circle leads to no file and is replaced
     aside = home.with_name(f".{home.name[:SHOWN]}.{uuid.uuid4().hex[:HEX]}.part")
     try:
         if (path.exists() and not path.is_file()) or path.parent in DEVICES:

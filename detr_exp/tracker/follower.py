@@ -39,6 +39,7 @@ class Tail:
 
     def __init__(self, view: View, folder: Path, record: RunRecord, pause: float = PAUSE) -> None:
         self.view, self.folder, self.record = view, folder, record
+        self.name = type(view).__name__.removesuffix("View")  # for messages
         self.metrics, self.artifacts = Reader(folder / METRICS), Reader(folder / ARTIFACTS)
         self.files_of_piece = 0  # already sent of the current piece of the list of files
         self.pause = pause
@@ -66,7 +67,7 @@ class Tail:
             if self.failures == FAILURES_BEFORE_NOTE:
                 logger.warning(
                     "%s cannot be reached (%s); training continues, %s holds everything and is sent again at the end",
-                    type(self.view).__name__.removesuffix("View"),
+                    self.name,
                     masked(str(error)).splitlines()[0][:300] if str(error) else type(error).__name__,
                     self.folder / METRICS,
                 )

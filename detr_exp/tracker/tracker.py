@@ -148,7 +148,7 @@ class Tracker:
         for tail in self.follower.close(PATIENCE, longest):
             logger.warning(
                 "%s did not receive everything; send it later: python -m detr_exp.sync run=%s",
-                type(tail.view).__name__.removesuffix("View"),
+                tail.name,
                 self.run_dir,
             )
 
